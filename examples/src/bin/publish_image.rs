@@ -1,0 +1,27 @@
+//! Publishes the index of an image in a registry, as `soci publish` does: `publish_image localhost:5000/team/app:v1`.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use soci_index::build::{BuildOptions, Observer, Progress};
+use soci_index::image::ImageSource;
+use soci_index::image::platform::PlatformSelection;
+use soci_index::publish::publish;
+use soci_index::registry::ClientOptions;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let reference = std::env::args().nth(1).context("usage: publish_image HOST/REPOSITORY:TAG")?;
+    let source = ImageSource::open(&reference.parse()?, &ClientOptions::default()).await?;
+    let ImageSource::Registry { repository, .. } = &source else { anyhow::bail!("{reference} is not in a registry") };
+    let observer: Observer = Arc::new(|event| {
+        if let Progress::LayerDone { layer } = event {
+            eprintln!("indexed {layer}");
+        }
+    });
+    for image in source.resolve(&PlatformSelection::All).await? {
+        let report = publish(&source, &image, repository, &BuildOptions::default(), &[], false, &observer).await?;
+        println!("{}: {} ({:?})", image.platform, report.index, report.done);
+    }
+    Ok(())
+}

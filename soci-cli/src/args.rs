@@ -1,0 +1,496 @@
+//! The command line as typed: the only place that knows clap.
+//!
+//! Names, flags and defaults are those of AWS's `soci` where both have a command, so that scripts and nerdctl keep
+//! working. Values are parsed here into what the commands work with; what depends on the environment (homes, terminals)
+//! is decided in [`crate::config`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Start containers without downloading them: index images, publish the indexes, mount images lazily.
+#[derive(Debug, Parser)]
+#[command(name = "soci", version = concat!("version v", env!("CARGO_PKG_VERSION")), propagate_version = true, max_term_width = 110)]
+#[command(after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// Options that every command knows.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+First steps:
+  soci demo                              lazy loading here, without network or root
+  soci publish registry.example/app:v1   index an image where it is
+  soci mount registry.example/app:v1 D   read its files; only what is touched is fetched
+
+Images:
+  HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:TAG]   oci-archive:FILE[:TAG]
+
+Exit codes:
+  0 done, or nothing to do         4 registry or network
+  1 any other failure              5 image or index damaged or unusable
+  2 wrong usage                    6 nothing in the image can be indexed
+  3 credentials missing, refused   7 local disk";
+
+/// Options that every command knows.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Directory of the index store (`content/`) and of mounted layers (`layers/`) [default: /var/lib/soci-snapshotter-grpc
+    /// for root, else soci in $XDG_DATA_HOME]
+    #[arg(long, global = true, env = "SOCI_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Give up after this time, for example 90s or 5m; 0 waits as long as it takes
+    #[arg(long, global = true, value_name = "TIME", value_parser = duration, default_value = "0")]
+    pub timeout: Duration,
+    /// Say more on standard error; SOCI_LOG takes finer filters
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Address of containerd; accepted for scripts, no command needs containerd yet
+    #[arg(long, short = 'a', global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET", hide = true)]
+    pub address: Option<String>,
+    /// Namespace of containerd; accepted for scripts
+    #[arg(long, short = 'n', global = true, env = "CONTAINERD_NAMESPACE", value_name = "NAME", hide = true)]
+    pub namespace: Option<String>,
+    /// Kind of content store; accepted for scripts
+    #[arg(long, global = true, value_name = "KIND", hide = true)]
+    pub content_store: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Index an image into the local index store
+    Create(Create),
+    /// Push the newest local index of an image beside it in the registry
+    Push(Push),
+    /// Index an image and push the index, in one streaming step that keeps nothing on disk
+    Publish(Publish),
+    /// The indexes in the local index store
+    #[command(subcommand)]
+    Index(Index),
+    /// The zTOCs of single layers
+    #[command(subcommand)]
+    Ztoc(Ztoc),
+    /// Mount an image; its files are fetched when they are read
+    Mount(Mount),
+    /// Unmount what `soci mount` mounted
+    #[command(visible_alias = "unmount")]
+    Umount(Umount),
+    /// See lazy loading work: build, index and mount an image on this machine and compare with a full pull
+    Demo(Demo),
+    /// Print a script that completes soci's commands in a shell
+    Completions(Completions),
+    /// Write the manual pages
+    Man(Man),
+}
+
+/// Which platforms of an image.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Platforms {
+    /// Platform, for example linux/arm64; may be repeated [default: this machine's]
+    #[arg(long = "platform", short = 'p', value_name = "OS/ARCH")]
+    pub platforms: Vec<String>,
+    /// All platforms of the image
+    #[arg(long)]
+    pub all_platforms: bool,
+}
+
+/// How to build indexes.
+#[derive(Debug, Clone, Args)]
+pub struct Building {
+    /// Uncompressed bytes between two checkpoints
+    #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
+    pub span_size: u64,
+    /// Leave layers below this size alone: they are read whole
+    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// Leave out what an index can do without: `xattr` notes layers that have no extended attributes
+    #[arg(long = "optimizations", value_name = "NAME")]
+    pub optimizations: Vec<Optimization>,
+    /// Build again what exists already
+    #[arg(long, short = 'f')]
+    pub force: bool,
+}
+
+/// What an index can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Optimization {
+    /// Note layers without extended attributes.
+    Xattr,
+}
+
+/// How to talk to registries.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Access {
+    /// User and password; without it the docker configuration and its helpers are asked
+    #[arg(long, short = 'u', value_name = "USER[:PASSWORD]")]
+    pub user: Option<String>,
+    /// Read the password from standard input
+    #[arg(long, requires = "user")]
+    pub password_stdin: bool,
+    /// Use HTTP without TLS (registries on this machine are tried that way anyway)
+    #[arg(long)]
+    pub plain_http: bool,
+    /// Certificate authority to trust besides the system's, a PEM file
+    #[arg(long, alias = "tlscacert", value_name = "FILE")]
+    pub tls_ca_cert: Option<PathBuf>,
+    /// What scripts written for the peer pass along
+    #[command(flatten)]
+    pub peer: PeerAccess,
+}
+
+/// Options of AWS's `soci push` that it accepts without effect. They parse here too; those that would change where or
+/// how secrets travel are named in a warning.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PeerAccess {
+    /// Certificates are always checked
+    #[arg(long, short = 'k', hide = true)]
+    pub skip_verify: bool,
+    /// Directories of hosts.toml files
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub hosts_dir: Vec<String>,
+    /// A refresh token
+    #[arg(long, hide = true, value_name = "TOKEN")]
+    pub refresh: Option<String>,
+    /// A client certificate
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub tlscert: Option<String>,
+    /// Its key
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub tlskey: Option<String>,
+    /// Show requests; use --debug
+    #[arg(long, hide = true)]
+    pub http_dump: bool,
+    /// Show requests; use --debug
+    #[arg(long, hide = true)]
+    pub http_trace: bool,
+    /// Name of containerd's snapshotter
+    #[arg(long, hide = true, env = "CONTAINERD_SNAPSHOTTER", value_name = "NAME")]
+    pub snapshotter: Option<String>,
+}
+
+impl PeerAccess {
+    /// The options that were given and change nothing, although one might expect it.
+    #[must_use]
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let given = [
+            ("--skip-verify", self.skip_verify),
+            ("--hosts-dir", !self.hosts_dir.is_empty()),
+            ("--refresh", self.refresh.is_some()),
+            ("--tlscert", self.tlscert.is_some()),
+            ("--tlskey", self.tlskey.is_some()),
+            ("--http-dump", self.http_dump),
+            ("--http-trace", self.http_trace),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
+}
+
+/// `soci create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The image
+    pub image: String,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci push`
+#[derive(Debug, Args)]
+pub struct Push {
+    /// The image, in a registry
+    pub image: String,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// What to do when the registry has an index of the image already
+    #[arg(long, value_enum, default_value_t = Existing::Warn)]
+    pub existing_index: Existing,
+    /// Uploads at the same time; 0 means 3
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub max_concurrent_uploads: usize,
+    /// Print only the digests of the indexes
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with an index that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Existing {
+    /// Say so and push.
+    Warn,
+    /// Push nothing.
+    Skip,
+    /// Push.
+    Allow,
+}
+
+/// `soci publish`
+#[derive(Debug, Args)]
+pub struct Publish {
+    /// The image, in a registry
+    pub image: String,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Read and build, but push nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci index`
+#[derive(Debug, Subcommand)]
+pub enum Index {
+    /// List the indexes
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those of this image
+        #[arg(long = "ref", value_name = "IMAGE")]
+        image: Option<String>,
+        /// Which platforms.
+        #[command(flatten)]
+        platforms: Platforms,
+        /// Print only digests
+        #[arg(long, short = 'q')]
+        quiet: bool,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print an index manifest
+    Info {
+        /// Digest of the index
+        digest: String,
+    },
+    /// Remove indexes, and the zTOCs that no other index uses
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Digests of indexes
+        #[arg(required_unless_present = "image", conflicts_with = "image")]
+        digests: Vec<String>,
+        /// All indexes of this image
+        #[arg(long = "ref", value_name = "IMAGE")]
+        image: Option<String>,
+    },
+}
+
+/// `soci ztoc`
+#[derive(Debug, Subcommand)]
+pub enum Ztoc {
+    /// Index one layer file
+    Create {
+        /// The layer: gzip or plain tar; - reads standard input
+        layer: PathBuf,
+        /// Where to write the zTOC; - writes standard output
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: PathBuf,
+        /// Uncompressed bytes between two checkpoints
+        #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
+        span_size: u64,
+        /// Print digests and counts as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the zTOCs in the local index store
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this one
+        #[arg(long, value_name = "DIGEST")]
+        ztoc_digest: Option<String>,
+        /// Only those of this image
+        #[arg(long, value_name = "IMAGE")]
+        image_ref: Option<String>,
+        /// Print only digests
+        #[arg(long, short = 'q')]
+        quiet: bool,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Describe a zTOC and its files
+    Info {
+        /// A digest in the local index store, or a file
+        ztoc: String,
+    },
+    /// Extract one file of a layer by its zTOC, decoding only the spans that hold it
+    GetFile {
+        /// A digest in the local index store, or a file
+        ztoc: String,
+        /// Name of the file in the layer
+        file: String,
+        /// The layer: a local file; without it, the local index store and the OCI layouts it knows are searched
+        #[arg(long, value_name = "FILE")]
+        layer: Option<PathBuf>,
+        /// Where to write the content, exactly [default: standard output, followed by a newline]
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// `soci mount`
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// The image
+    pub image: String,
+    /// Where: an empty directory
+    pub directory: PathBuf,
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Return when the mount is ready and serve it in the background
+    #[arg(long)]
+    pub detach: bool,
+    /// Use this index, of the local store or beside the image [default: the newest one that is found]
+    #[arg(long, value_name = "DIGEST")]
+    pub index: Option<String>,
+    /// Layers below this size are read whole at once
+    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// Let other users see the mount (as root always)
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Longest wait for one read before it fails
+    #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
+    pub read_timeout: Duration,
+    /// Serve as the process that `--detach` started
+    #[arg(long, hide = true)]
+    pub serve_detached: bool,
+    /// Write the process id of the serving process to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+}
+
+/// `soci umount`
+#[derive(Debug, Args)]
+pub struct Umount {
+    /// Where the image is mounted
+    pub directory: PathBuf,
+    /// Detach now, even if files are open
+    #[arg(long, short = 'l')]
+    pub lazy: bool,
+}
+
+/// `soci demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Use this image instead of one made from this machine's files
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Program to run in the mounted image, by a shell in it [default: python3 -c 'print()' or true]
+    #[arg(long, value_name = "COMMAND")]
+    pub command: Option<String>,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci completions`
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `soci man`
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Directory to write them to
+    pub directory: PathBuf,
+}
+
+/// A time such as `90s`, `1.5h`, `300ms`, or `1m30s`, as Go writes it; a bare 0 too.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time; write it like 90s, 5m or 1h30m");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+        rest = tail;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        for (text, expected) in [("90s", 90_000), ("1m30s", 90_000), ("300ms", 300), ("1.5h", 5_400_000), ("0", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(expected)), "{text}");
+        }
+        for bad in ["", "5", "x", "5d", "-5s", "1e3s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The command lines that nerdctl runs.
+    #[test]
+    fn command_lines_of_nerdctl_parse() {
+        for line in [
+            "soci --address /run/containerd/containerd.sock --namespace default create --all-platforms --span-size 1 --min-layer-size 0 r/i:t",
+            "soci --address A --namespace N push --all-platforms --skip-verify --plain-http --hosts-dir /etc/a,/etc/b r/i:t",
+            "soci --address A --namespace N push --platform linux/amd64 --platform linux/arm64 -q r/i:t",
+            "soci push --user u:p --existing-index skip r/i:t",
+            "soci push --refresh t --tlscert c --tlskey k --http-dump --http-trace --snapshotter soci -k r/i:t",
+        ] {
+            Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+}

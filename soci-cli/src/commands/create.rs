@@ -1,0 +1,64 @@
+//! `soci create`: index an image into the local index store.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_index::image::ImageSource;
+use soci_index::image::layout::Layout;
+use soci_index::publish::{self, Done, Report, StoreLabels};
+
+use super::image::{self, block_on};
+use crate::args::Create;
+use crate::config::Config;
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the image cannot be read or indexed, or the store not written.
+pub fn run(arguments: &Create, config: &Config, timeout: Duration) -> anyhow::Result<()> {
+    let reference = image::reference(&arguments.image)?;
+    let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
+    let building = image::build_options(&arguments.building);
+    let layout = Layout::open_or_create(&config.index_store())?;
+    let reports = block_on(timeout, async {
+        let source = ImageSource::open(&reference, &options).await?;
+        let mut reports = Vec::new();
+        for image in source.resolve(&selection).await? {
+            let labels = StoreLabels { name: reference.to_string(), created: super::now() };
+            let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
+            let force = arguments.building.force;
+            let report = publish::store(&source, &image, &layout, &labels, &building, force, &observer).await;
+            progress.finish();
+            let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
+            reports.push((image.platform.to_string(), report));
+        }
+        Ok(reports)
+    })?;
+    if arguments.json {
+        let document: Vec<_> = reports.iter().map(|(platform, report)| json(platform, report)).collect();
+        return output::json(&document);
+    }
+    for layer in reports.iter().flat_map(|(_, report)| &report.layers) {
+        output::line(image::layer_line(layer))?;
+    }
+    Ok(())
+}
+
+/// A report for programs.
+#[must_use]
+pub fn json(platform: &str, report: &Report) -> serde_json::Value {
+    let (status, found_by) = match &report.done {
+        Done::UpToDate => ("up to date", None),
+        Done::Published(found_by) => ("published", Some(super::found_by(found_by))),
+        Done::Stored => ("stored", None),
+        Done::Nothing => ("dry run", None),
+    };
+    serde_json::json!({
+        "platform": platform,
+        "status": status,
+        "foundBy": found_by,
+        "index": { "digest": report.index, "size": report.index_size },
+        "layers": report.layers.iter().map(image::layer_json).collect::<Vec<_>>(),
+    })
+}

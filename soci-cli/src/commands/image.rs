@@ -1,0 +1,169 @@
+//! What the commands that work on images share: reference, access, platforms, runtime.
+
+use std::future::Future;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_index::build::{self, BuildOptions, LayerReport, Observer, Skip};
+use soci_index::image::model::Descriptor;
+use soci_index::image::platform::{Platform, PlatformSelection};
+use soci_index::image::reference::Reference;
+use soci_index::registry::credentials::Secret;
+use soci_index::registry::{ClientOptions, CredentialSource};
+
+use crate::args::{Access, Building, Optimization, Platforms};
+use crate::exit::{Exit, fail};
+use crate::progress::Progress;
+
+/// Reads an image reference.
+///
+/// # Errors
+/// When it is none.
+pub fn reference(text: &str) -> anyhow::Result<Reference> {
+    text.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))
+}
+
+/// How to reach registries. Reads the password from standard input if that is asked for.
+///
+/// # Errors
+/// When standard input has no password.
+pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
+    let ignored = access.peer.without_effect();
+    if !ignored.is_empty() {
+        tracing::warn!("without effect: {}", ignored.join(", "));
+    }
+    let credentials = match &access.user {
+        None => CredentialSource::DockerConfig,
+        Some(user) if access.password_stdin => {
+            let mut password = String::new();
+            std::io::stdin().lock().take(64 << 10).read_to_string(&mut password).context("reading the password")?;
+            let password = Secret::new(password.trim_end_matches(['\r', '\n']));
+            CredentialSource::Password { user: user.clone(), password }
+        }
+        Some(user) => {
+            let (user, password) = user
+                .split_once(':')
+                .ok_or_else(|| fail(Exit::Usage, "--user needs USER:PASSWORD, or USER with --password-stdin"))?;
+            CredentialSource::Password { user: user.to_owned(), password: Secret::new(password) }
+        }
+    };
+    let (plain_http, ca_file) = (access.plain_http, access.tls_ca_cert.clone());
+    Ok(ClientOptions { credentials, plain_http, ca_file, ..ClientOptions::default() })
+}
+
+/// Which platforms are meant.
+///
+/// # Errors
+/// When one of them is no platform.
+pub fn selection(platforms: &Platforms) -> anyhow::Result<PlatformSelection> {
+    if platforms.all_platforms {
+        return Ok(PlatformSelection::All);
+    }
+    let parse = |text: &String| {
+        text.parse::<Platform>().map_err(|error| fail(Exit::Usage, format!("could not parse platform {text}: {error}")))
+    };
+    let platforms = platforms.platforms.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(if platforms.is_empty() { PlatformSelection::Host } else { PlatformSelection::Only(platforms) })
+}
+
+/// How to build.
+#[must_use]
+pub fn build_options(building: &Building) -> BuildOptions {
+    BuildOptions {
+        span_bytes: building.span_size,
+        layer_bytes_min: building.min_layer_size,
+        note_xattrs: building.optimizations.contains(&Optimization::Xattr),
+        ..BuildOptions::default()
+    }
+}
+
+/// Runs `work` to its end, or until `timeout` (0: none) or an interrupt.
+///
+/// # Errors
+/// What `work` says, or that it was stopped.
+pub fn block_on<T>(timeout: Duration, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let limit = async {
+        match timeout {
+            Duration::ZERO => std::future::pending().await,
+            timeout => tokio::time::sleep(timeout).await,
+        }
+    };
+    run_to_end(async {
+        tokio::select! {
+            result = work => result,
+            () = limit => Err(fail(Exit::Failure, format!("the command did not end within --timeout {timeout:?}"))),
+            _ = tokio::signal::ctrl_c() => Err(fail(Exit::Failure, "interrupted; nothing half-done was published")),
+        }
+    })
+}
+
+/// Runs `work` to its end; signals are its own business.
+///
+/// # Errors
+/// What `work` says.
+pub fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
+    let result = runtime.block_on(work);
+    // A blocked background thread must not keep the command from ending.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+/// A progress bar over the layers that will be read, and what to tell the builder about.
+#[must_use]
+pub fn watch<'l>(
+    what: &str,
+    layers: impl Iterator<Item = &'l Descriptor>,
+    options: &BuildOptions,
+) -> (Arc<Progress>, Observer) {
+    let total = layers.filter(|layer| layer.size >= options.layer_bytes_min).map(|layer| layer.size).sum();
+    let progress = Arc::new(Progress::bytes(what, Some(total)));
+    let (done, shown) = (AtomicU64::new(0), Arc::clone(&progress));
+    let observer = move |event: build::Progress| match event {
+        build::Progress::Read { bytes } => shown.at(done.fetch_add(bytes, Ordering::Relaxed) + bytes),
+        build::Progress::LayerDone { layer } => tracing::debug!(%layer, "indexed"),
+    };
+    (progress, Arc::new(observer))
+}
+
+/// The line about a layer, as AWS's tool words it.
+#[must_use]
+pub fn layer_line(report: &LayerReport) -> String {
+    let (digest, kind, size) = (report.layer.digest, &report.layer.media_type, report.layer.size);
+    match &report.outcome {
+        Ok(ztoc) if ztoc.reused => format!("layer {digest} -> ztoc {} (already exists)", ztoc.reference.digest),
+        Ok(ztoc) => format!("layer {digest} -> ztoc {}", ztoc.reference.digest),
+        Err(Skip::Small { least }) => {
+            format!("ztoc skipped - layer {digest} ({kind}) size {size} is less than min-layer-size {least}")
+        }
+        Err(Skip::Compression { name }) => format!(
+            "ztoc skipped - layer {digest} ({kind}) is compressed in an unsupported format. \
+             expect: [tar, gzip, unknown] but got \"{name}\""
+        ),
+        Err(Skip::Inexpressible { reason }) => format!("ztoc skipped - layer {digest} ({kind}): {reason}"),
+    }
+}
+
+/// The same for programs.
+#[must_use]
+pub fn layer_json(report: &LayerReport) -> serde_json::Value {
+    let mut layer = serde_json::json!({
+        "digest": report.layer.digest,
+        "mediaType": report.layer.media_type,
+        "size": report.layer.size,
+    });
+    let more = match &report.outcome {
+        Ok(ztoc) => serde_json::json!({
+            "ztoc": { "digest": ztoc.reference.digest, "size": ztoc.reference.size, "spanSize": ztoc.reference.span_bytes },
+            "reused": ztoc.reused,
+        }),
+        Err(_) => serde_json::json!({ "skipped": layer_line(report) }),
+    };
+    if let (Some(layer), serde_json::Value::Object(more)) = (layer.as_object_mut(), more) {
+        layer.extend(more);
+    }
+    layer
+}

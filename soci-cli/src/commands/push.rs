@@ -1,0 +1,114 @@
+//! `soci push`: push the newest local index of an image beside it in the registry.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_index::discover::{self, Discovery};
+use soci_index::image::layout::Layout;
+use soci_index::image::model::{Descriptor, annotation};
+use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::limits::Limits;
+use soci_index::manifest::{INDEX_V1, SociIndex};
+use soci_index::publish;
+use soci_index::registry::Repository;
+use soci_index::registry::referrers::FoundBy;
+
+use super::image::{self, block_on};
+use crate::args::{Existing, Push};
+use crate::config::Config;
+use crate::exit::{Exit, fail};
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such index, or the registry refuses it.
+pub fn run(arguments: &Push, config: &Config, timeout: Duration) -> anyhow::Result<()> {
+    let reference = image::reference(&arguments.image)?;
+    let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
+    let layout = Layout::open(&config.index_store()).map_err(|error| {
+        fail(Exit::Local, format!("there is no local index store: {error}; `soci create {reference}` makes one"))
+    })?;
+    let pushed = block_on(timeout, async {
+        let source = ImageSource::open(&reference, &options).await?;
+        let ImageSource::Registry { repository, .. } = &source else {
+            return Err(fail(Exit::Usage, format!("please provide an image in a registry to push, not {reference}")));
+        };
+        let mut pushed = Vec::new();
+        for image in source.resolve(&selection).await? {
+            pushed.extend(one(arguments, &layout, &image, repository).await?);
+        }
+        Ok(pushed)
+    })?;
+    if arguments.json {
+        return output::json(&pushed);
+    }
+    Ok(())
+}
+
+async fn one(
+    arguments: &Push,
+    layout: &Layout,
+    image: &PlatformImage,
+    repository: &Repository,
+) -> anyhow::Result<Option<serde_json::Value>> {
+    let say = |text: String| if arguments.quiet || arguments.json { Ok(()) } else { output::line(text) };
+    let index = newest(layout, image)?;
+    if arguments.existing_index != Existing::Allow {
+        say("checking if a soci index already exists in remote repository...".to_owned())?;
+        if let Discovery::Found(found) = discover::on_registry(repository, &image.descriptor.digest).await? {
+            let what = match found.others {
+                0 => format!("soci index found in remote repository with digest: {}", found.digest),
+                _ => "multiple soci indices found in remote repository".to_owned(),
+            };
+            if arguments.existing_index == Existing::Skip {
+                say(format!("{what}: skipping pushing artifacts for image manifest: {}", image.descriptor.digest))?;
+                return Ok(None);
+            }
+            // Also when quiet, as AWS's tool does.
+            if !arguments.json {
+                output::line(format!("[WARN] {what}: pushing index anyway"))?;
+            }
+        }
+    }
+    if arguments.quiet && !arguments.json {
+        output::line(index.digest.to_string())?;
+    }
+    say(format!("pushing soci index with digest: {}", index.digest))?;
+    let parallel = if arguments.max_concurrent_uploads == 0 { 3 } else { arguments.max_concurrent_uploads };
+    let found_by = publish::push(layout, &index, repository, parallel).await;
+    let found_by = found_by.with_context(|| format!("pushing index {}", index.digest))?;
+    say(format!("successfully pushed artifact with digest: {}", index.digest))?;
+    if let FoundBy::FallbackTag = found_by {
+        say("the registry has no referrers API: the index is listed in the image's fallback tag".to_owned())?;
+    }
+    Ok(Some(serde_json::json!({
+        "platform": image.platform.to_string(),
+        "image": image.descriptor.digest,
+        "index": index.digest,
+        "foundBy": super::found_by(&found_by),
+    })))
+}
+
+/// The newest local index of an image.
+fn newest(layout: &Layout, image: &PlatformImage) -> anyhow::Result<Descriptor> {
+    let mut newest: Option<Descriptor> = None;
+    for entry in layout.entries()?.into_iter().filter(|entry| entry.kind() == INDEX_V1) {
+        let bytes = std::fs::read(layout.blob_path(&entry.digest))
+            .with_context(|| format!("reading index {}", entry.digest))?;
+        let index = SociIndex::parse(&bytes, &Limits::DEFAULT)?;
+        let of_image = index.subject.is_some_and(|subject| subject.digest == image.descriptor.digest);
+        let created = |entry: &Descriptor| entry.annotations.get(annotation::CREATED).cloned().unwrap_or_default();
+        if of_image && newest.as_ref().is_none_or(|newest| created(&entry) > created(newest)) {
+            newest = Some(entry);
+        }
+    }
+    newest.ok_or_else(|| {
+        let platform = &image.platform;
+        let hint = "run `soci create` first, or `soci publish` to do both in one step";
+        fail(
+            Exit::Failure,
+            format!("could not find any soci index manifest v1 to push for platform {platform}; {hint}"),
+        )
+    })
+}

@@ -1,0 +1,240 @@
+//! `soci ztoc`: indexes of single layers, on files.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bytes::Bytes;
+use serde::Serialize;
+use soci_index::access::LayerReader;
+use soci_index::entry::{Entry, EntryKind};
+use soci_index::gojson::quote;
+use soci_index::index::{Compression, LayerIndex};
+use soci_index::indexer::Options;
+use soci_index::limits::Limits;
+use soci_index::pipeline::index_reader;
+use soci_index::ztoc::{Ztoc, kind_name};
+
+use crate::exit::{Exit, fail};
+use crate::output;
+use crate::progress::Progress;
+
+/// `ztoc create`: indexes the layer in one pass.
+///
+/// # Errors
+/// When the layer cannot be read or indexed, or the output not written. No partial file is left.
+pub fn create(layer: &Path, out: &Path, span_bytes: u64, json: bool) -> anyhow::Result<()> {
+    let shown = layer.display();
+    let stdin = layer == Path::new("-");
+    let (reader, size): (Box<dyn std::io::Read>, Option<u64>) = if stdin {
+        (Box::new(std::io::stdin().lock()), None)
+    } else {
+        let file = File::open(layer).with_context(|| format!("opening the layer {shown}"))?;
+        let size = file.metadata().ok().map(|metadata| metadata.len());
+        (Box::new(file), size)
+    };
+    let mut reader = BufReader::with_capacity(256 << 10, reader);
+    let start = reader.fill_buf().with_context(|| format!("reading the layer {shown}"))?;
+    let compression = compression(start).with_context(|| format!("the layer {shown}"))?;
+    let options = Options { compression, span_bytes, limits: Limits::DEFAULT };
+    let progress = Progress::bytes(&format!("indexing {shown}"), size);
+    let indexed = index_reader(reader, options, &mut |bytes| progress.at(bytes));
+    let indexed = indexed.with_context(|| format!("indexing the layer {shown}"))?;
+    progress.finish();
+    let mut summary = Summary {
+        layer_digest: indexed.layer_digest.to_string(),
+        diff_id: indexed.diff_id.to_string(),
+        layer_size: indexed.index.compressed_size,
+        files: indexed.entries().len(),
+        spans: indexed.index.spans.len(),
+        ztoc_digest: String::new(),
+        ztoc_size: 0,
+    };
+    let ztoc = indexed.into_ztoc().map_err(|obstacle| fail(Exit::BadContent, obstacle.to_string()));
+    let ztoc = ztoc.with_context(|| format!("the layer {shown} has no zTOC"))?;
+    let encoded = ztoc.encode().map_err(|error| fail(Exit::BadContent, error.to_string()))?;
+    drop(ztoc);
+    (summary.ztoc_digest, summary.ztoc_size) = (encoded.digest().to_string(), encoded.len());
+    write_whole(out, encoded.pieces()).with_context(|| format!("writing {}", out.display()))?;
+    if json {
+        // With the zTOC itself on standard output there is no room for a second document.
+        return if out == Path::new("-") { Ok(()) } else { output::json(&summary) };
+    }
+    if out != Path::new("-") {
+        output::line(format!("layer {} -> ztoc {}", summary.layer_digest, summary.ztoc_digest))?;
+    }
+    Ok(())
+}
+
+/// What `ztoc create --json` prints.
+#[derive(Debug, Serialize)]
+struct Summary {
+    layer_digest: String,
+    diff_id: String,
+    layer_size: u64,
+    files: usize,
+    spans: usize,
+    ztoc_digest: String,
+    ztoc_size: u64,
+}
+
+/// How a layer that begins with these bytes is compressed.
+fn compression(start: &[u8]) -> anyhow::Result<Compression> {
+    match start {
+        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Err(fail(
+            Exit::BadContent,
+            "is compressed with zstd, which has no place to begin decoding in the middle; soci mount reads it whole",
+        )),
+        _ => Ok(Compression::None),
+    }
+}
+
+/// Writes a file under a temporary name beside it, then gives it its name: readers see all of it or nothing.
+fn write_whole(path: &Path, pieces: impl Iterator<Item = Bytes>) -> anyhow::Result<()> {
+    if path == Path::new("-") {
+        return pieces.into_iter().try_for_each(|piece| output::bytes(&piece));
+    }
+    // A device or pipe cannot be replaced by a file.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        let mut file = File::options().write(true).open(path)?;
+        return pieces.into_iter().try_for_each(|piece| Ok(file.write_all(&piece)?));
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new()
+        .prefix(".soci-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(directory)?;
+    let mut writer = BufWriter::new(temporary.as_file());
+    for piece in pieces {
+        writer.write_all(&piece)?;
+    }
+    writer.flush()?;
+    drop(writer);
+    temporary.persist(path)?;
+    Ok(())
+}
+
+/// `ztoc info` of a file.
+///
+/// # Errors
+/// When it is no zTOC.
+pub fn info(bytes: &Bytes) -> anyhow::Result<()> {
+    output::line(info_text(bytes)?)
+}
+
+/// The document that `ztoc info` prints: the same, to the byte, as AWS's tool.
+///
+/// # Errors
+/// When the bytes are no zTOC.
+pub fn info_text(bytes: &Bytes) -> anyhow::Result<String> {
+    let ztoc = Ztoc::decode(bytes, &Limits::DEFAULT)?;
+    let spans =
+        |entry: &Entry| (ztoc.span_of(entry.data_offset), ztoc.span_of(entry.data_offset.saturating_add(entry.size)));
+    let files: Vec<String> = ztoc.entries.iter().map(|entry| file_text(entry, spans(entry))).collect();
+    let several = ztoc.entries.iter().map(spans).filter(|(first, last)| first != last).count();
+    let files = if files.is_empty() { "null".to_owned() } else { format!("[\n{}\n  ]", files.join(",\n")) };
+    Ok(format!(
+        "{{\n  \"version\": {},\n  \"build_tool\": {},\n  \"size\": {},\n  \"span_size\": {},\n  \"num_spans\": {},\n  \
+         \"num_files\": {},\n  \"num_multi_span_files\": {several},\n  \"files\": {files}\n}}",
+        quote(ztoc.version.as_bytes()),
+        quote(ztoc.build_tool.as_bytes()),
+        bytes.len(),
+        ztoc.span_bytes(),
+        i64::from(ztoc.max_span_id) + 1,
+        ztoc.entries.len(),
+    ))
+}
+
+fn file_text(entry: &Entry, (first, last): (u32, u32)) -> String {
+    format!(
+        "    {{\n      \"filename\": {},\n      \"offset\": {},\n      \"size\": {},\n      \"type\": \"{}\",\n      \
+         \"start_span\": {first},\n      \"end_span\": {last}\n    }}",
+        quote(&entry.name),
+        entry.data_offset,
+        entry.size,
+        kind_name(entry.kind),
+    )
+}
+
+/// `ztoc get-file`: decodes the spans that hold one file of a layer.
+///
+/// # Errors
+/// When the file is not there, or the layer is not the one that was indexed.
+pub fn get_file(ztoc: &Bytes, name: &str, layer: &Path, out: Option<&Path>) -> anyhow::Result<()> {
+    let shown = layer.display();
+    let file = File::open(layer).with_context(|| format!("opening the layer {shown}"))?;
+    let size = file.metadata().with_context(|| format!("reading the layer {shown}"))?.len();
+    let index = Ztoc::decode(ztoc, &Limits::DEFAULT)?.into_index(size, &Limits::DEFAULT)?;
+    let entry = find(&index, name)?;
+    let fetch = |range: std::ops::Range<u64>| {
+        let mut buffer = vec![0; usize::try_from(range.end - range.start).map_err(std::io::Error::other)?];
+        file.read_exact_at(&mut buffer, range.start)?;
+        Ok::<_, std::io::Error>(Bytes::from(buffer))
+    };
+    let mut reader = LayerReader::new(&index, fetch);
+    let mut content = Vec::new();
+    let read = reader.read_file(entry, 0..entry.size, &mut |piece| content.extend_from_slice(piece));
+    read.map_err(|error| fail(Exit::BadContent, error.to_string()))
+        .with_context(|| format!("reading {name:?} of the layer {shown}"))?;
+    match out {
+        Some(out) => write_whole(out, std::iter::once(Bytes::from(content)))
+            .with_context(|| format!("writing {}", out.display())),
+        None => {
+            content.push(b'\n');
+            output::bytes(&content)
+        }
+    }
+}
+
+/// The entry of a name: exactly as the tar has it, else cleaned; the last of several, as extraction would leave it; for
+/// a hard link the file that it names.
+fn find<'i>(index: &'i LayerIndex, name: &str) -> anyhow::Result<&'i Entry> {
+    let (mut wanted, mut before) = (name.as_bytes().to_vec(), index.entries.len());
+    loop {
+        let entries = &index.entries[..before];
+        let exact = entries.iter().rposition(|entry| *entry.name == *wanted);
+        let cleaned = || entries.iter().rposition(|entry| clean(&entry.name) == clean(&wanted));
+        let lossy = String::from_utf8_lossy(&wanted).into_owned();
+        let missing =
+            || fail(Exit::Failure, format!("the layer has no file {lossy:?}; `soci ztoc info` lists its files"));
+        let at = exact.or_else(cleaned).ok_or_else(missing)?;
+        let entry = &index.entries[at];
+        match entry.kind {
+            EntryKind::Regular => return Ok(entry),
+            // Only earlier entries count, so this ends.
+            EntryKind::Hardlink => (wanted, before) = (entry.link.to_vec(), at),
+            EntryKind::Symlink => {
+                let link = String::from_utf8_lossy(&entry.link);
+                return Err(fail(Exit::Failure, format!("{lossy:?} is a symbolic link to {link:?}")));
+            }
+            other => return Err(fail(Exit::Failure, format!("{lossy:?} is no regular file but a {other:?}"))),
+        }
+    }
+}
+
+fn clean(name: &[u8]) -> Vec<&[u8]> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts
+}
+
+/// Reads a zTOC file.
+///
+/// # Errors
+/// When it cannot be read, or is larger than any zTOC.
+pub fn read_file(path: &PathBuf) -> anyhow::Result<Bytes> {
+    let size = std::fs::metadata(path).with_context(|| format!("opening the zTOC {}", path.display()))?.len();
+    if size > Limits::DEFAULT.ztoc_bytes_max {
+        return Err(fail(Exit::BadContent, format!("{} is too large for a zTOC ({size} bytes)", path.display())));
+    }
+    Ok(Bytes::from(std::fs::read(path).with_context(|| format!("reading the zTOC {}", path.display()))?))
+}

@@ -1,0 +1,55 @@
+//! What the environment says: homes, variables, terminals. The only file that reads it.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::args::Global;
+
+/// Where things are kept.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The root of everything below.
+    pub root: PathBuf,
+}
+
+impl Config {
+    /// Works out the directories.
+    ///
+    /// # Errors
+    /// When an ordinary user has no home and named no root.
+    pub fn new(global: &Global) -> anyhow::Result<Self> {
+        let root = match &global.root {
+            Some(root) => root.clone(),
+            None if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/soci-snapshotter-grpc"),
+            None => data_home()
+                .context("no home directory is known: set HOME, or name a directory with --root")?
+                .join("soci"),
+        };
+        Ok(Self { root })
+    }
+
+    /// The index store, an OCI layout directory.
+    #[must_use]
+    pub fn index_store(&self) -> PathBuf {
+        self.root.join("content")
+    }
+
+    /// The layer stores of mounted images.
+    #[must_use]
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+}
+
+fn data_home() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")))
+}
+
+/// The directories in which programs are looked for.
+#[must_use]
+pub fn search_path() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    std::env::split_paths(&path).collect()
+}

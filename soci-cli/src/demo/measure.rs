@@ -1,0 +1,235 @@
+//! The two ways to a running program, timed: pull and unpack everything, or mount and fetch what is touched.
+
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use soci_fs::image::Image;
+use soci_fs::mount::{Lazy, MountOptions, Mounted, mount};
+use soci_fs::open::{OpenOptions, open_image};
+use soci_fs::store::Store;
+use soci_index::image::{ImageSource, PlatformImage};
+use tokio::runtime::Handle;
+
+/// How long a program may run.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(300);
+
+/// One way to a running program.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Way {
+    /// Until the program could be started.
+    pub prepare_seconds: f64,
+    /// The program.
+    pub run_seconds: f64,
+    /// Bytes that came from the registry.
+    pub fetched_bytes: u64,
+    /// Requests to the registry.
+    pub requests: u64,
+}
+
+/// Pulls all layers, unpacks them on top of one another, and runs the program.
+///
+/// # Errors
+/// When a layer cannot be had or unpacked, or the program not run.
+pub async fn pull(
+    source: &ImageSource,
+    image: &PlatformImage,
+    directory: &Path,
+    command: &[String],
+) -> anyhow::Result<(Way, Ran)> {
+    let before = traffic(source);
+    let start = Instant::now();
+    for layer in &image.manifest.layers {
+        // As runtimes do: download and unpack one layer after the other, in order.
+        let (send, receive) = std::sync::mpsc::sync_channel::<bytes::Bytes>(64);
+        let (target, kind) = (directory.to_owned(), layer.media_type.clone());
+        let unpack = tokio::task::spawn_blocking(move || {
+            unpack(Received { receive, chunk: bytes::Bytes::new() }, &kind, &target)
+        });
+        let mut stream = source.open_blob(layer);
+        while let Some(chunk) = stream.next().await {
+            let (chunk, send) = (chunk?, send.clone());
+            // Whoever stops listening says why.
+            if tokio::task::spawn_blocking(move || send.send(chunk)).await?.is_err() {
+                break;
+            }
+        }
+        drop(send);
+        unpack.await?.with_context(|| format!("unpacking layer {}", layer.digest))?;
+    }
+    let prepare_seconds = start.elapsed().as_secs_f64();
+    let ran = run(directory, command)?;
+    let after = traffic(source);
+    let (fetched_bytes, requests) = (after.0 - before.0, after.1 - before.1);
+    Ok((Way { prepare_seconds, run_seconds: ran.time.as_secs_f64(), fetched_bytes, requests }, ran))
+}
+
+fn unpack(reader: Received, kind: &str, directory: &Path) -> anyhow::Result<()> {
+    let reader: Box<dyn std::io::Read> = if kind.ends_with("gzip") {
+        Box::new(flate2::read::MultiGzDecoder::new(reader))
+    } else if kind.ends_with("zstd") {
+        anyhow::bail!("the comparison with a full pull knows gzip and plain layers only");
+    } else {
+        Box::new(reader)
+    };
+    let mut archive = tar::Archive::new(reader);
+    archive.set_preserve_permissions(true);
+    archive.set_overwrite(true);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        // Devices need privileges that the comparison can do without; white-outs are not followed.
+        let kind = entry.header().entry_type();
+        if !kind.is_character_special() && !kind.is_block_special() {
+            entry.unpack_in(directory)?;
+        }
+    }
+    // What follows the end of the tar.
+    std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
+    Ok(())
+}
+
+/// A channel as a reader.
+struct Received {
+    receive: std::sync::mpsc::Receiver<bytes::Bytes>,
+    chunk: bytes::Bytes,
+}
+
+impl std::io::Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.receive.recv() {
+                Ok(chunk) => self.chunk = chunk,
+                Err(_) => return Ok(0),
+            }
+        }
+        let taken = self.chunk.split_to(self.chunk.len().min(buffer.len()));
+        buffer[..taken.len()].copy_from_slice(&taken);
+        Ok(taken.len())
+    }
+}
+
+fn traffic(source: &ImageSource) -> (u64, u64) {
+    match source {
+        ImageSource::Registry { repository, .. } => {
+            let traffic = repository.registry().traffic();
+            (traffic.bytes_received, traffic.requests)
+        }
+        ImageSource::Store { .. } => (0, 0),
+    }
+}
+
+/// An image that is opened lazily, and mounted if that is possible here.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its files.
+    pub image: Arc<Image>,
+    /// How long opening and mounting took.
+    pub prepare: Duration,
+    /// Bytes of the index.
+    pub index_bytes: u64,
+    mounted: Option<Mounted>,
+    before: (u64, u64),
+}
+
+impl Opened {
+    /// Opens the image, and mounts it on `directory` if one is given.
+    ///
+    /// # Errors
+    /// When the image cannot be opened or mounted.
+    pub async fn new(
+        source: &ImageSource,
+        image: &PlatformImage,
+        store: &Store,
+        options: &OpenOptions,
+        directory: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let (before, start) = (traffic(source), Instant::now());
+        let opened = open_image(source, image, store, options, &Handle::current()).await?;
+        let index_bytes = opened.index_bytes;
+        let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
+        let mounted = match directory {
+            Some(directory) => Some(mount(Arc::clone(&image), directory, &MountOptions::default(), Handle::current())?),
+            None => None,
+        };
+        Ok(Self { image, prepare: start.elapsed(), index_bytes, mounted, before })
+    }
+
+    /// What it took so far, with the program's time.
+    #[must_use]
+    pub fn way(&self, source: &ImageSource, run: Duration) -> Way {
+        let after = traffic(source);
+        Way {
+            prepare_seconds: self.prepare.as_secs_f64(),
+            run_seconds: run.as_secs_f64(),
+            fetched_bytes: after.0 - self.before.0,
+            requests: after.1 - self.before.1,
+        }
+    }
+
+    /// Unmounts.
+    ///
+    /// # Errors
+    /// When the mount cannot be taken away.
+    pub fn close(self) -> anyhow::Result<()> {
+        if let Some(mounted) = self.mounted {
+            mounted.unmounter().unmount(Lazy::Yes)?;
+            mounted.wait()?;
+        }
+        Ok(())
+    }
+}
+
+/// A program that ran.
+#[derive(Debug)]
+pub struct Ran {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// How long it took.
+    pub time: Duration,
+    /// What it printed.
+    pub output: String,
+}
+
+/// Runs a command line with `root` as its root directory: by chroot as root, else in a user namespace.
+///
+/// # Errors
+/// When neither is possible, or the program does not end in time.
+pub fn run(root: &Path, command: &[String]) -> anyhow::Result<Ran> {
+    // Looked for in our own way: the command's environment is the image's.
+    let tool = |name: &str| {
+        let places = crate::config::search_path().into_iter().chain(["/usr/sbin", "/sbin"].map(Into::into));
+        let found = places.map(|place| place.join(name)).find(|file| file.is_file());
+        found.with_context(|| format!("{name} is not installed"))
+    };
+    let mut line = if rustix::process::geteuid().is_root() {
+        let mut line = Command::new(tool("chroot")?);
+        line.arg(root);
+        line
+    } else {
+        let mut line = Command::new(tool("unshare")?);
+        line.arg("--map-root-user").arg(format!("--root={}", root.display()));
+        line
+    };
+    line.args(command).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("PYTHONDONTWRITEBYTECODE", "1");
+    line.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = line.spawn().with_context(|| format!("running {} in the image", command.join(" ")))?;
+    loop {
+        match child.try_wait()? {
+            Some(_) => break,
+            None if start.elapsed() > PROGRAM_LIMIT => {
+                child.kill()?;
+                child.wait()?;
+                anyhow::bail!("the program did not end within {PROGRAM_LIMIT:?}");
+            }
+            None => std::thread::sleep(Duration::from_micros(500)),
+        }
+    }
+    let time = start.elapsed();
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Ok(Ran { status: output.status, time, output: text })
+}

@@ -1,0 +1,196 @@
+//! Exit codes, and which error leads to which: the one table between failures and scripts.
+//!
+//! The codes are part of the interface (see `soci --help`); a new kind of error does not compile until it has one.
+
+use std::process::ExitCode;
+
+use soci_fs::mount::MountError;
+use soci_fs::open::OpenError;
+use soci_fs::source::SourceError;
+use soci_fs::store::StoreError as LayerStoreError;
+use soci_fs::unpack::UnpackError;
+use soci_index::build::BuildError;
+use soci_index::decode::DecodeError;
+use soci_index::image::ImageError;
+use soci_index::image::store::StoreError;
+use soci_index::indexer::IndexError;
+use soci_index::manifest::ManifestError;
+use soci_index::pipeline::PipelineError;
+use soci_index::publish::PublishError;
+use soci_index::registry::RegistryError;
+use soci_index::ztoc::ZtocError;
+
+/// What a command ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or there was nothing to do.
+    Success = 0,
+    /// Something that has no code of its own.
+    Failure = 1,
+    /// Wrong arguments. clap uses the same code.
+    Usage = 2,
+    /// Credentials are missing or were refused.
+    Credentials = 3,
+    /// The registry or the network.
+    Registry = 4,
+    /// The image or an index is damaged, unusable or not what its digest says.
+    BadContent = 5,
+    /// No layer of the image can be indexed, or all are too small.
+    NothingToIndex = 6,
+    /// The local disk: full, missing, not permitted.
+    Local = 7,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A failure whose code is known where it happens.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Coded {
+    /// The code.
+    pub exit: Exit,
+    /// One line that names the thing and says what to do.
+    pub message: String,
+}
+
+/// Makes a [`Coded`] failure.
+pub fn fail(exit: Exit, message: impl Into<String>) -> anyhow::Error {
+    Coded { exit, message: message.into() }.into()
+}
+
+/// The code of a failure: that of the first error in its chain that has one.
+#[must_use]
+pub fn code(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(known).unwrap_or(Exit::Failure)
+}
+
+fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if let Some(coded) = error.downcast_ref::<Coded>() {
+        return Some(coded.exit);
+    }
+    match error.downcast_ref::<PipelineError<std::io::Error>>() {
+        Some(PipelineError::Read(_)) => return Some(Exit::Local),
+        Some(PipelineError::Index(_)) => return Some(Exit::BadContent),
+        None => {}
+    }
+    if let Some(error) = error.downcast_ref::<OpenError>() {
+        return Some(of_open(error));
+    }
+    if error.is::<MountError>() || error.is::<LayerStoreError>() {
+        return Some(Exit::Local);
+    }
+    if let Some(error) = error.downcast_ref::<PublishError>() {
+        return Some(of_publish(error));
+    }
+    if let Some(error) = error.downcast_ref::<ImageError>() {
+        return Some(of_image(error));
+    }
+    if let Some(error) = error.downcast_ref::<RegistryError>() {
+        return Some(of_registry(error));
+    }
+    if let Some(error) = error.downcast_ref::<StoreError>() {
+        return Some(of_store(error));
+    }
+    if error.is::<IndexError>() || error.is::<ZtocError>() || error.is::<DecodeError>() || error.is::<ManifestError>() {
+        return Some(Exit::BadContent);
+    }
+    error.is::<std::io::Error>().then_some(Exit::Local)
+}
+
+const fn of_publish(error: &PublishError) -> Exit {
+    match error {
+        PublishError::Build(BuildError::Image(error)) | PublishError::Image(error) => of_image(error),
+        PublishError::Build(BuildError::Layer { .. } | BuildError::DiffId { .. }) | PublishError::Manifest { .. } => {
+            Exit::BadContent
+        }
+        PublishError::Build(BuildError::Stopped) => Exit::Failure,
+        PublishError::Registry(error) => of_registry(error),
+        PublishError::Store(error) => of_store(error),
+        PublishError::NothingToIndex { .. } => Exit::NothingToIndex,
+    }
+}
+
+const fn of_open(error: &OpenError) -> Exit {
+    match error {
+        OpenError::Image(error) => of_image(error),
+        OpenError::Registry(error) => of_registry(error),
+        OpenError::IndexStore(error) => of_store(error),
+        OpenError::NoSuchIndex { .. } | OpenError::Abandoned => Exit::Failure,
+        OpenError::Index { .. } => Exit::BadContent,
+        OpenError::Unpack(error) => of_unpack(error),
+        OpenError::Store(_) => Exit::Local,
+    }
+}
+
+const fn of_unpack(error: &UnpackError) -> Exit {
+    match error {
+        UnpackError::Source { cause, .. } => of_source(cause),
+        UnpackError::Index { .. }
+        | UnpackError::Zstd { .. }
+        | UnpackError::WrongBlob { .. }
+        | UnpackError::WrongTar { .. }
+        | UnpackError::Algorithm { .. } => Exit::BadContent,
+        UnpackError::Store { .. } => Exit::Local,
+        UnpackError::Abandoned { .. } => Exit::Failure,
+    }
+}
+
+const fn of_source(error: &SourceError) -> Exit {
+    match error {
+        SourceError::Local { .. } => Exit::Local,
+        SourceError::Registry(error) => of_registry(error),
+        SourceError::OutOfRange { .. } => Exit::BadContent,
+        SourceError::Denied { .. } => Exit::Credentials,
+        SourceError::Unavailable { .. } | SourceError::Missing { .. } | SourceError::Protocol { .. } => Exit::Registry,
+    }
+}
+
+const fn of_image(error: &ImageError) -> Exit {
+    match error {
+        ImageError::Registry(error) => of_registry(error),
+        ImageError::Store(error) => of_store(error),
+        ImageError::Malformed { .. } | ImageError::NotAnImage { .. } => Exit::BadContent,
+        ImageError::NotFound { .. } | ImageError::Ambiguous { .. } | ImageError::NoPlatform { .. } => Exit::Failure,
+        ImageError::Stopped => Exit::Failure,
+    }
+}
+
+const fn of_registry(error: &RegistryError) -> Exit {
+    match error {
+        RegistryError::Unauthorized { .. }
+        | RegistryError::Credentials { .. }
+        | RegistryError::Realm { .. }
+        | RegistryError::Token { .. } => Exit::Credentials,
+        RegistryError::Digest { .. } | RegistryError::Size { .. } => Exit::BadContent,
+        RegistryError::Setup { .. } => Exit::Usage,
+        RegistryError::Transport { .. }
+        | RegistryError::Deadline { .. }
+        | RegistryError::Status { .. }
+        | RegistryError::Redirect { .. }
+        | RegistryError::Missing { .. }
+        | RegistryError::TooLarge { .. }
+        | RegistryError::WrongRange { .. }
+        | RegistryError::RangeNotSatisfiable { .. }
+        | RegistryError::Malformed { .. }
+        | RegistryError::Source { .. }
+        | RegistryError::ForeignTag { .. }
+        | RegistryError::FallbackLost { .. }
+        | RegistryError::NotListed { .. } => Exit::Registry,
+    }
+}
+
+const fn of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::Io { .. } | StoreError::NotALayout { .. } => Exit::Local,
+        StoreError::Malformed { .. }
+        | StoreError::Digest { .. }
+        | StoreError::Size { .. }
+        | StoreError::TooLarge { .. }
+        | StoreError::Range { .. }
+        | StoreError::Missing { .. } => Exit::BadContent,
+    }
+}

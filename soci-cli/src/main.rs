@@ -1,0 +1,20 @@
+//! The `soci` binary: parse, run, exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use soci_cli::{args::Arguments, exit, logging, run};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    logging::start(arguments.global.debug);
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With standard error gone there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "soci: {error:#}");
+            exit::code(&error).into()
+        }
+    }
+}

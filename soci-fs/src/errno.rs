@@ -1,0 +1,62 @@
+//! What the kernel is told when something fails: one table per error, without a catch-all.
+//!
+//! A program understands few of these numbers, so whatever concerns the network or the disk is `EIO`; the cause is in the
+//! log and in the status file. The tables are exhaustive so that a new variant does not compile until it has its number.
+
+use rustix::io::Errno;
+
+use crate::image::FsError;
+use crate::reader::Cause;
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+/// The number for a failed question about an image.
+#[must_use]
+pub const fn of_fs(error: &FsError) -> Errno {
+    match error {
+        FsError::NotFound => Errno::NOENT,
+        FsError::NoInode { .. } => Errno::STALE,
+        FsError::NotDirectory => Errno::NOTDIR,
+        FsError::IsDirectory => Errno::ISDIR,
+        FsError::NotRegular | FsError::NotLink => Errno::INVAL,
+        FsError::NoAttribute => Errno::NODATA,
+        FsError::Read(error) => of_read(&error.cause),
+    }
+}
+
+/// The number for a failed read.
+#[must_use]
+pub const fn of_read(cause: &Cause) -> Errno {
+    match cause {
+        Cause::Source(error) => of_source(error),
+        Cause::Store(error) => of_store(error),
+        Cause::Short { .. }
+        | Cause::Decode(_)
+        | Cause::Deadline { .. }
+        | Cause::Header(_)
+        | Cause::Window { .. }
+        | Cause::Condemned { .. }
+        | Cause::OutOfRange { .. }
+        | Cause::Abandoned => Errno::IO,
+    }
+}
+
+const fn of_source(error: &SourceError) -> Errno {
+    match error {
+        // Not EACCES: it would say that the *user* may not read the *file*.
+        SourceError::Denied { .. }
+        | SourceError::Local { .. }
+        | SourceError::Registry(_)
+        | SourceError::OutOfRange { .. }
+        | SourceError::Unavailable { .. }
+        | SourceError::Missing { .. }
+        | SourceError::Protocol { .. } => Errno::IO,
+    }
+}
+
+const fn of_store(error: &StoreError) -> Errno {
+    match error {
+        // Not ENOSPC: a reader has written nothing.
+        StoreError::Io { .. } | StoreError::Busy { .. } | StoreError::Length { .. } => Errno::IO,
+    }
+}

@@ -1,0 +1,364 @@
+//! Reads any range of a layer: from the store where it is present, else by fetching and decoding the spans that hold it.
+//!
+//! Each span is fetched by one *flight*, however many readers wait for it; absent neighbours share a flight's request.
+//! A flight is a task of its own: a reader that gives up does not take it down, so the next try finds the bytes. Bytes
+//! are decoded on the blocking pool and nobody sees one before the decoder has agreed to digest and length, and before
+//! the header of the file they belong to has been compared with the index.
+//!
+//! Invariants: no lock is held while waiting for anything; every wait has an end, after which there is a typed error;
+//! a source's mistake costs one more fetch, never a wrong byte; a disk that is full or broken costs speed, not
+//! correctness, because what was decoded is handed to those who wait from memory.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use soci_index::digest::Digest;
+use soci_index::entry::Entry;
+use soci_index::index::LayerIndex;
+use soci_index::span::SpanId;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::readahead::ReadAhead;
+use crate::source::Source;
+use crate::store::{LayerStore, Reading};
+
+mod error;
+mod file;
+mod flight;
+mod spare;
+
+pub use error::{Cause, ReadError};
+
+/// How long to wait and how much to ask for at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// How long one read may take. Programs cannot be interrupted while they wait for a page, so this is how long a
+    /// dead network may freeze one.
+    pub read_deadline: Duration,
+    /// How long a source may be silent within an answer.
+    pub stall_limit: Duration,
+    /// How long one request may take in all, however busily its bytes drip.
+    pub flight_limit: Duration,
+    /// Most compressed bytes in one request.
+    pub request_bytes_max: u64,
+    /// Most uncompressed bytes to read ahead of a sequential reader.
+    pub ahead_bytes_max: u64,
+    /// Most bytes of spans to keep in memory when the store does not take them.
+    pub spare_bytes_max: usize,
+}
+
+impl Default for Policy {
+    /// 30 s per read: longer than a registry's fail-over, shorter than a user's patience. Requests of 8 MiB take 70 ms
+    /// at 1 Gbit/s, so round trips do not count and a foreground read is not stuck behind more than that.
+    fn default() -> Self {
+        Self {
+            read_deadline: Duration::from_secs(30),
+            stall_limit: Duration::from_secs(15),
+            flight_limit: Duration::from_secs(120),
+            request_bytes_max: 8 << 20,
+            ahead_bytes_max: 16 << 20,
+            spare_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// What a reader has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests to the source.
+    pub requests: u64,
+    /// Compressed bytes received.
+    pub fetched_bytes: u64,
+    /// Spans decoded.
+    pub decoded_spans: u64,
+    /// Reads that failed.
+    pub failures: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    fetched_bytes: AtomicU64,
+    decoded_spans: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// How a flight ended for one span; `None` while it is under way.
+type Landing = Option<Result<Bytes, Cause>>;
+
+/// Reads one layer. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct LayerReader {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    digest: Digest,
+    index: Arc<LayerIndex>,
+    store: Arc<LayerStore>,
+    source: Arc<dyn Source>,
+    policy: Policy,
+    /// Where flights run: reads that are answered at once come from threads that know no runtime.
+    runtime: Handle,
+    flights: Mutex<HashMap<SpanId, watch::Receiver<Landing>>>,
+    ahead: Mutex<ReadAhead>,
+    spare: Mutex<spare::Spare>,
+    /// One bit per entry: its header in the layer was compared with the index.
+    checked: Box<[AtomicU64]>,
+    /// Why the layer is out of service.
+    condemned: OnceLock<Cause>,
+    decoders: Arc<Semaphore>,
+    counters: Counters,
+    last_error: Mutex<Option<String>>,
+}
+
+impl LayerReader {
+    /// A reader of the layer `digest`, whose spans `store` keeps and `source` has. What it starts runs on `runtime`.
+    #[must_use]
+    pub fn new(
+        digest: Digest,
+        index: Arc<LayerIndex>,
+        store: Arc<LayerStore>,
+        source: Arc<dyn Source>,
+        policy: Policy,
+        runtime: &Handle,
+    ) -> Self {
+        let span_bytes = index.uncompressed_size.checked_div(index.spans.len() as u64).unwrap_or(0).max(1);
+        let ahead_spans = u32::try_from(policy.ahead_bytes_max / span_bytes).unwrap_or(u32::MAX);
+        let decoders = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let shared = Shared {
+            digest,
+            checked: index.entries.chunks(64).map(|_| AtomicU64::new(0)).collect(),
+            index,
+            store,
+            source,
+            policy,
+            runtime: runtime.clone(),
+            flights: Mutex::default(),
+            ahead: Mutex::new(ReadAhead::new(ahead_spans)),
+            spare: Mutex::new(spare::Spare::new(policy.spare_bytes_max)),
+            condemned: OnceLock::new(),
+            decoders: Arc::new(Semaphore::new(decoders)),
+            counters: Counters::default(),
+            last_error: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The layer's digest.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.shared.digest
+    }
+
+    /// The layer's index.
+    #[must_use]
+    pub fn index(&self) -> &Arc<LayerIndex> {
+        &self.shared.index
+    }
+
+    /// Where the layer's bytes are kept.
+    #[must_use]
+    pub fn store(&self) -> &Arc<LayerStore> {
+        &self.shared.store
+    }
+
+    /// Where the layer's bytes come from.
+    #[must_use]
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.shared.source
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let counters = &self.shared.counters;
+        Counts {
+            requests: counters.requests.load(Ordering::Relaxed),
+            fetched_bytes: counters.fetched_bytes.load(Ordering::Relaxed),
+            decoded_spans: counters.decoded_spans.load(Ordering::Relaxed),
+            failures: counters.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The latest failure, in words.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.shared.last_error).clone()
+    }
+
+    /// Why the layer is out of service, if it is.
+    #[must_use]
+    pub fn condemned(&self) -> Option<&Cause> {
+        self.shared.condemned.get()
+    }
+
+    /// Takes the layer out of service: all reads fail from now on.
+    pub fn condemn(&self, what: String) {
+        self.shared.condemn(Cause::Condemned { what });
+    }
+
+    /// Reads `length` bytes of the uncompressed layer from `offset` on.
+    ///
+    /// # Errors
+    /// [`ReadError`], at the latest after [`Policy::read_deadline`].
+    pub async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
+        let mut buffer = vec![0; length];
+        self.read_into(offset, &mut buffer, self.deadline()).await?;
+        Ok(buffer)
+    }
+
+    /// Fetches everything that is absent, a few requests at a time.
+    ///
+    /// # Errors
+    /// The first [`ReadError`]; what was fetched until then is kept.
+    pub async fn complete(&self) -> Result<(), ReadError> {
+        let count = self.shared.store.spans();
+        let mut span = 0;
+        while span < count {
+            // Two requests' worth at a time keeps the line busy while the first one is decoded.
+            let next = self.shared.batch_end(span, 2 * self.shared.policy.request_bytes_max);
+            self.shared.launch(span..next);
+            for span in span..next {
+                let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
+                let limit = Instant::now() + self.shared.policy.flight_limit;
+                self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
+            }
+            span = next;
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.policy.read_deadline
+    }
+
+    /// Fills `buffer` if that is possible at once; does not wait for the network.
+    fn try_read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, ReadError> {
+        self.in_service(offset)?;
+        self.in_range(offset, buffer.len())?;
+        let reading = self.shared.store.read(offset, buffer);
+        // A store that cannot be read is as good as an empty one.
+        let done = matches!(reading, Ok(Reading::Done));
+        if done && self.shared.store.present_bytes() < self.shared.store.size() {
+            self.shared.read_ahead(self.shared.index.spans.covering(offset..offset + buffer.len() as u64));
+        }
+        Ok(done)
+    }
+
+    async fn read_into(&self, offset: u64, buffer: &mut [u8], deadline: Instant) -> Result<(), ReadError> {
+        if self.try_read_into(offset, buffer)? {
+            return Ok(());
+        }
+        let end = offset + buffer.len() as u64;
+        let spans = self.shared.index.spans.covering(offset..end);
+        self.shared.launch(spans.clone());
+        self.shared.read_ahead(spans.clone());
+        for span in spans {
+            let Some(place) = self.shared.index.spans.span(span).map(|span| span.uncompressed.clone()) else {
+                continue;
+            };
+            let part = place.start.max(offset)..place.end.min(end);
+            let target = &mut buffer[within(&part, offset)];
+            // Mostly once. Again only when the span was evicted between its landing and our look at it.
+            loop {
+                match self.shared.store.read(part.start, target) {
+                    Ok(Reading::Done) => break,
+                    Ok(Reading::Absent(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(layer = %self.shared.digest, span, %error, "the store is unreadable; fetching instead");
+                        self.shared.store.distrust(span);
+                    }
+                }
+                let landed = self.landing(span, deadline).await;
+                if let Some(bytes) = landed.map_err(|cause| self.failed(Some(span), part.start, cause))? {
+                    target.copy_from_slice(&bytes[within(&part, place.start)]);
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    return Err(self.failed(Some(span), part.start, Cause::Abandoned));
+                }
+                tokio::task::yield_now().await;
+            }
+            self.in_service(part.start)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a span's bytes; `None` when the store has them by now.
+    async fn landing(&self, span: SpanId, deadline: Instant) -> Result<Option<Bytes>, Cause> {
+        if let Some(bytes) = lock(&self.shared.spare).get(span) {
+            return Ok(Some(bytes));
+        }
+        let flight = self.shared.launch(span..span + 1).or_else(|| lock(&self.shared.flights).get(&span).cloned());
+        let Some(mut flight) = flight else {
+            return Ok(lock(&self.shared.spare).get(span));
+        };
+        let landed = tokio::time::timeout_at(deadline, flight.wait_for(Option::is_some)).await;
+        match landed {
+            Err(_) => Err(Cause::Deadline { limit: self.shared.policy.read_deadline }),
+            Ok(Err(_)) => Err(Cause::Abandoned),
+            Ok(Ok(landing)) => landing.clone().transpose(),
+        }
+    }
+
+    fn in_service(&self, offset: u64) -> Result<(), ReadError> {
+        match self.shared.condemned.get() {
+            Some(cause) => Err(self.failed(None, offset, cause.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn in_range(&self, offset: u64, length: usize) -> Result<(), ReadError> {
+        let size = self.shared.index.uncompressed_size;
+        match offset.checked_add(length as u64) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(self.failed(None, offset, Cause::OutOfRange { size })),
+        }
+    }
+
+    fn failed(&self, span: Option<SpanId>, offset: u64, cause: Cause) -> ReadError {
+        let error = ReadError { layer: self.shared.digest, span, offset, file: None, cause };
+        self.shared.counters.failures.fetch_add(1, Ordering::Relaxed);
+        *lock(&self.shared.last_error) = Some(error.to_string());
+        error
+    }
+
+    fn entry(&self, number: u32) -> Result<&Entry, ReadError> {
+        let size = self.shared.index.uncompressed_size;
+        let entry = self.shared.index.entries.get(number as usize);
+        entry.ok_or_else(|| self.failed(None, size, Cause::OutOfRange { size }))
+    }
+}
+
+impl Shared {
+    /// Notes a read and fetches what the history says will be read next.
+    fn read_ahead(self: &Arc<Self>, spans: Range<SpanId>) {
+        let ahead = lock(&self.ahead).note(spans, self.store.spans());
+        self.launch(ahead);
+    }
+
+    fn condemn(&self, cause: Cause) {
+        if self.condemned.set(cause.clone()).is_ok() {
+            tracing::error!(layer = %self.digest, %cause, "a layer is taken out of service");
+        }
+    }
+}
+
+/// A range of offsets as places in a buffer that begins at `base`.
+fn within(range: &Range<u64>, base: u64) -> Range<usize> {
+    let place = |offset: u64| usize::try_from(offset - base).expect("a range of a buffer that exists");
+    place(range.start)..place(range.end)
+}
+
+/// Locks for a few instructions. A panic of another thread cannot leave these values half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,239 @@
+//! Flights: one request for a run of absent spans, decoded and stored as they arrive.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use soci_index::checkpoint::WINDOW_BYTES;
+use soci_index::decode::{DecodeError, SpanDecoder};
+use soci_index::index::{Compression, LayerIndex};
+use soci_index::span::{Span, SpanId};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Cause, Landing, Shared, lock};
+
+/// Times that a span is asked for before its readers get an error: a damaged answer is fetched once more.
+const ATTEMPTS: u32 = 2;
+
+/// A span that somebody waits for.
+#[derive(Debug)]
+struct Passenger {
+    span: SpanId,
+    place: Span,
+    landing: watch::Sender<Landing>,
+}
+
+/// A passenger who has not arrived, and why.
+type Stranded = (Passenger, Cause);
+
+impl Shared {
+    /// Starts flights for those of `spans` that are neither present nor under way. Gives the flight of the first one
+    /// if it is new or under way.
+    pub(super) fn launch(self: &Arc<Self>, spans: Range<SpanId>) -> Option<watch::Receiver<Landing>> {
+        let first = spans.start;
+        let mut runs: Vec<Vec<Passenger>> = Vec::new();
+        let mut flights = lock(&self.flights);
+        for span in spans {
+            // A flight stores before it is removed from the map, so under the lock one of the two is true.
+            if self.store.is_present(span) || flights.contains_key(&span) || lock(&self.spare).get(span).is_some() {
+                continue;
+            }
+            let Some(place) = self.index.spans.span(span).cloned() else {
+                continue;
+            };
+            let (landing, receiver) = watch::channel(None);
+            flights.insert(span, receiver);
+            let passenger = Passenger { span, place, landing };
+            match runs.last_mut().filter(|run| self.continues(run, &passenger)) {
+                Some(run) => run.push(passenger),
+                None => runs.push(vec![passenger]),
+            }
+        }
+        let flight = flights.get(&first).cloned();
+        drop(flights);
+        for run in runs {
+            self.runtime.spawn(Arc::clone(self).fly(run));
+        }
+        flight
+    }
+
+    /// The end of the batch of spans from `first` on whose compressed bytes are about `bytes`.
+    pub(super) fn batch_end(&self, first: SpanId, bytes: u64) -> SpanId {
+        let count = self.store.spans();
+        let start = self.index.spans.span(first).map_or(0, |span| span.compressed.start);
+        let fits = |span: &SpanId| {
+            self.index.spans.span(*span).is_some_and(|span| span.compressed.end.saturating_sub(start) <= bytes)
+        };
+        (first + 1..count).take_while(fits).last().map_or(first, |last| last).saturating_add(1).min(count)
+    }
+
+    fn continues(&self, run: &[Passenger], next: &Passenger) -> bool {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return false;
+        };
+        let bytes = next.place.compressed.end.saturating_sub(first.place.compressed.start);
+        last.span + 1 == next.span && bytes <= self.policy.request_bytes_max
+    }
+
+    /// Brings a run of neighbouring spans in, trying again what did not come well.
+    async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
+        let mut waiting = run;
+        for attempt in 1..=ATTEMPTS {
+            let stranded = self.attempt(waiting).await;
+            waiting = Vec::new();
+            for (passenger, cause) in stranded {
+                if attempt < ATTEMPTS && self.condemned.get().is_none() {
+                    tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "a span did not come well; trying again");
+                    waiting.push(passenger);
+                } else {
+                    self.land(&passenger, Err(cause));
+                }
+            }
+            if waiting.is_empty() {
+                return;
+            }
+            waiting.sort_by_key(|passenger| passenger.span);
+        }
+    }
+
+    /// One try: requests for the runs of neighbours among `passengers`, one after another.
+    async fn attempt(self: &Arc<Self>, passengers: Vec<Passenger>) -> Vec<Stranded> {
+        let mut stranded = Vec::new();
+        let mut decoding = JoinSet::new();
+        let mut rest = VecDeque::from(passengers);
+        while let Some(first) = rest.pop_front() {
+            let mut run = VecDeque::from([first]);
+            let follows =
+                |run: &VecDeque<Passenger>, next: &Passenger| run.back().is_some_and(|last| last.span + 1 == next.span);
+            while rest.front().is_some_and(|next| follows(&run, next)) {
+                run.extend(rest.pop_front());
+            }
+            let limit = self.policy.flight_limit;
+            let request = tokio::time::timeout(limit, self.request(&mut run, &mut decoding)).await;
+            let cause = match request {
+                Ok(Ok(())) => continue,
+                Ok(Err(cause)) => cause,
+                Err(_) => Cause::Deadline { limit },
+            };
+            stranded.extend(run.into_iter().map(|passenger| (passenger, cause.clone())));
+        }
+        while let Some(decoded) = decoding.join_next().await {
+            // A decoder that panicked took its passenger along; the closed channel tells those who wait.
+            if let Ok(Some(failed)) = decoded {
+                stranded.push(failed);
+            }
+        }
+        stranded
+    }
+
+    /// Requests the bytes of `run` and sends each span off to be decoded as soon as it is whole. Who is still in `run`
+    /// at the end has not come.
+    async fn request(
+        self: &Arc<Self>,
+        run: &mut VecDeque<Passenger>,
+        decoding: &mut JoinSet<Option<Stranded>>,
+    ) -> Result<(), Cause> {
+        let (Some(first), Some(last)) = (run.front(), run.back()) else {
+            return Ok(());
+        };
+        let range = first.place.compressed.start..last.place.compressed.end;
+        let expected = range.end - range.start;
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let stall = self.policy.stall_limit;
+        let stalled = |_| Cause::Deadline { limit: stall };
+        let mut chunks = tokio::time::timeout(stall, self.source.read(range.clone())).await.map_err(stalled)??;
+        let mut held = BytesMut::new();
+        let mut held_from = range.start;
+        let mut found = 0;
+        while let Some(next) = run.front() {
+            let end = next.place.compressed.end;
+            let have = held_from + held.len() as u64;
+            if have < end {
+                let chunk = tokio::time::timeout(stall, chunks.next()).await.map_err(stalled)?;
+                let chunk = chunk.ok_or(Cause::Short { expected, found })??;
+                found += chunk.len() as u64;
+                self.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                held.extend_from_slice(&chunk);
+                continue;
+            }
+            let Some(passenger) = run.pop_front() else {
+                break;
+            };
+            let start = passenger.place.compressed.start;
+            let span = Bytes::copy_from_slice(&held[super::within(&(start..end), held_from)]);
+            // The next span may begin in the last byte of this one.
+            let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
+            let _ = held.split_to(super::within(&(held_from..keep_from), held_from).end);
+            held_from = keep_from;
+            decoding.spawn(Arc::clone(self).decode(passenger, span));
+        }
+        Ok(())
+    }
+
+    /// Decodes and stores one span on the blocking pool and tells those who wait.
+    async fn decode(self: Arc<Self>, passenger: Passenger, compressed: Bytes) -> Option<Stranded> {
+        let permit = Arc::clone(&self.decoders).acquire_owned().await;
+        let span = passenger.span;
+        let shared = Arc::clone(&self);
+        let decoded = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            shared.decode_now(span, &compressed)
+        });
+        match decoded.await {
+            Ok(Ok(bytes)) => {
+                self.land(&passenger, Ok(bytes));
+                None
+            }
+            Ok(Err(cause)) => Some((passenger, cause)),
+            Err(_) => Some((passenger, Cause::Abandoned)),
+        }
+    }
+
+    fn decode_now(&self, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
+        let bytes = Bytes::from(decode_span(&self.index, span, compressed)?);
+        self.counters.decoded_spans.fetch_add(1, Ordering::Relaxed);
+        if !window_follows(&self.index, span, &bytes) {
+            let cause = Cause::Window { span: span + 1 };
+            self.condemn(cause.clone());
+            return Err(cause);
+        }
+        if let Err(error) = self.store.write(span, &bytes) {
+            tracing::warn!(layer = %self.digest, span, %error, "a span stays in memory");
+            lock(&self.spare).put(span, bytes.clone());
+        }
+        Ok(bytes)
+    }
+
+    fn land(&self, passenger: &Passenger, landing: Result<Bytes, Cause>) {
+        lock(&self.flights).remove(&passenger.span);
+        // Nobody waiting is no failure.
+        let _ = passenger.landing.send(Some(landing));
+    }
+}
+
+/// Decodes a span and checks it against the index.
+fn decode_span(index: &LayerIndex, span: SpanId, compressed: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let length = index.spans.span(span).map_or(0, |span| span.uncompressed.end - span.uncompressed.start);
+    // Limits::span_bytes_max bounds the length.
+    let mut output = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    let mut decoder = SpanDecoder::new(index, span)?;
+    decoder.push(compressed, &mut output)?;
+    decoder.finish()?;
+    Ok(output)
+}
+
+/// Whether the window of the next span agrees with the end of this one. An index may leave out (as zeros) the bytes of
+/// a window that nothing refers to, so only the others count.
+fn window_follows(index: &LayerIndex, span: SpanId, bytes: &[u8]) -> bool {
+    if index.compression != Compression::Gzip || index.spans.span(span + 1).is_none() {
+        return true;
+    }
+    let window = index.window(span + 1).load();
+    let length = bytes.len().min(WINDOW_BYTES);
+    let (said, found) = (&window[WINDOW_BYTES - length..], &bytes[bytes.len() - length..]);
+    said == found || said.iter().zip(found).all(|(said, found)| *said == 0 || said == found)
+}

@@ -1,0 +1,93 @@
+//! Where the bytes of a layer blob come from: the one seam between the network and the logic.
+//!
+//! A [`Source`] answers one question: give me these bytes of the blob. Everything above it (reader, unpacking, proof) is
+//! written against this trait, so it runs the same over a registry, a file, or a test peer that fails on purpose. The
+//! answer is a stream, not a buffer, because a reader wants to decode the first span of a range while the last one is
+//! still on its way.
+//!
+//! Invariants: a stream yields the bytes of the range in order, each once, and never more than asked for by an honest
+//! source; a reader must nevertheless survive one that is not. Retrying, tokens and mirrors are a source's own business:
+//! an error here is final for this range.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use soci_index::registry::RegistryError;
+
+pub mod faulty;
+pub mod file;
+pub mod image;
+pub mod memory;
+pub mod watched;
+
+/// The bytes of one range, as they arrive.
+pub type Chunks = BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// Reads ranges of one layer blob.
+pub trait Source: fmt::Debug + Send + Sync + 'static {
+    /// Asks for the compressed bytes `range`.
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>>;
+}
+
+/// Why a source did not deliver.
+///
+/// Texts are for people: whoever makes one removes credentials and signed query strings first.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// A local file could not be read.
+    #[error("cannot read {origin}: {cause}")]
+    Local {
+        /// The file.
+        origin: String,
+        /// What the system said.
+        cause: Arc<io::Error>,
+    },
+    /// The range does not lie inside the blob.
+    #[error("bytes {start}..{end} lie outside the blob of {size} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        start: u64,
+        /// One past the last byte asked for.
+        end: u64,
+        /// Size of the blob.
+        size: u64,
+    },
+    /// A registry did not deliver.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Nobody answered, or not in time, or with a failure that may pass.
+    #[error("{origin} is unavailable: {what}")]
+    Unavailable {
+        /// Who was asked.
+        origin: String,
+        /// What happened.
+        what: String,
+    },
+    /// We may not read the blob.
+    #[error("{origin} refuses access: {what}")]
+    Denied {
+        /// Who was asked.
+        origin: String,
+        /// What it said.
+        what: String,
+    },
+    /// The blob is not there.
+    #[error("{origin} does not have the blob")]
+    Missing {
+        /// Who was asked.
+        origin: String,
+    },
+    /// The answer makes no sense.
+    #[error("{origin} answered nonsense: {what}")]
+    Protocol {
+        /// Who was asked.
+        origin: String,
+        /// What is wrong with the answer.
+        what: String,
+    },
+}

@@ -1,0 +1,52 @@
+//! A blob of an image, wherever the image is: registry, layout directory or archive.
+
+use std::fmt;
+use std::ops::Range;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
+use soci_index::image::model::Descriptor;
+use soci_index::image::{ImageError, ImageSource};
+
+use super::{Chunks, Source, SourceError};
+
+/// A blob of an image.
+pub struct ImageBlob {
+    image: ImageSource,
+    blob: Descriptor,
+}
+
+impl ImageBlob {
+    /// Reads the blob that `blob` describes.
+    #[must_use]
+    pub const fn new(image: ImageSource, blob: Descriptor) -> Self {
+        Self { image, blob }
+    }
+}
+
+impl Source for ImageBlob {
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
+        let size = self.blob.size;
+        async move {
+            if range.start > range.end || range.end > size {
+                return Err(SourceError::OutOfRange { start: range.start, end: range.end, size });
+            }
+            if range.is_empty() {
+                return Ok(futures_util::stream::empty().boxed());
+            }
+            let origin = self.image.to_string();
+            let failed = move |error| match error {
+                ImageError::Registry(error) => SourceError::Registry(error),
+                other => SourceError::Unavailable { origin: origin.clone(), what: other.to_string() },
+            };
+            Ok(self.image.read_range(&self.blob, range).map(move |chunk| chunk.map_err(&failed)).boxed())
+        }
+        .boxed()
+    }
+}
+
+impl fmt::Debug for ImageBlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageBlob").field("image", &self.image.to_string()).field("blob", &self.blob.digest).finish()
+    }
+}

@@ -1,0 +1,78 @@
+//! What a mount has fetched and what went wrong, as JSON for people and monitoring.
+
+use serde::Serialize;
+
+use crate::reader::{Counts, LayerReader};
+
+/// State of all layers of an image.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImageStatus {
+    /// The layers, lowest first.
+    pub layers: Vec<LayerStatus>,
+}
+
+/// State of one layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerStatus {
+    /// Its digest.
+    pub digest: String,
+    /// Size of the blob.
+    pub compressed_bytes: u64,
+    /// Size of its tar as far as it is indexed.
+    pub uncompressed_bytes: u64,
+    /// How much of the tar is on this node.
+    pub present_bytes: u64,
+    /// Number of spans.
+    pub spans: u32,
+    /// How many of them are on this node.
+    pub present_spans: u32,
+    /// Compressed bytes received by this process.
+    pub fetched_bytes: u64,
+    /// Requests made by this process.
+    pub requests: u64,
+    /// Reads that failed in this process.
+    pub failures: u64,
+    /// Whether the content was proven against the image's own digest; else it is trusted as far as the index is.
+    pub proven: bool,
+    /// The latest failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+impl ImageStatus {
+    /// The state of `layers`.
+    #[must_use]
+    pub fn of(layers: &[LayerReader]) -> Self {
+        Self { layers: layers.iter().map(LayerStatus::of).collect() }
+    }
+
+    /// Cuts error texts to `bytes` bytes.
+    pub(crate) fn shorten_errors(&mut self, bytes: usize) {
+        for error in self.layers.iter_mut().filter_map(|layer| layer.last_error.as_mut()) {
+            let end = (0..=bytes.min(error.len())).rev().find(|end| error.is_char_boundary(*end)).unwrap_or(0);
+            error.truncate(end);
+        }
+    }
+}
+
+impl LayerStatus {
+    /// The state of the layer that `reader` reads.
+    #[must_use]
+    pub fn of(reader: &LayerReader) -> Self {
+        let Counts { requests, fetched_bytes, failures, decoded_spans: _ } = reader.counts();
+        let (index, store) = (reader.index(), reader.store());
+        Self {
+            digest: reader.digest().to_string(),
+            compressed_bytes: index.compressed_size,
+            uncompressed_bytes: index.uncompressed_size,
+            present_bytes: store.present_bytes(),
+            spans: store.spans(),
+            present_spans: store.present_spans(),
+            fetched_bytes,
+            requests,
+            failures,
+            proven: store.is_proven(),
+            last_error: reader.last_error(),
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Layers without an index: streamed once, whole, into the same store, their table built on the way.
+//!
+//! This is one sequential write and no file is created per entry, so for a layer that is small or that nobody indexed it
+//! beats unpacking; and what results is a [`LayerIndex`] like any other, so the reader, the tree and the mount know no
+//! difference. zstd layers come this way too: they are decompressed here and indexed as plain tar, and since single
+//! spans of them cannot be fetched again they are pinned in the store.
+//!
+//! Invariants: nothing is published before the digest of the blob and of its tar have been compared with what the image
+//! says; on any failure the layer's directory is removed.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use soci_index::digest::{Algorithm, Digest, Hasher};
+use soci_index::index::{Compression, LayerIndex};
+use soci_index::indexer::{IndexError, Indexed, Indexer, Options};
+use soci_index::limits::Limits;
+use tokio::sync::mpsc;
+
+use crate::source::{Source, SourceError};
+use crate::store::{LayerStore, Store, StoreError};
+
+/// Spans of an unpacked layer. Nothing is decoded from them; they are what a checksum covers.
+const SPAN_BYTES: u64 = 4 << 20;
+
+/// Chunks that may wait between the network and the disk.
+const CHUNKS_WAITING: usize = 64;
+
+/// What the image says about a layer.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerClaim {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Size of the blob.
+    pub size: u64,
+    /// Digest of the uncompressed tar, from the image's configuration.
+    pub diff_id: Digest,
+}
+
+/// How a layer blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// gzip.
+    Gzip,
+    /// Not at all.
+    Tar,
+    /// zstd, any number of frames.
+    Zstd,
+}
+
+impl Encoding {
+    /// The encoding that a blob's first bytes show. A media type may be wrong about it, the bytes are not.
+    #[must_use]
+    pub fn sniff(first: &[u8]) -> Self {
+        match first {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, or a skippable frame before it.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::Tar,
+        }
+    }
+}
+
+/// Why a layer could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The source did not deliver.
+    #[error("layer {layer}: {cause}")]
+    Source {
+        /// The layer.
+        layer: Digest,
+        /// What it said.
+        #[source]
+        cause: SourceError,
+    },
+    /// The blob is not a layer.
+    #[error("layer {layer}: {cause}")]
+    Index {
+        /// The layer.
+        layer: Digest,
+        /// What is wrong with it.
+        #[source]
+        cause: IndexError,
+    },
+    /// The blob is damaged zstd.
+    #[error("layer {layer}: the zstd data are damaged: {cause}")]
+    Zstd {
+        /// The layer.
+        layer: Digest,
+        /// What the decoder said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The blob is not the one the image names.
+    #[error("layer {layer}: the blob has the digest {found}")]
+    WrongBlob {
+        /// The layer.
+        layer: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// The tar is not the one the image names.
+    #[error("layer {layer}: its tar has the digest {found}, the image says {expected}")]
+    WrongTar {
+        /// The layer.
+        layer: Digest,
+        /// The image's `diff_id`.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// A digest of the image uses another hash function than SHA-256, which is all the indexer computes.
+    #[error("layer {layer}: {digest} is no SHA-256 digest and cannot be checked")]
+    Algorithm {
+        /// The layer.
+        layer: Digest,
+        /// The digest.
+        digest: Digest,
+    },
+    /// The store failed.
+    #[error("layer {layer}: {cause}")]
+    Store {
+        /// The layer.
+        layer: Digest,
+        /// What it said.
+        #[source]
+        cause: StoreError,
+    },
+    /// The work was cut off: the process is shutting down.
+    #[error("layer {layer}: unpacking was abandoned")]
+    Abandoned {
+        /// The layer.
+        layer: Digest,
+    },
+}
+
+/// An unpacked layer.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// Its index.
+    pub index: Arc<LayerIndex>,
+    /// Its bytes, all present and proven.
+    pub store: Arc<LayerStore>,
+    /// The index as a zTOC, to be kept; `None` for the rare layer that no zTOC can tell.
+    pub ztoc: Option<Vec<u8>>,
+}
+
+/// Streams the layer into the store and checks it.
+///
+/// Whatever the store had of it is replaced, so nobody else should have it open.
+///
+/// # Errors
+/// [`UnpackError`]; nothing of the layer is left then.
+pub async fn unpack(
+    store: &Store,
+    source: &dyn Source,
+    claim: LayerClaim,
+    encoding: Encoding,
+) -> Result<Unpacked, UnpackError> {
+    let layer = claim.digest;
+    for digest in [claim.digest, claim.diff_id] {
+        if digest.algorithm() != Algorithm::Sha256 {
+            return Err(UnpackError::Algorithm { layer, digest });
+        }
+    }
+    let failed = |cause| UnpackError::Store { layer, cause };
+    store.remove(&layer).map_err(failed)?;
+    let result = fill(store, source, claim, encoding).await;
+    if result.is_err()
+        && let Err(error) = store.remove(&layer)
+    {
+        tracing::warn!(%layer, %error, "a layer that failed is left behind");
+    }
+    result
+}
+
+async fn fill(
+    store: &Store,
+    source: &dyn Source,
+    claim: LayerClaim,
+    encoding: Encoding,
+) -> Result<Unpacked, UnpackError> {
+    let layer = claim.digest;
+    let failed = |cause| UnpackError::Store { layer, cause };
+    let directory = store.layer_directory(&layer);
+    let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+    let writer = tokio::task::spawn_blocking(move || write(&directory, receiver, claim, encoding));
+    let sent = send(source, claim, sender).await;
+    let written = writer.await.map_err(|_| UnpackError::Abandoned { layer })?;
+    let indexed = match (written, sent) {
+        (Ok(indexed), Ok(())) => indexed,
+        // A blob that broke off is no good blob either; the reason it broke off is the better one.
+        (_, Err(Some(cause))) => return Err(UnpackError::Source { layer, cause }),
+        (Err(error), _) => return Err(error),
+        (Ok(_), Err(None)) => return Err(UnpackError::Abandoned { layer }),
+    };
+    let kept = store.layer(&layer, &indexed.index).map_err(failed)?;
+    let adopting = Arc::clone(&kept);
+    let adopted = tokio::task::spawn_blocking(move || adopting.adopt().and_then(|()| adopting.set_proven()));
+    adopted.await.map_err(|_| UnpackError::Abandoned { layer })?.map_err(failed)?;
+    if encoding == Encoding::Zstd {
+        kept.pin();
+    }
+    let index = Arc::new(indexed.index.clone());
+    let ztoc = indexed.into_ztoc().ok().and_then(|ztoc| Some(ztoc.encode().ok()?.to_vec()));
+    Ok(Unpacked { index, store: kept, ztoc })
+}
+
+/// Moves the blob's chunks into the channel. `Err(None)`: nobody takes them any more.
+async fn send(source: &dyn Source, claim: LayerClaim, sender: mpsc::Sender<Bytes>) -> Result<(), Option<SourceError>> {
+    let mut chunks = source.read(0..claim.size).await.map_err(Some)?;
+    while let Some(chunk) = chunks.next().await {
+        sender.send(chunk.map_err(Some)?).await.map_err(|_| None)?;
+    }
+    Ok(())
+}
+
+/// Decodes, indexes, writes and checks. Runs on the blocking pool.
+fn write(
+    directory: &Path,
+    mut chunks: mpsc::Receiver<Bytes>,
+    claim: LayerClaim,
+    encoding: Encoding,
+) -> Result<Indexed, UnpackError> {
+    let layer = claim.digest;
+    let path = directory.join("data");
+    let failed = |operation| {
+        let path = path.clone();
+        move |cause| UnpackError::Store { layer, cause: StoreError::Io { operation, path, cause: Arc::new(cause) } }
+    };
+    std::fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
+    let options = File::options().read(true).write(true).create(true).truncate(true).clone();
+    let file = options.open(&path).map_err(failed("create"))?;
+    let compression = if encoding == Encoding::Gzip { Compression::Gzip } else { Compression::None };
+    let options = Options { compression, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+    let mut sink = Sink {
+        layer,
+        indexer: Indexer::new(options).map_err(|cause| UnpackError::Index { layer, cause })?,
+        file: BufWriter::with_capacity(1 << 20, file),
+        broken: None,
+    };
+    let found = match encoding {
+        Encoding::Gzip | Encoding::Tar => {
+            while let Some(chunk) = chunks.blocking_recv() {
+                sink.push(&chunk)?;
+            }
+            None
+        }
+        Encoding::Zstd => Some(write_zstd(chunks, &mut sink)?),
+    };
+    sink.file.flush().map_err(failed("write"))?;
+    let indexed = sink.indexer.finish().map_err(|cause| UnpackError::Index { layer, cause })?;
+    let found = found.unwrap_or(indexed.layer_digest);
+    if found != claim.digest {
+        return Err(UnpackError::WrongBlob { layer, found });
+    }
+    if indexed.diff_id != claim.diff_id {
+        return Err(UnpackError::WrongTar { layer, expected: claim.diff_id, found: indexed.diff_id });
+    }
+    Ok(indexed)
+}
+
+/// Where the bytes that the indexer takes go: its table, and the file.
+struct Sink {
+    layer: Digest,
+    indexer: Indexer,
+    file: BufWriter<File>,
+    broken: Option<io::Error>,
+}
+
+impl Sink {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
+        let (file, broken) = (&mut self.file, &mut self.broken);
+        let mut keep = |tar: &[u8]| {
+            if broken.is_none() {
+                *broken = file.write_all(tar).err();
+            }
+        };
+        let layer = self.layer;
+        self.indexer.push(bytes, &mut keep).map_err(|cause| UnpackError::Index { layer, cause })?;
+        match self.broken.take() {
+            None => Ok(()),
+            Some(cause) => {
+                let cause = StoreError::Io { operation: "write", path: "data".into(), cause: Arc::new(cause) };
+                Err(UnpackError::Store { layer, cause })
+            }
+        }
+    }
+}
+
+/// Decompresses zstd into the sink and gives the digest of the blob.
+fn write_zstd(chunks: mpsc::Receiver<Bytes>, sink: &mut Sink) -> Result<Digest, UnpackError> {
+    let layer = sink.layer;
+    let damaged = |cause| UnpackError::Zstd { layer, cause };
+    let input = Received { chunks, current: Bytes::new(), hasher: Hasher::new(Algorithm::Sha256) };
+    let mut decoder = zstd::stream::read::Decoder::new(input).map_err(damaged)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match io::Read::read(&mut decoder, &mut buffer).map_err(damaged)? {
+            0 => break,
+            length => sink.push(&buffer[..length])?,
+        }
+    }
+    // The decoder may have read ahead into its buffer, which the hash has seen too.
+    let mut rest = decoder.finish().into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(damaged)?;
+    Ok(rest.hasher.finish())
+}
+
+/// The channel as a reader that hashes what goes through it.
+struct Received {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+    hasher: Hasher,
+}
+
+impl io::Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let taken = self.current.split_to(self.current.len().min(buffer.len()));
+        buffer[..taken.len()].copy_from_slice(&taken);
+        self.hasher.update(&taken);
+        Ok(taken.len())
+    }
+}

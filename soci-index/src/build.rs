@@ -1,0 +1,297 @@
+//! Indexes the layers of an image: each is streamed once, checked, and turned into a zTOC; nothing is kept on disk.
+//!
+//! An edge: it joins an image source to the [`crate::pipeline`]. Where the zTOCs go is not decided here: each is handed
+//! on as soon as it is made, so that at most as many are in memory as layers are read at the same time. Invariant: a
+//! zTOC is handed on only after the layer's digest (by the manifest) and the digest of its uncompressed stream (by the
+//! image configuration) have been found right.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+
+use crate::digest::Digest;
+use crate::image::model::Descriptor;
+use crate::image::{ImageError, ImageSource, PlatformImage};
+use crate::index::Compression;
+use crate::indexer::{IndexError, Indexed, Options, SPAN_BYTES};
+use crate::limits::Limits;
+use crate::manifest::ZtocReference;
+use crate::pipeline::{PipelineError, index_chunks};
+use crate::ztoc::{EncodeError, Encoded};
+
+/// Default least size of a layer that gets an index, as AWS's tools have it: 10 MiB.
+pub const LAYER_BYTES_MIN: u64 = 10 << 20;
+
+/// How to build.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildOptions {
+    /// Uncompressed bytes between checkpoints.
+    pub span_bytes: u64,
+    /// Layers below this many compressed bytes are left alone.
+    pub layer_bytes_min: u64,
+    /// Whether to note which layers have no extended attributes.
+    pub note_xattrs: bool,
+    /// How many layers are read at the same time, at least 1.
+    pub parallel: usize,
+    /// Bounds on what a layer may make us hold.
+    pub limits: Limits,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        let parallel = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self {
+            span_bytes: SPAN_BYTES,
+            layer_bytes_min: LAYER_BYTES_MIN,
+            note_xattrs: false,
+            parallel,
+            limits: Limits::DEFAULT,
+        }
+    }
+}
+
+/// Why an image could not be indexed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The image could not be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A layer is not what it should be.
+    #[error("layer {layer} cannot be indexed: {source}")]
+    Layer {
+        /// The layer.
+        layer: Box<Digest>,
+        /// Why.
+        source: IndexError,
+    },
+    /// A layer's content is not what the image configuration says.
+    #[error(
+        "layer {layer} unpacks to {found}, but the image configuration says {expected}: the image is damaged or forged"
+    )]
+    DiffId {
+        /// The layer.
+        layer: Box<Digest>,
+        /// The configuration's word.
+        expected: Box<Digest>,
+        /// What it is.
+        found: Box<Digest>,
+    },
+    /// The background task was stopped.
+    #[error("indexing was stopped")]
+    Stopped,
+}
+
+/// Why a layer has no zTOC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Skip {
+    /// It is smaller than [`BuildOptions::layer_bytes_min`].
+    Small {
+        /// The least size.
+        least: u64,
+    },
+    /// Its compression has no place to begin in the middle.
+    Compression {
+        /// As the media type names it.
+        name: String,
+    },
+    /// It holds something that a zTOC cannot say.
+    Inexpressible {
+        /// What.
+        reason: String,
+    },
+}
+
+/// A layer and what became of it.
+#[derive(Debug, Clone)]
+pub struct LayerReport {
+    /// The layer.
+    pub layer: Descriptor,
+    /// Its zTOC, or why it has none.
+    pub outcome: Result<LayerZtoc, Skip>,
+}
+
+/// The zTOC of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerZtoc {
+    /// How an index refers to it.
+    pub reference: ZtocReference,
+    /// Whether it was there before and the layer was not read.
+    pub reused: bool,
+}
+
+/// What happens while an image is indexed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Compressed bytes of layers are on their way: one piece.
+    Read {
+        /// Its length.
+        bytes: u64,
+    },
+    /// A layer is done.
+    LayerDone {
+        /// Which.
+        layer: Digest,
+    },
+}
+
+/// Told of [`Progress`]; called from several tasks.
+pub type Observer = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// A finished zTOC on its way to where it is kept.
+#[derive(Debug)]
+pub struct Finished {
+    /// How an index will refer to it.
+    pub reference: ZtocReference,
+    /// The file.
+    pub encoded: Arc<Encoded>,
+}
+
+/// How a layer is compressed, by its media type; the name when no index is possible.
+///
+/// # Errors
+/// [`Skip::Compression`].
+pub fn compression(media_type: &str) -> Result<Compression, Skip> {
+    if media_type.ends_with("gzip") {
+        Ok(Compression::Gzip)
+    } else if media_type.ends_with(".tar") {
+        Ok(Compression::None)
+    } else {
+        let name = media_type.rsplit(['+', '.', '/']).next().unwrap_or(media_type);
+        Err(Skip::Compression { name: name.to_owned() })
+    }
+}
+
+/// Indexes the layers of `image`. `known` are zTOCs that exist already; `keep` stores a new one.
+///
+/// The reports are in the order of the image's layers. A layer that occurs twice is read once.
+///
+/// # Errors
+/// [`BuildError`], or what `keep` says. zTOCs that were handed on before the error stay where they are.
+pub async fn build<E, F>(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &BuildOptions,
+    known: &[ZtocReference],
+    observer: &Observer,
+    keep: impl Fn(Finished) -> F,
+) -> Result<Vec<LayerReport>, E>
+where
+    E: From<BuildError>,
+    F: Future<Output = Result<(), E>>,
+{
+    let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
+    let unique: BTreeMap<Digest, (&Descriptor, &Digest)> =
+        layers.map(|(layer, id)| (layer.digest, (layer, id))).collect();
+    let work = unique.into_values().map(|(layer, diff_id)| {
+        let keep = &keep;
+        async move {
+            let outcome = one(source, layer, diff_id, options, known, observer, keep).await?;
+            Ok::<_, E>((layer.digest, outcome))
+        }
+    });
+    let work = futures_util::stream::iter(work.collect::<Vec<_>>()).buffer_unordered(options.parallel.max(1));
+    let outcomes: BTreeMap<Digest, Result<LayerZtoc, Skip>> = work.try_collect().await?;
+    let report =
+        |layer: &Descriptor| Some(LayerReport { layer: layer.clone(), outcome: outcomes.get(&layer.digest)?.clone() });
+    Ok(image.manifest.layers.iter().filter_map(report).collect())
+}
+
+async fn one<E, F>(
+    source: &ImageSource,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    options: &BuildOptions,
+    known: &[ZtocReference],
+    observer: &Observer,
+    keep: &impl Fn(Finished) -> F,
+) -> Result<Result<LayerZtoc, Skip>, E>
+where
+    E: From<BuildError>,
+    F: Future<Output = Result<(), E>>,
+{
+    let compression = match compression(&layer.media_type) {
+        Ok(_) if layer.size < options.layer_bytes_min => {
+            return Ok(Err(Skip::Small { least: options.layer_bytes_min }));
+        }
+        Ok(compression) => compression,
+        Err(skip) => return Ok(Err(skip)),
+    };
+    let same = |known: &&ZtocReference| known.layer == layer.digest && known.span_bytes == options.span_bytes;
+    if let Some(known) = known.iter().find(same) {
+        // The same layer may be named with another media type elsewhere.
+        let reference = ZtocReference { layer_media_type: layer.media_type.clone(), ..known.clone() };
+        return Ok(Ok(LayerZtoc { reference, reused: true }));
+    }
+    let indexed = index_layer(source, layer, compression, options, observer).await?;
+    if indexed.diff_id != *diff_id {
+        let (expected, found) = (Box::new(*diff_id), Box::new(indexed.diff_id));
+        return Err(BuildError::DiffId { layer: Box::new(layer.digest), expected, found }.into());
+    }
+    let inexpressible = |reason: String| Ok(Err(Skip::Inexpressible { reason }));
+    let ztoc = match indexed.into_ztoc() {
+        Ok(ztoc) => ztoc,
+        Err(obstacle) => return inexpressible(obstacle.to_string()),
+    };
+    let disable_xattrs = options.note_xattrs && ztoc.has_no_xattrs();
+    let encoded = match ztoc.encode() {
+        Ok(encoded) => Arc::new(encoded),
+        Err(error @ (EncodeError::Sparse { .. } | EncodeError::TooLarge { .. })) => {
+            return inexpressible(error.to_string());
+        }
+    };
+    let reference = ZtocReference {
+        digest: encoded.digest(),
+        size: encoded.len(),
+        layer: layer.digest,
+        layer_media_type: layer.media_type.clone(),
+        span_bytes: options.span_bytes,
+        disable_xattrs,
+    };
+    keep(Finished { reference: reference.clone(), encoded }).await?;
+    observer(Progress::LayerDone { layer: layer.digest });
+    Ok(Ok(LayerZtoc { reference, reused: false }))
+}
+
+/// Streams one layer through the indexer. Its digest is checked by the source.
+async fn index_layer(
+    source: &ImageSource,
+    layer: &Descriptor,
+    compression: Compression,
+    options: &BuildOptions,
+    observer: &Observer,
+) -> Result<Indexed, BuildError> {
+    let options = Options { compression, span_bytes: options.span_bytes, limits: options.limits };
+    let (send, mut receive) = mpsc::channel::<Bytes>(16);
+    let task = tokio::task::spawn_blocking(move || {
+        index_chunks(|| Ok::<_, Infallible>(receive.blocking_recv()), options, &mut |_| {})
+    });
+    let mut stream = source.open_blob(layer);
+    let mut broken = None;
+    while let Some(chunk) = stream.next().await {
+        match chunk {
+            Ok(chunk) => {
+                observer(Progress::Read { bytes: chunk.len() as u64 });
+                // The indexer has stopped listening: it will say why.
+                if send.send(chunk).await.is_err() {
+                    break;
+                }
+            }
+            Err(error) => {
+                broken = Some(error);
+                break;
+            }
+        }
+    }
+    drop(send);
+    let indexed = task.await.map_err(|_| BuildError::Stopped)?;
+    match (broken, indexed) {
+        (Some(error), _) => Err(error.into()),
+        (None, Ok(indexed)) => Ok(indexed),
+        (None, Err(PipelineError::Index(source))) => Err(BuildError::Layer { layer: Box::new(layer.digest), source }),
+        (None, Err(PipelineError::Read(never))) => match never {},
+    }
+}

@@ -1,0 +1,495 @@
+//! Images, wherever they are: on a registry, in an OCI layout directory, in an OCI archive.
+//!
+//! An [`ImageSource`] finds the manifests of the platforms that are wanted and gives out their blobs. Whoever indexes,
+//! verifies or mounts an image needs nothing else, and does not see where it comes from. It is an enum, not a trait:
+//! the three places are known, and two of them share their reading code. Invariants: a [`PlatformImage`] has been
+//! checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every
+//! parsed document; attestations and artifacts are never taken for images.
+
+pub mod archive;
+pub mod layout;
+pub mod model;
+pub mod platform;
+pub mod reference;
+pub mod store;
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+
+use crate::digest::{Digest, Hasher};
+use crate::image::archive::Archive;
+use crate::image::layout::Layout;
+use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, annotation, media_type};
+use crate::image::platform::{Platform, PlatformSelection, best};
+use crate::image::reference::{ManifestName, Reference};
+use crate::image::store::{Store, StoreError, read_piece};
+use crate::limits::Limits;
+use crate::registry::{ClientOptions, Registry, RegistryError, Repository};
+
+/// How deep an image index may hold further indexes.
+const DEPTH_MAX: usize = 3;
+/// Manifests of one image. Stops an index that makes us fetch without end.
+const MANIFESTS_MAX: usize = 1000;
+
+/// Why an image cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The layout or archive.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no such image.
+    #[error("{image}: there is no such image{}", known_tags(tags))]
+    NotFound {
+        /// What was asked for.
+        image: String,
+        /// The tags that a layout has.
+        tags: Vec<String>,
+    },
+    /// A layout holds several images.
+    #[error("{image} holds several images: name one{}", known_tags(tags))]
+    Ambiguous {
+        /// What was asked for.
+        image: String,
+        /// The tags that the layout has.
+        tags: Vec<String>,
+    },
+    /// The image is not made for a platform.
+    #[error("{image} has no manifest for {wanted}; it has {}", list(offered))]
+    NoPlatform {
+        /// What was asked for.
+        image: String,
+        /// The platform.
+        wanted: Platform,
+        /// What there is.
+        offered: Vec<Platform>,
+    },
+    /// It is something else than an image.
+    #[error("{image}: {digest} is no image but {kind:?}")]
+    NotAnImage {
+        /// What was asked for.
+        image: String,
+        /// The manifest.
+        digest: Box<Digest>,
+        /// What it is.
+        kind: String,
+    },
+    /// A document of the image is not well formed.
+    #[error("{image}: {what} {digest} cannot be read: {reason}")]
+    Malformed {
+        /// What was asked for.
+        image: String,
+        /// Which kind of document.
+        what: &'static str,
+        /// Which one.
+        digest: Box<Digest>,
+        /// Why not.
+        reason: String,
+    },
+    /// The background task was stopped.
+    #[error("reading was stopped")]
+    Stopped,
+}
+
+fn known_tags(tags: &[String]) -> String {
+    if tags.is_empty() { String::new() } else { format!(" (there are the tags {})", tags.join(", ")) }
+}
+
+fn list(platforms: &[Platform]) -> String {
+    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The image of one platform.
+#[derive(Debug, Clone)]
+pub struct PlatformImage {
+    /// The platform: the index's word for it, else the configuration's.
+    pub platform: Platform,
+    /// The manifest's descriptor, as the index has it.
+    pub descriptor: Descriptor,
+    /// The manifest, byte for byte.
+    pub raw: RawManifest,
+    /// The same, parsed.
+    pub manifest: ImageManifest,
+    /// The configuration, byte for byte.
+    pub raw_config: Bytes,
+    /// The same, parsed.
+    pub config: ImageConfig,
+}
+
+/// Where an image is.
+#[derive(Debug, Clone)]
+pub enum ImageSource {
+    /// On a registry.
+    Registry {
+        /// The repository.
+        repository: Repository,
+        /// Which manifest.
+        name: ManifestName,
+    },
+    /// In a layout directory or archive.
+    Store {
+        /// The layout.
+        store: Store,
+        /// Its tag there.
+        tag: Option<String>,
+    },
+}
+
+/// Bytes of a blob as they arrive.
+pub struct BlobStream(Pin<Box<dyn Stream<Item = Result<Bytes, ImageError>> + Send>>);
+
+impl Stream for BlobStream {
+    type Item = Result<Bytes, ImageError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl std::fmt::Debug for BlobStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BlobStream")
+    }
+}
+
+impl ImageSource {
+    /// Opens what a reference names. Only a layout or archive is looked at; a registry is not asked yet.
+    ///
+    /// # Errors
+    /// [`ImageError`] when there is no such layout, or no access to the registry can be set up.
+    pub async fn open(reference: &Reference, options: &ClientOptions) -> Result<Self, ImageError> {
+        let reference = reference.clone();
+        let options = options.clone();
+        blocking(move || {
+            Ok(match reference {
+                Reference::Registry(reference) => {
+                    let registry = Registry::new(reference.registry(), options)?;
+                    let repository = registry.repository(reference.repository());
+                    Self::Registry { repository, name: reference.manifest_name() }
+                }
+                Reference::Layout { directory, tag } => {
+                    Self::Store { store: Store::Layout(Layout::open(&directory)?), tag }
+                }
+                Reference::Archive { file, tag } => Self::Store { store: Store::Archive(Archive::open(&file)?), tag },
+            })
+        })
+        .await
+    }
+
+    /// The manifest that the reference names itself: an image's, or an index.
+    ///
+    /// # Errors
+    /// [`ImageError`] when there is none, or (in a layout) several.
+    pub async fn root(&self) -> Result<RawManifest, ImageError> {
+        match self {
+            Self::Registry { repository, name } => {
+                repository.manifest(name).await?.ok_or_else(|| self.not_found(Vec::new()))
+            }
+            Self::Store { store, .. } => {
+                let roots = self.store_roots(store).await?;
+                match roots.as_slice() {
+                    [only] => self.manifest(only).await?.ok_or_else(|| store.missing(&only.digest).into()),
+                    several => Err(ImageError::Ambiguous { image: self.to_string(), tags: tags_of(several) }),
+                }
+            }
+        }
+    }
+
+    /// The images of the platforms that are wanted, each checked and with its configuration.
+    ///
+    /// # Errors
+    /// [`ImageError`] when one of them is missing or malformed.
+    pub async fn resolve(&self, selection: &PlatformSelection) -> Result<Vec<PlatformImage>, ImageError> {
+        let (candidates, root) = self.candidates().await?;
+        let mut offered = Vec::new();
+        for descriptor in candidates {
+            // Without a platform in the index only the configuration can tell.
+            offered.push(match descriptor.platform.clone() {
+                Some(platform) => (platform, descriptor, None),
+                None => {
+                    let image = self.load(&descriptor, root.as_ref()).await?;
+                    (image.platform.clone(), descriptor, Some(image))
+                }
+            });
+        }
+        let mut images = Vec::new();
+        for place in self.choose(selection, offered.iter().map(|(platform, ..)| platform))? {
+            let Some((_, descriptor, loaded)) = offered.get(place) else { continue };
+            images.push(match loaded {
+                Some(image) => image.clone(),
+                None => self.load(descriptor, root.as_ref()).await?,
+            });
+        }
+        Ok(images)
+    }
+
+    fn choose<'a>(
+        &self,
+        selection: &PlatformSelection,
+        offered: impl Iterator<Item = &'a Platform> + Clone,
+    ) -> Result<Vec<usize>, ImageError> {
+        let count = offered.clone().count();
+        let one = |wanted: &Platform| {
+            best(wanted, offered.clone()).ok_or_else(|| ImageError::NoPlatform {
+                image: self.to_string(),
+                wanted: wanted.clone(),
+                offered: offered.clone().cloned().collect(),
+            })
+        };
+        Ok(match selection {
+            PlatformSelection::All => (0..count).collect(),
+            PlatformSelection::Host if count == 1 => vec![0],
+            PlatformSelection::Host => vec![one(&Platform::host())?],
+            PlatformSelection::Only(wanted) => {
+                let mut places = Vec::new();
+                for platform in wanted {
+                    let place = one(platform)?;
+                    if !places.contains(&place) {
+                        places.push(place);
+                    }
+                }
+                places
+            }
+        })
+    }
+
+    /// All entries that may be images, indexes opened; and what was read from a registry on the way, lest it be asked
+    /// twice.
+    async fn candidates(&self) -> Result<(Vec<Descriptor>, Option<RawManifest>), ImageError> {
+        let (roots, root) = match self {
+            Self::Registry { .. } => {
+                let root = self.root().await?;
+                (vec![root.descriptor()], Some(root))
+            }
+            Self::Store { store, .. } => (self.store_roots(store).await?, None),
+        };
+        let mut found: Vec<Descriptor> = Vec::new();
+        // A stack in reverse, so that the entries come out in the order of the index.
+        let mut open: Vec<(Descriptor, usize)> = roots.into_iter().rev().map(|root| (root, 0)).collect();
+        let mut seen = 0;
+        while let Some((descriptor, depth)) = open.pop() {
+            seen += 1;
+            if seen > MANIFESTS_MAX || depth > DEPTH_MAX {
+                let reason = format!("more than {MANIFESTS_MAX} manifests, or indexes deeper than {DEPTH_MAX}");
+                return Err(self.malformed("image index", &descriptor.digest, &reason));
+            }
+            if !descriptor.is_index() {
+                if !found.iter().any(|known| known.digest == descriptor.digest) {
+                    found.push(descriptor);
+                }
+                continue;
+            }
+            let raw = self.present(&descriptor, root.as_ref()).await?;
+            let index: ImageIndex = serde_json::from_slice(&raw.bytes)
+                .map_err(|error| self.malformed("image index", &descriptor.digest, &error.to_string()))?;
+            let entries = index.manifests.into_iter().filter(Descriptor::may_be_image);
+            open.extend(entries.map(|entry| (entry, depth + 1)).collect::<Vec<_>>().into_iter().rev());
+        }
+        Ok((found, root))
+    }
+
+    /// What index.json offers for our tag. Several without a tag are the platforms of one image, if they say which.
+    async fn store_roots(&self, store: &Store) -> Result<Vec<Descriptor>, ImageError> {
+        let reader = store.clone();
+        let entries = blocking(move || Ok(reader.entries()?)).await?;
+        let mut images: Vec<Descriptor> = entries.into_iter().filter(Descriptor::may_be_image).collect();
+        let tags = tags_of(&images);
+        if let Self::Store { tag: Some(tag), .. } = self {
+            images.retain(|entry| has_tag(entry, tag));
+        }
+        let one_image = images.len() == 1 || images.iter().all(|entry| entry.platform.is_some());
+        match images.len() {
+            0 => Err(self.not_found(tags)),
+            _ if one_image => Ok(images),
+            _ => Err(ImageError::Ambiguous { image: self.to_string(), tags }),
+        }
+    }
+
+    async fn load(&self, descriptor: &Descriptor, known: Option<&RawManifest>) -> Result<PlatformImage, ImageError> {
+        let raw = self.present(descriptor, known).await?;
+        let manifest: ImageManifest = serde_json::from_slice(&raw.bytes)
+            .map_err(|error| self.malformed("manifest", &descriptor.digest, &error.to_string()))?;
+        let config_type = manifest.config.media_type.as_str();
+        if !matches!(config_type, "" | media_type::CONFIG | media_type::DOCKER_CONFIG) {
+            return Err(ImageError::NotAnImage {
+                image: self.to_string(),
+                digest: Box::new(descriptor.digest),
+                kind: manifest.kind().to_owned(),
+            });
+        }
+        let raw_config = self.blob_bytes(&manifest.config, Limits::DEFAULT.manifest_bytes_max).await?;
+        let malformed = |reason: &str| self.malformed("configuration", &manifest.config.digest, reason);
+        let config: ImageConfig = serde_json::from_slice(&raw_config).map_err(|error| malformed(&error.to_string()))?;
+        if config.diff_ids.len() != manifest.layers.len() {
+            let (ids, layers) = (config.diff_ids.len(), manifest.layers.len());
+            return Err(malformed(&format!("it has {ids} diff_ids for {layers} layers")));
+        }
+        let platform = descriptor.platform.clone().unwrap_or_else(|| config.platform.clone());
+        Ok(PlatformImage { platform, descriptor: descriptor.clone(), raw, manifest, raw_config, config })
+    }
+
+    async fn present(&self, descriptor: &Descriptor, known: Option<&RawManifest>) -> Result<RawManifest, ImageError> {
+        if let Some(known) = known.filter(|known| known.digest == descriptor.digest) {
+            return Ok(known.clone());
+        }
+        let raw = self.manifest(descriptor).await?.ok_or_else(|| match self {
+            Self::Registry { .. } => self.not_found(Vec::new()),
+            Self::Store { store, .. } => store.missing(&descriptor.digest).into(),
+        })?;
+        let found = raw.bytes.len() as u64;
+        if found != descriptor.size {
+            let reason = format!("it has {found} bytes, its descriptor says {}", descriptor.size);
+            return Err(self.malformed("manifest", &descriptor.digest, &reason));
+        }
+        Ok(raw)
+    }
+
+    /// A manifest by its descriptor, checked; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`ImageError`] when it cannot be read.
+    pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Option<RawManifest>, ImageError> {
+        match self {
+            Self::Registry { repository, .. } => {
+                Ok(repository.manifest(&ManifestName::Digest(descriptor.digest)).await?)
+            }
+            Self::Store { store, .. } => {
+                let (store, descriptor) = (store.clone(), descriptor.clone());
+                blocking(move || Ok(store.manifest(&descriptor)?)).await
+            }
+        }
+    }
+
+    /// A whole blob of at most `limit` bytes, checked.
+    ///
+    /// # Errors
+    /// [`ImageError`] when it is missing, too large or not what the descriptor says.
+    pub async fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, ImageError> {
+        match self {
+            Self::Registry { repository, .. } => Ok(repository.blob_bytes(descriptor, limit).await?),
+            Self::Store { store, .. } => {
+                let (store, descriptor) = (store.clone(), descriptor.clone());
+                blocking(move || {
+                    let bytes = store.blob_bytes(&descriptor, limit)?;
+                    bytes.ok_or_else(|| store.missing(&descriptor.digest).into())
+                })
+                .await
+            }
+        }
+    }
+
+    /// A whole blob as it arrives. Its length is checked, and the stream ends with an error instead of an end when its
+    /// digest is not the descriptor's.
+    #[must_use]
+    pub fn open_blob(&self, descriptor: &Descriptor) -> BlobStream {
+        match self {
+            Self::Registry { repository, .. } => {
+                let stream = repository.blob(descriptor.digest, descriptor.size).read_all();
+                BlobStream(Box::pin(stream.map_err(ImageError::from)))
+            }
+            Self::Store { store, .. } => {
+                let hasher = Hasher::new(descriptor.digest.algorithm());
+                BlobStream(Box::pin(stored(store, descriptor, 0..descriptor.size, Some(hasher))))
+            }
+        }
+    }
+
+    /// A part of a blob as it arrives. It is *not* checked against any digest.
+    #[must_use]
+    pub fn read_range(&self, descriptor: &Descriptor, range: Range<u64>) -> BlobStream {
+        match self {
+            Self::Registry { repository, .. } => {
+                let stream = repository.blob(descriptor.digest, descriptor.size).read_range(range);
+                BlobStream(Box::pin(stream.map_err(ImageError::from)))
+            }
+            Self::Store { store, .. } => BlobStream(Box::pin(stored(store, descriptor, range, None))),
+        }
+    }
+
+    fn not_found(&self, tags: Vec<String>) -> ImageError {
+        ImageError::NotFound { image: self.to_string(), tags }
+    }
+
+    fn malformed(&self, what: &'static str, digest: &Digest, reason: &str) -> ImageError {
+        let (image, digest) = (self.to_string(), Box::new(*digest));
+        ImageError::Malformed { image, what, digest, reason: reason.to_owned() }
+    }
+}
+
+impl std::fmt::Display for ImageSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry { repository, name } => {
+                let separator = if matches!(name, ManifestName::Tag(_)) { ':' } else { '@' };
+                write!(f, "{}/{}{separator}{name}", repository.registry().name(), repository.name())
+            }
+            Self::Store { store, tag } => {
+                write!(f, "{}", store.path().display())?;
+                tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
+            }
+        }
+    }
+}
+
+/// A stored blob, piece by piece.
+fn stored(
+    store: &Store,
+    descriptor: &Descriptor,
+    range: Range<u64>,
+    hasher: Option<Hasher>,
+) -> impl Stream<Item = Result<Bytes, ImageError>> + Send + use<> {
+    let start = (store.clone(), descriptor.clone(), range, None, hasher);
+    futures_util::stream::try_unfold(start, |(store, descriptor, mut range, located, mut hasher)| async move {
+        blocking(move || {
+            let located = match located {
+                Some(located) => located,
+                None => store.locate(&descriptor.digest)?.ok_or_else(|| store.missing(&descriptor.digest))?,
+            };
+            store.check_size(&descriptor, located.length)?;
+            store.check_range(&descriptor, &range)?;
+            if range.start >= range.end {
+                return match hasher.map(Hasher::finish) {
+                    Some(found) if found != descriptor.digest => {
+                        Err(store.wrong_digest(&descriptor.digest, found).into())
+                    }
+                    _ => Ok(None),
+                };
+            }
+            let piece = read_piece(store.path(), &located, range.start, range.end)?;
+            range.start += piece.len() as u64;
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&piece);
+            }
+            Ok(Some((piece, (store, descriptor, range, Some(located), hasher))))
+        })
+        .await
+    })
+}
+
+/// Runs file access where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ImageError::Stopped))
+}
+
+fn has_tag(entry: &Descriptor, tag: &str) -> bool {
+    let named = |key| entry.annotations.get(key).map(String::as_str);
+    // Some tools write the full name where others write the tag.
+    let full = |name: &str| name == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with(':'));
+    named(annotation::REF_NAME).is_some_and(full) || named(annotation::CONTAINERD_NAME).is_some_and(full)
+}
+
+fn tags_of(entries: &[Descriptor]) -> Vec<String> {
+    let tag = |entry: &Descriptor| {
+        let name = entry.annotations.get(annotation::REF_NAME);
+        name.or_else(|| entry.annotations.get(annotation::CONTAINERD_NAME)).cloned()
+    };
+    entries.iter().filter_map(tag).take(20).collect()
+}

@@ -1,0 +1,293 @@
+//! Names of images: a registry reference, an OCI layout directory or an OCI archive file.
+//!
+//! The registry form rests on the grammar of the distribution project as `oci_client` implements it, wrapped here so
+//! that nothing else depends on that crate. Invariants: a [`RegistryReference`] has a tag, a digest or both; its digest
+//! is one that we can check; `docker.io` names are spelt out (`docker.io/library/debian:latest`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use oci_client::Reference as Grammar;
+
+use crate::digest::Digest;
+
+/// A registry's answer to "which manifest": by tag or by digest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ManifestName {
+    /// A tag, which may move.
+    Tag(String),
+    /// A digest, which cannot.
+    Digest(Digest),
+}
+
+impl fmt::Display for ManifestName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => f.write_str(tag),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+/// An image on a registry: `host[:port]/repository[:tag][@digest]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RegistryReference {
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// Why a text names no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    /// It does not follow the grammar.
+    #[error(
+        "{text:?} is not an image reference ({reason}): expected host/repository:tag, oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+    )]
+    Malformed {
+        /// The text as given, cut at 300 characters.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The path of a layout or archive is empty.
+    #[error("{text:?} names no path: expected {expected}")]
+    NoPath {
+        /// The text as given, cut at 300 characters.
+        text: String,
+        /// The form that was begun.
+        expected: &'static str,
+    },
+}
+
+impl RegistryReference {
+    /// The registry as written, for example `docker.io` or `localhost:5000`.
+    #[must_use]
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// The repository, for example `library/debian`.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag, if one was given (or implied: `latest`).
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest, if one was given.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// What to ask the registry for. A digest wins over a tag: the tag is then a comment.
+    #[must_use]
+    pub fn manifest_name(&self) -> ManifestName {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => ManifestName::Digest(*digest),
+            (None, Some(tag)) => ManifestName::Tag(tag.clone()),
+            (None, None) => ManifestName::Tag("latest".to_owned()),
+        }
+    }
+}
+
+impl FromStr for RegistryReference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let bad = |reason: String| ReferenceError::Malformed { text: shown(text), reason };
+        // The grammar has no IPv6 hosts: put a name in place of one while parsing.
+        let (literal, rest) = match text.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+            Some((address, rest)) => {
+                address.parse::<std::net::Ipv6Addr>().map_err(|error| bad(error.to_string()))?;
+                (Some(format!("[{address}]")), format!("ipv6.invalid{rest}"))
+            }
+            None => (None, text.to_owned()),
+        };
+        let parsed = Grammar::try_from(rest.as_str()).map_err(|error| bad(error.to_string()))?;
+        let registry = match literal {
+            Some(literal) => parsed.registry().replacen("ipv6.invalid", &literal, 1),
+            None => parsed.registry().to_owned(),
+        };
+        // The grammar takes an upper-case first part for a host, and then finds that it is none.
+        if parsed.repository().contains(|letter: char| letter.is_ascii_uppercase()) {
+            return Err(bad("repository names are lower-case".to_owned()));
+        }
+        let digest = parsed.digest().map(str::parse).transpose().map_err(|error| bad(format!("{error}")))?;
+        Ok(Self { registry, repository: parsed.repository().to_owned(), tag: parsed.tag().map(str::to_owned), digest })
+    }
+}
+
+impl fmt::Display for RegistryReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// An image, wherever it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// On a registry.
+    Registry(RegistryReference),
+    /// In an OCI layout directory: `oci:DIR[:TAG]`.
+    Layout {
+        /// The directory that holds `oci-layout` and `index.json`.
+        directory: PathBuf,
+        /// The tag, as index.json names it.
+        tag: Option<String>,
+    },
+    /// In a tar file that holds an OCI layout: `oci-archive:FILE[:TAG]`.
+    Archive {
+        /// The tar file.
+        file: PathBuf,
+        /// The tag, as index.json names it.
+        tag: Option<String>,
+    },
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let path = |rest: &str, expected| {
+            let (path, tag) = split_tag(rest);
+            if path.is_empty() {
+                return Err(ReferenceError::NoPath { text: shown(text), expected });
+            }
+            Ok((PathBuf::from(path), tag.map(str::to_owned)))
+        };
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (directory, tag) = path(rest, "oci:DIR[:TAG]")?;
+            return Ok(Self::Layout { directory, tag });
+        }
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            let (file, tag) = path(rest, "oci-archive:FILE[:TAG]")?;
+            return Ok(Self::Archive { file, tag });
+        }
+        text.parse().map(Self::Registry)
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, path, tag) = match self {
+            Self::Registry(reference) => return reference.fmt(f),
+            Self::Layout { directory, tag } => ("oci", directory, tag),
+            Self::Archive { file, tag } => ("oci-archive", file, tag),
+        };
+        let path = path.display().to_string();
+        match tag {
+            Some(tag) => write!(f, "{scheme}:{path}:{tag}"),
+            // The end of the path must not be taken for a tag.
+            None if split_tag(&path) != (&path, None) => write!(f, "{scheme}:{path}:"),
+            None => write!(f, "{scheme}:{path}"),
+        }
+    }
+}
+
+/// Splits `PATH[:TAG]`. What follows the last colon is a tag only if it could be one: it has no slash.
+fn split_tag(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once(':') {
+        Some((path, tag)) if !tag.is_empty() && !tag.contains('/') => (path, Some(tag)),
+        Some((path, "")) => (path, None),
+        _ => (text, None),
+    }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn registry_references() {
+        let full = format!("localhost:5000/a/b:1@{HEX}");
+        let by_digest = format!("h.example/a@{HEX}");
+        for (text, expected) in [
+            ("debian", "docker.io/library/debian:latest"),
+            ("debian:13", "docker.io/library/debian:13"),
+            ("user/app", "docker.io/user/app:latest"),
+            ("docker.io/library/debian:13", "docker.io/library/debian:13"),
+            ("harbor.example/p/r:v1.2", "harbor.example/p/r:v1.2"),
+            ("127.0.0.1:5000/x:y", "127.0.0.1:5000/x:y"),
+            ("[::1]:5000/x:y", "[::1]:5000/x:y"),
+            ("[::1]/x", "[::1]/x:latest"),
+            (full.as_str(), full.as_str()),
+            (by_digest.as_str(), by_digest.as_str()),
+        ] {
+            let parsed: Reference = text.parse().unwrap();
+            assert!(matches!(parsed, Reference::Registry(_)));
+            assert_eq!(parsed.to_string(), expected, "{text}");
+            assert_eq!(expected.parse::<Reference>().unwrap(), parsed, "{text}");
+        }
+    }
+
+    #[test]
+    fn digest_wins_over_tag() {
+        let parsed: RegistryReference = format!("h.example/a:1@{HEX}").parse().unwrap();
+        assert_eq!(parsed.manifest_name(), ManifestName::Digest(HEX.parse().unwrap()));
+        assert_eq!(parsed.tag(), Some("1"));
+        let parsed: RegistryReference = "h.example/a:1".parse().unwrap();
+        assert_eq!(parsed.manifest_name(), ManifestName::Tag("1".into()));
+    }
+
+    #[test]
+    fn paths() {
+        for (text, path, tag) in [
+            ("oci:dir", "dir", None),
+            ("oci:dir:", "dir", None),
+            ("oci:/a/b:v1", "/a/b", Some("v1")),
+            ("oci:/a:b/c", "/a:b/c", None),
+            ("oci:/a:b/c:d", "/a:b/c", Some("d")),
+            ("oci:/a:b:", "/a:b", None),
+        ] {
+            let expected = Reference::Layout { directory: path.into(), tag: tag.map(str::to_owned) };
+            assert_eq!(text.parse::<Reference>().unwrap(), expected, "{text}");
+            assert_eq!(expected.to_string().parse::<Reference>().unwrap(), expected, "{expected}");
+            let archive = text.replace("oci:", "oci-archive:");
+            let expected = Reference::Archive { file: path.into(), tag: tag.map(str::to_owned) };
+            assert_eq!(archive.parse::<Reference>().unwrap(), expected, "{archive}");
+        }
+    }
+
+    #[test]
+    fn refused() {
+        let upper = format!("h.example/a@{}", HEX.to_uppercase());
+        for text in [
+            "",
+            "UPPER/Case:1",
+            "UPPER/case:1",
+            "h.example/",
+            "h.example/a:",
+            "a b",
+            "oci:",
+            "oci::t",
+            "oci-archive:",
+            "[::1/x",
+        ]
+        .into_iter()
+        .chain(["h.example/a@sha256:00", "[zz]:1/x", "https://h.example/a", &upper])
+        {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+}

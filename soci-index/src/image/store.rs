@@ -1,0 +1,248 @@
+//! Reading an OCI layout, be it a directory or a tar file that holds one.
+//!
+//! Both come down to "a file, an offset, a length" for each blob, so reading is written once, with positioned reads: no
+//! shared file position, no extraction of archives. Invariants: whole documents are bounded and checked against their
+//! digest before they are returned; nothing outside the layout is opened, because names are made from digests.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::digest::{Digest, Hasher};
+use crate::image::archive::Archive;
+use crate::image::layout::Layout;
+use crate::image::model::{Descriptor, ImageIndex, Probe, RawManifest};
+use crate::limits::Limits;
+
+/// Bytes read from a file at a time: large enough for the disk, small enough to flow.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Why a layout cannot be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system says no.
+    #[error("{}: {what}: {reason}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What went wrong.
+        kind: io::ErrorKind,
+        /// The same in words.
+        reason: String,
+    },
+    /// It is no OCI layout.
+    #[error("{} is no OCI layout: {reason}", path.display())]
+    NotALayout {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A document cannot be read.
+    #[error("{}: {what} cannot be read: {reason}", path.display())]
+    Malformed {
+        /// The layout.
+        path: PathBuf,
+        /// The document.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The content is not what its name says.
+    #[error("{}: a blob has digest {found}, expected {expected}", path.display())]
+    Digest {
+        /// The layout.
+        path: PathBuf,
+        /// The name.
+        expected: Box<Digest>,
+        /// The content.
+        found: Box<Digest>,
+    },
+    /// The content is not as long as the descriptor says.
+    #[error("{}: blob {digest} has {found} bytes, expected {expected}", path.display())]
+    Size {
+        /// The layout.
+        path: PathBuf,
+        /// The blob.
+        digest: Box<Digest>,
+        /// As described.
+        expected: u64,
+        /// As stored.
+        found: u64,
+    },
+    /// More than we are willing to hold.
+    #[error("{}: {what} is larger than the limit of {limit} bytes", path.display())]
+    TooLarge {
+        /// The layout.
+        path: PathBuf,
+        /// The document.
+        what: String,
+        /// The cap.
+        limit: u64,
+    },
+    /// A blob has no such bytes.
+    #[error("{}: blob {digest} has {size} bytes, there are no bytes {}..{}", path.display(), range.start, range.end)]
+    Range {
+        /// The layout.
+        path: PathBuf,
+        /// The blob.
+        digest: Box<Digest>,
+        /// What was asked for.
+        range: Range<u64>,
+        /// How long it is.
+        size: u64,
+    },
+    /// A blob is not there.
+    #[error("{} has no blob {digest}", path.display())]
+    Missing {
+        /// The layout.
+        path: PathBuf,
+        /// The blob.
+        digest: Box<Digest>,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(path: &Path, what: &'static str, error: &io::Error) -> Self {
+        Self::Io { path: path.to_owned(), what, kind: error.kind(), reason: error.to_string() }
+    }
+}
+
+/// Where a piece of content lies.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    pub(crate) file: Arc<File>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// An OCI layout to read from.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// A directory.
+    Layout(Layout),
+    /// A tar file.
+    Archive(Archive),
+}
+
+impl Store {
+    /// The directory or file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Layout(layout) => layout.directory(),
+            Self::Archive(archive) => archive.file(),
+        }
+    }
+
+    /// The entries of index.json.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    pub fn entries(&self) -> Result<Vec<Descriptor>, StoreError> {
+        let bytes = match self {
+            Self::Layout(layout) => layout.index_bytes()?,
+            Self::Archive(archive) => archive.index_bytes()?,
+        };
+        parse_index(self.path(), &bytes)
+    }
+
+    /// A manifest; `None` when its blob is not there.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read or is not what its descriptor says.
+    pub fn manifest(&self, descriptor: &Descriptor) -> Result<Option<RawManifest>, StoreError> {
+        let Some(bytes) = self.blob_bytes(descriptor, Limits::DEFAULT.manifest_bytes_max)? else { return Ok(None) };
+        let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| StoreError::Malformed {
+            path: self.path().to_owned(),
+            what: format!("manifest {}", descriptor.digest),
+            reason: error.to_string(),
+        })?;
+        let media_type = probe.media_type(&descriptor.media_type);
+        Ok(Some(RawManifest { media_type, digest: descriptor.digest, bytes }))
+    }
+
+    /// A whole blob of at most `limit` bytes, checked; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read or is not what its descriptor says.
+    pub fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Option<Bytes>, StoreError> {
+        let Some(located) = self.locate(&descriptor.digest)? else { return Ok(None) };
+        self.check_size(descriptor, located.length)?;
+        if located.length > limit {
+            let what = format!("blob {}", descriptor.digest);
+            return Err(StoreError::TooLarge { path: self.path().to_owned(), what, limit });
+        }
+        let bytes = read_at(self.path(), &located, 0, located.length)?;
+        let mut hasher = Hasher::new(descriptor.digest.algorithm());
+        hasher.update(&bytes);
+        let found = hasher.finish();
+        if found == descriptor.digest { Ok(Some(bytes)) } else { Err(self.wrong_digest(&descriptor.digest, found)) }
+    }
+
+    /// Where a blob lies; `None` when it is not there.
+    pub(crate) fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError> {
+        match self {
+            Self::Layout(layout) => layout.locate(digest),
+            Self::Archive(archive) => Ok(archive.locate(digest)),
+        }
+    }
+
+    pub(crate) fn check_size(&self, descriptor: &Descriptor, found: u64) -> Result<(), StoreError> {
+        if found == descriptor.size {
+            return Ok(());
+        }
+        let digest = Box::new(descriptor.digest);
+        Err(StoreError::Size { path: self.path().to_owned(), digest, expected: descriptor.size, found })
+    }
+
+    pub(crate) fn check_range(&self, descriptor: &Descriptor, range: &Range<u64>) -> Result<(), StoreError> {
+        let size = descriptor.size;
+        if range.start <= range.end && range.end <= size {
+            return Ok(());
+        }
+        let (path, digest) = (self.path().to_owned(), Box::new(descriptor.digest));
+        Err(StoreError::Range { path, digest, range: range.clone(), size })
+    }
+
+    pub(crate) fn wrong_digest(&self, expected: &Digest, found: Digest) -> StoreError {
+        StoreError::Digest { path: self.path().to_owned(), expected: Box::new(*expected), found: Box::new(found) }
+    }
+
+    pub(crate) fn missing(&self, digest: &Digest) -> StoreError {
+        StoreError::Missing { path: self.path().to_owned(), digest: Box::new(*digest) }
+    }
+}
+
+/// Reads the next piece of `located` from `position` on, up to `end`.
+pub(crate) fn read_piece(path: &Path, located: &Located, position: u64, end: u64) -> Result<Bytes, StoreError> {
+    read_at(path, located, position, end.saturating_sub(position).min(CHUNK_BYTES))
+}
+
+/// Reads exactly `length` bytes, which the caller has bounded.
+pub(crate) fn read_at(path: &Path, located: &Located, position: u64, length: u64) -> Result<Bytes, StoreError> {
+    let too_long = || io::Error::from(io::ErrorKind::OutOfMemory);
+    let length = usize::try_from(length).map_err(|_| StoreError::io(path, "cannot read", &too_long()))?;
+    let mut bytes = vec![0; length];
+    located
+        .file
+        .read_exact_at(&mut bytes, located.offset.saturating_add(position))
+        .map_err(|error| StoreError::io(path, "cannot read", &error))?;
+    Ok(bytes.into())
+}
+
+pub(crate) fn parse_index(path: &Path, bytes: &[u8]) -> Result<Vec<Descriptor>, StoreError> {
+    let index: Result<ImageIndex, _> = serde_json::from_slice(bytes);
+    index.map(|index| index.manifests).map_err(|error| StoreError::Malformed {
+        path: path.to_owned(),
+        what: "index.json".to_owned(),
+        reason: error.to_string(),
+    })
+}

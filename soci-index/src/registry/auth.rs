@@ -1,0 +1,315 @@
+//! Which credential goes with a request, and what a refusal teaches.
+//!
+//! A registry is first asked with what is known: nothing at the beginning, a cached token later. Its 401 names a
+//! scheme, which is remembered; Bearer wins over Basic. Harbor answers `Basic` to a token that lacks rights: a known
+//! Bearer realm is then kept and a wider scope asked for. Nothing is remembered for ever: tokens end before the server
+//! says so, and a refusal drops token and credentials, because both may have been renewed outside.
+//!
+//! Invariants: a token is used only for the set of scopes that it was asked for; there is at most one token request in
+//! flight per set; a password goes to the registry's own origin and to a realm that [`redirect::realm`] allows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::registry::challenge::Challenge;
+use crate::registry::credentials::{self, CredentialSource, Credentials};
+use crate::registry::error::RegistryError;
+use crate::registry::redirect::{self, ShownUrl};
+use crate::registry::retry::{Backoff, Deadline};
+use crate::registry::token::{Token, TokenRequest};
+use crate::registry::transport::Transport;
+
+/// Sets of scopes with a token kept at a time. A client of one registry meets a handful of repositories; whoever meets
+/// more pays with a token request.
+const TOKENS_MAX: usize = 256;
+
+/// What is to be done, as token services write it: `repository:NAME:ACTION,ACTION`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub(crate) struct Scopes(BTreeMap<String, BTreeSet<String>>);
+
+impl Scopes {
+    pub(crate) fn pull(repository: &str) -> Self {
+        Self::actions(repository, &["pull"])
+    }
+
+    pub(crate) fn push(repository: &str) -> Self {
+        Self::actions(repository, &["pull", "push"])
+    }
+
+    fn actions(repository: &str, actions: &[&str]) -> Self {
+        let actions = actions.iter().map(|action| (*action).to_owned()).collect();
+        Self(BTreeMap::from([(format!("repository:{repository}"), actions)]))
+    }
+
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        for (name, actions) in &other.0 {
+            self.0.entry(name.clone()).or_default().extend(actions.iter().cloned());
+        }
+        self
+    }
+
+    /// Adds what a challenge asks for beyond the names that we want ourselves: a server cannot make us ask for more.
+    fn widen(&mut self, challenged: &str) {
+        for scope in challenged.split(' ') {
+            let Some((name, actions)) = scope.rsplit_once(':') else { continue };
+            if let Some(known) = self.0.get_mut(name) {
+                let plain = actions.split(',').filter(|action| matches!(*action, "pull" | "push" | "delete"));
+                known.extend(plain.map(str::to_owned));
+            }
+        }
+    }
+
+    /// One text per scope.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let list = |actions: &BTreeSet<String>| actions.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+        self.0.iter().map(|(name, actions)| format!("{name}:{}", list(actions))).collect()
+    }
+}
+
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.texts().join(" "))
+    }
+}
+
+/// What is known of the registry.
+#[derive(Debug, Clone)]
+enum Scheme {
+    Unknown,
+    Basic,
+    Bearer { realm: Url, service: Option<String> },
+}
+
+#[derive(Debug)]
+struct State {
+    scheme: Scheme,
+    credentials: Option<Credentials>,
+    tokens: HashMap<Scopes, Arc<Slot>>,
+    /// Scopes that turned out to need more than we asked for.
+    wider: HashMap<Scopes, Scopes>,
+}
+
+/// Where the token for one set of scopes is kept. The lock is held while it is fetched, so others wait for the result.
+type Slot = tokio::sync::Mutex<Fetched>;
+
+#[derive(Debug, Default)]
+struct Fetched {
+    token: Option<Token>,
+    failure: Option<(Instant, RegistryError)>,
+}
+
+/// What was attached to a request.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Grant {
+    header: String,
+    scopes: Scopes,
+}
+
+impl Grant {
+    /// The value of the `Authorization` header.
+    pub(crate) fn header(&self) -> &str {
+        &self.header
+    }
+}
+
+/// The credentials of one registry.
+#[derive(Debug)]
+pub(crate) struct Authorizer {
+    registry: String,
+    base: Url,
+    source: CredentialSource,
+    backoff: Backoff,
+    state: Mutex<State>,
+}
+
+impl Authorizer {
+    pub(crate) fn new(registry: &str, base: &Url, source: CredentialSource, backoff: Backoff) -> Self {
+        let state = State { scheme: Scheme::Unknown, credentials: None, tokens: HashMap::new(), wider: HashMap::new() };
+        Self { registry: registry.to_owned(), base: base.clone(), source, backoff, state: Mutex::new(state) }
+    }
+
+    /// What to attach to a request for `scopes`; `None` while the registry has not asked for anything.
+    pub(crate) async fn grant(
+        &self,
+        transport: &Transport,
+        scopes: &Scopes,
+        deadline: &Deadline,
+    ) -> Result<Option<Grant>, RegistryError> {
+        let (scheme, scopes) = {
+            let state = self.lock();
+            (state.scheme.clone(), state.wider.get(scopes).unwrap_or(scopes).clone())
+        };
+        let header = match scheme {
+            Scheme::Unknown => return Ok(None),
+            Scheme::Basic => match self.credentials(deadline).await? {
+                Credentials::Password { user, password } => basic(&user, password.expose()),
+                Credentials::IdentityToken(token) => basic("", token.expose()),
+                Credentials::Anonymous => return Ok(None),
+            },
+            Scheme::Bearer { realm, service } => {
+                format!("Bearer {}", self.token(transport, &realm, service, &scopes, deadline).await?)
+            }
+        };
+        Ok(Some(Grant { header, scopes }))
+    }
+
+    /// Learns from a 401. Says whether asking again with a new [`Authorizer::grant`] may help.
+    pub(crate) fn refused(
+        &self,
+        scopes: &Scopes,
+        used: Option<&Grant>,
+        challenges: &[Challenge],
+    ) -> Result<bool, RegistryError> {
+        let bearer = challenges.iter().find(|challenge| challenge.scheme == "bearer");
+        let basic = challenges.iter().any(|challenge| challenge.scheme == "basic");
+        let realm = bearer.and_then(|challenge| challenge.parameter("realm"));
+        if let (Some(challenge), Some(realm)) = (bearer, realm) {
+            let realm = redirect::realm(&self.base, realm).map_err(|reason| RegistryError::Realm {
+                registry: self.registry.clone(),
+                realm: realm.split('?').next().unwrap_or_default().chars().take(200).collect(),
+                reason,
+            })?;
+            let service = challenge.parameter("service").map(str::to_owned);
+            let mut state = self.lock();
+            state.scheme = Scheme::Bearer { realm, service };
+            let mut wanted = state.wider.get(scopes).unwrap_or(scopes).clone();
+            wanted.widen(challenge.parameter("scope").unwrap_or_default());
+            if wanted != *scopes {
+                state.wider.insert(scopes.clone(), wanted);
+            }
+            return Ok(true);
+        }
+        let mut state = self.lock();
+        match state.scheme {
+            // Harbor: the token lacks rights. Ask for everything that the same repositories may need.
+            Scheme::Bearer { .. } if basic => {
+                let mut wanted = scopes.clone();
+                for actions in wanted.0.values_mut() {
+                    actions.extend(["pull", "push"].map(str::to_owned));
+                }
+                state.wider.insert(scopes.clone(), wanted);
+                Ok(true)
+            }
+            _ if basic => {
+                state.scheme = Scheme::Basic;
+                Ok(true)
+            }
+            // No challenge that we understand: only a credential that was refused can be renewed.
+            _ => Ok(used.is_some()),
+        }
+    }
+
+    /// Drops what was refused, unless somebody has renewed it in the meantime.
+    pub(crate) async fn forget(&self, used: &Grant) {
+        let slot = {
+            let mut state = self.lock();
+            state.credentials = None;
+            state.tokens.get(&used.scopes).cloned()
+        };
+        let Some(slot) = slot else { return };
+        let mut fetched = slot.lock().await;
+        if fetched.token.as_ref().is_some_and(|token| used.header.strip_prefix("Bearer ") == Some(token.text())) {
+            fetched.token = None;
+        }
+    }
+
+    /// How to speak of the credentials in use.
+    pub(crate) fn who(&self) -> &'static str {
+        self.lock().credentials.as_ref().unwrap_or(&Credentials::Anonymous).who()
+    }
+
+    async fn token(
+        &self,
+        transport: &Transport,
+        realm: &Url,
+        service: Option<String>,
+        scopes: &Scopes,
+        deadline: &Deadline,
+    ) -> Result<String, RegistryError> {
+        let asked = Instant::now();
+        let slot = self.slot(scopes);
+        let mut fetched = slot.lock().await;
+        if let Some(token) = fetched.token.as_ref().filter(|token| token.is_fresh()) {
+            return Ok(token.text().to_owned());
+        }
+        // Whoever waited for an attempt that failed shares its failure.
+        if let Some((_, error)) = fetched.failure.as_ref().filter(|(when, _)| *when > asked) {
+            return Err(error.clone());
+        }
+        let credentials = self.credentials(deadline).await?;
+        let request = TokenRequest { registry: &self.registry, realm, service, scopes, credentials: &credentials };
+        match request.send(transport, &self.backoff, deadline).await {
+            Ok(token) => {
+                let text = token.text().to_owned();
+                *fetched = Fetched { token: Some(token), failure: None };
+                Ok(text)
+            }
+            Err(error) => {
+                *fetched = Fetched { token: None, failure: Some((Instant::now(), error.clone())) };
+                // The credentials may be old, too.
+                self.lock().credentials = None;
+                Err(error)
+            }
+        }
+    }
+
+    fn slot(&self, scopes: &Scopes) -> Arc<Slot> {
+        let mut state = self.lock();
+        if state.tokens.len() >= TOKENS_MAX && !state.tokens.contains_key(scopes) {
+            state.tokens.clear();
+            state.wider.clear();
+        }
+        Arc::clone(state.tokens.entry(scopes.clone()).or_default())
+    }
+
+    async fn credentials(&self, deadline: &Deadline) -> Result<Credentials, RegistryError> {
+        if let Some(known) = self.lock().credentials.clone() {
+            return Ok(known);
+        }
+        let (registry, source) = (self.registry.clone(), self.source.clone());
+        // Files are read and programs run: not on the threads that move bytes.
+        let search = tokio::task::spawn_blocking(move || credentials::find(&registry, &source));
+        let found = tokio::time::timeout_at(deadline.at(), search).await;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) => Err("the search for credentials was cut off".to_owned()),
+            Err(_) => Err("a credential program did not answer in time".to_owned()),
+        };
+        let found = found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })?;
+        self.lock().credentials = Some(found.clone());
+        Ok(found)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The value of a Basic authorization header.
+pub(crate) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// The token service's address, for messages.
+pub(crate) fn shown(realm: &Url) -> ShownUrl {
+    ShownUrl::new(realm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes() {
+        let mut scopes = Scopes::pull("p/r");
+        assert_eq!(scopes.to_string(), "repository:p/r:pull");
+        scopes.widen("repository:p/r:push,pull repository:other:pull registry:catalog:* garbage repository:p/r:*");
+        assert_eq!(scopes, Scopes::push("p/r"));
+        assert_eq!(scopes.and(&Scopes::pull("a")).to_string(), "repository:a:pull repository:p/r:pull,push");
+    }
+}

@@ -1,0 +1,359 @@
+//! What can go wrong between us and a registry, as facts.
+//!
+//! One enum for the subsystem. Every message is one line that names the registry and the thing and, where there is
+//! something to do, says it. Invariant: no variant holds a token, a password, the query of a URL or the output of a
+//! credential program, so errors may be logged anywhere. Nothing here is an absent manifest or blob that the protocol
+//! allows to be absent: those are values.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::digest::Digest;
+use crate::registry::redirect::{ShownUrl, TargetError};
+
+/// How a connection failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportKind {
+    /// No connection: refused, unreachable, or the name does not resolve.
+    Connect,
+    /// The server's certificate or the handshake is not acceptable.
+    Tls,
+    /// Nothing came for too long.
+    Timeout,
+    /// The connection ended in the middle.
+    Interrupted,
+    /// The request could not be made.
+    Request,
+}
+
+impl TransportKind {
+    /// Whether another attempt may go better.
+    #[must_use]
+    pub fn is_transient(self) -> bool {
+        match self {
+            Self::Connect | Self::Timeout | Self::Interrupted => true,
+            Self::Tls | Self::Request => false,
+        }
+    }
+}
+
+/// A failed exchange with one server.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{url}: {detail}")]
+pub struct TransportError {
+    /// In which way.
+    pub kind: TransportKind,
+    /// What was asked, without its query.
+    pub url: ShownUrl,
+    /// The cause in words.
+    pub detail: String,
+}
+
+/// Why a fallback tag may not be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignTag {
+    /// The tag holds something else than a list.
+    #[error("it holds {media_type}, not an image index")]
+    NotAnIndex {
+        /// What it holds.
+        media_type: String,
+    },
+    /// The registry takes the tag for the digest and answers with the image itself.
+    #[error("the registry answers with the image itself")]
+    Subject,
+    /// The list is not well formed.
+    #[error("its content is no image index: {reason}")]
+    Malformed {
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Why a registry operation failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// The client could not be set up.
+    #[error("cannot set up access to {registry}: {reason}")]
+    Setup {
+        /// The registry.
+        registry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The exchange failed, for good or too often.
+    #[error("{registry}: {error}{}", tries(*attempts))]
+    Transport {
+        /// The registry.
+        registry: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// The last failure.
+        error: TransportError,
+    },
+    /// Time is up.
+    #[error("{registry}/{repository}: {what} did not end within {allowed:?}{}", because(last))]
+    Deadline {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was tried.
+        what: String,
+        /// How long it was allowed to take without progress.
+        allowed: Duration,
+        /// The last failure before, if there was one.
+        last: Option<String>,
+    },
+    /// An answer that we cannot use.
+    #[error("{registry}/{repository}: {what}: HTTP {status}{}{}", server_says(code, message), hint(*status))]
+    Status {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was asked.
+        what: String,
+        /// The status.
+        status: u16,
+        /// The registry's error code.
+        code: Option<Box<str>>,
+        /// The registry's message.
+        message: String,
+    },
+    /// No access, also after asking for a new token.
+    #[error("{registry}/{repository}: access denied to {scope} ({who}){}", server_says(&None, message))]
+    Unauthorized {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was asked for.
+        scope: String,
+        /// Which credentials were used, in words that hold no secret.
+        who: &'static str,
+        /// The registry's error code and message.
+        message: String,
+    },
+    /// No credentials where there should be some.
+    #[error("{registry}: cannot read credentials: {reason}")]
+    Credentials {
+        /// The registry.
+        registry: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The registry sends us to a token service that must not get a secret.
+    #[error("{registry}: its token service {realm:?} is refused: {reason}")]
+    Realm {
+        /// The registry.
+        registry: String,
+        /// What it named, cut at its query.
+        realm: String,
+        /// Why not.
+        reason: TargetError,
+    },
+    /// The token service did not give a token.
+    #[error("{registry}: no token from {realm}: {reason}")]
+    Token {
+        /// The registry.
+        registry: String,
+        /// The token service.
+        realm: ShownUrl,
+        /// Its status, if it answered.
+        status: Option<u16>,
+        /// What it said.
+        reason: String,
+    },
+    /// A redirect that must not be followed.
+    #[error("{registry}/{repository}: a redirect from {from} is refused: {reason}")]
+    Redirect {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// Who sent it.
+        from: ShownUrl,
+        /// Why not.
+        reason: String,
+    },
+    /// Content that must be there is not.
+    #[error("{registry}/{repository} has no {what}")]
+    Missing {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What.
+        what: String,
+    },
+    /// The content is not what its digest says.
+    #[error("{registry}/{repository}: {what} has digest {found}, expected {expected}")]
+    Digest {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was read.
+        what: String,
+        /// As asked for.
+        expected: Box<Digest>,
+        /// As received.
+        found: String,
+    },
+    /// The content is not as long as it should be.
+    #[error("{registry}/{repository}: {what} has {found} bytes, expected {expected}")]
+    Size {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was read.
+        what: String,
+        /// As asked for.
+        expected: u64,
+        /// As announced or received.
+        found: u64,
+    },
+    /// More than we are willing to hold.
+    #[error("{registry}/{repository}: {what} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was read.
+        what: String,
+        /// The cap.
+        limit: u64,
+    },
+    /// The registry answered a range request with other bytes than asked for.
+    #[error("{registry}/{repository}: bytes {}..{} of {digest} were asked for, the answer is {found}", range.start, range.end)]
+    WrongRange {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// What was asked for, end exclusive.
+        range: Range<u64>,
+        /// What came.
+        found: String,
+    },
+    /// The blob is shorter than the range asked for.
+    #[error("{registry}/{repository}: {digest} has no bytes {}..{}{}", range.start, range.end, size_is(*size))]
+    RangeNotSatisfiable {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// What was asked for, end exclusive.
+        range: Range<u64>,
+        /// Its size, if the registry told.
+        size: Option<u64>,
+    },
+    /// A document that cannot be read.
+    #[error("{registry}/{repository}: {what} cannot be read: {reason}")]
+    Malformed {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// What was read.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The source of an upload failed.
+    #[error("{registry}/{repository}: cannot read what should be uploaded as {digest}: {reason}")]
+    Source {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// Why not.
+        reason: String,
+    },
+    /// The fallback tag is somebody else's.
+    #[error("{registry}/{repository}: the tag {tag} cannot list referrers: {reason}; nothing was changed")]
+    ForeignTag {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// The tag.
+        tag: String,
+        /// Why not.
+        reason: ForeignTag,
+    },
+    /// Others kept overwriting the fallback tag.
+    #[error("{registry}/{repository}: {digest} was lost from the tag {tag} {writes} times to other writers; run again")]
+    FallbackLost {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// The tag.
+        tag: String,
+        /// Our manifest.
+        digest: Box<Digest>,
+        /// How often it was written.
+        writes: u32,
+    },
+    /// The registry took the manifest and does not list it.
+    #[error(
+        "{registry}/{repository}: {digest} is stored, but the referrers of {subject} do not list it, so nobody will find it"
+    )]
+    NotListed {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// Our manifest.
+        digest: Box<Digest>,
+        /// What it refers to.
+        subject: Box<Digest>,
+    },
+}
+
+impl RegistryError {
+    /// Whether the connection failed in a way that another attempt may not.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transport { error, .. } if error.kind.is_transient())
+    }
+}
+
+fn tries(attempts: u32) -> String {
+    if attempts > 1 { format!(" (tried {attempts} times)") } else { String::new() }
+}
+
+fn because(last: &Option<String>) -> String {
+    last.as_ref().map(|last| format!("; last failure: {last}")).unwrap_or_default()
+}
+
+fn size_is(size: Option<u64>) -> String {
+    size.map(|size| format!(", it has {size} in all")).unwrap_or_default()
+}
+
+fn server_says(code: &Option<Box<str>>, message: &str) -> String {
+    match (code, message) {
+        (None, "") => String::new(),
+        (Some(code), "") => format!(" {code}"),
+        (None, message) => format!(": {message}"),
+        (Some(code), message) => format!(" {code}: {message}"),
+    }
+}
+
+fn hint(status: u16) -> &'static str {
+    match status {
+        412 => " (an immutable tag, or a policy of the project, forbids this)",
+        413 => " (larger than the registry accepts)",
+        415 => " (the registry does not accept this media type)",
+        _ => "",
+    }
+}

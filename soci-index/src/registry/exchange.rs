@@ -1,0 +1,259 @@
+//! One call to a registry, carried through: authorization, redirects and retries around the bare transport.
+//!
+//! The rules that keep credentials at home meet here. Invariants: `Authorization` is attached only while every hop so
+//! far was on the registry's own origin; a refused credential is renewed once per call; a body is sent again only if
+//! it can be opened again; the call ends at its deadline.
+
+use std::time::{Duration, SystemTime};
+
+use url::Url;
+
+use crate::registry::Repository;
+use crate::registry::auth::{Grant, Scopes};
+use crate::registry::challenge;
+use crate::registry::error::{RegistryError, TransportError};
+use crate::registry::headers;
+use crate::registry::redirect::{self, ShownUrl};
+use crate::registry::retry::{self, Deadline};
+use crate::registry::transport::{Body, BodyError, Method, Request, Response};
+
+/// Redirects followed in a row; storage needs one or two.
+const REDIRECTS_MAX: usize = 5;
+/// Bytes of an error body that are looked at.
+const ERROR_BYTES_MAX: u64 = 64 << 10;
+/// How long to wait for an error body: the status has been told, the rest is decoration.
+const ERROR_WAIT: Duration = Duration::from_secs(1);
+
+/// What to ask.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Body,
+    pub(crate) scopes: Scopes,
+    /// For messages: what is being done.
+    pub(crate) what: String,
+}
+
+/// What came back.
+pub(crate) struct Answer {
+    pub(crate) response: Response,
+    /// Who answered, after redirects.
+    pub(crate) url: Url,
+}
+
+impl Answer {
+    pub(crate) fn status(&self) -> u16 {
+        self.response.status()
+    }
+}
+
+/// Whether a status says "later".
+pub(crate) fn is_busy(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+impl Repository {
+    /// Makes a call and repeats it while the registry is busy or unreachable. Any other status is the caller's to
+    /// judge.
+    pub(crate) async fn call(&self, call: &Call, deadline: &Deadline) -> Result<Answer, RegistryError> {
+        let mut retry = 0;
+        loop {
+            let (error, pause) = match self.attempt(call, deadline).await {
+                Ok(answer) if !is_busy(answer.status()) => return Ok(answer),
+                Ok(answer) => {
+                    let pause = asked_pause(&answer.response);
+                    (self.status_error(answer, &call.what).await, pause)
+                }
+                Err(error) if error.is_transient() => (error, None),
+                Err(error) => return Err(error),
+            };
+            self.pause(&mut retry, pause, &call.what, error, deadline).await?;
+        }
+    }
+
+    /// Waits before another attempt, or fails with `error` when there must be none.
+    pub(crate) async fn pause(
+        &self,
+        retry: &mut u32,
+        asked: Option<Duration>,
+        what: &str,
+        error: RegistryError,
+        deadline: &Deadline,
+    ) -> Result<(), RegistryError> {
+        let backoff = &self.registry().options().backoff;
+        let error = match error {
+            RegistryError::Transport { registry, error, .. } => {
+                RegistryError::Transport { registry, attempts: *retry + 1, error }
+            }
+            other => other,
+        };
+        if *retry >= backoff.retries_max {
+            return Err(error);
+        }
+        let pause = asked.unwrap_or_else(|| backoff.wait(*retry, fastrand::f64()));
+        if !deadline.pause(pause).await {
+            return Err(self.deadline_error(what, deadline, Some(&error)));
+        }
+        tracing::debug!(registry = self.registry().name(), repository = self.name(), %error, ?pause, "trying again");
+        *retry += 1;
+        Ok(())
+    }
+
+    /// One attempt: follows redirects, renews credentials.
+    pub(crate) async fn attempt(&self, call: &Call, deadline: &Deadline) -> Result<Answer, RegistryError> {
+        let (mut method, mut url, mut body) = (call.method, call.url.clone(), call.body.clone());
+        let mut at_home = true;
+        for _ in 0..=REDIRECTS_MAX {
+            at_home &= redirect::same_origin(self.registry().base(), &url);
+            let response = self.hop(call, method, &url, &body, at_home, deadline).await?;
+            let reading = matches!(method, Method::Get | Method::Head);
+            match response.status() {
+                307 | 308 => {}
+                301 | 302 if reading => {}
+                303 => (method, body) = (if method == Method::Head { method } else { Method::Get }, Body::Empty),
+                _ => return Ok(Answer { response, url }),
+            }
+            let location = response.header("location").unwrap_or_default();
+            if location.is_empty() {
+                return Err(self.redirect_error(&url, "it names no location"));
+            }
+            url = redirect::target(&url, location).map_err(|reason| self.redirect_error(&url, &reason.to_string()))?;
+        }
+        Err(self.redirect_error(&url, "there were too many before it"))
+    }
+
+    /// One request to one server, repeated with renewed credentials if it asks for them.
+    async fn hop(
+        &self,
+        call: &Call,
+        method: Method,
+        url: &Url,
+        body: &Body,
+        at_home: bool,
+        deadline: &Deadline,
+    ) -> Result<Response, RegistryError> {
+        let (transport, authorizer) = (self.registry().transport(), self.registry().authorizer());
+        let (mut asked, mut renewed) = (false, false);
+        loop {
+            let grant: Option<Grant> =
+                if at_home { authorizer.grant(transport, &call.scopes, deadline).await? } else { None };
+            let authorization = grant.as_ref().map(Grant::header);
+            let request = Request { method, url, headers: &call.headers, authorization, body };
+            let response = transport
+                .send(&request, deadline)
+                .await
+                .map_err(|error| self.transport_error(&call.what, error, deadline))?;
+            self.registry().note_warnings(&response);
+            let status = response.status();
+            if !at_home || !matches!(status, 401 | 403) {
+                return Ok(response);
+            }
+            if status == 401 {
+                let challenges = challenge::parse(response.headers("www-authenticate"));
+                let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
+                let first = if grant.is_some() { !renewed } else { !asked };
+                if !helps || !first {
+                    return Err(self.denied(response, &call.scopes).await);
+                }
+            } else if grant.is_none() || renewed {
+                // 403 without a credential is a refusal; with one it may also mean "expired" (ECR).
+                return Ok(response);
+            }
+            match &grant {
+                Some(grant) => {
+                    authorizer.forget(grant).await;
+                    renewed = true;
+                }
+                None => asked = true,
+            }
+        }
+    }
+
+    async fn denied(&self, response: Response, scopes: &Scopes) -> RegistryError {
+        let (code, message) = error_text(response).await;
+        RegistryError::Unauthorized {
+            registry: self.registry().name().to_owned(),
+            repository: self.name().to_owned(),
+            scope: scopes.to_string(),
+            who: self.registry().authorizer().who(),
+            message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
+        }
+    }
+
+    /// An error out of an answer that nobody expected.
+    pub(crate) async fn status_error(&self, answer: Answer, what: &str) -> RegistryError {
+        let status = answer.status();
+        let (code, message) = error_text(answer.response).await;
+        RegistryError::Status {
+            registry: self.registry().name().to_owned(),
+            repository: self.name().to_owned(),
+            what: what.to_owned(),
+            status,
+            code: code.map(String::into_boxed_str),
+            message,
+        }
+    }
+
+    /// A transport error, or the deadline's if that is what ended the attempt.
+    pub(crate) fn transport_error(&self, what: &str, error: TransportError, deadline: &Deadline) -> RegistryError {
+        let error = RegistryError::Transport { registry: self.registry().name().to_owned(), attempts: 1, error };
+        if deadline.is_over() { self.deadline_error(what, deadline, Some(&error)) } else { error }
+    }
+
+    pub(crate) fn deadline_error(
+        &self,
+        what: &str,
+        deadline: &Deadline,
+        last: Option<&RegistryError>,
+    ) -> RegistryError {
+        RegistryError::Deadline {
+            registry: self.registry().name().to_owned(),
+            repository: self.name().to_owned(),
+            what: what.to_owned(),
+            allowed: deadline.allowed(),
+            last: last.map(ToString::to_string),
+        }
+    }
+
+    fn redirect_error(&self, from: &Url, reason: &str) -> RegistryError {
+        RegistryError::Redirect {
+            registry: self.registry().name().to_owned(),
+            repository: self.name().to_owned(),
+            from: ShownUrl::new(from),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Reads a whole bounded document.
+    pub(crate) async fn document(
+        &self,
+        answer: Answer,
+        what: &str,
+        limit: u64,
+        deadline: &Deadline,
+    ) -> Result<bytes::Bytes, RegistryError> {
+        answer.response.bytes(limit, deadline).await.map_err(|error| match error {
+            BodyError::Transport(error) => self.transport_error(what, error, deadline),
+            BodyError::TooLarge => RegistryError::TooLarge {
+                registry: self.registry().name().to_owned(),
+                repository: self.name().to_owned(),
+                what: what.to_owned(),
+                limit,
+            },
+        })
+    }
+}
+
+/// How long the server asks us to wait.
+pub(crate) fn asked_pause(response: &Response) -> Option<Duration> {
+    retry::retry_after(response.header("retry-after")?, SystemTime::now())
+}
+
+/// Code and message of an error answer, if it has them and does not make us wait for them.
+pub(crate) async fn error_text(response: Response) -> (Option<String>, String) {
+    // Some registries announce the length of the whole blob here: reading stops at the limit either way.
+    let body = response.bytes(ERROR_BYTES_MAX, &Deadline::new(ERROR_WAIT, 0)).await;
+    body.map(|body| headers::error_body(&body)).unwrap_or_default()
+}

@@ -1,0 +1,192 @@
+//! The fallback tag: a list of referrers kept by the clients, for registries without the referrers API.
+//!
+//! The tag `sha256-<hex>` names an image index whose entries are the referrers. No registry offers a safe way to change
+//! it (conditional requests are ignored), so it is read, merged, written, and after a short random wait read again,
+//! until our entry has been seen twice; a lost race is repaired by the loser. Invariants: nothing is ever deleted; a
+//! tag that is not such a list, or that turns out to be the image itself, is left alone; entries and fields of others
+//! survive as they are, in their order.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::digest::Digest;
+use crate::image::model::{Descriptor, ImageIndex, RawManifest, media_type};
+use crate::image::reference::ManifestName;
+use crate::registry::Repository;
+use crate::registry::error::{ForeignTag, RegistryError};
+
+/// How often to write before giving up: eight writers at a time needed about three writes each in our trials.
+const WRITES_MAX: u32 = 12;
+/// How often our entry must be seen after a write. Once is not enough: another writer may have read before us.
+const SIGHTINGS: u32 = 2;
+/// The tag that lists the referrers of `subject`.
+#[must_use]
+pub fn tag(subject: &Digest) -> String {
+    let (algorithm, encoded) = (subject.algorithm().name(), subject.hex());
+    // The specification cuts both parts, so that the tag of a long digest is still a legal tag.
+    let cut = |text: &str, length: usize| -> String { text.chars().take(length).collect() };
+    format!("{}-{}", cut(algorithm, 32), cut(&encoded, 64))
+}
+
+impl Repository {
+    /// The entries of the fallback tag of `subject`; `None` when there is no such tag.
+    ///
+    /// # Errors
+    /// [`RegistryError::ForeignTag`] when the tag is something else, or any other when it cannot be read.
+    pub async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let Some(raw) = self.fallback_list(subject).await? else { return Ok(None) };
+        let index: Result<ImageIndex, _> = serde_json::from_slice(&raw.bytes);
+        let index =
+            index.map_err(|error| self.foreign(&tag(subject), ForeignTag::Malformed { reason: error.to_string() }))?;
+        Ok(Some(index.manifests))
+    }
+
+    async fn fallback_list(&self, subject: &Digest) -> Result<Option<RawManifest>, RegistryError> {
+        let name = tag(subject);
+        let Some(raw) = self.manifest(&ManifestName::Tag(name.clone())).await? else { return Ok(None) };
+        // Some registries read the dash as a colon and answer with the image.
+        if raw.digest == *subject || subject.matches(&raw.bytes) {
+            return Err(self.foreign(&name, ForeignTag::Subject));
+        }
+        if raw.media_type != media_type::INDEX {
+            return Err(self.foreign(&name, ForeignTag::NotAnIndex { media_type: raw.media_type }));
+        }
+        Ok(Some(raw))
+    }
+
+    /// Puts `entry` on the list of `subject`'s referrers. Answers how often it had to write.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the tag is not ours to write, or others keep overwriting it.
+    pub async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
+        let name = tag(subject);
+        let (mut writes, mut seen) = (0, 0);
+        // Between a write and a look, and between two looks: at least this long, at most three times as long.
+        let settle = self.registry().options().backoff.first / 2;
+        loop {
+            let raw = self.fallback_list(subject).await?;
+            let merged = merge(raw.as_ref().map(|raw| &*raw.bytes), entry)
+                .map_err(|reason| self.foreign(&name, ForeignTag::Malformed { reason }))?;
+            match merged {
+                Merged::Present => {
+                    seen += 1;
+                    if writes == 0 || seen >= SIGHTINGS {
+                        return Ok(writes);
+                    }
+                }
+                Merged::Changed(_) if writes >= WRITES_MAX => {
+                    return Err(RegistryError::FallbackLost {
+                        registry: self.registry().name().to_owned(),
+                        repository: self.name().to_owned(),
+                        tag: name,
+                        digest: Box::new(entry.digest),
+                        writes,
+                    });
+                }
+                Merged::Changed(bytes) => {
+                    self.push_manifest(&ManifestName::Tag(name.clone()), media_type::INDEX, bytes).await?;
+                    writes += 1;
+                    seen = 0;
+                }
+            }
+            // Random, so that writers who met once do not meet again at the same moment.
+            tokio::time::sleep(settle + settle.mul_f64(2.0 * fastrand::f64())).await;
+        }
+    }
+
+    fn foreign(&self, tag: &str, reason: ForeignTag) -> RegistryError {
+        RegistryError::ForeignTag {
+            registry: self.registry().name().to_owned(),
+            repository: self.name().to_owned(),
+            tag: tag.to_owned(),
+            reason,
+        }
+    }
+}
+
+/// A list after our entry was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Merged {
+    Present,
+    Changed(Bytes),
+}
+
+/// Adds `entry` to a list, unless it is there. Everything else stays: the document is edited, not rebuilt.
+fn merge(list: Option<&[u8]>, entry: &Descriptor) -> Result<Merged, String> {
+    let mut document: Map<String, Value> = match list {
+        Some(list) => serde_json::from_slice(list).map_err(|error| error.to_string())?,
+        None => empty_list(),
+    };
+    let manifests = document.entry("manifests").or_insert_with(|| json!([]));
+    if manifests.is_null() {
+        *manifests = json!([]);
+    }
+    let Value::Array(entries) = manifests else { return Err("its manifests are no list".to_owned()) };
+    let digest = Value::String(entry.digest.to_string());
+    if entries.iter().any(|listed| listed.get("digest") == Some(&digest)) {
+        return Ok(Merged::Present);
+    }
+    entries.push(serde_json::to_value(entry).map_err(|error| error.to_string())?);
+    let bytes = serde_json::to_vec(&document).map_err(|error| error.to_string())?;
+    Ok(Merged::Changed(bytes.into()))
+}
+
+fn empty_list() -> Map<String, Value> {
+    let mut document = Map::new();
+    document.insert("schemaVersion".to_owned(), json!(2));
+    document.insert("mediaType".to_owned(), json!(media_type::INDEX));
+    document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Descriptor {
+        let mut entry = Descriptor::of(media_type::MANIFEST, b"ours");
+        entry.artifact_type = Some("a/b".into());
+        entry.annotations.insert("k".into(), "v".into());
+        entry
+    }
+
+    #[test]
+    fn tags() {
+        let digest = Digest::of(b"");
+        assert_eq!(tag(&digest), format!("sha256-{}", digest.hex()));
+        let mut hasher = crate::digest::Hasher::new(crate::digest::Algorithm::Sha512);
+        hasher.update(b"");
+        assert_eq!(tag(&hasher.finish()).len(), "sha512-".len() + 64);
+    }
+
+    #[test]
+    fn a_new_list() {
+        let Merged::Changed(bytes) = merge(None, &entry()).unwrap() else { panic!("nothing written") };
+        let digest = Digest::of(b"ours");
+        let expected = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[{{"mediaType":"{}","digest":"{digest}","size":4,"annotations":{{"k":"v"}},"artifactType":"a/b"}}]}}"#,
+            media_type::INDEX,
+            media_type::MANIFEST
+        );
+        assert_eq!(String::from_utf8(bytes.to_vec()).unwrap(), expected);
+        assert_eq!(merge(Some(&bytes), &entry()), Ok(Merged::Present));
+    }
+
+    #[test]
+    fn everything_else_survives() {
+        let before = r#"{"z":1,"schemaVersion":2,"manifests":[{"digest":"sha999:zz","x":{"b":1,"a":[null,1.5]},"size":-1},7],"annotations":{"t":"u"},"a":18446744073709551615}"#;
+        let Merged::Changed(bytes) = merge(Some(before.as_bytes()), &entry()).unwrap() else {
+            panic!("nothing written")
+        };
+        let after = String::from_utf8(bytes.to_vec()).unwrap();
+        let ours = serde_json::to_string(&entry()).unwrap();
+        assert_eq!(after, before.replace(",7]", &format!(",7,{ours}]")));
+    }
+
+    #[test]
+    fn refused_lists() {
+        for text in ["[]", "{", r#"{"manifests":{}}"#, "7"] {
+            assert!(merge(Some(text.as_bytes()), &entry()).is_err(), "{text}");
+        }
+        assert!(matches!(merge(Some(br#"{"manifests":null}"#), &entry()), Ok(Merged::Changed(_))));
+    }
+}

@@ -1,0 +1,237 @@
+//! Finding what refers to an image, and making sure that it can be found.
+//!
+//! The referrers API is believed only when it answers like one: status 200, the index media type, a document of that
+//! form, from the registry itself. Login pages with status 200, other media types and other sites are "no API", and the
+//! fallback tag takes over (see [`super::fallback`]). Invariants: 401 and 403 are never taken for "no API"; an unknown
+//! repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
+//! are bounded in number.
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::image::model::{Descriptor, ImageIndex, ImageManifest, media_type};
+use crate::image::reference::ManifestName;
+use crate::registry::Repository;
+use crate::registry::auth::Scopes;
+use crate::registry::error::RegistryError;
+use crate::registry::exchange::{Answer, Call};
+use crate::registry::headers;
+use crate::registry::redirect;
+use crate::registry::retry::Deadline;
+use crate::registry::transport::{Body, Method};
+
+/// Pages of one list. Stops a server whose pages lead on for ever.
+const PAGES_MAX: usize = 100;
+/// Entries of one list, of all pages.
+const ENTRIES_MAX: usize = 20_000;
+/// How often to look for an entry that the registry should list.
+const LOOKS_MAX: u32 = 4;
+
+/// Whether the registry has the referrers API, and what it lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiAnswer {
+    /// It has; these are the entries.
+    Listed(Vec<Descriptor>),
+    /// It has not, and this shows it.
+    Unsupported(String),
+}
+
+/// How referrers were found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoundBy {
+    /// Listed by the referrers API.
+    Api,
+    /// Listed in the fallback tag.
+    FallbackTag,
+    /// There is neither the API nor a fallback tag; the text says why the API is taken not to be there.
+    Nothing(String),
+}
+
+/// The referrers of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referrers {
+    /// The entries, in the registry's order. Entries that do not say what they are (`artifactType` missing) are
+    /// included whatever was asked for: only the manifest itself can tell.
+    pub entries: Vec<Descriptor>,
+    /// Where they come from.
+    pub found_by: FoundBy,
+}
+
+/// A referrer that was pushed and that consumers will find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushedReferrer {
+    /// Its digest.
+    pub digest: Digest,
+    /// How it is found.
+    pub found_by: FoundBy,
+    /// How often the fallback tag was written; more than once means that somebody else wrote it, too.
+    pub tag_writes: u32,
+    /// The entry as listed. Some registries list a wrong size or type, which clients may refuse: compare.
+    pub entry: Descriptor,
+}
+
+impl Repository {
+    /// What refers to `subject`, by the API or else by the fallback tag.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry cannot be asked.
+    pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Referrers, RegistryError> {
+        let (mut entries, found_by) = match self.referrers_api(subject, artifact_type).await? {
+            ApiAnswer::Listed(entries) => (entries, FoundBy::Api),
+            ApiAnswer::Unsupported(reason) => match self.fallback_entries(subject).await {
+                Ok(Some(entries)) => (entries, FoundBy::FallbackTag),
+                Ok(None) => (Vec::new(), FoundBy::Nothing(reason)),
+                // Somebody else's tag lists nothing; only writing to it would be wrong.
+                Err(error @ RegistryError::ForeignTag { .. }) => (Vec::new(), FoundBy::Nothing(error.to_string())),
+                Err(error) => return Err(error),
+            },
+        };
+        if let Some(wanted) = artifact_type {
+            entries.retain(|entry| entry.kind() == wanted || entry.kind().is_empty());
+        }
+        Ok(Referrers { entries, found_by })
+    }
+
+    /// What the referrers API lists for `subject`, unfiltered but for what the server filters.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry cannot be asked, or a later page cannot be read.
+    pub async fn referrers_api(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ApiAnswer, RegistryError> {
+        let mut url = self.url(&format!("referrers/{subject}"));
+        if let Some(artifact_type) = artifact_type {
+            url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        }
+        let what = format!("asking for the referrers of {subject}");
+        let deadline = self.deadline(0);
+        let mut entries: Vec<Descriptor> = Vec::new();
+        let (mut page, mut retry) = (0, 0);
+        while page < PAGES_MAX {
+            let call = Call {
+                method: Method::Get,
+                url: url.clone(),
+                headers: vec![("accept", media_type::INDEX.to_owned())],
+                body: Body::Empty,
+                scopes: Scopes::pull(self.name()),
+                what: what.clone(),
+            };
+            let answer = match self.call(&call, &deadline).await {
+                Ok(answer) => answer,
+                Err(error @ RegistryError::Redirect { .. }) => return Ok(ApiAnswer::Unsupported(error.to_string())),
+                Err(error) => return Err(error),
+            };
+            let next = headers::next_link(answer.response.headers("link"));
+            let at = answer.url.clone();
+            match self.page(answer, &what, &deadline).await {
+                Ok(Ok(listed)) => entries.extend(listed),
+                Ok(Err(reason)) if page == 0 => return Ok(ApiAnswer::Unsupported(reason)),
+                Ok(Err(reason)) => return Err(self.malformed(&what, &format!("page {}: {reason}", page + 1))),
+                // The body was cut: ask for the same page again.
+                Err(error) if error.is_transient() => {
+                    self.pause(&mut retry, None, &what, error, &deadline).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            page += 1;
+            let Some(next) = next else { return Ok(ApiAnswer::Listed(entries)) };
+            url = redirect::page(&at, &next)
+                .map_err(|reason| self.malformed(&what, &format!("the next page is refused: {reason}")))?;
+            if entries.len() > ENTRIES_MAX {
+                return Err(self.malformed(&what, &format!("more than {ENTRIES_MAX} entries")));
+            }
+        }
+        Err(self.malformed(&what, &format!("more than {PAGES_MAX} pages")))
+    }
+
+    /// The entries of one page, or why it is none.
+    async fn page(
+        &self,
+        answer: Answer,
+        what: &str,
+        deadline: &Deadline,
+    ) -> Result<Result<Vec<Descriptor>, String>, RegistryError> {
+        if !redirect::same_origin(self.registry().base(), &answer.url) {
+            return Ok(Err("the registry redirects to another site".to_owned()));
+        }
+        let (status, found_type) = (answer.status(), answer.response.media_type());
+        let limit = self.registry().options().limits.manifest_bytes_max;
+        match status {
+            200 if found_type == media_type::INDEX => {}
+            200 => return Ok(Err(format!("the answer is {found_type:?}, not an image index"))),
+            404 => {
+                let body = self.document(answer, what, limit, deadline).await?;
+                let (code, _) = headers::error_body(&body);
+                let unknown_name = code.as_deref() == Some("NAME_UNKNOWN");
+                return Ok(if unknown_name { Ok(Vec::new()) } else { Err("HTTP 404".to_owned()) });
+            }
+            400 | 405 | 406 | 501 => return Ok(Err(format!("HTTP {status}"))),
+            _ => return Err(self.status_error(answer, what).await),
+        }
+        let body = self.document(answer, what, limit, deadline).await?;
+        let index: Result<ImageIndex, _> = serde_json::from_slice(&body);
+        Ok(index.map(|index| index.manifests).map_err(|error| format!("the answer is no image index: {error}")))
+    }
+
+    /// Pushes a manifest that has a subject, and sees to it that it is found: through the API if the registry has it,
+    /// else by writing the fallback tag. Repairs an earlier push that got half way.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when it cannot be pushed, or would not be found.
+    pub async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let manifest: ImageManifest = serde_json::from_slice(&bytes)
+            .map_err(|error| self.malformed(&format!("manifest {digest}"), &error.to_string()))?;
+        let Some(subject) = &manifest.subject else {
+            return Err(self.malformed(&format!("manifest {digest}"), "it has no subject"));
+        };
+        let mut entry = Descriptor::new(media_type, digest, bytes.len() as u64);
+        entry.artifact_type = Some(manifest.kind().to_owned());
+        entry.annotations = manifest.annotations.clone();
+        let pushed = self.push_manifest(&ManifestName::Digest(digest), media_type, bytes).await?;
+        let mut look = 0;
+        loop {
+            let entries = match self.referrers_api(&subject.digest, Some(manifest.kind())).await? {
+                ApiAnswer::Listed(entries) => entries,
+                ApiAnswer::Unsupported(reason) => {
+                    let claimed = pushed.subject.is_some();
+                    tracing::debug!(reason, claimed, "the registry has no referrers API: writing the fallback tag");
+                    let tag_writes = self.write_fallback(&subject.digest, &entry).await?;
+                    return Ok(PushedReferrer { digest, found_by: FoundBy::FallbackTag, tag_writes, entry });
+                }
+            };
+            if let Some(listed) = entries.into_iter().find(|listed| listed.digest == digest) {
+                self.compare(&entry, &listed);
+                return Ok(PushedReferrer { digest, found_by: FoundBy::Api, tag_writes: 0, entry: listed });
+            }
+            look += 1;
+            if look >= LOOKS_MAX {
+                return Err(RegistryError::NotListed {
+                    registry: self.registry().name().to_owned(),
+                    repository: self.name().to_owned(),
+                    digest: Box::new(digest),
+                    subject: Box::new(subject.digest),
+                });
+            }
+            tokio::time::sleep(self.registry().options().backoff.wait(look, fastrand::f64())).await;
+        }
+    }
+
+    /// Old Harbor versions list wrong facts, at which strict clients stumble.
+    fn compare(&self, pushed: &Descriptor, listed: &Descriptor) {
+        if pushed.size != listed.size || pushed.kind() != listed.kind() {
+            tracing::warn!(
+                registry = self.registry().name(),
+                repository = self.name(),
+                digest = %pushed.digest,
+                size = pushed.size,
+                listed_size = listed.size,
+                listed_type = listed.kind(),
+                "the registry lists the index with a wrong size or type; some clients will not accept it"
+            );
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The HTTP client: one request out, one response in, nothing remembered.
+//!
+//! This is the only file that knows the HTTP library. It follows no redirect, retries nothing and attaches no
+//! credential by itself: those are decisions, and they are taken above. TLS is rustls with the *ring* provider, so that
+//! the build needs no C compiler beyond what ring brings. Invariants: every wait ends at the caller's deadline; bytes
+//! are counted as they pass; errors hold no query of any URL.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use url::Url;
+
+use crate::registry::error::{TransportError, TransportKind};
+use crate::registry::redirect::ShownUrl;
+use crate::registry::retry::Deadline;
+
+/// How long to wait for a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Sums of what passed through a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Requests sent, repeated ones and those to token services included.
+    pub requests: u64,
+    /// Bytes of bodies received.
+    pub bytes_received: u64,
+    /// Bytes of bodies sent.
+    pub bytes_sent: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    bytes_received: AtomicU64,
+    bytes_sent: AtomicU64,
+}
+
+/// The chunks of a request body.
+pub type Chunks = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// A request body that can be sent more than once.
+#[derive(Clone, Default)]
+pub enum Body {
+    /// None.
+    #[default]
+    Empty,
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// Chunks that a function opens anew for every attempt.
+    Chunks {
+        /// How many bytes they add up to.
+        length: u64,
+        /// Opens them.
+        open: Arc<dyn Fn() -> Chunks + Send + Sync>,
+    },
+}
+
+impl Body {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Chunks { length, .. } => *length,
+        }
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Body({} bytes)", self.len())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+}
+
+/// One request. `authorization` stands apart because it is secret.
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: &'a Url,
+    pub(crate) headers: &'a [(&'static str, String)],
+    pub(crate) authorization: Option<&'a str>,
+    pub(crate) body: &'a Body,
+}
+
+/// How to build the client.
+pub(crate) struct Setup {
+    pub(crate) ca_file: Option<PathBuf>,
+    /// No proxy can reach a registry on this machine.
+    pub(crate) loopback: bool,
+    pub(crate) stall: Duration,
+}
+
+/// One client for either scheme, each made when it is first needed: to read the system's certificates takes longer than
+/// a request to a registry nearby.
+#[derive(Debug)]
+struct Clients {
+    extra: Vec<reqwest::Certificate>,
+    loopback: bool,
+    plain: OnceLock<Result<reqwest::Client, String>>,
+    secure: OnceLock<Result<reqwest::Client, String>>,
+}
+
+impl Clients {
+    fn of(&self, url: &Url) -> Result<&reqwest::Client, String> {
+        let client = if url.scheme() == "http" {
+            self.plain.get_or_init(|| self.builder().tls_certs_only([]).build().map_err(|error| describe(&error)))
+        } else {
+            self.secure.get_or_init(|| self.secure())
+        };
+        client.as_ref().map_err(Clone::clone)
+    }
+
+    fn secure(&self) -> Result<reqwest::Client, String> {
+        // A machine without system certificates can still use the file it was given.
+        let client = self.builder().tls_certs_merge(self.extra.clone()).build().or_else(|error| {
+            tracing::warn!(error = %describe(&error), "no system certificates");
+            self.builder().tls_certs_only(self.extra.clone()).build()
+        });
+        client.map_err(|error| describe(&error))
+    }
+
+    fn builder(&self) -> reqwest::ClientBuilder {
+        let builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .referer(false)
+            .user_agent(concat!("soci/", env!("CARGO_PKG_VERSION")));
+        if self.loopback { builder.no_proxy() } else { builder }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Transport {
+    clients: Arc<Clients>,
+    counters: Arc<Counters>,
+    stall: Duration,
+}
+
+impl Transport {
+    /// Gets ready; the error is a reason in words.
+    pub(crate) fn new(setup: &Setup) -> Result<Self, String> {
+        // Somebody else in this process may have installed a provider already: theirs serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let extra = match &setup.ca_file {
+            None => Vec::new(),
+            Some(file) => {
+                let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| format!("{}: {error}", file.display()))?
+            }
+        };
+        let clients = Clients { extra, loopback: setup.loopback, plain: OnceLock::new(), secure: OnceLock::new() };
+        let clients = Arc::new(clients);
+        Ok(Self { clients, counters: Arc::default(), stall: setup.stall })
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            requests: self.counters.requests.load(Ordering::Relaxed),
+            bytes_received: self.counters.bytes_received.load(Ordering::Relaxed),
+            bytes_sent: self.counters.bytes_sent.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sends one request and waits for the head of the response.
+    pub(crate) async fn send(&self, request: &Request<'_>, deadline: &Deadline) -> Result<Response, TransportError> {
+        let method = match request.method {
+            Method::Get => reqwest::Method::GET,
+            Method::Head => reqwest::Method::HEAD,
+            Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
+        };
+        let client = self.clients.of(request.url).map_err(|detail| TransportError {
+            kind: TransportKind::Request,
+            url: ShownUrl::new(request.url),
+            detail,
+        })?;
+        let mut builder = client.request(method, request.url.clone());
+        for (name, value) in request.headers {
+            builder = builder.header(*name, value);
+        }
+        if let Some(authorization) = request.authorization {
+            builder = builder.header(reqwest::header::AUTHORIZATION, secret(authorization, request.url)?);
+        }
+        if matches!(request.method, Method::Post | Method::Put) {
+            builder = builder.header(reqwest::header::CONTENT_LENGTH, request.body.len());
+            builder = builder.body(self.body(request.body, deadline));
+        }
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let sent = builder.send();
+        // A server may take its time over an upload; it has none for a question.
+        let stall = if request.body.is_empty() { self.stall } else { Duration::MAX };
+        let response = within(deadline, stall, sent).await;
+        let response = response.ok_or_else(|| timeout(request.url))?.map_err(|error| failure(request.url, &error))?;
+        Ok(Response { response, url: request.url.clone(), counters: Arc::clone(&self.counters), stall: self.stall })
+    }
+
+    fn body(&self, body: &Body, deadline: &Deadline) -> reqwest::Body {
+        match body {
+            Body::Empty => reqwest::Body::from(Bytes::new()),
+            Body::Bytes(bytes) => {
+                self.counters.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                reqwest::Body::from(bytes.clone())
+            }
+            Body::Chunks { open, .. } => {
+                let (counters, deadline) = (Arc::clone(&self.counters), deadline.clone());
+                reqwest::Body::wrap_stream(open().inspect(move |chunk| {
+                    if let Ok(chunk) = chunk {
+                        counters.bytes_sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                        deadline.progress();
+                    }
+                }))
+            }
+        }
+    }
+}
+
+/// The head of a response, and its body to be read.
+pub(crate) struct Response {
+    response: reqwest::Response,
+    url: Url,
+    counters: Arc<Counters>,
+    stall: Duration,
+}
+
+/// Why a body could not be held.
+pub(crate) enum BodyError {
+    Transport(TransportError),
+    TooLarge,
+}
+
+impl Response {
+    pub(crate) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    /// The first header of this name, if it is text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// All headers of this name that are text.
+    pub(crate) fn headers<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.response.headers().get_all(name).iter().filter_map(|value| value.to_str().ok())
+    }
+
+    /// The length that the server announces.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        let text = self.header("content-length")?.trim();
+        if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+    }
+
+    /// The media type, lower-case, without parameters.
+    pub(crate) fn media_type(&self) -> String {
+        let text = self.header("content-type").unwrap_or_default();
+        text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    }
+
+    /// The next bytes of the body; `None` at its end.
+    pub(crate) async fn chunk(&mut self, deadline: &Deadline) -> Result<Option<Bytes>, TransportError> {
+        let chunk = within(deadline, self.stall, self.response.chunk()).await;
+        let chunk = chunk.ok_or_else(|| timeout(&self.url))?.map_err(|error| failure(&self.url, &error))?;
+        if let Some(chunk) = &chunk {
+            self.counters.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        }
+        Ok(chunk)
+    }
+
+    /// The whole body, if it has at most `limit` bytes. Nothing is reserved on the server's word.
+    pub(crate) async fn bytes(mut self, limit: u64, deadline: &Deadline) -> Result<Bytes, BodyError> {
+        if self.content_length().is_some_and(|length| length > limit) {
+            return Err(BodyError::TooLarge);
+        }
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = self.chunk(deadline).await.map_err(BodyError::Transport)? {
+            if (whole.len() + chunk.len()) as u64 > limit {
+                return Err(BodyError::TooLarge);
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+/// `None` when the deadline comes, or when nothing happens for `stall`.
+async fn within<T>(deadline: &Deadline, stall: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        // Whatever is ready counts, also at the last moment.
+        biased;
+        value = future => Some(value),
+        () = deadline.expired() => None,
+        () = tokio::time::sleep(stall) => None,
+    }
+}
+
+fn secret(text: &str, url: &Url) -> Result<reqwest::header::HeaderValue, TransportError> {
+    let mut value = reqwest::header::HeaderValue::from_str(text).map_err(|_| TransportError {
+        kind: TransportKind::Request,
+        url: ShownUrl::new(url),
+        detail: "the credentials hold characters that a header cannot carry".to_owned(),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn timeout(url: &Url) -> TransportError {
+    let detail = "no answer in time".to_owned();
+    TransportError { kind: TransportKind::Timeout, url: ShownUrl::new(url), detail }
+}
+
+fn failure(url: &Url, error: &reqwest::Error) -> TransportError {
+    let kind = if is_tls(error) {
+        TransportKind::Tls
+    } else if error.is_builder() {
+        TransportKind::Request
+    } else if error.is_connect() {
+        TransportKind::Connect
+    } else if error.is_timeout() {
+        TransportKind::Timeout
+    } else {
+        TransportKind::Interrupted
+    };
+    TransportError { kind, url: ShownUrl::new(url), detail: describe(error) }
+}
+
+/// rustls reports a refused certificate somewhere down the chain of causes.
+fn is_tls(error: &reqwest::Error) -> bool {
+    causes(error).any(|cause| cause.is::<rustls::Error>())
+}
+
+/// The innermost cause: the outer ones repeat the URL, whose query may be secret.
+fn describe(error: &reqwest::Error) -> String {
+    match causes(error).last() {
+        Some(cause) => crate::registry::headers::one_line(&cause.to_string()),
+        None if error.is_builder() => "the request cannot be built".to_owned(),
+        None => "the request failed".to_owned(),
+    }
+}
+
+/// What is behind an error. An `io::Error` hides the error that it was made of from `source()`.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |cause| {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        inner.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| cause.source())
+    })
+}

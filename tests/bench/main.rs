@@ -1,0 +1,115 @@
+//! The benchmarks: the figures that the project promises, measured on this machine.
+//!
+//! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
+//! [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`; `stage` only makes
+//! the image and waits, for looking into things by hand. The data are made from this machine's own
+//! files, in a directory that goes at the end; nothing is fetched from a network. Where a goal is a ratio, both sides
+//! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
+
+mod data;
+mod files;
+mod indexing;
+mod process;
+mod report;
+mod start;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+
+use data::Data;
+use report::{Report, machine};
+
+const NAMES: [&str; 5] = ["ztoc", "publish", "mount", "read", "start"];
+
+/// What was asked for.
+#[derive(Debug, Default)]
+struct Wanted {
+    names: Vec<String>,
+    quick: bool,
+    json: Option<PathBuf>,
+}
+
+impl Wanted {
+    fn of(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let mut wanted = Self::default();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--quick" => wanted.quick = true,
+                "--json" => wanted.json = Some(arguments.next().context("--json needs a file name")?.into()),
+                name if NAMES.contains(&name) => wanted.names.push(argument),
+                "stage" => wanted.names.push(argument),
+                other => bail!("{other:?} is none of --quick, --json FILE, {}", NAMES.join(", ")),
+            }
+        }
+        if wanted.names.is_empty() {
+            wanted.names = NAMES.map(str::to_owned).to_vec();
+        }
+        Ok(wanted)
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.names.iter().any(|wanted| wanted == name)
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let wanted = Wanted::of(std::env::args().skip(1))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // A mount's process outlives an interrupted benchmark unless somebody ends it.
+    runtime.spawn(async {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            let cleaned = tokio::task::spawn_blocking(process::end_mounts).await;
+            std::process::exit(if cleaned.is_ok() { 130 } else { 131 });
+        }
+    });
+    let result = measure(&wanted, &runtime);
+    process::end_mounts();
+    let report = result?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}\n\n{}", machine(), report.markdown())?;
+    if let Some(file) = &wanted.json {
+        std::fs::write(file, format!("{:#}\n", report.json()))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Report> {
+    process::soci_path()?;
+    let mut report = Report::default();
+    if wanted.is("stage") {
+        let data = Data::new(wanted.quick)?;
+        let image = runtime.block_on(data.push())?;
+        eprintln!("{} in {}; interrupt to end", image.name, data.path("").display());
+        loop {
+            std::thread::park();
+        }
+    }
+    if wanted.names.iter().any(|name| name != "start") {
+        let data = Data::new(wanted.quick)?;
+        if wanted.is("ztoc") {
+            indexing::ztoc(&data, &mut report)?;
+        }
+        if ["publish", "mount", "read"].iter().any(|name| wanted.is(name)) {
+            let image = runtime.block_on(data.push())?;
+            if wanted.is("publish") {
+                indexing::publish(&data, &image, &mut report)?;
+            }
+            if process::can_mount() {
+                files::prepare(&data, &image)?;
+                if wanted.is("mount") {
+                    files::mount(&data, &image, &mut report)?;
+                }
+                if wanted.is("read") {
+                    files::read(&data, &image, &mut report)?;
+                }
+            }
+        }
+    }
+    if wanted.is("start") && process::can_mount() {
+        start::python(runtime, &mut report)?;
+    }
+    Ok(report)
+}

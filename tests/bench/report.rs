@@ -1,0 +1,120 @@
+//! What was measured, as a table for people and as JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Goal {
+    /// This much or less.
+    AtMost(f64),
+    /// This much or more.
+    AtLeast(f64),
+    /// Told for comparison.
+    None,
+}
+
+/// A figure that was measured several times.
+#[derive(Debug)]
+struct Row {
+    figure: String,
+    goal: Goal,
+    unit: &'static str,
+    /// In order of size, at least one.
+    samples: Vec<f64>,
+}
+
+impl Row {
+    fn median(&self) -> f64 {
+        self.samples.get(self.samples.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn is_met(&self) -> Option<bool> {
+        match self.goal {
+            Goal::AtMost(most) => Some(self.median() <= most),
+            Goal::AtLeast(least) => Some(self.median() >= least),
+            Goal::None => None,
+        }
+    }
+
+    fn shown(&self, value: f64) -> String {
+        let number = if value.abs() >= 100.0 || (value.fract() == 0.0 && value.abs() >= 3.0) {
+            format!("{value:.0}")
+        } else if value.abs() >= 10.0 {
+            format!("{value:.1}")
+        } else {
+            format!("{value:.2}")
+        };
+        if self.unit.is_empty() { number } else { format!("{number} {}", self.unit) }
+    }
+}
+
+/// All figures so far.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// Notes a figure, and says it on standard error for those who wait.
+    pub(crate) fn add(&mut self, figure: impl Into<String>, goal: Goal, unit: &'static str, mut samples: Vec<f64>) {
+        samples.sort_by(f64::total_cmp);
+        let row = Row { figure: figure.into(), goal, unit, samples };
+        eprintln!("  {}: {}", row.figure, row.shown(row.median()));
+        self.rows.push(row);
+    }
+
+    /// The table: the median decides.
+    pub(crate) fn markdown(&self) -> String {
+        let mut table =
+            "| figure | goal | median | min | max | runs | verdict |\n|---|--:|--:|--:|--:|--:|---|\n".to_owned();
+        for row in &self.rows {
+            let goal = match row.goal {
+                Goal::AtMost(most) => format!("≤ {}", row.shown(most)),
+                Goal::AtLeast(least) => format!("≥ {}", row.shown(least)),
+                Goal::None => String::new(),
+            };
+            let verdict = match row.is_met() {
+                Some(true) => "met",
+                Some(false) => "**missed**",
+                None => "",
+            };
+            let [median, min, max] = [row.median(), row.samples[0], row.samples[row.samples.len() - 1]];
+            let [median, min, max] = [median, min, max].map(|value| row.shown(value));
+            let (figure, runs) = (&row.figure, row.samples.len());
+            let _ = writeln!(table, "| {figure} | {goal} | {median} | {min} | {max} | {runs} | {verdict} |");
+        }
+        table
+    }
+
+    /// The same for programs.
+    pub(crate) fn json(&self) -> Value {
+        let row = |row: &Row| {
+            let goal = match row.goal {
+                Goal::AtMost(most) => json!({ "atMost": most }),
+                Goal::AtLeast(least) => json!({ "atLeast": least }),
+                Goal::None => Value::Null,
+            };
+            json!({
+                "figure": row.figure, "goal": goal, "unit": row.unit,
+                "median": row.median(), "samples": row.samples, "met": row.is_met(),
+            })
+        };
+        json!({ "machine": machine(), "figures": self.rows.iter().map(row).collect::<Vec<_>>() })
+    }
+}
+
+/// What this machine is, in one line.
+pub(crate) fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let of = |text: &str, key: &str| -> Option<String> {
+        text.lines().find_map(|line| Some(line.strip_prefix(key)?.trim_start_matches([' ', '\t', ':']).to_owned()))
+    };
+    let processor = of(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = of(&read("/proc/meminfo"), "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    let memory = memory.map_or_else(String::new, |kib| format!(", {} GiB", (kib + (1 << 19)) >> 20));
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{processor}, {cores} cores{memory}, Linux {}", kernel.trim())
+}

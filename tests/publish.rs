@@ -1,0 +1,179 @@
+//! Publishing, end to end, on real registries.
+
+use soci_index::digest::Digest;
+use soci_tests::image::{Image, tar, text};
+use soci_tests::registry::{DockerRegistry, Peryx, client, client_with_password};
+use soci_tests::{run, soci, stdout};
+
+fn image() -> Image {
+    let base = tar(&[("bin/tool", text(1, 3_000_000)), ("etc/conf", text(2, 500))]);
+    let top = tar(&[("app/data", text(3, 2_000_000)), ("app/main", text(4, 100))]);
+    let tiny = tar(&[("tiny", text(5, 10))]);
+    Image::gzip(vec![base, top, tiny])
+}
+
+/// Publishing twice: the second time reads no layer; the index is found; a half-done publish is repaired.
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_on_docker_registry() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    let image = image();
+    image.push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let publish = ["publish", &name, "--min-layer-size", "1000", "--span-size", "262144", "--json"];
+
+    let dry: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish).arg("--dry-run"))).unwrap();
+    assert_eq!(dry["images"][0]["status"], "dry run");
+    assert_eq!(repository.fallback_entries(&image.digest()).await.unwrap(), None, "a dry run pushes nothing");
+
+    let first: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    assert_eq!(first["images"][0]["status"], "published");
+    assert_eq!(first["images"][0]["foundBy"], "the fallback tag");
+    assert_eq!(first["images"][0]["index"]["digest"], dry["images"][0]["index"]["digest"], "the same bytes every time");
+    let layers = first["images"][0]["layers"].as_array().unwrap();
+    assert!(layers[0]["ztoc"]["digest"].is_string() && layers[1]["ztoc"]["digest"].is_string());
+    assert!(
+        layers[2]["skipped"].as_str().is_some_and(|text| text.contains("less than min-layer-size 1000")),
+        "{layers:?}"
+    );
+
+    let second: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    assert_eq!(second["images"][0]["status"], "up to date");
+    let layer_bytes: usize = image.blobs.iter().map(bytes::Bytes::len).sum();
+    assert!(
+        second["bytesReceived"].as_u64().unwrap() < 20_000,
+        "no layer is read again ({layer_bytes} bytes): {second}"
+    );
+    assert_eq!(second["bytesSent"], 0);
+
+    let entries = repository.fallback_entries(&image.digest()).await.unwrap().unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].digest.to_string(), first["images"][0]["index"]["digest"].as_str().unwrap());
+}
+
+/// Tokens, and the referrers API, of a registry that is not ours; a mount from it too. Without credentials: exit code 3.
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_with_tokens() {
+    let Some(registry) = Peryx::start() else { return };
+    let repository = client_with_password(&registry.address, Peryx::PASSWORD).repository("team/app");
+    let image = image();
+    image.push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let publish = ["publish", &name, "--min-layer-size", "1000", "--json"];
+    let empty = tempfile::tempdir().unwrap();
+    let anonymous = run(soci().args(publish).env("DOCKER_CONFIG", empty.path()));
+    assert_eq!(anonymous.status.code(), Some(3), "{anonymous:?}");
+    let wrong = run(soci().args(publish).args(["--user", "robot$team+ci:wrong"]));
+    assert_eq!(wrong.status.code(), Some(3), "{wrong:?}");
+    assert!(!String::from_utf8_lossy(&wrong.stderr).contains("wrong"), "no secret is shown: {wrong:?}");
+
+    let by_stdin = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        let quoted: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
+        let line = format!(
+            "printf '%s\\n' '{}' | {} {}",
+            Peryx::PASSWORD,
+            soci_tests::soci_path().display(),
+            quoted.join(" ")
+        );
+        command.args(["-c", &line]).env("CI", "true");
+        command
+    };
+    let credentials = ["--user", "robot$team+ci", "--password-stdin"];
+    let first: serde_json::Value =
+        serde_json::from_str(&stdout(&mut by_stdin(&[&publish[..], &credentials].concat()))).unwrap();
+    assert_eq!(first["images"][0]["status"], "published", "{first}");
+    assert_eq!(first["images"][0]["foundBy"], "the referrers API", "{first}");
+    let second: serde_json::Value =
+        serde_json::from_str(&stdout(&mut by_stdin(&[&publish[..], &credentials].concat()))).unwrap();
+    assert_eq!(second["images"][0]["status"], "up to date", "{second}");
+
+    // Docker's configuration does as well.
+    let login =
+        serde_json::json!({ "auths": { &registry.address: { "auth": "cm9ib3QkdGVhbStjaTpjb3JyZWN0IGhvcnNl" } } });
+    std::fs::write(empty.path().join("config.json"), login.to_string()).unwrap();
+    let third = stdout(soci().args(publish).env("DOCKER_CONFIG", empty.path()));
+    assert!(third.contains("up to date"), "{third}");
+}
+
+/// `create` and `push` lead to the same index as `publish`.
+#[tokio::test(flavor = "multi_thread")]
+async fn create_push_list_remove() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    let image = image();
+    image.push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let root = tempfile::tempdir().unwrap();
+    let local = |arguments: &[&str]| {
+        let mut command = soci();
+        command.arg("--root").arg(root.path()).args(arguments);
+        command
+    };
+
+    assert_eq!(stdout(&mut local(&["index", "list", "-q"])), "");
+    let failed = run(&mut local(&["push", &name]));
+    assert_eq!(failed.status.code(), Some(7), "{failed:?}");
+    let created = stdout(&mut local(&["create", &name, "--min-layer-size", "1000"]));
+    assert_eq!(created.lines().filter(|line| line.contains(" -> ztoc ")).count(), 2, "{created}");
+    assert_eq!(stdout(&mut local(&["create", &name, "--min-layer-size", "1000"])).matches("already exists").count(), 2);
+    let index = stdout(&mut local(&["index", "list", "--ref", &name, "-q"])).trim().to_owned();
+    let info: serde_json::Value = serde_json::from_str(&stdout(&mut local(&["index", "info", &index]))).unwrap();
+    assert_eq!(info["subject"]["digest"], image.digest().to_string());
+    assert_eq!(stdout(&mut local(&["ztoc", "list", "-q"])).lines().count(), 2);
+    let ztoc = info["layers"][0]["digest"].as_str().unwrap();
+    assert!(stdout(&mut local(&["ztoc", "info", ztoc])).contains("\"filename\": \"bin/tool\""));
+
+    let pushed = stdout(&mut local(&["push", &name]));
+    assert!(pushed.contains(&format!("pushing soci index with digest: {index}")), "{pushed}");
+    let again = stdout(&mut local(&["push", &name, "--existing-index", "skip"]));
+    assert!(again.contains("skipping pushing artifacts"), "{again}");
+    let published = stdout(soci().args(["publish", &name, "--min-layer-size", "1000"]));
+    assert!(published.contains(&format!("index {index} is up to date")), "{published}");
+
+    assert_eq!(stdout(&mut local(&["index", "rm", &index])), "");
+    assert_eq!(stdout(&mut local(&["index", "list", "-q"])), "");
+    assert_eq!(run(&mut local(&["index", "rm", &index])).status.code(), Some(1));
+}
+
+/// Every failure has its exit code and one line that names the thing; nothing is published.
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_have_codes() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    let mut image = image();
+    let good = image.clone();
+    good.push(&repository, "good").await;
+    let name = |tag: &str| format!("{}/team/app:{tag}", registry.address);
+
+    // A layer that does not unpack to what the configuration says.
+    let forged = Image::new(vec![(soci_tests::image::GZIP, good.blobs[0].to_vec(), b"something else".to_vec())]);
+    forged.push(&repository, "forged").await;
+    // A damaged layer under its own right digest.
+    let mut damaged = good.blobs[0].to_vec();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0x55;
+    image = Image::new(vec![(soci_tests::image::GZIP, damaged, good.tars[0].clone())]);
+    image.push(&repository, "damaged").await;
+
+    for (reference, more, code, text) in [
+        (name("forged"), &["--min-layer-size", "0"][..], 5, "diff"),
+        (name("damaged"), &["--min-layer-size", "0"], 5, "cannot be indexed"),
+        (name("good"), &[], 6, "no ztocs created, all layers either skipped or produced errors"),
+        (name("absent"), &[], 1, "no such image"),
+        ("127.0.0.1:1/none:x".to_owned(), &["--timeout", "20s"], 4, "127.0.0.1:1"),
+        ("no reference at all".to_owned(), &[], 2, "no reference"),
+        (name("good"), &["--platform", "plan9/mips"], 1, "plan9/mips"),
+        (name("good"), &["--platform", "x"], 2, "platform"),
+    ] {
+        let output = run(soci().args(["publish", &reference]).args(more));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{reference}: {message}");
+        let wanted = if text == "diff" { "unpacks to" } else { text };
+        assert!(message.contains(wanted), "{reference}: {message}");
+    }
+    for digest in [forged.digest(), image.digest(), good.digest()] {
+        assert_eq!(repository.fallback_entries(&digest).await.unwrap(), None, "nothing is published");
+    }
+    assert_ne!(Digest::of(&good.manifest), image.digest());
+}

@@ -1,0 +1,48 @@
+//! What the end-to-end tests share: the binary, images to work on, registries to work with.
+
+pub mod image;
+pub mod registry;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// The `soci` binary that belongs to the running test: cargo builds it into the directory above the test's own.
+///
+/// # Panics
+/// When it has not been built: `cargo test --workspace` builds it, `cargo test -p soci-tests` alone does not.
+#[must_use]
+pub fn soci_path() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let directory = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    let path = directory.join("soci");
+    assert!(path.exists(), "{} is missing: run `cargo build -p soci-cli` first", path.display());
+    path
+}
+
+/// A command line that begins with the `soci` binary.
+#[must_use]
+pub fn soci() -> Command {
+    let mut command = Command::new(soci_path());
+    command.env_remove("SOCI_ROOT").env_remove("SOCI_LOG").env("CI", "true");
+    command
+}
+
+/// Runs a command line to its end and returns what it printed.
+///
+/// # Panics
+/// When it fails.
+#[must_use]
+pub fn stdout(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Runs a command line to its end.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}

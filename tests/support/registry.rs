@@ -1,0 +1,161 @@
+//! Registries that tests start on this machine.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use soci_index::registry::credentials::Secret;
+use soci_index::registry::{ClientOptions, CredentialSource, Registry};
+
+/// Debian's docker-registry: no referrers API, so indexes are found by the fallback tag. Ends when dropped.
+#[derive(Debug)]
+pub struct DockerRegistry {
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+    _server: Server,
+}
+
+/// peryx: tokens for everything, and the referrers API. Ends when dropped.
+#[derive(Debug)]
+pub struct Peryx {
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+    _server: Server,
+}
+
+impl Peryx {
+    /// The password of every user.
+    pub const PASSWORD: &str = "correct horse";
+
+    /// Starts one; `None`, with a word on standard error, where it is not installed.
+    ///
+    /// # Panics
+    /// When it is installed and does not start.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peryx/bin/peryx");
+        if !program.exists() {
+            eprintln!("SKIPPED: peryx is not installed (tests/run installs it)");
+            return None;
+        }
+        let data = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| std::fs::write(data.path().join(name), text).expect("a file");
+        write("key.hex", &"5a".repeat(32));
+        write("secret.txt", Self::PASSWORD);
+        write(
+            "peryx.toml",
+            r#"
+[auth]
+signing_key_file = "key.hex"
+default_anonymous_read = false
+[[index]]
+name = "team"
+route = "team"
+ecosystem = "oci"
+hosted = true
+anonymous_read = false
+[[index.access_token]]
+name = "ci"
+secret_file = "secret.txt"
+resources = ["*"]
+actions = ["read", "write", "delete"]
+"#,
+        );
+        let port = free_port();
+        let mut command = Command::new(program);
+        command.args([
+            "serve",
+            "--config",
+            "peryx.toml",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port.to_string(),
+            "--data-dir",
+            "data",
+        ]);
+        command.current_dir(data.path());
+        let address = format!("127.0.0.1:{port}");
+        let server = Server::start(command, data, &address);
+        Some(Self { address, _server: server })
+    }
+}
+
+impl DockerRegistry {
+    /// Starts one; `None`, with a word on standard error, where it is not installed.
+    ///
+    /// # Panics
+    /// When it is installed and does not start.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        let places = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"];
+        let Some(program) = places.iter().find(|path| Path::new(path).exists()) else {
+            eprintln!("SKIPPED: docker-registry is not installed (apt-get install docker-registry)");
+            return None;
+        };
+        let data = tempfile::tempdir().expect("a directory");
+        let address = format!("127.0.0.1:{}", free_port());
+        let root = data.path().display();
+        let config = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {root}/data}}\n  delete: {{enabled: false}}\nhttp: {{addr: \"{address}\", secret: test}}\n"
+        );
+        let file = data.path().join("config.yml");
+        std::fs::write(&file, config).expect("a file");
+        let mut command = Command::new(program);
+        command.arg("serve").arg(&file);
+        let server = Server::start(command, data, &address);
+        Some(Self { address, _server: server })
+    }
+}
+
+/// A process that listens, and its files.
+#[derive(Debug)]
+struct Server {
+    child: Child,
+    _data: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(mut command: Command, data: tempfile::TempDir, address: &str) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
+        let server = Self { child, _data: data };
+        let start = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{command:?} does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// A client without credentials.
+///
+/// # Panics
+/// When the address is none.
+#[must_use]
+pub fn client(address: &str) -> Registry {
+    let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
+    Registry::new(address, options).expect("an address")
+}
+
+/// A client with a user name and a password.
+///
+/// # Panics
+/// When the address is none.
+#[must_use]
+pub fn client_with_password(address: &str, password: &str) -> Registry {
+    let credentials = CredentialSource::Password { user: "robot$team+ci".to_owned(), password: Secret::new(password) };
+    Registry::new(address, ClientOptions { credentials, ..ClientOptions::default() }).expect("an address")
+}
