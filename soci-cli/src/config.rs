@@ -47,6 +47,12 @@ fn data_home() -> Option<PathBuf> {
     absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")))
 }
 
+/// What `SOCI_LOG` asks to see.
+#[must_use]
+pub fn log_filter() -> Option<String> {
+    std::env::var("SOCI_LOG").ok()
+}
+
 /// The directories in which programs are looked for.
 #[must_use]
 pub fn search_path() -> Vec<PathBuf> {

@@ -15,7 +15,7 @@ pub fn start(debug: bool) {
     let ours = if debug { "debug" } else { "info" };
     // The FUSE library warns of every unmount that was done before it.
     let default = format!("warn,fuser=error,soci_index={ours},soci_fs={ours},soci_cli={ours}");
-    let asked = std::env::var("SOCI_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let asked = crate::config::log_filter().and_then(|text| text.parse::<Targets>().ok());
     let filter = asked.or_else(|| default.parse().ok()).unwrap_or_default();
     let colours = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours);
