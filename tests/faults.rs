@@ -21,7 +21,7 @@ use soci_fs::store::{Store, StoreError};
 use soci_fs::unpack::LayerClaim;
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::digest::Digest;
-use soci_index::discover::{self, Discovery};
+use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::{ImageSource, PlatformImage};
@@ -244,7 +244,9 @@ async fn proof_by_data_tells_forged_from_right() {
 
 /// Every index that the registry lists has all its zTOCs.
 async fn check_listed(repository: &Repository, image: &Digest) -> bool {
-    let Discovery::Found(found) = discover::on_registry(repository, image).await.unwrap() else { return false };
+    let Discovery::Found(found) = discover::on_registry(repository, image, Which::Newest).await.unwrap() else {
+        return false;
+    };
     let index = SociIndex::parse(&found.raw, &Limits::DEFAULT).unwrap();
     assert!(index.ztocs().count() > 0);
     for (_, ztoc) in index.ztocs() {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use soci_index::digest::Digest;
-use soci_index::discover::{self, Discovery};
+use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::store::{Store as BlobStore, StoreError as BlobStoreError};
@@ -192,19 +192,20 @@ async fn find_index(
     options: &OpenOptions,
 ) -> Result<Option<Found>, OpenError> {
     let subject = image.descriptor.digest;
+    let which = options.index.as_ref().map_or(Which::Newest, Which::Named);
     let local = match &options.index_store {
         Some(directory) => Some(open_layout(directory).await?),
         None => None,
     };
-    if let Some(found) = local.as_ref().map(|layout| discover::in_layout(layout, &subject)).transpose()?
+    if let Some(found) = local.as_ref().map(|layout| discover::in_layout(layout, &subject, which)).transpose()?
         && let Some(found) = accept(found, options, local.as_ref())?
     {
         return Ok(Some(found));
     }
     let (discovery, layout) = match source {
-        ImageSource::Registry { repository, .. } => (discover::on_registry(repository, &subject).await?, None),
+        ImageSource::Registry { repository, .. } => (discover::on_registry(repository, &subject, which).await?, None),
         ImageSource::Store { store: BlobStore::Layout(layout), .. } => {
-            (discover::in_layout(layout, &subject)?, Some(layout))
+            (discover::in_layout(layout, &subject, which)?, Some(layout))
         }
         ImageSource::Store { .. } => {
             (Discovery::None { reason: "archives hold none".to_owned(), rejected: Vec::new() }, None)
@@ -236,9 +237,6 @@ async fn open_layout(directory: &Path) -> Result<Layout, OpenError> {
 
 fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) -> Result<Option<Found>, OpenError> {
     let Discovery::Found(found) = discovery else { return Ok(None) };
-    if options.index.is_some_and(|wanted| wanted != found.digest) {
-        return Ok(None);
-    }
     let index = match SociIndex::parse(&found.raw, &Limits::DEFAULT) {
         Ok(index) => index,
         // Only an index that was asked for is worth stopping for.

@@ -58,59 +58,68 @@ pub enum Discovery {
     },
 }
 
+/// Which of an image's indexes is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// The newest.
+    Newest,
+    /// This one and no other.
+    Named(&'a Digest),
+}
+
+impl Which<'_> {
+    fn is(self, digest: &Digest) -> bool {
+        match self {
+            Self::Newest => true,
+            Self::Named(wanted) => wanted == digest,
+        }
+    }
+}
+
 /// Searches a repository for the index of `image` (an image manifest, not an index).
 ///
 /// # Errors
 /// [`RegistryError`] when the registry cannot be asked. A candidate that cannot be read is passed over.
-pub async fn on_registry(repository: &Repository, image: &Digest) -> Result<Discovery, RegistryError> {
-    on_registry_by_type(repository, image, SOCI_INDEX_V1).await
-}
-
-/// The same for another kind of index, by its artifact type.
-///
-/// # Errors
-/// [`RegistryError`] when the registry cannot be asked. A candidate that cannot be read is passed over.
-pub async fn on_registry_by_type(
+pub async fn on_registry(
     repository: &Repository,
     image: &Digest,
-    artifact_type: &str,
+    which: Which<'_>,
 ) -> Result<Discovery, RegistryError> {
-    let referrers = repository.referrers(image, Some(artifact_type)).await?;
-    let source = match &referrers.found_by {
-        FoundBy::Api => "the registry lists no such referrer".to_owned(),
-        FoundBy::FallbackTag => "the fallback tag lists no such referrer".to_owned(),
-        FoundBy::Nothing(reason) => format!("no referrers API ({reason}) and no fallback tag"),
+    let mut search = Search::new(image, SOCI_INDEX_V1);
+    let (candidates, nothing) = match which {
+        // One that is named need not be listed: it says itself whose it is.
+        Which::Named(digest) => (vec![*digest], format!("the registry has no index {digest}")),
+        Which::Newest => {
+            let referrers = repository.referrers(image, Some(SOCI_INDEX_V1)).await?;
+            let nothing = match &referrers.found_by {
+                FoundBy::Api => "the registry lists no such referrer".to_owned(),
+                FoundBy::FallbackTag => "the fallback tag lists no such referrer".to_owned(),
+                FoundBy::Nothing(reason) => format!("no referrers API ({reason}) and no fallback tag"),
+            };
+            (ordered(referrers.entries).into_iter().map(|entry| entry.digest).collect(), nothing)
+        }
     };
-    let mut search = Search::new(image, artifact_type);
-    for entry in ordered(referrers.entries).into_iter().take(CANDIDATES_MAX) {
-        match repository.manifest(&ManifestName::Digest(entry.digest)).await {
+    for digest in candidates.into_iter().take(CANDIDATES_MAX) {
+        match repository.manifest(&ManifestName::Digest(digest)).await {
             Ok(Some(raw)) => search.consider(raw),
-            Ok(None) => search.reject(entry.digest, "it is listed and not there"),
+            Ok(None) => search.reject(digest, "it is not there"),
             Err(error @ (RegistryError::Deadline { .. } | RegistryError::Unauthorized { .. })) => return Err(error),
-            Err(error) => search.reject(entry.digest, &error.to_string()),
+            Err(error) => search.reject(digest, &error.to_string()),
         }
     }
-    Ok(search.finish(&source))
+    Ok(search.finish(&nothing))
 }
 
 /// Searches an OCI layout for the index of `image`: every manifest that index.json names is looked at.
 ///
 /// # Errors
 /// [`ImageError`] when index.json cannot be read. A candidate that cannot be read is passed over.
-pub fn in_layout(layout: &Layout, image: &Digest) -> Result<Discovery, ImageError> {
-    in_layout_by_type(layout, image, SOCI_INDEX_V1)
-}
-
-/// The same for another kind of index, by its artifact type.
-///
-/// # Errors
-/// [`ImageError`] when index.json cannot be read. A candidate that cannot be read is passed over.
-pub fn in_layout_by_type(layout: &Layout, image: &Digest, artifact_type: &str) -> Result<Discovery, ImageError> {
+pub fn in_layout(layout: &Layout, image: &Digest, which: Which<'_>) -> Result<Discovery, ImageError> {
     let store = Store::Layout(layout.clone());
-    let mut search = Search::new(image, artifact_type);
+    let mut search = Search::new(image, SOCI_INDEX_V1);
     // A local layout may hold the indexes of thousands of images; reading them all is still cheap.
     for entry in ordered(store.entries()?) {
-        if entry.media_type != media_type::MANIFEST || !may_be(&entry, artifact_type) {
+        if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) || !may_be(&entry, SOCI_INDEX_V1) {
             continue;
         }
         match store.manifest(&entry) {
@@ -120,7 +129,7 @@ pub fn in_layout_by_type(layout: &Layout, image: &Digest, artifact_type: &str) -
             Err(error) => search.reject(entry.digest, &error.to_string()),
         }
     }
-    Ok(search.finish("the layout holds no index of this image"))
+    Ok(search.finish("the layout holds no such index of this image"))
 }
 
 fn may_be(entry: &Descriptor, artifact_type: &str) -> bool {

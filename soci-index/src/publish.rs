@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::build::{BuildError, BuildOptions, Finished, LayerReport, Observer, build};
 use crate::digest::Digest;
-use crate::discover::{self, Discovery};
+use crate::discover::{self, Discovery, Which};
 use crate::image::layout::{Layout, LayoutWriter};
 use crate::image::model::{Descriptor, annotation, media_type};
 use crate::image::store::{Store, StoreError};
@@ -237,7 +237,8 @@ async fn existing_on_registry(
     if force {
         return Ok(Existing::default());
     }
-    let mut existing = existing(discover::on_registry(repository, &image.descriptor.digest).await?, options);
+    let mut existing =
+        existing(discover::on_registry(repository, &image.descriptor.digest, Which::Newest).await?, options);
     // A zTOC that a clean-up has taken away is built again.
     let mut present = Vec::new();
     for ztoc in existing.ztocs {
@@ -256,7 +257,7 @@ fn existing_in_layout(
     image: &PlatformImage,
     options: &BuildOptions,
 ) -> Result<Existing, PublishError> {
-    let mut found = existing(discover::in_layout(layout, &image.descriptor.digest)?, options);
+    let mut found = existing(discover::in_layout(layout, &image.descriptor.digest, Which::Newest)?, options);
     // Images share layers: a zTOC of any index will do.
     for entry in layout.entries()?.iter().filter(|entry| entry.kind() == INDEX_V1) {
         let blobs = Store::Layout(layout.clone());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_index::discover::{self, Discovery};
+use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, annotation};
 use soci_index::image::{ImageSource, PlatformImage};
@@ -56,7 +56,9 @@ async fn one(
     let index = newest(layout, image)?;
     if arguments.existing_index != Existing::Allow {
         say("checking if a soci index already exists in remote repository...".to_owned())?;
-        if let Discovery::Found(found) = discover::on_registry(repository, &image.descriptor.digest).await? {
+        if let Discovery::Found(found) =
+            discover::on_registry(repository, &image.descriptor.digest, Which::Newest).await?
+        {
             let what = match found.others {
                 0 => format!("soci index found in remote repository with digest: {}", found.digest),
                 _ => "multiple soci indices found in remote repository".to_owned(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::json;
 use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, in_layout, on_registry};
+use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, in_layout, on_registry};
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::registry::RegistryError;
@@ -69,7 +69,7 @@ async fn the_newest_that_fits() {
     for _ in 0..all.len() {
         all.rotate_left(1);
         let server = registry(&all).await;
-        let Discovery::Found(found) = on_registry(&server.repository(), &image()).await.unwrap() else {
+        let Discovery::Found(found) = on_registry(&server.repository(), &image(), Which::Newest).await.unwrap() else {
             panic!("nothing found")
         };
         assert_eq!((&*found.raw, found.others), (newest.as_bytes(), 2));
@@ -77,22 +77,53 @@ async fn the_newest_that_fits() {
     }
 }
 
+/// A named index is taken however old it is, and only if it belongs to the image.
+#[tokio::test]
+async fn a_named_one() {
+    let (all, _) = candidates();
+    let server = registry(&all).await;
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::open_or_create(directory.path()).unwrap();
+    let mut writer = layout.lock().unwrap();
+    for manifest in &all {
+        writer.add_manifest(Descriptor::of(media_type::MANIFEST, b""), manifest.as_bytes()).unwrap();
+    }
+    for (position, manifest) in all.iter().enumerate() {
+        let digest = Digest::of(manifest.as_bytes());
+        let which = Which::Named(&digest);
+        let remote = on_registry(&server.repository(), &image(), which).await.unwrap();
+        let local = in_layout(&layout, &image(), which).unwrap();
+        for found in [remote, local] {
+            match found {
+                Discovery::Found(found) => assert_eq!((&*found.raw, position < 3), (manifest.as_bytes(), true)),
+                Discovery::None { .. } => assert!(position >= 3, "{manifest}"),
+            }
+        }
+    }
+    let missing = Digest::of(b"no such index");
+    let found = on_registry(&server.repository(), &image(), Which::Named(&missing)).await.unwrap();
+    assert!(matches!(found, Discovery::None { reason, .. } if reason.contains("it is not there")));
+}
+
 #[tokio::test]
 async fn nothing_fits() {
     let (all, _) = candidates();
     let server = registry(&all[3..]).await;
-    let Discovery::None { reason, rejected } = on_registry(&server.repository(), &image()).await.unwrap() else {
+    let Discovery::None { reason, rejected } =
+        on_registry(&server.repository(), &image(), Which::Newest).await.unwrap()
+    else {
         panic!("found one")
     };
     assert_eq!(rejected.len(), 3);
     assert!(reason.contains("none of the listed manifests fits"), "{reason}");
     let server = Server::start(|_| reply(404)).await;
-    let Discovery::None { reason, .. } = on_registry(&server.repository(), &image()).await.unwrap() else {
+    let Discovery::None { reason, .. } = on_registry(&server.repository(), &image(), Which::Newest).await.unwrap()
+    else {
         panic!("found one")
     };
     assert!(reason.contains("no referrers API (HTTP 404)"), "{reason}");
     let server = Server::start(|_| reply(401)).await;
-    let error = on_registry(&server.repository(), &image()).await.unwrap_err();
+    let error = on_registry(&server.repository(), &image(), Which::Newest).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }));
 }
 
@@ -101,15 +132,15 @@ fn in_a_layout() {
     let (all, newest) = candidates();
     let directory = tempfile::tempdir().unwrap();
     let layout = Layout::open_or_create(directory.path()).unwrap();
-    assert!(matches!(in_layout(&layout, &image()).unwrap(), Discovery::None { .. }));
+    assert!(matches!(in_layout(&layout, &image(), Which::Newest).unwrap(), Discovery::None { .. }));
     let mut writer = layout.lock().unwrap();
     for manifest in &all {
         writer.add_manifest(Descriptor::of(media_type::MANIFEST, b""), manifest.as_bytes()).unwrap();
     }
-    let Discovery::Found(found) = in_layout(&layout, &image()).unwrap() else { panic!("nothing found") };
+    let Discovery::Found(found) = in_layout(&layout, &image(), Which::Newest).unwrap() else { panic!("nothing found") };
     assert_eq!((&*found.raw, found.others), (newest.as_bytes(), 2));
     // A damaged one is passed over.
     std::fs::write(layout.blob_path(&found.digest), "damaged").unwrap();
-    let Discovery::Found(found) = in_layout(&layout, &image()).unwrap() else { panic!("nothing found") };
+    let Discovery::Found(found) = in_layout(&layout, &image(), Which::Newest).unwrap() else { panic!("nothing found") };
     assert_eq!(found.others, 1);
 }

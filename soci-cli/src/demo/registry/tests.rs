@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, on_registry};
+use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::referrers::{ApiAnswer, FoundBy};
@@ -103,6 +103,6 @@ async fn manifests_and_referrers() {
     }
     assert_eq!(here.referrers(&subject.digest, None).await.unwrap().entries.len(), 2);
     assert_eq!(here.referrers(&subject.digest, Some(SOCI_INDEX_V1)).await.unwrap().entries.len(), 1);
-    assert!(matches!(on_registry(&here, &subject.digest).await, Ok(Discovery::Found(_))));
+    assert!(matches!(on_registry(&here, &subject.digest, Which::Newest).await, Ok(Discovery::Found(_))));
     assert_eq!(here.manifest(&ManifestName::Tag("v2".into())).await, Ok(None));
 }
