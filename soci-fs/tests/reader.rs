@@ -298,7 +298,8 @@ async fn walking_reads_ahead_and_jumping_does_not() {
         reader.read(span * SPAN + 5, 10).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    assert!(source.requests() < spans / 4, "{} requests for {spans} spans", source.requests());
+    // The first eight one by one: that is what a program that starts does, too.
+    assert!(source.requests() < 8 + (spans - 8) / 4, "{} requests for {spans} spans", source.requests());
     assert_eq!(reader.counts().decoded_spans, spans);
 }
 
