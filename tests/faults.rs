@@ -82,12 +82,12 @@ impl Stage {
         repository.push_referrer(media_type::MANIFEST, index.into()).await.unwrap();
     }
 
-    async fn open(&self) -> (OpenedImage, Store) {
+    async fn open(&self) -> (OpenedImage, Arc<Store>) {
         let reference = format!("{}/team/app:v1", self.registry.host()).parse().unwrap();
         let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
         let source = ImageSource::open(&reference, &options).await.unwrap();
         let images: Vec<PlatformImage> = source.resolve(&PlatformSelection::Host).await.unwrap();
-        let store = Store::open(self.root.path()).unwrap();
+        let store = Arc::new(Store::open(self.root.path()).unwrap());
         let options = OpenOptions {
             layer_bytes_min: 1000,
             policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },

@@ -105,7 +105,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
         index_store: Some(at.join("index")),
         parallel: 4,
     };
-    let (mountpoint, store) = (at.join("mnt"), Store::open(&at.join("store"))?);
+    let (mountpoint, store) = (at.join("mnt"), std::sync::Arc::new(Store::open(&at.join("store"))?));
     std::fs::create_dir_all(&mountpoint)?;
     let opened = Opened::new(&source, &image, &store, &open, Some(&mountpoint)).await?;
     let command = recipe.command.clone();

@@ -140,7 +140,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
         note(arguments, "/dev/fuse is missing, so nothing can be mounted: reading the same files through the library")?;
     }
     note(arguments, "mounting lazily and running the program")?;
-    let store = Store::open(&scratch.join("store")).context("making a layer store")?;
+    let store = Arc::new(Store::open(&scratch.join("store")).context("making a layer store")?);
     let options = OpenOptions {
         observer: Arc::new(|_| {}),
         layer_bytes_min: LAYER_BYTES_MIN,

@@ -86,7 +86,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         index_store: Some(config.index_store()),
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
     };
-    let store = free_store(&config.layers())?;
+    let store = Arc::new(free_store(&config.layers())?);
     let opened = open_platform(&source, &image::selection(&platforms)?, &store, &open).await;
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
@@ -155,7 +155,7 @@ async fn end(
 pub async fn open_platform(
     source: &ImageSource,
     selection: &PlatformSelection,
-    store: &Store,
+    store: &Arc<Store>,
     options: &OpenOptions,
 ) -> anyhow::Result<OpenedImage> {
     let images = source.resolve(selection).await?;

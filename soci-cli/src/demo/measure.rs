@@ -142,7 +142,7 @@ impl Opened {
     pub async fn new(
         source: &ImageSource,
         image: &PlatformImage,
-        store: &Store,
+        store: &Arc<Store>,
         options: &OpenOptions,
         directory: Option<&Path>,
     ) -> anyhow::Result<Self> {

@@ -1,0 +1,219 @@
+//! Opens single layers, the first time and again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use soci_index::digest::Digest;
+use soci_index::image::ImageSource;
+use soci_index::image::layout::Layout;
+use soci_index::image::model::Descriptor;
+use soci_index::image::store::{Store as BlobStore, StoreError as BlobStoreError};
+use soci_index::index::LayerIndex;
+use soci_index::limits::Limits;
+use soci_index::ztoc::{Ztoc, ZtocError};
+use tokio::runtime::Handle;
+
+use super::find::{Found, open_layout};
+use super::{ImageOpener, LayerNote, OpenError, OpenOptions, Way};
+use crate::reader::LayerReader;
+use crate::source::Source;
+use crate::source::image::ImageBlob;
+use crate::source::watched::WatchedSource;
+use crate::store::{LayerStore, Store};
+use crate::unpack::{Encoding, LayerClaim, UnpackError, unpack};
+
+/// The index of a streamed layer, beside its data.
+const INDEX_FILE: &str = "index.ztoc";
+
+/// A layer that can be read.
+#[derive(Debug)]
+pub struct OpenedLayer {
+    /// Its reader.
+    pub reader: LayerReader,
+    /// How it was opened.
+    pub note: LayerNote,
+    /// Bytes of its zTOC, from wherever it came.
+    pub index_bytes: u64,
+    /// The zTOC by which it is read; `None` for a layer that was fetched whole.
+    pub ztoc: Option<Descriptor>,
+}
+
+/// What is known of a layer that was open before.
+#[derive(Debug, Clone)]
+pub struct KeptLayer {
+    /// Where its image is. Nobody is asked until a byte is missing.
+    pub source: ImageSource,
+    /// Its descriptor.
+    pub layer: Descriptor,
+    /// The zTOC by which it was read, see [`OpenedLayer::ztoc`].
+    pub ztoc: Option<Descriptor>,
+}
+
+/// Opens a layer again from what is on this node; `None` when the node no longer has what that takes.
+///
+/// # Errors
+/// [`OpenError`] when the local stores cannot be read.
+pub async fn reopen_layer(
+    kept_layer: &KeptLayer,
+    store: &Store,
+    options: &OpenOptions,
+    runtime: &Handle,
+) -> Result<Option<LayerReader>, OpenError> {
+    let KeptLayer { source, layer, ztoc } = kept_layer;
+    let found = match (ztoc, &options.index_store) {
+        (None, _) => kept(store, &layer.digest).await?,
+        (Some(_), None) => None,
+        (Some(ztoc), Some(directory)) => {
+            let layout = open_layout(directory).await?;
+            if !layout.has_blob(&ztoc.digest) {
+                return Ok(None);
+            }
+            match decode(read_blob(&layout, ztoc).await?, layer.size).await? {
+                Ok(index) => Some({
+                    let kept = store.layer(&layer.digest, &index)?;
+                    (Arc::new(index), kept)
+                }),
+                Err(error) => {
+                    tracing::warn!(layer = %layer.digest, ztoc = %ztoc.digest, %error, "the local zTOC cannot be used");
+                    None
+                }
+            }
+        }
+    };
+    let blob = Arc::new(ImageBlob::new(source.clone(), layer.clone()));
+    Ok(found.map(|(index, store)| LayerReader::new(layer.digest, index, store, blob, options.policy, runtime)))
+}
+
+impl ImageOpener {
+    /// Opens one layer of the image: lazily where there is a way, else by fetching all of it.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing of a layer that was not fetched whole is left then.
+    pub async fn open_layer(&self, layer: &Descriptor, diff_id: Digest) -> Result<OpenedLayer, OpenError> {
+        let start = Instant::now();
+        let blob: Arc<dyn Source> = Arc::new(ImageBlob::new(self.source.clone(), layer.clone()));
+        let done = |index, store, way, ztoc: Option<Descriptor>| {
+            let reader =
+                LayerReader::new(layer.digest, index, store, Arc::clone(&blob), self.options.policy, &self.runtime);
+            let note = LayerNote { layer: layer.clone(), way, time: start.elapsed() };
+            let index_bytes = ztoc.as_ref().map_or(0, |ztoc| ztoc.size);
+            Ok(OpenedLayer { reader, note, index_bytes, ztoc })
+        };
+        let reason = match self.lazy_index(layer).await? {
+            Ok((index, ztoc)) => {
+                let kept = self.store.layer(&layer.digest, &index)?;
+                return done(Arc::new(index), kept, Way::Lazy, Some(ztoc));
+            }
+            Err(reason) => reason,
+        };
+        if let Some((index, kept)) = kept(&self.store, &layer.digest).await? {
+            return done(index, kept, Way::Kept, None);
+        }
+        let claim = LayerClaim { digest: layer.digest, size: layer.size, diff_id };
+        let encoding = self.encoding(layer, &*blob).await?;
+        let watched = WatchedSource::new(Arc::clone(&blob), Arc::clone(&self.options.observer));
+        let unpacked = unpack(&self.store, &watched, claim, encoding).await?;
+        if let Some(ztoc) = unpacked.ztoc {
+            self.keep_index(layer, &ztoc);
+        }
+        done(unpacked.index, unpacked.store, Way::Streamed(reason), None)
+    }
+
+    /// The index of a layer that can be read lazily, and its zTOC; or why there is none.
+    async fn lazy_index(&self, layer: &Descriptor) -> Result<Result<(LayerIndex, Descriptor), String>, OpenError> {
+        if layer.size < self.options.layer_bytes_min {
+            return Ok(Err("it is small".to_owned()));
+        }
+        let Some(found) = &self.found else { return Ok(Err("the image has no index".to_owned())) };
+        let Some(ztoc) = found.index.ztoc(&layer.digest) else {
+            return Ok(Err("the index leaves it out".to_owned()));
+        };
+        let bytes = match self.ztoc_bytes(found, ztoc).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(layer = %layer.digest, ztoc = %ztoc.digest, %error, "the zTOC cannot be had; the layer is streamed");
+                return Ok(Err(format!("its zTOC cannot be had: {error}")));
+            }
+        };
+        match decode(bytes, layer.size).await? {
+            Ok(index) => Ok(Ok((index, ztoc.clone()))),
+            Err(error) => {
+                tracing::warn!(layer = %layer.digest, ztoc = %ztoc.digest, %error, "the zTOC cannot be used; the layer is streamed");
+                Ok(Err(format!("its zTOC cannot be used: {error}")))
+            }
+        }
+    }
+
+    /// A zTOC from the local store, else from beside the image.
+    async fn ztoc_bytes(&self, found: &Found, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
+        if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&ztoc.digest)) {
+            match read_blob(layout, ztoc).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => tracing::warn!(ztoc = %ztoc.digest, %error, "the local zTOC is damaged"),
+            }
+        }
+        Ok(self.source.blob_bytes(ztoc, Limits::DEFAULT.ztoc_bytes_max).await?)
+    }
+
+    /// Writes the index of a streamed layer beside its data. Without it the layer is only streamed again.
+    fn keep_index(&self, layer: &Descriptor, ztoc: &[u8]) {
+        let directory = self.store.layer_directory(&layer.digest);
+        let write = || {
+            let temporary = directory.join(".index.ztoc.new");
+            std::fs::write(&temporary, ztoc)?;
+            std::fs::rename(&temporary, directory.join(INDEX_FILE))
+        };
+        if let Err(error) = write() {
+            tracing::warn!(layer = %layer.digest, %error, "the layer's index is not kept: it will be streamed again");
+        }
+    }
+
+    /// How the blob is compressed: its first bytes decide, since media types may be wrong.
+    async fn encoding(&self, layer: &Descriptor, blob: &dyn Source) -> Result<Encoding, OpenError> {
+        let failed = |cause| OpenError::Unpack(UnpackError::Source { layer: layer.digest, cause });
+        // The usual media types are right, and a question saved is a round trip saved.
+        if layer.media_type.ends_with("gzip") || layer.media_type.ends_with("zstd") {
+            let gzip = layer.media_type.ends_with("gzip");
+            return Ok(if gzip { Encoding::Gzip } else { Encoding::Zstd });
+        }
+        let mut start = Vec::new();
+        let mut chunks = blob.read(0..layer.size.min(4)).await.map_err(failed)?;
+        while let Some(chunk) = chunks.next().await {
+            start.extend_from_slice(&chunk.map_err(failed)?);
+        }
+        Ok(Encoding::sniff(&start))
+    }
+}
+
+/// A layer that was streamed before and is still complete.
+async fn kept(store: &Store, layer: &Digest) -> Result<Option<(Arc<LayerIndex>, Arc<LayerStore>)>, OpenError> {
+    let file = store.layer_directory(layer).join(INDEX_FILE);
+    // Anything wrong with it means streaming again, which replaces it.
+    let read = tokio::task::spawn_blocking(move || {
+        let ztoc = Ztoc::decode(&Bytes::from(std::fs::read(file).ok()?), &Limits::DEFAULT).ok()?;
+        let size = u64::try_from(ztoc.compressed_size).ok()?;
+        ztoc.into_index(size, &Limits::DEFAULT).ok()
+    });
+    let Some(index) = read.await.map_err(|_| OpenError::Abandoned)? else { return Ok(None) };
+    let kept = store.layer(layer, &index)?;
+    Ok((kept.is_complete() && kept.is_proven()).then(|| (Arc::new(index), kept)))
+}
+
+/// Decodes a zTOC on the blocking pool: a large one takes tens of milliseconds.
+async fn decode(ztoc: Bytes, layer_bytes: u64) -> Result<Result<LayerIndex, ZtocError>, OpenError> {
+    let decoded = tokio::task::spawn_blocking(move || {
+        Ztoc::decode(&ztoc, &Limits::DEFAULT)?.into_index(layer_bytes, &Limits::DEFAULT)
+    });
+    decoded.await.map_err(|_| OpenError::Abandoned)
+}
+
+async fn read_blob(layout: &Layout, blob: &Descriptor) -> Result<Bytes, OpenError> {
+    let (store, blob) = (BlobStore::Layout(layout.clone()), blob.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let bytes = store.blob_bytes(&blob, Limits::DEFAULT.ztoc_bytes_max)?;
+        bytes.ok_or_else(|| BlobStoreError::Missing { path: store.path().to_owned(), digest: Box::new(blob.digest) })
+    });
+    Ok(read.await.map_err(|_| OpenError::Abandoned)??)
+}
