@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::errno::of_read;
-use soci_fs::open::{OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::open::{IndexModes, OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::proof::{self, ProofError, Verdict};
 use soci_fs::reader::{LayerReader, Policy, ReadError};
 use soci_fs::source::Source;
@@ -92,6 +92,7 @@ impl Stage {
             layer_bytes_min: 1000,
             policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },
             index: None,
+            modes: IndexModes::default(),
             index_store: None,
             parallel: 1,
             observer: Arc::new(|_| {}),

@@ -48,19 +48,38 @@ pub struct OpenOptions {
     pub policy: Policy,
     /// Use this index and no other.
     pub index: Option<Digest>,
+    /// Which kinds of indexes are looked for when none is named.
+    pub modes: IndexModes,
     /// The local index store; `None` keeps no index.
     pub index_store: Option<PathBuf>,
     /// How many layers are worked on at the same time, at least 1.
     pub parallel: usize,
 }
 
+/// Which kinds of indexes are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexModes {
+    /// Version 1: a manifest that refers to the image's. Whoever may push to the repository can add one.
+    pub referring: bool,
+    /// Version 2: a manifest that the image's own names in an annotation.
+    pub annotated: bool,
+}
+
+impl Default for IndexModes {
+    /// Both.
+    fn default() -> Self {
+        Self { referring: true, annotated: true }
+    }
+}
+
 impl fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { observer: _, layer_bytes_min, policy, index, index_store, parallel } = self;
+        let Self { observer: _, layer_bytes_min, policy, index, modes, index_store, parallel } = self;
         f.debug_struct("OpenOptions")
             .field("layer_bytes_min", layer_bytes_min)
             .field("policy", policy)
             .field("index", index)
+            .field("modes", modes)
             .field("index_store", index_store)
             .field("parallel", parallel)
             .finish_non_exhaustive()

@@ -34,6 +34,8 @@ pub const LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// Annotation: the layer has no extended attributes, so a runtime need not answer for them.
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
+/// Annotation of an image manifest: the digest of its version 2 index.
+pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 /// Annotation of the manifest: what made it.
 pub const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 

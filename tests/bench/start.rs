@@ -7,7 +7,7 @@ use serde_json::Value;
 use soci_cli::demo::measure::Opened;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
-use soci_fs::open::OpenOptions;
+use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_index::image::ImageSource;
@@ -102,6 +102,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
         layer_bytes_min: LAYER_BYTES_MIN,
         policy: Policy { ahead_bytes_max: 0, ..Policy::default() },
         index: Some(index.parse()?),
+        modes: IndexModes::default(),
         index_store: Some(at.join("index")),
         parallel: 4,
     };

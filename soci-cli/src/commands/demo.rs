@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use soci_fs::open::OpenOptions;
+use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_fs::tree::node_id::NodeId;
@@ -146,6 +146,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
         layer_bytes_min: LAYER_BYTES_MIN,
         policy: Policy::default(),
         index: None,
+        modes: IndexModes::default(),
         index_store: Some(play.index_store.clone()),
         parallel: 4,
     };

@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::Context;
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, mount, unmount};
-use soci_fs::open::{LayerNote, OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::open::{IndexModes, LayerNote, OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_index::image::ImageSource;
@@ -83,6 +83,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
             .map(str::parse)
             .transpose()
             .map_err(|error| fail(Exit::Usage, format!("{error}")))?,
+        modes: IndexModes::default(),
         index_store: Some(config.index_store()),
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
     };

@@ -10,10 +10,11 @@ use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, media_type};
+use soci_index::image::reference::ManifestName;
 use soci_index::image::store::Store as BlobStore;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
-use soci_index::manifest::{EMPTY_CONFIG, INDEX_V1, SociIndex};
+use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2, SociIndex};
 use soci_index::publish::IMAGE_NAME;
 
 use super::{OpenError, OpenOptions};
@@ -22,22 +23,36 @@ use super::{OpenError, OpenOptions};
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) digest: Digest,
+    /// The manifest, byte for byte.
+    raw: Bytes,
     pub(super) index: SociIndex,
     pub(super) layout: Option<Layout>,
 }
 
 /// The index from the local store, else from beside the image; one from a registry is then kept locally.
+///
+/// In this order: the one that was named, the one that the image's own manifest names (version 2), the newest that
+/// names the image (version 1).
 pub(super) async fn find_index(
     source: &ImageSource,
     image: &PlatformImage,
     options: &OpenOptions,
 ) -> Result<Option<Found>, OpenError> {
-    let subject = image.descriptor.digest;
-    let which = options.index.as_ref().map_or(Which::Newest, Which::Named);
     let local = match &options.index_store {
         Some(directory) => Some(open_layout(directory).await?),
         None => None,
     };
+    if options.index.is_none()
+        && options.modes.annotated
+        && let Some(found) = annotated_index(source, image, local.as_ref()).await?
+    {
+        return keep(found, source, image, local).await.map(Some);
+    }
+    if options.index.is_none() && !options.modes.referring {
+        return Ok(None);
+    }
+    let subject = image.descriptor.digest;
+    let which = options.index.as_ref().map_or(Which::Newest, Which::Named);
     if let Some(found) = local.as_ref().map(|layout| discover::in_layout(layout, &subject, which)).transpose()?
         && let Some(found) = accept(found, options, local.as_ref())?
     {
@@ -55,19 +70,74 @@ pub(super) async fn find_index(
     if let Discovery::None { reason, rejected } = &discovery {
         tracing::debug!(reason, rejected = rejected.len(), "no index beside the image");
     }
-    let Some(mut found) = accept(discovery, options, layout)? else {
-        return match options.index {
-            Some(digest) => Err(OpenError::NoSuchIndex { digest: Box::new(digest) }),
-            None => Ok(None),
-        };
-    };
-    if found.layout.is_none()
-        && let (Some(local), ImageSource::Registry { .. }) = (&local, source)
-    {
-        fetch_index(source, image, &found.index, local).await?;
-        found.layout = Some(local.clone());
+    match (accept(discovery, options, layout)?, options.index) {
+        (Some(found), _) => keep(found, source, image, local).await.map(Some),
+        (None, Some(digest)) => Err(OpenError::NoSuchIndex { digest: Box::new(digest) }),
+        (None, None) => Ok(None),
     }
-    Ok(Some(found))
+}
+
+/// The version 2 index that the image's own manifest names, and which is thereby as much part of it as its layers.
+async fn annotated_index(
+    source: &ImageSource,
+    image: &PlatformImage,
+    local: Option<&Layout>,
+) -> Result<Option<Found>, OpenError> {
+    let Some(digest) = image.manifest.annotations.get(INDEX_DIGEST) else { return Ok(None) };
+    let digest: Digest = match digest.parse() {
+        Ok(digest) => digest,
+        Err(error) => {
+            tracing::warn!(image = %image.descriptor.digest, %error, "the image names no proper index");
+            return Ok(None);
+        }
+    };
+    let here = match source {
+        ImageSource::Store { store: BlobStore::Layout(layout), .. } => Some(layout),
+        ImageSource::Store { .. } | ImageSource::Registry { .. } => None,
+    };
+    let mut found = None;
+    for layout in here.into_iter().chain(local) {
+        let store = BlobStore::Layout(layout.clone());
+        let entry = store.entries()?.into_iter().find(|entry| entry.digest == digest);
+        if let Some(raw) = entry.map(|entry| store.manifest(&entry)).transpose()?.flatten() {
+            found = Some((raw, Some(layout.clone())));
+            break;
+        }
+    }
+    if let (None, ImageSource::Registry { repository, .. }) = (&found, source) {
+        found = repository.manifest(&ManifestName::Digest(digest)).await?.map(|raw| (raw, None));
+    }
+    let Some((raw, layout)) = found else {
+        tracing::warn!(image = %image.descriptor.digest, index = %digest, "the image names an index that is not there");
+        return Ok(None);
+    };
+    match SociIndex::parse(&raw.bytes, &Limits::DEFAULT) {
+        Ok(index) if index.version() == 2 => Ok(Some(Found { digest, raw: raw.bytes, index, layout })),
+        Ok(_) => {
+            tracing::warn!(image = %image.descriptor.digest, index = %digest, "the image names an index of version 1");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::warn!(image = %image.descriptor.digest, index = %digest, %error, "the index cannot be used");
+            Ok(None)
+        }
+    }
+}
+
+/// Keeps an index that came from a registry.
+async fn keep(
+    mut found: Found,
+    source: &ImageSource,
+    image: &PlatformImage,
+    local: Option<Layout>,
+) -> Result<Found, OpenError> {
+    if found.layout.is_none()
+        && let (Some(local), ImageSource::Registry { .. }) = (local, source)
+    {
+        fetch_index(source, image, &found, &local).await?;
+        found.layout = Some(local);
+    }
+    Ok(found)
 }
 
 pub(super) async fn open_layout(directory: &Path) -> Result<Layout, OpenError> {
@@ -90,17 +160,17 @@ fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) 
         }
     };
     tracing::debug!(digest = %found.digest, others = found.others, "using this index");
-    Ok(Some(Found { digest: found.digest, index, layout: layout.cloned() }))
+    Ok(Some(Found { digest: found.digest, raw: found.raw, index, layout: layout.cloned() }))
 }
 
 /// Copies an index and its zTOCs from beside the image into the local store.
 async fn fetch_index(
     source: &ImageSource,
     image: &PlatformImage,
-    index: &SociIndex,
+    found: &Found,
     local: &Layout,
 ) -> Result<(), OpenError> {
-    let wanted = index.ztocs().map(|(_, ztoc)| ztoc.clone()).filter(|ztoc| !local.has_blob(&ztoc.digest));
+    let wanted = found.index.ztocs().map(|(_, ztoc)| ztoc.clone()).filter(|ztoc| !local.has_blob(&ztoc.digest));
     let fetched = futures_util::stream::iter(wanted.collect::<Vec<_>>())
         .map(|ztoc| async move {
             let bytes = source.blob_bytes(&ztoc, Limits::DEFAULT.ztoc_bytes_max).await;
@@ -109,9 +179,10 @@ async fn fetch_index(
         })
         .buffer_unordered(4);
     let fetched: Vec<Bytes> = fetched.filter_map(std::future::ready).collect().await;
-    let json = index.to_json();
-    let mut entry = Descriptor::of(media_type::MANIFEST, &json);
-    entry.artifact_type = Some(INDEX_V1.to_owned());
+    let raw = found.raw.clone();
+    let mut entry = Descriptor::of(media_type::MANIFEST, &raw);
+    let kind = if found.index.version() == 2 { INDEX_V2 } else { INDEX_V1 };
+    entry.artifact_type = Some(kind.to_owned());
     entry.platform = Some(image.platform.clone());
     entry.annotations.insert(IMAGE_NAME.to_owned(), source.to_string());
     let local = local.clone();
@@ -119,7 +190,7 @@ async fn fetch_index(
         let mut writer = local.lock()?;
         fetched.iter().try_for_each(|ztoc| writer.add_blob(ztoc).map(|_| ()))?;
         writer.add_blob(EMPTY_CONFIG)?;
-        writer.add_manifest(entry, &json).map(|_| ())
+        writer.add_manifest(entry, &raw).map(|_| ())
     });
     Ok(kept.await.map_err(|_| OpenError::Abandoned)??)
 }
