@@ -48,7 +48,8 @@ impl Stage {
             span_bytes: SPAN_BYTES,
             disable_xattrs: true,
         };
-        let unsubjected = SociIndex::v1(&[reference.clone()], &[], &Descriptor::of(media_type::MANIFEST, b"")).to_json();
+        let unsubjected =
+            SociIndex::v1(std::slice::from_ref(&reference), &[], &Descriptor::of(media_type::MANIFEST, b"")).to_json();
         let mut v2: serde_json::Value = serde_json::from_slice(&unsubjected).unwrap();
         v2.as_object_mut().unwrap().remove("subject");
         v2["config"]["mediaType"] = INDEX_V2.into();
