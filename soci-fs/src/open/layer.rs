@@ -63,7 +63,7 @@ pub async fn reopen_layer(
 ) -> Result<Option<LayerReader>, OpenError> {
     let KeptLayer { source, layer, ztoc } = kept_layer;
     let found = match (ztoc, &options.index_store) {
-        (None, _) => kept(store, &layer.digest).await?,
+        (None, _) => kept(store, layer).await?,
         (Some(_), None) => None,
         (Some(ztoc), Some(directory)) => {
             let layout = open_layout(directory).await?;
@@ -108,7 +108,7 @@ impl ImageOpener {
             }
             Err(reason) => reason,
         };
-        if let Some((index, kept)) = kept(&self.store, &layer.digest).await? {
+        if let Some((index, kept)) = kept(&self.store, layer).await? {
             return done(index, kept, Way::Kept, None);
         }
         let claim = LayerClaim { digest: layer.digest, size: layer.size, diff_id };
@@ -188,8 +188,8 @@ impl ImageOpener {
 }
 
 /// A layer that was streamed before and is still complete.
-async fn kept(store: &Store, layer: &Digest) -> Result<Option<(Arc<LayerIndex>, Arc<LayerStore>)>, OpenError> {
-    let file = store.layer_directory(layer).join(INDEX_FILE);
+async fn kept(store: &Store, layer: &Descriptor) -> Result<Option<(Arc<LayerIndex>, Arc<LayerStore>)>, OpenError> {
+    let file = store.layer_directory(&layer.digest).join(INDEX_FILE);
     // Anything wrong with it means streaming again, which replaces it.
     let read = tokio::task::spawn_blocking(move || {
         let ztoc = Ztoc::decode(&Bytes::from(std::fs::read(file).ok()?), &Limits::DEFAULT).ok()?;
@@ -197,7 +197,11 @@ async fn kept(store: &Store, layer: &Digest) -> Result<Option<(Arc<LayerIndex>, 
         ztoc.into_index(size, &Limits::DEFAULT).ok()
     });
     let Some(index) = read.await.map_err(|_| OpenError::Abandoned)? else { return Ok(None) };
-    let kept = store.layer(layer, &index)?;
+    let kept = store.layer(&layer.digest, &index)?;
+    if index.compressed_size != layer.size {
+        // The index is of another form than the blob (zstd): what is lost of it cannot be fetched again span by span.
+        kept.pin();
+    }
     Ok((kept.is_complete() && kept.is_proven()).then(|| (Arc::new(index), kept)))
 }
 
