@@ -88,7 +88,7 @@ const FOREIGN: [(&str, &[&str]); 17] = [
     ("libz_rs_sys", &["soci-index/src/inflate.rs"]),
     ("crc32fast", &["soci-index/src/gzip.rs"]),
     ("sha2", &["soci-index/src/digest.rs", "soci-index/src/decode.rs", "soci-index/src/indexer/hasher.rs"]),
-    ("fuser", &["soci-fs/src/fuse.rs"]),
+    ("fuser", &["soci-fs/src/fuse.rs", "soci-fs/src/fuse"]),
     ("xxhash_rust", &["soci-fs/src/store/present.rs"]),
     ("tonic", &["soci-fs/src/grpc.rs"]),
     ("redb", &["soci-fs/src/snapshots.rs"]),
@@ -98,6 +98,14 @@ const FOREIGN: [(&str, &[&str]); 17] = [
     ("clap_mangen", &["soci-cli/src/commands/help.rs"]),
     ("axum", &["soci-cli/src/demo/registry.rs"]),
     ("indicatif", &["soci-cli/src/progress.rs"]),
+];
+
+/// Where unsafe code is.
+const UNSAFE: [&str; 2] = [
+    // The C-style interface of the inflater is the only one that stops at block boundaries.
+    "soci-index/src/inflate.rs",
+    // Descriptors known by number: one inside the FUSE library, and those that a service manager passes.
+    "soci-fs/src/descriptor.rs",
 ];
 
 /// Who reads the environment.
@@ -223,15 +231,15 @@ fn foreign_libraries_have_one_place() {
     assert_none("a foreign library is named outside its place", &found);
 }
 
-/// Architecture invariant: unsafe code is in one file.
+/// Architecture invariant: unsafe code is in two files.
 #[test]
 fn unsafe_code_is_fenced() {
     let mut found = Vec::new();
-    for source in sources("/src/").iter().filter(|source| source.path != "soci-index/src/inflate.rs") {
+    for source in sources("/src/").iter().filter(|source| !source.is_under(&UNSAFE)) {
         let lines = source.lines().filter(|(_, line)| names(line, "unsafe", " ") || line.contains("allow(unsafe_code"));
         found.extend(lines.map(|(number, line)| format!("{}:{number}: {line}", source.path)));
     }
-    assert_none("unsafe code outside of inflate.rs", &found);
+    assert_none("unsafe code outside of its files", &found);
 }
 
 /// Architecture invariant: `soci-cli` -> `soci-fs` -> `soci-index`, and nothing the other way.

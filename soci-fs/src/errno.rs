@@ -5,12 +5,13 @@
 
 use rustix::io::Errno;
 
+use crate::forest::OpenError;
 use crate::image::FsError;
 use crate::reader::Cause;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
-/// The number for a failed question about an image.
+/// The number for a failed question about a file system.
 #[must_use]
 pub const fn of_fs(error: &FsError) -> Errno {
     match error {
@@ -21,6 +22,10 @@ pub const fn of_fs(error: &FsError) -> Errno {
         FsError::NotRegular | FsError::NotLink => Errno::INVAL,
         FsError::NoAttribute => Errno::NODATA,
         FsError::Read(error) => of_read(&error.cause),
+        // Not ESTALE, which makes the kernel look the path up again and again, nor ENOENT, which a program takes for a
+        // fact about the image.
+        FsError::NoSlot { .. } | FsError::NoIdMap { .. } | FsError::Closed { .. } => Errno::IO,
+        FsError::Open { cause, .. } => of_open(cause),
     }
 }
 
@@ -38,6 +43,18 @@ pub const fn of_read(cause: &Cause) -> Errno {
         | Cause::Condemned { .. }
         | Cause::OutOfRange { .. }
         | Cause::Abandoned => Errno::IO,
+    }
+}
+
+const fn of_open(error: &OpenError) -> Errno {
+    match error {
+        OpenError::Unknown { .. }
+        | OpenError::Failed { .. }
+        | OpenError::Mismatch { .. }
+        | OpenError::Tree { .. }
+        | OpenError::Deadline { .. }
+        | OpenError::NoOpener { .. }
+        | OpenError::Abandoned { .. } => Errno::IO,
     }
 }
 

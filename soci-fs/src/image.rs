@@ -18,13 +18,14 @@ use std::sync::{Arc, OnceLock};
 use soci_index::entry::{Entry, Timestamp};
 
 use crate::attributes::Attributes;
+use crate::forest::OpenError;
 use crate::reader::{LayerReader, ReadError};
 use crate::status::ImageStatus;
 use crate::tree::node_id::{NodeId, SLOTS};
 use crate::tree::{Node, NodeKind, NodeNumber, Tree, TreeError};
 use crate::view;
 
-/// Why a question about the image has no answer.
+/// Why a question about a file system, this one or a [`crate::forest`], has no answer.
 ///
 /// Exhaustive on purpose: [`crate::errno`] decides about every variant.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -56,6 +57,34 @@ pub enum FsError {
     /// The bytes could not be had.
     #[error(transparent)]
     Read(Box<ReadError>),
+    /// The layer was removed.
+    #[error("the layer of slot {slot} was removed")]
+    NoSlot {
+        /// Where it was.
+        slot: u16,
+    },
+    /// The mapped view was removed.
+    #[error("slot {slot} has no view by id map {id_map}: the map was removed")]
+    NoIdMap {
+        /// The map.
+        id_map: u8,
+        /// The slot.
+        slot: u16,
+    },
+    /// The layer was asked before it was open.
+    #[error("the layer of slot {slot} is not open")]
+    Closed {
+        /// Where it is.
+        slot: u16,
+    },
+    /// The layer cannot be opened.
+    #[error("cannot open slot {slot}: {cause}")]
+    Open {
+        /// Where it is.
+        slot: u16,
+        /// Why.
+        cause: Box<OpenError>,
+    },
 }
 
 impl From<ReadError> for FsError {

@@ -2,10 +2,13 @@
 //!
 //! From the bytes up: a [`source`] delivers ranges of a layer blob, the [`store`] keeps what was decoded of them, the
 //! [`reader`] joins the two, a [`tree`] says which files a layer has, the [`view`] merges an image's layers, and an
-//! [`image`] answers every question a file system is asked. [`mount`] hands it to the kernel.
+//! [`image`] answers every question a file system is asked. A [`forest`] does so for all layers of a node, side by side
+//! and unmerged, for overlayfs to stack. [`mount`] hands either to the kernel.
 
 pub mod attributes;
+mod descriptor;
 pub mod errno;
+pub mod forest;
 mod fuse;
 pub mod image;
 pub mod mount;

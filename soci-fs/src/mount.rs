@@ -1,4 +1,5 @@
-//! Mounts, and their end: by the caller, by another process, or found dead.
+//! Mounts, and their end: by the caller, by another process, or found dead. A mount that outlives the process that
+//! serves it is in [`device`].
 //!
 //! Root mounts directly. Anybody else goes through the set-uid helper `fusermount3`, which the FUSE library calls for
 //! mounting and which we call for unmounting.
@@ -15,6 +16,8 @@ use tokio::runtime::Handle;
 
 use crate::fuse;
 use crate::image::Image;
+
+pub mod device;
 
 /// How to mount.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! Layers made by hand, and readers over them.
 
+#![allow(clippy::print_stderr, reason = "a test says when it is skipped")]
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::io::{Read as _, Write as _};

@@ -1,0 +1,370 @@
+//! One request after the other: the kernel's words into ours, and back.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use soci_index::entry::Timestamp;
+use tokio::runtime::Handle;
+
+use super::served::{Served, Visit};
+use super::{READ_BYTES_MAX, negotiate};
+use crate::attributes::Attributes;
+use crate::errno;
+use crate::forest::Seen;
+use crate::image::FsError;
+use crate::tree::NodeKind;
+
+/// How long the kernel may keep what never changes: some 34 years.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
+/// Directory offsets taken by `.` and `..`.
+const DOTS: u64 = 2;
+
+thread_local! {
+    /// One buffer per FUSE thread: a reply copies out of it.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+#[derive(Debug)]
+pub(super) struct Adapter<S> {
+    served: Arc<S>,
+    runtime: Handle,
+    /// Tells, by going, that the session is over.
+    _serving: mpsc::Sender<()>,
+    /// Whose free space `statfs` shows.
+    statistics_path: Option<PathBuf>,
+    no_open: AtomicBool,
+    no_opendir: AtomicBool,
+}
+
+const fn lasting(constant: bool) -> Duration {
+    if constant { FOREVER } else { Duration::ZERO }
+}
+
+impl<S: Served> Adapter<S> {
+    pub(super) const fn new(
+        served: Arc<S>,
+        runtime: Handle,
+        serving: mpsc::Sender<()>,
+        statistics_path: Option<PathBuf>,
+    ) -> Self {
+        let (no_open, no_opendir) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { served, runtime, _serving: serving, statistics_path, no_open, no_opendir }
+    }
+
+    /// Answers at once where that is possible, else as soon as what has to be waited for is there.
+    fn when_ready(
+        &self,
+        inode: INodeNo,
+        name: Option<&OsStr>,
+        answer: impl FnOnce(Result<&S, FsError>) + Send + 'static,
+    ) {
+        match self.served.waiting(inode.0, name.map(OsStr::as_bytes)) {
+            None => answer(Ok(&self.served)),
+            Some(ready) => {
+                let served = Arc::clone(&self.served);
+                self.runtime.spawn(async move { answer(ready.await.map(|()| &*served)) });
+            }
+        }
+    }
+}
+
+impl<S: Served> Filesystem for Adapter<S> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let granted = negotiate(config);
+        self.no_open = granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT).into();
+        self.no_opendir = granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT).into();
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let wanted = name.to_owned();
+        self.when_ready(parent, Some(name), move |served| {
+            let found = served.map(|served| (served.lookup(parent.0, wanted.as_bytes()), served));
+            match found {
+                Ok((Ok(attributes), served)) => {
+                    let constant = served.is_constant(attributes.inode);
+                    let name_ttl = lasting(constant && served.names_last(parent.0));
+                    let generation = Generation(served.generation(attributes.inode));
+                    let attributes = file_attributes(&attributes);
+                    reply.entry_with_ttls(&lasting(constant), &name_ttl, &attributes, generation);
+                }
+                Ok((Err(FsError::NotFound), served)) if served.names_last(parent.0) => {
+                    reply.entry(&FOREVER, &absent(), Generation(0));
+                }
+                Ok((Err(error), _)) | Err(error) => reply.error(number(&error)),
+            }
+        });
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.when_ready(inode, None, move |served| {
+            let found = served.and_then(|served| Ok((served.attributes(inode.0)?, served.is_constant(inode.0))));
+            match found {
+                Ok((attributes, constant)) => reply.attr(&lasting(constant), &file_attributes(&attributes)),
+                Err(error) => reply.error(number(&error)),
+            }
+        });
+    }
+
+    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        self.when_ready(inode, None, move |served| match served.and_then(|served| served.read_link(inode.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(number(&error)),
+        });
+    }
+
+    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.no_open.load(Ordering::Relaxed) {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+    }
+
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // A kernel that is not to ask caches the listing. That of a directory whose names do not last has a modification
+        // time that changes with them, by which the kernel drops it.
+        if self.no_opendir.load(Ordering::Relaxed) {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let length = size.min(READ_BYTES_MAX) as usize;
+        let waiting = BUFFER.with_borrow_mut(|buffer| match self.served.try_read(inode.0, offset, length, buffer) {
+            Ok(true) => {
+                reply.data(buffer);
+                None
+            }
+            Ok(false) => Some(reply),
+            Err(error) => {
+                reply.error(logged(&error));
+                None
+            }
+        });
+        let Some(reply) = waiting else {
+            return;
+        };
+        let served = Arc::clone(&self.served);
+        self.runtime.spawn(async move {
+            match served.read(inode.0, offset, length).await {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(logged(&error)),
+            }
+        });
+    }
+
+    fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.when_ready(inode, None, move |served| {
+            let mut add = |seen: Seen<'_>| {
+                let kind = file_type(seen.attributes.kind);
+                !reply.add(INodeNo(seen.attributes.inode), seen.next, kind, OsStr::from_bytes(seen.name))
+            };
+            match served.and_then(|served| list(served, inode.0, offset, &mut add)) {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(number(&error)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.when_ready(inode, None, move |served| {
+            let ttl = lasting(served.as_ref().is_ok_and(|served| served.names_last(inode.0)));
+            let mut add = |seen: Seen<'_>| {
+                let (inode, attr) = (INodeNo(seen.attributes.inode), file_attributes(&seen.attributes));
+                !reply.add(inode, seen.next, OsStr::from_bytes(seen.name), &ttl, &attr, Generation(seen.generation))
+            };
+            match served.and_then(|served| list(served, inode.0, offset, &mut add)) {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(number(&error)),
+            }
+        });
+    }
+
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.served.can_have_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let name = name.to_owned();
+        self.when_ready(inode, None, move |served| {
+            match served.and_then(|served| served.xattr(inode.0, name.as_bytes())) {
+                Ok(value) => sized(&value, size, reply),
+                Err(error) => reply.error(number(&error)),
+            }
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.served.can_have_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
+        self.when_ready(inode, None, move |served| match served.and_then(|served| served.xattr_names(inode.0)) {
+            Ok(names) => {
+                let joined: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+                sized(&joined, size, reply);
+            }
+            Err(error) => reply.error(number(&error)),
+        });
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        let (files, bytes) = self.served.totals();
+        let host = self.statistics_path.as_deref().and_then(|path| rustix::fs::statvfs(path).ok());
+        let (blocks, free) = host.map_or((bytes.div_ceil(4096), 0), |host| {
+            let scale = |count: u64| count.saturating_mul(host.f_frsize) / 4096;
+            (scale(host.f_blocks), scale(host.f_bavail))
+        });
+        reply.statfs(blocks, free, free, files, 0, 4096, 255, 4096);
+    }
+
+    fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // "Not implemented" makes the kernel stop asking and decide by itself.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _room: u32,
+        reply: ReplyIoctl,
+    ) {
+        // What a file that is no terminal answers to programs that ask.
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Shows the names of a directory behind `offset`, dots first, until `visit` says that there is no more room.
+fn list(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
+    let dots = [(1, b".".as_slice(), Ok(inode)), (2, b"..", served.parent(inode))];
+    for (next, name, found) in dots.into_iter().filter(|dot| dot.0 > offset) {
+        let Ok(attributes) = found.and_then(|inode| served.attributes(inode)) else {
+            continue;
+        };
+        if !visit(Seen { next, name, attributes, generation: served.generation(attributes.inode) }) {
+            return Ok(());
+        }
+    }
+    served.list(inode, offset.saturating_sub(DOTS), &mut |seen| visit(Seen { next: seen.next + DOTS, ..seen }))
+}
+
+/// Answers a question for bytes whose size may be asked for first.
+fn sized(bytes: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(bytes.len()) {
+        Ok(length) if size == 0 => reply.size(length),
+        Ok(length) if length <= size => reply.data(bytes),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+fn number(error: &FsError) -> Errno {
+    Errno::from_i32(errno::of_fs(error).raw_os_error())
+}
+
+/// The one place where a failed read is logged. What concerns a whole slot is logged once, by the forest.
+fn logged(error: &FsError) -> Errno {
+    if !matches!(error, FsError::NoSlot { .. } | FsError::Open { .. }) {
+        tracing::warn!(%error, "a read failed");
+    }
+    number(error)
+}
+
+fn file_type(kind: NodeKind) -> FileType {
+    match kind {
+        NodeKind::Directory => FileType::Directory,
+        NodeKind::Regular | NodeKind::ForeignLink => FileType::RegularFile,
+        NodeKind::Symlink => FileType::Symlink,
+        NodeKind::CharDevice | NodeKind::Whiteout => FileType::CharDevice,
+        NodeKind::BlockDevice => FileType::BlockDevice,
+        NodeKind::Fifo => FileType::NamedPipe,
+    }
+}
+
+fn file_attributes(attributes: &Attributes) -> FileAttr {
+    let time = system_time(attributes.modified);
+    FileAttr {
+        ino: INodeNo(attributes.inode),
+        size: attributes.size,
+        blocks: attributes.blocks,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: file_type(attributes.kind),
+        perm: attributes.permissions,
+        nlink: attributes.links,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: attributes.device,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// "There is no such name", in a form that the kernel may remember.
+fn absent() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// A time for the library; one that it cannot hold becomes the nearest that every system can.
+fn system_time(time: Timestamp) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(u64::from(time.nanoseconds));
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+}
