@@ -89,6 +89,7 @@ impl Stage {
         let images: Vec<PlatformImage> = source.resolve(&PlatformSelection::Host).await.unwrap();
         let store = Arc::new(Store::open(self.root.path()).unwrap());
         let options = OpenOptions {
+            whole_layers: true,
             layer_bytes_min: 1000,
             policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },
             index: None,

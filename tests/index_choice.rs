@@ -92,6 +92,7 @@ async fn push_blob(repository: &Repository, blob: &[u8]) {
 
 fn options(modes: IndexModes) -> OpenOptions {
     OpenOptions {
+        whole_layers: true,
         layer_bytes_min: 0,
         policy: Policy::default(),
         index: None,

@@ -119,7 +119,7 @@ const fn of_open(error: &OpenError) -> Exit {
         OpenError::Image(error) => of_image(error),
         OpenError::Registry(error) => of_registry(error),
         OpenError::IndexStore(error) => of_store(error),
-        OpenError::NoSuchIndex { .. } | OpenError::Abandoned => Exit::Failure,
+        OpenError::NoSuchIndex { .. } | OpenError::NotLazy { .. } | OpenError::Abandoned => Exit::Failure,
         OpenError::Index { .. } => Exit::BadContent,
         OpenError::Unpack(error) => of_unpack(error),
         OpenError::Store(_) => Exit::Local,

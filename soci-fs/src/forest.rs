@@ -266,6 +266,21 @@ impl Forest {
         }
     }
 
+    /// Whether there is a layer in the slot, open or not.
+    #[must_use]
+    pub fn has(&self, slot: u16) -> bool {
+        self.read_slots().by_number.contains_key(&slot)
+    }
+
+    /// How many hard links of an open layer are not shown, because what they link to is in a lower layer.
+    #[must_use]
+    pub fn hidden_links(&self, slot: u16) -> usize {
+        match self.read_slots().by_number.get(&slot).map(|held| &held.state) {
+            Some(SlotState::Open(planted)) => planted.tree().foreign_links().len(),
+            Some(SlotState::Closed | SlotState::Opening(_)) | None => 0,
+        }
+    }
+
     /// State of the layers that are open, by slot.
     #[must_use]
     pub fn status(&self) -> ImageStatus {

@@ -16,6 +16,7 @@ pub mod open;
 pub mod proof;
 pub mod readahead;
 pub mod reader;
+pub mod remote;
 pub mod source;
 pub mod status;
 pub mod store;

@@ -44,6 +44,8 @@ pub struct OpenOptions {
     pub observer: Observer,
     /// Layers below this many compressed bytes are streamed whole.
     pub layer_bytes_min: u64,
+    /// Whether layers that cannot be read lazily are fetched; else opening them fails.
+    pub whole_layers: bool,
     /// How readers wait and fetch.
     pub policy: Policy,
     /// Use this index and no other.
@@ -74,9 +76,10 @@ impl Default for IndexModes {
 
 impl fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { observer: _, layer_bytes_min, policy, index, modes, index_store, parallel } = self;
+        let Self { observer: _, layer_bytes_min, whole_layers, policy, index, modes, index_store, parallel } = self;
         f.debug_struct("OpenOptions")
             .field("layer_bytes_min", layer_bytes_min)
+            .field("whole_layers", whole_layers)
             .field("policy", policy)
             .field("index", index)
             .field("modes", modes)
@@ -111,6 +114,14 @@ pub enum OpenError {
         digest: Box<Digest>,
         /// Why.
         source: ManifestError,
+    },
+    /// The layer cannot be read lazily, and nothing else was allowed.
+    #[error("layer {layer} cannot be read lazily: {reason}")]
+    NotLazy {
+        /// The layer.
+        layer: Box<Digest>,
+        /// Why.
+        reason: String,
     },
     /// A layer could not be streamed.
     #[error(transparent)]

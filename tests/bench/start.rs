@@ -99,6 +99,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
     let image = source.resolve(&PlatformSelection::Host).await?.pop().context("the image has a platform")?;
     let open = OpenOptions {
         observer: std::sync::Arc::new(|_| {}),
+        whole_layers: true,
         layer_bytes_min: LAYER_BYTES_MIN,
         policy: Policy { ahead_bytes_max: 0, ..Policy::default() },
         index: Some(index.parse()?),

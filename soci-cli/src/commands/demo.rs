@@ -143,6 +143,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
     let store = Arc::new(Store::open(&scratch.join("store")).context("making a layer store")?);
     let options = OpenOptions {
         observer: Arc::new(|_| {}),
+        whole_layers: true,
         layer_bytes_min: LAYER_BYTES_MIN,
         policy: Policy::default(),
         index: None,

@@ -75,6 +75,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let (fetched, shown) = (AtomicU64::new(0), Arc::clone(&progress));
     let open = OpenOptions {
         observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
+        whole_layers: true,
         layer_bytes_min: arguments.min_layer_size,
         policy: Policy { read_deadline: arguments.read_timeout, ..Policy::default() },
         index: arguments

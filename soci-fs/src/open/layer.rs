@@ -111,6 +111,9 @@ impl ImageOpener {
         if let Some((index, kept)) = kept(&self.store, layer).await? {
             return done(index, kept, Way::Kept, None);
         }
+        if !self.options.whole_layers {
+            return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
+        }
         let claim = LayerClaim { digest: layer.digest, size: layer.size, diff_id };
         let encoding = self.encoding(layer, &*blob).await?;
         let watched = WatchedSource::new(Arc::clone(&blob), Arc::clone(&self.options.observer));

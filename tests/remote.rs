@@ -1,0 +1,247 @@
+//! Layers for snapshots: found by labels, opened side by side, opened again after a restart.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use soci_cli::demo::registry::DemoRegistry;
+use soci_fs::forest::{Forest, ForestOptions};
+use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::reader::Policy;
+use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
+use soci_fs::remote::slots::Slots;
+use soci_fs::remote::{Registries, RemoteError, RemoteLayers, RemoteOptions, Reopener};
+use soci_fs::store::Store;
+use soci_index::digest::Digest;
+use soci_index::registry::{Backoff, ClientOptions, CredentialSource};
+use soci_tests::image::{GZIP, Image, gzip, tar, text};
+use soci_tests::registry::client;
+use soci_tests::{soci, stdout};
+
+/// What a daemon has of its own.
+struct Daemon {
+    forest: Arc<Forest>,
+    layers: RemoteLayers,
+}
+
+impl Daemon {
+    fn start(root: &Path, whole_layers: bool) -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        let client = ClientOptions {
+            credentials: CredentialSource::Anonymous,
+            deadline: Duration::from_secs(2),
+            backoff: Backoff::default(),
+            ..ClientOptions::default()
+        };
+        let open = OpenOptions {
+            whole_layers,
+            layer_bytes_min: 10_000,
+            policy: Policy { read_deadline: Duration::from_secs(5), ..Policy::default() },
+            index: None,
+            modes: IndexModes::default(),
+            index_store: Some(root.join("content")),
+            parallel: 4,
+            observer: Arc::new(|_| {}),
+        };
+        let store = Arc::new(Store::open(root).unwrap());
+        let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
+        let registries = Arc::new(Registries::new(client));
+        let reopener = Reopener {
+            slots: Arc::clone(&slots),
+            store: Arc::clone(&store),
+            registries: Arc::clone(&registries),
+            options: open.clone(),
+            runtime: runtime.clone(),
+        };
+        let forest =
+            Arc::new(Forest::new(ForestOptions { opener: Some(Arc::new(reopener)), ..ForestOptions::default() }));
+        let options = RemoteOptions {
+            open,
+            images_max: 2,
+            layers_at_once: 4,
+            open_limit: Duration::from_secs(10),
+            mountpoint: root.join("fs"),
+        };
+        let layers = RemoteLayers::new(Arc::clone(&forest), store, slots, registries, options, runtime).unwrap();
+        Self { forest, layers }
+    }
+
+    /// A file of a slot, asked for as the kernel does.
+    async fn read(&self, slot: u16, path: &str) -> Vec<u8> {
+        self.forest.open(slot).await.unwrap();
+        let mut inode = self.forest.lookup(1, slot.to_string().as_bytes()).unwrap().inode;
+        for name in path.split('/') {
+            inode = self.forest.lookup(inode, name.as_bytes()).unwrap().inode;
+        }
+        let size = usize::try_from(self.forest.attributes(inode).unwrap().size).unwrap();
+        self.forest.read(inode, 0, size).await.unwrap()
+    }
+}
+
+/// Three layers: one for spans, one too small, one that is zstd.
+fn image() -> (Image, Vec<Vec<u8>>) {
+    let contents = vec![text(1, 300_000), text(2, 2000), text(3, 100_000)];
+    let tars: Vec<Vec<u8>> = contents.iter().map(|content| tar(&[("etc/motd", content.clone())])).collect();
+    let zstd = ("application/vnd.oci.image.layer.v1.tar+zstd", zstd::encode_all(&tars[2][..], 3).unwrap());
+    let image = Image::new(vec![
+        (GZIP, gzip(&tars[0], 6), tars[0].clone()),
+        (GZIP, gzip(&tars[1], 6), tars[1].clone()),
+        (zstd.0, zstd.1, tars[2].clone()),
+    ]);
+    (image, contents)
+}
+
+async fn push(registry: &DemoRegistry, image: &Image) -> String {
+    image.push(&client(&registry.host()).repository("team/app"), "v1").await;
+    format!("{}/team/app:v1", registry.host())
+}
+
+fn publish(name: &str) {
+    drop(stdout(soci().args(["publish", name, "--min-layer-size", "10000", "--span-size", "65536"])));
+}
+
+fn labels(name: &str, image: &Image, layer: usize) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (IMAGE.to_owned(), name.to_owned()),
+        (MANIFEST.to_owned(), image.digest().to_string()),
+        (LAYER.to_owned(), Digest::of(&image.blobs[layer]).to_string()),
+        (INDEX.to_owned(), String::new()),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_layer_is_provided_and_survives_a_restart_without_the_network() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    publish(&name);
+    let root = tempfile::tempdir().unwrap();
+    let mut slots = Vec::new();
+    {
+        let daemon = Daemon::start(root.path(), true);
+        // containerd asks from the lowest up; all are asked twice at the same time here.
+        for (layer, content) in contents.iter().enumerate() {
+            let labels = labels(&name, &image, layer);
+            let (one, two) = tokio::join!(daemon.layers.provide(&labels), daemon.layers.provide(&labels));
+            let (one, two) = (one.unwrap(), two.unwrap());
+            assert_eq!(one.slot(), two.slot());
+            assert_eq!(daemon.read(one.slot(), "etc/motd").await, *content);
+            slots.push(one.slot());
+        }
+        assert_eq!(daemon.forest.slots().len(), 3);
+    }
+    let before = registry.traffic().requests;
+    drop(registry);
+    assert!(before > 0);
+    let daemon = Daemon::start(root.path(), true);
+    for (slot, content) in slots.iter().zip(&contents) {
+        assert_eq!(daemon.read(*slot, "etc/motd").await, *content);
+    }
+    let hold = daemon.layers.provide(&labels(&name, &image, 1)).await.unwrap();
+    assert_eq!(hold.slot(), slots[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_look_up_serves_all_layers() {
+    let (image, _) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    publish(&name);
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    let before = registry.traffic().requests;
+    for layer in 0..3 {
+        daemon.layers.provide(&labels(&name, &image, layer)).await.unwrap();
+    }
+    // Manifest, configuration, referrers, index, zTOC, and two layers whole.
+    let requests = registry.traffic().requests - before;
+    assert!(requests <= 7, "{requests} requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_uses_is_swept() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    // All three are brought, only this one is asked for; the others wait for their snapshots.
+    let hold = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+    let slot = hold.slot();
+    daemon.layers.sweep(&|_| false);
+    assert!(daemon.forest.has(slot), "swept while it is held");
+    drop(hold);
+    daemon.layers.sweep(&|used| used == slot);
+    assert!(daemon.forest.has(slot), "swept while it is used");
+    let directory = root.path().join("layers").join(Digest::of(&image.blobs[0]).to_string().replace(':', "-"));
+    assert!(directory.exists());
+    daemon.layers.sweep(&|_| false);
+    assert!(!daemon.forest.has(slot) && !directory.exists());
+    // It comes back under another number.
+    let again = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+    assert!(again.slot() > slot);
+    assert_eq!(daemon.read(again.slot(), "etc/motd").await, contents[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reasons_for_leaving_a_layer_to_containerd() {
+    let (image, _) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), false);
+    let reason = |changes: BTreeMap<&str, String>, layer| {
+        let mut labels = labels(&name, &image, layer);
+        labels.extend(changes.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        let daemon = &daemon;
+        async move { daemon.layers.provide(&labels).await.unwrap_err().to_string() }
+    };
+    let none = BTreeMap::new();
+    assert!(reason(none.clone(), 0).await.contains("cannot be read lazily: the image has no index"));
+    assert!(reason(none, 1).await.contains("cannot be read lazily: it is small"));
+    let absent = Digest::of(b"absent").to_string();
+    assert!(reason(BTreeMap::from([(LAYER, absent.clone())]), 0).await.contains("has no layer"));
+    assert!(reason(BTreeMap::from([(MANIFEST, absent.clone())]), 0).await.contains("no such image"));
+    assert!(reason(BTreeMap::from([(INDEX, absent)]), 0).await.contains("there is no index"));
+    assert!(
+        reason(BTreeMap::from([(IMAGE, String::new())]), 0).await.contains("must be told to pass image annotations")
+    );
+    assert!(daemon.forest.slots().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_not_remembered() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = format!("{}/team/app:v1", registry.host());
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    let labels = labels(&name, &image, 0);
+    assert!(daemon.layers.provide(&labels).await.unwrap_err().to_string().contains("no such image"));
+    push(&registry, &image).await;
+    let hold = daemon.layers.provide(&labels).await.unwrap();
+    assert_eq!(daemon.read(hold.slot(), "etc/motd").await, contents[0]);
+}
+
+/// A layer whose hard link leads to a lower layer cannot stand alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_to_lower_layers_are_containerd_s() {
+    let below = tar(&[("a", text(1, 20_000))]);
+    let mut builder = tar::Builder::new(tar(&[("c", text(2, 20_000))]));
+    let bytes = builder.get_ref().len() - 1024;
+    builder.get_mut().truncate(bytes);
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_size(0);
+    builder.append_link(&mut header, "b", "a").unwrap();
+    let image = Image::gzip(vec![below, builder.into_inner().unwrap()]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+    let error = daemon.layers.provide(&labels(&name, &image, 1)).await.unwrap_err();
+    assert!(matches!(&*error, RemoteError::LowerLinks { links: 1, .. }), "{error}");
+    assert_eq!(daemon.forest.slots().len(), 1);
+}
