@@ -1,0 +1,3 @@
+//! The containerd snapshotter.
+
+pub mod config;

@@ -1,0 +1,233 @@
+//! The daemon's configuration file, with all keys of AWS's snapshotter.
+//!
+//! Operators switch by changing the binary, so every key of theirs is understood here, with its default and with zero
+//! for "default" where they have that. A key that changes nothing in this daemon is accepted and named once in the log,
+//! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
+//! start with file, line and key: a typing error that is passed over is found much later.
+//!
+//! Keys of our own: `pull_modes.leave_unindexed` and the section `[layer_store]`. One default differs: version 1
+//! indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+mod pull_modes;
+mod sections;
+mod values;
+
+pub use pull_modes::*;
+pub use sections::*;
+pub use values::*;
+
+/// Keys that change something in this daemon. All others are accepted.
+const WITH_EFFECT: [&str; 13] = [
+    "debug",
+    "layer_store.quota",
+    "max_concurrency",
+    "metrics_address",
+    "metrics_network",
+    "mount_timeout_sec",
+    "no_prometheus",
+    "pull_modes.leave_unindexed",
+    "pull_modes.soci_v1.enable",
+    "pull_modes.soci_v2.enable",
+    "resolve_result_entry",
+    "skip_check_snapshotter_supported",
+    "snapshotter.min_layer_size",
+];
+
+/// Why the daemon cannot be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to open config file {}: {cause}", file.display())]
+    Open {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The file does not say what it should.
+    #[error("failed to load config file {}:{line}: {what} in {text:?}", file.display())]
+    Load {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+        /// The line's text.
+        text: String,
+    },
+}
+
+/// A configuration, and what of it has no effect.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The values.
+    pub config: DaemonConfig,
+    /// Keys that ask for something that this daemon does not do.
+    pub without_effect: Vec<String>,
+}
+
+impl Loaded {
+    /// Reads the file. One that is merely the default need not exist.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(file: &Path, is_default: bool) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(cause) if is_default && cause.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(cause) => return Err(ConfigError::Open { file: file.to_owned(), cause }),
+        };
+        Self::parse(&text, file)
+    }
+
+    fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let failed = |error: toml::de::Error| {
+            let at = error.span().map_or(0, |span| span.start).min(text.len());
+            let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
+            ConfigError::Load {
+                file: file.to_owned(),
+                line: line + 1,
+                what: error.message().to_owned(),
+                text: text.lines().nth(line).unwrap_or_default().trim().to_owned(),
+            }
+        };
+        let config: DaemonConfig = toml::from_str(text).map_err(failed)?;
+        let given: toml::Table = toml::from_str(text).map_err(failed)?;
+        let default = toml::Table::try_from(DaemonConfig::default()).unwrap_or_default();
+        let mut without_effect = Vec::new();
+        differing("", &given, &default, &mut without_effect);
+        without_effect.retain(|key| !WITH_EFFECT.contains(&key.as_str()));
+        Ok(Self { config, without_effect })
+    }
+}
+
+/// Names the keys whose value is neither the default nor zero, which means the default.
+fn differing(above: &str, given: &toml::Table, default: &toml::Table, found: &mut Vec<String>) {
+    for (key, value) in given {
+        let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+        match (value, default.get(key)) {
+            (toml::Value::Table(value), Some(toml::Value::Table(default))) => differing(&path, value, default, found),
+            (value, default) if default == Some(value) || is_zero(value) => {}
+            _ => found.push(path),
+        }
+    }
+}
+
+fn is_zero(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::String(text) => text.is_empty(),
+        toml::Value::Integer(number) => *number == 0,
+        toml::Value::Boolean(_) | toml::Value::Float(_) | toml::Value::Datetime(_) => false,
+        toml::Value::Array(items) => items.is_empty(),
+        toml::Value::Table(table) => table.is_empty(),
+    }
+}
+
+impl DaemonConfig {
+    /// Layers that are worked on at the same time.
+    #[must_use]
+    pub fn layers_at_once(&self) -> usize {
+        match self.max_concurrency {
+            0 => 100,
+            limit => usize::try_from(limit).unwrap_or(tokio::sync::Semaphore::MAX_PERMITS),
+        }
+    }
+
+    /// Images that are remembered.
+    #[must_use]
+    pub fn images_max(&self) -> usize {
+        usize::try_from(self.resolve_result_entry).ok().filter(|entries| *entries > 0).unwrap_or(30)
+    }
+
+    /// How long a layer may take to open.
+    #[must_use]
+    pub fn mount_timeout(&self) -> Duration {
+        match u64::try_from(self.mount_timeout_sec) {
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            _ => Duration::from_secs(30),
+        }
+    }
+
+    /// Layers below this many compressed bytes are not read lazily.
+    #[must_use]
+    pub fn layer_bytes_min(&self) -> u64 {
+        u64::try_from(self.snapshotter.min_layer_size).unwrap_or(0)
+    }
+}
+
+impl fmt::Display for DaemonConfig {
+    /// As a file that could be read again.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&toml::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Loaded, ConfigError> {
+        Loaded::parse(text, Path::new("/etc/soci/config.toml"))
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read() {
+        let default = DaemonConfig::default();
+        let loaded = parse(&default.to_string()).unwrap();
+        assert_eq!((loaded.config, loaded.without_effect), (default, vec![]));
+        assert_eq!(parse("").unwrap().config, DaemonConfig::default());
+    }
+
+    #[test]
+    fn zero_means_default() {
+        let config =
+            parse("max_concurrency = 0\nmount_timeout_sec = 0\nresolve_result_entry = 0\n[fuse]\nattr_timeout = 0\n");
+        let loaded = config.unwrap();
+        assert_eq!(loaded.without_effect, [""; 0]);
+        assert_eq!((loaded.config.layers_at_once(), loaded.config.images_max()), (100, 30));
+        assert_eq!(loaded.config.mount_timeout(), Duration::from_secs(30));
+        assert_eq!(parse("max_concurrency = -1").unwrap().config.layers_at_once(), tokio::sync::Semaphore::MAX_PERMITS);
+    }
+
+    #[test]
+    fn keys_without_effect_are_named() {
+        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[background_fetch]\ndisable = true\n\
+                    [pull_modes.soci_v1]\nenable = false\n[[resolver.host.\"registry.example\".mirrors]]\nhost = 'mirror.example'\n";
+        let loaded = parse(text).unwrap();
+        let mut named = loaded.without_effect;
+        named.sort();
+        assert_eq!(
+            named,
+            ["background_fetch.disable", "http.MaxRetries", "metadata_store", "resolver.host.registry.example"]
+        );
+        assert!(!loaded.config.pull_modes.soci_v1.enable);
+        assert_eq!(loaded.config.resolver.host["registry.example"].mirrors[0].host, "mirror.example");
+    }
+
+    #[test]
+    fn mistakes_stop_the_start() {
+        for (text, line, key) in [
+            ("debug = true\nno_such_key = 1\n", 2, "no_such_key"),
+            ("[fuse]\nattr_timeout = 'long'\n", 2, "attr_timeout"),
+            ("[background_fetch]\n\ndrop_policy = 'middle'\n", 3, "drop_policy"),
+            ("metadata_store = 'sqlite'\n", 1, "metadata_store"),
+            ("[layer_store]\nquota = '5 apples'\n", 2, "quota"),
+            ("[pull_modes.parallel_pull_unpack]\nconcurrent_download_chunk_size = '1tb'\n", 2, "chunk_size"),
+            ("a = = 1\n", 1, "a = = 1"),
+        ] {
+            match parse(text).unwrap_err() {
+                ConfigError::Load { line: found, text: shown, .. } => {
+                    assert_eq!(found, line, "{text}");
+                    assert!(shown.contains(key), "{shown}");
+                }
+                ConfigError::Open { .. } => panic!("nothing was opened"),
+            }
+        }
+    }
+}
