@@ -109,13 +109,15 @@ const UNSAFE: [&str; 2] = [
 ];
 
 /// Who reads the environment.
-const ENVIRONMENT: [&str; 4] = [
+const ENVIRONMENT: [&str; 5] = [
     // The validated configuration: where state is kept.
     "soci-cli/src/config.rs",
     // Whether a person is watching.
     "soci-cli/src/output.rs",
     // Its own command line, to start itself again in the background.
     "soci-cli/src/commands/mount.rs",
+    // What a service manager passes.
+    "soci-fs/src/supervisor/systemd.rs",
     // Where Docker and Podman keep logins.
     "soci-index/src/registry/credentials.rs",
 ];

@@ -3,7 +3,8 @@
 //! From the bytes up: a [`source`] delivers ranges of a layer blob, the [`store`] keeps what was decoded of them, the
 //! [`reader`] joins the two, a [`tree`] says which files a layer has, the [`view`] merges an image's layers, and an
 //! [`image`] answers every question a file system is asked. A [`forest`] does so for all layers of a node, side by side
-//! and unmerged, for overlayfs to stack. [`mount`] hands either to the kernel.
+//! and unmerged, for overlayfs to stack. [`mount`] hands either to the kernel, and a [`supervisor`] keeps the mount
+//! alive while the process that serves it comes and goes.
 
 pub mod attributes;
 mod descriptor;
@@ -20,6 +21,7 @@ pub mod remote;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod supervisor;
 pub mod tree;
 pub mod unpack;
 pub mod view;

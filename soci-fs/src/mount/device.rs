@@ -81,14 +81,10 @@ pub fn mount(mountpoint: &Path, options: &DeviceOptions) -> Result<Kept, MountEr
 }
 
 /// Takes whatever is mounted on `mountpoint` out of the tree.
-fn clear(mountpoint: &Path) -> Result<(), MountError> {
+pub(crate) fn clear(mountpoint: &Path) -> Result<(), MountError> {
     /// More than mistakes could have piled up; the loop ends if unmounting has no effect.
     const MOUNTS_MAX: usize = 64;
-    // The table has the path without links, which a dead mount does not keep us from finding: its parent is alive.
-    let resolved = match (mountpoint.parent().map(Path::canonicalize), mountpoint.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => mountpoint.to_owned(),
-    };
+    let resolved = resolved(mountpoint);
     for _ in 0..MOUNTS_MAX {
         if !is_mountpoint(&resolved) {
             break;
@@ -99,13 +95,22 @@ fn clear(mountpoint: &Path) -> Result<(), MountError> {
     Ok(())
 }
 
+/// The path as the table of mounts has it, without links. A dead mount does not keep us from finding it: its parent is
+/// alive.
+fn resolved(mountpoint: &Path) -> PathBuf {
+    match (mountpoint.parent().map(Path::canonicalize), mountpoint.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => mountpoint.to_owned(),
+    }
+}
+
 /// Whether the mount that belongs to `device` still exists and is the one on `mountpoint`.
 #[must_use]
 pub fn is_alive(device: &impl AsFd, mountpoint: &Path) -> bool {
     let mut asked = [PollFd::new(device, PollFlags::empty())];
     let polled = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     let is_connected = polled.is_ok() && !asked[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL);
-    is_connected && is_mountpoint(mountpoint)
+    is_connected && is_mountpoint(&resolved(mountpoint))
 }
 
 /// How to serve.

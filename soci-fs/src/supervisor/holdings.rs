@@ -1,0 +1,150 @@
+//! What the supervisor holds: the mount's device and the listener, taken back from the service manager or made.
+
+use std::fs;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::fs::MemfdFlags;
+
+use super::systemd::Manager;
+use super::{Address, SupervisorError, SupervisorOptions, channel};
+use crate::mount::device::{self, Kept, Negotiated};
+
+/// Names in the service manager's keeping.
+const DEVICE: &str = "soci-fuse";
+const AGREED: &str = "soci-fuse-agreed";
+const LISTENER: &str = "soci-listener";
+
+#[derive(Debug)]
+pub(super) struct Holdings {
+    pub(super) kept: Kept,
+    pub(super) listener: UnixListener,
+}
+
+/// Takes what is among `passed`, makes what is not, and gives what was made into the service manager's keeping.
+pub(super) fn acquire(
+    options: &SupervisorOptions,
+    passed: Vec<(String, OwnedFd)>,
+    manager: &Manager,
+) -> Result<Holdings, SupervisorError> {
+    let (mut fuse, mut agreed, mut stored, mut activated) = (None, None, None, Vec::new());
+    for (name, descriptor) in passed {
+        match name.as_str() {
+            DEVICE => fuse = Some(descriptor),
+            AGREED => agreed = Some(descriptor),
+            LISTENER => stored = Some(UnixListener::from(descriptor)),
+            _ => activated.push(UnixListener::from(descriptor)),
+        }
+    }
+    let kept = match (fuse, agreed.and_then(recall)) {
+        (Some(device), Some(negotiated)) if device::is_alive(&device, &options.mountpoint) => {
+            tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
+            Kept { device, negotiated }
+        }
+        _ => {
+            let kept = new_mount(options)?;
+            manager.store(DEVICE, kept.device.as_fd());
+            match remember(kept.negotiated) {
+                Ok(memory) => manager.store(AGREED, memory.as_fd()),
+                Err(cause) => tracing::warn!(%cause, "the mount will not outlive this process"),
+            }
+            kept
+        }
+    };
+    let path = match (&options.address, activated.len()) {
+        (Address::Activated { .. }, 1) => None,
+        (Address::Activated { default }, 0) => Some(default),
+        (Address::Path(path), _) => Some(path),
+        (Address::Activated { .. }, count) => return Err(SupervisorError::Sockets { count }),
+    };
+    let listener = match (path, stored) {
+        (None, _) => activated.swap_remove(0),
+        (Some(path), Some(stored)) if is_bound_to(&stored, path) => stored,
+        (Some(path), _) => {
+            let listener = bind(path).map_err(|cause| SupervisorError::Listen { path: path.clone(), cause })?;
+            manager.store(LISTENER, listener.as_fd());
+            listener
+        }
+    };
+    Ok(Holdings { kept, listener })
+}
+
+/// Takes everything out of the service manager's keeping.
+pub(super) fn forget(manager: &Manager) {
+    for name in [DEVICE, AGREED, LISTENER] {
+        manager.forget(name);
+    }
+}
+
+fn new_mount(options: &SupervisorOptions) -> Result<Kept, SupervisorError> {
+    // Ahead of the mount's own check, because a dead mount in the way makes creating the directory fail.
+    device::clear(&options.mountpoint)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(&options.mountpoint)
+        .map_err(|cause| SupervisorError::Directory { path: options.mountpoint.clone(), cause })?;
+    Ok(device::mount(&options.mountpoint, &options.device)?)
+}
+
+fn is_bound_to(listener: &UnixListener, path: &Path) -> bool {
+    listener.local_addr().is_ok_and(|address| address.as_pathname() == Some(path)) && path.exists()
+}
+
+/// Listens on `path`. A socket that nobody listens on is left over and removed; one that somebody does is respected.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+/// What was agreed with the kernel, in a file without a name.
+fn remember(agreed: Negotiated) -> io::Result<OwnedFd> {
+    let mut file = fs::File::from(rustix::fs::memfd_create(AGREED, MemfdFlags::CLOEXEC)?);
+    file.write_all(channel::show(agreed).as_bytes())?;
+    Ok(file.into())
+}
+
+fn recall(memory: OwnedFd) -> Option<Negotiated> {
+    let mut file = fs::File::from(memory);
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(256).read_to_string(&mut text).ok()?;
+    channel::parse(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_respects_the_living() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep/er/socket");
+        let first = bind(&path).unwrap();
+        assert!(is_bound_to(&first, &path) && !is_bound_to(&first, directory.path()));
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        let second = bind(&path).unwrap();
+        drop(second);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "no socket").unwrap();
+        assert!(bind(&path).is_err() && path.exists());
+    }
+
+    #[test]
+    fn what_was_agreed_is_remembered() {
+        let agreed = Negotiated { minor: 44, flags: 0x80_0000_0021 };
+        assert_eq!(recall(remember(agreed).unwrap()), Some(agreed));
+    }
+}
