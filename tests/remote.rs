@@ -125,9 +125,9 @@ async fn every_kind_of_layer_is_provided_and_survives_a_restart_without_the_netw
             let labels = labels(&name, &image, layer);
             let (one, two) = tokio::join!(daemon.layers.provide(&labels), daemon.layers.provide(&labels));
             let (one, two) = (one.unwrap(), two.unwrap());
-            assert_eq!(one.slot(), two.slot());
-            assert_eq!(daemon.read(one.slot(), "etc/motd").await, *content);
-            slots.push(one.slot());
+            assert_eq!(one, two);
+            assert_eq!(daemon.read(one, "etc/motd").await, *content);
+            slots.push(one);
         }
         assert_eq!(daemon.forest.slots().len(), 3);
     }
@@ -138,8 +138,7 @@ async fn every_kind_of_layer_is_provided_and_survives_a_restart_without_the_netw
     for (slot, content) in slots.iter().zip(&contents) {
         assert_eq!(daemon.read(*slot, "etc/motd").await, *content);
     }
-    let hold = daemon.layers.provide(&labels(&name, &image, 1)).await.unwrap();
-    assert_eq!(hold.slot(), slots[1]);
+    assert_eq!(daemon.layers.provide(&labels(&name, &image, 1)).await.unwrap(), slots[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,22 +165,29 @@ async fn what_nobody_uses_is_swept() {
     let name = push(&registry, &image).await;
     let root = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(root.path(), true);
-    // All three are brought, only this one is asked for; the others wait for their snapshots.
-    let hold = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
-    let slot = hold.slot();
-    daemon.layers.sweep(&|_| false);
-    assert!(daemon.forest.has(slot), "swept while it is held");
-    drop(hold);
-    daemon.layers.sweep(&|used| used == slot);
-    assert!(daemon.forest.has(slot), "swept while it is used");
+    // All three are brought, only this one is asked for.
+    let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+    for _ in 0..500 {
+        if daemon.forest.slots().len() == 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(daemon.forest.slots().len(), 3);
+    daemon.layers.sweep(Duration::from_secs(60));
+    assert_eq!(daemon.forest.slots().len(), 3, "swept too early");
+    daemon.layers.sweep(Duration::ZERO);
+    assert_eq!(daemon.forest.slots().len(), 1, "only one was asked for");
     let directory = root.path().join("layers").join(Digest::of(&image.blobs[0]).to_string().replace(':', "-"));
-    assert!(directory.exists());
-    daemon.layers.sweep(&|_| false);
+    assert!(daemon.forest.has(slot) && directory.exists());
+    daemon.layers.release(slot);
     assert!(!daemon.forest.has(slot) && !directory.exists());
     // It comes back under another number.
     let again = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
-    assert!(again.slot() > slot);
-    assert_eq!(daemon.read(again.slot(), "etc/motd").await, contents[0]);
+    assert!(again > slot);
+    assert_eq!(daemon.read(again, "etc/motd").await, contents[0]);
+    daemon.layers.keep_only(&[again].into());
+    assert_eq!(daemon.forest.slots().iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [again]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,8 +226,8 @@ async fn a_failure_is_not_remembered() {
     let labels = labels(&name, &image, 0);
     assert!(daemon.layers.provide(&labels).await.unwrap_err().to_string().contains("no such image"));
     push(&registry, &image).await;
-    let hold = daemon.layers.provide(&labels).await.unwrap();
-    assert_eq!(daemon.read(hold.slot(), "etc/motd").await, contents[0]);
+    let slot = daemon.layers.provide(&labels).await.unwrap();
+    assert_eq!(daemon.read(slot, "etc/motd").await, contents[0]);
 }
 
 /// A layer whose hard link leads to a lower layer cannot stand alone.

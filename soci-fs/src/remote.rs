@@ -9,10 +9,9 @@
 //! cannot provide is left to containerd, with the reason.
 //!
 //! Invariants: no lock is held while waiting; one look-up per image and one opening per layer at a time, however many
-//! ask; a slot is not taken away while somebody is about to build a snapshot on it ([`Hold`]), nor soon after it was
-//! filled for somebody who is still to come.
+//! ask; a layer that was brought for a question still to come is not taken away before that had time to come.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,7 +42,7 @@ pub use reopen::Reopener;
 use labels::{LabelError, WantedLayer};
 use slots::{SlotError, SlotRecord, Slots};
 
-/// How long a slot that was filled may wait for its snapshot.
+/// How long a slot that was filled may wait to be asked for.
 const UNCLAIMED_LIFE: Duration = Duration::from_secs(600);
 
 /// How long it is believed that an image has no index: long enough for all questions of one pull.
@@ -200,43 +199,8 @@ struct State {
     /// In the order of their last use.
     images: Vec<LookUp>,
     layers: HashMap<Digest, Underway<u16>>,
-    /// Who is about to build on a slot.
-    holds: HashMap<u16, usize>,
-    /// Slots that nobody has claimed yet, and since when.
+    /// Slots that nobody has asked for yet, and since when.
     unclaimed: HashMap<u16, Instant>,
-}
-
-/// Keeps a slot from being taken away, until dropped: by then there is a snapshot that refers to it, or there will be
-/// none.
-pub struct Hold {
-    layers: RemoteLayers,
-    slot: u16,
-}
-
-impl Hold {
-    /// The slot.
-    #[must_use]
-    pub const fn slot(&self) -> u16 {
-        self.slot
-    }
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold").field("slot", &self.slot).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut state = self.layers.0.state();
-        if let Some(count) = state.holds.get_mut(&self.slot) {
-            *count -= 1;
-            if *count == 0 {
-                state.holds.remove(&self.slot);
-            }
-        }
-    }
 }
 
 impl RemoteLayers {
@@ -259,14 +223,14 @@ impl RemoteLayers {
         Ok(Self(Arc::new(Inner { forest, store, slots, options, registries, runtime, gate, state: Mutex::default() })))
     }
 
-    /// Makes the layer that `labels` describe available. The answer is good as long as it is held.
+    /// Makes the layer that `labels` describe available, and says in which slot it is.
     ///
     /// # Errors
     /// [`RemoteError`]: the layer is containerd's to fetch.
-    pub async fn provide(&self, labels: &BTreeMap<String, String>) -> Result<Hold, Failure> {
+    pub async fn provide(&self, labels: &BTreeMap<String, String>) -> Result<u16, Failure> {
         let wanted = WantedLayer::of(labels).map_err(RemoteError::from)?;
-        if let Some(hold) = self.hold_known(&wanted.layer) {
-            return Ok(hold);
+        if let Some(slot) = self.claim(&wanted.layer) {
+            return Ok(slot);
         }
         let key = ImageKey {
             registry: wanted.image.registry().to_owned(),
@@ -285,8 +249,8 @@ impl RemoteLayers {
             drop(self.bring(&key, &image, position));
         }
         self.bring(&key, &image, first).await?;
-        // Between the two another snapshot may have been the last to leave it.
-        self.hold_known(&wanted.layer).ok_or_else(|| RemoteError::Abandoned.into())
+        // Whoever swept in between was quicker than ten minutes.
+        self.claim(&wanted.layer).ok_or_else(|| RemoteError::Abandoned.into())
     }
 
     /// The directory that shows a slot's layer.
@@ -295,36 +259,64 @@ impl RemoteLayers {
         self.0.options.mountpoint.join(slot.to_string())
     }
 
-    /// Takes away all slots that no snapshot uses and nobody is about to use, with what is stored of their layers.
-    /// `is_used` is asked while no new hold can be taken.
-    pub fn sweep(&self, is_used: &dyn Fn(u16) -> bool) {
+    /// Takes a slot away, with what is stored of its layer. The disk is freed a little later.
+    pub fn release(&self, slot: u16) {
         let mut state = self.0.state();
-        let now = Instant::now();
-        for (slot, record) in self.0.slots.all() {
-            let waits = state.unclaimed.get(&slot).is_some_and(|since| now - *since < UNCLAIMED_LIFE);
-            if waits || state.holds.contains_key(&slot) || is_used(slot) {
-                continue;
-            }
-            state.unclaimed.remove(&slot);
-            state.layers.remove(&record.layer.digest);
-            self.0.forest.remove(slot);
-            let freed = self.0.slots.release(slot).map_err(RemoteError::from).map(|_| ());
-            let removed = self.0.store.remove(&record.layer.digest).map_err(|error| RemoteError::Open(error.into()));
-            match freed.and(removed) {
-                Ok(()) => tracing::info!(slot, layer = %record.layer.digest, "a layer that nobody uses is removed"),
-                Err(error) => tracing::warn!(slot, layer = %record.layer.digest, %error, "a layer stays behind"),
+        self.take_away(&mut state, slot);
+    }
+
+    /// Takes all slots away but these. For the start, when a process before may have left some.
+    pub fn keep_only(&self, used: &BTreeSet<u16>) {
+        let mut state = self.0.state();
+        for (slot, _) in self.0.slots.all() {
+            if !used.contains(&slot) {
+                self.take_away(&mut state, slot);
             }
         }
     }
 
-    /// A hold on a layer that is here.
-    fn hold_known(&self, layer: &Digest) -> Option<Hold> {
+    /// Takes slots away that were filled for questions that never came.
+    pub fn sweep(&self, life: Duration) {
+        let mut state = self.0.state();
+        let over = state.unclaimed.iter().filter(|(_, since)| since.elapsed() >= life);
+        for slot in over.map(|(slot, _)| *slot).collect::<Vec<_>>() {
+            self.take_away(&mut state, slot);
+        }
+    }
+
+    /// [`RemoteLayers::sweep`]s from time to time, for as long as it is polled.
+    pub async fn keep_swept(&self) {
+        loop {
+            tokio::time::sleep(UNCLAIMED_LIFE / 10).await;
+            self.sweep(UNCLAIMED_LIFE);
+        }
+    }
+
+    fn take_away(&self, state: &mut State, slot: u16) {
+        state.unclaimed.remove(&slot);
+        self.0.forest.remove(slot);
+        match self.0.slots.release(slot) {
+            Ok(None) => {}
+            Ok(Some(record)) => {
+                let layer = record.layer.digest;
+                state.layers.remove(&layer);
+                match self.0.store.set_aside(&layer) {
+                    Ok(removed) => drop(self.0.runtime.spawn_blocking(move || removed.delete())),
+                    Err(error) => tracing::warn!(slot, %layer, %error, "the data of a layer stay behind"),
+                }
+                tracing::info!(slot, %layer, "a layer that nobody uses is removed");
+            }
+            Err(error) => tracing::warn!(slot, %error, "a slot stays taken"),
+        }
+    }
+
+    /// The slot of a layer that is here.
+    fn claim(&self, layer: &Digest) -> Option<u16> {
         let mut state = self.0.state();
         // A slot is on disk a moment before it can be read.
         let slot = self.0.slots.find(layer).filter(|slot| self.0.forest.has(*slot))?;
-        *state.holds.entry(slot).or_default() += 1;
         state.unclaimed.remove(&slot);
-        Some(Hold { layers: self.clone(), slot })
+        Some(slot)
     }
 
     /// The image, looked up once.

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use soci_index::digest::Digest;
@@ -123,6 +123,7 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Clock {
     ticks: AtomicU32,
+    removals: AtomicU64,
     written: AtomicU64,
 }
 
@@ -143,6 +144,10 @@ impl Store {
         let layers = root.join("layers");
         std::fs::create_dir_all(&layers).map_err(io_error("create", &layers))?;
         let lock = lock::Lock::take(root)?;
+        // What a process before has not come to delete.
+        let removed = root.join(REMOVED);
+        Removed { directory: removed.exists().then(|| removed.clone()) }.delete();
+        std::fs::create_dir_all(&removed).map_err(io_error("create", &removed))?;
         let (layers, clock) = (Mutex::new(HashMap::new()), Arc::default());
         Ok(Self { root: root.to_owned(), boot, layers, clock, _lock: lock })
     }
@@ -187,12 +192,43 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.set_aside(digest).map(|removed| removed.delete())
+    }
+
+    /// Removes a layer from the store at once, and leaves the freeing of the disk, which takes a while, to the caller.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn set_aside(&self, digest: &Digest) -> Result<Removed, StoreError> {
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         layers.remove(digest);
         let directory = self.layer_directory(digest);
-        match std::fs::remove_dir_all(&directory) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &directory)(cause)),
-            _ => Ok(()),
+        let aside = self.root.join(REMOVED).join(self.clock.removals.fetch_add(1, Ordering::Relaxed).to_string());
+        match std::fs::rename(&directory, &aside) {
+            Ok(()) => Ok(Removed { directory: Some(aside) }),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Removed { directory: None }),
+            Err(cause) => Err(io_error("remove", &directory)(cause)),
+        }
+    }
+}
+
+/// Where removed layers wait for their space to be freed.
+const REMOVED: &str = "removed";
+
+/// A layer that is out of the store, still on the disk.
+#[derive(Debug)]
+#[must_use]
+pub struct Removed {
+    directory: Option<PathBuf>,
+}
+
+impl Removed {
+    /// Frees the disk. What cannot be deleted is tried again when the store is opened next.
+    pub fn delete(self) {
+        if let Some(directory) = &self.directory
+            && let Err(cause) = std::fs::remove_dir_all(directory)
+        {
+            tracing::warn!(directory = %directory.display(), %cause, "the data of a removed layer stay behind");
         }
     }
 }
