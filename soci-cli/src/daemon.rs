@@ -1,3 +1,4 @@
 //! The containerd snapshotter.
 
 pub mod config;
+pub mod operations;

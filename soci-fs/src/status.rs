@@ -1,6 +1,6 @@
 //! What a mount has fetched and what went wrong, as JSON for people and monitoring.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::reader::{Counts, LayerReader};
 
@@ -12,7 +12,7 @@ pub struct ImageStatus {
 }
 
 /// State of one layer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LayerStatus {
     /// Its digest.
     pub digest: String,
@@ -35,7 +35,7 @@ pub struct LayerStatus {
     /// Whether the content was proven against the image's own digest; else it is trusted as far as the index is.
     pub proven: bool,
     /// The latest failure.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
 

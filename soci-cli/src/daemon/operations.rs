@@ -1,0 +1,150 @@
+//! What operators look at while the daemon runs: metrics, health, state.
+//!
+//! `/metrics` and `/healthz` over HTTP where the configuration says, on TCP or a socket. `/status` is the same state that
+//! `soci status` shows, as JSON, and is served besides on a socket of its own below the root, always: whoever may read
+//! the root may read it, and no port has to be open.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use soci_fs::forest::Forest;
+use soci_fs::metrics::Metrics;
+use soci_fs::status::LayerStatus;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::config::MetricsNetwork;
+
+/// Name of the status socket below the root.
+pub const STATUS_SOCKET: &str = "status.sock";
+
+/// State of a daemon, as `soci status` shows it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonStatus {
+    /// The release.
+    pub version: String,
+    /// The process that serves.
+    pub pid: u32,
+    /// Slots that hold a layer, open or not.
+    pub slots: usize,
+    /// The layers that are open.
+    pub layers: Vec<SlotStatus>,
+}
+
+/// State of the layer in a slot.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotStatus {
+    /// The slot.
+    pub slot: u16,
+    /// The layer.
+    #[serde(flatten)]
+    pub layer: LayerStatus,
+}
+
+/// What is looked at.
+#[derive(Debug)]
+pub struct Operations {
+    /// The layers.
+    pub forest: Arc<Forest>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Where the layers are mounted.
+    pub mountpoint: PathBuf,
+}
+
+impl Operations {
+    fn layers(&self) -> Vec<(u16, LayerStatus)> {
+        let open = self.forest.slots().into_iter();
+        open.filter_map(|(slot, _)| Some((slot, LayerStatus::of(&self.forest.reader(slot)?)))).collect()
+    }
+
+    fn text(&self) -> String {
+        let directory = |slot: u16| self.mountpoint.join(slot.to_string()).display().to_string();
+        let layers: Vec<_> = self.layers().into_iter().map(|(slot, layer)| (slot, directory(slot), layer)).collect();
+        self.metrics.text(&layers)
+    }
+
+    fn status(&self) -> DaemonStatus {
+        DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            slots: self.forest.slots().len(),
+            layers: self.layers().into_iter().map(|(slot, layer)| SlotStatus { slot, layer }).collect(),
+        }
+    }
+}
+
+/// What is offered where it was asked for.
+fn public(operations: Arc<Operations>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/status", get(status))
+        .with_state(operations)
+}
+
+async fn metrics(State(operations): State<Arc<Operations>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], operations.text()).into_response()
+}
+
+async fn status(State(operations): State<Arc<Operations>>) -> Response {
+    match serde_json::to_string(&operations.status()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Serves on the address of the configuration until the runtime ends. Returns when it listens.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn serve(operations: Arc<Operations>, network: MetricsNetwork, address: &str) -> io::Result<()> {
+    let router = public(operations);
+    match network {
+        MetricsNetwork::Tcp => {
+            let listener = TcpListener::bind(address).await?;
+            tracing::info!(address = %listener.local_addr()?, "serving metrics");
+            spawn(axum::serve(listener, router).into_future());
+        }
+        MetricsNetwork::Unix => spawn(axum::serve(bind(Path::new(address), 0o660)?, router).into_future()),
+    }
+    Ok(())
+}
+
+/// Serves the status socket.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn serve_status(operations: Arc<Operations>, root: &Path) -> io::Result<()> {
+    let listener = bind(&root.join(STATUS_SOCKET), 0o600)?;
+    spawn(axum::serve(listener, public(operations)).into_future());
+    Ok(())
+}
+
+fn spawn(serving: impl Future<Output = io::Result<()>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::warn!(%error, "metrics are no longer served");
+        }
+    });
+}
+
+/// The root belongs to one daemon, and so does its socket: one that is there is of a daemon before.
+fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}

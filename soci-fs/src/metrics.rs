@@ -1,0 +1,197 @@
+//! What a daemon has done, as Prometheus text.
+//!
+//! Names and labels are those of AWS's snapshotter where it has the same figure, so that dashboards go on working; its
+//! counters lack the suffix `_total`, which is why no metrics library writes the text: they all add it. Figures of ours
+//! follow the usual rules. What AWS exports as gauges that only grow is exported with its right type.
+//!
+//! Counters of layers live as long as the layer is open, so a sum over layers can fall; per layer it cannot.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::status::LayerStatus;
+
+/// Upper bounds of the buckets, in milliseconds, as AWS has them.
+const MILLISECONDS: [u64; 15] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
+
+/// How long something took, how often.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; MILLISECONDS.len()],
+    count: AtomicU64,
+    microseconds: AtomicU64,
+}
+
+impl Histogram {
+    /// Notes one that took so long.
+    pub fn note(&self, time: Duration) {
+        let milliseconds = u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        for (bucket, bound) in self.buckets.iter().zip(MILLISECONDS) {
+            if milliseconds <= bound {
+                bucket.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.microseconds.fetch_add(microseconds, Ordering::Relaxed);
+    }
+}
+
+/// A figure of a layer.
+type Figure = fn(&LayerStatus) -> u64;
+
+/// Counters of a daemon, as far as they are not kept by its layers.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// How long it took to provide layers.
+    pub mount: Histogram,
+    /// Layers provided.
+    pub provided: AtomicU64,
+    /// Layers left to containerd.
+    pub left: AtomicU64,
+}
+
+impl Metrics {
+    /// The text, with the state of all open layers: slot, directory that shows the layer, state.
+    #[must_use]
+    pub fn text(&self, layers: &[(u16, String, LayerStatus)]) -> String {
+        let mut text = String::new();
+        self.own(&mut text, layers.len());
+        let figures: [(&str, &str, &str, &str, Figure); 4] = [
+            (
+                "soci_fs_operation_count",
+                "counter",
+                "synchronous_read_remote_registry_fetch_count",
+                "Operations.",
+                |layer| layer.requests,
+            ),
+            ("soci_fs_operation_count", "counter", "fuse_file_read_failure_count", "Operations.", |layer| {
+                layer.failures
+            }),
+            ("soci_fs_layer_size_bytes", "gauge", "", "Compressed size of the layer.", |layer| layer.compressed_bytes),
+            (
+                "soci_fs_layer_fetched_size_bytes",
+                "gauge",
+                "",
+                "Compressed bytes of the layer fetched by this process.",
+                |layer| layer.fetched_bytes,
+            ),
+        ];
+        let mut before = "";
+        for (name, kind, operation, help, figure) in figures {
+            if name != before {
+                let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+                before = name;
+            }
+            for (_, directory, layer) in layers {
+                let labels = if operation.is_empty() {
+                    format!("digest=\"{}\",mountpoint=\"{}\"", layer.digest, escaped(directory))
+                } else {
+                    format!("operation_type=\"{operation}\",layer=\"{}\"", layer.digest)
+                };
+                let _ = writeln!(text, "{name}{{{labels}}} {}", figure(layer));
+            }
+        }
+        let ours: [(&str, &str, Figure); 3] = [
+            ("soci_layer_present_bytes", "Uncompressed bytes of the layer that are on this node.", |layer| {
+                layer.present_bytes
+            }),
+            ("soci_layer_uncompressed_bytes", "Uncompressed size of the layer.", |layer| layer.uncompressed_bytes),
+            ("soci_layer_proven", "Whether the layer was proven against the image's own digest.", |layer| {
+                layer.proven.into()
+            }),
+        ];
+        for (name, help, figure) in ours {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+            for (slot, _, layer) in layers {
+                let _ = writeln!(text, "{name}{{digest=\"{}\",slot=\"{slot}\"}} {}", layer.digest, figure(layer));
+            }
+        }
+        text
+    }
+
+    fn own(&self, text: &mut String, open: usize) {
+        let name = "soci_fs_operation_duration_milliseconds";
+        let _ = write!(text, "# HELP {name} How long operations took.\n# TYPE {name} histogram\n");
+        let count = self.mount.count.load(Ordering::Relaxed);
+        let labels = "operation_type=\"mount\",layer=\"\"";
+        for (bucket, bound) in self.mount.buckets.iter().zip(MILLISECONDS) {
+            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {}", bucket.load(Ordering::Relaxed));
+        }
+        let sum = self.mount.microseconds.load(Ordering::Relaxed) as f64 / 1000.0;
+        let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        let name = "soci_layers_prepared_total";
+        let _ = write!(text, "# HELP {name} Layers that containerd asked for.\n# TYPE {name} counter\n");
+        let _ = writeln!(text, "{name}{{outcome=\"provided\"}} {}", self.provided.load(Ordering::Relaxed));
+        let _ = writeln!(text, "{name}{{outcome=\"left\"}} {}", self.left.load(Ordering::Relaxed));
+        let name = "soci_layers_open";
+        let _ = write!(text, "# HELP {name} Layers that are open.\n# TYPE {name} gauge\n{name} {open}\n");
+    }
+}
+
+/// A label's value: the format escapes three characters.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(requests: u64) -> LayerStatus {
+        LayerStatus {
+            digest: "sha256:00".to_owned(),
+            compressed_bytes: 10,
+            uncompressed_bytes: 30,
+            present_bytes: 20,
+            spans: 3,
+            present_spans: 2,
+            fetched_bytes: 7,
+            requests,
+            failures: 1,
+            proven: false,
+            last_error: None,
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_dashboards() {
+        let metrics = Metrics::default();
+        metrics.mount.note(Duration::from_micros(2500));
+        metrics.mount.note(Duration::from_secs(60));
+        metrics.left.store(1, Ordering::Relaxed);
+        let text = metrics.text(&[(3, "/a \"b\"".to_owned(), layer(5))]);
+        for line in [
+            "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"2\"} 0",
+            "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"4\"} 1",
+            "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"+Inf\"} 2",
+            "soci_fs_operation_duration_milliseconds_sum{operation_type=\"mount\",layer=\"\"} 60002.5",
+            "soci_fs_operation_count{operation_type=\"synchronous_read_remote_registry_fetch_count\",layer=\"sha256:00\"} 5",
+            "soci_fs_layer_fetched_size_bytes{digest=\"sha256:00\",mountpoint=\"/a \\\"b\\\"\"} 7",
+            "soci_layers_prepared_total{outcome=\"left\"} 1",
+            "soci_layer_present_bytes{digest=\"sha256:00\",slot=\"3\"} 20",
+            "soci_layers_open 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    /// The format wants each name described once, with its samples together.
+    #[test]
+    fn families_are_whole() {
+        let text = Metrics::default().text(&[(1, "/1".to_owned(), layer(1)), (2, "/2".to_owned(), layer(2))]);
+        let mut seen = std::collections::BTreeSet::new();
+        let mut family = "";
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                family = rest.split(' ').next().unwrap();
+                assert!(seen.insert(family), "{family} is described twice");
+            } else if !line.starts_with('#') {
+                assert!(line.starts_with(family), "{line} stands below {family}");
+                line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+            }
+        }
+    }
+}
