@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod time;
+
+use time::duration;
+
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]
 #[command(name = "soci", version = concat!("version v", env!("CARGO_PKG_VERSION")), propagate_version = true, max_term_width = 110)]
@@ -83,6 +87,10 @@ pub enum Command {
     Umount(Umount),
     /// See lazy loading work: build, index and mount an image on this machine and compare with a full pull
     Demo(Demo),
+    /// Show the layers that the snapshotter of this machine serves
+    Status(Status),
+    /// Check this machine, containerd and a registry for what lazy loading needs, and say how to mend it
+    Doctor(Doctor),
     /// Print a script that completes soci's commands in a shell
     Completions(Completions),
     /// Write the manual pages
@@ -427,37 +435,35 @@ pub struct Completions {
     pub shell: clap_complete::Shell,
 }
 
+/// `soci status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// An image whose registry is to be checked too
+    pub image: Option<String>,
+    /// containerd's configuration file
+    #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
+    pub containerd_config: PathBuf,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `soci man`
 #[derive(Debug, Args)]
 pub struct Man {
     /// Directory to write them to
     pub directory: PathBuf,
-}
-
-/// A time such as `90s`, `1.5h`, `300ms`, or `1m30s`, as Go writes it; a bare 0 too.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time; write it like 90s, 5m or 1h30m");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let (number, tail) = rest.split_at(digits);
-        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit);
-        let seconds = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(wrong()),
-        };
-        let number: f64 = number.parse().map_err(|_| wrong())?;
-        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
-        rest = tail;
-    }
-    if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
 #[cfg(test)]
@@ -468,16 +474,6 @@ mod tests {
     #[test]
     fn definition_is_sound() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn times() {
-        for (text, expected) in [("90s", 90_000), ("1m30s", 90_000), ("300ms", 300), ("1.5h", 5_400_000), ("0", 0)] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(expected)), "{text}");
-        }
-        for bad in ["", "5", "x", "5d", "-5s", "1e3s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
     }
 
     /// The command lines that nerdctl runs.

@@ -2,12 +2,14 @@
 
 pub mod create;
 pub mod demo;
+pub mod doctor;
 pub mod help;
 pub mod image;
 pub mod index;
 pub mod mount;
 pub mod publish;
 pub mod push;
+pub mod status;
 pub mod ztoc;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -38,6 +38,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Mount(mount) => commands::mount::run(&mount, &config),
         Command::Umount(umount) => commands::mount::run_umount(&umount),
         Command::Demo(demo) => commands::demo::run(&demo, timeout),
+        Command::Status(status) => commands::status::run(&status, &config),
+        Command::Doctor(doctor) => commands::doctor::run(&doctor, &config),
         Command::Completions(completions) => commands::help::completions(&completions),
         Command::Man(man) => commands::help::man(&man),
     }
