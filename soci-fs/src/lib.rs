@@ -7,12 +7,14 @@
 pub mod attributes;
 pub mod errno;
 mod fuse;
+pub mod grpc;
 pub mod image;
 pub mod mount;
 pub mod open;
 pub mod proof;
 pub mod readahead;
 pub mod reader;
+pub mod snapshots;
 pub mod source;
 pub mod status;
 pub mod store;
