@@ -30,7 +30,7 @@ use soci_index::index::LayerIndex;
 
 mod evict;
 mod layer;
-mod lock;
+pub(crate) mod lock;
 mod present;
 #[cfg(test)]
 mod tests;

@@ -13,12 +13,12 @@ use super::{StoreError, io_error};
 
 /// Held as long as the store is open.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    pub(super) fn take(root: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn take(root: &Path) -> Result<Self, StoreError> {
         let path = root.join("lock");
         let options = File::options().read(true).write(true).create(true).truncate(false).clone();
         let mut file = options.open(&path).map_err(io_error("open", &path))?;

@@ -1,0 +1,15 @@
+//! Messages and services, as generated from the definitions in this directory.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::use_self,
+    reason = "generated; `tests/generated.rs` compares it with its definitions"
+)]
+
+#[rustfmt::skip]
+pub(super) mod snapshots;
+#[rustfmt::skip]
+pub(super) mod types;

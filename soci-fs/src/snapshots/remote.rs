@@ -1,0 +1,198 @@
+//! The handshake by which containerd learns that it need not download a layer, and when a layer is given back.
+//!
+//! containerd prepares a snapshot to unpack into and names the one that it wants to end up with. If the provider shows
+//! that layer, the wanted snapshot is committed under its bare name and the answer is that it exists already; containerd
+//! then looks it up by label *and parent* and skips the download. The bare name is shared by all namespaces, but parents
+//! are not: where the name is taken by a snapshot on another parent, a second name is used, that of the pair.
+//!
+//! A layer may be promised to one call while another removes the last snapshot that stood on it. So layers are given back
+//! only while no call is with the provider, and only after another look at the database.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+
+use super::database::View;
+use super::labels::{self, REMOTE, REMOTE_VALUE, TARGET};
+use super::provider::{LayerRequest, Provided};
+use super::record::{Kind, Lower, Record};
+use super::{Mount, SnapshotError, Snapshots, non_empty, now, require_committed, require_free};
+
+/// What became of a request to prepare a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prepared {
+    /// An active snapshot, to be mounted like this.
+    Mounts(Vec<Mount>),
+    /// The snapshot that it should have become is there already, under this name.
+    Remote {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Layers that may have to be given back.
+#[derive(Debug, Default)]
+pub(super) struct Releases {
+    /// Calls that are with the provider.
+    providing: usize,
+    candidates: BTreeSet<u16>,
+}
+
+impl Snapshots {
+    /// Prepares a snapshot as [`Snapshots::prepare`] does, unless the request names what the snapshot is to become and
+    /// the provider has that.
+    ///
+    /// # Errors
+    /// As [`Snapshots::prepare`].
+    pub async fn prepare_or_provide(self: Arc<Self>, request: LayerRequest) -> Result<Prepared, SnapshotError> {
+        let target = request.labels.get(TARGET).filter(|target| !target.is_empty()).cloned();
+        if let Some(target) = target
+            && let Some(name) = self.provided(target, &request).await?
+        {
+            return Ok(Prepared::Remote { name });
+        }
+        let key = request.key.clone();
+        let prepare = move |snapshots: &Self| snapshots.prepare(&request.key, &request.parent, request.labels);
+        self.blocking(&key, prepare).await.map(Prepared::Mounts)
+    }
+
+    /// The name of the snapshot that a request wants, if it is there or the provider has its layer.
+    async fn provided(
+        self: &Arc<Self>,
+        target: String,
+        request: &LayerRequest,
+    ) -> Result<Option<String>, SnapshotError> {
+        let LayerRequest { key, parent, .. } = request;
+        let (wanted, asked) = (target.clone(), request.clone());
+        let existing = self.blocking(key, move |snapshots| snapshots.existing(&wanted, &asked)).await?;
+        if existing.is_some() {
+            return Ok(existing);
+        }
+        let providing = Providing::begin(self);
+        match self.provider.provide(request).await {
+            Provided::Layer { slot } => {
+                let asked = request.clone();
+                let commit = move |snapshots: &Self| {
+                    let result = snapshots.commit_layer(&target, &asked, slot);
+                    providing.end(slot);
+                    result
+                };
+                let name = self.blocking(key, commit).await?;
+                tracing::info!("remote-snapshot-prepared" = "true", key, parent, "prepared remote snapshot");
+                Ok(Some(name))
+            }
+            Provided::Leave { reason } => {
+                tracing::info!("remote-snapshot-prepared" = "false", key, parent, reason, "left to containerd");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Runs work that waits for the disk where that disturbs nobody.
+    ///
+    /// # Errors
+    /// Those of the work, and [`SnapshotError::Abandoned`] if it did not come to its end.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        key: &str,
+        work: impl FnOnce(&Self) -> Result<T, SnapshotError> + Send + 'static,
+    ) -> Result<T, SnapshotError> {
+        let snapshots = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&snapshots)).await;
+        done.unwrap_or_else(|_| Err(SnapshotError::Abandoned { key: key.to_owned() }))
+    }
+
+    /// The committed snapshot that a request wants, if there is one; errors that need no provider come first.
+    fn existing(&self, target: &str, request: &LayerRequest) -> Result<Option<String>, SnapshotError> {
+        labels::checked(request.labels.clone())?;
+        let parent = non_empty(&request.parent);
+        self.database.read(|view| {
+            require_free(&request.key, view.get(&request.key)?.as_ref())?;
+            require_committed(&request.key, parent, |name| view.get(name))?;
+            for name in [target.to_owned(), second_name(target, &request.parent)] {
+                if view.get(&name)?.is_some_and(|record| is_wanted(&record, target, parent)) {
+                    return Ok(Some(name));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Commits the snapshot that a request wants, standing on a layer of the provider, and returns its name.
+    fn commit_layer(&self, target: &str, request: &LayerRequest, slot: u16) -> Result<String, SnapshotError> {
+        let mut given = labels::checked(request.labels.clone())?;
+        given.insert(REMOTE.to_owned(), REMOTE_VALUE.to_owned());
+        let parent = non_empty(&request.parent);
+        self.database.write(|edit| {
+            require_committed(target, parent, |name| edit.get(name))?;
+            for name in [target.to_owned(), second_name(target, &request.parent)] {
+                match edit.get(&name)? {
+                    Some(record) if is_wanted(&record, target, parent) => return Ok(name),
+                    Some(_) => {}
+                    None => {
+                        let content = Lower::Layer { slot };
+                        let id = edit.next_id()?;
+                        edit.put(&name, &Record::new(id, Kind::Committed, parent, content, given.clone(), now()))?;
+                        return Ok(name);
+                    }
+                }
+            }
+            Err(SnapshotError::Exists { key: second_name(target, &request.parent) })
+        })
+    }
+
+    /// Notes that a layer may be unused now, and gives back what is.
+    pub(super) fn release(&self, candidate: Option<u16>) {
+        let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        releases.candidates.extend(candidate);
+        if releases.providing > 0 {
+            return;
+        }
+        // The lock is held so that no call goes to the provider between the look and the release.
+        releases.candidates.retain(|&slot| match self.database.read(|view: &View| view.slot_is_used(slot)) {
+            Ok(false) => {
+                self.provider.release(slot);
+                false
+            }
+            Ok(true) => false,
+            Err(error) => {
+                tracing::warn!(slot, %error, "cannot tell whether a layer is still used; it is kept until the next cleaning");
+                true
+            }
+        });
+    }
+}
+
+/// A call that is with the provider, until it is dropped.
+struct Providing {
+    snapshots: Arc<Snapshots>,
+    slot: Option<u16>,
+}
+
+impl Providing {
+    fn begin(snapshots: &Arc<Snapshots>) -> Self {
+        snapshots.releases.lock().unwrap_or_else(PoisonError::into_inner).providing += 1;
+        Self { snapshots: Arc::clone(snapshots), slot: None }
+    }
+
+    /// The layer was committed, or was not needed after all: the database knows.
+    fn end(mut self, slot: u16) {
+        self.slot = Some(slot);
+    }
+}
+
+impl Drop for Providing {
+    fn drop(&mut self) {
+        self.snapshots.releases.lock().unwrap_or_else(PoisonError::into_inner).providing -= 1;
+        self.snapshots.release(self.slot);
+    }
+}
+
+fn is_wanted(record: &Record, target: &str, parent: Option<&str>) -> bool {
+    record.kind == Kind::Committed
+        && record.parent.as_deref() == parent
+        && record.labels.get(TARGET).is_some_and(|name| name == target)
+}
+
+fn second_name(target: &str, parent: &str) -> String {
+    format!("{target} on {parent}")
+}
