@@ -1,4 +1,86 @@
-//! The containerd snapshotter.
+//! The snapshotter daemon: from its command line to a service that answers containerd.
+//!
+//! It replaces AWS's daemon of the same name, so its flags, variables, paths and log lines are that one's.
+//!
+//! One program, two processes: what is started is the supervisor, which keeps the mount and the socket and starts itself
+//! again as the worker, which does the work and may die ([`soci_fs::supervisor`]). The configuration is read by both: by
+//! the supervisor so that a mistake stops the start, by each worker so that `SIGHUP` takes a new one into use.
 
+pub mod args;
 pub mod config;
+pub mod log;
 pub mod operations;
+mod worker;
+
+use std::ffi::OsString;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use soci_fs::mount::device::DeviceOptions;
+use soci_fs::supervisor::{self, Address, SupervisorOptions};
+
+use crate::output;
+use args::{Arguments, Command, ConfigCommand};
+use config::Loaded;
+
+/// Where the configuration is looked for when none is named.
+const CONFIG_FILE: &str = "/etc/soci-snapshotter-grpc/config.toml";
+
+/// How long a worker may take to end before it is killed. Longer than the worker gives to calls that are under way.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// Carries out the command line.
+///
+/// # Errors
+/// Whatever kept the daemon from starting, or stopped it.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(Command::Config { what: ConfigCommand::Default }) = arguments.command {
+        return output::line(config::DaemonConfig::default().to_string().trim_end());
+    }
+    let file = arguments.config.clone().unwrap_or_else(|| CONFIG_FILE.into());
+    let loaded = Loaded::read(&file, arguments.config.is_none())?;
+    if let Some(Command::Config { what: ConfigCommand::Dump }) = arguments.command {
+        return output::line(loaded.config.to_string().trim_end());
+    }
+    log::start(if loaded.config.debug { arguments.log_level.max_verbose() } else { arguments.log_level });
+    if arguments.worker {
+        return worker::run(&arguments.root, &loaded.config);
+    }
+    let (version, revision) = (args::RELEASE, args::REVISION);
+    tracing::info!(version, revision, "starting soci-snapshotter-grpc");
+    for key in &loaded.without_effect {
+        tracing::warn!(key, file = %file.display(), "this key of the configuration has no effect here");
+    }
+    supervise(arguments)
+}
+
+fn supervise(arguments: &Arguments) -> anyhow::Result<()> {
+    let root = root(&arguments.root)?;
+    let mut worker: Vec<OsString> = vec!["--worker".into(), "--root".into(), root.clone().into()];
+    worker.extend(["--log-level".into(), arguments.log_level.name().into()]);
+    if let Some(config) = &arguments.config {
+        let absolute = std::path::absolute(config).with_context(|| config.display().to_string())?;
+        worker.extend(["--config".into(), absolute.into()]);
+    }
+    supervisor::run(SupervisorOptions {
+        program: crate::config::own_program().context("cannot tell which program this is")?,
+        arguments: worker,
+        mountpoint: worker::mountpoint(&root),
+        device: DeviceOptions::default(),
+        address: match &arguments.address {
+            args::Address::Path(path) => Address::Path(path.clone()),
+            args::Address::Inherited => Address::Activated { default: args::ADDRESS.into() },
+        },
+        end_limit: END_LIMIT,
+    })?;
+    Ok(())
+}
+
+/// The root as an absolute path: a relative one would mean another place to whoever carries out the mounts.
+fn root(root: &Path) -> anyhow::Result<PathBuf> {
+    let mut directory = std::fs::DirBuilder::new();
+    directory.recursive(true).mode(0o700).create(root).with_context(|| format!("cannot create {}", root.display()))?;
+    root.canonicalize().with_context(|| format!("cannot resolve {}", root.display()))
+}

@@ -95,21 +95,27 @@ impl Database {
 
 fn open(path: &Path) -> Result<redb::Database, SnapshotError> {
     let database = redb::Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(failed("open"))?;
-    let transaction = database.begin_write().map_err(failed("open"))?;
-    {
-        Edit::new(&transaction)?;
-        let mut numbers = transaction.open_table(NUMBERS).map_err(failed("open"))?;
-        let found = numbers.get(FORMAT).map_err(failed("open"))?.map(|number| number.value());
-        match found {
-            None => drop(numbers.insert(FORMAT, FORMAT_VERSION).map_err(failed("open"))?),
-            Some(FORMAT_VERSION) => {}
-            Some(found) => {
-                return Err(SnapshotError::Format { path: path.to_owned(), found, expected: FORMAT_VERSION });
-            }
+    match format(&database)? {
+        Some(FORMAT_VERSION) => Ok(database),
+        Some(found) => Err(SnapshotError::Format { path: path.to_owned(), found, expected: FORMAT_VERSION }),
+        None => {
+            let transaction = database.begin_write().map_err(failed("create"))?;
+            // Its tables come to be by being opened.
+            Edit::new(&transaction)?.numbers.insert(FORMAT, FORMAT_VERSION).map_err(failed("create"))?;
+            transaction.commit().map_err(failed("create"))?;
+            Ok(database)
         }
     }
-    transaction.commit().map_err(failed("open"))?;
-    Ok(database)
+}
+
+/// The form of a database; none if it is new.
+fn format(database: &redb::Database) -> Result<Option<u64>, SnapshotError> {
+    let transaction = database.begin_read().map_err(failed("open"))?;
+    let numbers = match transaction.open_table(NUMBERS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        numbers => numbers.map_err(failed("open"))?,
+    };
+    Ok(numbers.get(FORMAT).map_err(failed("open"))?.map(|number| number.value()))
 }
 
 /// One state of all snapshots.

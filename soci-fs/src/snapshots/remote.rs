@@ -11,6 +11,9 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
+#[cfg(test)]
+mod tests;
+
 use super::database::View;
 use super::labels::{self, REMOTE, REMOTE_VALUE, TARGET};
 use super::provider::{LayerRequest, Provided};

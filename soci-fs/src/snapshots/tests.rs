@@ -1,25 +1,23 @@
 //! The store of snapshots as its callers see it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
 
-use super::provider::{LayerProvider, LayerRequest, NoLayers, Provided};
+use super::provider::{LayerProvider, NoLayers};
 use super::*;
 
 /// A root with snapshots that can be closed and opened again.
-struct Node {
-    root: TempDir,
+pub(super) struct Node {
+    pub(super) root: TempDir,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { root: tempfile::tempdir().unwrap() }
     }
 
@@ -27,7 +25,7 @@ impl Node {
         self.open_with(Arc::new(NoLayers::new(self.root.path().join("fs"))))
     }
 
-    fn open_with(&self, provider: Arc<dyn LayerProvider>) -> Snapshots {
+    pub(super) fn open_with(&self, provider: Arc<dyn LayerProvider>) -> Snapshots {
         Snapshots::open(self.root.path(), SnapshotOptions::default(), provider).unwrap()
     }
 
@@ -42,11 +40,11 @@ impl Node {
     }
 }
 
-fn none() -> Labels {
+pub(super) fn none() -> Labels {
     Labels::new()
 }
 
-fn labels(pairs: &[(&str, &str)]) -> Labels {
+pub(super) fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
@@ -55,7 +53,7 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
 }
 
 /// Prepares and commits one snapshot with a file in it.
-fn committed(snapshots: &Snapshots, name: &str, parent: &str) {
+pub(super) fn committed(snapshots: &Snapshots, name: &str, parent: &str) {
     let key = format!("{name}-active");
     let mounts = snapshots.prepare(&key, parent, none()).unwrap();
     fs::write(upper(&mounts).join(name), name).unwrap();
@@ -291,6 +289,81 @@ fn a_snapshot_without_files_says_so_and_harms_no_other() {
     snapshots.remove("base").unwrap();
 }
 
+/// What is on disk while a process is at work is what a killed one leaves.
+#[test]
+fn a_killed_process_loses_nothing_that_it_confirmed() {
+    let (node, copy) = (Node::new(), Node::new());
+    let snapshots = node.open();
+    committed(&snapshots, "base", "");
+    snapshots.prepare("key", "base", none()).unwrap();
+    snapshots.update("key", &labels(&[("a", "1")]), &[]).unwrap();
+    snapshots.remove("key").unwrap();
+    snapshots.prepare("key", "base", none()).unwrap();
+    let before = snapshots.list(&[]).unwrap();
+    for id in ["1", "2", "3"] {
+        fs::create_dir_all(copy.directory().join(id).join("fs")).unwrap();
+    }
+    let database = "snapshotter/soci.redb";
+    fs::copy(node.root.path().join(database), copy.root.path().join(database)).unwrap();
+    let survivor = copy.open();
+    assert_eq!(survivor.list(&[]).unwrap(), before);
+    assert!(survivor.mounts("key").is_ok());
+    survivor.cleanup().unwrap();
+    assert_eq!(copy.directories(), set(["1", "3"]));
+    drop(snapshots);
+}
+
+#[test]
+fn a_full_disk_is_no_end() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            unmount(&self.0, UnmountFlags::DETACH).unwrap();
+        }
+    }
+
+    let node = Node::new();
+    if mount("tmpfs", node.root.path(), "tmpfs", MountFlags::empty(), Some(c"size=2m")).is_err() {
+        eprintln!("SKIPPED: a small disk needs the right to mount one");
+        return;
+    }
+    let _mounted = Mounted(node.root.path().to_owned());
+    let snapshots = node.open();
+    committed(&snapshots, "base", "");
+    let ballast = node.root.path().join("ballast");
+    // Fails when the disk is full, which is what is wanted.
+    let _ = fs::write(&ballast, vec![1; 4 << 20]);
+    let long = labels(&[("label", &"v".repeat(4000))]);
+    let error = (0..2000).find_map(|number| snapshots.prepare(&format!("key-{number}"), "base", long.clone()).err());
+    assert!(error.is_some(), "the disk was not full");
+    let error = error.unwrap();
+    assert!(matches!(error, SnapshotError::Database { .. } | SnapshotError::Io { .. }), "{error}");
+    snapshots.stat("base").expect("reading goes on");
+    fs::remove_file(&ballast).unwrap();
+    snapshots.prepare("after", "base", none()).unwrap();
+    committed(&snapshots, "another", "base");
+    assert_eq!(snapshots.stat("another").unwrap().parent.as_deref(), Some("base"));
+    drop(snapshots);
+}
+
+#[test]
+fn a_database_of_a_later_program_is_left_alone() {
+    let node = Node::new();
+    drop(node.open());
+    let path = node.root.path().join("snapshotter/soci.redb");
+    let database = redb::Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let numbers = redb::TableDefinition::<&str, u64>::new("numbers");
+    transaction.open_table(numbers).unwrap().insert("format", 2).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let provider = Arc::new(NoLayers::new(node.root.path().join("fs")));
+    let error = Snapshots::open(node.root.path(), SnapshotOptions::default(), provider).unwrap_err();
+    assert!(matches!(error, SnapshotError::Format { found: 2, expected: 1, .. }), "{error}");
+}
+
 #[test]
 fn one_process_per_root() {
     let node = Node::new();
@@ -313,182 +386,4 @@ fn a_root_that_mount_options_cannot_say_is_refused() {
         assert!(matches!(result, Err(SnapshotError::Root { .. })), "{name}");
         assert!(!root.exists());
     }
-}
-
-/// Shows layers as its script says; notes what is given back.
-#[derive(Debug)]
-struct Shelf {
-    directory: PathBuf,
-    /// Slot by layer, as the label `layer` names it; others are left to containerd.
-    slots: BTreeMap<&'static str, u16>,
-    asked: Mutex<Vec<LayerRequest>>,
-    released: Mutex<Vec<u16>>,
-    /// A permit per answer.
-    gate: Semaphore,
-}
-
-impl Shelf {
-    fn new(node: &Node, slots: &[(&'static str, u16)]) -> Arc<Self> {
-        let directory = node.root.path().join("layers");
-        for (_, slot) in slots {
-            fs::create_dir_all(directory.join(slot.to_string())).unwrap();
-        }
-        Arc::new(Self {
-            directory,
-            slots: slots.iter().copied().collect(),
-            asked: Mutex::default(),
-            released: Mutex::default(),
-            gate: Semaphore::new(100),
-        })
-    }
-
-    fn released(&self) -> Vec<u16> {
-        self.released.lock().unwrap().clone()
-    }
-}
-
-impl LayerProvider for Shelf {
-    fn provide<'a>(&'a self, request: &'a LayerRequest) -> BoxFuture<'a, Provided> {
-        Box::pin(async {
-            self.asked.lock().unwrap().push(request.clone());
-            self.gate.acquire().await.unwrap().forget();
-            match request.labels.get("layer").and_then(|layer| self.slots.get(layer.as_str())) {
-                Some(&slot) => Provided::Layer { slot },
-                None => Provided::Leave { reason: "not on the shelf".to_owned() },
-            }
-        })
-    }
-
-    fn lower_directory(&self, slot: u16) -> PathBuf {
-        self.directory.join(slot.to_string())
-    }
-
-    fn release(&self, slot: u16) {
-        self.released.lock().unwrap().push(slot);
-    }
-}
-
-fn request(key: &str, parent: &str, target: &str, layer: &str) -> LayerRequest {
-    let labels = labels(&[("containerd.io/snapshot.ref", target), ("layer", layer)]);
-    LayerRequest { namespace: None, key: key.to_owned(), parent: parent.to_owned(), labels }
-}
-
-fn remote(name: &str) -> Prepared {
-    Prepared::Remote { name: name.to_owned() }
-}
-
-#[tokio::test]
-async fn the_handshake() {
-    let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3), ("top", 4)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
-    let prepare = |request| Arc::clone(&snapshots).prepare_or_provide(request);
-
-    assert_eq!(prepare(request("k1", "", "sha256:base", "base")).await.unwrap(), remote("sha256:base"));
-    assert_eq!(prepare(request("k2", "sha256:base", "sha256:top", "top")).await.unwrap(), remote("sha256:top"));
-    let info = snapshots.stat("sha256:top").unwrap();
-    let expected = [
-        ("containerd.io/snapshot.ref", "sha256:top"),
-        ("containerd.io/snapshot/remote", "remote snapshot"),
-        ("layer", "top"),
-    ];
-    assert_eq!(
-        (info.kind, info.parent.as_deref(), info.labels),
-        (Kind::Committed, Some("sha256:base"), labels(&expected))
-    );
-    assert_eq!(snapshots.usage("sha256:top").unwrap(), Usage::default());
-    assert!(matches!(snapshots.stat("k2"), Err(SnapshotError::NotFound { .. })));
-    assert_eq!(snapshots.layers_in_use().unwrap(), BTreeSet::from([3, 4]));
-
-    // What containerd asks next finds it.
-    let filter = "labels.\"containerd.io/snapshot.ref\"==sha256:top,parent==\"sha256:base\"".to_owned();
-    assert_eq!(snapshots.list(&[filter]).unwrap().len(), 1);
-    let layer = |slot: u16| shelf.lower_directory(slot).display().to_string();
-    let mounts = snapshots.prepare("container", "sha256:top", none()).unwrap();
-    assert_eq!(mounts[0].options.last().unwrap(), &format!("lowerdir={}:{}", layer(4), layer(3)));
-    let view = snapshots.view("view", "sha256:base", none()).unwrap();
-    assert_eq!((view[0].kind, &view[0].source), ("bind", &layer(3)));
-
-    // There already: the provider is not asked again.
-    assert_eq!(shelf.asked.lock().unwrap().len(), 2);
-    assert_eq!(prepare(request("k3", "", "sha256:base", "base")).await.unwrap(), remote("sha256:base"));
-    assert_eq!(shelf.asked.lock().unwrap().len(), 2);
-
-    let left = prepare(request("k4", "sha256:top", "sha256:left", "unknown")).await.unwrap();
-    assert!(matches!(left, Prepared::Mounts(_)));
-    assert_eq!(snapshots.stat("k4").unwrap().kind, Kind::Active);
-    assert!(matches!(snapshots.stat("sha256:left"), Err(SnapshotError::NotFound { .. })));
-}
-
-#[tokio::test]
-async fn errors_come_before_the_provider_is_asked() {
-    let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
-    snapshots.prepare("taken", "", none()).unwrap();
-    for (request, expected) in [
-        (request("new", "absent", "sha256:x", "base"), "NotFound"),
-        (request("new", "taken", "sha256:x", "base"), "ParentNotCommitted"),
-        (request("taken", "", "sha256:x", "base"), "Exists"),
-        (request("", "", "sha256:x", "base"), "NoKey"),
-        (request("new", "", "sha256:x", &"x".repeat(5000)), "LabelTooLong"),
-    ] {
-        let error = Arc::clone(&snapshots).prepare_or_provide(request).await.unwrap_err();
-        assert!(format!("{error:?}").starts_with(expected), "{error:?}");
-    }
-    assert!(shelf.asked.lock().unwrap().is_empty());
-}
-
-/// Two namespaces may have the same layer on parents with different names, one unpacked and one not.
-#[tokio::test]
-async fn a_name_on_another_parent_does_not_stand_in_the_way() {
-    let node = Node::new();
-    let shelf = Shelf::new(&node, &[("top", 4)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
-    committed(&snapshots, "one", "");
-    committed(&snapshots, "two", "");
-    let prepare = |request| Arc::clone(&snapshots).prepare_or_provide(request);
-    assert_eq!(prepare(request("k1", "one", "sha256:top", "top")).await.unwrap(), remote("sha256:top"));
-    assert_eq!(prepare(request("k2", "two", "sha256:top", "top")).await.unwrap(), remote("sha256:top on two"));
-    assert_eq!(prepare(request("k3", "two", "sha256:top", "top")).await.unwrap(), remote("sha256:top on two"));
-    let filter = "labels.\"containerd.io/snapshot.ref\"==sha256:top,parent==\"two\"".to_owned();
-    assert_eq!(snapshots.list(&[filter]).unwrap()[0].name, "sha256:top on two");
-
-    snapshots.remove("sha256:top").unwrap();
-    assert_eq!(shelf.released(), [0_u16; 0], "another snapshot stands on the layer");
-    snapshots.remove("sha256:top on two").unwrap();
-    assert_eq!(shelf.released(), [4]);
-}
-
-/// The last snapshot on a layer goes while another call has just been promised the layer.
-#[tokio::test]
-async fn a_promised_layer_is_not_given_back() {
-    let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3), ("other", 5)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
-    let prepare = |request| tokio::spawn(Arc::clone(&snapshots).prepare_or_provide(request));
-    for (key, target, layer) in [("k1", "sha256:a", "base"), ("k2", "sha256:c", "other")] {
-        prepare(request(key, "", target, layer)).await.unwrap().unwrap();
-    }
-    shelf.gate.forget_permits(100);
-    let waiting = prepare(request("k3", "", "sha256:b", "base"));
-    while shelf.asked.lock().unwrap().len() < 3 {
-        tokio::task::yield_now().await;
-    }
-    snapshots.remove("sha256:a").unwrap();
-    snapshots.remove("sha256:c").unwrap();
-    assert_eq!(shelf.released(), [0_u16; 0]);
-    shelf.gate.add_permits(1);
-    assert_eq!(waiting.await.unwrap().unwrap(), remote("sha256:b"));
-    assert_eq!(shelf.released(), [5], "the one that nobody stands on, and only that");
-
-    // A client that gives up while the provider works leaves nothing behind.
-    let waiting = prepare(request("k4", "", "sha256:d", "other"));
-    while shelf.asked.lock().unwrap().len() < 4 {
-        tokio::task::yield_now().await;
-    }
-    waiting.abort();
-    assert!(waiting.await.unwrap_err().is_cancelled());
-    snapshots.remove("sha256:b").unwrap();
-    assert_eq!(shelf.released(), [5, 3]);
 }

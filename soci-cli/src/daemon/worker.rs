@@ -1,0 +1,159 @@
+//! The worker: everything the daemon does, in a process that may die.
+//!
+//! Order of the start: the descriptors come first, since before they do another worker may still be there; then the
+//! mount is served, for somebody may wait for a page; then the state that snapshots need is opened, then containerd is
+//! answered. Nothing here asks the network: what was provided before is opened when it is touched.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use soci_fs::forest::{Forest, ForestOptions, OpaqueAttribute};
+use soci_fs::grpc;
+use soci_fs::metrics::Metrics;
+use soci_fs::mount::device::{self, ServeOptions};
+use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::reader::Policy;
+use soci_fs::remote::slots::Slots;
+use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
+use soci_fs::snapshots::{SnapshotOptions, Snapshots};
+use soci_fs::store::Store;
+use soci_fs::supervisor::Inherited;
+use soci_index::registry::ClientOptions;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::config::DaemonConfig;
+use super::operations::{self, Operations};
+
+/// How long calls under way may take after the worker was told to end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How often the quota is looked at.
+const QUOTA_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a worker works with.
+struct Shop {
+    forest: Arc<Forest>,
+    store: Arc<Store>,
+    layers: RemoteLayers,
+}
+
+/// Runs a worker until it is told to end.
+///
+/// # Errors
+/// Whatever kept it from starting, or stopped it.
+pub fn run(root: &Path, config: &DaemonConfig) -> anyhow::Result<()> {
+    let inherited = Inherited::receive()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    let result = runtime.block_on(serve(root, config, inherited));
+    // What still waits for a disk or the network must not keep the process from ending.
+    runtime.shutdown_background();
+    result
+}
+
+/// Where the layers of a root are mounted.
+#[must_use]
+pub fn mountpoint(root: &Path) -> PathBuf {
+    root.join("fs")
+}
+
+async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let options = SnapshotOptions::of_this_system();
+    let shop = Shop::open(root, config, &options)?;
+    let serving = ServeOptions { statistics_path: Some(root.to_owned()), ..ServeOptions::default() };
+    let session = device::serve(Arc::clone(&shop.forest), inherited.kept, &serving, Handle::current())
+        .with_context(|| format!("cannot serve {}", mountpoint(root).display()))?;
+    let metrics = Arc::new(Metrics::default());
+    let provider = Arc::new(Counted { layers: shop.layers.clone(), metrics: Arc::clone(&metrics) });
+    let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
+    shop.layers.keep_only(&snapshots.layers_in_use()?);
+    shop.look_after(config);
+    let operations = Arc::new(Operations { forest: shop.forest, metrics, mountpoint: mountpoint(root) });
+    operations::serve_status(Arc::clone(&operations), root)
+        .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
+    if !config.no_prometheus && !config.metrics_address.is_empty() {
+        operations::serve(operations, config.metrics_network, &config.metrics_address)
+            .await
+            .with_context(|| format!("cannot serve metrics on {}", config.metrics_address))?;
+    }
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let address = inherited.listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+    let address = address.unwrap_or_default().display().to_string();
+    let server = grpc::serve(inherited.listener, snapshots, async {
+        // An error means that the other end is gone, which is the end, too.
+        let _ = stopped.await;
+    });
+    let mut server = Box::pin(server);
+    inherited.supervisor.ready()?;
+    tracing::info!(address, "soci-snapshotter-grpc successfully started");
+    let mut session = tokio::task::spawn_blocking(move || session.wait());
+    tokio::select! {
+        result = &mut server => return result.context("the service ended"),
+        result = &mut session => {
+            result.context("the mount's threads ended")?.context("the mount can no longer be served")?;
+            anyhow::bail!("{} was unmounted by somebody; it is made again", mountpoint(root).display());
+        }
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    drop(stop);
+    if let Ok(result) = tokio::time::timeout(STOP_LIMIT, server).await {
+        return result.context("the service ended badly");
+    }
+    tracing::warn!(seconds = STOP_LIMIT.as_secs(), "calls were still under way; they are cut off");
+    Ok(())
+}
+
+impl Shop {
+    fn open(root: &Path, config: &DaemonConfig, snapshots: &SnapshotOptions) -> anyhow::Result<Self> {
+        let runtime = Handle::current();
+        let open = OpenOptions {
+            observer: Arc::new(|_| {}),
+            layer_bytes_min: config.layer_bytes_min(),
+            whole_layers: !config.pull_modes.leave_unindexed,
+            policy: Policy::default(),
+            index: None,
+            modes: IndexModes {
+                referring: config.pull_modes.soci_v1.enable,
+                annotated: config.pull_modes.soci_v2.enable,
+            },
+            index_store: Some(root.join("content")),
+            parallel: 1,
+        };
+        let store = Arc::new(Store::open(root).context("the layer store")?);
+        let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
+        let registries = Arc::new(Registries::new(ClientOptions::default()));
+        let reopener = Reopener {
+            slots: Arc::clone(&slots),
+            store: Arc::clone(&store),
+            registries: Arc::clone(&registries),
+            options: open.clone(),
+            runtime: runtime.clone(),
+        };
+        let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
+        let forest = ForestOptions { opaque, opener: Some(Arc::new(reopener)), ..ForestOptions::default() };
+        let forest = Arc::new(Forest::new(forest));
+        let options = RemoteOptions {
+            open,
+            images_max: config.images_max(),
+            layers_at_once: config.layers_at_once(),
+            open_limit: config.mount_timeout(),
+            mountpoint: mountpoint(root),
+        };
+        let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
+        let layers = RemoteLayers::new(planted, kept, slots, registries, options, runtime)?;
+        Ok(Self { forest, store, layers })
+    }
+
+    /// Starts what is done from time to time.
+    fn look_after(&self, config: &DaemonConfig) {
+        let layers = self.layers.clone();
+        tokio::spawn(async move { layers.keep_swept().await });
+        if let Some(quota) = config.layer_store.quota.limit() {
+            tokio::spawn(Arc::clone(&self.store).keep_within(quota, QUOTA_INTERVAL));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The snapshotter daemon as its operator sees it: command line, log, signals, systemd.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use soci_tests::{run, soci_path, stdout};
+
+/// Longest wait for a daemon to start or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn daemon_path() -> PathBuf {
+    let path = soci_path().with_file_name("soci-snapshotter-grpc");
+    assert!(path.exists(), "{} is missing: run `cargo build -p soci-cli` first", path.display());
+    path
+}
+
+/// A command line of the daemon that nothing outside of the test speaks into.
+fn daemon() -> Command {
+    clean(Command::new(daemon_path()))
+}
+
+fn clean(mut command: Command) -> Command {
+    for name in ["ADDRESS", "CONFIG", "LOG_LEVEL", "ROOT"] {
+        command.env_remove(format!("SOCI_SNAPSHOTTER_{name}"));
+    }
+    for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A daemon that runs until it is told to end, at the latest at the end of the test.
+struct Running {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The log up to the line with this message, that one included.
+    fn until(&mut self, message: &str) -> Vec<Value> {
+        let mut read = Vec::new();
+        for line in self.lines.by_ref() {
+            let line = line.unwrap();
+            let object: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            read.push(object);
+            if read.last().is_some_and(|object| object["msg"] == message) {
+                return read;
+            }
+        }
+        panic!("the log ended without {message:?}: {read:?}");
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn started(root: &Path, socket: &Path) -> Running {
+    let mut command = daemon();
+    command.arg("--root").arg(root).arg("--address").arg(socket);
+    let mut running = Running::start(command);
+    running.until("soci-snapshotter-grpc successfully started");
+    running
+}
+
+#[test]
+fn version_and_help() {
+    let version = stdout(daemon().arg("--version"));
+    assert_eq!(version, format!("soci-snapshotter-grpc version v{} unknown\n", env!("CARGO_PKG_VERSION")));
+    let help = stdout(daemon().arg("--help"));
+    for word in ["--address", "--config", "--log-level", "--root", "SOCI_SNAPSHOTTER_ROOT", "fd://"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
+}
+
+#[test]
+fn the_log_is_json_and_signals_end_the_daemon_well() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("run/grpc.sock");
+        let mut command = daemon();
+        command
+            .env("SOCI_SNAPSHOTTER_ROOT", directory.path().join("state"))
+            .env("SOCI_SNAPSHOTTER_ADDRESS", format!("unix://{}", socket.display()));
+        let mut running = Running::start(command);
+        let lines = running.until("soci-snapshotter-grpc successfully started");
+        assert_eq!(lines[0]["msg"], "starting soci-snapshotter-grpc");
+        assert_eq!(lines[0]["version"], format!("v{}", env!("CARGO_PKG_VERSION")));
+        assert_eq!(lines[0]["revision"], "unknown");
+        let last = lines.last().unwrap();
+        assert_eq!((last["level"].as_str(), last["address"].as_str()), (Some("info"), socket.to_str()));
+        let time = last["time"].as_str().unwrap();
+        assert!(time.starts_with("20") && time.ends_with('Z') && time.contains('.'), "{time}");
+        UnixStream::connect(&socket).unwrap();
+        running.signal(signal);
+        assert!(running.end().success(), "{signal:?}");
+    }
+}
+
+#[test]
+fn a_killed_daemon_is_replaced_and_a_living_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, socket) = (directory.path().join("state"), directory.path().join("grpc.sock"));
+    let mut first = started(&root, &socket);
+    first.signal(Signal::KILL);
+    first.end();
+    assert!(socket.exists());
+    let second = started(&root, &socket);
+    let pid = second.child.id();
+
+    let mut third = daemon();
+    third.arg("--root").arg(&root).arg("--address").arg(directory.path().join("other.sock"));
+    let output = run(&mut third);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let message = last["msg"].as_str().unwrap();
+    assert_eq!(last["level"], "fatal");
+    assert!(message.starts_with("failed to configure snapshotter"), "{message}");
+    assert!(message.contains(&format!("in use by process {pid}")), "{message}");
+
+    let mut fourth = daemon();
+    fourth.arg("--root").arg(directory.path().join("elsewhere")).arg("--address").arg(&socket);
+    let output = run(&mut fourth);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("another process listens on"));
+    UnixStream::connect(&socket).unwrap();
+}
+
+#[test]
+fn a_named_configuration_must_be_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = daemon();
+    command.arg("--root").arg(directory.path()).arg("--config").arg(directory.path().join("absent.toml"));
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("failed to open config file"));
+}
+
+#[test]
+fn levels() {
+    for (level, lines) in [("info", true), ("debug", true), ("warn", false), ("fatal", false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("grpc.sock");
+        let mut command = daemon();
+        command.arg("--root").arg(directory.path()).arg("--address").arg(&socket).args(["--log-level", level]);
+        let mut running = Running::start(command);
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(&socket).is_err() {
+            assert!(Instant::now() < deadline, "the daemon does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        running.signal(Signal::TERM);
+        assert!(running.end().success());
+        assert_eq!(running.lines.next().is_some(), lines, "{level}");
+    }
+    assert!(!run(daemon().args(["--log-level", "loud"])).status.success());
+}
+
+#[test]
+fn systemd_passes_a_socket_and_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let (socket, notify) = (directory.path().join("passed.sock"), directory.path().join("notify"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut message = [0; 64];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    // The shell moves the socket to where systemd would put it, and keeps its process number.
+    let script = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --address fd:// --root "$1" 3<&0 0</dev/null"#;
+    let mut command = clean(Command::new("sh"));
+    command.args(["-c", script]).arg(daemon_path()).arg(directory.path().join("state"));
+    command.env("NOTIFY_SOCKET", &notify).stdin(OwnedFd::from(listener));
+    let mut running = Running::start(command);
+    let lines = running.until("soci-snapshotter-grpc successfully started");
+    assert_eq!(lines.last().unwrap()["address"].as_str(), socket.to_str());
+    assert_eq!(told(), "READY=1");
+    UnixStream::connect(&socket).unwrap();
+    running.signal(Signal::TERM);
+    assert_eq!(told(), "STOPPING=1");
+    assert!(running.end().success());
+}
+
+#[test]
+fn several_passed_sockets_are_one_too_many() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("passed.sock")).unwrap();
+    let script = r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0" --address fd:// --root "$1" 3<&0 4<&0 0</dev/null"#;
+    let mut command = clean(Command::new("sh"));
+    command.args(["-c", script]).arg(daemon_path()).arg(directory.path().join("state"));
+    let output = run(command.stdin(OwnedFd::from(listener)));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("passed 2 sockets"));
+}
