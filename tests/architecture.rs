@@ -79,7 +79,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 22] = [
+const FOREIGN: [(&str, &[&str]); 21] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_client", &["soci-index/src/image/reference.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials.rs"]),
@@ -97,7 +97,6 @@ const FOREIGN: [(&str, &[&str]); 22] = [
     // `database.rs` speaks to it, the module's error carries what it said.
     ("redb", &["soci-fs/src/snapshots.rs", "soci-fs/src/snapshots/database.rs"]),
     ("regex", &["soci-fs/src/snapshots/filter.rs"]),
-    ("listenfd", &["soci-cli/src/daemon/listen.rs"]),
     // `main.rs` parses, `args.rs` declares, `help.rs` writes completions and manual pages of it.
     (
         "clap",
@@ -111,7 +110,7 @@ const FOREIGN: [(&str, &[&str]); 22] = [
     ),
     ("clap_complete", &["soci-cli/src/args.rs", "soci-cli/src/commands/help.rs"]),
     ("clap_mangen", &["soci-cli/src/commands/help.rs"]),
-    ("axum", &["soci-cli/src/demo/registry.rs"]),
+    ("axum", &["soci-cli/src/demo/registry.rs", "soci-cli/src/daemon/operations.rs"]),
     ("indicatif", &["soci-cli/src/progress.rs"]),
 ];
 

@@ -53,10 +53,12 @@ pub fn log_filter() -> Option<String> {
     std::env::var("SOCI_LOG").ok()
 }
 
-/// Where the service manager wants to be told that a daemon is ready.
-#[must_use]
-pub fn notify_socket() -> Option<std::ffi::OsString> {
-    std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
+/// The file of this program, to start it again.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    std::env::current_exe()
 }
 
 /// The directories in which programs are looked for.

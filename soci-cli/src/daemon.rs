@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(Command::Config { what: ConfigCommand::Dump }) = arguments.command {
         return output::line(loaded.config.to_string().trim_end());
     }
-    log::start(if loaded.config.debug { arguments.log_level.max_verbose() } else { arguments.log_level });
+    log::start(if loaded.config.debug { arguments.log_level.or_debug() } else { arguments.log_level });
     if arguments.worker {
         return worker::run(&arguments.root, &loaded.config);
     }

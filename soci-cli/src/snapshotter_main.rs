@@ -7,7 +7,6 @@ use soci_cli::daemon::{self, args::Arguments, log};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log::start(arguments.log_level);
     match daemon::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -34,9 +34,11 @@ use crate::reader::LayerReader;
 use crate::store::Store;
 
 pub mod labels;
+mod provide;
 mod reopen;
 pub mod slots;
 
+pub use provide::Counted;
 pub use reopen::Reopener;
 
 use labels::{LabelError, WantedLayer};

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -58,7 +57,7 @@ func start(binary, root string) (snapshots.Snapshotter, func() error, error) {
 		}
 	}()
 	stop := func() error {
-		if err := daemon.Process.Signal(syscall.SIGTERM); err != nil {
+		if err := daemon.Process.Signal(os.Interrupt); err != nil {
 			return err
 		}
 		return daemon.Wait()

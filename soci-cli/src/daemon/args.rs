@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Where containerd's configuration looks for the daemon.
 pub const ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
@@ -33,6 +33,32 @@ pub struct Arguments {
     /// Directory of everything that is kept
     #[arg(long, env = "SOCI_SNAPSHOTTER_ROOT", value_name = "DIR", default_value = "/var/lib/soci-snapshotter-grpc/")]
     pub root: PathBuf,
+    /// Be a worker of the supervisor that started this process.
+    #[arg(long, hide = true)]
+    pub worker: bool,
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the configuration
+    Config {
+        /// Which.
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
+}
+
+/// Which configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// The one that holds where no file says otherwise
+    Default,
+    /// The one in effect: the default and what the file says
+    Dump,
 }
 
 /// Where the daemon listens.
@@ -72,6 +98,31 @@ pub enum Level {
     Fatal,
     /// The same.
     Panic,
+}
+
+impl Level {
+    /// As it is written on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+            Self::Panic => "panic",
+        }
+    }
+
+    /// At least the steps of the work.
+    #[must_use]
+    pub const fn or_debug(self) -> Self {
+        match self {
+            Self::Trace => Self::Trace,
+            Self::Debug | Self::Info | Self::Warn | Self::Error | Self::Fatal | Self::Panic => Self::Debug,
+        }
+    }
 }
 
 fn version() -> &'static str {

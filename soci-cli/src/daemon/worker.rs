@@ -43,7 +43,7 @@ struct Shop {
 ///
 /// # Errors
 /// Whatever kept it from starting, or stopped it.
-pub fn run(root: &Path, config: &DaemonConfig) -> anyhow::Result<()> {
+pub(super) fn run(root: &Path, config: &DaemonConfig) -> anyhow::Result<()> {
     let inherited = Inherited::receive()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(serve(root, config, inherited));
@@ -53,8 +53,7 @@ pub fn run(root: &Path, config: &DaemonConfig) -> anyhow::Result<()> {
 }
 
 /// Where the layers of a root are mounted.
-#[must_use]
-pub fn mountpoint(root: &Path) -> PathBuf {
+pub(super) fn mountpoint(root: &Path) -> PathBuf {
     root.join("fs")
 }
 

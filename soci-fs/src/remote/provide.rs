@@ -1,0 +1,49 @@
+//! The layers of images in registries, as the store of snapshots asks for them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
+use super::RemoteLayers;
+use crate::metrics::Metrics;
+use crate::snapshots::provider::{LayerProvider, LayerRequest, Provided};
+
+/// [`RemoteLayers`] whose work is counted.
+#[derive(Debug)]
+pub struct Counted {
+    /// The layers.
+    pub layers: RemoteLayers,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl LayerProvider for Counted {
+    fn provide<'a>(&'a self, request: &'a LayerRequest) -> BoxFuture<'a, Provided> {
+        let start = Instant::now();
+        let provided = self.layers.provide(&request.labels);
+        let counted = provided.map(move |provided| match provided {
+            Ok(slot) => {
+                self.metrics.mount.note(start.elapsed());
+                self.metrics.provided.fetch_add(1, Ordering::Relaxed);
+                Provided::Layer { slot }
+            }
+            Err(error) => {
+                self.metrics.left.fetch_add(1, Ordering::Relaxed);
+                Provided::Leave { reason: error.to_string() }
+            }
+        });
+        counted.boxed()
+    }
+
+    fn lower_directory(&self, slot: u16) -> PathBuf {
+        self.layers.directory(slot)
+    }
+
+    fn release(&self, slot: u16) {
+        self.layers.release(slot);
+    }
+}
