@@ -12,6 +12,7 @@ pub mod errno;
 pub mod forest;
 mod fuse;
 pub mod image;
+mod lock;
 pub mod mount;
 pub mod open;
 pub mod proof;

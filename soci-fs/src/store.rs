@@ -28,9 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use soci_index::digest::Digest;
 use soci_index::index::LayerIndex;
 
+use crate::lock::{Lock, LockError};
+
 mod evict;
 mod layer;
-mod lock;
 mod present;
 #[cfg(test)]
 mod tests;
@@ -116,7 +117,7 @@ pub struct Store {
     boot: BootId,
     layers: Mutex<HashMap<Digest, Weak<LayerStore>>>,
     clock: Arc<Clock>,
-    _lock: lock::Lock,
+    _lock: Lock,
 }
 
 /// Counts uses, for eviction of what was not used for longest.
@@ -142,7 +143,11 @@ impl Store {
     pub fn open_in_boot(root: &Path, boot: BootId) -> Result<Self, StoreError> {
         let layers = root.join("layers");
         std::fs::create_dir_all(&layers).map_err(io_error("create", &layers))?;
-        let lock = lock::Lock::take(root)?;
+        let path = root.join("lock");
+        let lock = Lock::take(&path).map_err(|error| match error {
+            LockError::Busy { pid } => StoreError::Busy { path: root.to_owned(), pid },
+            LockError::Io { action, cause } => io_error(action, &path)(cause),
+        })?;
         let (layers, clock) = (Mutex::new(HashMap::new()), Arc::default());
         Ok(Self { root: root.to_owned(), boot, layers, clock, _lock: lock })
     }

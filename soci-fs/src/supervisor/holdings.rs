@@ -5,12 +5,13 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 
 use super::systemd::Manager;
 use super::{Address, SupervisorError, SupervisorOptions, channel};
+use crate::lock::{Lock, LockError};
 use crate::mount::device::{self, Kept, Negotiated};
 
 /// Names in the service manager's keeping.
@@ -22,6 +23,7 @@ const LISTENER: &str = "soci-listener";
 pub(super) struct Holdings {
     pub(super) kept: Kept,
     pub(super) listener: UnixListener,
+    _lock: Lock,
 }
 
 /// Takes what is among `passed`, makes what is not, and gives what was made into the service manager's keeping.
@@ -39,21 +41,8 @@ pub(super) fn acquire(
             _ => activated.push(UnixListener::from(descriptor)),
         }
     }
-    let kept = match (fuse, agreed.and_then(recall)) {
-        (Some(device), Some(negotiated)) if device::is_alive(&device, &options.mountpoint) => {
-            tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
-            Kept { device, negotiated }
-        }
-        _ => {
-            let kept = new_mount(options)?;
-            manager.store(DEVICE, kept.device.as_fd());
-            match remember(kept.negotiated) {
-                Ok(memory) => manager.store(AGREED, memory.as_fd()),
-                Err(cause) => tracing::warn!(%cause, "the mount will not outlive this process"),
-            }
-            kept
-        }
-    };
+    // First what can fail without harm: a mount of somebody who lives is not touched.
+    let lock = lock(&options.mountpoint)?;
     let path = match (&options.address, activated.len()) {
         (Address::Activated { .. }, 1) => None,
         (Address::Activated { default }, 0) => Some(default),
@@ -69,7 +58,22 @@ pub(super) fn acquire(
             listener
         }
     };
-    Ok(Holdings { kept, listener })
+    let kept = match (fuse, agreed.and_then(recall)) {
+        (Some(device), Some(negotiated)) if device::is_alive(&device, &options.mountpoint) => {
+            tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
+            Kept { device, negotiated }
+        }
+        _ => {
+            let kept = new_mount(options)?;
+            manager.store(DEVICE, kept.device.as_fd());
+            match remember(kept.negotiated) {
+                Ok(memory) => manager.store(AGREED, memory.as_fd()),
+                Err(cause) => tracing::warn!(%cause, "the mount will not outlive this process"),
+            }
+            kept
+        }
+    };
+    Ok(Holdings { kept, listener, _lock: lock })
 }
 
 /// Takes everything out of the service manager's keeping.
@@ -88,6 +92,21 @@ fn new_mount(options: &SupervisorOptions) -> Result<Kept, SupervisorError> {
         .create(&options.mountpoint)
         .map_err(|cause| SupervisorError::Directory { path: options.mountpoint.clone(), cause })?;
     Ok(device::mount(&options.mountpoint, &options.device)?)
+}
+
+/// Makes sure that no other supervisor has the mount. The file stands beside the mount.
+fn lock(mountpoint: &Path) -> Result<Lock, SupervisorError> {
+    let mut name = mountpoint.as_os_str().to_owned();
+    name.push(".lock");
+    let path = PathBuf::from(name);
+    if let Some(parent) = path.parent() {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        made.map_err(|cause| SupervisorError::Directory { path: parent.to_owned(), cause })?;
+    }
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Busy { pid } => SupervisorError::Busy { path: mountpoint.to_owned(), pid },
+        LockError::Io { action, cause } => SupervisorError::Lock { action, path, cause },
+    })
 }
 
 fn is_bound_to(listener: &UnixListener, path: &Path) -> bool {
