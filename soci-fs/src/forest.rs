@@ -266,6 +266,16 @@ impl Forest {
         }
     }
 
+    /// How many names of an open layer are hidden because they are hard links into lower layers. Whoever needs them has to
+    /// have the layer unpacked.
+    #[must_use]
+    pub fn hidden_links(&self, slot: u16) -> Option<usize> {
+        match &self.read_slots().by_number.get(&slot)?.state {
+            SlotState::Open(planted) => Some(planted.tree().foreign_links().len()),
+            SlotState::Closed | SlotState::Opening(_) => None,
+        }
+    }
+
     /// State of the layers that are open, by slot.
     #[must_use]
     pub fn status(&self) -> ImageStatus {

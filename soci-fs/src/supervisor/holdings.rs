@@ -43,21 +43,7 @@ pub(super) fn acquire(
     }
     // First what can fail without harm: a mount of somebody who lives is not touched.
     let lock = lock(&options.mountpoint)?;
-    let path = match (&options.address, activated.len()) {
-        (Address::Activated { .. }, 1) => None,
-        (Address::Activated { default }, 0) => Some(default),
-        (Address::Path(path), _) => Some(path),
-        (Address::Activated { .. }, count) => return Err(SupervisorError::Sockets { count }),
-    };
-    let listener = match (path, stored) {
-        (None, _) => activated.swap_remove(0),
-        (Some(path), Some(stored)) if is_bound_to(&stored, path) => stored,
-        (Some(path), _) => {
-            let listener = bind(path).map_err(|cause| SupervisorError::Listen { path: path.clone(), cause })?;
-            manager.store(LISTENER, listener.as_fd());
-            listener
-        }
-    };
+    let listener = listener(&options.address, stored, activated, manager)?;
     let kept = match (fuse, agreed.and_then(recall)) {
         (Some(device), Some(negotiated)) if device::is_alive(&device, &options.mountpoint) => {
             tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
@@ -65,6 +51,9 @@ pub(super) fn acquire(
         }
         _ => {
             let kept = new_mount(options)?;
+            // What it has by these names belongs to a mount that is gone.
+            manager.forget(DEVICE);
+            manager.forget(AGREED);
             manager.store(DEVICE, kept.device.as_fd());
             match remember(kept.negotiated) {
                 Ok(memory) => manager.store(AGREED, memory.as_fd()),
@@ -74,6 +63,27 @@ pub(super) fn acquire(
         }
     };
     Ok(Holdings { kept, listener, _lock: lock })
+}
+
+/// The socket that the service manager listens on, or else one of ours: the one that is listened on already, or a new one.
+fn listener(
+    address: &Address,
+    stored: Option<UnixListener>,
+    mut activated: Vec<UnixListener>,
+    manager: &Manager,
+) -> Result<UnixListener, SupervisorError> {
+    let path = match (address, activated.len()) {
+        (Address::Path(path), _) | (Address::Activated { default: path }, 0) => path,
+        (Address::Activated { .. }, 1) => return Ok(activated.swap_remove(0)),
+        (Address::Activated { .. }, count) => return Err(SupervisorError::Sockets { count }),
+    };
+    if let Some(stored) = stored.filter(|stored| is_bound_to(stored, path)) {
+        return Ok(stored);
+    }
+    let listener = bind(path).map_err(|cause| SupervisorError::Listen { path: path.clone(), cause })?;
+    manager.forget(LISTENER);
+    manager.store(LISTENER, listener.as_fd());
+    Ok(listener)
 }
 
 /// Takes everything out of the service manager's keeping.
@@ -159,6 +169,31 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::write(&path, "no socket").unwrap();
         assert!(bind(&path).is_err() && path.exists());
+    }
+
+    #[test]
+    fn listeners_are_chosen() {
+        let directory = tempfile::tempdir().unwrap();
+        let manager = Manager::none();
+        let path = |name: &str| directory.path().join(name);
+        let at = |name: &str| bind(&path(name)).unwrap();
+        let name = |listener: UnixListener| {
+            let address = listener.local_addr().unwrap();
+            address.as_pathname().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+        };
+        let activated = Address::Activated { default: path("default") };
+        let choose = |address, stored, activated| listener(address, stored, activated, &manager).map(name);
+        assert_eq!(choose(&activated, None, vec![at("a")]).unwrap(), "a");
+        assert_eq!(choose(&activated, Some(at("b")), vec![at("c")]).unwrap(), "c");
+        assert_eq!(choose(&activated, None, vec![]).unwrap(), "default");
+        let refused = choose(&activated, None, vec![at("d"), at("e")]);
+        assert!(matches!(refused, Err(SupervisorError::Sockets { count: 2 })));
+        let fixed = Address::Path(path("fixed"));
+        assert_eq!(choose(&fixed, Some(at("f")), vec![at("g")]).unwrap(), "fixed");
+        // One that is kept is used: to make it anew would fail, as it is alive.
+        let kept = at("fixed");
+        assert_eq!(choose(&fixed, Some(kept.try_clone().unwrap()), vec![]).unwrap(), "fixed");
+        assert!(matches!(choose(&fixed, None, vec![]), Err(SupervisorError::Listen { .. })));
     }
 
     #[test]
