@@ -272,12 +272,13 @@ impl Forest {
         self.read_slots().by_number.contains_key(&slot)
     }
 
-    /// How many hard links of an open layer are not shown, because what they link to is in a lower layer.
+    /// How many names of an open layer are hidden because they are hard links into lower layers. Whoever needs them has to
+    /// have the layer unpacked.
     #[must_use]
-    pub fn hidden_links(&self, slot: u16) -> usize {
-        match self.read_slots().by_number.get(&slot).map(|held| &held.state) {
-            Some(SlotState::Open(planted)) => planted.tree().foreign_links().len(),
-            Some(SlotState::Closed | SlotState::Opening(_)) | None => 0,
+    pub fn hidden_links(&self, slot: u16) -> Option<usize> {
+        match &self.read_slots().by_number.get(&slot)?.state {
+            SlotState::Open(planted) => Some(planted.tree().foreign_links().len()),
+            SlotState::Closed | SlotState::Opening(_) => None,
         }
     }
 

@@ -421,8 +421,8 @@ impl RemoteLayers {
         let inserted = tokio::task::spawn_blocking(move || forest.insert(slot, reader));
         inserted.await.map_err(|_| RemoteError::Abandoned)??;
         match self.0.forest.hidden_links(slot) {
-            0 => Ok(()),
-            links => Err(RemoteError::LowerLinks { layer, links }),
+            None | Some(0) => Ok(()),
+            Some(links) => Err(RemoteError::LowerLinks { layer, links }),
         }
     }
 

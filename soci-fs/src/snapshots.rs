@@ -43,8 +43,8 @@ pub use record::{Info, Kind, Lower};
 pub use remote::Prepared;
 pub use usage::Usage;
 
+use crate::lock::Lock;
 use crate::store::StoreError;
-use crate::store::lock::Lock;
 use database::{Database, View};
 use directories::{Directories, Owner};
 use provider::LayerProvider;
@@ -236,7 +236,7 @@ impl Snapshots {
         }
         let home = root.join("snapshotter");
         directories::make(&home, 0o700)?;
-        let lock = Lock::take(&home).map_err(SnapshotError::Lock)?;
+        let lock = crate::store::lock(&home).map_err(SnapshotError::Lock)?;
         let database = Database::open(&home.join("soci.redb"))?;
         let directories = Directories::open(home.join("snapshots"))?;
         let releases = Mutex::default();

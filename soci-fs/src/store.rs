@@ -28,9 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use soci_index::digest::Digest;
 use soci_index::index::LayerIndex;
 
+use crate::lock::{Lock, LockError};
+
 mod evict;
 mod layer;
-pub(crate) mod lock;
 mod present;
 #[cfg(test)]
 mod tests;
@@ -116,7 +117,7 @@ pub struct Store {
     boot: BootId,
     layers: Mutex<HashMap<Digest, Weak<LayerStore>>>,
     clock: Arc<Clock>,
-    _lock: lock::Lock,
+    _lock: Lock,
 }
 
 /// Counts uses, for eviction of what was not used for longest.
@@ -143,7 +144,7 @@ impl Store {
     pub fn open_in_boot(root: &Path, boot: BootId) -> Result<Self, StoreError> {
         let layers = root.join("layers");
         std::fs::create_dir_all(&layers).map_err(io_error("create", &layers))?;
-        let lock = lock::Lock::take(root)?;
+        let lock = lock(root)?;
         // What a process before has not come to delete.
         let removed = root.join(REMOVED);
         Removed { directory: removed.exists().then(|| removed.clone()) }.delete();
@@ -210,6 +211,15 @@ impl Store {
             Err(cause) => Err(io_error("remove", &directory)(cause)),
         }
     }
+}
+
+/// Takes the lock of a directory that one process at a time may write to.
+pub(crate) fn lock(root: &Path) -> Result<Lock, StoreError> {
+    let path = root.join("lock");
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Busy { pid } => StoreError::Busy { path: root.to_owned(), pid },
+        LockError::Io { action, cause } => io_error(action, &path)(cause),
+    })
 }
 
 /// Where removed layers wait for their space to be freed.

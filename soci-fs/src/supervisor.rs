@@ -90,6 +90,28 @@ pub enum SupervisorError {
         /// What the system said.
         cause: io::Error,
     },
+    /// Another supervisor has the mount.
+    #[error(
+        "{} is served by another process{}; end it first",
+        path.display(),
+        pid.map(|pid| format!(" ({pid})")).unwrap_or_default()
+    )]
+    Busy {
+        /// The mount.
+        path: PathBuf,
+        /// The other supervisor, if it could be told.
+        pid: Option<u32>,
+    },
+    /// The lock of the mount cannot be taken.
+    #[error("cannot {action} {}: {cause}", path.display())]
+    Lock {
+        /// What was tried.
+        action: &'static str,
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// The socket cannot be made.
     #[error("cannot listen on {}: {cause}", path.display())]
     Listen {

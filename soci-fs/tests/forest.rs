@@ -117,6 +117,7 @@ async fn a_layer_is_shown_as_overlayfs_wants_it() {
         assert!(matches!(forest.xattr(opaque, b"security.capability"), Err(FsError::NoAttribute)));
         assert_eq!(forest.read_link(find(&forest, "7/link").unwrap()).unwrap(), b"d/file");
         assert!(matches!(find(&forest, "7/hard"), Err(FsError::NotFound)));
+        assert_eq!((forest.hidden_links(7), forest.hidden_links(8)), (Some(1), None));
         let file = find(&forest, "7/d/file").unwrap();
         assert_eq!(forest.read(file, 3, 100).await.unwrap(), b"tent");
         assert!(matches!(forest.read(plain, 0, 1).await, Err(FsError::IsDirectory)));

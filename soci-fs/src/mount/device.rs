@@ -74,6 +74,11 @@ pub fn mount(mountpoint: &Path, options: &DeviceOptions) -> Result<Kept, MountEr
         }
         failed(cause)
     })?;
+    if !negotiated.can_resend() {
+        tracing::warn!(
+            "this kernel cannot repeat requests (Linux 6.9 can): what a dead process has not answered hangs"
+        );
+    }
     if let Some(kib) = options.read_ahead_kib {
         set_read_ahead(&mountpoint, kib);
     }

@@ -5,12 +5,13 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 
 use super::systemd::Manager;
 use super::{Address, SupervisorError, SupervisorOptions, channel};
+use crate::lock::{Lock, LockError};
 use crate::mount::device::{self, Kept, Negotiated};
 
 /// Names in the service manager's keeping.
@@ -22,6 +23,7 @@ const LISTENER: &str = "soci-listener";
 pub(super) struct Holdings {
     pub(super) kept: Kept,
     pub(super) listener: UnixListener,
+    _lock: Lock,
 }
 
 /// Takes what is among `passed`, makes what is not, and gives what was made into the service manager's keeping.
@@ -39,6 +41,9 @@ pub(super) fn acquire(
             _ => activated.push(UnixListener::from(descriptor)),
         }
     }
+    // First what can fail without harm: a mount of somebody who lives is not touched.
+    let lock = lock(&options.mountpoint)?;
+    let listener = listener(&options.address, stored, activated, manager)?;
     let kept = match (fuse, agreed.and_then(recall)) {
         (Some(device), Some(negotiated)) if device::is_alive(&device, &options.mountpoint) => {
             tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
@@ -46,6 +51,9 @@ pub(super) fn acquire(
         }
         _ => {
             let kept = new_mount(options)?;
+            // What it has by these names belongs to a mount that is gone.
+            manager.forget(DEVICE);
+            manager.forget(AGREED);
             manager.store(DEVICE, kept.device.as_fd());
             match remember(kept.negotiated) {
                 Ok(memory) => manager.store(AGREED, memory.as_fd()),
@@ -54,22 +62,28 @@ pub(super) fn acquire(
             kept
         }
     };
-    let path = match (&options.address, activated.len()) {
-        (Address::Activated { .. }, 1) => None,
-        (Address::Activated { default }, 0) => Some(default),
-        (Address::Path(path), _) => Some(path),
+    Ok(Holdings { kept, listener, _lock: lock })
+}
+
+/// The socket that the service manager listens on, or else one of ours: the one that is listened on already, or a new one.
+fn listener(
+    address: &Address,
+    stored: Option<UnixListener>,
+    mut activated: Vec<UnixListener>,
+    manager: &Manager,
+) -> Result<UnixListener, SupervisorError> {
+    let path = match (address, activated.len()) {
+        (Address::Path(path), _) | (Address::Activated { default: path }, 0) => path,
+        (Address::Activated { .. }, 1) => return Ok(activated.swap_remove(0)),
         (Address::Activated { .. }, count) => return Err(SupervisorError::Sockets { count }),
     };
-    let listener = match (path, stored) {
-        (None, _) => activated.swap_remove(0),
-        (Some(path), Some(stored)) if is_bound_to(&stored, path) => stored,
-        (Some(path), _) => {
-            let listener = bind(path).map_err(|cause| SupervisorError::Listen { path: path.clone(), cause })?;
-            manager.store(LISTENER, listener.as_fd());
-            listener
-        }
-    };
-    Ok(Holdings { kept, listener })
+    if let Some(stored) = stored.filter(|stored| is_bound_to(stored, path)) {
+        return Ok(stored);
+    }
+    let listener = bind(path).map_err(|cause| SupervisorError::Listen { path: path.clone(), cause })?;
+    manager.forget(LISTENER);
+    manager.store(LISTENER, listener.as_fd());
+    Ok(listener)
 }
 
 /// Takes everything out of the service manager's keeping.
@@ -88,6 +102,21 @@ fn new_mount(options: &SupervisorOptions) -> Result<Kept, SupervisorError> {
         .create(&options.mountpoint)
         .map_err(|cause| SupervisorError::Directory { path: options.mountpoint.clone(), cause })?;
     Ok(device::mount(&options.mountpoint, &options.device)?)
+}
+
+/// Makes sure that no other supervisor has the mount. The file stands beside the mount.
+fn lock(mountpoint: &Path) -> Result<Lock, SupervisorError> {
+    let mut name = mountpoint.as_os_str().to_owned();
+    name.push(".lock");
+    let path = PathBuf::from(name);
+    if let Some(parent) = path.parent() {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        made.map_err(|cause| SupervisorError::Directory { path: parent.to_owned(), cause })?;
+    }
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Busy { pid } => SupervisorError::Busy { path: mountpoint.to_owned(), pid },
+        LockError::Io { action, cause } => SupervisorError::Lock { action, path, cause },
+    })
 }
 
 fn is_bound_to(listener: &UnixListener, path: &Path) -> bool {
@@ -140,6 +169,31 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::write(&path, "no socket").unwrap();
         assert!(bind(&path).is_err() && path.exists());
+    }
+
+    #[test]
+    fn listeners_are_chosen() {
+        let directory = tempfile::tempdir().unwrap();
+        let manager = Manager::none();
+        let path = |name: &str| directory.path().join(name);
+        let at = |name: &str| bind(&path(name)).unwrap();
+        let name = |listener: UnixListener| {
+            let address = listener.local_addr().unwrap();
+            address.as_pathname().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+        };
+        let activated = Address::Activated { default: path("default") };
+        let choose = |address, stored, activated| listener(address, stored, activated, &manager).map(name);
+        assert_eq!(choose(&activated, None, vec![at("a")]).unwrap(), "a");
+        assert_eq!(choose(&activated, Some(at("b")), vec![at("c")]).unwrap(), "c");
+        assert_eq!(choose(&activated, None, vec![]).unwrap(), "default");
+        let refused = choose(&activated, None, vec![at("d"), at("e")]);
+        assert!(matches!(refused, Err(SupervisorError::Sockets { count: 2 })));
+        let fixed = Address::Path(path("fixed"));
+        assert_eq!(choose(&fixed, Some(at("f")), vec![at("g")]).unwrap(), "fixed");
+        // One that is kept is used: to make it anew would fail, as it is alive.
+        let kept = at("fixed");
+        assert_eq!(choose(&fixed, Some(kept.try_clone().unwrap()), vec![]).unwrap(), "fixed");
+        assert!(matches!(choose(&fixed, None, vec![]), Err(SupervisorError::Listen { .. })));
     }
 
     #[test]

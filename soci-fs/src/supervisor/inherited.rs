@@ -48,7 +48,8 @@ pub struct Supervisor {
 
 impl Inherited {
     /// Says that this process runs and waits for the descriptors: as long as a worker before is still there, but not
-    /// longer. From here on this process ends with the supervisor.
+    /// longer. What only one process may have (locks, databases) must be opened after this, and what can fail because the
+    /// configuration is bad before. From here on this process ends with the supervisor.
     ///
     /// # Errors
     /// [`InheritError`].

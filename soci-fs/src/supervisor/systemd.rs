@@ -49,6 +49,12 @@ impl Manager {
         Self { address }
     }
 
+    /// Nobody.
+    #[cfg(test)]
+    pub(super) const fn none() -> Self {
+        Self { address: None }
+    }
+
     /// Tells something. A service manager that does not listen is no reason to stop.
     pub(super) fn tell(&self, state: &str) {
         self.send(state, &[]);
@@ -111,6 +117,6 @@ mod tests {
         // Nobody there.
         drop(listening);
         manager.tell("READY=1");
-        Manager { address: None }.tell("READY=1");
+        Manager::none().tell("READY=1");
     }
 }

@@ -1,35 +1,43 @@
-//! The lock file that lets one process write to a root.
+//! Lock files: one process per store, one supervisor per mount.
 //!
 //! `flock` and not a pid file: the kernel drops the lock with the process, however it ends. The number in the file is
 //! only there to be shown.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{StoreError, io_error};
+/// Why a lock was not taken.
+#[derive(Debug)]
+pub(crate) enum LockError {
+    /// Another process has it: this one, if it could write its number.
+    Busy { pid: Option<u32> },
+    /// The file cannot be opened or locked.
+    Io { action: &'static str, cause: io::Error },
+}
 
-/// Held as long as the store is open.
+/// Held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    pub(crate) fn take(root: &Path) -> Result<Self, StoreError> {
-        let path = root.join("lock");
+    /// Takes the lock that the file `path` stands for; makes the file if need be.
+    pub(crate) fn take(path: &Path) -> Result<Self, LockError> {
+        let io = |action| move |cause| LockError::Io { action, cause };
         let options = File::options().read(true).write(true).create(true).truncate(false).clone();
-        let mut file = options.open(&path).map_err(io_error("open", &path))?;
+        let mut file = options.open(path).map_err(io("open"))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
                 let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-                return Err(StoreError::Busy { path: root.to_owned(), pid });
+                return Err(LockError::Busy { pid });
             }
-            Err(errno) => return Err(io_error("lock", &path)(errno.into())),
+            Err(errno) => return Err(io("lock")(errno.into())),
         }
         let write = |file: &mut File| {
             file.set_len(0)?;
