@@ -3,25 +3,33 @@
 use std::path::Path;
 use std::process::Command;
 
-use soci_tests::{run, soci_path};
+use soci_tests::daemon::daemon_path;
+use soci_tests::run;
 
 /// Subtests that containerd's suite has; fewer would mean that it ended early.
 const SUBTESTS: usize = 21;
 
+/// What containerd's module asks for.
+const GO_MINOR_MIN: u32 = 24;
+
+/// The second number of the version of Go, if there is one.
+fn go_minor() -> Option<u32> {
+    let output = Command::new("go").args(["env", "GOVERSION"]).output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?;
+    version.strip_prefix("go1.")?.split(['.', '\n']).next()?.parse().ok()
+}
+
 #[test]
 fn containerd_accepts_the_snapshotter() {
-    let has_go = Command::new("go").arg("version").output().is_ok_and(|output| output.status.success());
-    if !has_go || !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: containerd's suite for snapshotters needs go and root");
+    if !rustix::process::geteuid().is_root() || go_minor().is_none_or(|minor| minor < GO_MINOR_MIN) {
+        eprintln!("SKIPPED: containerd's suite for snapshotters needs root and Go 1.{GO_MINOR_MIN}");
         return;
     }
-    let daemon = soci_path().with_file_name("soci-snapshotter-grpc");
-    assert!(daemon.exists(), "{} is missing: run `cargo build -p soci-cli` first", daemon.display());
     let mut suite = Command::new("go");
     suite
         .args(["test", "-count=1", "-v", "-timeout=300s", ".", "-test.root"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance"))
-        .env("SOCI_SNAPSHOTTER_BINARY", daemon);
+        .env("SOCI_SNAPSHOTTER_BINARY", daemon_path());
     let output = run(&mut suite);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}");

@@ -1,98 +1,14 @@
 //! The snapshotter daemon as its operator sees it: command line, log, signals, systemd.
 
-use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
-use soci_tests::{run, soci_path, stdout};
-
-/// Longest wait for a daemon to start or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn daemon_path() -> PathBuf {
-    let path = soci_path().with_file_name("soci-snapshotter-grpc");
-    assert!(path.exists(), "{} is missing: run `cargo build -p soci-cli` first", path.display());
-    path
-}
-
-/// A command line of the daemon that nothing outside of the test speaks into.
-fn daemon() -> Command {
-    clean(Command::new(daemon_path()))
-}
-
-fn clean(mut command: Command) -> Command {
-    for name in ["ADDRESS", "CONFIG", "LOG_LEVEL", "ROOT"] {
-        command.env_remove(format!("SOCI_SNAPSHOTTER_{name}"));
-    }
-    for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// A daemon that runs until it is told to end, at the latest at the end of the test.
-struct Running {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStderr>>,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The log up to the line with this message, that one included.
-    fn until(&mut self, message: &str) -> Vec<Value> {
-        let mut read = Vec::new();
-        for line in self.lines.by_ref() {
-            let line = line.unwrap();
-            let object: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
-            read.push(object);
-            if read.last().is_some_and(|object| object["msg"] == message) {
-                return read;
-            }
-        }
-        panic!("the log ended without {message:?}: {read:?}");
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the daemon does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn started(root: &Path, socket: &Path) -> Running {
-    let mut command = daemon();
-    command.arg("--root").arg(root).arg("--address").arg(socket);
-    let mut running = Running::start(command);
-    running.until("soci-snapshotter-grpc successfully started");
-    running
-}
+use soci_tests::daemon::{PATIENCE, Running, clean, daemon, daemon_path, started};
+use soci_tests::{run, stdout};
 
 #[test]
 fn version_and_help() {

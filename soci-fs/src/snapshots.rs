@@ -247,8 +247,9 @@ impl Snapshots {
 
     /// Says which snapshots lost their files: all others work, and these say so again when they are mounted.
     fn name_missing(&self) -> Result<(), SnapshotError> {
-        for (key, record) in self.database.read(View::all)? {
-            if let (Lower::Local, Err(error)) = (record.content, self.present(&key, &record)) {
+        let records = self.database.read(View::all)?;
+        for (key, record) in records.iter().filter(|(_, record)| record.content == Lower::Local) {
+            if let Err(error) = self.present(key, record) {
                 tracing::error!(key, %error, "a snapshot lost its files");
             }
         }

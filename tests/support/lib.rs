@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: the binary, images to work on, registries to work with.
 
+pub mod daemon;
 pub mod image;
 pub mod registry;
 

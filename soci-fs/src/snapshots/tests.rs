@@ -313,6 +313,47 @@ fn a_killed_process_loses_nothing_that_it_confirmed() {
     drop(snapshots);
 }
 
+/// Cleaning takes no directory away that a call is about to record.
+#[test]
+fn many_calls_at_once() {
+    const CALLERS: usize = 4;
+    const ROUNDS: usize = 40;
+
+    let node = Node::new();
+    let snapshots = node.open();
+    committed(&snapshots, "base", "");
+    std::thread::scope(|scope| {
+        let cleaner = scope.spawn(|| (0..ROUNDS).try_for_each(|_| snapshots.cleanup()));
+        for caller in 0..CALLERS {
+            let snapshots = &snapshots;
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let name = format!("{caller}-{round}");
+                    committed(snapshots, &name, "base");
+                    let key = format!("{name}-container");
+                    let mounts = snapshots.prepare(&key, &name, none()).unwrap();
+                    assert_eq!(snapshots.mounts(&key).unwrap(), mounts);
+                    if round % 2 == 0 {
+                        snapshots.remove(&key).unwrap();
+                        snapshots.remove(&name).unwrap();
+                    }
+                }
+            });
+        }
+        cleaner.join().unwrap().unwrap();
+    });
+    snapshots.cleanup().unwrap();
+    let expected = 1 + CALLERS * ROUNDS;
+    assert_eq!((snapshots.list(&[]).unwrap().len(), node.directories().len()), (expected, expected));
+    let ids: BTreeSet<PathBuf> = snapshots
+        .list(&["kind==active".to_owned()])
+        .unwrap()
+        .iter()
+        .map(|info| upper(&snapshots.mounts(&info.name).unwrap()))
+        .collect();
+    assert_eq!(ids.len(), CALLERS * ROUNDS / 2, "no two snapshots share a directory");
+}
+
 #[test]
 fn a_full_disk_is_no_end() {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
