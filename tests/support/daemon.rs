@@ -49,6 +49,8 @@ pub struct Running {
     pub child: Child,
     /// Its log.
     pub lines: std::io::Lines<BufReader<ChildStderr>>,
+    /// Where its mount is to be removed in the end.
+    pub root: Option<PathBuf>,
 }
 
 impl Running {
@@ -60,7 +62,7 @@ impl Running {
     pub fn start(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("a daemon under test");
         let lines = BufReader::new(child.stderr.take().expect("a daemon under test")).lines();
-        Self { child, lines }
+        Self { child, lines, root: None }
     }
 
     /// The log up to the line with this message, that one included.
@@ -109,6 +111,9 @@ impl Drop for Running {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(root) = &self.root {
+            crate::node::unmount_below(root);
+        }
     }
 }
 
@@ -121,6 +126,7 @@ pub fn started(root: &Path, socket: &Path) -> Running {
     let mut command = daemon();
     command.arg("--root").arg(root).arg("--address").arg(socket);
     let mut running = Running::start(command);
+    running.root = Some(root.to_owned());
     running.until("soci-snapshotter-grpc successfully started");
     running
 }

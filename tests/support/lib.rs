@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod image;
+pub mod node;
 pub mod registry;
 
 use std::path::PathBuf;
