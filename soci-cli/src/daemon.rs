@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use soci_fs::grpc;
 use soci_fs::snapshots::provider::{LayerProvider, NoLayers};
-use soci_fs::snapshots::{SnapshotOptions, Snapshots};
+use soci_fs::snapshots::{SnapshotOptions, Snapshots, check_overlay};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use args::Arguments;
@@ -87,7 +87,10 @@ fn open(root: &Path, provider: Arc<dyn LayerProvider>) -> anyhow::Result<Arc<Sna
     // A relative root would mean another place to whoever carries out the mounts.
     let root = root.canonicalize().with_context(|| format!("cannot resolve {}", root.display()))?;
     let snapshots = Snapshots::open(&root, SnapshotOptions::of_this_system(), provider);
-    Ok(Arc::new(snapshots.context("failed to configure snapshotter")?))
+    let snapshots = snapshots.context("failed to configure snapshotter")?;
+    // Not before the root is ours: the trial is made in it.
+    check_overlay(&root).context("snapshotter is not supported")?;
+    Ok(Arc::new(snapshots))
 }
 
 fn on(kind: SignalKind) -> anyhow::Result<Signal> {
