@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use soci_fs::mount::device::DeviceOptions;
+use soci_fs::snapshots::check_overlay;
 use soci_fs::supervisor::{self, Address, SupervisorOptions};
 
 use crate::output;
@@ -53,12 +54,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for key in &loaded.without_effect {
         tracing::warn!(key, file = %file.display(), "this key of the configuration has no effect here");
     }
-    supervise(arguments)
+    let root = root(&arguments.root)?;
+    if !loaded.config.skip_check_snapshotter_supported {
+        check_overlay(&root).context("snapshotter is not supported")?;
+    }
+    supervise(arguments, &root)
 }
 
-fn supervise(arguments: &Arguments) -> anyhow::Result<()> {
-    let root = root(&arguments.root)?;
-    let mut worker: Vec<OsString> = vec!["--worker".into(), "--root".into(), root.clone().into()];
+fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
+    let mut worker: Vec<OsString> = vec!["--worker".into(), "--root".into(), root.into()];
     worker.extend(["--log-level".into(), arguments.log_level.name().into()]);
     if let Some(config) = &arguments.config {
         let absolute = std::path::absolute(config).with_context(|| config.display().to_string())?;
@@ -67,7 +71,7 @@ fn supervise(arguments: &Arguments) -> anyhow::Result<()> {
     supervisor::run(SupervisorOptions {
         program: crate::config::own_program().context("cannot tell which program this is")?,
         arguments: worker,
-        mountpoint: worker::mountpoint(&root),
+        mountpoint: worker::mountpoint(root),
         device: DeviceOptions::default(),
         address: match &arguments.address {
             args::Address::Path(path) => Address::Path(path.clone()),

@@ -18,7 +18,6 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 mod generated;
-pub mod listen;
 #[cfg(test)]
 mod tests;
 
@@ -199,9 +198,10 @@ fn status(error: &SnapshotError) -> Status {
         SnapshotError::NotActive { .. } | SnapshotError::NotMountable { .. } | SnapshotError::HasChildren { .. } => {
             Code::FailedPrecondition
         }
-        SnapshotError::Unavailable { .. } | SnapshotError::Abandoned { .. } | SnapshotError::Lock(_) => {
-            Code::Unavailable
-        }
+        SnapshotError::Unavailable { .. }
+        | SnapshotError::Abandoned { .. }
+        | SnapshotError::Lock(_)
+        | SnapshotError::NoOverlay { .. } => Code::Unavailable,
         SnapshotError::Record { .. } => Code::DataLoss,
         SnapshotError::Io { .. } | SnapshotError::Database { .. } | SnapshotError::Format { .. } => Code::Internal,
     };

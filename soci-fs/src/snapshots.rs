@@ -32,6 +32,7 @@ mod mounts;
 pub mod provider;
 mod record;
 mod remote;
+mod support;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -41,6 +42,7 @@ pub use labels::LABEL_BYTES_MAX;
 pub use mounts::Mount;
 pub use record::{Info, Kind, Lower};
 pub use remote::Prepared;
+pub use support::{SnapshotOptions, check_overlay};
 pub use usage::Usage;
 
 use crate::lock::Lock;
@@ -180,30 +182,20 @@ pub enum SnapshotError {
         /// The root.
         path: PathBuf,
     },
+    /// Overlay, on which all snapshots depend, cannot be mounted.
+    #[error("overlay cannot be mounted below {}: {cause}; use a root on ext4, or on xfs with ftype=1", path.display())]
+    NoOverlay {
+        /// The root.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// The program ends, or a part of it failed, before the answer was there.
     #[error("the answer about snapshot {key:?} was given up")]
     Abandoned {
         /// The snapshot.
         key: String,
     },
-}
-
-/// How snapshots are to be mounted.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SnapshotOptions {
-    /// Overlay mounts carry `userxattr`: needed inside a user namespace.
-    pub user_xattr: bool,
-}
-
-impl SnapshotOptions {
-    /// What this process needs where it runs.
-    #[must_use]
-    pub fn of_this_system() -> Self {
-        // The first user namespace maps every number onto itself.
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        let numbers: Vec<&str> = map.split_whitespace().collect();
-        Self { user_xattr: !matches!(numbers.as_slice(), [] | ["0", "0", "4294967295"]) }
-    }
 }
 
 /// The store of snapshots.
@@ -231,9 +223,7 @@ impl Snapshots {
         options: SnapshotOptions,
         provider: Arc<dyn LayerProvider>,
     ) -> Result<Self, SnapshotError> {
-        if !root.is_absolute() || root.to_str().is_none_or(|text| text.contains([',', ':', '\\'])) {
-            return Err(SnapshotError::Root { path: root.to_owned() });
-        }
+        root_text(root)?;
         let home = root.join("snapshotter");
         directories::make(&home, 0o700)?;
         let lock = crate::store::lock(&home).map_err(SnapshotError::Lock)?;
@@ -320,10 +310,9 @@ impl Snapshots {
         for (key, record) in below.iter().filter(|(_, record)| record.content == Lower::Local) {
             self.present(key, record)?;
         }
-        let (kind, user_xattr) = (record.kind, self.options.user_xattr);
         let (own, work) = (self.directories.files(record.id), self.directories.work(record.id));
         let lower = below.iter().map(|(_, record)| self.files(record)).collect();
-        Ok(mounts::mounts(&mounts::Parts { kind, own, work, lower, user_xattr }))
+        Ok(mounts::mounts(&mounts::Parts { kind: record.kind, own, work, lower, options: self.options }))
     }
 
     /// Turns the active snapshot `key` into the committed one `name`, on top of `parent` if it was prepared without one.
@@ -468,6 +457,12 @@ fn require_committed(
             Err(SnapshotError::ParentNotCommitted { key: key.to_owned(), parent: parent.to_owned() })
         }
     }
+}
+
+/// A root as mount options can say it.
+fn root_text(root: &Path) -> Result<&str, SnapshotError> {
+    let text = root.to_str().filter(|text| root.is_absolute() && !text.contains([',', ':', '\\']));
+    text.ok_or_else(|| SnapshotError::Root { path: root.to_owned() })
 }
 
 /// Requests say "none" by an empty text.

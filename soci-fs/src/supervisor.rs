@@ -38,12 +38,14 @@ use crate::mount::{Lazy, MountError, unmount};
 mod channel;
 mod holdings;
 mod inherited;
+mod listen;
 mod machine;
 mod systemd;
 
 use channel::Word;
 use holdings::Holdings;
 pub use inherited::{InheritError, Inherited, Supervisor};
+pub use listen::ListenError;
 use machine::{Input, Machine, Step, Timer, Worker};
 use systemd::Manager;
 
@@ -113,13 +115,8 @@ pub enum SupervisorError {
         cause: io::Error,
     },
     /// The socket cannot be made.
-    #[error("cannot listen on {}: {cause}", path.display())]
-    Listen {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The service manager has passed several sockets.
     #[error("the service manager has passed {count} sockets, and only one can be used")]
     Sockets {

@@ -27,7 +27,7 @@ impl Wire {
         let provider = Arc::new(NoLayers::new(root.path().join("fs")));
         let snapshots = Arc::new(Snapshots::open(root.path(), SnapshotOptions::default(), provider).unwrap());
         let socket = root.path().join("grpc.sock");
-        let listener = listen::listen(&socket).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let server = tokio::spawn(serve(listener, snapshots, async {
             let _ = stopped.await;

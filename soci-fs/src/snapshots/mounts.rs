@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::SnapshotOptions;
 use super::record::Kind;
 
 /// One mount, for the client to carry out.
@@ -25,8 +26,7 @@ pub(super) struct Parts {
     pub(super) work: PathBuf,
     /// What lies below, the top first.
     pub(super) lower: Vec<PathBuf>,
-    /// Whether the overlay keeps its marks in `user.` attributes, as it must inside a user namespace.
-    pub(super) user_xattr: bool,
+    pub(super) options: SnapshotOptions,
 }
 
 /// The mounts of a snapshot.
@@ -48,7 +48,10 @@ fn bind(source: &Path, writable: bool) -> Mount {
 
 fn overlay(parts: &Parts, lower: &[PathBuf], writable: bool) -> Mount {
     let mut options = Vec::new();
-    if parts.user_xattr {
+    if parts.options.index_off {
+        options.push("index=off".to_owned());
+    }
+    if parts.options.user_xattr {
         options.push("userxattr".to_owned());
     }
     if writable {
@@ -72,21 +75,27 @@ mod tests {
     #[test]
     fn every_case() {
         use Kind::{Active, View};
-        for (kind, lower, user_xattr, expected) in [
-            (Active, &[][..], false, "bind /s/9/fs rw,rbind"),
-            (View, &[], false, "bind /s/9/fs ro,rbind"),
-            (Active, &["/s/1/fs"], false, "overlay overlay workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs"),
-            (View, &["/layers/4"], true, "bind /layers/4 ro,rbind"),
-            (View, &["/layers/4", "/s/1/fs"], false, "overlay overlay lowerdir=/layers/4:/s/1/fs"),
+        for (kind, lower, (user_xattr, index_off), expected) in [
+            (Active, &[][..], (false, false), "bind /s/9/fs rw,rbind"),
+            (View, &[], (true, true), "bind /s/9/fs ro,rbind"),
+            (
+                Active,
+                &["/s/1/fs"],
+                (false, false),
+                "overlay overlay workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
+            ),
+            (View, &["/layers/4"], (true, true), "bind /layers/4 ro,rbind"),
+            (View, &["/layers/4", "/s/1/fs"], (false, true), "overlay overlay index=off,lowerdir=/layers/4:/s/1/fs"),
             (
                 Active,
                 &["/layers/4", "/s/1/fs"],
-                true,
-                "overlay overlay userxattr,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/layers/4:/s/1/fs",
+                (true, true),
+                "overlay overlay index=off,userxattr,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/layers/4:/s/1/fs",
             ),
         ] {
             let lower = lower.iter().map(PathBuf::from).collect();
-            let found = mounts(&Parts { kind, own: "/s/9/fs".into(), work: "/s/9/work".into(), lower, user_xattr });
+            let options = SnapshotOptions { user_xattr, index_off };
+            let found = mounts(&Parts { kind, own: "/s/9/fs".into(), work: "/s/9/work".into(), lower, options });
             let [mount] = found.as_slice() else { panic!("{found:?}") };
             assert_eq!(format!("{} {} {}", mount.kind, mount.source, mount.options.join(",")), expected);
         }

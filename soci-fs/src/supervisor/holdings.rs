@@ -3,12 +3,13 @@
 use std::fs;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 
+use super::listen::listen;
 use super::systemd::Manager;
 use super::{Address, SupervisorError, SupervisorOptions, channel};
 use crate::lock::{Lock, LockError};
@@ -80,7 +81,7 @@ fn listener(
     if let Some(stored) = stored.filter(|stored| is_bound_to(stored, path)) {
         return Ok(stored);
     }
-    let listener = bind(path).map_err(|cause| SupervisorError::Listen { path: path.clone(), cause })?;
+    let listener = listen(path)?;
     manager.forget(LISTENER);
     manager.store(LISTENER, listener.as_fd());
     Ok(listener)
@@ -123,20 +124,6 @@ fn is_bound_to(listener: &UnixListener, path: &Path) -> bool {
     listener.local_addr().is_ok_and(|address| address.as_pathname() == Some(path)) && path.exists()
 }
 
-/// Listens on `path`. A socket that nobody listens on is left over and removed; one that somebody does is respected.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Some(parent) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        if UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        fs::remove_file(path)?;
-    }
-    UnixListener::bind(path)
-}
-
 /// What was agreed with the kernel, in a file without a name.
 fn remember(agreed: Negotiated) -> io::Result<OwnedFd> {
     let mut file = fs::File::from(rustix::fs::memfd_create(AGREED, MemfdFlags::CLOEXEC)?);
@@ -157,26 +144,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listening_respects_the_living() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("deep/er/socket");
-        let first = bind(&path).unwrap();
-        assert!(is_bound_to(&first, &path) && !is_bound_to(&first, directory.path()));
-        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        let second = bind(&path).unwrap();
-        drop(second);
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, "no socket").unwrap();
-        assert!(bind(&path).is_err() && path.exists());
-    }
-
-    #[test]
     fn listeners_are_chosen() {
         let directory = tempfile::tempdir().unwrap();
         let manager = Manager::none();
         let path = |name: &str| directory.path().join(name);
-        let at = |name: &str| bind(&path(name)).unwrap();
+        let at = |name: &str| listen(&path(name)).unwrap();
         let name = |listener: UnixListener| {
             let address = listener.local_addr().unwrap();
             address.as_pathname().unwrap().file_name().unwrap().to_str().unwrap().to_owned()

@@ -44,7 +44,7 @@ pub enum ListenError {
 ///
 /// # Errors
 /// [`ListenError`].
-pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
+pub(super) fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         let make = |mode| DirBuilder::new().recursive(true).mode(mode).create(directory);
         make(DIRECTORY_MODE).map_err(io_error("create", directory))?;
