@@ -231,6 +231,9 @@ impl Office<'_> {
                 }
             }
             Step::Hand(worker) => {
+                if let Err(error) = self.held.renew(&self.options, self.manager) {
+                    tracing::error!(%error, "the layers cannot be mounted again");
+                }
                 let (kept, listener) = (&self.held.kept, &self.held.listener);
                 let handed = self
                     .workers

@@ -112,10 +112,14 @@ fn resolved(mountpoint: &Path) -> PathBuf {
 /// Whether the mount that belongs to `device` still exists and is the one on `mountpoint`.
 #[must_use]
 pub fn is_alive(device: &impl AsFd, mountpoint: &Path) -> bool {
+    is_connected(device) && is_mountpoint(&resolved(mountpoint))
+}
+
+/// Whether anybody can still use the mount that belongs to `device`, be it only through files that are open.
+pub(crate) fn is_connected(device: &impl AsFd) -> bool {
     let mut asked = [PollFd::new(device, PollFlags::empty())];
     let polled = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    let is_connected = polled.is_ok() && !asked[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL);
-    is_connected && is_mountpoint(&resolved(mountpoint))
+    polled.is_ok() && !asked[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL)
 }
 
 /// How to serve.

@@ -50,18 +50,7 @@ pub(super) fn acquire(
             tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
             Kept { device, negotiated }
         }
-        _ => {
-            let kept = new_mount(options)?;
-            // What it has by these names belongs to a mount that is gone.
-            manager.forget(DEVICE);
-            manager.forget(AGREED);
-            manager.store(DEVICE, kept.device.as_fd());
-            match remember(kept.negotiated) {
-                Ok(memory) => manager.store(AGREED, memory.as_fd()),
-                Err(cause) => tracing::warn!(%cause, "the mount will not outlive this process"),
-            }
-            kept
-        }
+        _ => new_mount(options, manager)?,
     };
     Ok(Holdings { kept, listener, _lock: lock })
 }
@@ -94,7 +83,7 @@ pub(super) fn forget(manager: &Manager) {
     }
 }
 
-fn new_mount(options: &SupervisorOptions) -> Result<Kept, SupervisorError> {
+fn new_mount(options: &SupervisorOptions, manager: &Manager) -> Result<Kept, SupervisorError> {
     // Ahead of the mount's own check, because a dead mount in the way makes creating the directory fail.
     device::clear(&options.mountpoint)?;
     fs::DirBuilder::new()
@@ -102,7 +91,27 @@ fn new_mount(options: &SupervisorOptions) -> Result<Kept, SupervisorError> {
         .mode(0o711)
         .create(&options.mountpoint)
         .map_err(|cause| SupervisorError::Directory { path: options.mountpoint.clone(), cause })?;
-    Ok(device::mount(&options.mountpoint, &options.device)?)
+    let kept = device::mount(&options.mountpoint, &options.device)?;
+    // What the service manager has by these names belongs to a mount that is gone.
+    manager.forget(DEVICE);
+    manager.forget(AGREED);
+    manager.store(DEVICE, kept.device.as_fd());
+    match remember(kept.negotiated) {
+        Ok(memory) => manager.store(AGREED, memory.as_fd()),
+        Err(cause) => tracing::warn!(%cause, "the mount will not outlive this process"),
+    }
+    Ok(kept)
+}
+
+impl Holdings {
+    /// Mounts anew if somebody has unmounted. A mount that is out of the tree but in use is left to its users.
+    pub(super) fn renew(&mut self, options: &SupervisorOptions, manager: &Manager) -> Result<(), SupervisorError> {
+        if !device::is_connected(&self.kept.device) {
+            tracing::warn!(mountpoint = %options.mountpoint.display(), "somebody has unmounted; mounting again");
+            self.kept = new_mount(options, manager)?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes sure that no other supervisor has the mount. The file stands beside the mount.
