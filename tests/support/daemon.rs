@@ -50,19 +50,19 @@ pub struct Running {
     /// Its log.
     pub lines: std::io::Lines<BufReader<ChildStderr>>,
     /// Where its mount is to be removed in the end.
-    pub root: Option<PathBuf>,
+    pub root: PathBuf,
 }
 
 impl Running {
-    /// Starts a command line.
+    /// Starts a command line whose daemon keeps its state in `root`.
     ///
     /// # Panics
     /// When it cannot be started.
     #[must_use]
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command, root: &Path) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("a daemon under test");
         let lines = BufReader::new(child.stderr.take().expect("a daemon under test")).lines();
-        Self { child, lines, root: None }
+        Self { child, lines, root: root.to_owned() }
     }
 
     /// The log up to the line with this message, that one included.
@@ -111,9 +111,7 @@ impl Drop for Running {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(root) = &self.root {
-            crate::node::unmount_below(root);
-        }
+        crate::node::unmount_below(&self.root);
     }
 }
 
@@ -125,8 +123,7 @@ impl Drop for Running {
 pub fn started(root: &Path, socket: &Path) -> Running {
     let mut command = daemon();
     command.arg("--root").arg(root).arg("--address").arg(socket);
-    let mut running = Running::start(command);
-    running.root = Some(root.to_owned());
+    let mut running = Running::start(command, root);
     running.until("soci-snapshotter-grpc successfully started");
     running
 }
