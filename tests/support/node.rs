@@ -154,6 +154,10 @@ pub fn unmount_below(directory: &Path) {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        let tasks = self.ctr().args(["task", "ls", "-q"]).output().map(|output| output.stdout).unwrap_or_default();
+        for task in String::from_utf8_lossy(&tasks).lines() {
+            let _ = self.ctr().args(["task", "rm", "--force", task]).output();
+        }
         // Each of them may be gone already.
         let _ = kill_process(Pid::from_child(&self.containerd), Signal::TERM);
         let _ = self.containerd.wait();
