@@ -1,0 +1,62 @@
+//! The files that operators copy: they must say what the programs look for.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use soci_tests::daemon::daemon;
+use soci_tests::{run, soci, stdout};
+
+fn node(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/node").join(name)
+}
+
+/// `soci doctor` finds in containerd's configuration what the snapshotter needs; only the socket is not there.
+#[test]
+fn containerd_is_told_enough() {
+    for name in ["containerd-1.toml", "containerd-2.toml"] {
+        let output = run(soci().args(["doctor", "--json", "--containerd-config"]).arg(node(name)));
+        let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let verdict = |what: &str| {
+            let found = findings.as_array().unwrap().iter().find(|finding| finding["what"] == what);
+            found.map(|finding| (finding["verdict"].clone(), finding["found"].as_str().unwrap().to_owned())).unwrap()
+        };
+        assert_eq!(verdict("annotations").0, "good", "{name}");
+        let (plugin, text) = verdict("plugin");
+        let is_there = Path::new("/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock").exists();
+        assert_eq!(plugin, if is_there { "good" } else { "bad" }, "{name}: {text}");
+        assert!(text.contains("/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock"), "{name}: {text}");
+    }
+}
+
+/// containerd itself understands its file.
+#[test]
+fn containerd_reads_its_configuration() {
+    let file = node("containerd-1.toml");
+    match Command::new("containerd").arg("--config").arg(&file).args(["config", "dump"]).output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(text.contains("snapshotter = \"soci\"") && text.contains("disable_snapshot_annotations = false"));
+            assert!(text.contains("[proxy_plugins.soci]"));
+        }
+        Err(error) => eprintln!("SKIPPED: containerd: {error}"),
+    }
+}
+
+/// The default configuration of the daemon is one that it accepts, without a word about keys that have no effect.
+#[test]
+fn the_daemon_s_own_configuration_is_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let default = stdout(daemon().args(["config", "default"]));
+    std::fs::write(&file, &default).unwrap();
+    assert_eq!(stdout(daemon().arg("--config").arg(&file).args(["config", "dump"])), default);
+    std::fs::write(&file, "[snapshotter]\nmin_layer_size = 7\n").unwrap();
+    let dump = stdout(daemon().arg("--config").arg(&file).args(["config", "dump"]));
+    assert!(dump.contains("min_layer_size = 7") && dump.contains("resolve_result_entry"), "{dump}");
+    std::fs::write(&file, "[snapshotter]\nmin_layer_sise = 7\n").unwrap();
+    let output = run(daemon().arg("--config").arg(&file).args(["config", "dump"]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("config.toml:2") && said.contains("min_layer_sise"), "{said}");
+}
