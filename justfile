@@ -21,6 +21,10 @@ bench *names:
     cargo build --release -p soci-cli
     cargo run --release -p soci-tests --bin bench -- {{names}}
 
+# Kill workers and supervisors under readers, so many times
+chaos kills="1000":
+    SOCI_CHAOS_KILLS={{kills}} cargo test -p soci-fs --test survival
+
 # Mutate inputs of every parser for so many seconds
 fuzz seconds="600":
     SOCI_FUZZ_SECONDS={{seconds}} cargo test --release -p soci-index --test mutation -- --nocapture

@@ -1,7 +1,7 @@
 //! The benchmarks: the figures that the project promises, measured on this machine.
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
-//! [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`; `stage` only makes
+//! [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`, `pull`; `stage` only makes
 //! the image and waits, for looking into things by hand. The data are made from this machine's own
 //! files, in a directory that goes at the end; nothing is fetched from a network. Where a goal is a ratio, both sides
 //! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
@@ -10,6 +10,7 @@ mod data;
 mod files;
 mod indexing;
 mod process;
+mod pull;
 mod report;
 mod start;
 
@@ -21,7 +22,7 @@ use anyhow::{Context as _, bail};
 use data::Data;
 use report::{Report, machine};
 
-const NAMES: [&str; 5] = ["ztoc", "publish", "mount", "read", "start"];
+const NAMES: [&str; 6] = ["ztoc", "publish", "mount", "read", "start", "pull"];
 
 /// What was asked for.
 #[derive(Debug, Default)]
@@ -110,6 +111,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("start") && process::can_mount() {
         start::python(runtime, &mut report)?;
+    }
+    if wanted.is("pull") && process::can_mount() {
+        pull::pull(runtime, &mut report)?;
     }
     Ok(report)
 }

@@ -1,0 +1,61 @@
+//! Pulls by a real containerd: with an index, without one, and by containerd's own snapshotter.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use soci_cli::demo::recipe::Recipe;
+use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
+use soci_tests::node::Node;
+use tokio::runtime::Runtime;
+
+use crate::process::{drop_caches, output, soci};
+use crate::report::{Goal, Report};
+
+const ROUNDS: usize = 5;
+
+/// Time until an image can be run.
+pub(crate) fn pull(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()> {
+    let scratch = tempfile::Builder::new().prefix("soci-bench-pull-").tempdir()?;
+    let puller = scratch.path().join("pull");
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(&puller).arg("./pull");
+    if build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance")).status().is_err() {
+        eprintln!("SKIPPED: pulling needs go");
+        return Ok(());
+    }
+    let recipe = Recipe::of_this_machine()?;
+    let (plain, indexed) = (runtime.block_on(Stage::new(&recipe))?, runtime.block_on(Stage::new(&recipe))?);
+    let least = LAYER_BYTES_MIN.to_string();
+    output(soci(&scratch.path().join("root"))?.args(["publish", &indexed.name, "--min-layer-size", &least]))?;
+    let (mut lazy, mut ratios, mut whole, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let pulled = |stage: &Stage, snapshotter: &str| -> anyhow::Result<Option<f64>> {
+            // A machine of its own each time: nothing of the image is there.
+            let Some(node) = Node::start() else { return Ok(None) };
+            drop_caches(1)?;
+            let start = Instant::now();
+            output(Command::new(&puller).arg(node.path("containerd.sock")).args([snapshotter, &stage.name]))?;
+            Ok(Some(start.elapsed().as_secs_f64() * 1000.0))
+        };
+        let Some(time) = pulled(&indexed, "soci")? else { return Ok(()) };
+        lazy.push(time);
+        let ours = pulled(&plain, "soci")?.context("it could be started before")?;
+        let other = pulled(&plain, "overlayfs")?.context("it could be started before")?;
+        ratios.push(ours / other);
+        whole.push(ours);
+        theirs.push(other);
+    }
+    let what = format!("pull of an image of {} layers, 2 ms from the registry", recipe.layers.len() + 1);
+    report.add(format!("{what}, with index"), Goal::AtMost(250.0), "ms", lazy);
+    report.add(
+        format!("{what}, without index: time, in units of containerd's overlayfs"),
+        Goal::AtMost(0.5),
+        "",
+        ratios,
+    );
+    report.add(format!("{what}, without index"), Goal::None, "ms", whole);
+    report.add(format!("{what}, by containerd's overlayfs"), Goal::None, "ms", theirs);
+    Ok(())
+}
