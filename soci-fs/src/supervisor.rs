@@ -142,16 +142,20 @@ pub fn run(options: SupervisorOptions) -> Result<(), SupervisorError> {
     let system = |what| move |cause| SupervisorError::System { what, cause };
     let passed = systemd::passed().map_err(system("take what the service manager has passed"))?;
     let manager = Manager::of_environment();
-    let held = holdings::acquire(&options, passed, &manager)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("watch processes"))?;
+    // Before there is anything that an end would leave behind.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::watch().map_err(system("watch signals"))?
+    };
+    let held = holdings::acquire(&options, passed, &manager)?;
     let mountpoint = options.mountpoint.clone();
     let unmounts = runtime.block_on(async {
         let (inputs, incoming) = mpsc::unbounded_channel();
-        let signals = Signals::watch().map_err(system("watch signals"))?;
         let mut office = Office { options, held, manager: &manager, inputs, workers: HashMap::new() };
-        Ok::<_, SupervisorError>(office.serve(incoming, signals).await)
-    })?;
+        office.serve(incoming, signals).await
+    });
     if unmounts {
         holdings::forget(&manager);
         unmount(&mountpoint, Lazy::Yes)?;
