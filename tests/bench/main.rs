@@ -88,7 +88,7 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
             std::thread::park();
         }
     }
-    if wanted.names.iter().any(|name| name != "start") {
+    if wanted.names.iter().any(|name| !["start", "pull"].contains(&name.as_str())) {
         let data = Data::new(wanted.quick)?;
         if wanted.is("ztoc") {
             indexing::ztoc(&data, &mut report)?;

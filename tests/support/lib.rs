@@ -8,14 +8,14 @@ pub mod registry;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// The `soci` binary that belongs to the running test: cargo builds it into the directory above the test's own.
+/// The `soci` binary that belongs to the running program: cargo puts it beside programs, and a directory above tests.
 ///
 /// # Panics
-/// When it has not been built: `cargo test --workspace` builds it, `cargo test -p soci-tests` alone does not.
+/// When it has not been built: `cargo build --workspace` builds it, `cargo test` does not.
 #[must_use]
 pub fn soci_path() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
-    let directory = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    let directory = test.ancestors().skip(1).find(|directory| !directory.ends_with("deps")).expect("target/PROFILE");
     let path = directory.join("soci");
     assert!(path.exists(), "{} is missing: run `cargo build -p soci-cli` first", path.display());
     path
