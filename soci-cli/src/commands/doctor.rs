@@ -76,7 +76,7 @@ pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
     }
     match findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count() {
         0 => Ok(()),
-        count => Err(fail(Exit::Failure, format!("{count} things are wrong"))),
+        count => Err(fail(Exit::Failure, format!("{count} of the checks found something wrong"))),
     }
 }
 
