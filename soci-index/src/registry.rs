@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use url::Url;
 
 pub use self::blobs::BlobReader;
-pub use self::credentials::{CredentialSource, Secret};
+pub use self::credentials::{CredentialSource, Credentials, Keychain, Login, Secret};
 pub use self::error::{RegistryError, TransportError, TransportKind};
 pub use self::retry::Backoff;
 pub use self::transport::{Body, Chunks, Traffic};

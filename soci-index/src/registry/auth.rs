@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::registry::challenge::Challenge;
-use crate::registry::credentials::{self, CredentialSource, Credentials};
+use crate::registry::credentials::{self, CredentialSource, Credentials, Login};
 use crate::registry::error::RegistryError;
 use crate::registry::redirect::{self, ShownUrl};
 use crate::registry::retry::{Backoff, Deadline};
@@ -88,10 +88,41 @@ enum Scheme {
 #[derive(Debug)]
 struct State {
     scheme: Scheme,
-    credentials: Option<Credentials>,
+    logins: Logins,
     tokens: HashMap<Scopes, Arc<Slot>>,
     /// Scopes that turned out to need more than we asked for.
     wider: HashMap<Scopes, Scopes>,
+}
+
+/// Credentials that were found.
+#[derive(Debug, Default)]
+struct Logins {
+    registry: Option<Login>,
+    repositories: HashMap<String, Login>,
+}
+
+impl Logins {
+    fn of(&self, repository: &str) -> Option<&Credentials> {
+        let known = self.repositories.get(repository).or(self.registry.as_ref())?;
+        known.until.is_none_or(|until| Instant::now() < until).then_some(&known.credentials)
+    }
+
+    fn keep(&mut self, repository: &str, login: Login) {
+        if login.whole_registry {
+            self.repositories.remove(repository);
+            self.registry = Some(login);
+            return;
+        }
+        if self.repositories.len() >= TOKENS_MAX {
+            self.repositories.clear();
+        }
+        self.repositories.insert(repository.to_owned(), login);
+    }
+
+    fn forget(&mut self, repository: &str) {
+        self.registry = None;
+        self.repositories.remove(repository);
+    }
 }
 
 /// Where the token for one set of scopes is kept. The lock is held while it is fetched, so others wait for the result.
@@ -117,6 +148,16 @@ impl Grant {
     }
 }
 
+/// For whom, for what and of whom a token is asked.
+struct Asked<'a> {
+    transport: &'a Transport,
+    realm: &'a Url,
+    service: Option<String>,
+    repository: &'a str,
+    scopes: &'a Scopes,
+    deadline: &'a Deadline,
+}
+
 /// The credentials of one registry.
 #[derive(Debug)]
 pub(crate) struct Authorizer {
@@ -129,14 +170,16 @@ pub(crate) struct Authorizer {
 
 impl Authorizer {
     pub(crate) fn new(registry: &str, base: &Url, source: CredentialSource, backoff: Backoff) -> Self {
-        let state = State { scheme: Scheme::Unknown, credentials: None, tokens: HashMap::new(), wider: HashMap::new() };
+        let state =
+            State { scheme: Scheme::Unknown, logins: Logins::default(), tokens: HashMap::new(), wider: HashMap::new() };
         Self { registry: registry.to_owned(), base: base.clone(), source, backoff, state: Mutex::new(state) }
     }
 
-    /// What to attach to a request for `scopes`; `None` while the registry has not asked for anything.
+    /// What to attach to a request about `repository` for `scopes`; `None` while the registry has not asked for anything.
     pub(crate) async fn grant(
         &self,
         transport: &Transport,
+        repository: &str,
         scopes: &Scopes,
         deadline: &Deadline,
     ) -> Result<Option<Grant>, RegistryError> {
@@ -146,13 +189,14 @@ impl Authorizer {
         };
         let header = match scheme {
             Scheme::Unknown => return Ok(None),
-            Scheme::Basic => match self.credentials(deadline).await? {
+            Scheme::Basic => match self.credentials(repository, deadline).await? {
                 Credentials::Password { user, password } => basic(&user, password.expose()),
                 Credentials::IdentityToken(token) => basic("", token.expose()),
                 Credentials::Anonymous => return Ok(None),
             },
             Scheme::Bearer { realm, service } => {
-                format!("Bearer {}", self.token(transport, &realm, service, &scopes, deadline).await?)
+                let asked = Asked { transport, realm: &realm, service, repository, scopes: &scopes, deadline };
+                format!("Bearer {}", self.token(&asked).await?)
             }
         };
         Ok(Some(Grant { header, scopes }))
@@ -204,13 +248,15 @@ impl Authorizer {
         }
     }
 
+    /// Drops the credentials for a repository: others may be found by now.
+    pub(crate) fn forget_login(&self, repository: &str) {
+        self.lock().logins.forget(repository);
+    }
+
     /// Drops what was refused, unless somebody has renewed it in the meantime.
-    pub(crate) async fn forget(&self, used: &Grant) {
-        let slot = {
-            let mut state = self.lock();
-            state.credentials = None;
-            state.tokens.get(&used.scopes).cloned()
-        };
+    pub(crate) async fn forget(&self, repository: &str, used: &Grant) {
+        self.forget_login(repository);
+        let slot = self.lock().tokens.get(&used.scopes).cloned();
         let Some(slot) = slot else { return };
         let mut fetched = slot.lock().await;
         if fetched.token.as_ref().is_some_and(|token| used.header.strip_prefix("Bearer ") == Some(token.text())) {
@@ -219,31 +265,22 @@ impl Authorizer {
     }
 
     /// How to speak of the credentials in use.
-    pub(crate) fn who(&self) -> &'static str {
-        self.lock().credentials.as_ref().unwrap_or(&Credentials::Anonymous).who()
+    pub(crate) fn who(&self, repository: &str) -> &'static str {
+        self.lock().logins.of(repository).unwrap_or(&Credentials::Anonymous).who()
     }
 
-    async fn token(
-        &self,
-        transport: &Transport,
-        realm: &Url,
-        service: Option<String>,
-        scopes: &Scopes,
-        deadline: &Deadline,
-    ) -> Result<String, RegistryError> {
-        let asked = Instant::now();
-        let slot = self.slot(scopes);
+    async fn token(&self, asked: &Asked<'_>) -> Result<String, RegistryError> {
+        let since = Instant::now();
+        let slot = self.slot(asked.scopes);
         let mut fetched = slot.lock().await;
         if let Some(token) = fetched.token.as_ref().filter(|token| token.is_fresh()) {
             return Ok(token.text().to_owned());
         }
         // Whoever waited for an attempt that failed shares its failure.
-        if let Some((_, error)) = fetched.failure.as_ref().filter(|(when, _)| *when > asked) {
+        if let Some((_, error)) = fetched.failure.as_ref().filter(|(when, _)| *when > since) {
             return Err(error.clone());
         }
-        let credentials = self.credentials(deadline).await?;
-        let request = TokenRequest { registry: &self.registry, realm, service, scopes, credentials: &credentials };
-        match request.send(transport, &self.backoff, deadline).await {
+        match self.fetch_token(asked).await {
             Ok(token) => {
                 let text = token.text().to_owned();
                 *fetched = Fetched { token: Some(token), failure: None };
@@ -251,11 +288,28 @@ impl Authorizer {
             }
             Err(error) => {
                 *fetched = Fetched { token: None, failure: Some((Instant::now(), error.clone())) };
-                // The credentials may be old, too.
-                self.lock().credentials = None;
+                self.forget_login(asked.repository);
                 Err(error)
             }
         }
+    }
+
+    /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed.
+    async fn fetch_token(&self, asked: &Asked<'_>) -> Result<Token, RegistryError> {
+        let credentials = self.credentials(asked.repository, asked.deadline).await?;
+        let first = self.request_token(asked, &credentials).await;
+        if !matches!(first, Err(RegistryError::Token { status: Some(401 | 403), .. })) {
+            return first;
+        }
+        self.forget_login(asked.repository);
+        let found = self.credentials(asked.repository, asked.deadline).await?;
+        if found == credentials { first } else { self.request_token(asked, &found).await }
+    }
+
+    async fn request_token(&self, asked: &Asked<'_>, credentials: &Credentials) -> Result<Token, RegistryError> {
+        let Asked { transport, realm, service, scopes, deadline, .. } = asked;
+        let request = TokenRequest { registry: &self.registry, realm, service: service.clone(), scopes, credentials };
+        request.send(transport, &self.backoff, deadline).await
     }
 
     fn slot(&self, scopes: &Scopes) -> Arc<Slot> {
@@ -267,22 +321,17 @@ impl Authorizer {
         Arc::clone(state.tokens.entry(scopes.clone()).or_default())
     }
 
-    async fn credentials(&self, deadline: &Deadline) -> Result<Credentials, RegistryError> {
-        if let Some(known) = self.lock().credentials.clone() {
+    async fn credentials(&self, repository: &str, deadline: &Deadline) -> Result<Credentials, RegistryError> {
+        if let Some(known) = self.lock().logins.of(repository).cloned() {
             return Ok(known);
         }
-        let (registry, source) = (self.registry.clone(), self.source.clone());
-        // Files are read and programs run: not on the threads that move bytes.
-        let search = tokio::task::spawn_blocking(move || credentials::find(&registry, &source));
+        let search = credentials::find(&self.registry, repository, &self.source);
         let found = tokio::time::timeout_at(deadline.at(), search).await;
-        let found = match found {
-            Ok(Ok(found)) => found,
-            Ok(Err(_)) => Err("the search for credentials was cut off".to_owned()),
-            Err(_) => Err("a credential program did not answer in time".to_owned()),
-        };
+        let found = found.unwrap_or_else(|_| Err("who should know them did not answer in time".to_owned()));
         let found = found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })?;
-        self.lock().credentials = Some(found.clone());
-        Ok(found)
+        let credentials = found.credentials.clone();
+        self.lock().logins.keep(repository, found);
+        Ok(credentials)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

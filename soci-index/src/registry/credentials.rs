@@ -1,19 +1,21 @@
 //! Where user names and passwords come from.
 //!
-//! Explicit ones, or docker's: `config.json` (in `$DOCKER_CONFIG` or `~/.docker`) with its `auths`, `credHelpers` and
-//! `credsStore`, then podman's `auth.json`. The library for these files is given their content only: by itself it does
-//! not tell a missing file, which is normal, from a broken one, which is not. Credentials are looked up for the
-//! registry that the user named and for nobody else: no challenge, redirect or token realm ever takes part. Invariants:
-//! a program's "credentials not found" means anonymous, any other failure of it is an error; neither secrets nor a
-//! program's output are ever shown.
+//! Explicit ones, docker's files and programs, or a [`Keychain`] that whoever runs a node brings: the kubelet's plugins,
+//! secrets of a cluster, what came with a pull. Several are asked in order, and the first that knows something wins.
+//!
+//! Credentials are looked up for the registry that the user named and for nobody else: no challenge, redirect or token
+//! realm ever takes part. A keychain is told the repository, too, for two images of one registry may need different
+//! ones. Invariants: nothing is remembered here, so what changed outside is found by the next look; one source that
+//! fails does not hide what another knows, but a search that found nothing names the failure; secrets are never shown.
 
-use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use docker_credential::{CredentialRetrievalError, DockerCredential};
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+mod docker;
 
 /// A text that never shows itself.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,7 +28,9 @@ impl Secret {
         Self(text.into())
     }
 
-    pub(crate) fn expose(&self) -> &str {
+    /// The text, for whoever has to send or to store it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -38,7 +42,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Where to take credentials from.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum CredentialSource {
     /// Docker's configuration and credential programs.
     #[default]
@@ -52,16 +56,47 @@ pub enum CredentialSource {
         /// The password.
         password: Secret,
     },
+    /// Somebody who is asked for every repository.
+    Keychain(Arc<dyn Keychain>),
+    /// All of these, until one knows something.
+    Chain(Vec<Self>),
     /// None.
     Anonymous,
 }
 
-/// What was found.
+/// Knows credentials.
+pub trait Keychain: Send + Sync + fmt::Debug {
+    /// What it is called in messages.
+    fn name(&self) -> &'static str;
+
+    /// The credentials for `repository` on `registry` (both as the user wrote them), or `None` if it knows none.
+    ///
+    /// # Errors
+    /// A reason in words, without anything secret.
+    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>>;
+}
+
+/// Credentials and what they are good for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Credentials {
+pub struct Login {
+    /// The credentials.
+    pub credentials: Credentials,
+    /// When to look again; `None` is when they are refused.
+    pub until: Option<Instant>,
+    /// Whether they are for every repository of the registry.
+    pub whole_registry: bool,
+}
+
+/// A proof of who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// None.
     Anonymous,
+    /// A name and a password.
     Password {
+        /// The user.
         user: String,
+        /// The password.
         password: Secret,
     },
     /// To be exchanged for access tokens.
@@ -79,168 +114,103 @@ impl Credentials {
     }
 }
 
-/// Finds the credentials for `registry` (its name as the user wrote it). Blocks: it reads files and runs programs.
-pub(crate) fn find(registry: &str, source: &CredentialSource) -> Result<Credentials, String> {
+/// Finds the credentials for `repository` on `registry`; anonymous ones if there are none.
+///
+/// # Errors
+/// A reason in words, when nothing was found and a source could not be asked.
+pub(crate) async fn find(registry: &str, repository: &str, source: &CredentialSource) -> Result<Login, String> {
+    let everywhere = |credentials| Login { credentials, until: None, whole_registry: true };
     match source {
-        CredentialSource::Anonymous => Ok(Credentials::Anonymous),
+        CredentialSource::Anonymous => Ok(everywhere(Credentials::Anonymous)),
         CredentialSource::Password { user, password } => {
-            Ok(Credentials::Password { user: user.clone(), password: password.clone() })
+            Ok(everywhere(Credentials::Password { user: user.clone(), password: password.clone() }))
         }
-        CredentialSource::File(file) => match in_file(registry, file)? {
-            Some(credentials) => Ok(credentials),
-            None => Err(format!("{} does not exist", file.display())),
-        },
+        CredentialSource::File(file) => {
+            let (registry, file) = (registry.to_owned(), file.clone());
+            let missing = format!("{} does not exist", file.display());
+            blocking(move || docker::in_file(&registry, &file)).await?.map(everywhere).ok_or(missing)
+        }
         CredentialSource::DockerConfig => {
-            for file in files(|name| std::env::var_os(name)) {
-                match in_file(registry, &file)? {
-                    None | Some(Credentials::Anonymous) => {}
-                    Some(found) => return Ok(found),
-                }
+            let registry = registry.to_owned();
+            blocking(move || docker::find(&registry)).await.map(everywhere)
+        }
+        CredentialSource::Keychain(keychain) => {
+            let found = keychain.find(registry, repository).await;
+            let found = found.map_err(|reason| format!("{}: {reason}", keychain.name()))?;
+            Ok(found.unwrap_or(Login { credentials: Credentials::Anonymous, until: None, whole_registry: false }))
+        }
+        CredentialSource::Chain(sources) => first(registry, repository, sources).await,
+    }
+}
+
+async fn first(registry: &str, repository: &str, sources: &[CredentialSource]) -> Result<Login, String> {
+    let (mut failures, mut whole_registry) = (Vec::new(), true);
+    for source in sources {
+        match Box::pin(find(registry, repository, source)).await {
+            Ok(login) if login.credentials != Credentials::Anonymous => return Ok(login),
+            Ok(login) => whole_registry &= login.whole_registry,
+            Err(reason) => {
+                tracing::warn!(registry, repository, reason, "a source of credentials failed");
+                failures.push(reason);
             }
-            Ok(Credentials::Anonymous)
         }
     }
-}
-
-/// Where docker and podman keep their logins, by the environment.
-fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let below = |name: &str, rest: &str| {
-        let directory = variable(name).filter(|value| !value.is_empty())?;
-        Some(Path::new(&directory).join(rest))
-    };
-    let docker = below("DOCKER_CONFIG", "config.json").or_else(|| below("HOME", ".docker/config.json"));
-    let podman = match variable("REGISTRY_AUTH_FILE").filter(|value| !value.is_empty()) {
-        Some(file) => vec![PathBuf::from(file)],
-        None => [below("XDG_RUNTIME_DIR", "containers/auth.json"), below("HOME", ".config/containers/auth.json")]
-            .into_iter()
-            .flatten()
-            .collect(),
-    };
-    docker.into_iter().chain(podman).collect()
-}
-
-/// Looks in one file; `None` when it does not exist.
-fn in_file(registry: &str, file: &Path) -> Result<Option<Credentials>, String> {
-    for key in keys(registry) {
-        let opened = match File::open(file) {
-            Ok(opened) => opened,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("{}: {error}", file.display())),
-        };
-        let answer = docker_credential::get_credential_from_reader(BufReader::new(opened), key);
-        match found(answer).map_err(|reason| format!("{}: {reason}", file.display()))? {
-            Credentials::Anonymous => {}
-            credentials => return Ok(Some(credentials)),
-        }
+    if failures.is_empty() {
+        return Ok(Login { credentials: Credentials::Anonymous, until: None, whole_registry });
     }
-    Ok(Some(Credentials::Anonymous))
+    Err(failures.join("; "))
 }
 
-/// The names under which a registry may be listed.
-fn keys(registry: &str) -> Vec<&str> {
-    match registry {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" => {
-            vec!["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"]
-        }
-        other => vec![other],
-    }
-}
-
-fn found(answer: Result<DockerCredential, CredentialRetrievalError>) -> Result<Credentials, String> {
-    match answer {
-        Ok(DockerCredential::IdentityToken(token)) if !token.is_empty() => {
-            Ok(Credentials::IdentityToken(Secret(token)))
-        }
-        Ok(DockerCredential::UsernamePassword(user, password)) if !user.is_empty() || !password.is_empty() => {
-            Ok(Credentials::Password { user, password: Secret(password) })
-        }
-        Ok(_) | Err(CredentialRetrievalError::NoCredentialConfigured | CredentialRetrievalError::ConfigNotFound) => {
-            Ok(Credentials::Anonymous)
-        }
-        Err(CredentialRetrievalError::HelperFailure { helper, stdout, stderr }) => {
-            let not_found = |text: &str| text.to_ascii_lowercase().contains("credentials not found");
-            if not_found(&stdout) || not_found(&stderr) {
-                return Ok(Credentials::Anonymous);
-            }
-            Err(format!("{helper} failed; run it by hand to see why"))
-        }
-        Err(other) => Err(other.to_string()),
-    }
+/// Files are read and programs run: not on the threads that move bytes.
+async fn blocking<T: Send + 'static>(search: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(search).await.unwrap_or_else(|_| Err("the search was cut off".to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use futures_util::FutureExt as _;
 
-    fn in_text(text: &str, registry: &str) -> Result<Credentials, String> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        find(registry, &CredentialSource::File(file.path().to_owned()))
-    }
+    use super::*;
 
     fn password(user: &str, password: &str) -> Credentials {
         Credentials::Password { user: user.into(), password: Secret::new(password) }
     }
 
-    #[test]
-    fn docker_config_keys() {
-        // "u:p" in base64.
-        for (key, registry, expected) in [
-            ("h.example", "h.example", password("u", "p")),
-            ("https://h.example/v1/", "h.example", password("u", "p")),
-            ("https://index.docker.io/v1/", "docker.io", password("u", "p")),
-            ("docker.io", "docker.io", password("u", "p")),
-            ("localhost:5000", "localhost:5000", password("u", "p")),
-            ("localhost:5000", "localhost:5001", Credentials::Anonymous),
-            ("h.example", "h.example.evil", Credentials::Anonymous),
-        ] {
-            let text = format!(r#"{{"auths":{{"{key}":{{"auth":"dTpw"}}}}}}"#);
-            assert_eq!(in_text(&text, registry), Ok(expected), "{key} {registry}");
-        }
-        let text = r#"{"auths":{"h":{"auth":"dTpw","identitytoken":"t"}}}"#;
-        assert_eq!(in_text(text, "h"), Ok(Credentials::IdentityToken(Secret::new("t"))));
-        assert_eq!(in_text("{}", "h"), Ok(Credentials::Anonymous));
-        assert!(in_text("{", "h").is_err());
-        assert!(in_text(r#"{"credHelpers":{"h":"no-such-program-anywhere"}}"#, "h").is_err());
-    }
+    /// Knows one repository, or fails.
+    #[derive(Debug)]
+    struct One(Result<&'static str, &'static str>);
 
-    #[test]
-    fn files_by_the_environment() {
-        for (variables, expected) in [
-            (&[][..], &[][..]),
-            (&[("HOME", "/h")], &["/h/.docker/config.json", "/h/.config/containers/auth.json"]),
-            (
-                &[("HOME", "/h"), ("DOCKER_CONFIG", "/d"), ("XDG_RUNTIME_DIR", "/x")],
-                &["/d/config.json", "/x/containers/auth.json", "/h/.config/containers/auth.json"],
-            ),
-            (&[("REGISTRY_AUTH_FILE", "/a"), ("HOME", "/h"), ("DOCKER_CONFIG", "")], &["/h/.docker/config.json", "/a"]),
-        ] {
-            let look =
-                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(*value));
-            assert_eq!(files(look), expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+    impl Keychain for One {
+        fn name(&self) -> &'static str {
+            "one"
+        }
+
+        fn find<'a>(&'a self, _: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>> {
+            let found = self.0.map(|known| {
+                let credentials = password(known, "p");
+                (known == repository).then_some(Login { credentials, until: None, whole_registry: false })
+            });
+            std::future::ready(found.map_err(str::to_owned)).boxed()
         }
     }
 
-    /// A machine where nobody has ever logged in.
-    #[test]
-    fn missing_files() {
-        let missing = PathBuf::from("/no/such/config.json");
-        assert_eq!(in_file("h", &missing), Ok(None));
-        assert!(find("h", &CredentialSource::File(missing)).is_err());
+    #[tokio::test]
+    async fn the_first_that_knows_something_wins() {
+        let keychain = |known| CredentialSource::Keychain(Arc::new(One(known)));
+        let sources = |last| CredentialSource::Chain(vec![CredentialSource::Anonymous, keychain(Err("broken")), last]);
+        let found = find("h", "a", &sources(keychain(Ok("a")))).await.unwrap();
+        assert_eq!((found.credentials, found.whole_registry), (password("a", "p"), false));
+        // Nobody knows it, and one could not be asked.
+        assert_eq!(find("h", "b", &sources(keychain(Ok("a")))).await, Err("one: broken".to_owned()));
+        let chain = CredentialSource::Chain(vec![keychain(Ok("a")), CredentialSource::Anonymous]);
+        let found = find("h", "b", &chain).await.unwrap();
+        assert_eq!((found.credentials, found.whole_registry), (Credentials::Anonymous, false));
     }
 
-    #[test]
-    fn programs() {
-        let failed = |stdout: &str, stderr: &str| {
-            found(Err(CredentialRetrievalError::HelperFailure {
-                helper: "docker-credential-x".into(),
-                stdout: stdout.into(),
-                stderr: stderr.into(),
-            }))
-        };
-        assert_eq!(failed("credentials not found in native keychain\n", ""), Ok(Credentials::Anonymous));
-        let error = failed("", "panic: hunter2").unwrap_err();
-        assert!(error.contains("docker-credential-x") && !error.contains("hunter2"), "{error}");
+    #[tokio::test]
+    async fn a_named_file_must_exist() {
+        let missing = CredentialSource::File("/no/such/config.json".into());
+        assert!(find("h", "a", &missing).await.unwrap_err().contains("/no/such/config.json"));
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Repository {
         let (mut asked, mut renewed) = (false, false);
         loop {
             let grant: Option<Grant> =
-                if at_home { authorizer.grant(transport, &call.scopes, deadline).await? } else { None };
+                if at_home { authorizer.grant(transport, self.name(), &call.scopes, deadline).await? } else { None };
             let authorization = grant.as_ref().map(Grant::header);
             let request = Request { method, url, headers: &call.headers, authorization, body };
             let response = transport
@@ -155,7 +155,9 @@ impl Repository {
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
                 let first = if grant.is_some() { !renewed } else { !asked };
                 if !helps || !first {
-                    return Err(self.denied(response, &call.scopes).await);
+                    let denied = self.denied(response, &call.scopes).await;
+                    authorizer.forget_login(self.name());
+                    return Err(denied);
                 }
             } else if grant.is_none() || renewed {
                 // 403 without a credential is a refusal; with one it may also mean "expired" (ECR).
@@ -163,7 +165,7 @@ impl Repository {
             }
             match &grant {
                 Some(grant) => {
-                    authorizer.forget(grant).await;
+                    authorizer.forget(self.name(), grant).await;
                     renewed = true;
                 }
                 None => asked = true,
@@ -177,7 +179,7 @@ impl Repository {
             registry: self.registry().name().to_owned(),
             repository: self.name().to_owned(),
             scope: scopes.to_string(),
-            who: self.registry().authorizer().who(),
+            who: self.registry().authorizer().who(self.name()),
             message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
         }
     }

@@ -1,8 +1,17 @@
 //! Tokens, challenges and renewals.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use soci_index::digest::Digest;
 use soci_index::image::reference::ManifestName;
-use soci_index::registry::{Body, ClientOptions, CredentialSource, RegistryError};
+use soci_index::registry::{
+    Body, ClientOptions, CredentialSource, Credentials, Keychain, Login, Registry, RegistryError, Secret,
+};
 
 use crate::server::{BASIC, Recorded, Reply, Server, options, reply, with_password};
 
@@ -194,4 +203,100 @@ async fn pushing_asks_for_both_rights_at_once() {
     assert!(pushed.is_ok());
     let token = server.lines().into_iter().find(|line| line.contains("/token")).unwrap();
     assert!(token.ends_with("scope=repository%3Ap%2Fr%3Apull%2Cpush"), "{token}");
+}
+
+/// Knows a password per repository, which may change, and counts how often it is asked.
+#[derive(Debug, Default)]
+struct Passwords {
+    known: Mutex<HashMap<String, String>>,
+    asked: AtomicUsize,
+}
+
+impl Passwords {
+    fn set(&self, repository: &str, password: &str) {
+        self.known.lock().unwrap().insert(repository.to_owned(), password.to_owned());
+    }
+}
+
+impl Keychain for Passwords {
+    fn name(&self) -> &'static str {
+        "the test's passwords"
+    }
+
+    fn find<'a>(&'a self, _: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let password = self.known.lock().unwrap().get(repository).map(Secret::new);
+        let login = password.map(|password| Login {
+            credentials: Credentials::Password { user: "me".to_owned(), password },
+            until: None,
+            whole_registry: false,
+        });
+        std::future::ready(Ok(login)).boxed()
+    }
+}
+
+/// Whether a request carries this password.
+fn carries(request: &Recorded, password: &str) -> bool {
+    let expected = base64::engine::general_purpose::STANDARD.encode(format!("me:{password}"));
+    request.header("authorization") == Some(&format!("Basic {expected}"))
+}
+
+#[tokio::test]
+async fn every_repository_has_its_own_credentials_and_they_may_change() {
+    let right = Arc::new(Mutex::new("one"));
+    let accepted = Arc::clone(&right);
+    let server = Server::start(move |request| {
+        let wanted = if request.target.contains("/p/other/") { "other" } else { *accepted.lock().unwrap() };
+        if carries(request, wanted) {
+            return reply(200).body(MANIFEST);
+        }
+        reply(401).header("www-authenticate", "Basic realm=\"x\"")
+    })
+    .await;
+    let passwords = Arc::new(Passwords::default());
+    let credentials = CredentialSource::Keychain(Arc::clone(&passwords) as Arc<dyn Keychain>);
+    let registry = Registry::new(&server.address, ClientOptions { credentials, ..options() }).unwrap();
+    let (repository, other) = (registry.repository("p/r"), registry.repository("p/other"));
+
+    // Nothing is known, and that is not remembered.
+    let error = repository.manifest(&tag()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error:?}");
+    passwords.set("p/r", "one");
+    passwords.set("p/other", "other");
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    other.manifest(&tag()).await.unwrap().unwrap();
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    assert_eq!(passwords.asked.load(Ordering::Relaxed), 3, "kept while they are good");
+
+    // Both sides change; the call that finds out succeeds.
+    *right.lock().unwrap() = "two";
+    passwords.set("p/r", "two");
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    other.manifest(&tag()).await.unwrap().unwrap();
+    assert_eq!(passwords.asked.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn changed_credentials_are_used_for_the_next_token() {
+    let right = Arc::new(Mutex::new("one"));
+    let accepted = Arc::clone(&right);
+    // Tokens live for an instant, so that each call needs a new one.
+    let server = guarded("abc", move |request| match carries(request, *accepted.lock().unwrap()) {
+        true => reply(200).body(r#"{"token":"abc","expires_in":0.000001}"#),
+        false => reply(401),
+    })
+    .await;
+    let passwords = Arc::new(Passwords::default());
+    passwords.set("p/r", "one");
+    let credentials = CredentialSource::Keychain(Arc::clone(&passwords) as Arc<dyn Keychain>);
+    let repository = server.repository_with(ClientOptions { credentials, ..options() });
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    *right.lock().unwrap() = "two";
+    passwords.set("p/r", "two");
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    // Wrong on both sides is an error, and not for ever.
+    *right.lock().unwrap() = "three";
+    assert!(matches!(repository.manifest(&tag()).await, Err(RegistryError::Token { status: Some(401), .. })));
+    passwords.set("p/r", "three");
+    repository.manifest(&tag()).await.unwrap().unwrap();
 }
