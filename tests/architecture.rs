@@ -79,10 +79,10 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 21] = [
+const FOREIGN: [(&str, &[&str]); 25] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_client", &["soci-index/src/image/reference.rs"]),
-    ("docker_credential", &["soci-index/src/registry/credentials.rs"]),
+    ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
     ("planus", &["soci-index/src/ztoc/flat_read.rs", "soci-index/src/ztoc/zinfo.rs"]),
     ("libz_rs_sys", &["soci-index/src/inflate.rs"]),
@@ -95,6 +95,10 @@ const FOREIGN: [(&str, &[&str]); 21] = [
     ("prost", &["soci-fs/src/grpc"]),
     ("prost_types", &["soci-fs/src/grpc.rs", "soci-fs/src/grpc"]),
     // `database.rs` speaks to it, the module's error carries what it said.
+    ("http_body_util", &["soci-fs/src/grpc"]),
+    ("kube", &["soci-fs/src/keychain/cluster.rs"]),
+    ("k8s_openapi", &["soci-fs/src/keychain/cluster.rs"]),
+    ("serde_saphyr", &["soci-fs/src/keychain/plugins.rs"]),
     ("redb", &["soci-fs/src/snapshots.rs", "soci-fs/src/snapshots/database.rs"]),
     ("regex", &["soci-fs/src/snapshots/filter.rs"]),
     // `main.rs` parses, `args.rs` declares, `help.rs` writes completions and manual pages of it.
@@ -133,7 +137,7 @@ const ENVIRONMENT: [&str; 5] = [
     // What a service manager passes.
     "soci-fs/src/supervisor/systemd.rs",
     // Where Docker and Podman keep logins.
-    "soci-index/src/registry/credentials.rs",
+    "soci-index/src/registry/credentials/docker.rs",
 ];
 
 struct Source {

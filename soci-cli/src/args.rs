@@ -8,10 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-mod time;
-
-use time::duration;
+use soci_index::gotime::duration;
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]

@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod config;
+mod keychain;
 pub mod log;
 pub mod operations;
 mod worker;

@@ -1,4 +1,6 @@
-//! containerd's snapshots service over gRPC: the only place that knows the protocol.
+//! What this daemon says over gRPC: the only place that knows the protocol.
+//!
+//! containerd's snapshots service is here, the kubelet's image service in [`image_service`].
 //!
 //! Each call is translated, handed to [`Snapshots`] on a thread that may wait for the disk, and translated back. There is
 //! no state here and no decision, so no reflection and no health service either: containerd asks for neither.
@@ -18,12 +20,14 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 mod generated;
+pub mod image_service;
 #[cfg(test)]
 mod tests;
 
 use crate::snapshots::provider::LayerRequest;
 use crate::snapshots::{Info, Kind, Labels, Mount, Prepared, SnapshotError, Snapshots};
 use generated::snapshots as proto;
+use image_service::ImageService;
 use proto::snapshots_server::{Snapshots as Service, SnapshotsServer};
 
 /// Longest message, in bytes: containerd's own limit.
@@ -46,13 +50,15 @@ pub enum ServeError {
     Server(tonic::transport::Error),
 }
 
-/// Serves snapshots on a listening socket until `stop` ends; calls under way are finished.
+/// Serves snapshots on a listening socket until `stop` ends, and the kubelet's image service beside it; calls under way
+/// are finished.
 ///
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(
     listener: UnixListener,
     snapshots: Arc<Snapshots>,
+    images: Option<ImageService>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     listener.set_nonblocking(true).map_err(ServeError::Socket)?;
@@ -60,7 +66,7 @@ pub async fn serve(
     let service = SnapshotsServer::new(SnapshotsService { snapshots })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = tonic::transport::Server::builder().add_service(service);
+    let server = tonic::transport::Server::builder().add_service(service).add_optional_service(images);
     server.serve_with_incoming_shutdown(connections(listener), stop).await.map_err(ServeError::Server)
 }
 

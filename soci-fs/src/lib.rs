@@ -13,6 +13,7 @@ pub mod forest;
 mod fuse;
 pub mod grpc;
 pub mod image;
+pub mod keychain;
 mod lock;
 pub mod metrics;
 pub mod mount;

@@ -90,7 +90,7 @@ impl Opener for Shelf {
 }
 
 fn worker(directory: &Path) -> ExitCode {
-    let Inherited { kept, listener, supervisor } = match Inherited::receive() {
+    let Inherited { kept, listener, supervisor, memory: _ } = match Inherited::receive() {
         Ok(inherited) => inherited,
         Err(error) => {
             eprintln!("worker: {error}");

@@ -23,6 +23,7 @@ pub mod discover;
 pub mod entry;
 pub mod format;
 pub mod gojson;
+pub mod gotime;
 pub mod gzip;
 pub mod image;
 pub mod index;

@@ -5,7 +5,7 @@
 //! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
-//! Keys of our own: `pull_modes.leave_unindexed` and the section `[layer_store]`. One default differs: version 1
+//! Keys of our own: `pull_modes.leave_unindexed` and the sections `[kubelet_keychain]` and `[layer_store]`. One default differs: version 1
 //! indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
@@ -21,8 +21,14 @@ pub use sections::*;
 pub use values::*;
 
 /// Keys that change something in this daemon. All others are accepted.
-const WITH_EFFECT: [&str; 13] = [
+const WITH_EFFECT: [&str; 19] = [
+    "cri_keychain.enable_keychain",
+    "cri_keychain.image_service_path",
     "debug",
+    "kubeconfig_keychain.enable_keychain",
+    "kubeconfig_keychain.kubeconfig_path",
+    "kubelet_keychain.bin_dir",
+    "kubelet_keychain.config_path",
     "layer_store.quota",
     "max_concurrency",
     "metrics_address",
@@ -98,6 +104,15 @@ impl Loaded {
             }
         };
         let config: DaemonConfig = toml::from_str(text).map_err(failed)?;
+        if config.kubelet_keychain.config_path.is_empty() != config.kubelet_keychain.bin_dir.is_empty() {
+            let line = text.lines().position(|line| line.contains("kubelet_keychain")).unwrap_or_default();
+            return Err(ConfigError::Load {
+                file: file.to_owned(),
+                line: line + 1,
+                what: "config_path and bin_dir must be given together".to_owned(),
+                text: text.lines().nth(line).unwrap_or_default().trim().to_owned(),
+            });
+        }
         let given: toml::Table = toml::from_str(text).map_err(failed)?;
         let default = toml::Table::try_from(DaemonConfig::default()).unwrap_or_default();
         let mut without_effect = Vec::new();
@@ -220,6 +235,7 @@ mod tests {
             ("[layer_store]\nquota = '5 apples'\n", 2, "quota"),
             ("[pull_modes.parallel_pull_unpack]\nconcurrent_download_chunk_size = '1tb'\n", 2, "chunk_size"),
             ("a = = 1\n", 1, "a = = 1"),
+            ("debug = true\n[kubelet_keychain]\nbin_dir = '/opt'\n", 2, "kubelet_keychain"),
         ] {
             match parse(text).unwrap_err() {
                 ConfigError::Load { line: found, text: shown, .. } => {

@@ -20,11 +20,12 @@ use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener
 use soci_fs::snapshots::{SnapshotOptions, Snapshots};
 use soci_fs::store::Store;
 use soci_fs::supervisor::Inherited;
-use soci_index::registry::ClientOptions;
+use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::DaemonConfig;
+use super::keychain::Credentials;
 use super::operations::{self, Operations};
 
 /// How long calls under way may take after the worker was told to end.
@@ -61,7 +62,8 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
     let options = SnapshotOptions::of_this_system();
-    let shop = Shop::open(root, config, &options)?;
+    let credentials = Credentials::of(config, inherited.memory)?;
+    let shop = Shop::open(root, config, &options, credentials.source)?;
     let serving = ServeOptions { statistics_path: Some(root.to_owned()), ..ServeOptions::default() };
     let session = device::serve(Arc::clone(&shop.forest), inherited.kept, &serving, Handle::current())
         .with_context(|| format!("cannot serve {}", mountpoint(root).display()))?;
@@ -81,7 +83,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let address = inherited.listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
     let address = address.unwrap_or_default().display().to_string();
-    let server = grpc::serve(inherited.listener, snapshots, async {
+    let server = grpc::serve(inherited.listener, snapshots, credentials.images, async {
         // An error means that the other end is gone, which is the end, too.
         let _ = stopped.await;
     });
@@ -107,7 +109,12 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
 }
 
 impl Shop {
-    fn open(root: &Path, config: &DaemonConfig, snapshots: &SnapshotOptions) -> anyhow::Result<Self> {
+    fn open(
+        root: &Path,
+        config: &DaemonConfig,
+        snapshots: &SnapshotOptions,
+        credentials: CredentialSource,
+    ) -> anyhow::Result<Self> {
         let runtime = Handle::current();
         let open = OpenOptions {
             observer: Arc::new(|_| {}),
@@ -124,7 +131,7 @@ impl Shop {
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
-        let registries = Arc::new(Registries::new(ClientOptions::default()));
+        let registries = Arc::new(Registries::new(ClientOptions { credentials, ..ClientOptions::default() }));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),

@@ -29,7 +29,7 @@ impl Wire {
         let socket = root.path().join("grpc.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let server = tokio::spawn(serve(listener, snapshots, async {
+        let server = tokio::spawn(serve(listener, snapshots, None, async {
             let _ = stopped.await;
         }));
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();

@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -44,12 +44,28 @@ pub(super) fn say(socket: &impl AsFd, word: Word) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a worker the device, then the listener.
-pub(super) fn hand(socket: &impl AsFd, device: &impl AsFd, listener: &impl AsFd, agreed: Negotiated) -> io::Result<()> {
-    let descriptors = [device.as_fd(), listener.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+/// Descriptors that a worker gets, in this order.
+const DESCRIPTORS: usize = 3;
+
+/// What a worker gets.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) device: OwnedFd,
+    pub(super) listener: OwnedFd,
+    /// Not from a supervisor of a version before it had one.
+    pub(super) memory: Option<OwnedFd>,
+    pub(super) agreed: Negotiated,
+}
+
+/// Gives a worker the device, the listener and the memory.
+pub(super) fn hand(
+    socket: &impl AsFd,
+    descriptors: &[BorrowedFd<'_>; DESCRIPTORS],
+    agreed: Negotiated,
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+    if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     let text = show(agreed);
@@ -58,9 +74,9 @@ pub(super) fn hand(socket: &impl AsFd, device: &impl AsFd, listener: &impl AsFd,
 }
 
 /// Waits for [`hand`]; `None` when the supervisor is gone.
-pub(super) fn receive(socket: &impl AsFd) -> io::Result<Option<(OwnedFd, OwnedFd, Negotiated)>> {
+pub(super) fn receive(socket: &impl AsFd) -> io::Result<Option<Handed>> {
     let mut text = [0_u8; 256];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let parts = &mut [IoSliceMut::new(&mut text)];
     let received = rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -73,7 +89,9 @@ pub(super) fn receive(socket: &impl AsFd) -> io::Result<Option<(OwnedFd, OwnedFd
     });
     let agreed = std::str::from_utf8(&text[..received.bytes]).ok().and_then(parse);
     match (descriptors.next(), descriptors.next(), agreed) {
-        (Some(device), Some(listener), Some(agreed)) => Ok(Some((device, listener, agreed))),
+        (Some(device), Some(listener), Some(agreed)) => {
+            Ok(Some(Handed { device, listener, memory: descriptors.next(), agreed }))
+        }
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -124,11 +142,17 @@ mod tests {
         assert_eq!([hear(), hear(), hear()], [Some(Word::Hello), None, Some(Word::Ready)]);
         let agreed = Negotiated { minor: 41, flags: 7 };
         let (read, write) = rustix::pipe::pipe().unwrap();
-        hand(&ours, &write, &read, agreed).unwrap();
-        let (device, listener, found) = receive(&theirs).unwrap().unwrap();
-        rustix::io::write(&device, b"x").unwrap();
+        let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&memory, b"before").unwrap();
+        hand(&ours, &[write.as_fd(), read.as_fd(), memory.as_fd()], agreed).unwrap();
+        let handed = receive(&theirs).unwrap().unwrap();
+        rustix::io::write(&handed.device, b"x").unwrap();
         let mut byte = [0];
-        assert_eq!((rustix::io::read(&listener, &mut byte).unwrap(), byte, found), (1, *b"x", agreed));
+        assert_eq!(rustix::io::read(&handed.listener, &mut byte).unwrap(), 1);
+        assert_eq!((byte, handed.agreed), (*b"x", agreed));
+        let mut text = [0; 9];
+        assert_eq!(rustix::io::pread(handed.memory.unwrap(), &mut text, 0).unwrap(), 6);
+        assert_eq!(&text[..6], b"before");
         drop(ours);
         assert!(receive(&theirs).unwrap().is_none());
     }

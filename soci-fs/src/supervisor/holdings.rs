@@ -1,4 +1,5 @@
-//! What the supervisor holds: the mount's device and the listener, taken back from the service manager or made.
+//! What the supervisor holds: the mount's device, the listener, and a file in memory in which one worker leaves to the
+//! next what must not be on a disk. Taken back from the service manager or made.
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -19,11 +20,13 @@ use crate::mount::device::{self, Kept, Negotiated};
 const DEVICE: &str = "soci-fuse";
 const AGREED: &str = "soci-fuse-agreed";
 const LISTENER: &str = "soci-listener";
+const MEMORY: &str = "soci-memory";
 
 #[derive(Debug)]
 pub(super) struct Holdings {
     pub(super) kept: Kept,
     pub(super) listener: UnixListener,
+    pub(super) memory: OwnedFd,
     _lock: Lock,
 }
 
@@ -33,11 +36,12 @@ pub(super) fn acquire(
     passed: Vec<(String, OwnedFd)>,
     manager: &Manager,
 ) -> Result<Holdings, SupervisorError> {
-    let (mut fuse, mut agreed, mut stored, mut activated) = (None, None, None, Vec::new());
+    let (mut fuse, mut agreed, mut memory, mut stored, mut activated) = (None, None, None, None, Vec::new());
     for (name, descriptor) in passed {
         match name.as_str() {
             DEVICE => fuse = Some(descriptor),
             AGREED => agreed = Some(descriptor),
+            MEMORY => memory = Some(descriptor),
             LISTENER => stored = Some(UnixListener::from(descriptor)),
             _ => activated.push(UnixListener::from(descriptor)),
         }
@@ -45,6 +49,10 @@ pub(super) fn acquire(
     // First what can fail without harm: a mount of somebody who lives is not touched.
     let lock = lock(&options.mountpoint)?;
     let listener = listener(&options.address, stored, activated, manager)?;
+    let memory = match memory {
+        Some(memory) => memory,
+        None => new_memory(manager)?,
+    };
     let kept = match (fuse, agreed.and_then(recall)) {
         (Some(device), Some(negotiated)) if device::is_alive(&device, &options.mountpoint) => {
             tracing::info!(mountpoint = %options.mountpoint.display(), "the mount was kept by the service manager");
@@ -52,7 +60,7 @@ pub(super) fn acquire(
         }
         _ => new_mount(options, manager)?,
     };
-    Ok(Holdings { kept, listener, _lock: lock })
+    Ok(Holdings { kept, listener, memory, _lock: lock })
 }
 
 /// The socket that the service manager listens on, or else one of ours: the one that is listened on already, or a new one.
@@ -78,9 +86,18 @@ fn listener(
 
 /// Takes everything out of the service manager's keeping.
 pub(super) fn forget(manager: &Manager) {
-    for name in [DEVICE, AGREED, LISTENER] {
+    for name in [DEVICE, AGREED, LISTENER, MEMORY] {
         manager.forget(name);
     }
+}
+
+fn new_memory(manager: &Manager) -> Result<OwnedFd, SupervisorError> {
+    let made = rustix::fs::memfd_create(MEMORY, MemfdFlags::CLOEXEC);
+    let memory =
+        made.map_err(|errno| SupervisorError::System { what: "make a file in memory", cause: errno.into() })?;
+    manager.forget(MEMORY);
+    manager.store(MEMORY, memory.as_fd());
+    Ok(memory)
 }
 
 fn new_mount(options: &SupervisorOptions, manager: &Manager) -> Result<Kept, SupervisorError> {

@@ -1,5 +1,6 @@
 //! The worker's side: takes what the supervisor keeps.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -36,6 +37,8 @@ pub struct Inherited {
     pub kept: Kept,
     /// Where clients connect. It is in non-blocking mode.
     pub listener: UnixListener,
+    /// A file in memory, with what an earlier worker left there. It outlives this process, not the supervisor's last end.
+    pub memory: Option<File>,
     /// For the word that all is well.
     pub supervisor: Supervisor,
 }
@@ -62,10 +65,11 @@ impl Inherited {
         // have died before this line, its end of the socket is closed.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|errno| failed(errno.into()))?;
         channel::say(&socket, Word::Hello).map_err(failed)?;
-        let (device, listener, negotiated) = channel::receive(&socket).map_err(failed)?.ok_or(InheritError::Gone)?;
-        let listener = UnixListener::from(listener);
+        let handed = channel::receive(&socket).map_err(failed)?.ok_or(InheritError::Gone)?;
+        let listener = UnixListener::from(handed.listener);
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { kept: Kept { device, negotiated }, listener, supervisor: Supervisor { socket } })
+        let kept = Kept { device: handed.device, negotiated: handed.agreed };
+        Ok(Self { kept, listener, memory: handed.memory.map(File::from), supervisor: Supervisor { socket } })
     }
 }
 

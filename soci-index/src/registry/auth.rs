@@ -6,7 +6,7 @@
 //! says so, and a refusal drops token and credentials, because both may have been renewed outside.
 //!
 //! Invariants: a token is used only for the set of scopes that it was asked for; there is at most one token request in
-//! flight per set; a password goes to the registry's own origin and to a realm that [`redirect::realm`] allows.
+//! flight per set, and one search for credentials per repository; a password goes to the registry's own origin and to a realm that [`redirect::realm`] allows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -89,6 +89,8 @@ enum Scheme {
 struct State {
     scheme: Scheme,
     logins: Logins,
+    /// Held by who looks for the credentials of a repository.
+    searches: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
     tokens: HashMap<Scopes, Arc<Slot>>,
     /// Scopes that turned out to need more than we asked for.
     wider: HashMap<Scopes, Scopes>,
@@ -170,8 +172,13 @@ pub(crate) struct Authorizer {
 
 impl Authorizer {
     pub(crate) fn new(registry: &str, base: &Url, source: CredentialSource, backoff: Backoff) -> Self {
-        let state =
-            State { scheme: Scheme::Unknown, logins: Logins::default(), tokens: HashMap::new(), wider: HashMap::new() };
+        let state = State {
+            scheme: Scheme::Unknown,
+            logins: Logins::default(),
+            searches: HashMap::new(),
+            tokens: HashMap::new(),
+            wider: HashMap::new(),
+        };
         Self { registry: registry.to_owned(), base: base.clone(), source, backoff, state: Mutex::new(state) }
     }
 
@@ -321,17 +328,31 @@ impl Authorizer {
         Arc::clone(state.tokens.entry(scopes.clone()).or_default())
     }
 
+    /// The credentials for a repository, looked up by one at a time: a program or a plugin may be slow or dear.
     async fn credentials(&self, repository: &str, deadline: &Deadline) -> Result<Credentials, RegistryError> {
-        if let Some(known) = self.lock().logins.of(repository).cloned() {
-            return Ok(known);
-        }
-        let search = credentials::find(&self.registry, repository, &self.source);
-        let found = tokio::time::timeout_at(deadline.at(), search).await;
+        let search = {
+            let mut state = self.lock();
+            if let Some(known) = state.logins.of(repository) {
+                return Ok(known.clone());
+            }
+            if state.searches.len() >= TOKENS_MAX {
+                state.searches.clear();
+            }
+            Arc::clone(state.searches.entry(repository.to_owned()).or_default())
+        };
+        let found = async {
+            let _searching = search.lock().await;
+            if let Some(known) = self.lock().logins.of(repository) {
+                return Ok(known.clone());
+            }
+            let found = credentials::find(&self.registry, repository, &self.source).await?;
+            let credentials = found.credentials.clone();
+            self.lock().logins.keep(repository, found);
+            Ok(credentials)
+        };
+        let found = tokio::time::timeout_at(deadline.at(), found).await;
         let found = found.unwrap_or_else(|_| Err("who should know them did not answer in time".to_owned()));
-        let found = found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })?;
-        let credentials = found.credentials.clone();
-        self.lock().logins.keep(repository, found);
-        Ok(credentials)
+        found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -62,6 +62,8 @@ pub struct DaemonConfig {
     pub kubeconfig_keychain: KubeconfigKeychain,
     /// Credentials from the kubelet.
     pub cri_keychain: CriKeychain,
+    /// Credentials from the kubelet's plugins.
+    pub kubelet_keychain: KubeletKeychain,
     /// Mirrors.
     pub resolver: Resolver,
     /// Snapshots.
@@ -99,6 +101,7 @@ impl Default for DaemonConfig {
             pull_modes: PullModes::default(),
             kubeconfig_keychain: KubeconfigKeychain::default(),
             cri_keychain: CriKeychain::default(),
+            kubelet_keychain: KubeletKeychain::default(),
             resolver: Resolver::default(),
             snapshotter: Snapshotter::default(),
             layer_store: LayerStore::default(),
@@ -296,6 +299,16 @@ impl Default for CriKeychain {
     fn default() -> Self {
         Self { enable_keychain: false, image_service_path: "/run/containerd/containerd.sock".to_owned() }
     }
+}
+
+/// Credentials from the kubelet's plugins. Both keys are settings of the kubelet; they are used when both are given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KubeletKeychain {
+    /// The kubelet's `--image-credential-provider-config`.
+    pub config_path: String,
+    /// The kubelet's `--image-credential-provider-bin-dir`.
+    pub bin_dir: String,
 }
 
 /// Mirrors.
