@@ -79,7 +79,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 25] = [
+const FOREIGN: [(&str, &[&str]); 26] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_client", &["soci-index/src/image/reference.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
@@ -96,10 +96,11 @@ const FOREIGN: [(&str, &[&str]); 25] = [
     ("prost_types", &["soci-fs/src/grpc.rs", "soci-fs/src/grpc"]),
     // `database.rs` speaks to it, the module's error carries what it said.
     ("http_body_util", &["soci-fs/src/grpc"]),
+    ("libc", &["soci-fs/src/mount/id_mapped.rs"]),
     ("kube", &["soci-fs/src/keychain/cluster.rs"]),
     ("k8s_openapi", &["soci-fs/src/keychain/cluster.rs"]),
     ("serde_saphyr", &["soci-fs/src/keychain/plugins.rs"]),
-    ("redb", &["soci-fs/src/snapshots.rs", "soci-fs/src/snapshots/database.rs"]),
+    ("redb", &["soci-fs/src/snapshots/error.rs", "soci-fs/src/snapshots/database.rs"]),
     ("regex", &["soci-fs/src/snapshots/filter.rs"]),
     // `main.rs` parses, `args.rs` declares, `help.rs` writes completions and manual pages of it.
     (
@@ -119,11 +120,13 @@ const FOREIGN: [(&str, &[&str]); 25] = [
 ];
 
 /// Where unsafe code is.
-const UNSAFE: [&str; 2] = [
+const UNSAFE: [&str; 3] = [
     // The C-style interface of the inflater is the only one that stops at block boundaries.
     "soci-index/src/inflate.rs",
     // Descriptors known by number: one inside the FUSE library, and those that a service manager passes.
     "soci-fs/src/descriptor.rs",
+    // A system call that no library wraps.
+    "soci-fs/src/mount/id_mapped.rs",
 ];
 
 /// Who reads the environment.

@@ -9,6 +9,7 @@ use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::forest::{Forest, ForestOptions};
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::reader::Policy;
+use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use soci_fs::remote::slots::Slots;
 use soci_fs::remote::{Registries, RemoteError, RemoteLayers, RemoteOptions, Reopener};
@@ -46,6 +47,7 @@ impl Daemon {
         };
         let store = Arc::new(Store::open(root).unwrap());
         let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
+        let id_maps = IdMaps::open(root.join("id-maps.json")).unwrap();
         let registries = Arc::new(Registries::new(client));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
@@ -63,7 +65,8 @@ impl Daemon {
             open_limit: Duration::from_secs(10),
             mountpoint: root.join("fs"),
         };
-        let layers = RemoteLayers::new(Arc::clone(&forest), store, slots, registries, options, runtime).unwrap();
+        let layers =
+            RemoteLayers::new(Arc::clone(&forest), store, slots, id_maps, registries, options, runtime).unwrap();
         Self { forest, layers }
     }
 

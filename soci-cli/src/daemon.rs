@@ -73,6 +73,7 @@ fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
         program: crate::config::own_program().context("cannot tell which program this is")?,
         arguments: worker,
         mountpoint: worker::mountpoint(root),
+        also_unmount: vec![root.join("snapshotter/mapped")],
         device: DeviceOptions::default(),
         address: match &arguments.address {
             args::Address::Path(path) => Address::Path(path.clone()),

@@ -33,18 +33,17 @@ use soci_index::digest::Digest;
 use soci_index::entry::Timestamp;
 
 use crate::attributes::Attributes;
+use crate::id_map::IdMap;
 use crate::image::FsError;
 use crate::reader::LayerReader;
 use crate::status::ImageStatus;
 use crate::tree::node_id::NodeId;
 use crate::tree::{NodeKind, NodeNumber, TreeError};
 
-mod id_map;
 mod name;
 mod planted;
 mod questions;
 
-pub use id_map::{IdMap, IdRange};
 use planted::{Planted, generation, now};
 pub use questions::Seen;
 
@@ -233,8 +232,8 @@ impl Forest {
         was_there
     }
 
-    /// Defines id map `number`, or defines it anew. The kernel keeps owners that it has seen, so a number is best used
-    /// for one mapping only.
+    /// Defines id map `number`, or defines it anew. The kernel keeps owners that it has seen, so the generation of a view's
+    /// nodes is taken from the mapping, too.
     ///
     /// # Errors
     /// [`PlantError::IdMap`] for number 0.

@@ -199,12 +199,14 @@ fn status(error: &SnapshotError) -> Status {
         | SnapshotError::ParentChanged { .. }
         | SnapshotError::LabelTooLong { .. }
         | SnapshotError::Unchangeable { .. }
+        | SnapshotError::Mapping { .. }
         | SnapshotError::Filter(_)
         | SnapshotError::Root { .. } => Code::InvalidArgument,
         SnapshotError::NotActive { .. } | SnapshotError::NotMountable { .. } | SnapshotError::HasChildren { .. } => {
             Code::FailedPrecondition
         }
         SnapshotError::Unavailable { .. }
+        | SnapshotError::Unmappable { .. }
         | SnapshotError::Abandoned { .. }
         | SnapshotError::Lock(_)
         | SnapshotError::NoOverlay { .. } => Code::Unavailable,

@@ -12,6 +12,7 @@ pub mod errno;
 pub mod forest;
 mod fuse;
 pub mod grpc;
+pub mod id_map;
 pub mod image;
 pub mod keychain;
 mod lock;

@@ -18,6 +18,7 @@ use crate::fuse;
 use crate::image::Image;
 
 pub mod device;
+pub(crate) mod id_mapped;
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -219,6 +220,13 @@ pub fn unmount(mountpoint: &Path, lazy: Lazy) -> Result<(), MountError> {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::PERM) => unmount_by_helper(mountpoint, lazy),
         Err(errno) => Err(MountError::Unmount { mountpoint: mountpoint.to_owned(), cause: errno.into() }),
+    }
+}
+
+/// Takes everything that is mounted on an entry of `directory` out of the tree; its users keep it until they end.
+pub(crate) fn unmount_entries(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        while rustix::mount::unmount(entry.path(), UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).is_ok() {}
     }
 }
 

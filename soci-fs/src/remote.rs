@@ -33,6 +33,7 @@ use crate::open::{ImageOpener, OpenError, OpenOptions};
 use crate::reader::LayerReader;
 use crate::store::Store;
 
+pub mod id_maps;
 pub mod labels;
 mod provide;
 mod reopen;
@@ -41,6 +42,7 @@ pub mod slots;
 pub use provide::Counted;
 pub use reopen::Reopener;
 
+use id_maps::{IdMaps, IdMapsError};
 use labels::{LabelError, WantedLayer};
 use slots::{SlotError, SlotRecord, Slots};
 
@@ -105,6 +107,9 @@ pub enum RemoteError {
     /// There is no slot to put it.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// A mapping of owners has no number.
+    #[error(transparent)]
+    IdMaps(#[from] IdMapsError),
     /// Its files cannot be numbered.
     #[error(transparent)]
     Plant(#[from] PlantError),
@@ -175,6 +180,7 @@ struct Inner {
     forest: Arc<Forest>,
     store: Arc<Store>,
     slots: Arc<Slots>,
+    id_maps: IdMaps,
     options: RemoteOptions,
     registries: Arc<Registries>,
     runtime: Handle,
@@ -214,15 +220,29 @@ impl RemoteLayers {
         forest: Arc<Forest>,
         store: Arc<Store>,
         slots: Arc<Slots>,
+        id_maps: IdMaps,
         registries: Arc<Registries>,
         options: RemoteOptions,
         runtime: Handle,
     ) -> Result<Self, RemoteError> {
+        for (number, map) in id_maps.all() {
+            forest.define_id_map(number, map)?;
+        }
         for (slot, record) in slots.all() {
             forest.expect(slot, record.layer.digest)?;
         }
         let gate = Semaphore::new(options.layers_at_once.max(1));
-        Ok(Self(Arc::new(Inner { forest, store, slots, options, registries, runtime, gate, state: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            forest,
+            store,
+            slots,
+            id_maps,
+            options,
+            registries,
+            runtime,
+            gate,
+            state: Mutex::default(),
+        })))
     }
 
     /// Makes the layer that `labels` describe available, and says in which slot it is.
@@ -255,10 +275,11 @@ impl RemoteLayers {
         self.claim(&wanted.layer).ok_or_else(|| RemoteError::Abandoned.into())
     }
 
-    /// The directory that shows a slot's layer.
+    /// The directory that shows a slot's layer, with owners mapped if `id_map` is given.
     #[must_use]
-    pub fn directory(&self, slot: u16) -> PathBuf {
-        self.0.options.mountpoint.join(slot.to_string())
+    pub fn directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf {
+        let name = id_map.map_or_else(|| slot.to_string(), |map| format!("{slot}-{map}"));
+        self.0.options.mountpoint.join(name)
     }
 
     /// Takes a slot away, with what is stored of its layer. The disk is freed a little later.

@@ -4,6 +4,7 @@
 //! ROOT/snapshotter/lock          the process that works here
 //! ROOT/snapshotter/soci.redb     records: see `database`
 //! ROOT/snapshotter/snapshots/    files: see `directories`
+//! ROOT/snapshotter/mapped/       files with mapped owners: see `mapped`
 //! ```
 //!
 //! A snapshot is *active* (written through an overlay), a *view* (read only) or *committed* (unchangeable, and what
@@ -26,8 +27,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 mod database;
 mod directories;
+mod error;
 mod filter;
 mod labels;
+mod mapped;
 mod mounts;
 pub mod provider;
 mod record;
@@ -37,6 +40,7 @@ mod support;
 mod tests;
 mod usage;
 
+pub use error::SnapshotError;
 pub use filter::{Filter, FilterError, FilterProblem};
 pub use labels::LABEL_BYTES_MAX;
 pub use mounts::Mount;
@@ -46,163 +50,18 @@ pub use support::{SnapshotOptions, check_overlay};
 pub use usage::Usage;
 
 use crate::lock::Lock;
-use crate::store::StoreError;
 use database::{Database, View};
 use directories::{Directories, Owner};
+use mapped::Mapped;
 use provider::LayerProvider;
 use record::{Commit, Record};
-
-/// Why a question about snapshots has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The key or name is taken.
-    #[error("snapshot {key:?} exists already")]
-    Exists {
-        /// The key or name.
-        key: String,
-    },
-    /// There is no such snapshot.
-    #[error("no snapshot {key:?}")]
-    NotFound {
-        /// The key or name.
-        key: String,
-    },
-    /// Only committed snapshots can be stood on.
-    #[error("{parent:?} cannot be the parent of {key:?}: it is not committed")]
-    ParentNotCommitted {
-        /// The snapshot to be made.
-        key: String,
-        /// The parent that was named.
-        parent: String,
-    },
-    /// A commit names another parent than the snapshot has.
-    #[error("snapshot {key:?} stands on {parent:?}, which a commit cannot change to {given:?}")]
-    ParentChanged {
-        /// The snapshot to be committed.
-        key: String,
-        /// Its parent.
-        parent: String,
-        /// The parent in the request.
-        given: String,
-    },
-    /// Only active snapshots can be committed.
-    #[error("snapshot {key:?} cannot be committed: it is {}", kind.name())]
-    NotActive {
-        /// The snapshot.
-        key: String,
-        /// What it is.
-        kind: Kind,
-    },
-    /// Committed snapshots are mounted through active ones and views.
-    #[error("snapshot {key:?} is committed: prepare a snapshot or a view on top of it")]
-    NotMountable {
-        /// The snapshot.
-        key: String,
-    },
-    /// Others stand on it.
-    #[error("snapshot {key:?} cannot be removed: {child:?} stands on it")]
-    HasChildren {
-        /// The snapshot.
-        key: String,
-        /// One of its children.
-        child: String,
-    },
-    /// A request without a key or name.
-    #[error("the request names no snapshot")]
-    NoKey,
-    /// A label above the limit.
-    #[error("label {key:?} takes {bytes} bytes with its value, {LABEL_BYTES_MAX} are allowed")]
-    LabelTooLong {
-        /// The beginning of its key.
-        key: String,
-        /// Bytes of key and value.
-        bytes: usize,
-    },
-    /// An update of something that is not a label.
-    #[error("{path:?} cannot be updated: only labels can")]
-    Unchangeable {
-        /// The path in the request's mask.
-        path: String,
-    },
-    /// A listing with a filter that makes no sense.
-    #[error(transparent)]
-    Filter(#[from] FilterError),
-    /// Files of a snapshot, or of one below it, are not there.
-    #[error("the files of snapshot {key:?} are not at {}: {cause}; remove the image and pull it again", path.display())]
-    Unavailable {
-        /// The snapshot whose files they are.
-        key: String,
-        /// Where they should be.
-        path: PathBuf,
-        /// What the system says.
-        cause: io::Error,
-    },
-    /// A system call failed.
-    #[error("cannot {operation} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
-    /// The database failed.
-    #[error("cannot {operation} the database of snapshots: {cause}")]
-    Database {
-        /// What was tried.
-        operation: &'static str,
-        /// What the database said.
-        cause: Box<redb::Error>,
-    },
-    /// A record that this program did not write.
-    #[error("the record of snapshot {key:?} is damaged: {cause}")]
-    Record {
-        /// The snapshot.
-        key: String,
-        /// What is wrong.
-        cause: serde_json::Error,
-    },
-    /// The database was written by a later program.
-    #[error("{} has form {found}, this program knows {expected}: use the later program again", path.display())]
-    Format {
-        /// The database.
-        path: PathBuf,
-        /// Its form.
-        found: u64,
-        /// The newest known form.
-        expected: u64,
-    },
-    /// The root is in use, or cannot be locked.
-    #[error(transparent)]
-    Lock(StoreError),
-    /// The path of the root would not survive in mount options.
-    #[error("{} cannot be the root: mount options need a path of text without , : and \\", path.display())]
-    Root {
-        /// The root.
-        path: PathBuf,
-    },
-    /// Overlay, on which all snapshots depend, cannot be mounted.
-    #[error("overlay cannot be mounted below {}: {cause}; use a root on ext4, or on xfs with ftype=1", path.display())]
-    NoOverlay {
-        /// The root.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
-    /// The program ends, or a part of it failed, before the answer was there.
-    #[error("the answer about snapshot {key:?} was given up")]
-    Abandoned {
-        /// The snapshot.
-        key: String,
-    },
-}
 
 /// The store of snapshots.
 #[derive(Debug)]
 pub struct Snapshots {
     database: Database,
     directories: Directories,
+    mapped: Mapped,
     options: SnapshotOptions,
     provider: Arc<dyn LayerProvider>,
     releases: Mutex<remote::Releases>,
@@ -229,8 +88,10 @@ impl Snapshots {
         let lock = crate::store::lock(&home).map_err(SnapshotError::Lock)?;
         let database = Database::open(&home.join("soci.redb"))?;
         let directories = Directories::open(home.join("snapshots"))?;
+        let mapped = Mapped::open(home.join("mapped"))?;
         let releases = Mutex::default();
-        let snapshots = Self { database, directories, options, provider, releases, _lock: lock };
+        let snapshots = Self { database, directories, mapped, options, provider, releases, _lock: lock };
+        snapshots.release_id_maps()?;
         snapshots.name_missing()?;
         Ok(snapshots)
     }
@@ -274,17 +135,26 @@ impl Snapshots {
 
     fn create(&self, kind: Kind, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>, SnapshotError> {
         let (labels, parent) = (labels::checked(labels)?, non_empty(parent));
+        let map = labels::id_map(&labels)?;
+        // No number that is given here is taken back before it is recorded.
+        let _mapping = map.is_some().then(|| remote::Providing::begin(self));
+        let id_map = map.as_ref().map(|map| self.assign_id_map(key, map)).transpose()?;
         let below = self.database.read(|view| {
             require_free(key, view.get(key)?.as_ref())?;
             require_committed(key, parent, |name| view.get(name))?;
             parent.map_or(Ok(Vec::new()), |parent| view.chain(parent))
         })?;
-        let owner = below.first().map(|(name, record)| self.present(name, record)).transpose()?;
+        let owner = match (below.first(), &map) {
+            (Some((name, record)), _) => Some(self.owner(name, record, id_map)?),
+            (None, Some(map)) => Some((map.uid(0), map.gid(0))),
+            (None, None) => None,
+        };
         let draft = self.directories.draft(kind, owner)?;
         let record = self.database.write(|edit| {
             require_free(key, edit.get(key)?.as_ref())?;
             require_committed(key, parent, |name| edit.get(name))?;
             let record = Record::new(edit.next_id()?, kind, parent, Lower::Local, labels.clone(), now());
+            let record = Record { id_map, ..record };
             draft.publish(record.id)?;
             edit.put(key, &record)?;
             Ok(record)
@@ -311,7 +181,8 @@ impl Snapshots {
             self.present(key, record)?;
         }
         let (own, work) = (self.directories.files(record.id), self.directories.work(record.id));
-        let lower = below.iter().map(|(_, record)| self.files(record)).collect();
+        let lower = below.iter().map(|(key, below)| self.lower(key, below, record.id_map));
+        let lower = lower.collect::<Result<_, _>>()?;
         Ok(mounts::mounts(&mounts::Parts { kind: record.kind, own, work, lower, options: self.options }))
     }
 
@@ -351,7 +222,7 @@ impl Snapshots {
             edit.remove(key, &record)?;
             Ok(record)
         })?;
-        self.release(removed.slot());
+        self.release(removed.slot(), removed.id_map);
         Ok(())
     }
 
@@ -407,9 +278,13 @@ impl Snapshots {
     /// [`SnapshotError::Io`] names the first that could not be deleted; the others are.
     pub fn cleanup(&self) -> Result<(), SnapshotError> {
         // A transaction that changes nothing: as long as it is open nobody gives out a number.
-        let removed = self.database.write(|edit| self.directories.take_unknown(&edit.ids()?))?;
+        let removed = self.database.write(|edit| {
+            let known = edit.ids()?;
+            self.mapped.keep_snapshots(&known);
+            self.directories.take_unknown(&known)
+        })?;
         let results: Vec<_> = removed.iter().map(|path| directories::delete(path)).collect();
-        self.release(None);
+        self.release(None, None);
         results.into_iter().collect()
     }
 
@@ -422,7 +297,7 @@ impl Snapshots {
     fn files(&self, record: &Record) -> PathBuf {
         match record.content {
             Lower::Local => self.directories.files(record.id),
-            Lower::Layer { slot } => self.provider.lower_directory(slot),
+            Lower::Layer { slot } => self.provider.lower_directory(slot, None),
         }
     }
 

@@ -34,7 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::mount::device::DeviceOptions;
-use crate::mount::{Lazy, MountError, unmount};
+use crate::mount::{Lazy, MountError, unmount, unmount_entries};
 
 mod channel;
 mod holdings;
@@ -71,6 +71,8 @@ pub struct SupervisorOptions {
     pub arguments: Vec<OsString>,
     /// Where the layers are mounted. Made if it does not exist.
     pub mountpoint: PathBuf,
+    /// Directories on whose entries workers mount, too: unmounted at the end, when the layers are.
+    pub also_unmount: Vec<PathBuf>,
     /// How they are mounted.
     pub device: DeviceOptions,
     /// Where clients connect.
@@ -151,7 +153,7 @@ pub fn run(options: SupervisorOptions) -> Result<(), SupervisorError> {
         Signals::watch().map_err(system("watch signals"))?
     };
     let held = holdings::acquire(&options, passed, &manager)?;
-    let mountpoint = options.mountpoint.clone();
+    let (mountpoint, others) = (options.mountpoint.clone(), options.also_unmount.clone());
     let unmounts = runtime.block_on(async {
         let (inputs, incoming) = mpsc::unbounded_channel();
         let mut office = Office { options, held, manager: &manager, inputs, workers: HashMap::new() };
@@ -160,6 +162,7 @@ pub fn run(options: SupervisorOptions) -> Result<(), SupervisorError> {
     if unmounts {
         holdings::forget(&manager);
         unmount(&mountpoint, Lazy::Yes)?;
+        others.iter().for_each(|directory| unmount_entries(directory));
     }
     Ok(())
 }

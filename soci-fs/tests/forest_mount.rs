@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use soci_fs::forest::{Forest, ForestOptions, IdMap, IdRange};
+use soci_fs::forest::{Forest, ForestOptions};
+use soci_fs::id_map::{IdMap, IdRange};
 use soci_fs::mount::device::{self, DeviceOptions, ServeOptions};
 use soci_fs::mount::{Lazy, mounts, unmount};
 use soci_fs::reader::Policy;

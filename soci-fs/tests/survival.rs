@@ -133,6 +133,7 @@ fn supervisor(directory: &Path) -> ExitCode {
         program: directory.join("program"),
         arguments: vec!["worker".into(), directory.into()],
         mountpoint: directory.join("fs"),
+        also_unmount: Vec::new(),
         device: DeviceOptions { subtype: "soci-survival".to_owned(), ..DeviceOptions::default() },
         address: Address::Path(directory.join("socket")),
         end_limit: Duration::from_secs(5),

@@ -15,6 +15,7 @@ use soci_fs::metrics::Metrics;
 use soci_fs::mount::device::{self, ServeOptions};
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::reader::Policy;
+use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::slots::Slots;
 use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::snapshots::{SnapshotOptions, Snapshots};
@@ -131,6 +132,7 @@ impl Shop {
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
+        let id_maps = IdMaps::open(root.join("snapshotter/id-maps.json"))?;
         let registries = Arc::new(Registries::new(ClientOptions { credentials, ..ClientOptions::default() }));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
@@ -150,7 +152,7 @@ impl Shop {
             mountpoint: mountpoint(root),
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
-        let layers = RemoteLayers::new(planted, kept, slots, registries, options, runtime)?;
+        let layers = RemoteLayers::new(planted, kept, slots, id_maps, registries, options, runtime)?;
         Ok(Self { forest, store, layers })
     }
 

@@ -17,8 +17,9 @@ use soci_index::entry::{Entry, Timestamp};
 use soci_index::index::LayerIndex;
 use soci_index::span::SpanId;
 
-use super::{IdMap, OpaqueAttribute};
+use super::OpaqueAttribute;
 use crate::attributes::Attributes;
+use crate::id_map::IdMap;
 use crate::image::FsError;
 use crate::reader::LayerReader;
 use crate::tree::node_id::NodeId;
@@ -283,9 +284,15 @@ pub(super) fn now() -> Timestamp {
     Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanoseconds: since.subsec_nanos() }
 }
 
-/// What tells one layer in a slot from the next one there: taken from the digest, and never 0.
-pub(super) fn generation(digest: &Digest) -> u64 {
+/// What tells one layer in a slot from the next one there, and one mapping of owners from another with the same number:
+/// taken from the digest and the mapping, and never 0.
+pub(super) fn generation(digest: &Digest, map: Option<&IdMap>) -> u64 {
     let bytes = digest.bytes().iter().take(4).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    // Of FNV, which spreads small differences and needs no table.
+    let mix = |hash: u64, number: u32| (hash ^ u64::from(number)).wrapping_mul(0x0100_0000_01b3);
+    let ranges = map.map(|map| map.uids.iter().chain(&map.gids)).into_iter().flatten();
+    let numbers = ranges.flat_map(|range| [range.container, range.host, range.size]);
+    let mapping = numbers.fold(0, mix);
     // 31 bits: the kernel keeps it in an `int`.
-    (bytes & 0x7fff_ffff).max(1)
+    ((bytes ^ mapping ^ (mapping >> 31)) & 0x7fff_ffff).max(1)
 }

@@ -2,6 +2,7 @@
 
 use super::name::RootName;
 use super::*;
+use crate::id_map;
 
 /// A name in a directory of a forest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +48,10 @@ impl Forest {
     /// What tells the layer that `inode` belongs to from other ones in the same slot; 0 for the root.
     #[must_use]
     pub fn generation(&self, inode: u64) -> u64 {
-        let slot = NodeId::unpack(inode).map_or(0, |id| id.slot);
-        self.read_slots().by_number.get(&slot).map_or(0, |held| generation(&held.digest))
+        let Some(NodeId { id_map, slot, .. }) = NodeId::unpack(inode) else { return 0 };
+        let slots = self.read_slots();
+        let map = slots.id_maps.get(&id_map).map(Arc::as_ref);
+        slots.by_number.get(&slot).map_or(0, |held| generation(&held.digest, map))
     }
 
     /// Finds a name in a directory.
@@ -96,7 +99,7 @@ impl Forest {
         }
         let place = self.place(directory)?;
         place.planted.directory(place.id)?;
-        let generation = generation(&place.planted.reader().digest());
+        let generation = generation(&place.planted.reader().digest(), place.map.as_deref());
         let skip = usize::try_from(from).unwrap_or(usize::MAX);
         for (position, child) in place.planted.tree().children(place.id.node, skip) {
             let attributes = place.attributes(child.node)?;
@@ -124,7 +127,7 @@ impl Forest {
             let attributes = known.unwrap_or_else(|| plain_directory(id.pack(), slots.changed, 2));
             let name = name::show(RootName { slot: *slot, id_map: 0 });
             let next = u64::from(*slot) + 1;
-            if !visit(Seen { next, name: name.as_bytes(), attributes, generation: generation(&held.digest) }) {
+            if !visit(Seen { next, name: name.as_bytes(), attributes, generation: generation(&held.digest, None) }) {
                 break;
             }
         }
@@ -178,7 +181,11 @@ impl Forest {
         }
         let place = self.place(inode)?;
         let all = place.planted.xattrs(place.id, self.options.opaque)?;
-        all.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_vec()).ok_or(FsError::NoAttribute)
+        let (_, value) = all.iter().find(|(key, _)| *key == name).ok_or(FsError::NoAttribute)?;
+        Ok(match &place.map {
+            Some(map) if name == id_map::CAPABILITY => id_map::capability(value, map),
+            _ => value.to_vec(),
+        })
     }
 
     /// Reads a file if nothing has to be waited for; `false` if it has. What `buffer` held is replaced.

@@ -1,5 +1,6 @@
 //! The layers of images in registries, as the store of snapshots asks for them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::RemoteLayers;
+use crate::id_map::IdMap;
 use crate::metrics::Metrics;
 use crate::snapshots::provider::{LayerProvider, LayerRequest, Provided};
 
@@ -39,8 +41,20 @@ impl LayerProvider for Counted {
         counted.boxed()
     }
 
-    fn lower_directory(&self, slot: u16) -> PathBuf {
-        self.layers.directory(slot)
+    fn lower_directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf {
+        self.layers.directory(slot, id_map)
+    }
+
+    fn assign_id_map(&self, map: &IdMap) -> Result<u8, String> {
+        self.layers.assign_id_map(map).map_err(|error| error.to_string())
+    }
+
+    fn id_map(&self, number: u8) -> Option<IdMap> {
+        self.layers.id_map(number)
+    }
+
+    fn keep_id_maps(&self, used: &BTreeSet<u8>) {
+        self.layers.keep_id_maps(used);
     }
 
     fn release(&self, slot: u16) {

@@ -176,7 +176,7 @@ impl Table {
 }
 
 /// A slot must outlive a power cut, as the snapshot does that refers to it.
-fn write_through(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(super) fn write_through(path: &Path, text: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
     let mut file = std::fs::File::create(path)?;
     file.write_all(text)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::SnapshotError;
+use crate::id_map::{self, IdMap};
 
 /// Longest key and value together, in bytes: containerd's own limit, so that what it accepts is accepted here.
 pub const LABEL_BYTES_MAX: usize = 4096;
@@ -13,6 +14,29 @@ pub(super) const TARGET: &str = "containerd.io/snapshot.ref";
 pub(super) const REMOTE: &str = "containerd.io/snapshot/remote";
 /// Value of [`REMOTE`].
 pub(super) const REMOTE_VALUE: &str = "remote snapshot";
+
+/// How the users and groups of a container in a user namespace are mapped.
+const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
+const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
+
+/// The mapping of owners that labels ask for.
+///
+/// # Errors
+/// [`SnapshotError::Mapping`] when it makes no sense, or is there for users or groups only.
+pub(super) fn id_map(labels: &BTreeMap<String, String>) -> Result<Option<IdMap>, SnapshotError> {
+    let ranges = |label: &'static str, other: &str| {
+        let text = labels.get(label).filter(|text| !text.is_empty());
+        let parsed = match (text, labels.get(other).filter(|text| !text.is_empty())) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => Err(format!("it must be there where {other} is")),
+            (Some(text), _) => id_map::parse(text),
+        };
+        parsed.map(Some).map_err(|reason| SnapshotError::Mapping { label, reason })
+    };
+    let uids = ranges(UID_MAPPING, GID_MAPPING)?;
+    let gids = ranges(GID_MAPPING, UID_MAPPING)?;
+    Ok(uids.zip(gids).map(|(uids, gids)| IdMap { uids, gids }))
+}
 
 /// Checks labels, and drops those without a value, as containerd's own stores do.
 ///
@@ -84,6 +108,21 @@ mod tests {
                 (Err(SnapshotError::Unchangeable { .. }), None) => {}
                 (result, _) => panic!("{mask:?}: {result:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn mappings_of_owners() {
+        let map = |uids: &str, gids: &str| id_map(&labels(&[(UID_MAPPING, uids), (GID_MAPPING, gids)]));
+        assert_eq!(id_map(&labels(&[])).unwrap(), None);
+        assert_eq!(map("", "").unwrap(), None);
+        let both = map("0:1000:1", "0:2000:2").unwrap().unwrap();
+        assert_eq!((both.uid(0), both.gid(1)), (1000, 2001));
+        for (uids, gids, label) in
+            [("0:1000:1", "", GID_MAPPING), ("", "0:1:1", UID_MAPPING), ("x", "0:1:1", UID_MAPPING)]
+        {
+            let error = map(uids, gids).unwrap_err();
+            assert!(matches!(error, SnapshotError::Mapping { label: found, .. } if found == label), "{error}");
         }
     }
 

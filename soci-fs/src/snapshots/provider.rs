@@ -3,11 +3,13 @@
 //! The store of snapshots decides *that* a snapshot is to stand on a layer and remembers it; a provider knows images,
 //! registries and mounts. It names a layer by a *slot*, a number that means the same after a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
 use futures_util::future::BoxFuture;
+
+use crate::id_map::IdMap;
 
 /// Makes layers visible.
 pub trait LayerProvider: Send + Sync + fmt::Debug + 'static {
@@ -16,8 +18,21 @@ pub trait LayerProvider: Send + Sync + fmt::Debug + 'static {
     /// It runs with no lock held, and several of them at once; it may be dropped half-way, when the client gives up.
     fn provide<'a>(&'a self, request: &'a LayerRequest) -> BoxFuture<'a, Provided>;
 
-    /// The directory that shows a layer, to be a lower directory of an overlay.
-    fn lower_directory(&self, slot: u16) -> PathBuf;
+    /// The directory that shows a layer, to be a lower directory of an overlay; with mapped owners, if `id_map` is the
+    /// number of a mapping.
+    fn lower_directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf;
+
+    /// A number for a mapping of owners, which means the same after a restart.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    fn assign_id_map(&self, map: &IdMap) -> Result<u8, String>;
+
+    /// The mapping with a number.
+    fn id_map(&self, number: u8) -> Option<IdMap>;
+
+    /// No snapshot refers to other mappings than these. Never called while a number is being assigned.
+    fn keep_id_maps(&self, used: &BTreeSet<u8>);
 
     /// No snapshot refers to the layer any more. Never called while a [`LayerProvider::provide`] is under way, so that a
     /// layer just promised is not taken away; it must not wait for anything, because the next one waits for it.
@@ -73,9 +88,19 @@ impl LayerProvider for NoLayers {
         Box::pin(std::future::ready(Provided::Leave { reason }))
     }
 
-    fn lower_directory(&self, slot: u16) -> PathBuf {
+    fn lower_directory(&self, slot: u16, _: Option<u8>) -> PathBuf {
         self.directory.join(slot.to_string())
     }
+
+    fn assign_id_map(&self, _: &IdMap) -> Result<u8, String> {
+        Err("this daemon maps no owners".to_owned())
+    }
+
+    fn id_map(&self, _: u8) -> Option<IdMap> {
+        None
+    }
+
+    fn keep_id_maps(&self, _: &BTreeSet<u8>) {}
 
     fn release(&self, _: u16) {}
 }

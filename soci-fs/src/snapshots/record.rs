@@ -69,6 +69,9 @@ pub(super) struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) parent: Option<String>,
     pub(super) content: Lower,
+    /// Number of the mapping by which it shows the owners of what is below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) id_map: Option<u8>,
     pub(super) created: u64,
     pub(super) updated: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -88,7 +91,7 @@ impl Record {
         now: u64,
     ) -> Self {
         let (parent, usage) = (parent.map(str::to_owned), Usage::default());
-        Self { id, kind, parent, content, created: now, updated: now, labels, usage }
+        Self { id, kind, parent, content, id_map: None, created: now, updated: now, labels, usage }
     }
 
     /// The committed snapshot that an active one becomes. Labels are replaced, not inherited.
@@ -107,7 +110,8 @@ impl Record {
             (None, given) => given.map(str::to_owned),
         };
         let (labels, now) = (commit.labels, commit.now);
-        Ok(Self { kind: Kind::Committed, parent, labels, usage: commit.usage, created: now, updated: now, ..self })
+        let (kind, id_map) = (Kind::Committed, None);
+        Ok(Self { kind, parent, id_map, labels, usage: commit.usage, created: now, updated: now, ..self })
     }
 
     /// The layer that it stands on.
@@ -184,6 +188,8 @@ mod tests {
         let expected = r#"{"id":7,"kind":"committed","parent":"base","content":{"layer":{"slot":9}},"created":10,"updated":10,"labels":{"old":"1"},"usage":{"bytes":0,"inodes":0}}"#;
         assert_eq!(text, expected);
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), layer);
+        let mapped = serde_json::to_string(&Record { id_map: Some(3), ..layer.clone() }).unwrap();
+        assert!(mapped.contains(r#""id_map":3,"#), "{mapped}");
         let shortest = r#"{"id":1,"kind":"view","content":"local","created":0,"updated":0}"#;
         assert_eq!(serde_json::from_str::<Record>(shortest).unwrap().kind, Kind::View);
     }

@@ -9,6 +9,7 @@
 //! only while no call is with the provider, and only after another look at the database.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 
 #[cfg(test)]
@@ -38,6 +39,8 @@ pub(super) struct Releases {
     /// Calls that are with the provider.
     providing: usize,
     candidates: BTreeSet<u16>,
+    /// Whether a mapping of owners may be unused.
+    id_maps: bool,
 }
 
 impl Snapshots {
@@ -70,7 +73,7 @@ impl Snapshots {
         if existing.is_some() {
             return Ok(existing);
         }
-        let providing = Providing::begin(self);
+        let providing = Providing::begin(Arc::clone(self));
         match self.provider.provide(request).await {
             Provided::Layer { slot } => {
                 let asked = request.clone();
@@ -143,10 +146,11 @@ impl Snapshots {
         })
     }
 
-    /// Notes that a layer may be unused now, and gives back what is.
-    pub(super) fn release(&self, candidate: Option<u16>) {
+    /// Notes that a layer or a mapping may be unused now, and gives back what is.
+    pub(super) fn release(&self, candidate: Option<u16>, id_map: Option<u8>) {
         let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
         releases.candidates.extend(candidate);
+        releases.id_maps |= id_map.is_some();
         if releases.providing > 0 {
             return;
         }
@@ -162,19 +166,27 @@ impl Snapshots {
                 true
             }
         });
+        if releases.id_maps {
+            releases.id_maps = self
+                .release_id_maps()
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "cannot tell which mappings of owners are used; they are kept until later");
+                })
+                .is_err();
+        }
     }
 }
 
 /// A call that is with the provider, until it is dropped.
-struct Providing {
-    snapshots: Arc<Snapshots>,
+pub(super) struct Providing<S: Deref<Target = Snapshots>> {
+    snapshots: S,
     slot: Option<u16>,
 }
 
-impl Providing {
-    fn begin(snapshots: &Arc<Snapshots>) -> Self {
+impl<S: Deref<Target = Snapshots>> Providing<S> {
+    pub(super) fn begin(snapshots: S) -> Self {
         snapshots.releases.lock().unwrap_or_else(PoisonError::into_inner).providing += 1;
-        Self { snapshots: Arc::clone(snapshots), slot: None }
+        Self { snapshots, slot: None }
     }
 
     /// The layer was committed, or was not needed after all: the database knows.
@@ -183,10 +195,10 @@ impl Providing {
     }
 }
 
-impl Drop for Providing {
+impl<S: Deref<Target = Snapshots>> Drop for Providing<S> {
     fn drop(&mut self) {
         self.snapshots.releases.lock().unwrap_or_else(PoisonError::into_inner).providing -= 1;
-        self.snapshots.release(self.slot);
+        self.snapshots.release(self.slot, None);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::super::provider::{LayerProvider, LayerRequest, Provided};
 use super::super::tests::{Node, committed, labels, none};
 use super::super::{Kind, Prepared, SnapshotError, Usage};
+use crate::id_map::IdMap;
 
 /// Shows layers as its script says; notes what is given back.
 #[derive(Debug)]
@@ -20,6 +22,7 @@ struct Shelf {
     slots: BTreeMap<&'static str, u16>,
     asked: Mutex<Vec<LayerRequest>>,
     released: Mutex<Vec<u16>>,
+    maps: Mutex<BTreeMap<u8, IdMap>>,
     /// A permit per answer.
     gate: Semaphore,
 }
@@ -35,6 +38,7 @@ impl Shelf {
             slots: slots.iter().copied().collect(),
             asked: Mutex::default(),
             released: Mutex::default(),
+            maps: Mutex::default(),
             gate: Semaphore::new(100),
         })
     }
@@ -56,8 +60,28 @@ impl LayerProvider for Shelf {
         })
     }
 
-    fn lower_directory(&self, slot: u16) -> PathBuf {
-        self.directory.join(slot.to_string())
+    fn lower_directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf {
+        self.directory.join(id_map.map_or_else(|| slot.to_string(), |map| format!("{slot}-{map}")))
+    }
+
+    fn assign_id_map(&self, map: &IdMap) -> Result<u8, String> {
+        let mut maps = self.maps.lock().unwrap();
+        let number = u8::try_from(maps.len() + 1).unwrap();
+        for slot in self.slots.values() {
+            let view = self.lower_directory(*slot, Some(number));
+            fs::create_dir_all(&view).unwrap();
+            chown(&view, Some(map.uid(0)), Some(map.gid(0))).unwrap();
+        }
+        maps.insert(number, map.clone());
+        Ok(number)
+    }
+
+    fn id_map(&self, number: u8) -> Option<IdMap> {
+        self.maps.lock().unwrap().get(&number).cloned()
+    }
+
+    fn keep_id_maps(&self, used: &BTreeSet<u8>) {
+        self.maps.lock().unwrap().retain(|number, _| used.contains(number));
     }
 
     fn release(&self, slot: u16) {
@@ -100,7 +124,7 @@ async fn the_handshake() {
     // What containerd asks next finds it.
     let filter = "labels.\"containerd.io/snapshot.ref\"==sha256:top,parent==\"sha256:base\"".to_owned();
     assert_eq!(snapshots.list(&[filter]).unwrap().len(), 1);
-    let layer = |slot: u16| shelf.lower_directory(slot).display().to_string();
+    let layer = |slot: u16| shelf.lower_directory(slot, None).display().to_string();
     let mounts = snapshots.prepare("container", "sha256:top", none()).unwrap();
     assert_eq!(mounts[0].options.last().unwrap(), &format!("lowerdir={}:{}", layer(4), layer(3)));
     let view = snapshots.view("view", "sha256:base", none()).unwrap();
@@ -188,4 +212,59 @@ async fn a_promised_layer_is_not_given_back() {
     assert!(waiting.await.unwrap_err().is_cancelled());
     snapshots.remove("sha256:b").unwrap();
     assert_eq!(shelf.released(), [5, 3]);
+}
+
+/// For a container in a user namespace all that is below shows mapped owners: layers by a view of the provider, what
+/// containerd unpacked by a mount.
+#[tokio::test]
+async fn owners_are_mapped_for_a_user_namespace() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: mounts with an id mapping need root");
+        return;
+    }
+    let node = Node::new();
+    let shelf = Shelf::new(&node, &[("base", 4)]);
+    let snapshots = Arc::new(node.open_with(Arc::clone(&shelf) as Arc<dyn LayerProvider>));
+    let request = request("a", "", "base", "base");
+    assert_eq!(Arc::clone(&snapshots).prepare_or_provide(request).await.unwrap(), remote("base"));
+    committed(&snapshots, "unpacked", "base");
+    let map = |range: &str| {
+        labels(&[("containerd.io/snapshot/uidmapping", range), ("containerd.io/snapshot/gidmapping", range)])
+    };
+
+    let mounts = snapshots.prepare("container", "unpacked", map("0:100000:65536")).unwrap();
+    let option = |name: &str| {
+        let found = mounts[0].options.iter().find_map(|option| option.strip_prefix(name));
+        found.unwrap_or_else(|| panic!("{name}: {mounts:?}")).to_owned()
+    };
+    let lower = option("lowerdir=");
+    let (unpacked, layer) = lower.split_once(':').unwrap();
+    assert!(unpacked.ends_with("snapshotter/mapped/2-1") && layer.ends_with("layers/4-1"), "{lower}");
+    let owner = |path: &str| fs::metadata(path).map(|metadata| (metadata.uid(), metadata.gid())).unwrap();
+    let mapped = (100_000, 100_000);
+    let file = format!("{unpacked}/unpacked");
+    assert_eq!([owner(unpacked), owner(layer), owner(&file), owner(&option("upperdir="))], [mapped; 4]);
+    // Others on the same parent see the owners as they are, or by their own mapping.
+    assert!(!format!("{:?}", snapshots.prepare("plain", "unpacked", none()).unwrap()).contains("mapped"));
+    let other = format!("{:?}", snapshots.view("other", "unpacked", map("0:200000:10")).unwrap());
+    assert!(other.contains("mapped/2-2") && other.contains("4-2"), "{other}");
+    let without = snapshots.prepare("empty", "", map("0:100000:65536")).unwrap();
+    assert_eq!(owner(&without[0].source), mapped);
+    for labels in [map("0:1"), labels(&[("containerd.io/snapshot/uidmapping", "0:1:1")])] {
+        assert!(matches!(snapshots.prepare("bad", "unpacked", labels), Err(SnapshotError::Mapping { .. })));
+    }
+
+    // After a reboot the mount is made again.
+    rustix::mount::unmount(unpacked, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(snapshots.mounts("container").unwrap(), mounts);
+    assert_eq!(owner(&file), mapped);
+
+    for key in ["container", "empty", "other"] {
+        snapshots.remove(key).unwrap();
+    }
+    assert!(shelf.maps.lock().unwrap().is_empty());
+    assert_eq!(fs::read_dir(node.root.path().join("snapshotter/mapped")).unwrap().count(), 0);
+    assert_eq!(fs::read(node.root.path().join("snapshotter/snapshots/2/fs/unpacked")).unwrap(), b"unpacked");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(node.root.path().to_str().unwrap()), "{mounts}");
 }
