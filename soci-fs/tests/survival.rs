@@ -445,7 +445,7 @@ fn a_killed_supervisor_costs_no_read() {
     let mut command = scene.command();
     command.env("NOTIFY_SOCKET", &path);
     scene.start(&mut command);
-    let kept = stored(&manager, 3);
+    let kept = stored(&manager, 4);
     let mut word = [0; 100];
     let length = manager.recv(&mut word).unwrap();
     assert_eq!(&word[..length], b"READY=1");
