@@ -2,6 +2,7 @@
 
 pub mod containerd;
 pub mod daemon;
+pub mod front;
 pub mod go;
 pub mod image;
 pub mod node;
