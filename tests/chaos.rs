@@ -54,7 +54,7 @@ impl Scene {
         assert!(stage.pull(&node, "soci", &name) > 0);
         node.start_container(&name, READER);
         // The programs themselves are here from now on.
-        assert_eq!(node.read(READER, "/srv/0"), content(0));
+        node.assert_reads(READER, "/srv/0", &content(0));
         let scene = Self { node, front, image, _stage: stage };
         assert!((1..FILES).all(|file| scene.requests(file) == 0), "something was read before it was asked for");
         Some(scene)
@@ -93,7 +93,7 @@ impl Scene {
     fn read_what_is_here(&self, file: u64) {
         self.evict(file);
         let before = self.requests(file);
-        assert_eq!(self.node.read(READER, &format!("/srv/{file}")), content(file));
+        self.node.assert_reads(READER, &format!("/srv/{file}"), &content(file));
         assert_eq!(self.requests(file), before);
     }
 }
@@ -151,7 +151,7 @@ async fn refusals_and_damage_are_errors_until_they_end() {
         scene.read_what_is_here(0);
         assert!(scene.front.set(Fault::None) > before, "{fault:?} was not met");
         let path = format!("/srv/{file}");
-        assert_eq!(scene.node.read(READER, &path), content(file), "after {fault:?}");
+        scene.node.assert_reads(READER, &path, &content(file));
         scene.read_what_is_here(file);
     }
 }
@@ -172,7 +172,7 @@ async fn long_outages_end_reads_and_nothing_else() {
     scene.read_what_is_here(0);
     scene.front.set(Fault::None);
     for file in 1..3 {
-        assert_eq!(scene.node.read(READER, &format!("/srv/{file}")), content(file));
+        scene.node.assert_reads(READER, &format!("/srv/{file}"), &content(file));
     }
 }
 
@@ -183,7 +183,7 @@ async fn a_full_disk_costs_no_read() {
     let ballast = scene.node.path("soci/ballast");
     fill(&ballast);
     for file in 1..4 {
-        assert_eq!(scene.node.read(READER, &format!("/srv/{file}")), content(file));
+        scene.node.assert_reads(READER, &format!("/srv/{file}"), &content(file));
     }
     scene.read_what_is_here(0);
     let write = run(&mut scene.node.exec(READER, "cp /srv/0 /srv/copy"));
@@ -195,16 +195,16 @@ async fn a_full_disk_costs_no_read() {
     scene.read_what_is_here(0);
     scene.evict(1);
     let before = scene.requests(1);
-    assert_eq!(scene.node.read(READER, "/srv/1"), content(1));
+    scene.node.assert_reads(READER, "/srv/1", &content(1));
     assert!(scene.requests(1) > before, "it was kept on a disk without room");
 
     // With room again it is kept: another worker has it without asking.
     std::fs::remove_file(&ballast).unwrap();
-    assert_eq!(scene.node.read(READER, "/srv/5"), content(5));
+    scene.node.assert_reads(READER, "/srv/5", &content(5));
     scene.node.kill_worker();
     scene.read_what_is_here(5);
     assert!(run(&mut scene.node.exec(READER, "cp /srv/0 /srv/copy")).status.success());
-    assert_eq!(scene.node.read(READER, "/srv/copy"), content(0));
+    scene.node.assert_reads(READER, "/srv/copy", &content(0));
 }
 
 /// Writes to a file until nothing more fits its disk.

@@ -76,7 +76,7 @@ async fn containers_start_lazily_and_outlive_the_snapshotter(version: Containerd
     for file in 1..5 {
         let before = node.status()["pid"].clone();
         node.kill_worker();
-        assert_eq!(node.read("long", &format!("/srv/data/{file}")), content(file), "after the kill before file {file}");
+        node.assert_reads("long", &format!("/srv/data/{file}"), &content(file));
         assert_ne!(node.status()["pid"], before);
     }
     node.stop_container("long");

@@ -95,8 +95,12 @@ pub fn gzip(data: &[u8], level: u32) -> Vec<u8> {
 /// When this machine has no shell.
 #[must_use]
 pub fn shell_layer(extra: (&str, &str)) -> Vec<u8> {
-    let recipe = Recipe::of_this_machine().expect("a shell");
-    pack(&recipe.layers[0], Some(&(extra.0.into(), extra.1.to_owned()))).expect("files that can be read")
+    let mut files = Recipe::of_this_machine().expect("a shell").layers.swap_remove(0);
+    for tool in ["/bin/mkdir", "/bin/rm"] {
+        // Their libraries are those of the others.
+        files.insert(tool.into(), tool.into());
+    }
+    pack(&files, Some(&(extra.0.into(), extra.1.to_owned()))).expect("files that can be read")
 }
 
 /// A tar of regular files, in the order given, with directories before them.

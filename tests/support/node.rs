@@ -234,6 +234,17 @@ impl Node {
         stdout(&mut self.exec(name, &format!("cat '{path}'"))).into_bytes()
     }
 
+    /// A container that waits reads the right bytes from a file.
+    ///
+    /// # Panics
+    /// When it does not; the message names the place, and spares the reader the rest.
+    pub fn assert_reads(&self, name: &str, path: &str, expected: &[u8]) {
+        let read = self.read(name, path);
+        let differs = read.iter().zip(expected).position(|(read, expected)| read != expected);
+        assert!(differs.is_none(), "{path} in {name} is wrong from byte {differs:?} on");
+        assert_eq!(read.len(), expected.len(), "{path} in {name} has another length");
+    }
+
     /// Kills the processes of a container; its files stay.
     pub fn stop_container(&self, name: &str) {
         let name = self.container(name);
