@@ -71,11 +71,10 @@ fn built() -> PathBuf {
     if done.exists() {
         return done;
     }
-    // What older sources gave, and what an interrupted build has left.
-    for entry in fs::read_dir(&target).expect("a directory").flatten().filter(|entry| entry.path().is_dir()) {
-        fs::remove_dir_all(entry.path()).expect("a directory of ours");
-    }
     let unfinished = target.join("unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).expect("what an interrupted build has left");
+    }
     fs::create_dir(&unfinished).expect("a directory");
     let mut build = Command::new("go");
     build.args(["build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-tags", TAGS, "-o"]);
