@@ -1,23 +1,13 @@
 //! containerd's own suite for snapshotters, run by `go test` against the daemon: see `conformance/`.
 
-use std::path::Path;
 use std::process::Command;
 
 use soci_tests::daemon::daemon_path;
+use soci_tests::go::{GO_MINOR_MIN, go_minor, module};
 use soci_tests::run;
 
 /// Subtests that containerd's suite has; fewer would mean that it ended early.
 const SUBTESTS: usize = 21;
-
-/// What containerd's module asks for.
-const GO_MINOR_MIN: u32 = 24;
-
-/// The second number of the version of Go, if there is one.
-fn go_minor() -> Option<u32> {
-    let output = Command::new("go").args(["env", "GOVERSION"]).output().ok()?;
-    let version = String::from_utf8(output.stdout).ok()?;
-    version.strip_prefix("go1.")?.split(['.', '\n']).next()?.parse().ok()
-}
 
 #[test]
 fn containerd_accepts_the_snapshotter() {
@@ -28,7 +18,7 @@ fn containerd_accepts_the_snapshotter() {
     let mut suite = Command::new("go");
     suite
         .args(["test", "-count=1", "-v", "-timeout=300s", ".", "-test.root"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance"))
+        .current_dir(module())
         .env("SOCI_SNAPSHOTTER_BINARY", daemon_path());
     let output = run(&mut suite);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

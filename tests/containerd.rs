@@ -4,19 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use soci_cli::demo::recipe::{Recipe, pack};
-use soci_tests::image::{Image, tar};
+use soci_tests::containerd::Containerd;
+use soci_tests::image::{Image, shell_layer, tar};
 use soci_tests::node::Node;
-use soci_tests::stdout;
+use soci_tests::{on_each_containerd, stdout};
+
+on_each_containerd!(containers_live_on_the_snapshotter);
 
 const IMAGE: &str = "test.local/greeting:latest";
 
 /// An image of this machine's shell, and on top of it a file and the removal of one.
 fn image(path: &Path) {
-    let recipe = Recipe::of_this_machine().unwrap();
-    let base = pack(&recipe.layers[0], Some(&("/etc/removed".into(), "never seen\n".to_owned()))).unwrap();
     let top = tar(&[("etc/greeting", b"hello from above\n".to_vec()), ("etc/.wh.removed", Vec::new())]);
-    let image = Image::gzip(vec![base, top]);
+    let image = Image::gzip(vec![shell_layer(("/etc/removed", "never seen\n")), top]);
     let index = json!({ "schemaVersion": 2, "manifests": [{
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "digest": image.digest(),
@@ -34,9 +34,8 @@ fn image(path: &Path) {
     fs::write(path, tar(&files)).unwrap();
 }
 
-#[test]
-fn containers_live_on_the_snapshotter() {
-    let Some(mut node) = Node::start() else { return };
+async fn containers_live_on_the_snapshotter(version: Containerd) {
+    let Some(mut node) = Node::start(version) else { return };
     let archive = node.path("image.tar");
     image(&archive);
     let _ = stdout(node.ctr().args(["images", "import", "--snapshotter", "soci"]).arg(&archive));
@@ -50,16 +49,12 @@ fn containers_live_on_the_snapshotter() {
     // A daemon that was killed is no more than a pause.
     node.kill_snapshotter();
     node.start_snapshotter();
-    node.wait("containerd connects again", || {
-        node.ctr().args(["snapshots", "--snapshotter", "soci", "ls"]).output().unwrap().status.success()
-    });
+    node.wait_for_containerd();
     assert_eq!(node.snapshots().len(), 2);
     assert_eq!(node.run(IMAGE, "three", "cat /etc/greeting"), "hello from above\n");
 
-    let _ = stdout(node.ctr().args(["images", "rm", "--sync", IMAGE]));
-    node.wait("removed images free their disk", || {
-        node.snapshots().is_empty() && node.entries("snapshotter/snapshots").is_empty()
-    });
+    node.remove_last_images(&[IMAGE]);
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains("soci/snapshotter"), "{mounts}");
+    let left = node.path("soci/snapshotter").display().to_string();
+    assert!(!mounts.contains(&left), "{mounts}");
 }

@@ -1,9 +1,9 @@
 //! The files that operators copy: they must say what the programs look for.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
+use soci_tests::containerd::Containerd;
 use soci_tests::daemon::daemon;
 use soci_tests::{run, soci, stdout};
 
@@ -29,18 +29,20 @@ fn containerd_is_told_enough() {
     }
 }
 
-/// containerd itself understands its file.
+/// containerd itself understands its file, each version its own.
 #[test]
 fn containerd_reads_its_configuration() {
-    let file = node("containerd-1.toml");
-    match Command::new("containerd").arg("--config").arg(&file).args(["config", "dump"]).output() {
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            assert!(text.contains("snapshotter = \"soci\"") && text.contains("disable_snapshot_annotations = false"));
-            assert!(text.contains("[proxy_plugins.soci]"));
-        }
-        Err(error) => eprintln!("SKIPPED: containerd: {error}"),
+    for (version, file, words) in [
+        (Containerd::Installed, "containerd-1.toml", ["disable_snapshot_annotations = false", "[proxy_plugins.soci]"]),
+        (Containerd::V2, "containerd-2.toml", ["enable_remote_snapshot_annotations = 'true'", "[proxy_plugins.soci]"]),
+    ] {
+        let Some(programs) = version.programs() else { continue };
+        let output = run(programs.command("containerd").arg("--config").arg(node(file)).args(["config", "dump"]));
+        // The second writes strings in single quotes.
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.replace('\'', "\"").contains("snapshotter = \"soci\""), "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
 }
 

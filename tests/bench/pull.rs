@@ -1,12 +1,13 @@
 //! Pulls by a real containerd: with an index, without one, and by containerd's own snapshotter.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
+use soci_tests::containerd::Containerd;
+use soci_tests::go;
 use soci_tests::node::Node;
 use tokio::runtime::Runtime;
 
@@ -17,14 +18,9 @@ const ROUNDS: usize = 5;
 
 /// Time until an image can be run.
 pub(crate) fn pull(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()> {
+    let Some(programs) = go::programs() else { return Ok(()) };
+    let puller = programs.join("pull");
     let scratch = tempfile::Builder::new().prefix("soci-bench-pull-").tempdir()?;
-    let puller = scratch.path().join("pull");
-    let mut build = Command::new("go");
-    build.args(["build", "-o"]).arg(&puller).arg("./pull");
-    if build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance")).status().is_err() {
-        eprintln!("SKIPPED: pulling needs go");
-        return Ok(());
-    }
     let recipe = Recipe::of_this_machine()?;
     let (plain, indexed) = (runtime.block_on(Stage::new(&recipe))?, runtime.block_on(Stage::new(&recipe))?);
     let least = LAYER_BYTES_MIN.to_string();
@@ -33,7 +29,7 @@ pub(crate) fn pull(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()>
     for _ in 0..ROUNDS {
         let pulled = |stage: &Stage, snapshotter: &str| -> anyhow::Result<Option<f64>> {
             // A machine of its own each time: nothing of the image is there.
-            let Some(node) = Node::start() else { return Ok(None) };
+            let Some(node) = Node::start(Containerd::Installed) else { return Ok(None) };
             drop_caches(1)?;
             let start = Instant::now();
             output(Command::new(&puller).arg(node.path("containerd.sock")).args([snapshotter, &stage.name]))?;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
+use soci_cli::demo::recipe::{Recipe, pack};
 use soci_index::digest::Digest;
 use soci_index::image::model::media_type;
 use soci_index::image::reference::ManifestName;
@@ -86,6 +87,20 @@ pub fn gzip(data: &[u8], level: u32) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
     encoder.write_all(data).expect("memory");
     encoder.finish().expect("memory")
+}
+
+/// The layer at the bottom of images that run: this machine's shell and tools, `extra` as a file, and places to mount at.
+///
+/// # Panics
+/// When this machine has no shell.
+#[must_use]
+pub fn shell_layer(extra: (&str, &str)) -> Vec<u8> {
+    let mut files = Recipe::of_this_machine().expect("a shell").layers.swap_remove(0);
+    for tool in ["/bin/mkdir", "/bin/rm"] {
+        // Their libraries are those of the others.
+        files.insert(tool.into(), tool.into());
+    }
+    pack(&files, Some(&(extra.0.into(), extra.1.to_owned()))).expect("files that can be read")
 }
 
 /// A tar of regular files, in the order given, with directories before them.

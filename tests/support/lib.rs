@@ -1,9 +1,13 @@
 //! What the end-to-end tests share: the binary, images to work on, registries to work with.
 
+pub mod containerd;
 pub mod daemon;
+pub mod front;
+pub mod go;
 pub mod image;
 pub mod node;
 pub mod registry;
+pub mod stage;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -1,0 +1,84 @@
+//! Programs written in Go: containerd 2.2 with its client and its shim, and a client that pulls as Kubernetes does.
+//!
+//! They are built from the module in `conformance/`, which pins their versions, once for all tests: the directory is
+//! named after what they are built from, and appears only when all of them are in it. Whoever comes while another
+//! process builds waits for it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use soci_index::digest::Digest;
+
+use crate::{soci_path, stdout};
+
+/// What containerd's module asks for.
+pub const GO_MINOR_MIN: u32 = 24;
+
+/// Commands of containerd, and our own.
+const PACKAGES: [&str; 4] = [
+    "github.com/containerd/containerd/v2/cmd/containerd",
+    "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+    "github.com/containerd/containerd/v2/cmd/ctr",
+    "./pull",
+];
+
+/// What is left out of containerd: file systems that no test uses, and which need headers of C.
+const TAGS: &str = "no_btrfs,no_devmapper,no_zfs";
+
+/// The second number of the version of Go, if there is one.
+#[must_use]
+pub fn go_minor() -> Option<u32> {
+    let output = Command::new("go").args(["env", "GOVERSION"]).output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?;
+    version.strip_prefix("go1.")?.split(['.', '\n']).next()?.parse().ok()
+}
+
+/// The module.
+#[must_use]
+pub fn module() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance")
+}
+
+/// The directory with the programs; `None`, with a word on standard error, where there is no Go to build them.
+///
+/// # Panics
+/// When they cannot be built.
+#[must_use]
+pub fn programs() -> Option<PathBuf> {
+    static PROGRAMS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAMS
+        .get_or_init(|| {
+            if go_minor().is_none_or(|minor| minor < GO_MINOR_MIN) {
+                eprintln!("SKIPPED: containerd 2.2, and pulling as Kubernetes does it, need Go 1.{GO_MINOR_MIN}");
+                return None;
+            }
+            Some(built())
+        })
+        .clone()
+}
+
+fn built() -> PathBuf {
+    let target = soci_path().ancestors().nth(2).expect("target/PROFILE/soci").join("go");
+    fs::create_dir_all(&target).expect("a directory");
+    let lock = File::create(target.join("lock")).expect("a file");
+    // Given back when the file is closed, however this process ends.
+    lock.lock().expect("a lock");
+    let sources = ["go.mod", "go.sum", "pull/main.go"].map(|name| fs::read(module().join(name)).expect("a source"));
+    let name = &Digest::of(&sources.concat()).hex()[..16];
+    let done = target.join(name);
+    if done.exists() {
+        return done;
+    }
+    let unfinished = target.join("unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).expect("what an interrupted build has left");
+    }
+    fs::create_dir(&unfinished).expect("a directory");
+    let mut build = Command::new("go");
+    build.args(["build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-tags", TAGS, "-o"]);
+    drop(stdout(build.arg(&unfinished).args(PACKAGES).current_dir(module())));
+    fs::rename(&unfinished, &done).expect("a directory of ours");
+    done
+}
