@@ -94,6 +94,7 @@ impl Stage {
             policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },
             index: None,
             modes: IndexModes::default(),
+            index_repositories: Vec::new(),
             index_store: None,
             parallel: 1,
             observer: Arc::new(|_| {}),

@@ -18,7 +18,7 @@ use soci_index::index::Compression;
 use soci_index::indexer::{Options, index_bytes};
 use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2, SociIndex, ZtocReference};
-use soci_index::registry::{Body, ClientOptions, CredentialSource, Repository};
+use soci_index::registry::{Body, ClientOptions, CredentialSource, Registry, Repository};
 use soci_tests::image::{GZIP, Image, tar, text};
 use soci_tests::registry::client;
 
@@ -97,6 +97,7 @@ fn options(modes: IndexModes) -> OpenOptions {
         policy: Policy::default(),
         index: None,
         modes,
+        index_repositories: Vec::new(),
         index_store: None,
         parallel: 1,
         observer: Arc::new(|_| {}),
@@ -154,5 +155,65 @@ async fn an_index_is_kept_and_suffices() {
         let reader = reopen_layer(&kept, &store, &options, &runtime).await.unwrap().unwrap();
         let length = usize::try_from(reader.index().uncompressed_size).unwrap();
         assert_eq!(reader.read(0, length).await.unwrap(), stage.image.tars[0][..length]);
+    }
+}
+
+/// An index in another repository is asked for first and read from there, zTOCs too; one that cannot be asked costs a line
+/// in the log.
+#[tokio::test]
+async fn an_index_may_be_elsewhere() {
+    let stage = Stage::new().await;
+    let elsewhere = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let others = client(&elsewhere.host()).repository("soci/index");
+    // Another span size makes another index.
+    let options_64 = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES / 2, limits: Limits::DEFAULT };
+    let ztoc = index_bytes(&stage.image.blobs[0], options_64).unwrap().into_ztoc().unwrap().encode().unwrap().to_vec();
+    let reference = ZtocReference {
+        digest: Digest::of(&ztoc),
+        size: ztoc.len() as u64,
+        layer: Digest::of(&stage.image.blobs[0]),
+        layer_media_type: GZIP.to_owned(),
+        span_bytes: SPAN_BYTES / 2,
+        disable_xattrs: true,
+    };
+    let index =
+        SociIndex::v1(&[reference], &[], &Descriptor::of(media_type::MANIFEST, &stage.image.manifest)).to_json();
+    push_blob(&others, &ztoc).await;
+    push_blob(&others, EMPTY_CONFIG).await;
+    others.push_referrer(media_type::MANIFEST, index.clone().into()).await.unwrap();
+
+    let gone = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let quick = ClientOptions {
+        credentials: CredentialSource::Anonymous,
+        deadline: Duration::from_millis(200),
+        ..ClientOptions::default()
+    };
+    let nobody = Registry::new(&gone.host(), quick).unwrap().repository("soci/index");
+    drop(gone);
+    let (ours, theirs) = (Digest::of(&stage.v1), Digest::of(&index));
+    let named = |index_repositories: &[&Repository], annotated| OpenOptions {
+        index_repositories: index_repositories.iter().map(|repository| (*repository).clone()).collect(),
+        ..options(IndexModes { referring: true, annotated })
+    };
+    for (options, expected) in [
+        (named(&[&others], false), theirs),
+        (named(&[&nobody, &others], false), theirs),
+        (named(&[&nobody], false), ours),
+        // What the image names itself is part of it.
+        (named(&[&others], true), Digest::of(&stage.v2)),
+        (OpenOptions { index: Some(theirs), ..named(&[&others], true) }, theirs),
+        (OpenOptions { index: Some(ours), ..named(&[&others], true) }, ours),
+    ] {
+        for with_store in [true, false] {
+            let root = tempfile::tempdir().unwrap();
+            let index_store = with_store.then(|| root.path().join("content"));
+            let opener = stage.open(root.path(), OpenOptions { index_store, ..options.clone() }).await.unwrap();
+            assert_eq!(opener.index(), Some(expected), "{options:?}");
+            let layer = opener.image().manifest.layers[0].clone();
+            let opened = opener.open_layer(&layer, Digest::of(&stage.image.tars[0])).await.unwrap();
+            assert_eq!(opened.note.way, Way::Lazy, "{options:?}");
+            let read = opened.reader.read(0, stage.image.tars[0].len()).await.unwrap();
+            assert_eq!(read, stage.image.tars[0], "{options:?}");
+        }
     }
 }

@@ -41,6 +41,7 @@ impl Daemon {
             policy: Policy { read_deadline: Duration::from_secs(5), ..Policy::default() },
             index: None,
             modes: IndexModes::default(),
+            index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
             parallel: 4,
             observer: Arc::new(|_| {}),
@@ -48,7 +49,7 @@ impl Daemon {
         let store = Arc::new(Store::open(root).unwrap());
         let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
         let id_maps = IdMaps::open(root.join("id-maps.json")).unwrap();
-        let registries = Arc::new(Registries::new(client));
+        let registries = Arc::new(Registries::new(client, Vec::new()));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),

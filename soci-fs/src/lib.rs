@@ -11,6 +11,7 @@ mod descriptor;
 pub mod errno;
 pub mod forest;
 mod fuse;
+mod glob;
 pub mod grpc;
 pub mod id_map;
 pub mod image;

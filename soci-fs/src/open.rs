@@ -24,7 +24,7 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 use soci_index::manifest::ManifestError;
-use soci_index::registry::RegistryError;
+use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 
 use crate::reader::{LayerReader, Policy};
@@ -52,6 +52,8 @@ pub struct OpenOptions {
     pub index: Option<Digest>,
     /// Which kinds of indexes are looked for when none is named.
     pub modes: IndexModes,
+    /// Repositories beside the image's own that may hold its index. They are asked first.
+    pub index_repositories: Vec<Repository>,
     /// The local index store; `None` keeps no index.
     pub index_store: Option<PathBuf>,
     /// How many layers are worked on at the same time, at least 1.
@@ -76,13 +78,24 @@ impl Default for IndexModes {
 
 impl fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { observer: _, layer_bytes_min, whole_layers, policy, index, modes, index_store, parallel } = self;
+        let Self {
+            observer: _,
+            layer_bytes_min,
+            whole_layers,
+            policy,
+            index,
+            modes,
+            index_repositories,
+            index_store,
+            parallel,
+        } = self;
         f.debug_struct("OpenOptions")
             .field("layer_bytes_min", layer_bytes_min)
             .field("whole_layers", whole_layers)
             .field("policy", policy)
             .field("index", index)
             .field("modes", modes)
+            .field("index_repositories", index_repositories)
             .field("index_store", index_store)
             .field("parallel", parallel)
             .finish_non_exhaustive()

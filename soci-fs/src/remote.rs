@@ -24,7 +24,7 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::reference::ManifestName;
 use soci_index::image::{ImageError, ImageSource};
-use soci_index::registry::{ClientOptions, Registry, RegistryError};
+use soci_index::registry::{ClientOptions, Registry, RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -33,6 +33,7 @@ use crate::open::{ImageOpener, OpenError, OpenOptions};
 use crate::reader::LayerReader;
 use crate::store::Store;
 
+pub mod elsewhere;
 pub mod id_maps;
 pub mod labels;
 mod provide;
@@ -42,6 +43,7 @@ pub mod slots;
 pub use provide::Counted;
 pub use reopen::Reopener;
 
+use elsewhere::IndexRule;
 use id_maps::{IdMaps, IdMapsError};
 use labels::{LabelError, WantedLayer};
 use slots::{SlotError, SlotRecord, Slots};
@@ -148,17 +150,29 @@ impl fmt::Display for ImageKey {
 #[derive(Debug)]
 pub struct Registries {
     client: ClientOptions,
+    rules: Vec<IndexRule>,
     known: Mutex<HashMap<String, Registry>>,
 }
 
 impl Registries {
-    /// Reaches all registries by these options.
+    /// Reaches all registries by these options, and looks for indexes by these rules, too.
     #[must_use]
-    pub fn new(client: ClientOptions) -> Self {
-        Self { client, known: Mutex::default() }
+    pub fn new(client: ClientOptions, rules: Vec<IndexRule>) -> Self {
+        Self { client, rules, known: Mutex::default() }
     }
 
     fn source(&self, registry: &str, repository: &str, manifest: Digest) -> Result<ImageSource, RegistryError> {
+        let repository = self.repository(registry, repository)?;
+        Ok(ImageSource::Registry { repository, name: ManifestName::Digest(manifest) })
+    }
+
+    /// Where else indexes of images in a repository may be.
+    fn index_repositories(&self, registry: &str, repository: &str) -> Result<Vec<Repository>, RegistryError> {
+        let rules = self.rules.iter().filter(|rule| rule.is_for(registry, repository));
+        rules.map(|rule| self.repository(&rule.registry, &rule.repository)).collect()
+    }
+
+    fn repository(&self, registry: &str, repository: &str) -> Result<Repository, RegistryError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let registry = match known.get(registry) {
             Some(registry) => registry.clone(),
@@ -168,7 +182,7 @@ impl Registries {
                 new
             }
         };
-        Ok(ImageSource::Registry { repository: registry.repository(repository), name: ManifestName::Digest(manifest) })
+        Ok(registry.repository(repository))
     }
 }
 
@@ -373,7 +387,8 @@ impl RemoteLayers {
         let found = async {
             let image = source.resolve(&PlatformSelection::Host).await?.pop();
             let image = image.ok_or_else(|| RemoteError::NoImage { image: key.to_string() })?;
-            let options = OpenOptions { index: key.index, ..self.0.options.open.clone() };
+            let index_repositories = self.0.registries.index_repositories(&key.registry, &key.repository)?;
+            let options = OpenOptions { index: key.index, index_repositories, ..self.0.options.open.clone() };
             let (store, runtime) = (Arc::clone(&self.0.store), self.0.runtime.clone());
             Ok(ImageOpener::new(source, image, store, options, runtime).await?)
         };

@@ -104,6 +104,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
         policy: Policy { ahead_bytes_max: 0, ..Policy::default() },
         index: Some(index.parse()?),
         modes: IndexModes::default(),
+        index_repositories: Vec::new(),
         index_store: Some(at.join("index")),
         parallel: 4,
     };

@@ -148,6 +148,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
         policy: Policy::default(),
         index: None,
         modes: IndexModes::default(),
+        index_repositories: Vec::new(),
         index_store: Some(play.index_store.clone()),
         parallel: 4,
     };

@@ -5,12 +5,14 @@
 //! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
-//! Keys of our own: `pull_modes.leave_unindexed` and the sections `[kubelet_keychain]` and `[layer_store]`. One default differs: version 1
+//! Keys of our own: `pull_modes.leave_unindexed` and the sections `[[index_repository]]`, `[kubelet_keychain]` and `[layer_store]`. One default differs: version 1
 //! indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use soci_fs::remote::elsewhere::{IndexRule, RuleError};
 
 mod pull_modes;
 mod sections;
@@ -21,10 +23,11 @@ pub use sections::*;
 pub use values::*;
 
 /// Keys that change something in this daemon. All others are accepted.
-const WITH_EFFECT: [&str; 19] = [
+const WITH_EFFECT: [&str; 20] = [
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",
+    "index_repository",
     "kubeconfig_keychain.enable_keychain",
     "kubeconfig_keychain.kubeconfig_path",
     "kubelet_keychain.bin_dir",
@@ -104,15 +107,16 @@ impl Loaded {
             }
         };
         let config: DaemonConfig = toml::from_str(text).map_err(failed)?;
+        // What only several keys together can get wrong is shown by the section that they are in.
+        let wrong = |section: &str, what: String| {
+            let line = text.lines().position(|line| line.contains(section)).unwrap_or_default();
+            let text = text.lines().nth(line).unwrap_or_default().trim().to_owned();
+            ConfigError::Load { file: file.to_owned(), line: line + 1, what, text }
+        };
         if config.kubelet_keychain.config_path.is_empty() != config.kubelet_keychain.bin_dir.is_empty() {
-            let line = text.lines().position(|line| line.contains("kubelet_keychain")).unwrap_or_default();
-            return Err(ConfigError::Load {
-                file: file.to_owned(),
-                line: line + 1,
-                what: "config_path and bin_dir must be given together".to_owned(),
-                text: text.lines().nth(line).unwrap_or_default().trim().to_owned(),
-            });
+            return Err(wrong("kubelet_keychain", "config_path and bin_dir must be given together".to_owned()));
         }
+        config.index_rules().map_err(|error| wrong("index_repository", error.to_string()))?;
         let given: toml::Table = toml::from_str(text).map_err(failed)?;
         let default = toml::Table::try_from(DaemonConfig::default()).unwrap_or_default();
         let mut without_effect = Vec::new();
@@ -145,6 +149,14 @@ fn is_zero(value: &toml::Value) -> bool {
 }
 
 impl DaemonConfig {
+    /// Where else indexes are looked for.
+    ///
+    /// # Errors
+    /// The first rule that makes no sense.
+    pub fn index_rules(&self) -> Result<Vec<IndexRule>, RuleError> {
+        self.index_repository.iter().map(|rule| IndexRule::new(&rule.images, &rule.repository)).collect()
+    }
+
     /// Layers that are worked on at the same time.
     #[must_use]
     pub fn layers_at_once(&self) -> usize {
@@ -235,6 +247,7 @@ mod tests {
             ("[layer_store]\nquota = '5 apples'\n", 2, "quota"),
             ("[pull_modes.parallel_pull_unpack]\nconcurrent_download_chunk_size = '1tb'\n", 2, "chunk_size"),
             ("a = = 1\n", 1, "a = = 1"),
+            ("[[index_repository]]\nmatch = '*'\nrepository = 'busybox'\n", 1, "index_repository"),
             ("debug = true\n[kubelet_keychain]\nbin_dir = '/opt'\n", 2, "kubelet_keychain"),
         ] {
             match parse(text).unwrap_err() {

@@ -127,13 +127,15 @@ impl Shop {
                 referring: config.pull_modes.soci_v1.enable,
                 annotated: config.pull_modes.soci_v2.enable,
             },
+            index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
             parallel: 1,
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
         let id_maps = IdMaps::open(root.join("snapshotter/id-maps.json"))?;
-        let registries = Arc::new(Registries::new(ClientOptions { credentials, ..ClientOptions::default() }));
+        let registries =
+            Arc::new(Registries::new(ClientOptions { credentials, ..ClientOptions::default() }, config.index_rules()?));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),

@@ -1,4 +1,4 @@
-//! Finds the index of an image: in the local index store, else beside the image.
+//! Finds the index of an image: in the local index store, in repositories that hold indexes of others, beside the image.
 //!
 //! An index that comes from a registry is kept locally together with its zTOCs, so that the next mount asks nobody.
 
@@ -16,6 +16,7 @@ use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2, SociIndex};
 use soci_index::publish::IMAGE_NAME;
+use soci_index::registry::Repository;
 
 use super::{OpenError, OpenOptions};
 
@@ -27,12 +28,25 @@ pub(super) struct Found {
     raw: Bytes,
     pub(super) index: SociIndex,
     pub(super) layout: Option<Layout>,
+    /// The repository that it and its zTOCs are in, if that is not the image's own.
+    elsewhere: Option<Repository>,
+}
+
+impl Found {
+    /// One of its zTOCs from where the index came from; `source` is the image's.
+    pub(super) async fn ztoc(&self, source: &ImageSource, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
+        let limit = Limits::DEFAULT.ztoc_bytes_max;
+        Ok(match &self.elsewhere {
+            Some(repository) => repository.blob_bytes(ztoc, limit).await?,
+            None => source.blob_bytes(ztoc, limit).await?,
+        })
+    }
 }
 
 /// The index from the local store, else from beside the image; one from a registry is then kept locally.
 ///
 /// In this order: the one that was named, the one that the image's own manifest names (version 2), the newest that
-/// names the image (version 1).
+/// names the image (version 1); of these, one in the repositories of the options goes before one beside the image.
 pub(super) async fn find_index(
     source: &ImageSource,
     image: &PlatformImage,
@@ -57,6 +71,18 @@ pub(super) async fn find_index(
         && let Some(found) = accept(found, options, local.as_ref())?
     {
         return Ok(Some(found));
+    }
+    for repository in &options.index_repositories {
+        match discover::on_registry(repository, &subject, which).await {
+            Ok(discovery) => {
+                if let Some(found) = accept(discovery, options, None)? {
+                    let found = Found { elsewhere: Some(repository.clone()), ..found };
+                    return keep(found, source, image, local).await.map(Some);
+                }
+            }
+            // The image's own repository may know better.
+            Err(error) => tracing::warn!(%error, "a repository of indexes cannot be asked"),
+        }
     }
     let (discovery, layout) = match source {
         ImageSource::Registry { repository, .. } => (discover::on_registry(repository, &subject, which).await?, None),
@@ -112,7 +138,7 @@ async fn annotated_index(
         return Ok(None);
     };
     match SociIndex::parse(&raw.bytes, &Limits::DEFAULT) {
-        Ok(index) if index.version() == 2 => Ok(Some(Found { digest, raw: raw.bytes, index, layout })),
+        Ok(index) if index.version() == 2 => Ok(Some(Found { digest, raw: raw.bytes, index, layout, elsewhere: None })),
         Ok(_) => {
             tracing::warn!(image = %image.descriptor.digest, index = %digest, "the image names an index of version 1");
             Ok(None)
@@ -160,10 +186,10 @@ fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) 
         }
     };
     tracing::debug!(digest = %found.digest, others = found.others, "using this index");
-    Ok(Some(Found { digest: found.digest, raw: found.raw, index, layout: layout.cloned() }))
+    Ok(Some(Found { digest: found.digest, raw: found.raw, index, layout: layout.cloned(), elsewhere: None }))
 }
 
-/// Copies an index and its zTOCs from beside the image into the local store.
+/// Copies an index and its zTOCs into the local store.
 async fn fetch_index(
     source: &ImageSource,
     image: &PlatformImage,
@@ -173,7 +199,7 @@ async fn fetch_index(
     let wanted = found.index.ztocs().map(|(_, ztoc)| ztoc.clone()).filter(|ztoc| !local.has_blob(&ztoc.digest));
     let fetched = futures_util::stream::iter(wanted.collect::<Vec<_>>())
         .map(|ztoc| async move {
-            let bytes = source.blob_bytes(&ztoc, Limits::DEFAULT.ztoc_bytes_max).await;
+            let bytes = found.ztoc(source, &ztoc).await;
             // Its layer will be streamed, unless a later try has better luck.
             bytes.inspect_err(|error| tracing::warn!(ztoc = %ztoc.digest, %error, "a zTOC did not come")).ok()
         })

@@ -149,7 +149,7 @@ impl ImageOpener {
         }
     }
 
-    /// A zTOC from the local store, else from beside the image.
+    /// A zTOC from the local store, else from where the index is.
     async fn ztoc_bytes(&self, found: &Found, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
         if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&ztoc.digest)) {
             match read_blob(layout, ztoc).await {
@@ -157,7 +157,7 @@ impl ImageOpener {
                 Err(error) => tracing::warn!(ztoc = %ztoc.digest, %error, "the local zTOC is damaged"),
             }
         }
-        Ok(self.source.blob_bytes(ztoc, Limits::DEFAULT.ztoc_bytes_max).await?)
+        found.ztoc(&self.source, ztoc).await
     }
 
     /// Writes the index of a streamed layer beside its data. Without it the layer is only streamed again.

@@ -66,6 +66,8 @@ pub struct DaemonConfig {
     pub kubelet_keychain: KubeletKeychain,
     /// Mirrors.
     pub resolver: Resolver,
+    /// Repositories that hold indexes of other repositories' images.
+    pub index_repository: Vec<IndexRepository>,
     /// Snapshots.
     pub snapshotter: Snapshotter,
     /// The layer store.
@@ -103,6 +105,7 @@ impl Default for DaemonConfig {
             cri_keychain: CriKeychain::default(),
             kubelet_keychain: KubeletKeychain::default(),
             resolver: Resolver::default(),
+            index_repository: Vec::new(),
             snapshotter: Snapshotter::default(),
             layer_store: LayerStore::default(),
         }
@@ -347,6 +350,17 @@ pub struct Mirror {
     pub insecure: bool,
     /// Seconds for a request.
     pub request_timeout_sec: i64,
+}
+
+/// A repository that holds indexes of other repositories' images, which is asked before the image's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IndexRepository {
+    /// Which images, as `HOST/REPOSITORY`; `*` is any text.
+    #[serde(rename = "match")]
+    pub images: String,
+    /// The repository, as `HOST/NAME`.
+    pub repository: String,
 }
 
 /// Snapshots.
