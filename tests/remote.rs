@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::forest::{Forest, ForestOptions};
+use soci_fs::metrics::Metrics;
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::reader::Policy;
+use soci_fs::remote::background::{Background, Pace};
 use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use soci_fs::remote::slots::Slots;
@@ -16,6 +19,7 @@ use soci_fs::remote::{Registries, RemoteError, RemoteLayers, RemoteOptions, Reop
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::registry::{Backoff, ClientOptions, CredentialSource};
+use soci_tests::front::{Fault, Front};
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::registry::client;
 use soci_tests::{soci, stdout};
@@ -254,4 +258,83 @@ async fn links_to_lower_layers_are_containerd_s() {
     let error = daemon.layers.provide(&labels(&name, &image, 1)).await.unwrap_err();
     assert!(matches!(&*error, RemoteError::LowerLinks { links: 1, .. }), "{error}");
     assert_eq!(daemon.forest.slots().len(), 1);
+}
+
+/// What nobody asked for comes by itself and is proven; then neither registry nor index need be trusted any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_comes_in_the_background() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    publish(&name);
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+    let reader = daemon.forest.reader(slot).unwrap();
+    assert!(!reader.store().is_complete() && !reader.store().is_proven());
+    let metrics = Arc::new(Metrics::default());
+    let pace = Pace { silence: Duration::from_millis(300), period: Duration::from_millis(5) };
+    let background = |quota| Background { layers: daemon.layers.clone(), pace, quota, metrics: Arc::clone(&metrics) };
+    // A store that is nearly full is left as it is.
+    let full = tokio::time::timeout(Duration::from_secs(1), background(Some(1)).run()).await;
+    assert!(full.is_err() && reader.store().present_spans() == 0);
+    let working = tokio::spawn(background(None).run());
+    for _ in 0..400 {
+        if reader.store().is_proven() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert!(reader.store().is_complete() && reader.store().is_proven());
+    assert_eq!(metrics.background_spans.load(Ordering::Relaxed), u64::from(reader.store().spans()));
+    // All is done: nobody is asked again.
+    let before = registry.traffic().requests;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(registry.traffic().requests, before);
+    drop(registry);
+    assert_eq!(daemon.read(slot, "etc/motd").await, contents[0]);
+    working.abort();
+}
+
+/// Who gives up a pull has its layers fetched for nobody, and not for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn fetches_that_nobody_waits_for_end() {
+    let image = Image::gzip(vec![tar(&[("etc/motd", text(1, 3_000_000))]), tar(&[("etc/other", text(2, 3_000_000))])]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    push(&registry, &image).await;
+    let front = Front::start(&registry.host()).await.unwrap();
+    let name = format!("{}/team/app:v1", front.host());
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    front.set(Fault::Slow { late: Duration::from_millis(10), bytes_per_second: 50_000 });
+    let (labels, layers) = (labels(&name, &image, 0), daemon.layers.clone());
+    let question = {
+        let labels = labels.clone();
+        tokio::spawn(async move { layers.provide(&labels).await })
+    };
+    let stored = || std::fs::read_dir(root.path().join("layers")).map_or(0, Iterator::count);
+    for _ in 0..200 {
+        if stored() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(stored(), 2, "both layers are being fetched");
+    daemon.layers.end_idle(Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!question.is_finished(), "somebody waits");
+    question.abort();
+    let _ = question.await;
+    daemon.layers.end_idle(Duration::ZERO);
+    for _ in 0..200 {
+        if stored() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(stored(), 0, "nothing is left of what was fetched");
+    // Whoever comes back gets it.
+    front.set(Fault::None);
+    let slot = daemon.layers.provide(&labels).await.unwrap();
+    assert_eq!(daemon.read(slot, "etc/motd").await, text(1, 3_000_000));
 }

@@ -50,6 +50,10 @@ pub struct Metrics {
     pub provided: AtomicU64,
     /// Layers left to containerd.
     pub left: AtomicU64,
+    /// Spans fetched when nobody had asked for them.
+    pub background_spans: AtomicU64,
+    /// Such fetches that failed.
+    pub background_failures: AtomicU64,
 }
 
 impl Metrics {
@@ -92,6 +96,9 @@ impl Metrics {
                 };
                 let _ = writeln!(text, "{name}{{{labels}}} {}", figure(layer));
             }
+            if operation == "fuse_file_read_failure_count" {
+                self.background(&mut text, name);
+            }
         }
         let ours: [(&str, &str, Figure); 3] = [
             ("soci_layer_present_bytes", "Uncompressed bytes of the layer that are on this node.", |layer| {
@@ -109,6 +116,17 @@ impl Metrics {
             }
         }
         text
+    }
+
+    /// The last of its family, which is of no single layer.
+    fn background(&self, text: &mut String, name: &str) {
+        for (operation, count) in [
+            ("background_span_fetch_count", &self.background_spans),
+            ("background_span_fetch_failure_count", &self.background_failures),
+        ] {
+            let count = count.load(Ordering::Relaxed);
+            let _ = writeln!(text, "{name}{{operation_type=\"{operation}\",layer=\"\"}} {count}");
+        }
     }
 
     fn own(&self, text: &mut String, open: usize) {
@@ -173,6 +191,7 @@ mod tests {
             "soci_layers_prepared_total{outcome=\"left\"} 1",
             "soci_layer_present_bytes{digest=\"sha256:00\",slot=\"3\"} 20",
             "soci_layers_open 1",
+            "soci_fs_operation_count{operation_type=\"background_span_fetch_count\",layer=\"\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -236,6 +236,30 @@ impl LayerReader {
         Ok(())
     }
 
+    /// Fetches about `bytes` compressed bytes of what is absent, one span at least, and says how many spans.
+    ///
+    /// # Errors
+    /// The first [`ReadError`]; what was fetched until then is kept.
+    pub async fn fetch_some(&self, bytes: u64) -> Result<u32, ReadError> {
+        let count = self.shared.store.spans();
+        let Some(first) = (0..count).find(|span| !self.shared.store.is_present(*span)) else { return Ok(0) };
+        let absent = |span: &SpanId| !self.shared.store.is_present(*span);
+        let end = (first..self.shared.batch_end(first, bytes)).take_while(absent).last().map_or(first, |span| span + 1);
+        self.shared.launch(first..end);
+        for span in first..end {
+            let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
+            let limit = Instant::now() + self.shared.policy.flight_limit;
+            self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
+        }
+        Ok(end - first)
+    }
+
+    /// Whether something is being fetched.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !lock(&self.shared.flights).is_empty()
+    }
+
     fn deadline(&self) -> Instant {
         Instant::now() + self.shared.policy.read_deadline
     }

@@ -22,34 +22,39 @@ use futures_util::future::{BoxFuture, Shared};
 use soci_index::digest::Digest;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::ManifestName;
-use soci_index::image::{ImageError, ImageSource};
-use soci_index::registry::{ClientOptions, Registry, RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
-use crate::forest::{Forest, PlantError};
-use crate::open::{ImageOpener, OpenError, OpenOptions};
+use crate::forest::Forest;
+use crate::open::{ImageOpener, OpenOptions};
 use crate::reader::LayerReader;
 use crate::store::Store;
 
+pub mod background;
 pub mod elsewhere;
+mod error;
 pub mod id_maps;
 pub mod labels;
 mod provide;
+mod registries;
 mod reopen;
 pub mod slots;
 
+pub use error::RemoteError;
 pub use provide::Counted;
+pub use registries::Registries;
 pub use reopen::Reopener;
 
-use elsewhere::IndexRule;
-use id_maps::{IdMaps, IdMapsError};
-use labels::{LabelError, WantedLayer};
-use slots::{SlotError, SlotRecord, Slots};
+use id_maps::IdMaps;
+use labels::WantedLayer;
+use slots::{SlotRecord, Slots};
 
 /// How long a slot that was filled may wait to be asked for.
 const UNCLAIMED_LIFE: Duration = Duration::from_secs(600);
+
+/// How long a layer is fetched for nobody: a client may come back after an interruption.
+const IDLE_LIFE: Duration = Duration::from_secs(60);
 
 /// How long it is believed that an image has no index: long enough for all questions of one pull.
 const INDEXLESS_LIFE: Duration = Duration::from_secs(60);
@@ -69,65 +74,6 @@ pub struct RemoteOptions {
     pub mountpoint: PathBuf,
 }
 
-/// Why a layer is not provided.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoteError {
-    /// The labels do not say which layer.
-    #[error(transparent)]
-    Label(#[from] LabelError),
-    /// The registry cannot be set up.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The image cannot be read.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The manifest is that of no platform.
-    #[error("{image} names no image that can run")]
-    NoImage {
-        /// The image.
-        image: String,
-    },
-    /// The image does not have the layer.
-    #[error("{image} has no layer {layer}")]
-    NoLayer {
-        /// The image.
-        image: String,
-        /// The layer.
-        layer: Digest,
-    },
-    /// The layer cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The layer links to files of layers below it, which a single layer cannot show.
-    #[error("layer {layer} has {links} hard links to files of lower layers")]
-    LowerLinks {
-        /// The layer.
-        layer: Digest,
-        /// How many.
-        links: usize,
-    },
-    /// There is no slot to put it.
-    #[error(transparent)]
-    Slot(#[from] SlotError),
-    /// A mapping of owners has no number.
-    #[error(transparent)]
-    IdMaps(#[from] IdMapsError),
-    /// Its files cannot be numbered.
-    #[error(transparent)]
-    Plant(#[from] PlantError),
-    /// It took too long.
-    #[error("{what} did not come within {} s", limit.as_secs())]
-    Deadline {
-        /// What was waited for.
-        what: String,
-        /// How long.
-        limit: Duration,
-    },
-    /// The process is shutting down.
-    #[error("the layer was abandoned")]
-    Abandoned,
-}
-
 type Failure = Arc<RemoteError>;
 type Underway<T> = Shared<BoxFuture<'static, Result<T, Failure>>>;
 
@@ -143,46 +89,6 @@ struct ImageKey {
 impl fmt::Display for ImageKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}@{}", self.registry, self.repository, self.manifest)
-    }
-}
-
-/// The registries that were spoken to, each with its connections and tokens.
-#[derive(Debug)]
-pub struct Registries {
-    client: ClientOptions,
-    rules: Vec<IndexRule>,
-    known: Mutex<HashMap<String, Registry>>,
-}
-
-impl Registries {
-    /// Reaches all registries by these options, and looks for indexes by these rules, too.
-    #[must_use]
-    pub fn new(client: ClientOptions, rules: Vec<IndexRule>) -> Self {
-        Self { client, rules, known: Mutex::default() }
-    }
-
-    fn source(&self, registry: &str, repository: &str, manifest: Digest) -> Result<ImageSource, RegistryError> {
-        let repository = self.repository(registry, repository)?;
-        Ok(ImageSource::Registry { repository, name: ManifestName::Digest(manifest) })
-    }
-
-    /// Where else indexes of images in a repository may be.
-    fn index_repositories(&self, registry: &str, repository: &str) -> Result<Vec<Repository>, RegistryError> {
-        let rules = self.rules.iter().filter(|rule| rule.is_for(registry, repository));
-        rules.map(|rule| self.repository(&rule.registry, &rule.repository)).collect()
-    }
-
-    fn repository(&self, registry: &str, repository: &str) -> Result<Repository, RegistryError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let registry = match known.get(registry) {
-            Some(registry) => registry.clone(),
-            None => {
-                let new = Registry::new(registry, self.client.clone())?;
-                known.insert(registry.to_owned(), new.clone());
-                new
-            }
-        };
-        Ok(registry.repository(repository))
     }
 }
 
@@ -209,6 +115,23 @@ struct LookUp {
     found: Underway<Arc<ImageOpener>>,
 }
 
+/// A layer that is being opened, or was.
+struct Bringing {
+    underway: Underway<u16>,
+    /// Held by every question for which the layer is needed, or will be.
+    wanted: Arc<()>,
+    /// When it was last asked for.
+    asked: Instant,
+    work: AbortHandle,
+}
+
+impl Bringing {
+    /// Whether it has gone on for nobody since so long.
+    fn is_idle(&self, life: Duration) -> bool {
+        self.underway.peek().is_none() && Arc::strong_count(&self.wanted) == 1 && self.asked.elapsed() >= life
+    }
+}
+
 impl LookUp {
     fn is_good(&self, key: &ImageKey) -> bool {
         let indexless = matches!(self.found.peek(), Some(Ok(image)) if image.index().is_none());
@@ -220,7 +143,7 @@ impl LookUp {
 struct State {
     /// In the order of their last use.
     images: Vec<LookUp>,
-    layers: HashMap<Digest, Underway<u16>>,
+    layers: HashMap<Digest, Bringing>,
     /// Slots that nobody has asked for yet, and since when.
     unclaimed: HashMap<u16, Instant>,
 }
@@ -280,11 +203,12 @@ impl RemoteLayers {
         let Some(first) = first else {
             return Err(RemoteError::NoLayer { image: key.to_string(), layer: wanted.layer }.into());
         };
-        for position in first..layers.len() {
-            // Runs by itself.
-            drop(self.bring(&key, &image, position));
+        // All of them are wanted for as long as this question is: the next ones will be asked for later.
+        let brought = (first..layers.len()).map(|position| self.bring(&key, &image, position));
+        let brought: Vec<_> = brought.collect::<Result<_, _>>()?;
+        if let Some((underway, _)) = brought.first() {
+            underway.clone().await?;
         }
-        self.bring(&key, &image, first).await?;
         // Whoever swept in between was quicker than ten minutes.
         self.claim(&wanted.layer).ok_or_else(|| RemoteError::Abandoned.into())
     }
@@ -312,6 +236,18 @@ impl RemoteLayers {
         }
     }
 
+    /// Ends fetches that nobody has waited for since so long: whoever pulled the image has given up.
+    pub fn end_idle(&self, life: Duration) {
+        let mut state = self.0.state();
+        let idle = state.layers.iter().filter(|(_, bringing)| bringing.is_idle(life));
+        for layer in idle.map(|(layer, _)| *layer).collect::<Vec<_>>() {
+            tracing::info!(%layer, "nobody waits for a layer any more; its fetch is ended");
+            if let Some(bringing) = state.layers.remove(&layer) {
+                bringing.work.abort();
+            }
+        }
+    }
+
     /// Takes slots away that were filled for questions that never came.
     pub fn sweep(&self, life: Duration) {
         let mut state = self.0.state();
@@ -321,10 +257,11 @@ impl RemoteLayers {
         }
     }
 
-    /// [`RemoteLayers::sweep`]s from time to time, for as long as it is polled.
+    /// Does [`RemoteLayers::sweep`] and [`RemoteLayers::end_idle`] from time to time, for as long as it is polled.
     pub async fn keep_swept(&self) {
         loop {
-            tokio::time::sleep(UNCLAIMED_LIFE / 10).await;
+            tokio::time::sleep(IDLE_LIFE / 2).await;
+            self.end_idle(IDLE_LIFE);
             self.sweep(UNCLAIMED_LIFE);
         }
     }
@@ -365,7 +302,7 @@ impl RemoteLayers {
                 None => {
                     let (this, wanted) = (self.clone(), key.clone());
                     let found = async move { this.look_up(&wanted).await.map(Arc::new).map_err(Arc::new) };
-                    LookUp { key: key.clone(), since: Instant::now(), found: self.spawned(found) }
+                    LookUp { key: key.clone(), since: Instant::now(), found: self.spawned(found).0 }
                 }
             };
             let underway = look_up.found.clone();
@@ -407,25 +344,34 @@ impl RemoteLayers {
     }
 
     /// Starts to open a layer unless that is under way or done.
-    fn bring(&self, key: &ImageKey, image: &Arc<ImageOpener>, position: usize) -> Underway<u16> {
+    fn bring(
+        &self,
+        key: &ImageKey,
+        image: &Arc<ImageOpener>,
+        position: usize,
+    ) -> Result<(Underway<u16>, Arc<()>), RemoteError> {
         let (layer, diff_id) =
             match (image.image().manifest.layers.get(position), image.image().config.diff_ids.get(position)) {
                 (Some(layer), Some(diff_id)) => (layer.clone(), *diff_id),
-                _ => return futures_util::future::ready(Err(RemoteError::Abandoned.into())).boxed().shared(),
+                _ => return Err(RemoteError::Abandoned),
             };
         let mut state = self.0.state();
         let digest = layer.digest;
-        if let Some(underway) = state.layers.get(&digest) {
-            // A failure is worth another try.
-            if !matches!(underway.peek(), Some(Err(_))) {
-                return underway.clone();
-            }
+        // A failure is worth another try.
+        if let Some(bringing) =
+            state.layers.get_mut(&digest).filter(|known| !matches!(known.underway.peek(), Some(Err(_))))
+        {
+            bringing.asked = Instant::now();
+            return Ok((bringing.underway.clone(), Arc::clone(&bringing.wanted)));
         }
         let (this, key, image) = (self.clone(), key.clone(), Arc::clone(image));
         let open = async move { this.open(&key, &image, layer, diff_id).await.map_err(Arc::new) };
-        let underway = self.spawned(open);
-        state.layers.insert(digest, underway.clone());
-        underway
+        let (underway, work) = self.spawned(open);
+        let wanted = Arc::new(());
+        let bringing =
+            Bringing { underway: underway.clone(), wanted: Arc::clone(&wanted), asked: Instant::now(), work };
+        state.layers.insert(digest, bringing);
+        Ok((underway, wanted))
     }
 
     async fn open(
@@ -466,9 +412,10 @@ impl RemoteLayers {
     fn spawned<T: Clone + Send + Sync + 'static>(
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Underway<T> {
+    ) -> (Underway<T>, AbortHandle) {
         let task = self.0.runtime.spawn(work);
-        async move { task.await.unwrap_or_else(|_| Err(RemoteError::Abandoned.into())) }.boxed().shared()
+        let handle = task.abort_handle();
+        (async move { task.await.unwrap_or_else(|_| Err(RemoteError::Abandoned.into())) }.boxed().shared(), handle)
     }
 }
 

@@ -19,6 +19,7 @@ use soci_index::digest::{Algorithm, Digest, Hasher};
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::indexer::{IndexError, Indexed, Indexer, Options};
 use soci_index::limits::Limits;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::source::{Source, SourceError};
@@ -154,7 +155,7 @@ pub struct Unpacked {
 /// Whatever the store had of it is replaced, so nobody else should have it open.
 ///
 /// # Errors
-/// [`UnpackError`]; nothing of the layer is left then.
+/// [`UnpackError`]; nothing of the layer is left then, nor if the future is dropped half-way.
 pub async fn unpack(
     store: &Store,
     source: &dyn Source,
@@ -169,13 +170,26 @@ pub async fn unpack(
     }
     let failed = |cause| UnpackError::Store { layer, cause };
     store.remove(&layer).map_err(failed)?;
-    let result = fill(store, source, claim, encoding).await;
-    if result.is_err()
-        && let Err(error) = store.remove(&layer)
-    {
-        tracing::warn!(%layer, %error, "a layer that failed is left behind");
+    let unfinished = Unfinished { store, layer };
+    let unpacked = fill(store, source, claim, encoding).await?;
+    std::mem::forget(unfinished);
+    Ok(unpacked)
+}
+
+/// A layer that is being streamed; what was written of it goes when this is dropped.
+struct Unfinished<'s> {
+    store: &'s Store,
+    layer: Digest,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        match (self.store.set_aside(&self.layer), Handle::try_current()) {
+            (Ok(removed), Ok(runtime)) => drop(runtime.spawn_blocking(move || removed.delete())),
+            (Ok(removed), Err(_)) => removed.delete(),
+            (Err(error), _) => tracing::warn!(layer = %self.layer, %error, "a layer that failed is left behind"),
+        }
     }
-    result
 }
 
 async fn fill(
@@ -232,6 +246,10 @@ fn write(
         let path = path.clone();
         move |cause| UnpackError::Store { layer, cause: StoreError::Io { operation, path, cause: Arc::new(cause) } }
     };
+    if claim.size > 0 && chunks.is_closed() && chunks.is_empty() {
+        // Given up before it began: there must not be a directory again.
+        return Err(UnpackError::Abandoned { layer });
+    }
     std::fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
     let options = File::options().read(true).write(true).create(true).truncate(true).clone();
     let file = options.open(&path).map_err(failed("create"))?;

@@ -57,6 +57,8 @@ impl Node {
         let programs = version.programs()?;
         let directory = tempfile::Builder::new().prefix("node").tempdir().expect("a directory");
         fs::write(directory.path().join("config.toml"), version.configuration(directory.path())).expect("a file");
+        // What tests count must not depend on how long they take.
+        fs::write(directory.path().join("soci.toml"), "[background_fetch]\ndisable = true\n").expect("a file");
         let mut node = Self { snapshotter: None, containerd: None, programs, boot: None, directory };
         if let Some(size) = disk {
             fs::create_dir(node.path("soci")).expect("a directory");
@@ -107,6 +109,7 @@ impl Node {
             }
         };
         command.arg("--root").arg(self.path("soci")).arg("--address").arg(self.path("soci.sock"));
+        command.arg("--config").arg(self.path("soci.toml"));
         let log = self.path("soci.log");
         let before = self.log().len();
         self.snapshotter = Some(logged(command, &log));

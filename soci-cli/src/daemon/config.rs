@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use soci_fs::remote::background::Pace;
 use soci_fs::remote::elsewhere::{IndexRule, RuleError};
 
 mod pull_modes;
@@ -23,7 +24,10 @@ pub use sections::*;
 pub use values::*;
 
 /// Keys that change something in this daemon. All others are accepted.
-const WITH_EFFECT: [&str; 20] = [
+const WITH_EFFECT: [&str; 23] = [
+    "background_fetch.disable",
+    "background_fetch.fetch_period_msec",
+    "background_fetch.silence_period_msec",
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",
@@ -166,6 +170,18 @@ impl DaemonConfig {
         }
     }
 
+    /// When what nobody has asked for is fetched; `None` is never.
+    #[must_use]
+    pub fn background_pace(&self) -> Option<Pace> {
+        let given = &self.background_fetch;
+        let time = |milliseconds: i64, default: u64| {
+            Duration::from_millis(u64::try_from(milliseconds).ok().filter(|given| *given > 0).unwrap_or(default))
+        };
+        let pace =
+            Pace { silence: time(given.silence_period_msec, 30_000), period: time(given.fetch_period_msec, 500) };
+        (!given.disable).then_some(pace)
+    }
+
     /// Images that are remembered.
     #[must_use]
     pub fn images_max(&self) -> usize {
@@ -224,14 +240,14 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_named() {
-        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[background_fetch]\ndisable = true\n\
+        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[background_fetch]\nmax_queue_size = 7\n\
                     [pull_modes.soci_v1]\nenable = false\n[[resolver.host.\"registry.example\".mirrors]]\nhost = 'mirror.example'\n";
         let loaded = parse(text).unwrap();
         let mut named = loaded.without_effect;
         named.sort();
         assert_eq!(
             named,
-            ["background_fetch.disable", "http.MaxRetries", "metadata_store", "resolver.host.registry.example"]
+            ["background_fetch.max_queue_size", "http.MaxRetries", "metadata_store", "resolver.host.registry.example"]
         );
         assert!(!loaded.config.pull_modes.soci_v1.enable);
         assert_eq!(loaded.config.resolver.host["registry.example"].mirrors[0].host, "mirror.example");

@@ -15,6 +15,7 @@ use soci_fs::metrics::Metrics;
 use soci_fs::mount::device::{self, ServeOptions};
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::reader::Policy;
+use soci_fs::remote::background::Background;
 use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::slots::Slots;
 use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
@@ -72,7 +73,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let provider = Arc::new(Counted { layers: shop.layers.clone(), metrics: Arc::clone(&metrics) });
     let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
     shop.layers.keep_only(&snapshots.layers_in_use()?);
-    shop.look_after(config);
+    shop.look_after(config, &metrics);
     let operations = Arc::new(Operations { forest: shop.forest, metrics, mountpoint: mountpoint(root) });
     operations::serve_status(Arc::clone(&operations), root)
         .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
@@ -159,10 +160,19 @@ impl Shop {
     }
 
     /// Starts what is done from time to time.
-    fn look_after(&self, config: &DaemonConfig) {
+    fn look_after(&self, config: &DaemonConfig, metrics: &Arc<Metrics>) {
         let layers = self.layers.clone();
         tokio::spawn(async move { layers.keep_swept().await });
-        if let Some(quota) = config.layer_store.quota.limit() {
+        let quota = config.layer_store.quota.limit();
+        match config.background_pace() {
+            None => tracing::info!("background fetch is disabled"),
+            Some(pace) => {
+                tracing::info!("constructing background fetcher");
+                let (layers, metrics) = (self.layers.clone(), Arc::clone(metrics));
+                tokio::spawn(Background { layers, pace, quota, metrics }.run());
+            }
+        }
+        if let Some(quota) = quota {
             tokio::spawn(Arc::clone(&self.store).keep_within(quota, QUOTA_INTERVAL));
         }
     }

@@ -1,0 +1,72 @@
+//! Why a layer is left to containerd.
+
+use std::time::Duration;
+
+use soci_index::digest::Digest;
+use soci_index::image::ImageError;
+use soci_index::registry::RegistryError;
+
+use super::id_maps::IdMapsError;
+use super::labels::LabelError;
+use super::slots::SlotError;
+use crate::forest::PlantError;
+use crate::open::OpenError;
+
+/// Why a layer is not provided.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The labels do not say which layer.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// The registry cannot be set up.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The manifest is that of no platform.
+    #[error("{image} names no image that can run")]
+    NoImage {
+        /// The image.
+        image: String,
+    },
+    /// The image does not have the layer.
+    #[error("{image} has no layer {layer}")]
+    NoLayer {
+        /// The image.
+        image: String,
+        /// The layer.
+        layer: Digest,
+    },
+    /// The layer cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The layer links to files of layers below it, which a single layer cannot show.
+    #[error("layer {layer} has {links} hard links to files of lower layers")]
+    LowerLinks {
+        /// The layer.
+        layer: Digest,
+        /// How many.
+        links: usize,
+    },
+    /// There is no slot to put it.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// A mapping of owners has no number.
+    #[error(transparent)]
+    IdMaps(#[from] IdMapsError),
+    /// Its files cannot be numbered.
+    #[error(transparent)]
+    Plant(#[from] PlantError),
+    /// It took too long.
+    #[error("{what} did not come within {} s", limit.as_secs())]
+    Deadline {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// The process is shutting down.
+    #[error("the layer was abandoned")]
+    Abandoned,
+}
