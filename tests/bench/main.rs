@@ -1,7 +1,7 @@
 //! The benchmarks: the figures that the project promises, measured on this machine.
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
-//! [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`, `pull`; `stage` only makes
+//! [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `warm`, `memory`; `stage` only makes
 //! the image and waits, for looking into things by hand. The data are made from this machine's own
 //! files, in a directory that goes at the end; nothing is fetched from a network. Where a goal is a ratio, both sides
 //! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
@@ -9,6 +9,7 @@
 mod data;
 mod files;
 mod indexing;
+mod node;
 mod process;
 mod pull;
 mod report;
@@ -22,7 +23,10 @@ use anyhow::{Context as _, bail};
 use data::Data;
 use report::{Report, machine};
 
-const NAMES: [&str; 6] = ["ztoc", "publish", "mount", "read", "start", "pull"];
+const NAMES: [&str; 9] = ["ztoc", "publish", "mount", "read", "start", "pull", "prepare", "warm", "memory"];
+
+/// Those that work on the large data.
+const ON_DATA: [&str; 4] = ["ztoc", "publish", "mount", "read"];
 
 /// What was asked for.
 #[derive(Debug, Default)]
@@ -88,7 +92,7 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
             std::thread::park();
         }
     }
-    if wanted.names.iter().any(|name| !["start", "pull"].contains(&name.as_str())) {
+    if wanted.names.iter().any(|name| ON_DATA.contains(&name.as_str())) {
         let data = Data::new(wanted.quick)?;
         if wanted.is("ztoc") {
             indexing::ztoc(&data, &mut report)?;
@@ -114,6 +118,15 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("pull") && process::can_mount() {
         pull::pull(runtime, &mut report)?;
+    }
+    if wanted.is("prepare") {
+        node::prepare(runtime, &mut report)?;
+    }
+    if wanted.is("warm") && process::can_mount() {
+        node::warm(runtime, &mut report)?;
+    }
+    if wanted.is("memory") && process::can_mount() {
+        node::memory(runtime, &mut report)?;
     }
     Ok(report)
 }

@@ -87,6 +87,11 @@ fn status_kib(id: u32, key: &str) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
+/// Resident memory of a process, in MiB.
+pub(crate) fn resident_mib(id: u32) -> f64 {
+    status_kib(id, "VmRSS:").unwrap_or(0) as f64 / 1024.0
+}
+
 /// User and system time of a process that has ended and was not waited for.
 fn processor_time(id: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
@@ -152,7 +157,7 @@ impl Mount {
 
     /// The serving process's resident memory now, in MiB.
     pub(crate) fn resident_mib(&self) -> f64 {
-        status_kib(self.id, "VmRSS:").unwrap_or(0) as f64 / 1024.0
+        resident_mib(self.id)
     }
 }
 
