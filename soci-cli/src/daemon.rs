@@ -30,6 +30,10 @@ use config::Loaded;
 /// Where the configuration is looked for when none is named.
 const CONFIG_FILE: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
+/// glibc gives each of many threads a heap of its own, and what many layers need while they are opened at the same time
+/// stays in all of them: 84 MiB instead of 54 with 100 layers of 1000 files.
+const WORKER_ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
+
 /// How long a worker may take to end before it is killed. Longer than the worker gives to calls that are under way.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -72,6 +76,7 @@ fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
     supervisor::run(SupervisorOptions {
         program: crate::config::own_program().context("cannot tell which program this is")?,
         arguments: worker,
+        environment: &WORKER_ENVIRONMENT,
         mountpoint: worker::mountpoint(root),
         also_unmount: vec![root.join("snapshotter/mapped")],
         device: DeviceOptions::default(),

@@ -69,6 +69,8 @@ pub struct SupervisorOptions {
     pub program: PathBuf,
     /// Its arguments. It is to call [`Inherited::receive`] as soon as it has understood them.
     pub arguments: Vec<OsString>,
+    /// Variables of its environment, beside those of this process.
+    pub environment: &'static [(&'static str, &'static str)],
     /// Where the layers are mounted. Made if it does not exist.
     pub mountpoint: PathBuf,
     /// Directories on whose entries workers mount, too: unmounted at the end, when the layers are.
@@ -270,6 +272,7 @@ impl Office<'_> {
         let mut command = Command::new(&self.options.program);
         // A group of its own: what a terminal sends to the group is for the supervisor to interpret.
         command.args(&self.options.arguments).stdin(theirs).process_group(0);
+        command.envs(self.options.environment.iter().copied());
         for variable in systemd::VARIABLES {
             command.env_remove(variable);
         }

@@ -132,6 +132,7 @@ fn supervisor(directory: &Path) -> ExitCode {
     let options = SupervisorOptions {
         program: directory.join("program"),
         arguments: vec!["worker".into(), directory.into()],
+        environment: &[],
         mountpoint: directory.join("fs"),
         also_unmount: Vec::new(),
         device: DeviceOptions { subtype: "soci-survival".to_owned(), ..DeviceOptions::default() },
