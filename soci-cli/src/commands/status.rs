@@ -37,10 +37,11 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
             layer.requests.to_string(),
             layer.failures.to_string(),
             if layer.proven { "proven" } else { "provisional" }.to_owned(),
+            held.image.split('@').next().unwrap_or_default().to_owned(),
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    output::table(&["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "ERRORS", "TRUST"], &rows)?;
+    output::table(&["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "ERRORS", "TRUST", "FROM"], &rows)?;
     for held in &status.layers {
         if let Some(error) = &held.layer.last_error {
             output::line(format!("slot {}: {error}", held.slot))?;

@@ -17,6 +17,7 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use soci_fs::forest::Forest;
 use soci_fs::metrics::Metrics;
+use soci_fs::remote::slots::Slots;
 use soci_fs::status::LayerStatus;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -45,6 +46,9 @@ pub struct DaemonStatus {
 pub struct SlotStatus {
     /// The slot.
     pub slot: u16,
+    /// The image that it was first wanted for, and whose registry it comes from.
+    #[serde(default)]
+    pub image: String,
     /// The layer.
     #[serde(flatten)]
     pub layer: LayerStatus,
@@ -55,6 +59,8 @@ pub struct SlotStatus {
 pub struct Operations {
     /// The layers.
     pub forest: Arc<Forest>,
+    /// What is known of them beside.
+    pub slots: Arc<Slots>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Where the layers are mounted.
@@ -65,6 +71,11 @@ impl Operations {
     fn layers(&self) -> Vec<(u16, LayerStatus)> {
         let open = self.forest.slots().into_iter();
         open.filter_map(|(slot, _)| Some((slot, LayerStatus::of(&self.forest.reader(slot)?)))).collect()
+    }
+
+    fn slot(&self, slot: u16, layer: LayerStatus) -> SlotStatus {
+        let image = self.slots.get(slot).map(|record| record.image).unwrap_or_default();
+        SlotStatus { slot, image, layer }
     }
 
     fn text(&self) -> String {
@@ -78,7 +89,7 @@ impl Operations {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             slots: self.forest.slots().len(),
-            layers: self.layers().into_iter().map(|(slot, layer)| SlotStatus { slot, layer }).collect(),
+            layers: self.layers().into_iter().map(|(slot, layer)| self.slot(slot, layer)).collect(),
         }
     }
 }

@@ -39,6 +39,7 @@ const QUOTA_INTERVAL: Duration = Duration::from_secs(10);
 struct Shop {
     forest: Arc<Forest>,
     store: Arc<Store>,
+    slots: Arc<Slots>,
     layers: RemoteLayers,
 }
 
@@ -74,7 +75,8 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
     shop.layers.keep_only(&snapshots.layers_in_use()?);
     shop.look_after(config, &metrics);
-    let operations = Arc::new(Operations { forest: shop.forest, metrics, mountpoint: mountpoint(root) });
+    let operations =
+        Arc::new(Operations { forest: shop.forest, slots: shop.slots, metrics, mountpoint: mountpoint(root) });
     operations::serve_status(Arc::clone(&operations), root)
         .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
     if !config.no_prometheus && !config.metrics_address.is_empty() {
@@ -155,8 +157,8 @@ impl Shop {
             mountpoint: mountpoint(root),
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
-        let layers = RemoteLayers::new(planted, kept, slots, id_maps, registries, options, runtime)?;
-        Ok(Self { forest, store, layers })
+        let layers = RemoteLayers::new(planted, kept, Arc::clone(&slots), id_maps, registries, options, runtime)?;
+        Ok(Self { forest, store, slots, layers })
     }
 
     /// Starts what is done from time to time.
