@@ -91,3 +91,19 @@ pub enum SourceError {
         what: String,
     },
 }
+
+impl SourceError {
+    /// Whether somebody did not let us, which other credentials may change.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Denied { .. } => true,
+            Self::Registry(error) => error.is_refusal(),
+            Self::Local { .. }
+            | Self::OutOfRange { .. }
+            | Self::Unavailable { .. }
+            | Self::Missing { .. }
+            | Self::Protocol { .. } => false,
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -16,8 +17,9 @@ use tokio::task::JoinSet;
 
 use super::{Cause, Landing, Shared, lock};
 
-/// Times that a span is asked for before its readers get an error: a damaged answer is fetched once more.
-const ATTEMPTS: u32 = 2;
+/// Pauses before a refused request is made again: credentials are renewed somewhere else, and mostly within seconds.
+const PAUSES_AFTER_REFUSAL: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
 /// A span that somebody waits for.
 #[derive(Debug)]
@@ -81,22 +83,23 @@ impl Shared {
 
     /// Brings a run of neighbouring spans in, trying again what did not come well.
     async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
-        let mut waiting = run;
-        for attempt in 1..=ATTEMPTS {
-            let stranded = self.attempt(waiting).await;
-            waiting = Vec::new();
+        let (mut waiting, mut attempts) = (run, 0);
+        while !waiting.is_empty() {
+            let stranded = self.attempt(std::mem::take(&mut waiting)).await;
+            let mut longest = Duration::ZERO;
             for (passenger, cause) in stranded {
-                if attempt < ATTEMPTS && self.condemned.get().is_none() {
-                    tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "a span did not come well; trying again");
-                    waiting.push(passenger);
-                } else {
-                    self.land(&passenger, Err(cause));
+                match pause_before_next(&cause, attempts).filter(|_| self.condemned.get().is_none()) {
+                    Some(pause) => {
+                        tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "a span did not come well; trying again");
+                        longest = longest.max(pause);
+                        waiting.push(passenger);
+                    }
+                    None => self.land(&passenger, Err(cause)),
                 }
             }
-            if waiting.is_empty() {
-                return;
-            }
             waiting.sort_by_key(|passenger| passenger.span);
+            attempts += 1;
+            tokio::time::sleep(longest).await;
         }
     }
 
@@ -213,6 +216,14 @@ impl Shared {
         // Nobody waiting is no failure.
         let _ = passenger.landing.send(Some(landing));
     }
+}
+
+/// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
+/// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer that
+/// was damaged on the way, which is fetched once more, and a refusal.
+fn pause_before_next(cause: &Cause, attempts: usize) -> Option<Duration> {
+    let is_refusal = matches!(cause, Cause::Source(error) if error.is_refusal());
+    if is_refusal { PAUSES_AFTER_REFUSAL.get(attempts).copied() } else { (attempts == 0).then_some(Duration::ZERO) }
 }
 
 /// Decodes a span and checks it against the index.

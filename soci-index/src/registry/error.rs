@@ -328,6 +328,19 @@ impl RegistryError {
     }
 }
 
+impl RegistryError {
+    /// Whether the registry or its token service did not let us, or nobody could tell the credentials.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unauthorized { .. } | Self::Credentials { .. } => true,
+            Self::Status { status, .. } => matches!(status, 401 | 403),
+            Self::Token { status, .. } => matches!(status, Some(401 | 403)),
+            _ => false,
+        }
+    }
+}
+
 fn tries(attempts: u32) -> String {
     if attempts > 1 { format!(" (tried {attempts} times)") } else { String::new() }
 }
