@@ -22,6 +22,7 @@ use crate::image::Image;
 use crate::mount::MountOptions;
 
 mod adapter;
+pub(crate) mod relay;
 mod served;
 pub(crate) mod takeover;
 

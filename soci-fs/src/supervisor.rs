@@ -20,7 +20,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -244,10 +243,8 @@ impl Office<'_> {
                 if let Err(error) = self.held.renew(&self.options, self.manager) {
                     tracing::error!(%error, "the layers cannot be mounted again");
                 }
-                let Holdings { kept, listener, memory, .. } = &self.held;
-                let descriptors = [kept.device.as_fd(), listener.as_fd(), memory.as_fd()];
                 let employed = self.workers.get(&worker);
-                let handed = employed.map(|employed| channel::hand(&*employed.socket, &descriptors, kept.negotiated));
+                let handed = employed.map(|employed| self.held.hand(&*employed.socket));
                 if let Some(Err(cause)) = handed {
                     // It is dying, or it hangs: its end, or the time limit, will tell.
                     tracing::warn!(worker = worker.0, %cause, "a worker does not take the descriptors");

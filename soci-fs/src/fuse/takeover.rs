@@ -9,6 +9,8 @@
 //! The road not taken is a special case for the first server: then it would matter whether it died before or after its
 //! first answer, and nobody could tell.
 //!
+//! Kernels before 6.9 send nothing again; there the keeper reads the requests and passes them on: see [`super::relay`].
+//!
 //! Invariants: the keeper holds a descriptor of the device at all times, so the kernel never sees it closed; requests
 //! that a dead server had taken are answered by the next one; two servers never serve at the same time.
 
@@ -55,6 +57,11 @@ impl Negotiated {
     #[must_use]
     pub const fn can_resend(self) -> bool {
         self.flags & InitFlags::FUSE_HAS_RESEND.bits() != 0
+    }
+
+    /// The same without that: somebody else sends requests again.
+    pub(crate) const fn without_resending(self) -> Self {
+        Self { flags: self.flags & !InitFlags::FUSE_HAS_RESEND.bits(), ..self }
     }
 }
 
@@ -117,14 +124,16 @@ pub(crate) fn take_over(
     let session = Session::from_fd(adapter, ours, SessionACL::All, session_config(SessionACL::All, threads))?;
     check_answer(&kernels)?;
     descriptor::replace(&session, &device)?;
+    // Where the kernel cannot, the keeper has a relay that does.
     if agreed.can_resend() {
         rustix::io::write(&device, &notification(NOTIFY_RESEND))?;
-    } else {
-        tracing::warn!(
-            "this kernel cannot send requests again (Linux 6.9 can): reads that a dead process has left wait"
-        );
     }
-    let session = thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run())?;
+    let is_relayed = rustix::net::sockopt::socket_type(&device).is_ok();
+    let session = thread::Builder::new().name("fuse".to_owned()).spawn(move || match session.run() {
+        // A relay says by closing that nothing is mounted any more; the library takes that for an empty request.
+        Err(error) if is_relayed && error.kind() == io::ErrorKind::InvalidData => Ok(()),
+        result => result,
+    })?;
     Ok(TakenOver { session })
 }
 

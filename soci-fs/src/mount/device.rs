@@ -30,12 +30,19 @@ pub struct DeviceOptions {
     pub subtype: String,
     /// The kernel's read-ahead in KiB; `None` leaves it alone.
     pub read_ahead_kib: Option<u32>,
+    /// Pass requests on through the keeper, as is done anyway where the kernel cannot send them again.
+    pub always_relay: bool,
 }
 
 impl Default for DeviceOptions {
     /// The names that tools for AWS's snapshotter look for.
     fn default() -> Self {
-        Self { source: "soci".to_owned(), subtype: "rawBridge".to_owned(), read_ahead_kib: Some(128) }
+        Self {
+            source: "soci".to_owned(),
+            subtype: "rawBridge".to_owned(),
+            read_ahead_kib: Some(128),
+            always_relay: false,
+        }
     }
 }
 
@@ -74,11 +81,6 @@ pub fn mount(mountpoint: &Path, options: &DeviceOptions) -> Result<Kept, MountEr
         }
         failed(cause)
     })?;
-    if !negotiated.can_resend() {
-        tracing::warn!(
-            "this kernel cannot repeat requests (Linux 6.9 can): what a dead process has not answered hangs"
-        );
-    }
     if let Some(kib) = options.read_ahead_kib {
         set_read_ahead(&mountpoint, kib);
     }

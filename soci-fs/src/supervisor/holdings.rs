@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use rustix::fs::MemfdFlags;
 use super::listen::listen;
 use super::systemd::Manager;
 use super::{Address, SupervisorError, SupervisorOptions, channel};
+use crate::fuse::relay::Relay;
 use crate::lock::{Lock, LockError};
 use crate::mount::device::{self, Kept, Negotiated};
 
@@ -27,6 +28,7 @@ pub(super) struct Holdings {
     pub(super) kept: Kept,
     pub(super) listener: UnixListener,
     pub(super) memory: OwnedFd,
+    relay: Option<Relay>,
     _lock: Lock,
 }
 
@@ -60,7 +62,18 @@ pub(super) fn acquire(
         }
         _ => new_mount(options, manager)?,
     };
-    Ok(Holdings { kept, listener, memory, _lock: lock })
+    let relay = relay(&kept, options)?;
+    Ok(Holdings { kept, listener, memory, relay, _lock: lock })
+}
+
+/// Passes requests on, where the kernel cannot send them again.
+fn relay(kept: &Kept, options: &SupervisorOptions) -> Result<Option<Relay>, SupervisorError> {
+    if kept.negotiated.can_resend() && !options.device.always_relay {
+        return Ok(None);
+    }
+    tracing::info!("requests pass through the supervisor: this kernel cannot send them again (Linux 6.9 can)");
+    let failed = |cause| SupervisorError::System { what: "pass requests on", cause };
+    Relay::start(&kept.device).map(Some).map_err(failed)
 }
 
 /// The socket that the service manager listens on, or else one of ours: the one that is listened on already, or a new one.
@@ -126,8 +139,25 @@ impl Holdings {
         if !device::is_connected(&self.kept.device) {
             tracing::warn!(mountpoint = %options.mountpoint.display(), "somebody has unmounted; mounting again");
             self.kept = new_mount(options, manager)?;
+            self.relay = relay(&self.kept, options)?;
         }
         Ok(())
+    }
+
+    /// Hands everything over to a worker, at the other end of `socket`.
+    pub(super) fn hand(&self, socket: &impl AsFd) -> io::Result<()> {
+        let Self { kept, listener, memory, relay, _lock } = self;
+        match relay {
+            None => {
+                let descriptors = [kept.device.as_fd(), listener.as_fd(), memory.as_fd()];
+                channel::hand(socket, &descriptors, kept.negotiated)
+            }
+            Some(relay) => {
+                let device = relay.attach()?;
+                let descriptors = [device.as_fd(), listener.as_fd(), memory.as_fd()];
+                channel::hand(socket, &descriptors, kept.negotiated.without_resending())
+            }
+        }
     }
 }
 
