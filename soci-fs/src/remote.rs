@@ -154,13 +154,14 @@ impl Registries {
     }
 
     fn source(&self, registry: &str, repository: &str, manifest: Digest) -> Result<ImageSource, RegistryError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let registry = match known.get(registry) {
-            Some(registry) => registry.clone(),
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known().get(registry).cloned();
+        let registry = match found {
+            Some(registry) => registry,
             None => {
+                // Reads files, so not under the lock; who comes second takes what the first one made.
                 let new = Registry::new(registry, self.client.clone())?;
-                known.insert(registry.to_owned(), new.clone());
-                new
+                known().entry(registry.to_owned()).or_insert(new).clone()
             }
         };
         Ok(ImageSource::Registry { repository: registry.repository(repository), name: ManifestName::Digest(manifest) })
