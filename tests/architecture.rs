@@ -82,7 +82,7 @@ const IMPURE: [&str; 17] = [
 const FOREIGN: [(&str, &[&str]); 21] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_client", &["soci-index/src/image/reference.rs"]),
-    ("docker_credential", &["soci-index/src/registry/credentials.rs"]),
+    ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
     ("planus", &["soci-index/src/ztoc/flat_read.rs", "soci-index/src/ztoc/zinfo.rs"]),
     ("libz_rs_sys", &["soci-index/src/inflate.rs"]),
@@ -133,7 +133,7 @@ const ENVIRONMENT: [&str; 5] = [
     // What a service manager passes.
     "soci-fs/src/supervisor/systemd.rs",
     // Where Docker and Podman keep logins.
-    "soci-index/src/registry/credentials.rs",
+    "soci-index/src/registry/credentials/docker.rs",
 ];
 
 struct Source {
