@@ -16,6 +16,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::registry::credentials::Secret;
+use crate::registry::redirect;
 
 pub mod file;
 
@@ -40,6 +41,20 @@ pub struct Host {
     pub url: Url,
     /// How to treat it.
     pub rules: HostRules,
+}
+
+impl Host {
+    /// A mirror that is named by its host, and that reads only. Hosts of this machine speak plain HTTP.
+    ///
+    /// # Errors
+    /// [`file::UrlFault`] when the text names no host.
+    pub fn mirror(text: &str, plain_http: bool) -> Result<Self, file::UrlFault> {
+        let mut url = file::url(text, false)?;
+        if (plain_http || redirect::is_loopback(&url)) && !text.contains("://") {
+            url = file::url(&format!("http://{text}"), false)?;
+        }
+        Ok(Self { url, rules: HostRules { capabilities: Capabilities::READ, ..HostRules::default() } })
+    }
 }
 
 /// How to treat a host.
@@ -215,6 +230,21 @@ mod tests {
         ] {
             assert_eq!(names(registry), expected, "{registry}");
         }
+    }
+
+    #[test]
+    fn mirrors_by_name() {
+        for (text, plain_http, expected) in [
+            ("m.example", false, "https://m.example/v2"),
+            ("m.example:443", true, "http://m.example:443/v2"),
+            ("localhost:5000", false, "http://localhost:5000/v2"),
+            ("https://localhost:5000", true, "https://localhost:5000/v2"),
+            ("m.example/cache", false, "https://m.example/cache/v2"),
+        ] {
+            let host = Host::mirror(text, plain_http).unwrap();
+            assert_eq!((host.url.as_str(), host.rules.capabilities), (expected, Capabilities::READ));
+        }
+        assert_eq!(Host::mirror("", true), Err(file::UrlFault::Malformed));
     }
 
     #[test]
