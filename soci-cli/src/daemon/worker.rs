@@ -20,12 +20,12 @@ use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener
 use soci_fs::snapshots::{SnapshotOptions, Snapshots};
 use soci_fs::store::Store;
 use soci_fs::supervisor::Inherited;
-use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::DaemonConfig;
 use super::operations::{self, Operations};
+use super::registries;
 
 /// How long calls under way may take after the worker was told to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -124,7 +124,7 @@ impl Shop {
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
-        let registries = Arc::new(Registries::new(ClientOptions::default()));
+        let registries = Arc::new(Registries::new(registries::client_options(config)?));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),
