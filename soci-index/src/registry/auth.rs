@@ -338,7 +338,8 @@ impl Authorizer {
             return Ok(known);
         }
         let search = credentials::find(&self.registry, repository, &self.source);
-        let found = tokio::time::timeout_at(deadline.at(), search).await;
+        let limit = errand.hurry.map_or(deadline.at(), |hurry| deadline.at().min(Instant::now() + hurry));
+        let found = tokio::time::timeout_at(limit, search).await;
         let found = found.unwrap_or_else(|_| Err("who should know them did not answer in time".to_owned()));
         let found = found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })?;
         let credentials = found.credentials.clone();

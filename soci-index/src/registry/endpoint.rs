@@ -15,6 +15,7 @@ use url::Url;
 use crate::digest::Digest;
 use crate::registry::auth::Authorizer;
 use crate::registry::credentials::CredentialSource;
+use crate::registry::failover::Need;
 use crate::registry::hosts::{Capabilities, Host, HostRules};
 use crate::registry::redirect;
 use crate::registry::transport::{Home, Response, Setup, Transport};
@@ -24,6 +25,8 @@ use crate::registry::{ClientOptions, headers};
 const WARNINGS_MAX: usize = 100;
 /// Redirect targets remembered, one per blob.
 const TARGETS_MAX: usize = 1000;
+/// Refusals remembered, one per repository and kind of question. What is beyond is asked each time.
+const REFUSALS_MAX: usize = 1000;
 /// How long a host that could not be reached is left aside. Long enough that a start of a container does not wait for
 /// it at every read, short enough that a mirror that was restarted is used by the next one.
 const ASIDE: Duration = Duration::from_secs(30);
@@ -49,6 +52,8 @@ struct State {
     warned: HashSet<String>,
     targets: HashMap<(String, Digest), Target>,
     aside_until: Option<Instant>,
+    /// When it last refused something.
+    refused: HashMap<(String, Need), Instant>,
     /// When a failure was last worth a warning.
     complained: Option<Instant>,
 }
@@ -119,8 +124,25 @@ impl Endpoint {
         self.lock().aside_until = Some(Instant::now() + ASIDE);
     }
 
-    pub(crate) fn is_aside(&self) -> bool {
-        self.lock().aside_until.is_some_and(|until| Instant::now() < until)
+    /// Notes that the host answers.
+    pub(crate) fn is_back(&self) {
+        self.lock().aside_until = None;
+    }
+
+    /// Notes that the host does not let us have something of a repository.
+    pub(crate) fn refuses(&self, repository: &str, need: Need) {
+        let refused = &mut self.lock().refused;
+        refused.retain(|_, since| since.elapsed() < ASIDE);
+        if refused.len() < REFUSALS_MAX {
+            refused.insert((repository.to_owned(), need), Instant::now());
+        }
+    }
+
+    /// Whether somebody else should be asked.
+    pub(crate) fn is_aside(&self, repository: &str, need: Need) -> bool {
+        let state = self.lock();
+        let refused = || state.refused.get(&(repository.to_owned(), need)).is_some_and(|since| since.elapsed() < ASIDE);
+        state.aside_until.is_some_and(|until| Instant::now() < until) || refused()
     }
 
     /// Whether a failure should be shown: not each of many in a row.

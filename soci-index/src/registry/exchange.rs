@@ -147,6 +147,9 @@ impl Place {
                 }
                 self.transport_error(&call.what, error, deadline)
             })?;
+            if at_home {
+                self.endpoint().is_back();
+            }
             self.endpoint().note_warnings(&response);
             let status = response.status();
             if !at_home || !matches!(status, 401 | 403) {
@@ -178,7 +181,14 @@ impl Place {
     async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
         let (transport, repository, scopes) = (self.transport(), self.name(), &call.scopes);
         let (backoff, hurry) = (self.backoff(), self.hurry(deadline));
-        self.authorizer().grant(&Errand { transport, repository, scopes, deadline, backoff, hurry }).await
+        let grant = self.authorizer().grant(&Errand { transport, repository, scopes, deadline, backoff, hurry }).await;
+        // A host whose token service is away is as good as away.
+        if let Err(RegistryError::Transport { error, .. }) = &grant
+            && !deadline.is_over()
+        {
+            self.unreachable(error);
+        }
+        grant
     }
 
     /// Leaves the host aside if this is how hosts fail that are not there.

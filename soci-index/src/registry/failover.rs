@@ -5,9 +5,12 @@
 //! asked at once: patience, which is retries and long waits, is for the last. Pushing does not walk: what was pushed
 //! must be in one place.
 //!
+//! A host that could not be reached, or that refused us, is left aside for a while. It is then asked only when the last
+//! host has failed, too, once: in a network that has nothing but the mirror, the mirror must not be given up for a
+//! connection that broke.
+//!
 //! Invariants: an absent manifest is absent on the last host, whatever others say; a mirror without a capability is
-//! never asked for it; a host that was left aside is skipped only where another one follows, so the last one is always
-//! asked; the deadline of an operation is one for all hosts.
+//! never asked for it; the last host is always asked; the deadline of an operation is one for all hosts.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -26,7 +29,7 @@ use crate::registry::transport::Transport;
 use crate::registry::{ClientOptions, Repository};
 
 /// What a host is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Need {
     /// A blob, or a manifest by its digest.
     Content,
@@ -71,7 +74,10 @@ impl Need {
 pub(crate) struct Place {
     repository: Repository,
     endpoint: Arc<Endpoint>,
+    need: Need,
     is_last: bool,
+    /// Whether it is worth waiting for, since nobody is asked after it.
+    is_final: bool,
 }
 
 impl Place {
@@ -101,20 +107,29 @@ impl Place {
         self.repository.registry().options()
     }
 
-    /// Whether nobody else is asked after it.
+    /// Whether it is the host whose word counts.
     pub(crate) fn is_last(&self) -> bool {
         self.is_last
+    }
+
+    /// Whether nobody else is to be asked after this error.
+    pub(crate) fn decides(&self, error: &RegistryError) -> bool {
+        match error {
+            RegistryError::Deadline { .. } => true,
+            RegistryError::Missing { .. } => self.is_last,
+            _ => self.is_final,
+        }
     }
 
     /// How often to try: once, where somebody else can be asked.
     pub(crate) fn backoff(&self) -> Backoff {
         let backoff = self.options().backoff;
-        if self.is_last { backoff } else { Backoff { retries_max: 0, ..backoff } }
+        if self.is_final { backoff } else { Backoff { retries_max: 0, ..backoff } }
     }
 
     /// How much silence to bear: half of the time that is left, where somebody else can be asked.
     pub(crate) fn hurry(&self, deadline: &Deadline) -> Option<Duration> {
-        (!self.is_last).then(|| deadline.left() / 2)
+        (!self.is_final).then(|| deadline.left() / 2)
     }
 
     pub(crate) fn url(&self, rest: &str) -> Url {
@@ -135,6 +150,11 @@ impl Place {
 
     /// Writes down why the next host is asked. What a mirror lacks is no news; a failure is, though not every time.
     pub(crate) fn given_up(&self, error: &RegistryError) {
+        use RegistryError::{Credentials, Realm, Token, Unauthorized};
+        // To be refused costs a look for credentials, which may be a program to run, before every read.
+        if matches!(error, Credentials { .. } | Realm { .. } | Token { .. } | Unauthorized { .. }) {
+            self.endpoint.refuses(self.name(), self.need);
+        }
         let (host, repository) = (self.host(), self.name());
         match error {
             RegistryError::Missing { .. } => tracing::debug!(host, repository, %error, "asking the next host"),
@@ -145,27 +165,37 @@ impl Place {
 }
 
 impl Repository {
-    /// The places that may be asked for something, at least one. Those that are left aside are not among them, but for
-    /// the last.
+    /// The places to ask for something, in this order; at least one.
     pub(crate) fn places(&self, need: Need) -> Result<Vec<Place>, RegistryError> {
         let mut places: Vec<Place> = self.able(need).collect();
         let last = places.pop().ok_or_else(|| self.nobody(need))?;
         let last = Place { is_last: true, ..last };
-        places.retain(|place| !place.endpoint.is_aside());
-        places.push(last);
+        let is_aside = |place: &Place| place.endpoint.is_aside(self.name(), need);
+        let (aside, mut places): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_aside);
+        if !aside.is_empty() && !is_aside(&last) {
+            places.push(last.clone());
+        }
+        places.extend(aside);
+        places.push(Place { is_final: true, ..last });
         Ok(places)
     }
 
     /// The one place that takes what is pushed.
     pub(crate) fn push_place(&self) -> Result<Place, RegistryError> {
         let first = self.able(Need::Push).next().ok_or_else(|| self.nobody(Need::Push))?;
-        Ok(Place { is_last: true, ..first })
+        Ok(Place { is_last: true, is_final: true, ..first })
     }
 
     /// The places that have a capability.
     fn able(&self, need: Need) -> impl Iterator<Item = Place> {
         let able = self.registry().endpoints().iter().filter(move |endpoint| need.is_met(endpoint.capabilities));
-        able.map(|endpoint| Place { repository: self.clone(), endpoint: Arc::clone(endpoint), is_last: false })
+        able.map(move |endpoint| Place {
+            repository: self.clone(),
+            endpoint: Arc::clone(endpoint),
+            need,
+            is_last: false,
+            is_final: false,
+        })
     }
 
     fn nobody(&self, need: Need) -> RegistryError {
@@ -180,7 +210,7 @@ impl Repository {
     {
         for place in self.places(need)? {
             let error = match ask(place.clone()).await {
-                Err(error) if !place.is_last && !matches!(error, RegistryError::Deadline { .. }) => error,
+                Err(error) if !place.decides(&error) => error,
                 Ok(None) if !place.is_last => {
                     tracing::debug!(host = place.host(), repository = self.name(), ?need, "not here");
                     continue;

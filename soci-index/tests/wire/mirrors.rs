@@ -147,10 +147,12 @@ async fn whatever_a_mirror_does_wrong_the_origin_does_right() {
         assert_eq!(repository.blob_bytes(&descriptor(), 4000).await.unwrap(), content(), "{shown}");
         assert_eq!(repository.referrers(&Digest::of(b"s"), None).await.unwrap().entries.len(), 1, "{shown}");
         assert!(start.elapsed() < Duration::from_secs(2), "{shown}");
-        // Nothing was tried again on the mirror; the fallback tag is another question.
+        // Nothing was tried again on the mirror; the fallback tag is another question. Who refuses a blob is not asked
+        // for it again soon.
         let fallback = |line: &&String| line.contains("/sha256-");
         let asked = mirror.lines();
-        assert_eq!(asked.len() - asked.iter().filter(fallback).count(), 4, "{shown}: {asked:?}");
+        let expected = if shown.contains("status: 401") { 3 } else { 4 };
+        assert_eq!(asked.len() - asked.iter().filter(fallback).count(), expected, "{shown}: {asked:?}");
         assert_eq!(origin.lines().len(), 4, "{shown}");
         assert!(origin.lines().iter().all(|line| !line.contains("ns=")), "{shown}");
     }
@@ -272,6 +274,53 @@ async fn a_silent_mirror_is_not_asked_again_at_once() {
     let options = ClientOptions { deadline: Duration::from_millis(600), ..options() };
     let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options);
     repository.manifest(&tag()).await.unwrap().unwrap();
+}
+
+/// Where only the mirror can be reached, a moment without it must not last.
+#[tokio::test]
+async fn a_mirror_that_was_left_aside_is_the_last_hope() {
+    let (mirror, origin) = (nobody(), nobody());
+    let repository = mirrored(&origin, vec![host(&mirror, HostRules::default())], options());
+    repository.manifest(&tag()).await.unwrap_err();
+    let mirror = Server::start_at(&mirror, all).await;
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    assert_eq!(repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap(), content()[..10]);
+    assert_eq!(mirror.requests().len(), 2);
+    // The origin is back and knows better.
+    let origin = Server::start_at(&origin, |_| reply(404)).await;
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    assert_eq!(origin.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn the_last_hope_is_asked_after_one_attempt_elsewhere() {
+    let mut count = 0;
+    let address = nobody();
+    let origin = Server::start(move |request| {
+        count += 1;
+        if count == 1 { all(request) } else { reply(503) }
+    })
+    .await;
+    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    let mirror = Server::start_at(&address, all).await;
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    assert_eq!((origin.requests().len(), mirror.requests().len()), (2, 1));
+    // It answers, so it is first again.
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    assert_eq!((origin.requests().len(), mirror.requests().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_last_host_that_has_nothing_decides_while_a_mirror_is_aside() {
+    let (address, origin) = (nobody(), Server::start(|_| reply(404)).await);
+    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
+    assert_eq!(repository.manifest(&tag()).await, Ok(None));
+    let mirror = Server::start_at(&address, all).await;
+    assert_eq!(repository.manifest(&tag()).await, Ok(None));
+    let error = repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Missing { .. }), "{error:?}");
+    assert_eq!((origin.requests().len(), mirror.requests().len()), (3, 0));
 }
 
 #[tokio::test]

@@ -163,8 +163,7 @@ impl Read {
         // The trouble may be the storage's, and the registry may know another one.
         place.set_target(&self.reader.digest, None);
         let busy = matches!(error, RegistryError::Status { status, .. } if is_busy(status));
-        let over = matches!(error, RegistryError::Deadline { .. });
-        if self.places.len() > 1 && !over {
+        if self.places.len() > 1 && !place.decides(&error) {
             place.given_up(&error);
             self.places.pop_front();
             self.renewed = false;
