@@ -144,6 +144,16 @@ pub struct Access {
     /// Certificate authority to trust besides the system's, a PEM file
     #[arg(long, alias = "tlscacert", value_name = "FILE")]
     pub tls_ca_cert: Option<PathBuf>,
+    /// Certificate to show to the registry, a PEM file; it may hold the key, too
+    #[arg(long, alias = "tlscert", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate, a PEM file
+    #[arg(long, alias = "tlskey", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Directories with a hosts.toml for each registry, separated by commas [default: /etc/containerd/certs.d and
+    /// /etc/docker/certs.d]
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    pub hosts_dir: Vec<PathBuf>,
     /// What scripts written for the peer pass along
     #[command(flatten)]
     pub peer: PeerAccess,
@@ -153,21 +163,12 @@ pub struct Access {
 /// how secrets travel are named in a warning.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PeerAccess {
-    /// Certificates are always checked
+    /// Certificates are checked, unless a hosts.toml says otherwise
     #[arg(long, short = 'k', hide = true)]
     pub skip_verify: bool,
-    /// Directories of hosts.toml files
-    #[arg(long, hide = true, value_name = "DIR")]
-    pub hosts_dir: Vec<String>,
     /// A refresh token
     #[arg(long, hide = true, value_name = "TOKEN")]
     pub refresh: Option<String>,
-    /// A client certificate
-    #[arg(long, hide = true, value_name = "FILE")]
-    pub tlscert: Option<String>,
-    /// Its key
-    #[arg(long, hide = true, value_name = "FILE")]
-    pub tlskey: Option<String>,
     /// Show requests; use --debug
     #[arg(long, hide = true)]
     pub http_dump: bool,
@@ -185,10 +186,7 @@ impl PeerAccess {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let given = [
             ("--skip-verify", self.skip_verify),
-            ("--hosts-dir", !self.hosts_dir.is_empty()),
             ("--refresh", self.refresh.is_some()),
-            ("--tlscert", self.tlscert.is_some()),
-            ("--tlskey", self.tlskey.is_some()),
             ("--http-dump", self.http_dump),
             ("--http-trace", self.http_trace),
         ];

@@ -11,6 +11,7 @@ pub mod config;
 mod keychain;
 pub mod log;
 pub mod operations;
+mod registries;
 mod worker;
 
 use std::ffi::OsString;
@@ -59,6 +60,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for key in &loaded.without_effect {
         tracing::warn!(key, file = %file.display(), "this key of the configuration has no effect here");
     }
+    // A mistake that only the worker would find would end one worker after the other.
+    registries::client_options(&loaded.config).with_context(|| file.display().to_string())?;
     let root = root(&arguments.root)?;
     if !loaded.config.skip_check_snapshotter_supported {
         check_overlay(&root).context("snapshotter is not supported")?;

@@ -8,19 +8,23 @@ use core::time::Duration;
 /// What is wrong, in words, when it is none or does not fit.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time; write it like 90s, 5m or 1h30m");
-    if text == "0" {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
         return Ok(Duration::ZERO);
     }
-    let (mut rest, mut total) = (text, Duration::ZERO);
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total = Duration::ZERO;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
         let (number, tail) = rest.split_at(digits);
-        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit);
         let seconds = match unit {
             "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 0.001,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
             "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
@@ -31,7 +35,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(part).ok_or_else(wrong)?;
         rest = tail;
     }
-    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+    Ok(total)
 }
 
 #[cfg(test)]
@@ -40,11 +44,29 @@ mod tests {
 
     #[test]
     fn times() {
-        for (text, expected) in [("90s", 90_000), ("1m30s", 90_000), ("300ms", 300), ("1.5h", 5_400_000), ("0", 0)] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(expected)), "{text}");
-        }
-        for bad in ["", "5", "x", "5d", "-5s", "1e3s", "18000000000000000000s18000000000000000000s"] {
-            assert!(duration(bad).is_err(), "{bad}");
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("90s", Some(90_000)),
+            ("1m30s", Some(90_000)),
+            ("1.5h", Some(5_400_000)),
+            ("300ms", Some(300)),
+            ("+2s", Some(2000)),
+            ("1000us", Some(1)),
+            ("1s500ms", Some(1500)),
+            ("", None),
+            ("+", None),
+            ("10", None),
+            ("s", None),
+            ("-1s", None),
+            ("5d", None),
+            ("1e3s", None),
+            ("1 s", None),
+            ("1.2.3s", None),
+            ("99999999999999999999h", None),
+            ("18000000000000000000s18000000000000000000s", None),
+            ("é", None),
+        ] {
+            assert_eq!(duration(text).ok(), expected.map(Duration::from_millis), "{text}");
         }
     }
 }

@@ -12,7 +12,7 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::Reference;
 use soci_index::registry::credentials::Secret;
-use soci_index::registry::{ClientOptions, CredentialSource};
+use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource};
 
 use crate::args::{Access, Building, Optimization, Platforms};
 use crate::exit::{Exit, fail};
@@ -51,7 +51,15 @@ pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
         }
     };
     let (plain_http, ca_file) = (access.plain_http, access.tls_ca_cert.clone());
-    Ok(ClientOptions { credentials, plain_http, ca_file, ..ClientOptions::default() })
+    let client_certificate = access.tls_cert.clone().map(|certificate| {
+        let key = access.tls_key.clone();
+        ClientCertificate { certificate, key }
+    });
+    let hosts = match &access.hosts_dir[..] {
+        [] => HostSource::of_this_system(),
+        given => HostSource { directories: given.to_vec(), ..HostSource::default() },
+    };
+    Ok(ClientOptions { credentials, plain_http, hosts, ca_file, client_certificate, ..ClientOptions::default() })
 }
 
 /// Which platforms are meant.

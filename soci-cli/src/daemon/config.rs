@@ -5,7 +5,9 @@
 //! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
-//! Keys of our own: `pull_modes.leave_unindexed` and the sections `[[index_repository]]`, `[kubelet_keychain]` and `[layer_store]`. One default differs: version 1
+//! Keys of our own: `pull_modes.leave_unindexed`, `resolver.config_path` (directories of `hosts.toml` files, separated by
+//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]` and `[layer_store]`. One default
+//! differs: version 1
 //! indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
@@ -23,14 +25,20 @@ pub use pull_modes::*;
 pub use sections::*;
 pub use values::*;
 
-/// Keys that change something in this daemon. All others are accepted.
-const WITH_EFFECT: [&str; 23] = [
+/// Keys that change something in this daemon, with all that is below them. All others are accepted.
+const WITH_EFFECT: [&str; 31] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",
+    "http.DialTimeoutMsec",
+    "http.MaxRetries",
+    "http.MaxWaitMsec",
+    "http.MinWaitMsec",
+    "http.RequestTimeoutMsec",
+    "http.ResponseHeaderTimeoutMsec",
     "index_repository",
     "kubeconfig_keychain.enable_keychain",
     "kubeconfig_keychain.kubeconfig_path",
@@ -46,6 +54,8 @@ const WITH_EFFECT: [&str; 23] = [
     "pull_modes.soci_v1.enable",
     "pull_modes.soci_v2.enable",
     "resolve_result_entry",
+    "resolver.config_path",
+    "resolver.host",
     "skip_check_snapshotter_supported",
     "snapshotter.min_layer_size",
 ];
@@ -125,9 +135,14 @@ impl Loaded {
         let default = toml::Table::try_from(DaemonConfig::default()).unwrap_or_default();
         let mut without_effect = Vec::new();
         differing("", &given, &default, &mut without_effect);
-        without_effect.retain(|key| !WITH_EFFECT.contains(&key.as_str()));
+        without_effect.retain(|key| !has_effect(key));
         Ok(Self { config, without_effect })
     }
+}
+
+fn has_effect(key: &str) -> bool {
+    let below = |known: &str| key.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    WITH_EFFECT.into_iter().any(below)
 }
 
 /// Names the keys whose value is neither the default nor zero, which means the default.
@@ -240,14 +255,15 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_named() {
-        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[background_fetch]\nmax_queue_size = 7\n\
-                    [pull_modes.soci_v1]\nenable = false\n[[resolver.host.\"registry.example\".mirrors]]\nhost = 'mirror.example'\n";
+        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[blob]\nmax_retries = 3\n[background_fetch]\nmax_queue_size = 7\n\
+                    [pull_modes.soci_v1]\nenable = false\n[[resolver.host.\"registry.example\".mirrors]]\nhost = 'mirror.example'\n\
+                    [resolver]\nconfig_path = '/certs.d'\nauth_client_ttl_sec = 5\n";
         let loaded = parse(text).unwrap();
         let mut named = loaded.without_effect;
         named.sort();
         assert_eq!(
             named,
-            ["background_fetch.max_queue_size", "http.MaxRetries", "metadata_store", "resolver.host.registry.example"]
+            ["background_fetch.max_queue_size", "blob.max_retries", "metadata_store", "resolver.auth_client_ttl_sec"]
         );
         assert!(!loaded.config.pull_modes.soci_v1.enable);
         assert_eq!(loaded.config.resolver.host["registry.example"].mirrors[0].host, "mirror.example");

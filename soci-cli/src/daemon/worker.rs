@@ -29,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::config::DaemonConfig;
 use super::keychain::Credentials;
 use super::operations::{self, Operations};
+use super::registries;
 
 /// How long calls under way may take after the worker was told to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -137,8 +138,8 @@ impl Shop {
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
         let id_maps = IdMaps::open(root.join("snapshotter/id-maps.json"))?;
-        let registries =
-            Arc::new(Registries::new(ClientOptions { credentials, ..ClientOptions::default() }, config.index_rules()?));
+        let client = ClientOptions { credentials, ..registries::client_options(config)? };
+        let registries = Arc::new(Registries::new(client, config.index_rules()?));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),

@@ -46,13 +46,14 @@ impl Registries {
     }
 
     fn repository(&self, registry: &str, repository: &str) -> Result<Repository, RegistryError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let registry = match known.get(registry) {
-            Some(registry) => registry.clone(),
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known().get(registry).cloned();
+        let registry = match found {
+            Some(registry) => registry,
             None => {
+                // Reads files, so not under the lock; who comes second takes what the first one made.
                 let new = Registry::new(registry, self.client.clone())?;
-                known.insert(registry.to_owned(), new.clone());
-                new
+                known().entry(registry.to_owned()).or_insert(new).clone()
             }
         };
         Ok(registry.repository(repository))

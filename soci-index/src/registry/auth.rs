@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine as _;
 use tokio::time::Instant;
@@ -150,28 +151,36 @@ impl Grant {
     }
 }
 
-/// For whom, for what and of whom a token is asked.
-struct Asked<'a> {
-    transport: &'a Transport,
-    realm: &'a Url,
-    service: Option<String>,
-    repository: &'a str,
-    scopes: &'a Scopes,
-    deadline: &'a Deadline,
+/// What a grant is wanted for, and how patiently.
+pub(crate) struct Errand<'a> {
+    pub(crate) transport: &'a Transport,
+    pub(crate) repository: &'a str,
+    pub(crate) scopes: &'a Scopes,
+    pub(crate) deadline: &'a Deadline,
+    pub(crate) backoff: Backoff,
+    /// See [`crate::registry::transport::Request::hurry`].
+    pub(crate) hurry: Option<Duration>,
 }
 
-/// The credentials of one registry.
+/// Of whom a token is asked.
+struct Asked<'a> {
+    errand: &'a Errand<'a>,
+    realm: &'a Url,
+    service: Option<String>,
+    scopes: &'a Scopes,
+}
+
+/// The credentials of one host.
 #[derive(Debug)]
 pub(crate) struct Authorizer {
     registry: String,
     base: Url,
     source: CredentialSource,
-    backoff: Backoff,
     state: Mutex<State>,
 }
 
 impl Authorizer {
-    pub(crate) fn new(registry: &str, base: &Url, source: CredentialSource, backoff: Backoff) -> Self {
+    pub(crate) fn new(registry: &str, base: &Url, source: CredentialSource) -> Self {
         let state = State {
             scheme: Scheme::Unknown,
             logins: Logins::default(),
@@ -179,30 +188,24 @@ impl Authorizer {
             tokens: HashMap::new(),
             wider: HashMap::new(),
         };
-        Self { registry: registry.to_owned(), base: base.clone(), source, backoff, state: Mutex::new(state) }
+        Self { registry: registry.to_owned(), base: base.clone(), source, state: Mutex::new(state) }
     }
 
-    /// What to attach to a request about `repository` for `scopes`; `None` while the registry has not asked for anything.
-    pub(crate) async fn grant(
-        &self,
-        transport: &Transport,
-        repository: &str,
-        scopes: &Scopes,
-        deadline: &Deadline,
-    ) -> Result<Option<Grant>, RegistryError> {
+    /// What to attach to a request; `None` while the registry has not asked for anything.
+    pub(crate) async fn grant(&self, errand: &Errand<'_>) -> Result<Option<Grant>, RegistryError> {
         let (scheme, scopes) = {
             let state = self.lock();
-            (state.scheme.clone(), state.wider.get(scopes).unwrap_or(scopes).clone())
+            (state.scheme.clone(), state.wider.get(errand.scopes).unwrap_or(errand.scopes).clone())
         };
         let header = match scheme {
             Scheme::Unknown => return Ok(None),
-            Scheme::Basic => match self.credentials(repository, deadline).await? {
+            Scheme::Basic => match self.credentials(errand).await? {
                 Credentials::Password { user, password } => basic(&user, password.expose()),
                 Credentials::IdentityToken(token) => basic("", token.expose()),
                 Credentials::Anonymous => return Ok(None),
             },
             Scheme::Bearer { realm, service } => {
-                let asked = Asked { transport, realm: &realm, service, repository, scopes: &scopes, deadline };
+                let asked = Asked { errand, realm: &realm, service, scopes: &scopes };
                 format!("Bearer {}", self.token(&asked).await?)
             }
         };
@@ -295,7 +298,7 @@ impl Authorizer {
             }
             Err(error) => {
                 *fetched = Fetched { token: None, failure: Some((Instant::now(), error.clone())) };
-                self.forget_login(asked.repository);
+                self.forget_login(asked.errand.repository);
                 Err(error)
             }
         }
@@ -303,20 +306,28 @@ impl Authorizer {
 
     /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed.
     async fn fetch_token(&self, asked: &Asked<'_>) -> Result<Token, RegistryError> {
-        let credentials = self.credentials(asked.repository, asked.deadline).await?;
+        let credentials = self.credentials(asked.errand).await?;
         let first = self.request_token(asked, &credentials).await;
         if !matches!(first, Err(RegistryError::Token { status: Some(401 | 403), .. })) {
             return first;
         }
-        self.forget_login(asked.repository);
-        let found = self.credentials(asked.repository, asked.deadline).await?;
+        self.forget_login(asked.errand.repository);
+        let found = self.credentials(asked.errand).await?;
         if found == credentials { first } else { self.request_token(asked, &found).await }
     }
 
     async fn request_token(&self, asked: &Asked<'_>, credentials: &Credentials) -> Result<Token, RegistryError> {
-        let Asked { transport, realm, service, scopes, deadline, .. } = asked;
-        let request = TokenRequest { registry: &self.registry, realm, service: service.clone(), scopes, credentials };
-        request.send(transport, &self.backoff, deadline).await
+        let Asked { errand, realm, service, scopes } = asked;
+        let request = TokenRequest {
+            registry: &self.registry,
+            realm,
+            service: service.clone(),
+            scopes,
+            credentials,
+            home: redirect::same_origin(&self.base, realm),
+            hurry: errand.hurry,
+        };
+        request.send(errand.transport, &errand.backoff, errand.deadline).await
     }
 
     fn slot(&self, scopes: &Scopes) -> Arc<Slot> {
@@ -329,7 +340,8 @@ impl Authorizer {
     }
 
     /// The credentials for a repository, looked up by one at a time: a program or a plugin may be slow or dear.
-    async fn credentials(&self, repository: &str, deadline: &Deadline) -> Result<Credentials, RegistryError> {
+    async fn credentials(&self, errand: &Errand<'_>) -> Result<Credentials, RegistryError> {
+        let Errand { repository, deadline, .. } = *errand;
         let search = {
             let mut state = self.lock();
             if let Some(known) = state.logins.of(repository) {
@@ -350,7 +362,8 @@ impl Authorizer {
             self.lock().logins.keep(repository, found);
             Ok(credentials)
         };
-        let found = tokio::time::timeout_at(deadline.at(), found).await;
+        let limit = errand.hurry.map_or(deadline.at(), |hurry| deadline.at().min(Instant::now() + hurry));
+        let found = tokio::time::timeout_at(limit, found).await;
         let found = found.unwrap_or_else(|_| Err("who should know them did not answer in time".to_owned()));
         found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })
     }

@@ -3,8 +3,8 @@
 //! Explicit ones, docker's files and programs, or a [`Keychain`] that whoever runs a node brings: the kubelet's plugins,
 //! secrets of a cluster, what came with a pull. Several are asked in order, and the first that knows something wins.
 //!
-//! Credentials are looked up for the registry that the user named and for nobody else: no challenge, redirect or token
-//! realm ever takes part. A keychain is told the repository, too, for two images of one registry may need different
+//! Credentials are looked up for the registry that the user named, or for a mirror under the mirror's own name, and for
+//! nobody else: no challenge, redirect or token realm ever takes part. A keychain is told the repository, too, for two images of one registry may need different
 //! ones. Invariants: nothing is remembered here, so what changed outside is found by the next look; one source that
 //! fails does not hide what another knows, but a search that found nothing names the failure; secrets are never shown.
 
@@ -69,7 +69,8 @@ pub trait Keychain: Send + Sync + fmt::Debug {
     /// What it is called in messages.
     fn name(&self) -> &'static str;
 
-    /// The credentials for `repository` on `registry` (both as the user wrote them), or `None` if it knows none.
+    /// The credentials for `repository` on `registry`, or `None` if it knows none. The repository is written as in the
+    /// image's name, and so is the registry, unless a mirror is asked: then it is the mirror's host, with its port.
     ///
     /// # Errors
     /// A reason in words, without anything secret.

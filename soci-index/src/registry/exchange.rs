@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use url::Url;
 
-use crate::registry::Repository;
-use crate::registry::auth::{Grant, Scopes};
+use crate::registry::auth::{Errand, Grant, Scopes};
 use crate::registry::challenge;
-use crate::registry::error::{RegistryError, TransportError};
+use crate::registry::error::{RegistryError, TransportError, TransportKind};
+use crate::registry::failover::Place;
 use crate::registry::headers;
 use crate::registry::redirect::{self, ShownUrl};
 use crate::registry::retry::{self, Deadline};
@@ -54,7 +54,7 @@ pub(crate) fn is_busy(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-impl Repository {
+impl Place {
     /// Makes a call and repeats it while the registry is busy or unreachable. Any other status is the caller's to
     /// judge.
     pub(crate) async fn call(&self, call: &Call, deadline: &Deadline) -> Result<Answer, RegistryError> {
@@ -82,7 +82,7 @@ impl Repository {
         error: RegistryError,
         deadline: &Deadline,
     ) -> Result<(), RegistryError> {
-        let backoff = &self.registry().options().backoff;
+        let backoff = self.backoff();
         let error = match error {
             RegistryError::Transport { registry, error, .. } => {
                 RegistryError::Transport { registry, attempts: *retry + 1, error }
@@ -96,7 +96,7 @@ impl Repository {
         if !deadline.pause(pause).await {
             return Err(self.deadline_error(what, deadline, Some(&error)));
         }
-        tracing::debug!(registry = self.registry().name(), repository = self.name(), %error, ?pause, "trying again");
+        tracing::debug!(registry = self.host(), repository = self.name(), %error, ?pause, "trying again");
         *retry += 1;
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Repository {
         let (mut method, mut url, mut body) = (call.method, call.url.clone(), call.body.clone());
         let mut at_home = true;
         for _ in 0..=REDIRECTS_MAX {
-            at_home &= redirect::same_origin(self.registry().base(), &url);
+            at_home &= self.endpoint().is_home(&url);
             let response = self.hop(call, method, &url, &body, at_home, deadline).await?;
             let reading = matches!(method, Method::Get | Method::Head);
             match response.status() {
@@ -134,18 +134,23 @@ impl Repository {
         at_home: bool,
         deadline: &Deadline,
     ) -> Result<Response, RegistryError> {
-        let (transport, authorizer) = (self.registry().transport(), self.registry().authorizer());
+        let authorizer = self.authorizer();
         let (mut asked, mut renewed) = (false, false);
         loop {
-            let grant: Option<Grant> =
-                if at_home { authorizer.grant(transport, self.name(), &call.scopes, deadline).await? } else { None };
+            let grant = if at_home { self.grant(call, deadline).await? } else { None };
             let authorization = grant.as_ref().map(Grant::header);
-            let request = Request { method, url, headers: &call.headers, authorization, body };
-            let response = transport
-                .send(&request, deadline)
-                .await
-                .map_err(|error| self.transport_error(&call.what, error, deadline))?;
-            self.registry().note_warnings(&response);
+            let (headers, hurry) = (&call.headers, self.hurry(deadline));
+            let request = Request { method, url, headers, authorization, body, home: at_home, hurry };
+            let response = self.transport().send(&request, deadline).await.map_err(|error| {
+                if at_home && !deadline.is_over() {
+                    self.unreachable(&error);
+                }
+                self.transport_error(&call.what, error, deadline)
+            })?;
+            if at_home {
+                self.endpoint().is_back();
+            }
+            self.endpoint().note_warnings(&response);
             let status = response.status();
             if !at_home || !matches!(status, 401 | 403) {
                 return Ok(response);
@@ -173,13 +178,33 @@ impl Repository {
         }
     }
 
+    async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
+        let (transport, repository, scopes) = (self.transport(), self.name(), &call.scopes);
+        let (backoff, hurry) = (self.backoff(), self.hurry(deadline));
+        let grant = self.authorizer().grant(&Errand { transport, repository, scopes, deadline, backoff, hurry }).await;
+        // A host whose token service is away is as good as away.
+        if let Err(RegistryError::Transport { error, .. }) = &grant
+            && !deadline.is_over()
+        {
+            self.unreachable(error);
+        }
+        grant
+    }
+
+    /// Leaves the host aside if this is how hosts fail that are not there.
+    pub(crate) fn unreachable(&self, error: &TransportError) {
+        if matches!(error.kind, TransportKind::Connect | TransportKind::Tls | TransportKind::Timeout) {
+            self.endpoint().leave_aside();
+        }
+    }
+
     async fn denied(&self, response: Response, scopes: &Scopes) -> RegistryError {
         let (code, message) = error_text(response).await;
         RegistryError::Unauthorized {
-            registry: self.registry().name().to_owned(),
+            registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             scope: scopes.to_string(),
-            who: self.registry().authorizer().who(self.name()),
+            who: self.authorizer().who(self.name()),
             message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
         }
     }
@@ -189,7 +214,7 @@ impl Repository {
         let status = answer.status();
         let (code, message) = error_text(answer.response).await;
         RegistryError::Status {
-            registry: self.registry().name().to_owned(),
+            registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             what: what.to_owned(),
             status,
@@ -200,7 +225,7 @@ impl Repository {
 
     /// A transport error, or the deadline's if that is what ended the attempt.
     pub(crate) fn transport_error(&self, what: &str, error: TransportError, deadline: &Deadline) -> RegistryError {
-        let error = RegistryError::Transport { registry: self.registry().name().to_owned(), attempts: 1, error };
+        let error = RegistryError::Transport { registry: self.host().to_owned(), attempts: 1, error };
         if deadline.is_over() { self.deadline_error(what, deadline, Some(&error)) } else { error }
     }
 
@@ -211,7 +236,7 @@ impl Repository {
         last: Option<&RegistryError>,
     ) -> RegistryError {
         RegistryError::Deadline {
-            registry: self.registry().name().to_owned(),
+            registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             what: what.to_owned(),
             allowed: deadline.allowed(),
@@ -221,7 +246,7 @@ impl Repository {
 
     fn redirect_error(&self, from: &Url, reason: &str) -> RegistryError {
         RegistryError::Redirect {
-            registry: self.registry().name().to_owned(),
+            registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             from: ShownUrl::new(from),
             reason: reason.to_owned(),
@@ -239,7 +264,7 @@ impl Repository {
         answer.response.bytes(limit, deadline).await.map_err(|error| match error {
             BodyError::Transport(error) => self.transport_error(what, error, deadline),
             BodyError::TooLarge => RegistryError::TooLarge {
-                registry: self.registry().name().to_owned(),
+                registry: self.host().to_owned(),
                 repository: self.name().to_owned(),
                 what: what.to_owned(),
                 limit,

@@ -14,6 +14,7 @@ use crate::image::model::{Descriptor, ImageIndex, RawManifest, media_type};
 use crate::image::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
+use crate::registry::failover::{Need, Place};
 
 /// How often to write before giving up: eight writers at a time needed about three writes each in our trials.
 const WRITES_MAX: u32 = 12;
@@ -34,6 +35,21 @@ impl Repository {
     /// # Errors
     /// [`RegistryError::ForeignTag`] when the tag is something else, or any other when it cannot be read.
     pub async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        self.first(Need::Referrers, |place| async move { place.fallback_entries(subject).await }).await
+    }
+
+    /// Puts `entry` on the list of `subject`'s referrers. Answers how often it had to write.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the tag is not ours to write, or others keep overwriting it.
+    pub async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
+        self.push_place()?.write_fallback(subject, entry).await
+    }
+}
+
+impl Place {
+    /// The entries of the fallback tag here.
+    pub(crate) async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let Some(raw) = self.fallback_list(subject).await? else { return Ok(None) };
         let index: Result<ImageIndex, _> = serde_json::from_slice(&raw.bytes);
         let index =
@@ -43,7 +59,9 @@ impl Repository {
 
     async fn fallback_list(&self, subject: &Digest) -> Result<Option<RawManifest>, RegistryError> {
         let name = tag(subject);
-        let Some(raw) = self.manifest(&ManifestName::Tag(name.clone())).await? else { return Ok(None) };
+        let Some(raw) = self.manifest(&ManifestName::Tag(name.clone()), &self.deadline(0)).await? else {
+            return Ok(None);
+        };
         // Some registries read the dash as a colon and answer with the image.
         if raw.digest == *subject || subject.matches(&raw.bytes) {
             return Err(self.foreign(&name, ForeignTag::Subject));
@@ -54,15 +72,11 @@ impl Repository {
         Ok(Some(raw))
     }
 
-    /// Puts `entry` on the list of `subject`'s referrers. Answers how often it had to write.
-    ///
-    /// # Errors
-    /// [`RegistryError`] when the tag is not ours to write, or others keep overwriting it.
-    pub async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
+    pub(crate) async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
         let name = tag(subject);
         let (mut writes, mut seen) = (0, 0);
         // Between a write and a look, and between two looks: at least this long, at most three times as long.
-        let settle = self.registry().options().backoff.first / 2;
+        let settle = self.options().backoff.first / 2;
         loop {
             let raw = self.fallback_list(subject).await?;
             let merged = merge(raw.as_ref().map(|raw| &*raw.bytes), entry)
@@ -76,7 +90,7 @@ impl Repository {
                 }
                 Merged::Changed(_) if writes >= WRITES_MAX => {
                     return Err(RegistryError::FallbackLost {
-                        registry: self.registry().name().to_owned(),
+                        registry: self.host().to_owned(),
                         repository: self.name().to_owned(),
                         tag: name,
                         digest: Box::new(entry.digest),
@@ -96,7 +110,7 @@ impl Repository {
 
     fn foreign(&self, tag: &str, reason: ForeignTag) -> RegistryError {
         RegistryError::ForeignTag {
-            registry: self.registry().name().to_owned(),
+            registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             tag: tag.to_owned(),
             reason,

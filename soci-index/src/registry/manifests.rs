@@ -13,6 +13,8 @@ use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
+use crate::registry::failover::{Need, Place};
+use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
 
 /// What a registry said when it took a manifest.
@@ -30,9 +32,35 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when it cannot be read, is too large or is not what its digest says.
     pub async fn manifest(&self, name: &ManifestName) -> Result<Option<RawManifest>, RegistryError> {
+        check_tag(self, name)?;
+        let deadline = &self.deadline(0);
+        self.first(Need::of(name), |place| async move { place.manifest(name, deadline).await }).await
+    }
+
+    /// Writes a manifest, by tag or by its digest. What it points at must be there already.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry refuses it.
+    pub async fn push_manifest(
+        &self,
+        name: &ManifestName,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<PushedManifest, RegistryError> {
+        check_tag(self, name)?;
+        self.push_place()?.push_manifest(name, media_type, bytes).await
+    }
+}
+
+impl Place {
+    /// Reads a manifest from this place.
+    pub(crate) async fn manifest(
+        &self,
+        name: &ManifestName,
+        deadline: &Deadline,
+    ) -> Result<Option<RawManifest>, RegistryError> {
         let accept = [media_type::MANIFEST, media_type::INDEX, media_type::DOCKER_MANIFEST, media_type::DOCKER_LIST];
         let what = format!("manifest {name}");
-        self.check_tag(name, &what)?;
         let call = Call {
             method: Method::Get,
             url: self.url(&format!("manifests/{name}")),
@@ -41,10 +69,9 @@ impl Repository {
             scopes: Scopes::pull(self.name()),
             what: what.clone(),
         };
-        let deadline = self.deadline(0);
         let mut retry = 0;
         loop {
-            let answer = self.call(&call, &deadline).await?;
+            let answer = self.call(&call, deadline).await?;
             match answer.status() {
                 200 => {}
                 404 => return Ok(None),
@@ -52,11 +79,11 @@ impl Repository {
             }
             let transport_type = answer.response.media_type();
             let announced = answer.response.header("docker-content-digest").and_then(|text| text.parse().ok());
-            match self.document(answer, &what, self.registry().options().limits.manifest_bytes_max, &deadline).await {
+            match self.document(answer, &what, self.options().limits.manifest_bytes_max, deadline).await {
                 Ok(bytes) => return self.checked(name, announced, &transport_type, bytes, &what).map(Some),
                 // The body was cut: ask again.
                 Err(error) if error.is_transient() => {
-                    self.pause(&mut retry, None, &what, error, &deadline).await?;
+                    self.pause(&mut retry, None, &what, error, deadline).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -83,18 +110,13 @@ impl Repository {
         Ok(RawManifest { media_type: probe.media_type(transport_type), digest, bytes })
     }
 
-    /// Writes a manifest, by tag or by its digest. What it points at must be there already.
-    ///
-    /// # Errors
-    /// [`RegistryError`] when the registry refuses it.
-    pub async fn push_manifest(
+    pub(crate) async fn push_manifest(
         &self,
         name: &ManifestName,
         media_type: &str,
         bytes: Bytes,
     ) -> Result<PushedManifest, RegistryError> {
         let what = format!("pushing manifest {name}");
-        self.check_tag(name, &what)?;
         let digest = match name {
             ManifestName::Digest(expected) => {
                 let digest = digest_like(expected, &bytes);
@@ -126,24 +148,31 @@ impl Repository {
         Ok(PushedManifest { digest, subject })
     }
 
-    /// A tag becomes part of a path: one with slashes and dots would lead elsewhere.
-    fn check_tag(&self, name: &ManifestName, what: &str) -> Result<(), RegistryError> {
-        let ManifestName::Tag(tag) = name else { return Ok(()) };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        let starts = !tag.starts_with(['.', '-']);
-        let right = starts && (1..=128).contains(&tag.len()) && tag.bytes().all(plain);
-        if right { Ok(()) } else { Err(self.malformed(what, "this is no tag")) }
-    }
-
     fn wrong_digest(&self, what: &str, expected: Digest, found: Digest) -> RegistryError {
         RegistryError::Digest {
-            registry: self.registry().name().to_owned(),
+            registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             what: what.to_owned(),
             expected: Box::new(expected),
             found: found.to_string(),
         }
     }
+}
+
+/// A tag becomes part of a path: one with slashes and dots would lead elsewhere.
+fn check_tag(repository: &Repository, name: &ManifestName) -> Result<(), RegistryError> {
+    let ManifestName::Tag(tag) = name else { return Ok(()) };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let starts = !tag.starts_with(['.', '-']);
+    if starts && (1..=128).contains(&tag.len()) && tag.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(RegistryError::Malformed {
+        registry: repository.registry().name().to_owned(),
+        repository: repository.name().to_owned(),
+        what: format!("manifest {name}"),
+        reason: "this is no tag".to_owned(),
+    })
 }
 
 /// The digest of `bytes` by the algorithm of `other`.

@@ -6,6 +6,8 @@
 //! repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
 //! are bounded in number.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 
 use crate::digest::Digest;
@@ -15,6 +17,7 @@ use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::{Answer, Call};
+use crate::registry::failover::{Need, Place};
 use crate::registry::headers;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
@@ -71,11 +74,68 @@ pub struct PushedReferrer {
 }
 
 impl Repository {
-    /// What refers to `subject`, by the API or else by the fallback tag.
+    /// What refers to `subject`, by the API or else by the fallback tag. A mirror that lists nothing is not believed
+    /// while another host can be asked: many pass images on and not what refers to them.
     ///
     /// # Errors
     /// [`RegistryError`] when the registry cannot be asked.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Referrers, RegistryError> {
+        let empty = &Mutex::new(None);
+        let found = self.first(Need::Referrers, |place| async move {
+            let found = place.referrers(subject, artifact_type).await?;
+            if found.entries.is_empty() && !place.is_last() {
+                if !matches!(found.found_by, FoundBy::Nothing(_)) {
+                    *empty.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+                }
+                return Ok(None);
+            }
+            Ok(Some(found))
+        });
+        let found = found.await;
+        let empty = empty.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (found, empty) {
+            (Ok(Some(found)), _) => Ok(found),
+            (Ok(None), _) => {
+                Ok(Referrers { entries: Vec::new(), found_by: FoundBy::Nothing("no host was asked".to_owned()) })
+            }
+            // Nobody contradicts the mirror that says that there is nothing.
+            (Err(error), Some(empty)) => {
+                tracing::warn!(registry = self.registry().name(), %error, "a mirror lists nothing and nobody else answers");
+                Ok(empty)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// What the referrers API lists for `subject`, unfiltered but for what the server filters.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry cannot be asked, or a later page cannot be read.
+    pub async fn referrers_api(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ApiAnswer, RegistryError> {
+        let answer = self.first(Need::Referrers, |place| async move {
+            let answer = place.referrers_api(subject, artifact_type).await?;
+            let useless = matches!(answer, ApiAnswer::Unsupported(_)) && !place.is_last();
+            Ok((!useless).then_some(answer))
+        });
+        Ok(answer.await?.unwrap_or_else(|| ApiAnswer::Unsupported("no host was asked".to_owned())))
+    }
+
+    /// Pushes a manifest that has a subject, and sees to it that it is found: through the API if the registry has it,
+    /// else by writing the fallback tag. Repairs an earlier push that got half way.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when it cannot be pushed, or would not be found.
+    pub async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
+        self.push_place()?.push_referrer(media_type, bytes).await
+    }
+}
+
+impl Place {
+    async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Referrers, RegistryError> {
         let (mut entries, found_by) = match self.referrers_api(subject, artifact_type).await? {
             ApiAnswer::Listed(entries) => (entries, FoundBy::Api),
             ApiAnswer::Unsupported(reason) => match self.fallback_entries(subject).await {
@@ -92,15 +152,7 @@ impl Repository {
         Ok(Referrers { entries, found_by })
     }
 
-    /// What the referrers API lists for `subject`, unfiltered but for what the server filters.
-    ///
-    /// # Errors
-    /// [`RegistryError`] when the registry cannot be asked, or a later page cannot be read.
-    pub async fn referrers_api(
-        &self,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<ApiAnswer, RegistryError> {
+    async fn referrers_api(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<ApiAnswer, RegistryError> {
         let mut url = self.url(&format!("referrers/{subject}"));
         if let Some(artifact_type) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", artifact_type);
@@ -138,8 +190,9 @@ impl Repository {
             }
             page += 1;
             let Some(next) = next else { return Ok(ApiAnswer::Listed(entries)) };
-            url = redirect::page(&at, &next)
+            let next = redirect::page(&at, &next)
                 .map_err(|reason| self.malformed(&what, &format!("the next page is refused: {reason}")))?;
+            url = self.endpoint().named(next);
             if entries.len() > ENTRIES_MAX {
                 return Err(self.malformed(&what, &format!("more than {ENTRIES_MAX} entries")));
             }
@@ -154,11 +207,11 @@ impl Repository {
         what: &str,
         deadline: &Deadline,
     ) -> Result<Result<Vec<Descriptor>, String>, RegistryError> {
-        if !redirect::same_origin(self.registry().base(), &answer.url) {
+        if !self.endpoint().is_home(&answer.url) {
             return Ok(Err("the registry redirects to another site".to_owned()));
         }
         let (status, found_type) = (answer.status(), answer.response.media_type());
-        let limit = self.registry().options().limits.manifest_bytes_max;
+        let limit = self.options().limits.manifest_bytes_max;
         match status {
             200 if found_type == media_type::INDEX => {}
             200 => return Ok(Err(format!("the answer is {found_type:?}, not an image index"))),
@@ -176,12 +229,7 @@ impl Repository {
         Ok(index.map(|index| index.manifests).map_err(|error| format!("the answer is no image index: {error}")))
     }
 
-    /// Pushes a manifest that has a subject, and sees to it that it is found: through the API if the registry has it,
-    /// else by writing the fallback tag. Repairs an earlier push that got half way.
-    ///
-    /// # Errors
-    /// [`RegistryError`] when it cannot be pushed, or would not be found.
-    pub async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
+    async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
         let digest = Digest::of(&bytes);
         let manifest: ImageManifest = serde_json::from_slice(&bytes)
             .map_err(|error| self.malformed(&format!("manifest {digest}"), &error.to_string()))?;
@@ -210,13 +258,13 @@ impl Repository {
             look += 1;
             if look >= LOOKS_MAX {
                 return Err(RegistryError::NotListed {
-                    registry: self.registry().name().to_owned(),
+                    registry: self.host().to_owned(),
                     repository: self.name().to_owned(),
                     digest: Box::new(digest),
                     subject: Box::new(subject.digest),
                 });
             }
-            tokio::time::sleep(self.registry().options().backoff.wait(look, fastrand::f64())).await;
+            tokio::time::sleep(self.options().backoff.wait(look, fastrand::f64())).await;
         }
     }
 
@@ -224,7 +272,7 @@ impl Repository {
     fn compare(&self, pushed: &Descriptor, listed: &Descriptor) {
         if pushed.size != listed.size || pushed.kind() != listed.kind() {
             tracing::warn!(
-                registry = self.registry().name(),
+                registry = self.host(),
                 repository = self.name(),
                 digest = %pushed.digest,
                 size = pushed.size,

@@ -97,6 +97,11 @@ impl Deadline {
         self.allowed
     }
 
+    /// How long it is until then.
+    pub(crate) fn left(&self) -> Duration {
+        self.at().saturating_duration_since(Instant::now())
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         Instant::now() >= self.at()
     }

@@ -50,6 +50,10 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) service: Option<String>,
     pub(crate) scopes: &'a Scopes,
     pub(crate) credentials: &'a Credentials,
+    /// Whether the service is on the registry's own origin.
+    pub(crate) home: bool,
+    /// See [`Request::hurry`].
+    pub(crate) hurry: Option<Duration>,
 }
 
 struct Answer {
@@ -132,7 +136,8 @@ impl TokenRequest<'_> {
         }
         let method = if form.is_some() { Method::Post } else { Method::Get };
         let authorization = authorization.as_deref();
-        let request = Request { method, url: &url, headers: &headers, authorization, body: &body };
+        let (headers, body, home, hurry) = (&headers, &body, self.home, self.hurry);
+        let request = Request { method, url: &url, headers, authorization, body, home, hurry };
         let failed = |error| RegistryError::Transport { registry: self.registry.to_owned(), attempts: 1, error };
         let response = transport.send(&request, deadline).await.map_err(failed)?;
         let status = response.status();

@@ -3,9 +3,10 @@
 //! This is the only file that knows the HTTP library. It follows no redirect, retries nothing and attaches no
 //! credential by itself: those are decisions, and they are taken above. TLS is rustls with the *ring* provider, so that
 //! the build needs no C compiler beyond what ring brings. Invariants: every wait ends at the caller's deadline; bytes
-//! are counted as they pass; errors hold no query of any URL.
+//! are counted as they pass; errors hold no query of any URL; a host's headers, its client certificate and the leave to
+//! skip verification are for requests that the caller calls `home`, and for no other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,12 +16,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use url::Url;
 
+use crate::registry::credentials::Secret;
 use crate::registry::error::{TransportError, TransportKind};
+use crate::registry::hosts::ClientCertificate;
 use crate::registry::redirect::ShownUrl;
 use crate::registry::retry::Deadline;
-
-/// How long to wait for a connection.
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// Sums of what passed through a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +31,16 @@ pub struct Traffic {
     pub bytes_received: u64,
     /// Bytes of bodies sent.
     pub bytes_sent: u64,
+}
+
+impl std::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(several: I) -> Self {
+        several.fold(Self::default(), |sum, one| Self {
+            requests: sum.requests + one.requests,
+            bytes_received: sum.bytes_received + one.bytes_received,
+            bytes_sent: sum.bytes_sent + one.bytes_sent,
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -99,41 +109,75 @@ pub(crate) struct Request<'a> {
     pub(crate) headers: &'a [(&'static str, String)],
     pub(crate) authorization: Option<&'a str>,
     pub(crate) body: &'a Body,
+    /// Whether it goes to the host itself, by way of nobody else: then it carries what the host is owed.
+    pub(crate) home: bool,
+    /// Bears less silence than usual, since somebody else can be asked.
+    pub(crate) hurry: Option<Duration>,
 }
 
-/// How to build the client.
+/// How to build the clients of one host.
 pub(crate) struct Setup {
-    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) ca_files: Vec<PathBuf>,
     /// No proxy can reach a registry on this machine.
     pub(crate) loopback: bool,
+    pub(crate) connect: Duration,
+    /// How long to wait for the head of an answer.
+    pub(crate) head: Duration,
     pub(crate) stall: Duration,
+    /// What only the host itself gets.
+    pub(crate) home: Home,
+}
+
+/// What only the host itself gets.
+#[derive(Default)]
+pub(crate) struct Home {
+    pub(crate) certificate: Option<ClientCertificate>,
+    pub(crate) skip_verify: bool,
+    pub(crate) headers: Vec<(String, Secret)>,
 }
 
 /// One client for either scheme, each made when it is first needed: to read the system's certificates takes longer than
-/// a request to a registry nearby.
-#[derive(Debug)]
+/// a request to a registry nearby. A host with a TLS of its own has a third one: nobody else is shown its client
+/// certificate, or believed without a certificate.
 struct Clients {
     extra: Vec<reqwest::Certificate>,
+    identity: Option<reqwest::Identity>,
+    skip_verify: bool,
     loopback: bool,
+    connect: Duration,
     plain: OnceLock<Result<reqwest::Client, String>>,
     secure: OnceLock<Result<reqwest::Client, String>>,
+    home: OnceLock<Result<reqwest::Client, String>>,
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clients")
+    }
 }
 
 impl Clients {
-    fn of(&self, url: &Url) -> Result<&reqwest::Client, String> {
+    fn of(&self, url: &Url, home: bool) -> Result<&reqwest::Client, String> {
         let client = if url.scheme() == "http" {
             self.plain.get_or_init(|| self.builder().tls_certs_only([]).build().map_err(|error| describe(&error)))
+        } else if home && (self.skip_verify || self.identity.is_some()) {
+            self.home.get_or_init(|| self.secure(true))
         } else {
-            self.secure.get_or_init(|| self.secure())
+            self.secure.get_or_init(|| self.secure(false))
         };
         client.as_ref().map_err(Clone::clone)
     }
 
-    fn secure(&self) -> Result<reqwest::Client, String> {
+    fn secure(&self, home: bool) -> Result<reqwest::Client, String> {
+        let builder = || match (&self.identity, home) {
+            (Some(identity), true) => self.builder().identity(identity.clone()),
+            _ => self.builder(),
+        };
+        let builder = || builder().tls_danger_accept_invalid_certs(home && self.skip_verify);
         // A machine without system certificates can still use the file it was given.
-        let client = self.builder().tls_certs_merge(self.extra.clone()).build().or_else(|error| {
+        let client = builder().tls_certs_merge(self.extra.clone()).build().or_else(|error| {
             tracing::warn!(error = %describe(&error), "no system certificates");
-            self.builder().tls_certs_only(self.extra.clone()).build()
+            builder().tls_certs_only(self.extra.clone()).build()
         });
         client.map_err(|error| describe(&error))
     }
@@ -141,7 +185,7 @@ impl Clients {
     fn builder(&self) -> reqwest::ClientBuilder {
         let builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
+            .connect_timeout(self.connect)
             .referer(false)
             .user_agent(concat!("soci/", env!("CARGO_PKG_VERSION")));
         if self.loopback { builder.no_proxy() } else { builder }
@@ -152,6 +196,9 @@ impl Clients {
 pub(crate) struct Transport {
     clients: Arc<Clients>,
     counters: Arc<Counters>,
+    /// What every request to the host itself carries.
+    headers: reqwest::header::HeaderMap,
+    head: Duration,
     stall: Duration,
 }
 
@@ -160,16 +207,19 @@ impl Transport {
     pub(crate) fn new(setup: &Setup) -> Result<Self, String> {
         // Somebody else in this process may have installed a provider already: theirs serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let extra = match &setup.ca_file {
-            None => Vec::new(),
-            Some(file) => {
-                let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| format!("{}: {error}", file.display()))?
-            }
-        };
-        let clients = Clients { extra, loopback: setup.loopback, plain: OnceLock::new(), secure: OnceLock::new() };
-        let clients = Arc::new(clients);
-        Ok(Self { clients, counters: Arc::default(), stall: setup.stall })
+        let mut extra = Vec::new();
+        for file in &setup.ca_files {
+            let pem = read(file)?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem);
+            extra.extend(certificates.map_err(|error| format!("{}: {}", file.display(), describe(&error)))?);
+        }
+        let Setup { loopback, connect, head, stall, .. } = *setup;
+        let (identity, skip_verify) =
+            (setup.home.certificate.as_ref().map(identity).transpose()?, setup.home.skip_verify);
+        let (plain, secure, home) = Default::default();
+        let clients = Clients { extra, identity, skip_verify, loopback, connect, plain, secure, home };
+        let headers = own_headers(&setup.home.headers)?;
+        Ok(Self { clients: Arc::new(clients), counters: Arc::default(), headers, head, stall })
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -188,18 +238,9 @@ impl Transport {
             Method::Post => reqwest::Method::POST,
             Method::Put => reqwest::Method::PUT,
         };
-        let client = self.clients.of(request.url).map_err(|detail| TransportError {
-            kind: TransportKind::Request,
-            url: ShownUrl::new(request.url),
-            detail,
-        })?;
-        let mut builder = client.request(method, request.url.clone());
-        for (name, value) in request.headers {
-            builder = builder.header(*name, value);
-        }
-        if let Some(authorization) = request.authorization {
-            builder = builder.header(reqwest::header::AUTHORIZATION, secret(authorization, request.url)?);
-        }
+        let client =
+            self.clients.of(request.url, request.home).map_err(|detail| impossible(request.url, detail.as_str()))?;
+        let mut builder = client.request(method, request.url.clone()).headers(self.head_of(request)?);
         if matches!(request.method, Method::Post | Method::Put) {
             builder = builder.header(reqwest::header::CONTENT_LENGTH, request.body.len());
             builder = builder.body(self.body(request.body, deadline));
@@ -207,10 +248,25 @@ impl Transport {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let sent = builder.send();
         // A server may take its time over an upload; it has none for a question.
-        let stall = if request.body.is_empty() { self.stall } else { Duration::MAX };
-        let response = within(deadline, stall, sent).await;
+        let wait = if request.body.is_empty() { self.head } else { Duration::MAX };
+        let hurry = request.hurry.unwrap_or(Duration::MAX);
+        let response = within(deadline, wait.min(hurry), sent).await;
         let response = response.ok_or_else(|| timeout(request.url))?.map_err(|error| failure(request.url, &error))?;
-        Ok(Response { response, url: request.url.clone(), counters: Arc::clone(&self.counters), stall: self.stall })
+        let (counters, stall) = (Arc::clone(&self.counters), self.stall.min(hurry));
+        Ok(Response { response, url: request.url.clone(), counters, stall })
+    }
+
+    /// The headers of a request. Those of the operator come first, so that ours win where both name one.
+    fn head_of(&self, request: &Request<'_>) -> Result<reqwest::header::HeaderMap, TransportError> {
+        let mut headers = if request.home { self.headers.clone() } else { reqwest::header::HeaderMap::new() };
+        for (name, value) in request.headers {
+            let value = value.parse().map_err(|_| impossible(request.url, &format!("{name} cannot be sent")))?;
+            headers.insert(*name, value);
+        }
+        if let Some(authorization) = request.authorization {
+            headers.insert(reqwest::header::AUTHORIZATION, secret(authorization, request.url)?);
+        }
+        Ok(headers)
     }
 
     fn body(&self, body: &Body, deadline: &Deadline) -> reqwest::Body {
@@ -312,13 +368,44 @@ async fn within<T>(deadline: &Deadline, stall: Duration, future: impl Future<Out
 }
 
 fn secret(text: &str, url: &Url) -> Result<reqwest::header::HeaderValue, TransportError> {
-    let mut value = reqwest::header::HeaderValue::from_str(text).map_err(|_| TransportError {
-        kind: TransportKind::Request,
-        url: ShownUrl::new(url),
-        detail: "the credentials hold characters that a header cannot carry".to_owned(),
-    })?;
+    let mut value = reqwest::header::HeaderValue::from_str(text)
+        .map_err(|_| impossible(url, "the credentials hold characters that a header cannot carry"))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// The headers that an operator wants sent, unless one of them is none.
+fn own_headers(given: &[(String, Secret)]) -> Result<reqwest::header::HeaderMap, String> {
+    let mut headers = reqwest::header::HeaderMap::new();
+    for (name, value) in given {
+        let failed = |what: &str| format!("the header {name:?} {what}");
+        let name = reqwest::header::HeaderName::from_bytes(name.as_bytes()).map_err(|_| failed("is no name"))?;
+        let value = reqwest::header::HeaderValue::from_str(value.expose());
+        let mut value = value.map_err(|_| failed("has a value that cannot be sent"))?;
+        value.set_sensitive(true);
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+/// Reads a certificate and its key.
+fn identity(files: &ClientCertificate) -> Result<reqwest::Identity, String> {
+    let mut pem = read(&files.certificate)?;
+    if let Some(key) = &files.key {
+        pem.push(b'\n');
+        pem.extend(read(key)?);
+    }
+    let shown = files.certificate.display();
+    reqwest::Identity::from_pem(&pem).map_err(|error| format!("{shown}: no certificate with key: {}", describe(&error)))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// A request that cannot be made.
+fn impossible(url: &Url, detail: &str) -> TransportError {
+    TransportError { kind: TransportKind::Request, url: ShownUrl::new(url), detail: detail.to_owned() }
 }
 
 fn timeout(url: &Url) -> TransportError {

@@ -16,6 +16,7 @@ use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::{Answer, Call, asked_pause, is_busy};
+use crate::registry::failover::Place;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
@@ -49,6 +50,17 @@ impl Repository {
         body: Body,
         mount_from: Option<&str>,
     ) -> Result<PushedBlob, RegistryError> {
+        self.push_place()?.push_blob(digest, body, mount_from).await
+    }
+}
+
+impl Place {
+    async fn push_blob(
+        &self,
+        digest: &Digest,
+        body: Body,
+        mount_from: Option<&str>,
+    ) -> Result<PushedBlob, RegistryError> {
         let what = format!("pushing blob {digest}");
         let deadline = self.deadline(body.len());
         let failure = Arc::default();
@@ -65,7 +77,7 @@ impl Repository {
             };
             if let Some(reason) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 return Err(RegistryError::Source {
-                    registry: self.registry().name().to_owned(),
+                    registry: self.host().to_owned(),
                     repository: self.name().to_owned(),
                     digest: Box::new(*digest),
                     reason,

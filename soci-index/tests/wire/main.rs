@@ -15,6 +15,8 @@ mod images;
 #[cfg(test)]
 mod manifests;
 #[cfg(test)]
+mod mirrors;
+#[cfg(test)]
 mod push;
 #[cfg(test)]
 mod ranges;

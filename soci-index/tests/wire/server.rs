@@ -109,7 +109,12 @@ pub(crate) struct Server {
 impl Server {
     /// Answers with `handler`.
     pub(crate) async fn start(handler: impl FnMut(&Recorded) -> Reply + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0", handler).await
+    }
+
+    /// The same at an address where nobody is yet.
+    pub(crate) async fn start_at(address: &str, handler: impl FnMut(&Recorded) -> Reply + Send + 'static) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let log: Arc<Mutex<Vec<Recorded>>> = Arc::default();
         let handler: Arc<Mutex<Handler>> = Arc::new(Mutex::new(Box::new(handler)));

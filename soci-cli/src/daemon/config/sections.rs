@@ -322,13 +322,20 @@ pub struct Resolver {
     pub auth_client_ttl_sec: i64,
     /// Share logins.
     pub enable_auth_client_sharing: bool,
+    /// Directories of `hosts.toml` files, separated by colons. They need not exist.
+    pub config_path: String,
     /// Registries, by host.
     pub host: BTreeMap<String, Host>,
 }
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self { auth_client_ttl_sec: 3600, enable_auth_client_sharing: false, host: BTreeMap::new() }
+        Self {
+            auth_client_ttl_sec: 3600,
+            enable_auth_client_sharing: false,
+            config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
+            host: BTreeMap::new(),
+        }
     }
 }
 
@@ -348,7 +355,7 @@ pub struct Mirror {
     pub host: String,
     /// Without TLS.
     pub insecure: bool,
-    /// Seconds for a request.
+    /// Seconds that it may be silent; 0 is the default, negative is no limit.
     pub request_timeout_sec: i64,
 }
 

@@ -1,0 +1,224 @@
+//! Which host of a registry is asked, and when the next one is.
+//!
+//! A [`Place`] is a repository on one host; everything that speaks the protocol speaks to a place. Reading walks the
+//! hosts that may be asked, in their order. Whatever goes wrong on a host that is not the last one, the next one is
+//! asked at once: patience, which is retries and long waits, is for the last. Pushing does not walk: what was pushed
+//! must be in one place.
+//!
+//! A host that could not be reached, or that refused us, is left aside for a while. It is then asked only when the last
+//! host has failed, too, once: in a network that has nothing but the mirror, the mirror must not be given up for a
+//! connection that broke.
+//!
+//! Invariants: an absent manifest is absent on the last host, whatever others say; a mirror without a capability is
+//! never asked for it; the last host is always asked; the deadline of an operation is one for all hosts.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::digest::Digest;
+use crate::image::reference::ManifestName;
+use crate::registry::auth::Authorizer;
+use crate::registry::endpoint::Endpoint;
+use crate::registry::error::RegistryError;
+use crate::registry::hosts::Capabilities;
+use crate::registry::retry::{Backoff, Deadline};
+use crate::registry::transport::Transport;
+use crate::registry::{ClientOptions, Repository};
+
+/// What a host is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Need {
+    /// A blob, or a manifest by its digest.
+    Content,
+    /// A manifest by its tag.
+    Tag,
+    /// What refers to a manifest.
+    Referrers,
+    /// To take something.
+    Push,
+}
+
+impl Need {
+    pub(crate) fn of(name: &ManifestName) -> Self {
+        match name {
+            ManifestName::Tag(_) => Self::Tag,
+            ManifestName::Digest(_) => Self::Content,
+        }
+    }
+
+    fn is_met(self, by: Capabilities) -> bool {
+        match self {
+            Self::Content => by.pull,
+            // One request does both.
+            Self::Tag => by.pull && by.resolve,
+            Self::Referrers => by.referrers,
+            Self::Push => by.push,
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Content => "pull",
+            Self::Tag => "pull and resolve",
+            Self::Referrers => "referrers",
+            Self::Push => "push",
+        }
+    }
+}
+
+/// A repository on one host.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    repository: Repository,
+    endpoint: Arc<Endpoint>,
+    need: Need,
+    is_last: bool,
+    /// Whether it is worth waiting for, since nobody is asked after it.
+    is_final: bool,
+}
+
+impl Place {
+    /// The host, for messages.
+    pub(crate) fn host(&self) -> &str {
+        &self.endpoint.name
+    }
+
+    /// The repository's name.
+    pub(crate) fn name(&self) -> &str {
+        self.repository.name()
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.endpoint.transport
+    }
+
+    pub(crate) fn authorizer(&self) -> &Authorizer {
+        &self.endpoint.authorizer
+    }
+
+    pub(crate) fn options(&self) -> &ClientOptions {
+        self.repository.registry().options()
+    }
+
+    /// Whether it is the host whose word counts.
+    pub(crate) fn is_last(&self) -> bool {
+        self.is_last
+    }
+
+    /// Whether nobody else is to be asked after this error.
+    pub(crate) fn decides(&self, error: &RegistryError) -> bool {
+        match error {
+            RegistryError::Deadline { .. } => true,
+            RegistryError::Missing { .. } => self.is_last,
+            _ => self.is_final,
+        }
+    }
+
+    /// How often to try: once, where somebody else can be asked.
+    pub(crate) fn backoff(&self) -> Backoff {
+        let backoff = self.options().backoff;
+        if self.is_final { backoff } else { Backoff { retries_max: 0, ..backoff } }
+    }
+
+    /// How much silence to bear: half of the time that is left, where somebody else can be asked.
+    pub(crate) fn hurry(&self, deadline: &Deadline) -> Option<Duration> {
+        (!self.is_final).then(|| deadline.left() / 2)
+    }
+
+    pub(crate) fn url(&self, rest: &str) -> Url {
+        self.endpoint.url(self.name(), rest)
+    }
+
+    pub(crate) fn deadline(&self, bytes: u64) -> Deadline {
+        self.repository.deadline(bytes)
+    }
+
+    pub(crate) fn target(&self, digest: &Digest) -> Option<Url> {
+        self.endpoint.target(self.name(), digest)
+    }
+
+    pub(crate) fn set_target(&self, digest: &Digest, url: Option<Url>) {
+        self.endpoint.set_target(self.name(), digest, url);
+    }
+
+    /// Writes down why the next host is asked. What a mirror lacks is no news; a failure is, though not every time.
+    pub(crate) fn given_up(&self, error: &RegistryError) {
+        use RegistryError::{Credentials, Realm, Token, Unauthorized};
+        // To be refused costs a look for credentials, which may be a program to run, before every read.
+        if matches!(error, Credentials { .. } | Realm { .. } | Token { .. } | Unauthorized { .. }) {
+            self.endpoint.refuses(self.name(), self.need);
+        }
+        let (host, repository) = (self.host(), self.name());
+        match error {
+            RegistryError::Missing { .. } => tracing::debug!(host, repository, %error, "asking the next host"),
+            _ if self.endpoint.may_complain() => tracing::warn!(host, repository, %error, "asking the next host"),
+            _ => tracing::debug!(host, repository, %error, "asking the next host"),
+        }
+    }
+}
+
+impl Repository {
+    /// The places to ask for something, in this order; at least one.
+    pub(crate) fn places(&self, need: Need) -> Result<Vec<Place>, RegistryError> {
+        let mut places: Vec<Place> = self.able(need).collect();
+        let last = places.pop().ok_or_else(|| self.nobody(need))?;
+        let last = Place { is_last: true, ..last };
+        let is_aside = |place: &Place| place.endpoint.is_aside(self.name(), need);
+        let (aside, mut places): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_aside);
+        if !aside.is_empty() && !is_aside(&last) {
+            places.push(last.clone());
+        }
+        places.extend(aside);
+        places.push(Place { is_final: true, ..last });
+        Ok(places)
+    }
+
+    /// The one place that takes what is pushed.
+    pub(crate) fn push_place(&self) -> Result<Place, RegistryError> {
+        let first = self.able(Need::Push).next().ok_or_else(|| self.nobody(Need::Push))?;
+        Ok(Place { is_last: true, is_final: true, ..first })
+    }
+
+    /// The places that have a capability.
+    fn able(&self, need: Need) -> impl Iterator<Item = Place> {
+        let able = self.registry().endpoints().iter().filter(move |endpoint| need.is_met(endpoint.capabilities));
+        able.map(move |endpoint| Place {
+            repository: self.clone(),
+            endpoint: Arc::clone(endpoint),
+            need,
+            is_last: false,
+            is_final: false,
+        })
+    }
+
+    fn nobody(&self, need: Need) -> RegistryError {
+        let reason = format!("none of its hosts has the capability {}", need.words());
+        RegistryError::Setup { registry: self.registry().name().to_owned(), reason }
+    }
+
+    /// Asks one place after the other until one has something. The last one's word is final.
+    pub(crate) async fn first<T, F>(&self, need: Need, ask: impl Fn(Place) -> F) -> Result<Option<T>, RegistryError>
+    where
+        F: Future<Output = Result<Option<T>, RegistryError>>,
+    {
+        for place in self.places(need)? {
+            let error = match ask(place.clone()).await {
+                Err(error) if !place.decides(&error) => error,
+                Ok(None) if !place.is_last => {
+                    tracing::debug!(host = place.host(), repository = self.name(), ?need, "not here");
+                    continue;
+                }
+                decided => return decided,
+            };
+            place.given_up(&error);
+        }
+        Ok(None)
+    }
+}
