@@ -84,6 +84,21 @@ fn a_named_configuration_must_be_there() {
 }
 
 #[test]
+fn a_mirror_that_is_no_host_stops_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.toml");
+    std::fs::write(&config, "[[resolver.host.'r.example'.mirrors]]\nhost = 'user@m.example'\n").unwrap();
+    let mut command = daemon();
+    command.arg("--root").arg(directory.path()).arg("--config").arg(&config);
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    for word in ["config.toml", "r.example", "user@m.example", "neither user"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
 fn levels() {
     for (level, lines) in [("info", true), ("debug", true), ("warn", false), ("fatal", false)] {
         let directory = tempfile::tempdir().unwrap();

@@ -51,6 +51,26 @@ async fn publish_on_docker_registry() {
     assert_eq!(entries[0].digest.to_string(), first["images"][0]["index"]["digest"].as_str().unwrap());
 }
 
+/// Where a hosts.toml says who stands in for a registry, its own name need not lead anywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_by_way_of_a_hosts_file() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    let image = image();
+    image.push(&repository, "v1").await;
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("registry.invalid_5000_");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("hosts.toml"), format!("server = 'http://{}'\n", registry.address)).unwrap();
+    let hosts = format!("/no/such/place,{}", root.path().display());
+    let name = "registry.invalid:5000/team/app:v1";
+    let publish = ["publish", name, "--min-layer-size", "1000", "--json", "--hosts-dir", &hosts];
+    let published: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    assert_eq!(published["images"][0]["status"], "published");
+    let entries = repository.fallback_entries(&image.digest()).await.unwrap().unwrap();
+    assert_eq!(entries[0].digest.to_string(), published["images"][0]["index"]["digest"].as_str().unwrap());
+}
+
 /// Tokens, and the referrers API, of a registry that is not ours; a mount from it too. Without credentials: exit code 3.
 #[tokio::test(flavor = "multi_thread")]
 async fn publish_with_tokens() {

@@ -121,7 +121,8 @@ impl Digests {
 #[tokio::test]
 async fn whatever_a_mirror_does_wrong_the_origin_does_right() {
     let html = || reply(200).header("content-type", "text/html; charset=utf-8");
-    let chunks = "6\r\n<html>\r\n0\r\n\r\n";
+    // Long enough to be taken for the bytes that are asked for.
+    let chunks = format!("40\r\n{:64}\r\n0\r\n\r\n", "<html>please log in</html>");
     for answer in [
         reply(404),
         reply(400),
