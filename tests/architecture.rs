@@ -107,6 +107,7 @@ const FOREIGN: [(&str, &[&str]); 26] = [
         "clap",
         &[
             "soci-cli/src/args.rs",
+            "soci-cli/src/args/node.rs",
             "soci-cli/src/main.rs",
             "soci-cli/src/commands/help.rs",
             "soci-cli/src/daemon/args.rs",

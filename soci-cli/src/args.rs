@@ -10,6 +10,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use soci_index::gotime::duration;
 
+mod node;
+
+pub use node::{Doctor, Mount, Rpull, Status, Umount};
+
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]
 #[command(name = "soci", version = concat!("version v", env!("CARGO_PKG_VERSION")), propagate_version = true, max_term_width = 110)]
@@ -51,12 +55,26 @@ pub struct Global {
     /// Say more on standard error; SOCI_LOG takes finer filters
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Address of containerd; accepted for scripts, no command needs containerd yet
-    #[arg(long, short = 'a', global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET", hide = true)]
-    pub address: Option<String>,
-    /// Namespace of containerd; accepted for scripts
-    #[arg(long, short = 'n', global = true, env = "CONTAINERD_NAMESPACE", value_name = "NAME", hide = true)]
-    pub namespace: Option<String>,
+    /// Socket of containerd, for rpull
+    #[arg(
+        long,
+        short = 'a',
+        global = true,
+        env = "CONTAINERD_ADDRESS",
+        value_name = "SOCKET",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub address: String,
+    /// Namespace of containerd, for rpull
+    #[arg(
+        long,
+        short = 'n',
+        global = true,
+        env = "CONTAINERD_NAMESPACE",
+        value_name = "NAME",
+        default_value = "default"
+    )]
+    pub namespace: String,
     /// Kind of content store; accepted for scripts
     #[arg(long, global = true, value_name = "KIND", hide = true)]
     pub content_store: Option<String>,
@@ -79,6 +97,8 @@ pub enum Command {
     Ztoc(Ztoc),
     /// Mount an image; its files are fetched when they are read
     Mount(Mount),
+    /// Pull an image through containerd so that its snapshotter provides the layers lazily, for users of ctr
+    Rpull(Rpull),
     /// Unmount what `soci mount` mounted
     #[command(visible_alias = "unmount")]
     Umount(Umount),
@@ -360,52 +380,6 @@ pub enum Ztoc {
     },
 }
 
-/// `soci mount`
-#[derive(Debug, Args)]
-pub struct Mount {
-    /// The image
-    pub image: String,
-    /// Where: an empty directory
-    pub directory: PathBuf,
-    /// Platform, for example linux/arm64 [default: this machine's]
-    #[arg(long, short = 'p', value_name = "OS/ARCH")]
-    pub platform: Option<String>,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
-    /// Return when the mount is ready and serve it in the background
-    #[arg(long)]
-    pub detach: bool,
-    /// Use this index, of the local store or beside the image [default: the newest one that is found]
-    #[arg(long, value_name = "DIGEST")]
-    pub index: Option<String>,
-    /// Layers below this size are read whole at once
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
-    pub min_layer_size: u64,
-    /// Let other users see the mount (as root always)
-    #[arg(long)]
-    pub allow_other: bool,
-    /// Longest wait for one read before it fails
-    #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
-    pub read_timeout: Duration,
-    /// Serve as the process that `--detach` started
-    #[arg(long, hide = true)]
-    pub serve_detached: bool,
-    /// Write the process id of the serving process to this file
-    #[arg(long, value_name = "FILE")]
-    pub pid_file: Option<PathBuf>,
-}
-
-/// `soci umount`
-#[derive(Debug, Args)]
-pub struct Umount {
-    /// Where the image is mounted
-    pub directory: PathBuf,
-    /// Detach now, even if files are open
-    #[arg(long, short = 'l')]
-    pub lazy: bool,
-}
-
 /// `soci demo`
 #[derive(Debug, Args)]
 pub struct Demo {
@@ -428,30 +402,6 @@ pub struct Demo {
 pub struct Completions {
     /// Which shell
     pub shell: clap_complete::Shell,
-}
-
-/// `soci status`
-#[derive(Debug, Args)]
-pub struct Status {
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `soci doctor`
-#[derive(Debug, Args)]
-pub struct Doctor {
-    /// An image whose registry is to be checked too
-    pub image: Option<String>,
-    /// containerd's configuration file
-    #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
-    pub containerd_config: PathBuf,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `soci man`

@@ -9,6 +9,7 @@ pub mod index;
 pub mod mount;
 pub mod publish;
 pub mod push;
+pub mod rpull;
 pub mod status;
 pub mod ztoc;
 

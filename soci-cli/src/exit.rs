@@ -4,8 +4,10 @@
 
 use std::process::ExitCode;
 
+use soci_fs::grpc::containerd::ContainerdError;
 use soci_fs::mount::MountError;
 use soci_fs::open::OpenError;
+use soci_fs::rpull::PullError;
 use soci_fs::source::SourceError;
 use soci_fs::store::StoreError as LayerStoreError;
 use soci_fs::unpack::UnpackError;
@@ -83,6 +85,12 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if error.is::<MountError>() || error.is::<LayerStoreError>() {
         return Some(Exit::Local);
     }
+    if let Some(error) = error.downcast_ref::<PullError>() {
+        return Some(of_pull(error));
+    }
+    if let Some(error) = error.downcast_ref::<ContainerdError>() {
+        return Some(of_containerd(error));
+    }
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return Some(of_publish(error));
     }
@@ -123,6 +131,24 @@ const fn of_open(error: &OpenError) -> Exit {
         OpenError::Index { .. } => Exit::BadContent,
         OpenError::Unpack(error) => of_unpack(error),
         OpenError::Store(_) => Exit::Local,
+    }
+}
+
+const fn of_pull(error: &PullError) -> Exit {
+    match error {
+        PullError::Image(error) => of_image(error),
+        PullError::Containerd(error) => of_containerd(error),
+        PullError::NoSnapshotter { .. } => Exit::Local,
+        PullError::Layers { .. } | PullError::WrongTar { .. } => Exit::BadContent,
+    }
+}
+
+const fn of_containerd(error: &ContainerdError) -> Exit {
+    match error {
+        ContainerdError::Unreachable { .. } => Exit::Local,
+        ContainerdError::Name { .. } => Exit::Usage,
+        ContainerdError::Refused { .. } => Exit::Failure,
+        ContainerdError::Content(_) => Exit::Registry,
     }
 }
 

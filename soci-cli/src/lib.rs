@@ -29,6 +29,7 @@ use exit::{Exit, fail};
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let timeout = arguments.global.timeout;
     let config = Config::new(&arguments.global)?;
+    let global = arguments.global;
     match arguments.command {
         Command::Create(create) => commands::create::run(&create, &config, timeout),
         Command::Push(push) => commands::push::run(&push, &config, timeout),
@@ -36,6 +37,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Index(index) => commands::index::run(&index, &config),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
         Command::Mount(mount) => commands::mount::run(&mount, &config),
+        Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
         Command::Umount(umount) => commands::mount::run_umount(&umount),
         Command::Demo(demo) => commands::demo::run(&demo, timeout),
         Command::Status(status) => commands::status::run(&status, &config),

@@ -19,6 +19,7 @@ use tonic::codegen::async_trait;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+pub mod containerd;
 mod generated;
 pub mod image_service;
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod proof;
 pub mod readahead;
 pub mod reader;
 pub mod remote;
+pub mod rpull;
 pub mod snapshots;
 pub mod source;
 pub mod status;

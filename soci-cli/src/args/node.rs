@@ -1,0 +1,103 @@
+//! Arguments of the commands for nodes: those that need FUSE, containerd or the snapshotter.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use soci_index::gotime::duration;
+
+use super::Access;
+
+/// `soci mount`
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// The image
+    pub image: String,
+    /// Where: an empty directory
+    pub directory: PathBuf,
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Return when the mount is ready and serve it in the background
+    #[arg(long)]
+    pub detach: bool,
+    /// Use this index, of the local store or beside the image [default: the newest one that is found]
+    #[arg(long, value_name = "DIGEST")]
+    pub index: Option<String>,
+    /// Layers below this size are read whole at once
+    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// Let other users see the mount (as root always)
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Longest wait for one read before it fails
+    #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
+    pub read_timeout: Duration,
+    /// Serve as the process that `--detach` started
+    #[arg(long, hide = true)]
+    pub serve_detached: bool,
+    /// Write the process id of the serving process to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+}
+
+/// `soci umount`
+#[derive(Debug, Args)]
+pub struct Umount {
+    /// Where the image is mounted
+    pub directory: PathBuf,
+    /// Detach now, even if files are open
+    #[arg(long, short = 'l')]
+    pub lazy: bool,
+}
+
+/// `soci rpull`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The snapshotter is the one called soci, unless --snapshotter or CONTAINERD_SNAPSHOTTER names another.
+
+  soci rpull registry.example/team/app:v1
+  ctr run --rm --snapshotter soci registry.example/team/app:v1 test")]
+pub struct Rpull {
+    /// The image, in a registry
+    pub image: String,
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Use this index and no other
+    #[arg(long, value_name = "DIGEST")]
+    pub soci_index_digest: Option<String>,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// An image whose registry is to be checked too
+    pub image: Option<String>,
+    /// containerd's configuration file
+    #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
+    pub containerd_config: PathBuf,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
