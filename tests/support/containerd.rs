@@ -58,7 +58,7 @@ impl Containerd {
             Self::V2 => format!(
                 "version = 3\n\
                  disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\"]\n\
-                 {common}capabilities = []\n\
+                 {common}capabilities = [\"remap-ids\"]\n\
                  [proxy_plugins.soci.exports]\nroot = {:?}\nenable_remote_snapshot_annotations = \"true\"\n\
                  [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\nplatform = \"linux\"\nsnapshotter = \"soci\"\n",
                 at("soci")

@@ -116,6 +116,17 @@ impl Node {
         self.wait("the snapshotter starts", || self.log()[before..].contains("successfully started"));
     }
 
+    /// Starts the snapshotter anew with another configuration.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn configure(&mut self, text: &str) {
+        self.kill_snapshotter();
+        fs::write(self.path("soci.toml"), text).expect("a file");
+        self.start_snapshotter();
+        self.wait_for_containerd();
+    }
+
     /// Kills the snapshotter's supervisor, and with it the worker, as a power cut would.
     ///
     /// # Panics
