@@ -16,6 +16,8 @@ pub enum Containerd {
     Installed,
     /// 2.2, built from its module.
     V2,
+    /// The same with the services that the kubelet uses.
+    Kubelets,
 }
 
 impl Containerd {
@@ -33,7 +35,7 @@ impl Containerd {
                 eprintln!("SKIPPED: containers need containerd and ctr");
                 None
             }
-            Self::V2 => Some(Programs { directory: Some(go::programs()?) }),
+            Self::V2 | Self::Kubelets => Some(Programs { directory: Some(go::programs()?) }),
         }
     }
 
@@ -55,14 +57,26 @@ impl Containerd {
             Self::Installed => {
                 format!("version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{common}")
             }
-            Self::V2 => format!(
-                "version = 3\n\
-                 disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\"]\n\
-                 {common}capabilities = [\"remap-ids\"]\n\
+            Self::V2 | Self::Kubelets => format!(
+                "version = 3\n{}{common}capabilities = [\"remap-ids\"]\n\
                  [proxy_plugins.soci.exports]\nroot = {:?}\nenable_remote_snapshot_annotations = \"true\"\n\
-                 [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\nplatform = \"linux\"\nsnapshotter = \"soci\"\n",
+                 [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\nplatform = \"linux\"\nsnapshotter = \"soci\"\n\
+                 [plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"soci\"\n",
+                self.services(),
                 at("soci")
             ),
+        }
+    }
+}
+
+impl Containerd {
+    /// What 2.2 serves beside its own clients: nothing, unless it is for the kubelet.
+    const fn services(self) -> &'static str {
+        match self {
+            Self::Installed | Self::V2 => {
+                "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\"]\n"
+            }
+            Self::Kubelets => "disabled_plugins = [\"io.containerd.nri.v1.nri\"]\n",
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Programs written in Go: containerd 2.2 with its client and its shim, and a client that pulls as Kubernetes does.
+//! Programs written in Go: containerd 2.2 with its client and its shim, a client that pulls as Kubernetes does, and one
+//! that asks as the kubelet does.
 //!
 //! They are built from the module in `conformance/`, which pins their versions, once for all tests: the directory is
 //! named after what they are built from, and appears only when all of them are in it. Whoever comes while another
@@ -17,10 +18,11 @@ use crate::{soci_path, stdout};
 pub const GO_MINOR_MIN: u32 = 24;
 
 /// Commands of containerd, and our own.
-const PACKAGES: [&str; 4] = [
+const PACKAGES: [&str; 5] = [
     "github.com/containerd/containerd/v2/cmd/containerd",
     "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
     "github.com/containerd/containerd/v2/cmd/ctr",
+    "./cri",
     "./pull",
 ];
 
@@ -65,7 +67,8 @@ fn built() -> PathBuf {
     let lock = File::create(target.join("lock")).expect("a file");
     // Given back when the file is closed, however this process ends.
     lock.lock().expect("a lock");
-    let sources = ["go.mod", "go.sum", "pull/main.go"].map(|name| fs::read(module().join(name)).expect("a source"));
+    let sources = ["go.mod", "go.sum", "cri/main.go", "pull/main.go"]
+        .map(|name| fs::read(module().join(name)).expect("a source"));
     let name = &Digest::of(&sources.concat()).hex()[..16];
     let done = target.join(name);
     if done.exists() {
