@@ -31,9 +31,10 @@ use config::Loaded;
 /// Where the configuration is looked for when none is named.
 const CONFIG_FILE: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
-/// glibc gives each of many threads a heap of its own, and what many layers need while they are opened at the same time
-/// stays in all of them: 84 MiB instead of 54 with 100 layers of 1000 files.
-const WORKER_ENVIRONMENT: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
+/// glibc gives each of many threads a heap of its own, and keeps in all of them what many layers need while they are
+/// opened at the same time: 84 MiB instead of 54 with 100 layers of 1000 files. Spans are decoded into memory that stays.
+const WORKER_ENVIRONMENT: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "8388608"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
 
 /// How long a worker may take to end before it is killed. Longer than the worker gives to calls that are under way.
 const END_LIMIT: Duration = Duration::from_secs(10);
