@@ -141,11 +141,11 @@ async fn an_index_is_kept_and_suffices() {
         let content = root.path().join("content");
         let options = OpenOptions { index_store: Some(content.clone()), ..options(modes) };
         let opener = stage.open(root.path(), options.clone()).await.unwrap();
+        let blob = content.join("blobs/sha256").join(Digest::of(raw).hex());
+        assert_eq!(&std::fs::read(blob).unwrap(), raw);
         let layer = opener.image().manifest.layers[0].clone();
         let opened = opener.open_layer(&layer, Digest::of(&stage.image.tars[0])).await.unwrap();
         assert_eq!(opened.note.way, Way::Lazy);
-        let blob = content.join("blobs/sha256").join(Digest::of(raw).hex());
-        assert_eq!(&std::fs::read(blob).unwrap(), raw);
         opened.reader.complete().await.unwrap();
         let (source, ztoc) = (stage.source().await, opened.ztoc.clone());
         drop((opened, opener, stage.registry));

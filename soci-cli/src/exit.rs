@@ -122,12 +122,11 @@ const fn of_publish(error: &PublishError) -> Exit {
     }
 }
 
-fn of_open(error: &OpenError) -> Exit {
+const fn of_open(error: &OpenError) -> Exit {
     match error {
         OpenError::Image(error) => of_image(error),
         OpenError::Registry(error) => of_registry(error),
         OpenError::IndexStore(error) => of_store(error),
-        OpenError::Keep { cause } => of_open(cause),
         OpenError::NoSuchIndex { .. } | OpenError::NotLazy { .. } | OpenError::Abandoned => Exit::Failure,
         OpenError::Index { .. } => Exit::BadContent,
         OpenError::Unpack(error) => of_unpack(error),

@@ -142,12 +142,6 @@ pub enum OpenError {
     /// The layer store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The index that was found could not be kept.
-    #[error("keeping the index: {cause}")]
-    Keep {
-        /// Why not; all layers of the image learn of it.
-        cause: Arc<OpenError>,
-    },
     /// The work was cut off: the process is shutting down.
     #[error("opening was abandoned")]
     Abandoned,

@@ -2,13 +2,10 @@
 //!
 //! An index that comes from a registry is kept locally together with its zTOCs, so that the next mount asks nobody.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Shared};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
@@ -33,28 +30,9 @@ pub(super) struct Found {
     pub(super) layout: Option<Layout>,
     /// The repository that it and its zTOCs are in, if that is not the image's own.
     elsewhere: Option<Repository>,
-    /// zTOCs that were fetched just now, until they are in the layout.
-    held: Mutex<HashMap<Digest, Bytes>>,
-    /// Their way into the layout, while that goes on.
-    keeping: Option<Keeping>,
 }
 
-type Keeping = Shared<BoxFuture<'static, Result<(), Arc<OpenError>>>>;
-
 impl Found {
-    /// One of its zTOCs, if it was fetched just now.
-    pub(super) fn held(&self, ztoc: &Digest) -> Option<Bytes> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).get(ztoc).cloned()
-    }
-
-    /// Waits until the index is kept: who opens a layer by it may have to open it again without the network.
-    pub(super) async fn kept(&self) -> Result<(), OpenError> {
-        let Some(keeping) = self.keeping.clone() else { return Ok(()) };
-        let kept = keeping.await;
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        kept.map_err(|cause| OpenError::Keep { cause })
-    }
-
     /// One of its zTOCs from where the index came from; `source` is the image's.
     pub(super) async fn ztoc(&self, source: &ImageSource, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
         let limit = Limits::DEFAULT.ztoc_bytes_max;
@@ -160,15 +138,7 @@ async fn annotated_index(
         return Ok(None);
     };
     match SociIndex::parse(&raw.bytes, &Limits::DEFAULT) {
-        Ok(index) if index.version() == 2 => Ok(Some(Found {
-            digest,
-            raw: raw.bytes,
-            index,
-            layout,
-            elsewhere: None,
-            held: Mutex::default(),
-            keeping: None,
-        })),
+        Ok(index) if index.version() == 2 => Ok(Some(Found { digest, raw: raw.bytes, index, layout, elsewhere: None })),
         Ok(_) => {
             tracing::warn!(image = %image.descriptor.digest, index = %digest, "the image names an index of version 1");
             Ok(None)
@@ -190,7 +160,7 @@ async fn keep(
     if found.layout.is_none()
         && let (Some(local), ImageSource::Registry { .. }) = (local, source)
     {
-        fetch_index(source, image, &mut found, &local).await?;
+        fetch_index(source, image, &found, &local).await?;
         found.layout = Some(local);
     }
     Ok(found)
@@ -216,51 +186,37 @@ fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) 
         }
     };
     tracing::debug!(digest = %found.digest, others = found.others, "using this index");
-    Ok(Some(Found {
-        digest: found.digest,
-        raw: found.raw,
-        index,
-        layout: layout.cloned(),
-        elsewhere: None,
-        held: Mutex::default(),
-        keeping: None,
-    }))
+    Ok(Some(Found { digest: found.digest, raw: found.raw, index, layout: layout.cloned(), elsewhere: None }))
 }
 
-/// Fetches the zTOCs of an index, and begins to put all of it into the local store.
+/// Copies an index and its zTOCs into the local store.
 async fn fetch_index(
     source: &ImageSource,
     image: &PlatformImage,
-    found: &mut Found,
+    found: &Found,
     local: &Layout,
 ) -> Result<(), OpenError> {
     let wanted = found.index.ztocs().map(|(_, ztoc)| ztoc.clone()).filter(|ztoc| !local.has_blob(&ztoc.digest));
-    let from = &*found;
     let fetched = futures_util::stream::iter(wanted.collect::<Vec<_>>())
         .map(|ztoc| async move {
-            let bytes = from.ztoc(source, &ztoc).await;
+            let bytes = found.ztoc(source, &ztoc).await;
             // Its layer will be streamed, unless a later try has better luck.
-            let bytes = bytes.inspect_err(|error| tracing::warn!(ztoc = %ztoc.digest, %error, "a zTOC did not come"));
-            Some((ztoc.digest, bytes.ok()?))
+            bytes.inspect_err(|error| tracing::warn!(ztoc = %ztoc.digest, %error, "a zTOC did not come")).ok()
         })
         .buffer_unordered(4);
-    let fetched: HashMap<Digest, Bytes> = fetched.filter_map(std::future::ready).collect().await;
+    let fetched: Vec<Bytes> = fetched.filter_map(std::future::ready).collect().await;
     let raw = found.raw.clone();
     let mut entry = Descriptor::of(media_type::MANIFEST, &raw);
     let kind = if found.index.version() == 2 { INDEX_V2 } else { INDEX_V1 };
     entry.artifact_type = Some(kind.to_owned());
     entry.platform = Some(image.platform.clone());
     entry.annotations.insert(IMAGE_NAME.to_owned(), source.to_string());
-    let (local, ztocs) = (local.clone(), fetched.values().cloned().collect::<Vec<_>>());
-    // Layers are opened meanwhile, by what is held.
+    let local = local.clone();
     let kept = tokio::task::spawn_blocking(move || {
         let mut writer = local.lock()?;
-        ztocs.iter().try_for_each(|ztoc| writer.add_blob(ztoc).map(|_| ()))?;
+        fetched.iter().try_for_each(|ztoc| writer.add_blob(ztoc).map(|_| ()))?;
         writer.add_blob(EMPTY_CONFIG)?;
         writer.add_manifest(entry, &raw).map(|_| ())
     });
-    let keeping = async move { kept.await.map_err(|_| OpenError::Abandoned)?.map_err(OpenError::from) };
-    found.held = Mutex::new(fetched);
-    found.keeping = Some(keeping.map(|kept| kept.map_err(Arc::new)).boxed().shared());
-    Ok(())
+    Ok(kept.await.map_err(|_| OpenError::Abandoned)??)
 }

@@ -104,9 +104,6 @@ impl ImageOpener {
         let reason = match self.lazy_index(layer).await? {
             Ok((index, ztoc)) => {
                 let kept = self.store.layer(&layer.digest, &index)?;
-                if let Some(found) = &self.found {
-                    found.kept().await?;
-                }
                 return done(Arc::new(index), kept, Way::Lazy, Some(ztoc));
             }
             Err(reason) => reason,
@@ -154,9 +151,6 @@ impl ImageOpener {
 
     /// A zTOC from the local store, else from where the index is.
     async fn ztoc_bytes(&self, found: &Found, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
-        if let Some(bytes) = found.held(&ztoc.digest) {
-            return Ok(bytes);
-        }
         if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&ztoc.digest)) {
             match read_blob(layout, ztoc).await {
                 Ok(bytes) => return Ok(bytes),
