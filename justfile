@@ -30,10 +30,6 @@ fuzz seconds="600":
     SOCI_FUZZ_SECONDS={{seconds}} cargo test --release -p soci-index --test mutation -- --nocapture
     PROPTEST_CASES=20000 cargo test --release -p soci-index --test model
 
-# Kill workers under load so many times
-chaos kills="100":
-    SOCI_CHAOS_KILLS={{kills}} cargo test -p soci-fs --test survival
-
 # Licences, sources and duplicates of dependencies
 deny:
     cargo deny check bans licenses sources
