@@ -128,7 +128,7 @@ struct Bringing {
 impl Bringing {
     /// Whether it has gone on for nobody since so long.
     fn is_idle(&self, life: Duration) -> bool {
-        self.underway.peek().is_none() && Arc::strong_count(&self.wanted) == 1 && self.asked.elapsed() >= life
+        !self.work.is_finished() && Arc::strong_count(&self.wanted) == 1 && self.asked.elapsed() >= life
     }
 }
 
@@ -287,6 +287,10 @@ impl RemoteLayers {
     /// The slot of a layer that is here.
     fn claim(&self, layer: &Digest) -> Option<u16> {
         let mut state = self.0.state();
+        // One that is still being opened may yet turn out to be containerd's.
+        if state.layers.get(layer).is_some_and(|bringing| !bringing.work.is_finished()) {
+            return None;
+        }
         // A slot is on disk a moment before it can be read.
         let slot = self.0.slots.find(layer).filter(|slot| self.0.forest.has(*slot))?;
         state.unclaimed.remove(&slot);

@@ -2,7 +2,7 @@
 //!
 //! A range read survives what registries and storage do to it: a redirect (its target is kept for a short while, so
 //! that the registry is not asked for every span), a signed URL that has expired, a server that ignores the range, a
-//! legal answer that is too short, a connection cut in the middle, a mirror that fails (see [`read`]). Each continues at
+//! legal answer that is too short, a connection cut in the middle, a mirror that fails (see `read`). Each continues at
 //! the byte reached. Invariants: the
 //! bytes yielded are exactly the range asked for, in order; a `Content-Range` that says anything else ends the read
 //! with an error; bytes of a range are *not* checked against the digest (whoever has span digests does that), bytes of

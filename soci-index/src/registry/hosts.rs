@@ -1,7 +1,7 @@
 //! Which hosts serve a registry: mirrors before it, and how each is reached.
 //!
 //! Operators say it in containerd's `hosts.toml`, in docker's directories of certificates, or (for the daemon) as a list
-//! of mirrors; the meaning is containerd's in all three, so that a node has one truth. [`file`] reads the text, this file
+//! of mirrors; the meaning is containerd's in all three, so that a node has one truth. [`mod@file`] reads the text, this file
 //! the directories. Nothing of the text is interpreted here, and no host is asked.
 //!
 //! Invariants: the order is that of the file, and the registry itself comes last; a file that cannot be understood is
