@@ -12,7 +12,7 @@
 //! environment, thread or runtime, and a test in `tests/` holds it to that. The *edges* (`image`, `registry`,
 //! [`publish`], [`discover`]) move bytes between it and the world.
 //!
-//! What this crate does not do: mount anything (see `soci-fs`), print anything (see `soci-cli`), or convert images.
+//! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 
 pub mod access;
 pub mod build;
@@ -37,4 +37,5 @@ pub mod publish;
 pub mod registry;
 pub mod span;
 pub mod tar;
+pub mod v2;
 pub mod ztoc;

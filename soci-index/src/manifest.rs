@@ -36,6 +36,8 @@ pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
 /// Annotation of an image manifest: the digest of its version 2 index.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
+/// Annotation of a version 2 index's entry: the digest of the image manifest that it is for.
+pub const IMAGE_MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-digest";
 /// Annotation of the manifest: what made it.
 pub const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 
@@ -119,6 +121,17 @@ impl SociIndex {
     /// `prefetch` pairs the digest of a layer with its artifact.
     #[must_use]
     pub fn v1(ztocs: &[ZtocReference], prefetch: &[(Digest, Descriptor)], subject: &Descriptor) -> Self {
+        let subject = Descriptor::new(&subject.media_type, subject.digest, subject.size);
+        Self { subject: Some(subject), ..Self::of(INDEX_V1, ztocs, prefetch) }
+    }
+
+    /// An index (v2), which its image names in an annotation. `prefetch` is as for [`SociIndex::v1`].
+    #[must_use]
+    pub fn v2(ztocs: &[ZtocReference], prefetch: &[(Digest, Descriptor)]) -> Self {
+        Self::of(INDEX_V2, ztocs, prefetch)
+    }
+
+    fn of(kind: &str, ztocs: &[ZtocReference], prefetch: &[(Digest, Descriptor)]) -> Self {
         let noted = |(layer, artifact): &(Digest, Descriptor)| {
             let mut artifact = Descriptor::new(PREFETCH, artifact.digest, artifact.size);
             artifact.annotations.insert(LAYER_DIGEST.to_owned(), layer.to_string());
@@ -127,9 +140,9 @@ impl SociIndex {
         Self {
             schema_version: 2,
             media_type: media_type::MANIFEST.to_owned(),
-            config: Descriptor::of(INDEX_V1, EMPTY_CONFIG),
+            config: Descriptor::of(kind, EMPTY_CONFIG),
             layers: ztocs.iter().map(ZtocReference::descriptor).chain(prefetch.iter().map(noted)).collect(),
-            subject: Some(Descriptor::new(&subject.media_type, subject.digest, subject.size)),
+            subject: None,
             annotations: BTreeMap::from([(BUILD_TOOL_IDENTIFIER.to_owned(), BUILD_TOOL.to_owned())]),
         }
     }

@@ -15,6 +15,8 @@ use soci_index::indexer::{self, Options};
 use soci_index::limits::Limits;
 use soci_index::manifest::{Prefetch, SociIndex, ZtocReference};
 use soci_index::prefetch;
+use soci_index::v2::document::{Entry, EntryPlatform, Index};
+use soci_index::v2::{EntryNotes, Indexed, enable};
 use soci_index::ztoc::Ztoc;
 
 /// Blobs of an OCI layout.
@@ -78,10 +80,14 @@ fn indexes_are_identical() {
     assert!(compared >= 12, "only {compared} manifests were compared");
 }
 
-fn check_image(directory: &Path, readme: &str, layout: &Layout, platform: &str, image: &Descriptor) -> usize {
+/// A layer of an image, its zTOC, and how an index refers to it.
+type Layer = (Descriptor, Ztoc, ZtocReference);
+
+/// Builds the zTOCs of an image and compares them with AWS's.
+fn ztocs(directory: &Path, readme: &str, layout: &Layout, image: &Descriptor) -> Vec<Layer> {
     let manifest: ImageManifest = serde_json::from_slice(&layout.blob(&image.digest)).unwrap();
     let (span_bytes, least) = (setting(readme, "--span-size "), setting(readme, "--min-layer-size "));
-    let mut ztocs: Vec<(Descriptor, Ztoc, ZtocReference)> = Vec::new();
+    let mut ztocs = Vec::new();
     for layer in manifest.layers.iter().filter(|layer| layer.size >= least && !layer.media_type.ends_with("zstd")) {
         let gzip = layer.media_type.ends_with("gzip");
         let compression = if gzip { Compression::Gzip } else { Compression::None };
@@ -100,6 +106,15 @@ fn check_image(directory: &Path, readme: &str, layout: &Layout, platform: &str, 
         };
         ztocs.push((layer.clone(), ztoc, reference));
     }
+    ztocs
+}
+
+fn references(ztocs: &[Layer]) -> Vec<ZtocReference> {
+    ztocs.iter().map(|(_, _, reference)| reference.clone()).collect()
+}
+
+fn check_image(directory: &Path, readme: &str, layout: &Layout, platform: &str, image: &Descriptor) -> usize {
+    let ztocs = ztocs(directory, readme, layout, image);
     let mut compared = 0;
     let mut check = |kind: &str, index: &SociIndex| {
         let golden = directory.join(kind).join(format!("soci-index-{platform}.json"));
@@ -108,22 +123,84 @@ fn check_image(directory: &Path, readme: &str, layout: &Layout, platform: &str, 
         assert_eq!(SociIndex::parse(&golden, &Limits::DEFAULT).unwrap(), *index);
         compared += 1;
     };
-    let references: Vec<ZtocReference> = ztocs.iter().map(|(_, _, reference)| reference.clone()).collect();
+    let references = references(&ztocs);
     check("v1", &SociIndex::v1(&references, &[], image));
-    let optimised = |(_, ztoc, reference): &(_, Ztoc, ZtocReference)| ZtocReference {
+    let optimised = |(_, ztoc, reference): &Layer| ZtocReference {
         disable_xattrs: ztoc.has_no_xattrs(),
         ..reference.clone()
     };
     check("v1-xattr-optimization", &SociIndex::v1(&ztocs.iter().map(optimised).collect::<Vec<_>>(), &[], image));
     let artifacts = prefetch_artifacts(directory, readme, &ztocs);
     check("v1-prefetch", &SociIndex::v1(&references, &artifacts, image));
+    check("v2", &SociIndex::v2(&references, &[]));
+    check("v2-prefetch", &SociIndex::v2(&references, &artifacts));
     compared
+}
+
+/// The documents of a SOCI-enabled image, and of one that was enabled before.
+#[test]
+fn enabled_images_are_identical() {
+    let mut compared = 0;
+    for case in ["01-single-platform", "02-two-platforms", "03-docker-types", "04-index-with-attestations"] {
+        let directory = support::golden().join("images").join(case);
+        let readme = std::fs::read_to_string(directory.join("README.md")).unwrap();
+        let layout = Layout(directory.join("layout"));
+        for kind in ["v2", "v2-prefetch"] {
+            let (mut indexed, mut children) = (Vec::new(), BTreeMap::new());
+            let root = root(&layout);
+            for (_, image) in layout.images() {
+                let ztocs = ztocs(&directory, &readme, &layout, &image);
+                let artifacts = prefetch_artifacts(&directory, &readme, &ztocs);
+                let artifacts = if kind == "v2" { &[][..] } else { &artifacts };
+                let index = SociIndex::v2(&references(&ztocs), artifacts).to_json().into();
+                let entry = root.manifests.iter().find(|entry| entry.digest == image.digest).unwrap();
+                indexed.push(Indexed { image: image.digest, platform: entry.platform.clone().unwrap(), index });
+            }
+            for entry in &root.manifests {
+                children.insert(entry.digest, layout.blob(&entry.digest).into());
+            }
+            let enabled = enable(&root, &children, &indexed, EntryNotes::Replaced).unwrap();
+            let golden = std::fs::read_to_string(directory.join(kind).join("image-index.json")).unwrap();
+            assert_eq!(String::from_utf8(enabled.index.bytes.to_vec()).unwrap(), golden, "{case} {kind}");
+            compared += 1;
+            if kind != "v2" {
+                continue;
+            }
+            // Once more: what was made is what is found.
+            let again = Index::parse(&enabled.index.bytes).unwrap();
+            let children = enabled.manifests.iter().map(|made| (made.digest, made.bytes.clone())).collect();
+            for one in &mut indexed {
+                one.image = enabled.renamed[&one.image];
+            }
+            let again = enable(&again, &children, &indexed, EntryNotes::Replaced).unwrap();
+            let golden = std::fs::read_to_string(directory.join("v2-again/image-index.json")).unwrap();
+            assert_eq!(String::from_utf8(again.index.bytes.to_vec()).unwrap(), golden, "{case} again");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 12);
+}
+
+/// The image index of a layout; a single manifest in an index made for it.
+fn root(layout: &Layout) -> Index {
+    let index = Index::parse(&std::fs::read(layout.0.join("index.json")).unwrap()).unwrap();
+    let [only] = index.manifests.as_slice() else { panic!("one root") };
+    let body: Value = serde_json::from_slice(&layout.blob(&only.digest)).unwrap();
+    if body.get("manifests").is_some() {
+        return Index::parse(&layout.blob(&only.digest)).unwrap();
+    }
+    let config: Value =
+        serde_json::from_slice(&layout.blob(&body["config"]["digest"].as_str().unwrap().parse().unwrap())).unwrap();
+    let platform: soci_index::image::model::ImageConfig = serde_json::from_value(config).unwrap();
+    let mut entry: Entry = only.clone();
+    entry.platform = Some(EntryPlatform::from(&platform.platform));
+    Index::of(vec![entry])
 }
 
 fn prefetch_artifacts(
     directory: &Path,
     readme: &str,
-    ztocs: &[(Descriptor, Ztoc, ZtocReference)],
+    ztocs: &[Layer],
 ) -> Vec<(Digest, Descriptor)> {
     let layers: Vec<(Digest, &Ztoc)> = ztocs.iter().map(|(layer, ztoc, _)| (layer.digest, ztoc)).collect();
     let plan = prefetch::plan(&layers, &wanted(readme));

@@ -51,6 +51,10 @@ pub mod annotation {
     pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
     /// Set by BuildKit on entries that are attestations.
     pub const DOCKER_REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+    /// Set beside it: the digest of the image manifest that the attestation is about.
+    pub const DOCKER_REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+    /// What an image was built upon.
+    pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
 }
 
 /// Points at content.
