@@ -41,15 +41,22 @@ const TOP: [&str; 26] = [
 ];
 
 /// The edges of `soci-index`: what moves bytes between the pure half and the world.
-const EDGES: [&str; 10] = [
+const EDGES: [&str; 17] = [
     "soci-index/src/build.rs",
+    "soci-index/src/convert.rs",
+    "soci-index/src/convert",
     "soci-index/src/discover.rs",
     "soci-index/src/image.rs",
     "soci-index/src/image/archive.rs",
+    "soci-index/src/image/entries.rs",
     "soci-index/src/image/layout.rs",
     "soci-index/src/image/store.rs",
+    "soci-index/src/image/stream.rs",
+    "soci-index/src/known.rs",
     "soci-index/src/pipeline.rs",
     "soci-index/src/publish.rs",
+    "soci-index/src/publish",
+    "soci-index/src/sink.rs",
     "soci-index/src/registry",
     "soci-index/src/registry.rs",
 ];
@@ -108,6 +115,7 @@ const FOREIGN: [(&str, &[&str]); 26] = [
         &[
             "soci-cli/src/args.rs",
             "soci-cli/src/args/node.rs",
+            "soci-cli/src/args/publish.rs",
             "soci-cli/src/main.rs",
             "soci-cli/src/commands/help.rs",
             "soci-cli/src/daemon/args.rs",

@@ -197,3 +197,60 @@ async fn failures_have_codes() {
     }
     assert_ne!(Digest::of(&good.manifest), image.digest());
 }
+
+/// Images share layers: one that was indexed under another tag is not read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_layers_are_read_once() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    let first = image();
+    let top = tar(&[("app/data", text(77, 1_500_000))]);
+    let second = Image::gzip(vec![first.tars[0].clone(), top]);
+    let third = Image::gzip(first.tars[..1].to_vec());
+    for (image, tag) in [(&first, "v1.9"), (&second, "v1.10"), (&third, "base")] {
+        image.push(&repository, tag).await;
+    }
+    let publish = |tag: &str, span: &str| -> serde_json::Value {
+        let name = format!("{}/team/app:{tag}", registry.address);
+        let line = ["publish", &name, "--min-layer-size", "1000", "--span-size", span, "--json"];
+        serde_json::from_str(&stdout(soci().args(line))).unwrap()
+    };
+    let reused = |published: &serde_json::Value| -> Vec<Option<bool>> {
+        published["images"][0]["layers"].as_array().unwrap().iter().map(|layer| layer["reused"].as_bool()).collect()
+    };
+    assert_eq!(reused(&publish("v1.9", "262144")), [Some(false), Some(false), None]);
+    let again = publish("v1.10", "262144");
+    assert_eq!(reused(&again), [Some(true), Some(false)], "{again}");
+    let received = again["bytesReceived"].as_u64().unwrap();
+    assert!(received < second.blobs[1].len() as u64 + 50_000, "only the new layer is read: {again}");
+    let base = publish("base", "262144");
+    assert_eq!(reused(&base), [Some(true)], "{base}");
+    assert!(base["bytesReceived"].as_u64().unwrap() < 50_000, "no layer is read: {base}");
+    // Another span size is another zTOC.
+    assert_eq!(reused(&publish("base", "524288")), [Some(false)]);
+}
+
+/// The index of an image beside which nothing may be pushed: in another repository, where only those look that are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn to_on_docker_registry() {
+    let (Some(images), Some(indexes)) = (DockerRegistry::start(), DockerRegistry::start()) else { return };
+    let repository = client(&images.address).repository("library/app");
+    let image = image();
+    image.push(&repository, "v1").await;
+    let (name, to) = (format!("{}/library/app:v1", images.address), format!("{}/soci/index", indexes.address));
+    let publish = ["publish", &name, "--to", &to, "--min-layer-size", "1000", "--json"];
+    let first: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    assert_eq!(first["images"][0]["status"], "published", "{first}");
+    let second: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    assert_eq!((&second["images"][0]["status"], &second["bytesSent"]), (&"up to date".into(), &0.into()), "{second}");
+    assert_eq!(repository.fallback_entries(&image.digest()).await.unwrap(), None, "nothing is beside the image");
+    let target = client(&indexes.address).repository("soci/index");
+    assert_eq!(target.fallback_entries(&image.digest()).await.unwrap().unwrap().len(), 1);
+
+    let code = run(soci().args(publish).arg("--detailed-exit-code")).status.code();
+    assert_eq!(code, Some(10), "nothing to do has a code of its own where that is asked for");
+    for bad in ["h.example/a:tag", "oci:/tmp/x", "app"] {
+        let refused = run(soci().args(["publish", &name, "--to", bad]));
+        assert_eq!(refused.status.code(), Some(2), "{bad}: {refused:?}");
+    }
+}

@@ -7,12 +7,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use soci_index::gotime::duration;
 
 mod node;
+mod publish;
 
 pub use node::{Doctor, Mount, Rpull, Status, Umount};
+pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Publish, Push};
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]
@@ -40,7 +42,9 @@ Exit codes:
   0 done, or nothing to do         4 registry or network
   1 any other failure              5 image or index damaged or unusable
   2 wrong usage                    6 nothing in the image can be indexed
-  3 credentials missing, refused   7 local disk";
+  3 credentials missing, refused   7 local disk
+                                   8 the registry refuses it (quota, policy, type, size)
+ 10 everything was in place already (publish --detailed-exit-code)";
 
 /// Options that every command knows.
 #[derive(Debug, Clone, Args)]
@@ -89,6 +93,8 @@ pub enum Command {
     Push(Push),
     /// Index an image and push the index, in one streaming step that keeps nothing on disk
     Publish(Publish),
+    /// Make an image that carries its index within itself (version 2)
+    Convert(Convert),
     /// The indexes in the local index store
     #[command(subcommand)]
     Index(Index),
@@ -123,30 +129,6 @@ pub struct Platforms {
     /// All platforms of the image
     #[arg(long)]
     pub all_platforms: bool,
-}
-
-/// How to build indexes.
-#[derive(Debug, Clone, Args)]
-pub struct Building {
-    /// Uncompressed bytes between two checkpoints
-    #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
-    pub span_size: u64,
-    /// Leave layers below this size alone: they are read whole
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
-    pub min_layer_size: u64,
-    /// Leave out what an index can do without: `xattr` notes layers that have no extended attributes
-    #[arg(long = "optimizations", value_name = "NAME")]
-    pub optimizations: Vec<Optimization>,
-    /// Build again what exists already
-    #[arg(long, short = 'f')]
-    pub force: bool,
-}
-
-/// What an index can do without.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Optimization {
-    /// Note layers without extended attributes.
-    Xattr,
 }
 
 /// How to talk to registries.
@@ -212,83 +194,6 @@ impl PeerAccess {
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
-}
-
-/// `soci create`
-#[derive(Debug, Args)]
-pub struct Create {
-    /// The image
-    pub image: String,
-    /// How to build.
-    #[command(flatten)]
-    pub building: Building,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `soci push`
-#[derive(Debug, Args)]
-pub struct Push {
-    /// The image, in a registry
-    pub image: String,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
-    /// What to do when the registry has an index of the image already
-    #[arg(long, value_enum, default_value_t = Existing::Warn)]
-    pub existing_index: Existing,
-    /// Uploads at the same time; 0 means 3
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    pub max_concurrent_uploads: usize,
-    /// Print only the digests of the indexes
-    #[arg(long, short = 'q')]
-    pub quiet: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What to do with an index that is there already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Existing {
-    /// Say so and push.
-    Warn,
-    /// Push nothing.
-    Skip,
-    /// Push.
-    Allow,
-}
-
-/// `soci publish`
-#[derive(Debug, Args)]
-pub struct Publish {
-    /// The image, in a registry
-    pub image: String,
-    /// How to build.
-    #[command(flatten)]
-    pub building: Building,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
-    /// Read and build, but push nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `soci index`

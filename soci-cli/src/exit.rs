@@ -41,6 +41,10 @@ pub enum Exit {
     NothingToIndex = 6,
     /// The local disk: full, missing, not permitted.
     Local = 7,
+    /// The registry understood and does not take it: quota, policy, immutable tag, media type, size.
+    Refused = 8,
+    /// Everything was in place already; only where that was asked for.
+    UpToDate = 10,
 }
 
 impl From<Exit> for ExitCode {
@@ -119,6 +123,7 @@ const fn of_publish(error: &PublishError) -> Exit {
         PublishError::Registry(error) => of_registry(error),
         PublishError::Store(error) => of_store(error),
         PublishError::NothingToIndex { .. } => Exit::NothingToIndex,
+        PublishError::Ztoc { .. } | PublishError::Enable { .. } | PublishError::Sparse { .. } => Exit::BadContent,
     }
 }
 
@@ -193,6 +198,7 @@ const fn of_registry(error: &RegistryError) -> Exit {
         | RegistryError::Token { .. } => Exit::Credentials,
         RegistryError::Digest { .. } | RegistryError::Size { .. } => Exit::BadContent,
         RegistryError::Setup { .. } => Exit::Usage,
+        RegistryError::Status { status: 400 | 403 | 405 | 409 | 412 | 413 | 415 | 422, .. } => Exit::Refused,
         RegistryError::Transport { .. }
         | RegistryError::Deadline { .. }
         | RegistryError::Status { .. }

@@ -34,6 +34,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Create(create) => commands::create::run(&create, &config, timeout),
         Command::Push(push) => commands::push::run(&push, &config, timeout),
         Command::Publish(publish) => commands::publish::run(&publish, timeout),
+        Command::Convert(convert) => commands::convert::run(&convert, timeout),
         Command::Index(index) => commands::index::run(&index, &config),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
         Command::Mount(mount) => commands::mount::run(&mount, &config),

@@ -21,13 +21,14 @@ use crate::indexer::{IndexError, Indexed, Options, SPAN_BYTES};
 use crate::limits::Limits;
 use crate::manifest::ZtocReference;
 use crate::pipeline::{PipelineError, index_chunks};
+use crate::prefetch::{self, Wanted};
 use crate::ztoc::{EncodeError, Encoded};
 
 /// Default least size of a layer that gets an index, as AWS's tools have it: 10 MiB.
 pub const LAYER_BYTES_MIN: u64 = 10 << 20;
 
 /// How to build.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BuildOptions {
     /// Uncompressed bytes between checkpoints.
     pub span_bytes: u64,
@@ -35,6 +36,8 @@ pub struct BuildOptions {
     pub layer_bytes_min: u64,
     /// Whether to note which layers have no extended attributes.
     pub note_xattrs: bool,
+    /// Files whose spans a start-up shall have early: paths in the image.
+    pub prefetch: Vec<String>,
     /// How many layers are read at the same time, at least 1.
     pub parallel: usize,
     /// Bounds on what a layer may make us hold.
@@ -48,6 +51,7 @@ impl Default for BuildOptions {
             span_bytes: SPAN_BYTES,
             layer_bytes_min: LAYER_BYTES_MIN,
             note_xattrs: false,
+            prefetch: Vec::new(),
             parallel,
             limits: Limits::DEFAULT,
         }
@@ -121,6 +125,8 @@ pub struct LayerZtoc {
     pub reference: ZtocReference,
     /// Whether it was there before and the layer was not read.
     pub reused: bool,
+    /// Where the layer has the files of [`BuildOptions::prefetch`], one by one. Empty for a zTOC that was there before.
+    pub wanted: Vec<Wanted>,
 }
 
 /// What happens while an image is indexed.
@@ -224,7 +230,7 @@ where
     if let Some(known) = known.iter().find(same) {
         // The same layer may be named with another media type elsewhere.
         let reference = ZtocReference { layer_media_type: layer.media_type.clone(), ..known.clone() };
-        return Ok(Ok(LayerZtoc { reference, reused: true }));
+        return Ok(Ok(LayerZtoc { reference, reused: true, wanted: Vec::new() }));
     }
     let indexed = index_layer(source, layer, compression, options, observer).await?;
     if indexed.diff_id != *diff_id {
@@ -237,6 +243,7 @@ where
         Err(obstacle) => return inexpressible(obstacle.to_string()),
     };
     let disable_xattrs = options.note_xattrs && ztoc.has_no_xattrs();
+    let wanted = prefetch::find(&ztoc, &options.prefetch);
     let encoded = match ztoc.encode() {
         Ok(encoded) => Arc::new(encoded),
         Err(error @ (EncodeError::Sparse { .. } | EncodeError::TooLarge { .. })) => {
@@ -253,7 +260,7 @@ where
     };
     keep(Finished { reference: reference.clone(), encoded }).await?;
     observer(Progress::LayerDone { layer: layer.digest });
-    Ok(Ok(LayerZtoc { reference, reused: false }))
+    Ok(Ok(LayerZtoc { reference, reused: false, wanted }))
 }
 
 /// Streams one layer through the indexer. Its digest is checked by the source.

@@ -7,26 +7,29 @@
 //! parsed document; attestations and artifacts are never taken for images.
 
 pub mod archive;
+mod entries;
 pub mod layout;
 pub mod model;
 pub mod platform;
 pub mod reference;
 pub mod store;
+mod stream;
 
 use std::ops::Range;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 
 use crate::digest::{Digest, Hasher};
 use crate::image::archive::Archive;
+use crate::image::entries::tags_of;
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, annotation, media_type};
+use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, media_type};
 use crate::image::platform::{Platform, PlatformSelection, best};
 use crate::image::reference::{ManifestName, Reference};
-use crate::image::store::{Store, StoreError, read_piece};
+use crate::image::store::{Store, StoreError};
+pub use crate::image::stream::BlobStream;
+use crate::image::stream::stored;
 use crate::limits::Limits;
 use crate::registry::{ClientOptions, Registry, RegistryError, Repository};
 
@@ -141,23 +144,6 @@ pub enum ImageSource {
     },
 }
 
-/// Bytes of a blob as they arrive.
-pub struct BlobStream(Pin<Box<dyn Stream<Item = Result<Bytes, ImageError>> + Send>>);
-
-impl Stream for BlobStream {
-    type Item = Result<Bytes, ImageError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(context)
-    }
-}
-
-impl std::fmt::Debug for BlobStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("BlobStream")
-    }
-}
-
 impl ImageSource {
     /// Opens what a reference names. Only a layout or archive is looked at; a registry is not asked yet.
     ///
@@ -180,6 +166,12 @@ impl ImageSource {
             })
         })
         .await
+    }
+
+    /// A repository as a place of blobs and manifests, none of them meant in particular.
+    #[must_use]
+    pub fn of_repository(repository: &Repository) -> Self {
+        Self::Registry { repository: repository.clone(), name: ManifestName::Tag("latest".to_owned()) }
     }
 
     /// The manifest that the reference names itself: an image's, or an index.
@@ -294,23 +286,6 @@ impl ImageSource {
         Ok((found, root))
     }
 
-    /// What index.json offers for our tag. Several without a tag are the platforms of one image, if they say which.
-    async fn store_roots(&self, store: &Store) -> Result<Vec<Descriptor>, ImageError> {
-        let reader = store.clone();
-        let entries = blocking(move || Ok(reader.entries()?)).await?;
-        let mut images: Vec<Descriptor> = entries.into_iter().filter(Descriptor::may_be_image).collect();
-        let tags = tags_of(&images);
-        if let Self::Store { tag: Some(tag), .. } = self {
-            images.retain(|entry| has_tag(entry, tag));
-        }
-        let one_image = images.len() == 1 || images.iter().all(|entry| entry.platform.is_some());
-        match images.len() {
-            0 => Err(self.not_found(tags)),
-            _ if one_image => Ok(images),
-            _ => Err(ImageError::Ambiguous { image: self.to_string(), tags }),
-        }
-    }
-
     async fn load(&self, descriptor: &Descriptor, known: Option<&RawManifest>) -> Result<PlatformImage, ImageError> {
         let raw = self.present(descriptor, known).await?;
         let manifest: ImageManifest = serde_json::from_slice(&raw.bytes)
@@ -366,6 +341,38 @@ impl ImageSource {
         }
     }
 
+    /// A manifest that is known by its digest only; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`ImageError`] when it cannot be read.
+    pub async fn manifest_by_digest(&self, digest: Digest) -> Result<Option<RawManifest>, ImageError> {
+        let size = match self {
+            Self::Registry { .. } => 0,
+            Self::Store { store, .. } => {
+                let store = store.clone();
+                let located = blocking(move || Ok(store.locate(&digest)?)).await?;
+                let Some(located) = located else { return Ok(None) };
+                located.length
+            }
+        };
+        self.manifest(&Descriptor::new(media_type::MANIFEST, digest, size)).await
+    }
+
+    /// Whether a blob is there, of the size that its descriptor says.
+    ///
+    /// # Errors
+    /// [`ImageError`] when that cannot be found out.
+    pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool, ImageError> {
+        let (digest, size) = (blob.digest, blob.size);
+        match self {
+            Self::Registry { repository, .. } => Ok(repository.blob_size(&digest).await? == Some(size)),
+            Self::Store { store, .. } => {
+                let store = store.clone();
+                blocking(move || Ok(store.locate(&digest)?.is_some_and(|located| located.length == size))).await
+            }
+        }
+    }
+
     /// A whole blob of at most `limit` bytes, checked.
     ///
     /// # Errors
@@ -391,11 +398,11 @@ impl ImageSource {
         match self {
             Self::Registry { repository, .. } => {
                 let stream = repository.blob(descriptor.digest, descriptor.size).read_all();
-                BlobStream(Box::pin(stream.map_err(ImageError::from)))
+                BlobStream::new(stream.map_err(ImageError::from))
             }
             Self::Store { store, .. } => {
                 let hasher = Hasher::new(descriptor.digest.algorithm());
-                BlobStream(Box::pin(stored(store, descriptor, 0..descriptor.size, Some(hasher))))
+                BlobStream::new(stored(store, descriptor, 0..descriptor.size, Some(hasher)))
             }
         }
     }
@@ -406,9 +413,9 @@ impl ImageSource {
         match self {
             Self::Registry { repository, .. } => {
                 let stream = repository.blob(descriptor.digest, descriptor.size).read_range(range);
-                BlobStream(Box::pin(stream.map_err(ImageError::from)))
+                BlobStream::new(stream.map_err(ImageError::from))
             }
-            Self::Store { store, .. } => BlobStream(Box::pin(stored(store, descriptor, range, None))),
+            Self::Store { store, .. } => BlobStream::new(stored(store, descriptor, range, None)),
         }
     }
 
@@ -437,59 +444,9 @@ impl std::fmt::Display for ImageSource {
     }
 }
 
-/// A stored blob, piece by piece.
-fn stored(
-    store: &Store,
-    descriptor: &Descriptor,
-    range: Range<u64>,
-    hasher: Option<Hasher>,
-) -> impl Stream<Item = Result<Bytes, ImageError>> + Send + use<> {
-    let start = (store.clone(), descriptor.clone(), range, None, hasher);
-    futures_util::stream::try_unfold(start, |(store, descriptor, mut range, located, mut hasher)| async move {
-        blocking(move || {
-            let located = match located {
-                Some(located) => located,
-                None => store.locate(&descriptor.digest)?.ok_or_else(|| store.missing(&descriptor.digest))?,
-            };
-            store.check_size(&descriptor, located.length)?;
-            store.check_range(&descriptor, &range)?;
-            if range.start >= range.end {
-                return match hasher.map(Hasher::finish) {
-                    Some(found) if found != descriptor.digest => {
-                        Err(store.wrong_digest(&descriptor.digest, found).into())
-                    }
-                    _ => Ok(None),
-                };
-            }
-            let piece = read_piece(store.path(), &located, range.start, range.end)?;
-            range.start += piece.len() as u64;
-            if let Some(hasher) = &mut hasher {
-                hasher.update(&piece);
-            }
-            Ok(Some((piece, (store, descriptor, range, Some(located), hasher))))
-        })
-        .await
-    })
-}
-
 /// Runs file access where it may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(ImageError::Stopped))
-}
-
-fn has_tag(entry: &Descriptor, tag: &str) -> bool {
-    let named = |key| entry.annotations.get(key).map(String::as_str);
-    // Some tools write the full name where others write the tag.
-    let full = |name: &str| name == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with(':'));
-    named(annotation::REF_NAME).is_some_and(full) || named(annotation::CONTAINERD_NAME).is_some_and(full)
-}
-
-fn tags_of(entries: &[Descriptor]) -> Vec<String> {
-    let tag = |entry: &Descriptor| {
-        let name = entry.annotations.get(annotation::REF_NAME);
-        name.or_else(|| entry.annotations.get(annotation::CONTAINERD_NAME)).cloned()
-    };
-    entries.iter().filter_map(tag).take(20).collect()
 }

@@ -18,15 +18,33 @@ pub struct Plan {
     pub missing: Vec<String>,
 }
 
+/// The spans of one wanted file; `None` when the layer does not have it.
+pub type Wanted = Option<(u32, u32)>;
+
+/// Looks for `paths` in one layer; an answer for each.
+#[must_use]
+pub fn find(ztoc: &Ztoc, paths: &[String]) -> Vec<Wanted> {
+    paths.iter().map(|path| range(ztoc, &clean(path))).collect()
+}
+
 /// Looks for `paths` in the layers of an image, bottom layer first.
 #[must_use]
 pub fn plan(layers: &[(Digest, &Ztoc)], paths: &[String]) -> Plan {
+    let found: Vec<_> = layers.iter().map(|(layer, ztoc)| (*layer, find(ztoc, paths))).collect();
+    choose(&found, paths)
+}
+
+/// Chooses the layer that gives each of `paths`, when each layer has been looked through by [`find`].
+#[must_use]
+pub fn choose(layers: &[(Digest, Vec<Wanted>)], paths: &[String]) -> Plan {
     let mut ranges: Vec<Vec<(u32, u32)>> = vec![Vec::new(); layers.len()];
     let mut missing = Vec::new();
-    for path in paths {
-        let wanted = clean(path);
-        let found = layers.iter().enumerate().rev().find_map(|(index, (_, ztoc))| Some((index, range(ztoc, &wanted)?)));
-        match found {
+    for (place, path) in paths.iter().enumerate() {
+        let in_layer = |(index, (_, found)): (usize, &(Digest, Vec<Wanted>))| {
+            let range = found.get(place).copied().flatten()?;
+            Some((index, range))
+        };
+        match layers.iter().enumerate().rev().find_map(in_layer) {
             Some((index, range)) => ranges[index].push(range),
             None => missing.push(path.clone()),
         }
@@ -36,7 +54,7 @@ pub fn plan(layers: &[(Digest, &Ztoc)], paths: &[String]) -> Plan {
 }
 
 /// The spans of the first entry with this very name.
-fn range(ztoc: &Ztoc, name: &[u8]) -> Option<(u32, u32)> {
+fn range(ztoc: &Ztoc, name: &[u8]) -> Wanted {
     let entry = ztoc.entries.iter().find(|entry| *entry.name == *name)?;
     // For a plain tar the byte after the last file may lie in a span that does not exist.
     let last = u32::try_from(ztoc.max_span_id).unwrap_or_default();

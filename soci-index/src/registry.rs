@@ -5,7 +5,7 @@
 //! an `endpoint` is one of them with its connections, tokens and memory; `failover` decides who is asked; `transport`
 //! moves bytes and is the only one that knows the HTTP library; `challenge`, `headers`, `redirect` and `retry` are pure;
 //! `auth`, `token` and `credentials` decide what may be attached to a request; `exchange` carries one call through;
-//! `blobs`, `manifests`, `referrers`, `fallback` and `upload` speak the protocol.
+//! `blobs`, `manifests`, `tags`, `referrers`, `fallback` and `upload` speak the protocol.
 //!
 //! A ready-made client was not used because lazy loading lives on what such clients hide: whether a range was honoured,
 //! where a redirect led, whether the registry knows referrers. Invariants: no credential leaves the origin of its host
@@ -27,6 +27,7 @@ pub mod manifests;
 pub mod redirect;
 pub mod referrers;
 pub mod retry;
+mod tags;
 mod token;
 mod transport;
 pub mod upload;

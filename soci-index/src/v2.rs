@@ -213,9 +213,10 @@ fn place_soci(index: &mut Index, one: &Indexed, digest: Digest, size: u64, renam
     entry.artifact_type = INDEX_V2.to_owned();
     let platform = Platform::from(&one.platform);
     let earlier = |listed: &&mut Entry| {
-        let of_image = listed.annotations.get(IMAGE_MANIFEST_DIGEST).is_some_and(|of| {
-            of.parse().is_ok_and(|of: Digest| of == one.image || of == image)
-        });
+        let of_image = listed
+            .annotations
+            .get(IMAGE_MANIFEST_DIGEST)
+            .is_some_and(|of| of.parse().is_ok_and(|of: Digest| of == one.image || of == image));
         let same = listed.platform.as_ref().is_some_and(|listed| Platform::from(listed) == platform);
         listed.artifact_type == INDEX_V2 && (same || of_image)
     };

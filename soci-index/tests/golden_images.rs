@@ -125,10 +125,8 @@ fn check_image(directory: &Path, readme: &str, layout: &Layout, platform: &str, 
     };
     let references = references(&ztocs);
     check("v1", &SociIndex::v1(&references, &[], image));
-    let optimised = |(_, ztoc, reference): &Layer| ZtocReference {
-        disable_xattrs: ztoc.has_no_xattrs(),
-        ..reference.clone()
-    };
+    let optimised =
+        |(_, ztoc, reference): &Layer| ZtocReference { disable_xattrs: ztoc.has_no_xattrs(), ..reference.clone() };
     check("v1-xattr-optimization", &SociIndex::v1(&ztocs.iter().map(optimised).collect::<Vec<_>>(), &[], image));
     let artifacts = prefetch_artifacts(directory, readme, &ztocs);
     check("v1-prefetch", &SociIndex::v1(&references, &artifacts, image));
@@ -197,11 +195,7 @@ fn root(layout: &Layout) -> Index {
     Index::of(vec![entry])
 }
 
-fn prefetch_artifacts(
-    directory: &Path,
-    readme: &str,
-    ztocs: &[Layer],
-) -> Vec<(Digest, Descriptor)> {
+fn prefetch_artifacts(directory: &Path, readme: &str, ztocs: &[Layer]) -> Vec<(Digest, Descriptor)> {
     let layers: Vec<(Digest, &Ztoc)> = ztocs.iter().map(|(layer, ztoc, _)| (layer.digest, ztoc)).collect();
     let plan = prefetch::plan(&layers, &wanted(readme));
     let mut artifacts = BTreeMap::new();

@@ -6,7 +6,8 @@ use anyhow::Context;
 use soci_index::build::{BuildOptions, Observer, Progress};
 use soci_index::image::ImageSource;
 use soci_index::image::platform::PlatformSelection;
-use soci_index::publish::publish;
+use soci_index::known::Known;
+use soci_index::publish::{Job, publish};
 use soci_index::registry::ClientOptions;
 
 #[tokio::main]
@@ -20,7 +21,9 @@ async fn main() -> anyhow::Result<()> {
         }
     });
     for image in source.resolve(&PlatformSelection::All).await? {
-        let report = publish(&source, &image, repository, &BuildOptions::default(), &[], false, &observer).await?;
+        let options = &BuildOptions::default();
+        let job = Job { source: &source, image: &image, options, force: false, observer: &observer };
+        let report = publish(&job, repository, &Known::default()).await?;
         println!("{}: {} ({:?})", image.platform, report.index, report.done);
     }
     Ok(())

@@ -27,6 +27,9 @@ pub struct Mount {
     /// Use this index, of the local store or beside the image [default: the newest one that is found]
     #[arg(long, value_name = "DIGEST")]
     pub index: Option<String>,
+    /// Look for the index in this repository, HOST/NAME, before looking beside the image; may be repeated
+    #[arg(long, value_name = "REPOSITORY")]
+    pub index_from: Vec<String>,
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::Context;
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::publish::{self, Done, Report, StoreLabels};
+use soci_index::publish::local::{self, StoreLabels};
+use soci_index::publish::{Done, Job, Report};
 
 use super::image::{self, block_on};
 use crate::args::Create;
@@ -19,7 +20,7 @@ use crate::output;
 pub fn run(arguments: &Create, config: &Config, timeout: Duration) -> anyhow::Result<()> {
     let reference = image::reference(&arguments.image)?;
     let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
-    let building = image::build_options(&arguments.building);
+    let building = image::build_options(&arguments.building)?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let reports = block_on(timeout, async {
         let source = ImageSource::open(&reference, &options).await?;
@@ -27,22 +28,21 @@ pub fn run(arguments: &Create, config: &Config, timeout: Duration) -> anyhow::Re
         for image in source.resolve(&selection).await? {
             let labels = StoreLabels { name: reference.to_string(), created: super::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
-            let force = arguments.building.force;
-            let report = publish::store(&source, &image, &layout, &labels, &building, force, &observer).await;
+            let (image, force) = (&image, arguments.building.force);
+            let job = Job { source: &source, image, options: &building, force, observer: &observer };
+            let report = local::store(&job, &layout, &labels).await;
             progress.finish();
             let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
             reports.push((image.platform.to_string(), report));
         }
         Ok(reports)
     })?;
+    reports.iter().for_each(|(_, report)| image::warn_missing(report));
     if arguments.json {
         let document: Vec<_> = reports.iter().map(|(platform, report)| json(platform, report)).collect();
         return output::json(&document);
     }
-    for layer in reports.iter().flat_map(|(_, report)| &report.layers) {
-        output::line(image::layer_line(layer))?;
-    }
-    Ok(())
+    reports.iter().try_for_each(|(_, report)| image::print_layers(report))
 }
 
 /// A report for programs.
@@ -60,5 +60,8 @@ pub fn json(platform: &str, report: &Report) -> serde_json::Value {
         "foundBy": found_by,
         "index": { "digest": report.index, "size": report.index_size },
         "layers": report.layers.iter().map(image::layer_json).collect::<Vec<_>>(),
+        "prefetch": report.prefetch.iter().map(|(layer, artifact)| {
+            serde_json::json!({ "layer": layer, "digest": artifact })
+        }).collect::<Vec<_>>(),
     })
 }

@@ -13,7 +13,8 @@ use soci_index::build::{BuildOptions, Observer};
 use soci_index::image::layout::Layout;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::publish::{self, StoreLabels};
+use soci_index::publish::Job;
+use soci_index::publish::local::{self, StoreLabels};
 use soci_index::registry::{ClientOptions, CredentialSource};
 
 use super::image::{self, block_on};
@@ -97,7 +98,8 @@ async fn foreign_image(arguments: &Demo, name: &str) -> anyhow::Result<Report> {
     let labels = StoreLabels { name: name.to_owned(), created: super::now() };
     let observer: Observer = Arc::new(|_| {});
     let start = Instant::now();
-    publish::store(&source, &image, &layout, &labels, &building, false, &observer).await?;
+    let job = Job { source: &source, image: &image, options: &building, force: false, observer: &observer };
+    local::store(&job, &layout, &labels).await?;
     let index_seconds = Some(start.elapsed().as_secs_f64());
     let command = arguments.command.clone().unwrap_or_else(|| "python3 -c 'print()' 2>/dev/null || true".to_owned());
     let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), command];

@@ -10,12 +10,14 @@ use anyhow::Context;
 use soci_index::build::{self, BuildOptions, LayerReport, Observer, Skip};
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
-use soci_index::image::reference::Reference;
+use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
-use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource};
+use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
 
 use crate::args::{Access, Building, Optimization, Platforms};
 use crate::exit::{Exit, fail};
+use crate::output;
 use crate::progress::Progress;
 
 /// Reads an image reference.
@@ -24,6 +26,26 @@ use crate::progress::Progress;
 /// When it is none.
 pub fn reference(text: &str) -> anyhow::Result<Reference> {
     text.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))
+}
+
+/// A repository by its name, `HOST/NAME`.
+///
+/// # Errors
+/// When it is none.
+pub fn repository(name: &str, options: &ClientOptions) -> anyhow::Result<Repository> {
+    let parsed: RegistryReference = name.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?;
+    if parsed.digest().is_some() || format!("{}/{}", parsed.registry(), parsed.repository()) != name {
+        return Err(fail(Exit::Usage, format!("{name} is no repository: expected HOST/NAME without tag and digest")));
+    }
+    Ok(Registry::new(parsed.registry(), options.clone())?.repository(parsed.repository()))
+}
+
+/// Several of them.
+///
+/// # Errors
+/// When one is none.
+pub fn repositories(names: &[String], options: &ClientOptions) -> anyhow::Result<Vec<Repository>> {
+    names.iter().map(|name| repository(name, options)).collect()
 }
 
 /// How to reach registries. Reads the password from standard input if that is asked for.
@@ -78,14 +100,26 @@ pub fn selection(platforms: &Platforms) -> anyhow::Result<PlatformSelection> {
 }
 
 /// How to build.
-#[must_use]
-pub fn build_options(building: &Building) -> BuildOptions {
-    BuildOptions {
+///
+/// # Errors
+/// When the list of files to prefetch cannot be read.
+pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
+    let mut prefetch = building.prefetch_files.clone();
+    if let Some(file) = &building.prefetch_files_json {
+        let failed =
+            |reason: String| fail(Exit::Usage, format!("failed to parse prefetch files: {}: {reason}", file.display()));
+        let text = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+        let listed: Vec<String> =
+            serde_json::from_slice(&text).map_err(|error| failed(format!("expected an array of texts: {error}")))?;
+        prefetch.extend(listed);
+    }
+    Ok(BuildOptions {
         span_bytes: building.span_size,
         layer_bytes_min: building.min_layer_size,
         note_xattrs: building.optimizations.contains(&Optimization::Xattr),
+        prefetch,
         ..BuildOptions::default()
-    }
+    })
 }
 
 /// Runs `work` to its end, or until `timeout` (0: none) or an interrupt.
@@ -152,6 +186,27 @@ pub fn layer_line(report: &LayerReport) -> String {
              expect: [tar, gzip, unknown] but got \"{name}\""
         ),
         Err(Skip::Inexpressible { reason }) => format!("ztoc skipped - layer {digest} ({kind}): {reason}"),
+    }
+}
+
+/// Prints what AWS's tool prints about an index: a line for each layer, then for each prefetch artifact.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn print_layers(report: &Report) -> anyhow::Result<()> {
+    for (layer, artifact) in &report.prefetch {
+        output::line(format!("Created prefetch artifact for layer {layer}: {artifact}"))?;
+    }
+    for layer in &report.layers {
+        output::line(layer_line(layer))?;
+    }
+    Ok(())
+}
+
+/// Warns of files that were asked for early and that no layer has.
+pub fn warn_missing(report: &Report) {
+    for path in &report.missing {
+        tracing::warn!("prefetch file {path} not found in any layer (names are compared letter by letter)");
     }
 }
 

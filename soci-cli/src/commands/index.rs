@@ -6,7 +6,7 @@ use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, annotation};
 use soci_index::limits::Limits;
 use soci_index::manifest::{INDEX_V1, INDEX_V2, SociIndex};
-use soci_index::publish::IMAGE_NAME;
+use soci_index::publish::local::IMAGE_NAME;
 
 use super::image;
 use crate::args::{Index, Platforms};

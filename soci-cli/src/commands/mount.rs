@@ -85,7 +85,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
             .transpose()
             .map_err(|error| fail(Exit::Usage, format!("{error}")))?,
         modes: IndexModes::default(),
-        index_repositories: Vec::new(),
+        index_repositories: image::repositories(&arguments.index_from, &options)?,
         index_store: Some(config.index_store()),
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
     };

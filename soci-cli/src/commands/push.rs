@@ -9,7 +9,7 @@ use soci_index::image::model::{Descriptor, annotation};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::manifest::{INDEX_V1, SociIndex};
-use soci_index::publish;
+use soci_index::publish::local;
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::FoundBy;
 
@@ -78,7 +78,7 @@ async fn one(
     }
     say(format!("pushing soci index with digest: {}", index.digest))?;
     let parallel = if arguments.max_concurrent_uploads == 0 { 3 } else { arguments.max_concurrent_uploads };
-    let found_by = publish::push(layout, &index, repository, parallel).await;
+    let found_by = local::push(layout, &index, repository, parallel).await;
     let found_by = found_by.with_context(|| format!("pushing index {}", index.digest))?;
     say(format!("successfully pushed artifact with digest: {}", index.digest))?;
     if let FoundBy::FallbackTag = found_by {

@@ -13,6 +13,7 @@ use soci_index::image::ImageSource;
 use soci_index::image::model::media_type;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::ManifestName;
+use soci_index::known::Known;
 use soci_index::publish;
 use soci_index::registry::{Body, ClientOptions, CredentialSource, Registry, Repository};
 
@@ -78,7 +79,9 @@ impl Stage {
         let building =
             BuildOptions { span_bytes: SPAN_BYTES, layer_bytes_min: LAYER_BYTES_MIN, ..BuildOptions::default() };
         let observer: Observer = std::sync::Arc::new(|_| {});
-        Ok(publish::publish(&source, &image, repository, &building, &[], false, &observer).await?)
+        let job =
+            publish::Job { source: &source, image: &image, options: &building, force: false, observer: &observer };
+        Ok(publish::publish(&job, repository, &Known::default()).await?)
     }
 }
 

@@ -15,7 +15,7 @@ use soci_index::image::store::Store as BlobStore;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2, SociIndex};
-use soci_index::publish::IMAGE_NAME;
+use soci_index::publish::local::IMAGE_NAME;
 use soci_index::registry::Repository;
 
 use super::{OpenError, OpenOptions};

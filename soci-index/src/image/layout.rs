@@ -136,7 +136,7 @@ impl Layout {
     }
 
     /// Replaces a file of the layout in one step.
-    fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let failed = |error: io::Error| StoreError::io(&self.directory.join(name), "cannot write", &error);
         let mut file = temporary(&self.directory).map_err(failed)?;
         file.write_all(content).map_err(failed)?;
@@ -167,12 +167,29 @@ impl LayoutWriter {
     ///
     /// # Errors
     /// [`StoreError::Io`] when it cannot be read or written.
-    pub fn add_blob_from(&mut self, mut content: impl Read) -> Result<(Digest, u64), StoreError> {
-        let directory = self.layout.directory.join("blobs").join(Algorithm::Sha256.name());
+    pub fn add_blob_from(&mut self, content: impl Read) -> Result<(Digest, u64), StoreError> {
+        self.write_blob(Algorithm::Sha256, None, content)
+    }
+
+    /// Stores a blob whose digest is known beforehand.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read or written, or is something else.
+    pub fn copy_blob(&mut self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
+        self.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
+    }
+
+    fn write_blob(
+        &self,
+        algorithm: Algorithm,
+        expected: Option<&Digest>,
+        mut content: impl Read,
+    ) -> Result<(Digest, u64), StoreError> {
+        let directory = self.layout.directory.join("blobs").join(algorithm.name());
         let failed = |error: io::Error| StoreError::io(&directory, "cannot write a blob", &error);
         fs::create_dir_all(&directory).map_err(failed)?;
         let mut file = temporary(&directory).map_err(failed)?;
-        let (mut hasher, mut length) = (Hasher::new(Algorithm::Sha256), 0);
+        let (mut hasher, mut length) = (Hasher::new(algorithm), 0);
         let mut buffer = vec![0; 1 << 16];
         loop {
             let count = match content.read(&mut buffer) {
@@ -187,6 +204,9 @@ impl LayoutWriter {
             length += count as u64;
         }
         let digest = hasher.finish();
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
+            return Err(Store::Layout(self.layout.clone()).wrong_digest(expected, digest));
+        }
         persist(file, &self.layout.blob_path(&digest))?;
         Ok((digest, length))
     }

@@ -147,11 +147,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it cannot be read.
     pub fn entries(&self) -> Result<Vec<Descriptor>, StoreError> {
-        let bytes = match self {
-            Self::Layout(layout) => layout.index_bytes()?,
-            Self::Archive(archive) => archive.index_bytes()?,
-        };
-        parse_index(self.path(), &bytes)
+        parse_index(self.path(), &self.index_bytes()?)
+    }
+
+    /// index.json, as it is.
+    pub(crate) fn index_bytes(&self) -> Result<Bytes, StoreError> {
+        match self {
+            Self::Layout(layout) => layout.index_bytes(),
+            Self::Archive(archive) => archive.index_bytes(),
+        }
     }
 
     /// A manifest; `None` when its blob is not there.

@@ -210,11 +210,14 @@ mod tests {
 
     #[test]
     fn lists_that_are_absent_and_empty() {
-        let manifest =
-            |layers: &str| format!(r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{HEX}","size":2}}{layers}}}"#);
-        for (given, written) in
-            [("", r#","layers":null"#), (r#","layers":null"#, r#","layers":null"#), (r#","layers":[]"#, r#","layers":[]"#)]
-        {
+        let manifest = |layers: &str| {
+            format!(r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{HEX}","size":2}}{layers}}}"#)
+        };
+        for (given, written) in [
+            ("", r#","layers":null"#),
+            (r#","layers":null"#, r#","layers":null"#),
+            (r#","layers":[]"#, r#","layers":[]"#),
+        ] {
             let json = Manifest::parse(manifest(given).as_bytes()).unwrap().to_json();
             assert_eq!(String::from_utf8(json).unwrap(), manifest(written));
         }

@@ -1,0 +1,188 @@
+//! The commands that make indexes and take them somewhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{Access, Platforms};
+
+/// How to build indexes.
+#[derive(Debug, Clone, Args)]
+pub struct Building {
+    /// Uncompressed bytes between two checkpoints
+    #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
+    pub span_size: u64,
+    /// Leave layers below this size alone: they are read whole
+    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// Leave out what an index can do without: `xattr` notes layers that have no extended attributes
+    #[arg(long = "optimizations", value_name = "NAME")]
+    pub optimizations: Vec<Optimization>,
+    /// A file that programs want early: its spans are noted for runtimes to fetch at once; may be repeated
+    #[arg(long = "prefetch-file", value_name = "PATH")]
+    pub prefetch_files: Vec<String>,
+    /// A JSON file with an array of such paths
+    #[arg(long, value_name = "FILE")]
+    pub prefetch_files_json: Option<PathBuf>,
+    /// Build again what exists already
+    #[arg(long, short = 'f')]
+    pub force: bool,
+}
+
+/// What an index can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Optimization {
+    /// Note layers without extended attributes.
+    Xattr,
+}
+
+/// `soci create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The image
+    pub image: String,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `soci push`
+#[derive(Debug, Args)]
+pub struct Push {
+    /// The image, in a registry
+    pub image: String,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// What to do when the registry has an index of the image already
+    #[arg(long, value_enum, default_value_t = Existing::Warn)]
+    pub existing_index: Existing,
+    /// Uploads at the same time; 0 means 3
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub max_concurrent_uploads: usize,
+    /// Print only the digests of the indexes
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with an index that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Existing {
+    /// Say so and push.
+    Warn,
+    /// Push nothing.
+    Skip,
+    /// Push.
+    Allow,
+}
+
+/// `soci publish`
+#[derive(Debug, Args)]
+#[command(after_help = PUBLISH_HELP)]
+pub struct Publish {
+    /// The image, in a registry
+    pub image: String,
+    /// Put the index into this repository instead of the image's own, HOST/NAME; for images beside which nothing can be
+    /// pushed
+    #[arg(long, value_name = "REPOSITORY", conflicts_with = "v2")]
+    pub to: Option<String>,
+    /// Write a SOCI-enabled image (version 2): its index is part of it, so any registry will do, but its digest is a
+    /// new one. The tag then names the new image
+    #[arg(long)]
+    pub v2: bool,
+    /// With --v2: the name of the new image [default: the same tag]
+    #[arg(long = "as", value_name = "IMAGE", requires = "v2")]
+    pub new_name: Option<String>,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Read and build, but push nothing
+    #[arg(long, conflicts_with = "v2")]
+    pub dry_run: bool,
+    /// End with code 10 instead of 0 when everything was in place already
+    #[arg(long)]
+    pub detailed_exit_code: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+const PUBLISH_HELP: &str = "\
+Examples:
+  soci publish registry.example/app:v1                       beside the image, as a referrer
+  soci publish registry.example/app:v1 --v2                  as part of the image, under the same tag
+  soci publish docker.io/library/python:3.13 --to registry.example/soci/index
+  soci publish registry.example/app:v1 --all-platforms --json | jq -r '.images[].index.digest'
+
+A second run reads no layer. Layers that other tags of the repository share are not read either.
+Exit codes are listed by `soci --help`.";
+
+/// `soci convert`
+#[derive(Debug, Args)]
+#[command(after_help = CONVERT_HELP)]
+pub struct Convert {
+    /// The image
+    pub source: String,
+    /// Where the SOCI-enabled image goes
+    pub destination: String,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// Source and destination are files or directories with an OCI layout
+    #[arg(long)]
+    pub standalone: bool,
+    /// With --standalone: what to write
+    #[arg(long, value_enum, default_value_t = Format::OciArchive, value_name = "FORMAT")]
+    pub format: Format,
+    /// Keep the annotations of the image index's entries; they tie attestations to their images. AWS's tool drops
+    /// them, and so does this command without the option
+    #[arg(long)]
+    pub keep_annotations: bool,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+const CONVERT_HELP: &str = "\
+Examples:
+  soci convert registry.example/app:v1 registry.example/app:v1-soci
+  soci convert oci:layout oci-archive:app.tar:v1 --all-platforms
+  soci convert --standalone --format oci-dir layout layout-soci
+
+An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it.";
+
+/// What a standalone conversion writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A tar file.
+    OciArchive,
+    /// A directory.
+    OciDir,
+}

@@ -1,0 +1,143 @@
+//! `soci convert`: make an image that carries its index within itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_index::convert::target::Target;
+use soci_index::convert::{ConvertOptions, Converted, convert};
+use soci_index::image::ImageSource;
+use soci_index::image::reference::Reference;
+use soci_index::registry::{ClientOptions, Registry};
+use soci_index::v2::EntryNotes;
+
+use super::create::json;
+use super::image::{self, block_on};
+use crate::args::{Building, Convert, Format, Platforms};
+use crate::exit::{Exit, fail};
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the image cannot be read or indexed, or the destination not be written.
+pub fn run(arguments: &Convert, timeout: Duration) -> anyhow::Result<()> {
+    let client = image::client_options(&arguments.access)?;
+    let (source, target) = if arguments.standalone {
+        standalone(arguments)?
+    } else {
+        (image::reference(&arguments.source)?, target(&arguments.destination, &client)?)
+    };
+    let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
+    let (building, platforms) = (&arguments.building, &arguments.platforms);
+    let conversion = Conversion { source, target, client, notes, building, platforms };
+    let converted = conversion.run(timeout)?;
+    if arguments.json {
+        return conversion.print_json(&converted);
+    }
+    // Scripts for AWS's tool read nothing else than these lines.
+    converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
+    tracing::info!("{}", conversion.summary(&converted));
+    Ok(())
+}
+
+/// Source and destination as paths.
+fn standalone(arguments: &Convert) -> anyhow::Result<(Reference, Target)> {
+    let (input, output) = (PathBuf::from(&arguments.source), PathBuf::from(&arguments.destination));
+    let kind = std::fs::metadata(&input)
+        .map_err(|error| fail(Exit::Local, format!("failed to access input {}: {error}", input.display())))?;
+    let source = if kind.is_dir() {
+        Reference::Layout { directory: input, tag: None }
+    } else {
+        Reference::Archive { file: input, tag: None }
+    };
+    let target = match arguments.format {
+        Format::OciDir => Target::NewLayout { directory: output },
+        Format::OciArchive => Target::Archive { file: output, tag: None },
+    };
+    Ok((source, target))
+}
+
+/// A destination by its name.
+///
+/// # Errors
+/// When it is none.
+pub fn target(name: &str, options: &ClientOptions) -> anyhow::Result<Target> {
+    let untagged = |reason: &str| {
+        let form = "the destination image must be a tagged ref of the form \"registry/repository:tag\"";
+        fail(Exit::Usage, format!("{form}: {reason}"))
+    };
+    Ok(match image::reference(name).map_err(|error| untagged(&error.to_string()))? {
+        Reference::Registry(reference) if reference.digest().is_some() => {
+            return Err(untagged("reference must not contain a digest"));
+        }
+        Reference::Registry(reference) => {
+            let tag = reference.tag().ok_or_else(|| untagged("reference must be tagged"))?.to_owned();
+            let repository = Registry::new(reference.registry(), options.clone())?.repository(reference.repository());
+            Target::Registry { repository, tag }
+        }
+        Reference::Layout { directory, tag } => Target::Layout { directory, tag },
+        Reference::Archive { file, tag } => Target::Archive { file, tag },
+    })
+}
+
+/// One conversion, of either command.
+pub(super) struct Conversion<'a> {
+    pub(super) source: Reference,
+    pub(super) target: Target,
+    pub(super) client: ClientOptions,
+    pub(super) notes: EntryNotes,
+    pub(super) building: &'a Building,
+    pub(super) platforms: &'a Platforms,
+}
+
+impl Conversion<'_> {
+    /// Carries it out.
+    pub(super) fn run(&self, timeout: Duration) -> anyhow::Result<Converted> {
+        let options = ConvertOptions {
+            build: image::build_options(self.building)?,
+            platforms: image::selection(self.platforms)?,
+            notes: self.notes,
+            force: self.building.force,
+        };
+        let converted = block_on(timeout, async {
+            let source = ImageSource::open(&self.source, &self.client).await?;
+            let bars = std::cell::RefCell::new(Vec::new());
+            let converted = convert(&source, &self.target, &options, |image| {
+                let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &options.build);
+                bars.borrow_mut().push(progress);
+                observer
+            });
+            let converted = converted.await;
+            bars.take().iter().for_each(|bar| bar.finish());
+            converted.with_context(|| format!("converting {}", self.source))
+        })?;
+        converted.images.iter().for_each(|(_, report)| image::warn_missing(report));
+        for (platform, _) in &converted.skipped {
+            tracing::warn!("{platform}: no layer is indexed");
+        }
+        Ok(converted)
+    }
+
+    /// What was done, in one line.
+    pub(super) fn summary(&self, converted: &Converted) -> String {
+        let what = if converted.up_to_date { "is up to date" } else { "written" };
+        format!("{}: image index {} {what}, was {}", self.target, converted.digest, converted.was)
+    }
+
+    /// The same for programs.
+    pub(super) fn print_json(&self, converted: &Converted) -> anyhow::Result<()> {
+        let images: Vec<_> =
+            converted.images.iter().map(|(platform, report)| json(&platform.to_string(), report)).collect();
+        output::json(&serde_json::json!({
+            "image": self.source.to_string(),
+            "destination": self.target.to_string(),
+            "status": if converted.up_to_date { "up to date" } else { "written" },
+            "digest": converted.digest,
+            "size": converted.size,
+            "previousDigest": converted.was,
+            "images": images,
+            "skipped": converted.skipped.iter().map(|(platform, _)| platform.to_string()).collect::<Vec<_>>(),
+        }))
+    }
+}

@@ -1,0 +1,291 @@
+//! Converting: from an image to a SOCI-enabled one (version 2), in the same place or another.
+//!
+//! An edge: [`crate::v2`] says what the documents are. Order of things: zTOCs while layers are read, then the layers
+//! themselves where the image goes to another place, then manifests, and last the image index under its name; so an
+//! interrupted run leaves nothing that can be found. The result depends on the image alone: converting twice, or a
+//! converted image again, gives the same bytes, and where they are in place already no layer is read.
+
+pub mod target;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use self::target::{Place, Target};
+use crate::build::{BuildOptions, Observer};
+use crate::digest::Digest;
+use crate::image::model::{Descriptor, ImageIndex, ImageManifest, media_type};
+use crate::image::platform::{Platform, PlatformSelection, best};
+use crate::image::{ImageSource, PlatformImage};
+use crate::known::{self, Known};
+use crate::manifest::{EMPTY_CONFIG, SociIndex};
+use crate::publish::{Done, Job, PublishError, Report, put_blobs};
+use crate::v2::document::{Entry, EntryPlatform, Index};
+use crate::v2::{self, Document, Enabled, EntryNotes, Indexed};
+
+/// How to convert.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// How to build the zTOCs.
+    pub build: BuildOptions,
+    /// Which platforms get an index. The others stay in the image.
+    pub platforms: PlatformSelection,
+    /// What becomes of the annotations of the image index's entries.
+    pub notes: EntryNotes,
+    /// Build again what exists already.
+    pub force: bool,
+}
+
+/// What became of an image.
+#[derive(Debug, Clone)]
+pub struct Converted {
+    /// Digest of the new image index.
+    pub digest: Digest,
+    /// Its size.
+    pub size: u64,
+    /// Digest of the image as it was.
+    pub was: Digest,
+    /// Whether the target was this very image already, so that nothing was written.
+    pub up_to_date: bool,
+    /// The platforms that were indexed, each with its report.
+    pub images: Vec<(Platform, Report)>,
+    /// Platforms without a layer that can be indexed.
+    pub skipped: Vec<(Platform, Report)>,
+}
+
+/// Makes `source` a SOCI-enabled image at `target`. `observer` gives each image's observer when its turn comes.
+///
+/// # Errors
+/// [`PublishError`]. After an error the target's name is what it was.
+pub async fn convert(
+    source: &ImageSource,
+    target: &Target,
+    options: &ConvertOptions,
+    observer: impl Fn(&PlatformImage) -> Observer,
+) -> Result<Converted, PublishError> {
+    let root = Root::read(source).await?;
+    let images = source.resolve(&options.platforms).await?;
+    let place = target.open(source).await?;
+    let existing = if options.force { Known::default() } else { target_ztocs(target, options).await };
+    let (mut indexed, mut reports, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    let mut built = existing;
+    for image in &images {
+        let observer = observer(image);
+        let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
+        let known = known_of(&job, &built).await?;
+        let blobs = put_blobs(&job, &known, place.sink()).await?;
+        let ztocs = blobs.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref().ok()?.reference.clone()));
+        built.add_built(ztocs, &place.as_source());
+        match blobs.v2() {
+            Ok(index) => {
+                let json = Bytes::from(index.to_json());
+                let platform = soci_platform(&options.platforms, &images, image, &root);
+                reports.push((image.platform.clone(), blobs.report(&json, Done::Stored)));
+                indexed.push(Indexed { image: image.descriptor.digest, platform, index: json });
+            }
+            Err(PublishError::NothingToIndex { .. }) => {
+                skipped.push((image.platform.clone(), blobs.report(EMPTY_CONFIG, Done::Nothing)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if indexed.is_empty() {
+        let layers = skipped.into_iter().flat_map(|(_, report)| report.layers).collect();
+        return Err(PublishError::NothingToIndex { layers });
+    }
+    let enabled = v2::enable(&root.index, &root.children, &indexed, options.notes)
+        .map_err(|error| PublishError::Enable { image: source.to_string(), source: error })?;
+    let was = root.digest;
+    let up_to_date = target.holds(&enabled.index).await?;
+    if !up_to_date {
+        write(source, &root, &enabled, place).await?;
+    }
+    let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
+    Ok(Converted { digest, size, was, up_to_date, images: reports, skipped })
+}
+
+/// zTOCs of what the target is now: an earlier conversion, most likely. That there is none is no error.
+async fn target_ztocs(target: &Target, options: &ConvertOptions) -> Known {
+    let mut known = Known::default();
+    let Some(there) = target.as_image() else { return known };
+    if let Ok(root) = there.root().await
+        && let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes)
+    {
+        known::listed(&there, &index, &options.build, &mut known).await;
+    }
+    known
+}
+
+/// What exists already: in the target, in what the image names, beside the image and its neighbours.
+async fn known_of(job: &Job<'_>, built: &Known) -> Result<Known, PublishError> {
+    let mut known = built.clone();
+    if !job.force {
+        known::named(job.source, job.image, job.options, &mut known).await;
+        if let ImageSource::Registry { repository, name } = job.source {
+            if !known.lacking(job.image, job.options).is_empty() {
+                known.extend(&known::beside(repository, job.image, job.options).await?.1);
+            }
+            known::beside_tags(repository, repository, name.tag(), job.image, job.options, &mut known).await;
+        }
+    }
+    known.confirm(job.image).await;
+    Ok(known)
+}
+
+/// The platform as the SOCI index's entry names it: the one asked for, else the image's own, as AWS's tool does.
+fn soci_platform(
+    selection: &PlatformSelection,
+    images: &[PlatformImage],
+    image: &PlatformImage,
+    root: &Root,
+) -> EntryPlatform {
+    let entry = root.index.manifests.iter().find(|entry| entry.digest == image.descriptor.digest);
+    let own = entry.and_then(|entry| entry.platform.clone()).unwrap_or_else(|| EntryPlatform::from(&image.platform));
+    match selection {
+        PlatformSelection::All => own,
+        PlatformSelection::Host if root.single => own,
+        PlatformSelection::Host => EntryPlatform::from(&Platform::host()),
+        PlatformSelection::Only(wanted) => {
+            let is_it = |wanted: &&Platform| {
+                best(wanted, images.iter().map(|image| &image.platform))
+                    .and_then(|place| images.get(place))
+                    .is_some_and(|best| best.descriptor.digest == image.descriptor.digest)
+            };
+            wanted.iter().find(is_it).map_or(own, EntryPlatform::from)
+        }
+    }
+}
+
+/// The image as it is: its index, and the manifests that the index lists.
+struct Root {
+    digest: Digest,
+    index: Index,
+    children: BTreeMap<Digest, Bytes>,
+    /// Whether the image is one manifest, for which an index was made.
+    single: bool,
+}
+
+impl Root {
+    async fn read(source: &ImageSource) -> Result<Self, PublishError> {
+        let (digest, mut index) = match source.listed_roots().await? {
+            Some(entries) => {
+                let index = Index::of(entries);
+                (Digest::of(&index.to_json()), index)
+            }
+            None => {
+                let root = source.root().await?;
+                let index = if root.descriptor().is_index() {
+                    let index = Index::parse(&root.bytes);
+                    index.map_err(|error| malformed(source, root.digest, &error))?
+                } else {
+                    let entry = source.root_entry(&root).await?;
+                    Index::of(vec![entry])
+                };
+                (root.digest, index)
+            }
+        };
+        let mut children = BTreeMap::new();
+        for entry in index.manifests.iter().filter(|entry| !media_type::is_index(&entry.media_type)) {
+            let descriptor = Descriptor::new(&entry.media_type, entry.digest, entry.size);
+            if let Some(raw) = source.manifest(&descriptor).await? {
+                children.insert(entry.digest, raw.bytes);
+            }
+        }
+        // Of an image in a file, parts may have been left out when it was saved. A registry lists what it has.
+        if matches!(source, ImageSource::Store { .. }) {
+            let listed = index.manifests.len();
+            index
+                .manifests
+                .retain(|entry| children.contains_key(&entry.digest) || media_type::is_index(&entry.media_type));
+            if listed > 1 && index.manifests.len() == 1 && children.len() == 1 {
+                index = Index::of(index.manifests);
+            }
+        }
+        let single = index.manifests.len() == 1 && children.len() == 1;
+        if single && let Some(entry) = index.manifests.first_mut().filter(|entry| entry.platform.is_none()) {
+            // A list of platforms must say which one this is; only the configuration knows.
+            let images = source.resolve(&PlatformSelection::All).await?;
+            entry.platform = images.first().map(|image| EntryPlatform::from(&image.platform));
+        }
+        Ok(Self { digest, index, children, single })
+    }
+}
+
+fn malformed(source: &ImageSource, digest: Digest, error: &serde_json::Error) -> PublishError {
+    let reason = error.to_string();
+    PublishError::Enable {
+        image: source.to_string(),
+        source: v2::EnableError::Malformed { digest: Box::new(digest), reason },
+    }
+}
+
+/// Puts everything where the image goes; the index last.
+async fn write(source: &ImageSource, root: &Root, enabled: &Enabled, mut place: Place) -> Result<(), PublishError> {
+    place.sink().add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+    let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
+    for made in enabled.manifests.iter().filter(|made| !is_soci(&made.bytes)) {
+        copy_blobs(source, &made.bytes, made.digest, &mut place).await?;
+    }
+    for made in socis.iter().copied().chain(enabled.manifests.iter().filter(|made| !is_soci(&made.bytes))) {
+        place.sink().add_manifest(made.media_type, made.digest, made.bytes.clone()).await?;
+    }
+    for entry in &enabled.untouched {
+        copy_tree(source, entry, root.children.get(&entry.digest), &mut place).await?;
+    }
+    place.finish(source, &enabled.index).await
+}
+
+fn is_soci(bytes: &[u8]) -> bool {
+    SociIndex::parse(bytes, &crate::limits::Limits::DEFAULT).is_ok()
+}
+
+/// Copies what a manifest needs.
+async fn copy_blobs(
+    source: &ImageSource,
+    manifest: &[u8],
+    digest: Digest,
+    place: &mut Place,
+) -> Result<(), PublishError> {
+    let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(|error| malformed(source, digest, &error))?;
+    for blob in std::iter::once(&parsed.config).chain(&parsed.layers) {
+        place.copy(source, blob).await?;
+    }
+    Ok(())
+}
+
+/// Copies an entry that stays as it is, and all below it: an artifact, an attestation, another platform's SOCI index,
+/// or a whole index.
+async fn copy_tree(
+    source: &ImageSource,
+    entry: &Entry,
+    known: Option<&Bytes>,
+    place: &mut Place,
+) -> Result<(), PublishError> {
+    if place.is_home_of(source) {
+        return Ok(());
+    }
+    let mut open = vec![(Descriptor::new(&entry.media_type, entry.digest, entry.size), known.cloned())];
+    let mut found: Vec<(Descriptor, Bytes)> = Vec::new();
+    while let Some((descriptor, known)) = open.pop() {
+        let bytes = match known {
+            Some(bytes) => bytes,
+            None => source.manifest(&descriptor).await?.map(|raw| raw.bytes).ok_or_else(|| PublishError::Sparse {
+                image: source.to_string(),
+                digest: Box::new(descriptor.digest),
+            })?,
+        };
+        if descriptor.is_index() {
+            let index: ImageIndex =
+                serde_json::from_slice(&bytes).map_err(|error| malformed(source, descriptor.digest, &error))?;
+            open.extend(index.manifests.into_iter().map(|child| (child, None)));
+        } else {
+            copy_blobs(source, &bytes, descriptor.digest, place).await?;
+        }
+        found.push((descriptor, bytes));
+    }
+    // Children before what lists them.
+    for (descriptor, bytes) in found.into_iter().rev() {
+        place.sink().add_manifest(&descriptor.media_type, descriptor.digest, bytes).await?;
+    }
+    Ok(())
+}

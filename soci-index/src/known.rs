@@ -1,0 +1,295 @@
+//! zTOCs that exist already, and where: what need not be built again.
+//!
+//! An edge. A zTOC is looked for beside the image (version 1), in what the image itself names (version 2), and, while
+//! layers are lacking one, beside the images of other tags of the repository: images of one repository are versions of
+//! one thing and share their lower layers. A zTOC is the same on every machine, so one that was built for another image
+//! is as good. Invariants: a layer's zTOC is taken only if it was built with the same span size and notes; whether the
+//! blob is really there is asked before it is relied on; a registry that cannot answer costs only work.
+
+use futures_util::StreamExt;
+
+use crate::build::{self, BuildOptions};
+use crate::digest::Digest;
+use crate::discover::{self, Discovery, Which};
+use crate::image::model::{Descriptor, ImageIndex, ImageManifest};
+use crate::image::reference::ManifestName;
+use crate::image::{ImageSource, PlatformImage};
+use crate::limits::Limits;
+use crate::manifest::{
+    DISABLE_XATTRS, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, INDEX_V2, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex, ZTOC,
+    ZtocReference,
+};
+use crate::registry::Repository;
+
+/// Tags that are looked at for layers of the same kind.
+pub const TAGS_MAX: usize = 20;
+/// Tags that are looked at side by side.
+const TAGS_AT_A_TIME: usize = 8;
+/// Manifests of one tag that are looked at.
+const PLATFORMS_MAX: usize = 8;
+
+/// zTOCs that exist already.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Vec<One>);
+
+#[derive(Debug, Clone)]
+struct One {
+    reference: ZtocReference,
+    origin: ImageSource,
+    /// Whether the blob was seen there.
+    confirmed: bool,
+}
+
+impl Known {
+    /// Notes the zTOCs of an index that a build by `options` would make again. `origin` has their blobs.
+    pub fn add(&mut self, index: &SociIndex, origin: &ImageSource, options: &BuildOptions) {
+        for reference in references(index, options) {
+            if !self.0.iter().any(|known| known.reference.layer == reference.layer) {
+                self.0.push(One { reference, origin: origin.clone(), confirmed: false });
+            }
+        }
+    }
+
+    /// Notes the zTOCs of layers that were indexed just now, in `origin`.
+    pub fn add_built(&mut self, ztocs: impl IntoIterator<Item = ZtocReference>, origin: &ImageSource) {
+        let one = |reference| One { reference, origin: origin.clone(), confirmed: true };
+        self.0.extend(ztocs.into_iter().map(one));
+    }
+
+    /// All of another collection.
+    pub fn extend(&mut self, other: &Self) {
+        self.0.extend_from_slice(&other.0);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How an index refers to them.
+    #[must_use]
+    pub fn references(&self) -> Vec<ZtocReference> {
+        self.0.iter().map(|known| known.reference.clone()).collect()
+    }
+
+    /// Who has a zTOC.
+    #[must_use]
+    pub fn origin(&self, ztoc: &Digest) -> Option<&ImageSource> {
+        self.0.iter().find(|known| known.reference.digest == *ztoc).map(|known| &known.origin)
+    }
+
+    /// The layers of `image` for which a zTOC is wanted and none is known.
+    #[must_use]
+    pub fn lacking(&self, image: &PlatformImage, options: &BuildOptions) -> Vec<Digest> {
+        let wanted = image.manifest.layers.iter().filter(|layer| is_indexed(layer, options));
+        let known = |layer: &Digest| self.0.iter().any(|known| known.reference.layer == *layer);
+        wanted.map(|layer| layer.digest).filter(|layer| !known(layer)).collect()
+    }
+
+    /// Forgets what `image` has no use for and what a clean-up has taken away.
+    pub async fn confirm(&mut self, image: &PlatformImage) {
+        let mut confirmed = Vec::new();
+        for mut known in self.0.drain(..) {
+            if !image.manifest.layers.iter().any(|layer| layer.digest == known.reference.layer) {
+                continue;
+            }
+            let blob = Descriptor::new(ZTOC, known.reference.digest, known.reference.size);
+            known.confirmed = known.confirmed
+                || known.origin.has_blob(&blob).await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "a zTOC cannot be looked at: its layer is read again");
+                    false
+                });
+            if known.confirmed {
+                confirmed.push(known);
+            }
+        }
+        self.0 = confirmed;
+    }
+}
+
+/// Whether a layer gets an index at all.
+fn is_indexed(layer: &Descriptor, options: &BuildOptions) -> bool {
+    layer.size >= options.layer_bytes_min && build::compression(&layer.media_type).is_ok()
+}
+
+/// The zTOCs of an index that a build by `options` would make again.
+fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
+    let reference = |(layer, descriptor): (Digest, &Descriptor)| {
+        let note = |key: &str| descriptor.annotations.get(key);
+        let disable_xattrs = note(DISABLE_XATTRS).is_some_and(|value| value == "true");
+        let span_bytes = note(SPAN_SIZE)?.parse().ok()?;
+        // Without the optimisation nothing is noted; with it, only a build can tell whether to.
+        (disable_xattrs == options.note_xattrs && span_bytes == options.span_bytes).then_some(())?;
+        Some(ZtocReference {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            layer,
+            layer_media_type: note(LAYER_MEDIA_TYPE)?.clone(),
+            span_bytes,
+            disable_xattrs,
+        })
+    };
+    index.ztocs().filter_map(reference).collect()
+}
+
+/// What is known of `image` in `repository`: its version 1 index there.
+pub(crate) async fn beside(
+    repository: &Repository,
+    image: &PlatformImage,
+    options: &BuildOptions,
+) -> Result<(Option<Digest>, Known), crate::registry::RegistryError> {
+    let mut known = Known::default();
+    let found = discover::on_registry(repository, &image.descriptor.digest, Which::Newest).await?;
+    let Discovery::Found(found) = found else { return Ok((None, known)) };
+    if let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT) {
+        known.add(&index, &ImageSource::of_repository(repository), options);
+    }
+    Ok((Some(found.digest), known))
+}
+
+/// What the manifest of an image names itself: its version 2 index.
+pub(crate) async fn named(source: &ImageSource, image: &PlatformImage, options: &BuildOptions, known: &mut Known) {
+    if let Some(index) = named_by(source, &image.manifest).await {
+        known.add(&index, source, options);
+    }
+}
+
+/// Looks at the images of the repository's other tags for the layers that are lacking a zTOC. `indexes` is where their
+/// version 1 indexes are.
+pub(crate) async fn beside_tags(
+    repository: &Repository,
+    indexes: &Repository,
+    own: Option<&str>,
+    image: &PlatformImage,
+    options: &BuildOptions,
+    known: &mut Known,
+) {
+    let lacking = known.lacking(image, options);
+    if lacking.is_empty() {
+        return;
+    }
+    let tags = match repository.tags().await {
+        Ok(tags) => nearest(tags, own, TAGS_MAX),
+        Err(error) => {
+            tracing::debug!(%error, "the repository's other tags cannot be looked at for layers of the same kind");
+            return;
+        }
+    };
+    let lacking = &lacking;
+    let found = futures_util::stream::iter(tags)
+        .map(|tag| async move { of_tag(repository, indexes, tag, lacking).await })
+        .buffered(TAGS_AT_A_TIME);
+    let mut found = std::pin::pin!(found);
+    while let Some(indexes) = found.next().await {
+        indexes.iter().for_each(|(index, origin)| known.add(index, origin, options));
+        if known.lacking(image, options).is_empty() {
+            break;
+        }
+    }
+}
+
+/// The indexes of a tag's images that share one of the `wanted` layers. Whatever goes wrong, there are none.
+async fn of_tag(
+    repository: &Repository,
+    beside: &Repository,
+    tag: String,
+    wanted: &[Digest],
+) -> Vec<(SociIndex, ImageSource)> {
+    let Ok(Some(root)) = repository.manifest(&ManifestName::Tag(tag)).await else { return Vec::new() };
+    let mut manifests = Vec::new();
+    let mut indexes = Vec::new();
+    if root.descriptor().is_index() {
+        let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes) else { return Vec::new() };
+        for entry in index.manifests.iter().filter(|entry| entry.may_be_image()).take(PLATFORMS_MAX) {
+            if let Ok(Some(raw)) = repository.manifest(&ManifestName::Digest(entry.digest)).await {
+                manifests.push(raw);
+            }
+        }
+    } else {
+        manifests.push(root);
+    }
+    let origin = ImageSource::of_repository(repository);
+    for raw in manifests {
+        let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&raw.bytes) else { continue };
+        if !manifest.layers.iter().any(|layer| wanted.contains(&layer.digest)) {
+            continue;
+        }
+        indexes.extend(named_by(&origin, &manifest).await.map(|index| (index, origin.clone())));
+        if let Ok(Discovery::Found(found)) = discover::on_registry(beside, &raw.digest, Which::Newest).await
+            && let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT)
+        {
+            indexes.push((index, ImageSource::of_repository(beside)));
+        }
+    }
+    indexes
+}
+
+/// The SOCI indexes that an image index of version 2 lists.
+pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &BuildOptions, known: &mut Known) {
+    let is_soci =
+        |entry: &&Descriptor| entry.kind() == INDEX_V2 && entry.annotations.contains_key(IMAGE_MANIFEST_DIGEST);
+    for entry in root.manifests.iter().filter(is_soci).take(PLATFORMS_MAX) {
+        if let Ok(Some(raw)) = source.manifest(entry).await
+            && let Ok(index) = SociIndex::parse(&raw.bytes, &Limits::DEFAULT)
+        {
+            known.add(&index, source, options);
+        }
+    }
+}
+
+async fn named_by(source: &ImageSource, manifest: &ImageManifest) -> Option<SociIndex> {
+    let digest: Digest = manifest.annotations.get(INDEX_DIGEST)?.parse().ok()?;
+    let raw = source.manifest_by_digest(digest).await.ok()??;
+    SociIndex::parse(&raw.bytes, &Limits::DEFAULT).ok()
+}
+
+/// The tags that most likely share layers with `own`: its neighbours when versions are in order, and the usual names.
+fn nearest(mut tags: Vec<String>, own: Option<&str>, most: usize) -> Vec<String> {
+    // Fallback tags, signatures and the like are no images.
+    tags.retain(|tag| !tag.starts_with("sha256-") && !tag.starts_with("sha512-") && Some(tag.as_str()) != own);
+    tags.sort_by_cached_key(|tag| natural(tag));
+    let place = own.map_or(tags.len(), |own| tags.partition_point(|tag| natural(tag) < natural(own)));
+    let usual = |tag: &String| matches!(tag.as_str(), "latest" | "main" | "master" | "stable");
+    let distance = |index: usize| if index < place { 2 * (place - index) - 1 } else { 2 * (index - place) };
+    let mut order: Vec<usize> = (0..tags.len()).collect();
+    order.sort_by_key(|index| (!tags.get(*index).is_some_and(usual), distance(*index)));
+    order.into_iter().take(most).filter_map(|index| tags.get(index).cloned()).collect()
+}
+
+/// A text's parts, numbers as numbers, so that `v1.10` comes after `v1.9`.
+fn natural(text: &str) -> Vec<(u64, String)> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let words = rest.find(|letter: char| letter.is_ascii_digit()).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(words);
+        let digits = after.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(after.len());
+        let (number, after) = after.split_at(digits);
+        parts.push((0, word.to_owned()));
+        parts.push((number.parse().unwrap_or(u64::MAX), String::new()));
+        rest = after;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_nearby_come_first() {
+        let tags = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let all = tags("v1.10 v1.2 latest v1.9 v2.0 sha256-00 v1.11 v1.10-rc1");
+        assert_eq!(nearest(all.clone(), Some("v1.10"), 4), tags("latest v1.10-rc1 v1.9 v1.11"));
+        assert_eq!(nearest(all.clone(), None, 2), tags("latest v2.0"));
+        assert_eq!(nearest(all, Some("v0"), 3), tags("latest v1.2 v1.9"));
+        assert!(nearest(Vec::new(), Some("x"), 3).is_empty());
+    }
+}
