@@ -1,6 +1,13 @@
 //! Publishing, end to end, on real registries.
 
+use soci_index::checkpoint::Window;
 use soci_index::digest::Digest;
+use soci_index::image::model::media_type;
+use soci_index::image::reference::ManifestName;
+use soci_index::limits::Limits;
+use soci_index::manifest::SociIndex;
+use soci_index::registry::Body;
+use soci_index::ztoc::{Spans, Ztoc};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, Peryx, client, client_with_password};
 use soci_tests::{run, soci, stdout};
@@ -253,4 +260,108 @@ async fn to_on_docker_registry() {
         let refused = run(soci().args(["publish", &name, "--to", bad]));
         assert_eq!(refused.status.code(), Some(2), "{bad}: {refused:?}");
     }
+}
+
+/// `soci verify` finds an index that says of a file what the layer does not, and names the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_names_what_is_forged() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    let image = image();
+    image.push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let root = tempfile::tempdir().unwrap();
+    let soci = || {
+        let mut command = soci();
+        command.arg("--root").arg(root.path());
+        command
+    };
+    let none = run(soci().args(["verify", &name]));
+    assert_eq!(none.status.code(), Some(1), "{none:?}");
+    let _ = stdout(soci().args(["publish", &name, "--min-layer-size", "1000", "--span-size", "262144"]));
+    let verified = stdout(soci().args(["verify", &name]));
+    assert_eq!(verified.matches(" identical").count(), 2, "{verified}");
+
+    // The same zTOC but for the mode of one file, and but for one byte of a window.
+    let index = repository.fallback_entries(&image.digest()).await.unwrap().unwrap().remove(0);
+    let raw = repository.manifest(&ManifestName::Digest(index.digest)).await.unwrap().unwrap();
+    let parsed = SociIndex::parse(&raw.bytes, &Limits::DEFAULT).unwrap();
+    let blob = parsed.layers[0].clone();
+    let bytes = repository.blob_bytes(&blob, u64::MAX).await.unwrap();
+    let ztoc = Ztoc::decode(&bytes, &Limits::DEFAULT).unwrap();
+    let mut setuid = ztoc.clone();
+    let tool = setuid.entries.iter_mut().find(|entry| *entry.name == *b"bin/tool").unwrap();
+    tool.mode = 0o4755;
+    let mut window = ztoc.clone();
+    let Spans::Gzip { checkpoints, .. } = &mut window.spans else { panic!("gzip") };
+    let mut bytes = *checkpoints[2].window.load();
+    bytes[40] ^= 1;
+    checkpoints[2].window = Window::pack(&bytes);
+    let mut tool = ztoc.clone();
+    tool.build_tool = "another tool".to_owned();
+    for (forged, code, text) in [
+        (setuid, 5, "(bin/tool): its mode is 2541, the layer says 420"),
+        (window, 5, "DIFFERS: span 2: its window is not the layer's"),
+        (tool, 0, "says the same in other bytes (made by \"another tool\")"),
+    ] {
+        let forged = bytes::Bytes::from(forged.encode().unwrap().to_vec());
+        let mut index = parsed.clone();
+        (index.layers[0].digest, index.layers[0].size) = (Digest::of(&forged), forged.len() as u64);
+        let json = bytes::Bytes::from(index.to_json());
+        repository.push_blob(&Digest::of(&forged), Body::Bytes(forged), None).await.unwrap();
+        let digest = repository.push_referrer(media_type::MANIFEST, json).await.unwrap().digest.to_string();
+        let output = run(soci().args(["verify", &name, "--index", &digest]));
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(printed.contains(text), "{printed}");
+        assert_eq!(printed.matches(" identical").count(), 1, "the other layer is right: {printed}");
+    }
+}
+
+/// Files that are wanted early, through `create`, a second `create` that reads no layer, and `prefetch`.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetch_artifacts() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let repository = client(&registry.address).repository("team/app");
+    image().push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let root = tempfile::tempdir().unwrap();
+    let local = |arguments: &[&str]| {
+        let mut command = soci();
+        command.arg("--root").arg(root.path()).args(arguments);
+        command
+    };
+    assert_eq!(stdout(&mut local(&["prefetch", "list", "--json"])), "null\n");
+    let list = root.path().join("early.json");
+    std::fs::write(&list, r#"["app/main", "no/such/file"]"#).unwrap();
+    let create = ["create", &name, "--min-layer-size", "1000", "--span-size", "262144"];
+    let more = ["--prefetch-file", "/bin/tool", "--prefetch-files-json", list.to_str().unwrap()];
+    let created = run(&mut local(&[&create[..], &more].concat()));
+    let printed = String::from_utf8(created.stdout).unwrap();
+    assert_eq!(printed.matches("Created prefetch artifact for layer sha256:").count(), 2, "{printed}");
+    let warned = String::from_utf8(created.stderr).unwrap();
+    assert!(warned.contains("prefetch file no/such/file not found in any layer"), "{warned}");
+    // The zTOCs that are there already know where the files are.
+    let again = stdout(&mut local(&[&create[..], &more].concat()));
+    assert_eq!(again.matches("(already exists)").count(), 2, "{again}");
+    assert_eq!(again.matches("Created prefetch artifact").count(), 2, "{again}");
+
+    let listed: serde_json::Value = serde_json::from_str(&stdout(&mut local(&["prefetch", "ls", "--json"]))).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    let digest = listed[0]["Digest"].as_str().unwrap();
+    let info = stdout(&mut local(&["prefetch", "info", digest, "--json"]));
+    for line in
+        ["Version:       1.0", "Span Ranges:   1", "Prefetch Spans:", "  [0] StartSpan: 0, EndSpan: ", "Raw JSON:"]
+    {
+        assert!(info.contains(line), "{line}: {info}");
+    }
+    let index = stdout(&mut local(&["index", "list", "-q"])).lines().next().unwrap().to_owned();
+    let wrong = run(&mut local(&["prefetch", "info", &index]));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("is not a prefetch artifact (type: soci_index)"));
+    assert_eq!(stdout(&mut local(&["rebuild-db"])), "");
+
+    let pushed = stdout(&mut local(&["push", &name]));
+    assert!(pushed.contains("successfully pushed"), "{pushed}");
+    let verified = stdout(&mut local(&["verify", &name]));
+    assert_eq!(verified.matches(" identical").count(), 4, "{verified}");
 }

@@ -14,7 +14,7 @@ mod node;
 mod publish;
 
 pub use node::{Doctor, Mount, Rpull, Status, Umount};
-pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Publish, Push};
+pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]
@@ -98,6 +98,13 @@ pub enum Command {
     /// The indexes in the local index store
     #[command(subcommand)]
     Index(Index),
+    /// Build an image's index again from its layers and compare: whether it can be trusted
+    Verify(Verify),
+    /// The prefetch artifacts in the local index store
+    #[command(subcommand)]
+    Prefetch(Prefetch),
+    /// Rebuild the index store's database: there is none, the store is the truth, so there is nothing to do
+    RebuildDb,
     /// The zTOCs of single layers
     #[command(subcommand)]
     Ztoc(Ztoc),

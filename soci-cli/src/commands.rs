@@ -8,10 +8,12 @@ pub mod help;
 pub mod image;
 pub mod index;
 pub mod mount;
+pub mod prefetch;
 pub mod publish;
 pub mod push;
 pub mod rpull;
 pub mod status;
+pub mod verify;
 pub mod ztoc;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -35,6 +35,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Push(push) => commands::push::run(&push, &config, timeout),
         Command::Publish(publish) => commands::publish::run(&publish, timeout),
         Command::Convert(convert) => commands::convert::run(&convert, timeout),
+        Command::Verify(verify) => commands::verify::run(&verify, &config, timeout),
+        Command::Prefetch(prefetch) => commands::prefetch::run(&prefetch, &config),
+        // Without --quiet AWS's command is silent, too; the word goes to standard error.
+        Command::RebuildDb => {
+            tracing::info!("nothing to rebuild: the index store has no database beside it");
+            Ok(())
+        }
         Command::Index(index) => commands::index::run(&index, &config),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
         Command::Mount(mount) => commands::mount::run(&mount, &config),

@@ -233,10 +233,7 @@ where
         return Ok(Ok(LayerZtoc { reference, reused: true, wanted: Vec::new() }));
     }
     let indexed = index_layer(source, layer, compression, options, observer).await?;
-    if indexed.diff_id != *diff_id {
-        let (expected, found) = (Box::new(*diff_id), Box::new(indexed.diff_id));
-        return Err(BuildError::DiffId { layer: Box::new(layer.digest), expected, found }.into());
-    }
+    check_diff_id(layer, diff_id, &indexed)?;
     let inexpressible = |reason: String| Ok(Err(Skip::Inexpressible { reason }));
     let ztoc = match indexed.into_ztoc() {
         Ok(ztoc) => ztoc,
@@ -263,8 +260,17 @@ where
     Ok(Ok(LayerZtoc { reference, reused: false, wanted }))
 }
 
+/// Whether the layer unpacked to what the image configuration says.
+pub(crate) fn check_diff_id(layer: &Descriptor, diff_id: &Digest, indexed: &Indexed) -> Result<(), BuildError> {
+    if indexed.diff_id == *diff_id {
+        return Ok(());
+    }
+    let (expected, found) = (Box::new(*diff_id), Box::new(indexed.diff_id));
+    Err(BuildError::DiffId { layer: Box::new(layer.digest), expected, found })
+}
+
 /// Streams one layer through the indexer. Its digest is checked by the source.
-async fn index_layer(
+pub(crate) async fn index_layer(
     source: &ImageSource,
     layer: &Descriptor,
     compression: Compression,

@@ -41,4 +41,5 @@ pub mod sink;
 pub mod span;
 pub mod tar;
 pub mod v2;
+pub mod verify;
 pub mod ztoc;

@@ -8,6 +8,7 @@
 //!
 //! Layout and history of the format: see [`crate::format`].
 
+pub mod compare;
 mod flat_read;
 mod flat_write;
 pub mod rfc3339;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Access, Platforms};
 
@@ -185,4 +185,52 @@ pub enum Format {
     OciArchive,
     /// A directory.
     OciDir,
+}
+
+/// `soci verify`
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY_HELP)]
+pub struct Verify {
+    /// The image
+    pub image: String,
+    /// Check this index [default: the one that a runtime would use]
+    #[arg(long, value_name = "DIGEST")]
+    pub index: Option<String>,
+    /// Look for the index in this repository, HOST/NAME, before looking beside the image; may be repeated
+    #[arg(long, value_name = "REPOSITORY")]
+    pub index_from: Vec<String>,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+const VERIFY_HELP: &str = "\
+Reads every indexed layer once and builds its zTOC again. `identical` means bit by bit; `says the same in other bytes`
+means another tool's name or time zone; anything else ends with exit code 5 and names the first file, span or number
+that differs.";
+
+/// `soci prefetch`
+#[derive(Debug, Subcommand)]
+pub enum Prefetch {
+    /// List the prefetch artifacts
+    #[command(visible_alias = "ls")]
+    List {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Describe a prefetch artifact
+    Info {
+        /// Its digest
+        digest: String,
+        /// Print the document itself, too
+        #[arg(long)]
+        json: bool,
+    },
 }

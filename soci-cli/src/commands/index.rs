@@ -27,13 +27,13 @@ pub fn run(arguments: &Index, config: &Config) -> anyhow::Result<()> {
 }
 
 /// An index of the store.
-struct Entry {
-    descriptor: Descriptor,
-    index: SociIndex,
+pub(super) struct Entry {
+    pub(super) descriptor: Descriptor,
+    pub(super) index: SociIndex,
 }
 
 impl Entry {
-    fn note(&self, key: &str) -> &str {
+    pub(super) fn note(&self, key: &str) -> &str {
         self.descriptor.annotations.get(key).map_or("", String::as_str)
     }
 
@@ -42,14 +42,14 @@ impl Entry {
     }
 }
 
-fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
+pub(super) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
     let directory = config.index_store();
     // A store that nobody has written to yet is empty, not broken.
     if !directory.exists() { Ok(None) } else { Ok(Some(Layout::open(&directory)?)) }
 }
 
 /// All indexes, newest first.
-fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
+pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     let mut entries = Vec::new();
     for descriptor in layout.entries()?.into_iter().filter(|entry| matches!(entry.kind(), INDEX_V1 | INDEX_V2)) {

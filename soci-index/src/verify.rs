@@ -1,0 +1,148 @@
+//! Verifying: whether an index says of an image what the image's layers say.
+//!
+//! An edge. Every zTOC is built again from its layer, whose digest and `diff_id` are checked on the way, and compared:
+//! bit by bit, and where bits differ, by what they mean. A zTOC that says the same in other words (another tool's name,
+//! a time zone) serves as well and is told apart from one that says something else. So an index that somebody pushed
+//! can be trusted, or not, without knowing who it was.
+
+use crate::build::{self, BuildOptions, Observer, compression, index_layer};
+use crate::digest::Digest;
+use crate::image::model::Descriptor;
+use crate::image::{ImageSource, PlatformImage};
+use crate::limits::Limits;
+use crate::manifest::{PREFETCH, Prefetch, SociIndex};
+use crate::publish::PublishError;
+use crate::ztoc::compare::{Difference, first_difference};
+use crate::ztoc::{EncodeError, Ztoc};
+
+/// What a zTOC turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// What we would build ourselves, bit by bit.
+    Identical,
+    /// The same facts in other bytes.
+    SameFacts {
+        /// The tool that it names.
+        tool: String,
+    },
+    /// It says something else than the layer.
+    Differs(Difference),
+    /// It cannot be read, or is for something that it cannot be for.
+    Unusable {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Verdict {
+    /// Whether the zTOC may be relied on.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::Identical | Self::SameFacts { .. })
+    }
+}
+
+/// A blob of an index and what it turned out to be.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The zTOC or prefetch artifact.
+    pub blob: Digest,
+    /// The layer that it is for.
+    pub layer: Digest,
+    /// The judgement.
+    pub verdict: Verdict,
+}
+
+/// Checks all that `index` says of `image`, in the order of the index. Blobs of the index are in `origin`, which need
+/// not be where the image is.
+///
+/// # Errors
+/// [`PublishError`] when the image or a blob cannot be read, or the image is not what its own digests say.
+pub async fn verify(
+    source: &ImageSource,
+    image: &PlatformImage,
+    index: &SociIndex,
+    origin: &ImageSource,
+    observer: &Observer,
+) -> Result<Vec<Checked>, PublishError> {
+    let mut checked = Vec::new();
+    for (layer, blob) in index.ztocs() {
+        let verdict = match image.manifest.layers.iter().zip(&image.config.diff_ids).find(|(of, _)| of.digest == layer)
+        {
+            None => Verdict::Unusable { reason: "the image has no such layer".to_owned() },
+            Some((descriptor, diff_id)) => check(source, descriptor, diff_id, blob, origin, observer).await?,
+        };
+        checked.push(Checked { blob: blob.digest, layer, verdict });
+    }
+    for blob in index.layers.iter().filter(|blob| blob.media_type == PREFETCH) {
+        checked.extend(check_prefetch(index, blob, origin).await?);
+    }
+    Ok(checked)
+}
+
+async fn check(
+    source: &ImageSource,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    blob: &Descriptor,
+    origin: &ImageSource,
+    observer: &Observer,
+) -> Result<Verdict, PublishError> {
+    let limits = Limits::DEFAULT;
+    let bytes = origin.blob_bytes(blob, limits.ztoc_bytes_max).await?;
+    let unusable = |reason: String| Ok(Verdict::Unusable { reason });
+    let found = match Ztoc::decode(&bytes, &limits) {
+        Ok(found) => found,
+        Err(error) => return unusable(error.to_string()),
+    };
+    let Ok(compression) = compression(&layer.media_type) else {
+        return unusable(format!("the layer is {}, which has no such index", layer.media_type));
+    };
+    let Ok(span_bytes) = u64::try_from(found.span_bytes()) else {
+        return unusable(format!("its span size is {}", found.span_bytes()));
+    };
+    let options = BuildOptions { span_bytes, layer_bytes_min: 0, limits, ..BuildOptions::default() };
+    let indexed = index_layer(source, layer, compression, &options, observer).await?;
+    build::check_diff_id(layer, diff_id, &indexed)?;
+    let expected = match indexed.into_ztoc() {
+        Ok(expected) => expected,
+        Err(obstacle) => return unusable(format!("no zTOC can describe this layer: {obstacle}")),
+    };
+    if let Some(difference) = first_difference(&expected, &found) {
+        return Ok(Verdict::Differs(difference));
+    }
+    match expected.encode() {
+        Ok(encoded) if encoded.digest() == blob.digest => return Ok(Verdict::Identical),
+        Ok(_) => {}
+        Err(error @ (EncodeError::Sparse { .. } | EncodeError::TooLarge { .. })) => return unusable(error.to_string()),
+    }
+    Ok(Verdict::SameFacts { tool: found.build_tool.chars().take(100).collect() })
+}
+
+/// A prefetch artifact can only be checked for naming spans that exist: what is wanted early is a matter of taste.
+async fn check_prefetch(
+    index: &SociIndex,
+    blob: &Descriptor,
+    origin: &ImageSource,
+) -> Result<Option<Checked>, PublishError> {
+    let limits = Limits::DEFAULT;
+    let named = blob.annotations.get(crate::manifest::LAYER_DIGEST).and_then(|layer| layer.parse::<Digest>().ok());
+    let checked = |layer: Digest, verdict| Ok(Some(Checked { blob: blob.digest, layer, verdict }));
+    let Some(layer) = named else {
+        return checked(blob.digest, Verdict::Unusable { reason: "it names no layer".to_owned() });
+    };
+    let Some(ztoc) = index.ztoc(&layer) else {
+        return checked(layer, Verdict::Unusable { reason: "the index has no zTOC for this layer".to_owned() });
+    };
+    let parsed = Prefetch::parse(&origin.blob_bytes(blob, limits.manifest_bytes_max).await?, &limits);
+    let decoded = Ztoc::decode(&origin.blob_bytes(ztoc, limits.ztoc_bytes_max).await?, &limits);
+    let last = decoded.ok().and_then(|ztoc| u32::try_from(ztoc.max_span_id).ok());
+    let verdict = match parsed {
+        Err(error) => Verdict::Unusable { reason: error.to_string() },
+        Ok(parsed) => match parsed.prefetch_spans.iter().find(|range| Some(range.end_span) > last) {
+            Some(range) => Verdict::Unusable { reason: format!("there is no span {}", range.end_span) },
+            None => Verdict::Identical,
+        },
+    };
+    checked(layer, verdict)
+}
