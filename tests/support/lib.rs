@@ -3,6 +3,7 @@
 pub mod containerd;
 pub mod daemon;
 pub mod front;
+pub mod gate;
 pub mod go;
 pub mod image;
 pub mod node;

@@ -142,10 +142,8 @@ fn entry(expected: &Entry, found: &Entry) -> Option<(&'static str, String, Strin
 }
 
 fn spans(expected: &Ztoc, found: &Ztoc) -> Option<Difference> {
-    let digest = |(span, (expected, found)): (usize, (&Option<[u8; 32]>, &Option<[u8; 32]>))| {
-        (expected != found).then_some(Difference::Span { span, what: "its digest" })
-    };
-    let digests = expected.digests.iter().zip(&found.digests).enumerate().find_map(digest);
+    let wrong_digest = expected.digests.iter().zip(&found.digests).position(|(expected, found)| expected != found);
+    let wrong_digest = wrong_digest.map(|span| Difference::Span { span, what: "its digest" });
     match (&expected.spans, &found.spans) {
         (Spans::Gzip { checkpoints: expected, .. }, Spans::Gzip { checkpoints: found, .. }) => {
             let each = |(span, (expected, found))| checkpoint(span, expected, found);
@@ -155,7 +153,7 @@ fn spans(expected: &Ztoc, found: &Ztoc) -> Option<Difference> {
             .then_some(Difference::Number { what: "the size of the layer", expected: *expected, found: *found }),
         _ => Some(Difference::Span { span: 0, what: "its compression" }),
     }
-    .or(digests)
+    .or(wrong_digest)
 }
 
 fn checkpoint(span: usize, expected: &Checkpoint, found: &Checkpoint) -> Option<Difference> {
