@@ -43,6 +43,7 @@ pub use self::error::{RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};
 pub use self::retry::Backoff;
 pub use self::transport::{Body, Chunks, Traffic};
+pub use self::upload::UploadSizes;
 use crate::limits::Limits;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::retry::Deadline;
@@ -72,6 +73,8 @@ pub struct ClientOptions {
     pub backoff: Backoff,
     /// How long the target of a redirect is used without asking the registry again. Such URLs are signed for minutes.
     pub redirect_life: Duration,
+    /// In which sizes blobs are sent.
+    pub upload: UploadSizes,
     /// Bounds on what a registry may make us hold.
     pub limits: Limits,
 }
@@ -90,6 +93,7 @@ impl Default for ClientOptions {
             stall: Duration::from_secs(20),
             backoff: Backoff::default(),
             redirect_life: Duration::from_secs(120),
+            upload: UploadSizes::default(),
             limits: Limits::DEFAULT,
         }
     }

@@ -71,6 +71,15 @@ pub enum Body {
 }
 
 impl Body {
+    /// Its bytes, a piece at a time, from the beginning.
+    pub(crate) fn pieces(&self) -> Chunks {
+        match self {
+            Self::Empty => Box::pin(futures_util::stream::empty()),
+            Self::Bytes(bytes) => Box::pin(futures_util::stream::iter([Ok(bytes.clone())])),
+            Self::Chunks { open, .. } => open(),
+        }
+    }
+
     /// Its length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -99,7 +108,18 @@ pub(crate) enum Method {
     Get,
     Head,
     Post,
+    Patch,
     Put,
+}
+
+impl Method {
+    /// Whether a body goes with it.
+    fn has_body(self) -> bool {
+        match self {
+            Self::Get | Self::Head => false,
+            Self::Post | Self::Patch | Self::Put => true,
+        }
+    }
 }
 
 /// One request. `authorization` stands apart because it is secret.
@@ -236,19 +256,21 @@ impl Transport {
             Method::Get => reqwest::Method::GET,
             Method::Head => reqwest::Method::HEAD,
             Method::Post => reqwest::Method::POST,
+            Method::Patch => reqwest::Method::PATCH,
             Method::Put => reqwest::Method::PUT,
         };
         let client =
             self.clients.of(request.url, request.home).map_err(|detail| impossible(request.url, detail.as_str()))?;
         let mut builder = client.request(method, request.url.clone()).headers(self.head_of(request)?);
-        if matches!(request.method, Method::Post | Method::Put) {
+        if request.method.has_body() {
             builder = builder.header(reqwest::header::CONTENT_LENGTH, request.body.len());
             builder = builder.body(self.body(request.body, deadline));
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let sent = builder.send();
-        // A server may take its time over an upload; it has none for a question.
-        let wait = if request.body.is_empty() { self.head } else { Duration::MAX };
+        // A server may take its time over an upload and over its last word; it has none for a question.
+        let asks = request.body.is_empty() && request.method != Method::Put;
+        let wait = if asks { self.head } else { Duration::MAX };
         let hurry = request.hurry.unwrap_or(Duration::MAX);
         let response = within(deadline, wait.min(hurry), sent).await;
         let response = response.ok_or_else(|| timeout(request.url))?.map_err(|error| failure(request.url, &error))?;
