@@ -46,6 +46,7 @@ pub use self::transport::{Body, Chunks, Traffic};
 pub use self::upload::UploadSizes;
 use crate::limits::Limits;
 use crate::registry::endpoint::Endpoint;
+use crate::registry::hosts::Blocked;
 use crate::registry::retry::Deadline;
 
 /// How to reach a registry.
@@ -108,6 +109,7 @@ struct Inner {
     name: String,
     options: ClientOptions,
     endpoints: Vec<Arc<Endpoint>>,
+    blocked: Vec<Blocked>,
 }
 
 impl Registry {
@@ -134,9 +136,11 @@ impl Registry {
         }
         base.set_path("/v2");
         let known_as = if host == "registry-1.docker.io" { "docker.io" } else { name };
-        let endpoints = Endpoint::all(known_as, &base, &options).map_err(failed)?;
+        let mut hosts = options.hosts.of(known_as).map_err(failed)?;
+        let blocked = std::mem::take(&mut hosts.blocked);
+        let endpoints = Endpoint::all(known_as, &base, hosts, &options).map_err(failed)?;
         let endpoints = endpoints.into_iter().map(Arc::new).collect();
-        Ok(Self(Arc::new(Inner { name: name.to_owned(), options, endpoints })))
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), options, endpoints, blocked })))
     }
 
     /// The name as given.
@@ -187,6 +191,11 @@ impl Repository {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Who forbids to go there, if anybody does.
+    pub(crate) fn blocked(&self) -> Option<&Blocked> {
+        self.registry.0.blocked.iter().find(|blocked| blocked.repositories.contains(&self.name))
     }
 
     pub(crate) fn deadline(&self, bytes: u64) -> Deadline {

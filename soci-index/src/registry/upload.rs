@@ -169,7 +169,7 @@ impl Place {
         let url = self.url("blobs/uploads/");
         let own = Scopes::push(self.name());
         if let Some(from) = push.mount_from {
-            let mut url = url.clone();
+            let (mut url, from) = (url.clone(), &self.name_of(from));
             url.query_pairs_mut().append_pair("mount", &push.digest.to_string()).append_pair("from", from);
             let both = own.clone().and(&Scopes::pull(from));
             let call = upload_call(push, Method::Post, url, Body::Empty, &both);
