@@ -23,7 +23,7 @@ use crate::limits::Limits;
 use crate::manifest::{
     DISABLE_XATTRS, EMPTY_CONFIG, INDEX_V1, LAYER_MEDIA_TYPE, ManifestError, SPAN_SIZE, SociIndex, ZtocReference,
 };
-use crate::registry::referrers::FoundBy;
+use crate::registry::referrers::{FoundBy, PushedReferrer, Visibility};
 use crate::registry::{Body, Chunks, RegistryError, Repository};
 use crate::ztoc::Encoded;
 
@@ -76,8 +76,8 @@ pub struct Report {
 pub enum Done {
     /// The same index was there.
     UpToDate,
-    /// It was pushed, and consumers find it in this way.
-    Published(FoundBy),
+    /// It was pushed, and consumers find it in this way; not all of them perhaps.
+    Published(FoundBy, Visibility),
     /// It was put into the local store.
     Stored,
     /// It was made and thrown away: a dry run.
@@ -115,7 +115,7 @@ pub async fn publish(
     }
     repository.push_blob(&Digest::of(EMPTY_CONFIG), Body::Bytes(Bytes::from_static(EMPTY_CONFIG)), None).await?;
     let pushed = repository.push_referrer(media_type::MANIFEST, json).await?;
-    Ok(Report { index, index_size, layers, done: Done::Published(pushed.found_by) })
+    Ok(Report { index, index_size, layers, done: Done::Published(pushed.found_by, pushed.visibility) })
 }
 
 /// Indexes `image` and throws the result away.
@@ -200,7 +200,7 @@ pub async fn push(
     index: &Descriptor,
     repository: &Repository,
     parallel: usize,
-) -> Result<FoundBy, PublishError> {
+) -> Result<PushedReferrer, PublishError> {
     let (reader, descriptor) = (Store::Layout(layout.clone()), index.clone());
     let json = on_disk(move || {
         let json = reader.blob_bytes(&descriptor, Limits::DEFAULT.manifest_bytes_max)?;
@@ -218,7 +218,7 @@ pub async fn push(
         })
         .await?;
     repository.push_blob(&Digest::of(EMPTY_CONFIG), Body::Bytes(Bytes::from_static(EMPTY_CONFIG)), None).await?;
-    Ok(repository.push_referrer(media_type::MANIFEST, json).await?.found_by)
+    Ok(repository.push_referrer(media_type::MANIFEST, json).await?)
 }
 
 /// What is there already.

@@ -149,13 +149,27 @@ async fn mounts() {
 }
 
 #[tokio::test]
-async fn refusals_are_final() {
-    let body = r#"{"errors":[{"code":"DENIED","message":"can not push artifact to a proxy project"}]}"#;
-    let server = Server::queue([reply(404), reply(403).body(body)]).await;
-    let (digest, hello) = hello();
-    let error = server.repository().push_blob(&digest, hello, None).await.unwrap_err().to_string();
-    assert!(error.contains("proxy project"), "{error}");
-    assert_eq!(server.requests().len(), 2);
+async fn refusals_are_final_and_say_what_to_do() {
+    let answer = |status: u16, code: &str, message: &str| {
+        reply(status).body(format!(r#"{{"errors":[{{"code":"{code}","message":"{message}"}}]}}"#))
+    };
+    for (refusal, expected) in [
+        (answer(403, "DENIED", "can not push artifact to a proxy project: p"), &["proxy project: p", "--to"][..]),
+        (
+            answer(403, "DENIED", "adding 5 bytes of storage exceeds the quota"),
+            &["exceeds the quota", "raise its quota"],
+        ),
+        (answer(404, "NOT_FOUND", "project p not found"), &["project p not found", "create the project"]),
+        (answer(412, "PRECONDITION", "configured as immutable"), &["HTTP 412", "immutable tag"]),
+        (reply(413).body("<html><h1>413 Request Entity Too Large</h1></html>"), &["HTTP 413", "larger than"]),
+        (reply(400), &["HTTP 400"]),
+    ] {
+        let server = Server::queue([reply(404), refusal]).await;
+        let (digest, hello) = hello();
+        let error = server.repository().push_blob(&digest, hello, None).await.unwrap_err().to_string();
+        assert!(expected.iter().all(|part| error.contains(part)) && !error.contains('<'), "{error}");
+        assert_eq!(server.requests().len(), 2);
+    }
 }
 
 #[tokio::test]
