@@ -49,7 +49,8 @@ use crate::registry::endpoint::Endpoint;
 use crate::registry::hosts::Blocked;
 use crate::registry::retry::Deadline;
 
-/// How to reach a registry.
+/// How to reach a registry. Proxies are those that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`,
+/// `NO_PROXY`, also in small letters), with their logins; registries on this machine are asked directly.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
     /// Where user names and passwords come from.

@@ -6,6 +6,7 @@ pub mod front;
 pub mod go;
 pub mod image;
 pub mod node;
+pub mod profile;
 pub mod registry;
 pub mod stage;
 

@@ -22,6 +22,8 @@ pub enum TransportKind {
     Timeout,
     /// The connection ended in the middle.
     Interrupted,
+    /// The proxy on the way wants a login that it was not given, or another one.
+    Proxy,
     /// The request could not be made.
     Request,
 }
@@ -32,7 +34,7 @@ impl TransportKind {
     pub fn is_transient(self) -> bool {
         match self {
             Self::Connect | Self::Timeout | Self::Interrupted => true,
-            Self::Tls | Self::Request => false,
+            Self::Tls | Self::Proxy | Self::Request => false,
         }
     }
 }
@@ -281,7 +283,9 @@ pub enum RegistryError {
         reason: String,
     },
     /// The fallback tag is somebody else's.
-    #[error("{registry}/{repository}: the tag {tag} cannot list referrers: {reason}; nothing was changed")]
+    #[error(
+        "{registry}/{repository}: the tag {tag} cannot list referrers: {reason}; nothing was changed; publish to another repository with --to, or into the image itself with --v2"
+    )]
     ForeignTag {
         /// The registry.
         registry: String,

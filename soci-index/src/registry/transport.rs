@@ -1,6 +1,8 @@
 //! The HTTP client: one request out, one response in, nothing remembered.
 //!
-//! This is the only file that knows the HTTP library. It follows no redirect, retries nothing and attaches no
+//! This is the only file that knows the HTTP library. Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`,
+//! `ALL_PROXY`, but for whom `NO_PROXY` names); a registry on this machine is never asked through one, for the proxy's
+//! `localhost` is another. It follows no redirect, retries nothing and attaches no
 //! credential by itself: those are decisions, and they are taken above. TLS is rustls with the *ring* provider, so that
 //! the build needs no C compiler beyond what ring brings. Invariants: every wait ends at the caller's deadline; bytes
 //! are counted as they pass; errors hold no query of any URL; a host's headers, its client certificate and the leave to
@@ -436,6 +438,10 @@ fn timeout(url: &Url) -> TransportError {
 }
 
 fn failure(url: &Url, error: &reqwest::Error) -> TransportError {
+    if wants_proxy_login(error) {
+        let detail = "the proxy wants a login: name it as http://USER:PASSWORD@HOST in HTTPS_PROXY".to_owned();
+        return TransportError { kind: TransportKind::Proxy, url: ShownUrl::new(url), detail };
+    }
     let kind = if is_tls(error) {
         TransportKind::Tls
     } else if error.is_builder() {
@@ -453,6 +459,11 @@ fn failure(url: &Url, error: &reqwest::Error) -> TransportError {
 /// rustls reports a refused certificate somewhere down the chain of causes.
 fn is_tls(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| cause.is::<rustls::Error>())
+}
+
+/// The library has no kind for what a proxy says to a tunnel; its words have been these for years.
+fn wants_proxy_login(error: &reqwest::Error) -> bool {
+    error.is_connect() && causes(error).any(|cause| cause.to_string().ends_with("proxy authorization required"))
 }
 
 /// The innermost cause: the outer ones repeat the URL, whose query may be secret.
