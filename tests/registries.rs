@@ -12,9 +12,10 @@ use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::registry::referrers::{ApiAnswer, FoundBy};
-use soci_index::registry::{Body, Repository};
+use soci_index::registry::upload::PushedBlob;
+use soci_index::registry::{Body, ClientOptions, Registry, Repository, UploadSizes};
 use soci_tests::image::{Image, tar, text};
-use soci_tests::profile::{Profile, ProfiledRegistry};
+use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{Distribution, DockerRegistry, Ferro, Peryx, client, client_with_password};
 use soci_tests::{run, soci};
 
@@ -275,4 +276,115 @@ async fn sixteen_writers_on_ghcr() {
     image.push(&clients[0], "v1").await;
     sixteen_writers(clients, &image).await;
     assert!(registry.requests().iter().all(|line| !line.starts_with("DELETE ")), "nothing is deleted");
+}
+
+/// Sends a blob in chunks and reads it back. Answers how many requests it took.
+async fn chunks(registry: &Registry) -> u64 {
+    let upload = UploadSizes { whole_bytes_max: 100_000, chunk_bytes: 100_000 };
+    let options = ClientOptions { upload, ..registry.options().clone() };
+    let repository = Registry::new(registry.name(), options).unwrap().repository("team/app");
+    let content = text(9, 1_234_567);
+    let descriptor = Descriptor::of("application/octet-stream", &content);
+    let pushed = repository.push_blob(&descriptor.digest, Body::Bytes(content.clone().into()), None).await;
+    assert_eq!(pushed, Ok(PushedBlob::Uploaded));
+    let requests = repository.registry().traffic().requests;
+    assert_eq!(repository.blob_bytes(&descriptor, 2_000_000).await.unwrap(), content);
+    requests
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_docker_registry() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    assert_eq!(chunks(&client(&registry.address)).await, 16, "HEAD, POST, 13 chunks, PUT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_distribution_v3() {
+    let Some(registry) = Distribution::start() else { return };
+    assert_eq!(chunks(&client(&registry.address)).await, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_ferro() {
+    let Some(registry) = Ferro::start() else { return };
+    assert_eq!(chunks(&client(&registry.address)).await, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_peryx() {
+    let Some(registry) = Peryx::start() else { return };
+    assert!(chunks(&client_with_password(&registry.address, Peryx::PASSWORD)).await >= 16);
+}
+
+/// The state in the upload's place comes back as it was given; every chunk carries a good login.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_harbor() {
+    let registry = ProfiledRegistry::start(Profile::Harbor215).await;
+    let login = tempfile::tempdir().unwrap();
+    assert!(chunks(&registry.client(login.path())).await >= 16);
+}
+
+/// An index may come before its image: the order is the pusher's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_may_come_later() {
+    let docker = DockerRegistry::start();
+    let harbor = ProfiledRegistry::start(Profile::Harbor215).await;
+    let login = tempfile::tempdir().unwrap();
+    let harbor = (harbor.client(login.path()), FoundBy::Api, Some(harbor));
+    let docker_client = docker.as_ref().map(|docker| (client(&docker.address), FoundBy::FallbackTag, None));
+    for (registry, expected, _) in [Some(harbor), docker_client].into_iter().flatten() {
+        let (repository, image) = (registry.repository("team/later"), image());
+        let pushed = push_empty_index(&repository, &image).await;
+        assert_eq!(pushed, expected);
+        image.push(&repository, "v1").await;
+        let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
+        assert!(matches!(found, Discovery::Found(_)), "{found:?}");
+    }
+}
+
+async fn push_empty_index(repository: &Repository, image: &Image) -> FoundBy {
+    let config = Descriptor { media_type: SOCI_INDEX_V1.to_owned(), ..Descriptor::of("", b"{}") };
+    repository.push_blob(&config.digest, Body::Bytes("{}".into()), None).await.unwrap();
+    let subject = Descriptor::of(media_type::MANIFEST, &image.manifest);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": config, "layers": [], "subject": subject,
+    });
+    repository.push_referrer(media_type::MANIFEST, manifest.to_string().into()).await.unwrap().found_by
+}
+
+/// A push that was cut between the manifest and the tag leaves an index that nobody finds; the next run lists it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_publish_is_repaired() {
+    let broken = Some(Broken { method: "PUT", path: "/manifests/sha256-", status: 403 });
+    let registry = ProfiledRegistry::with(Quirks { broken, ..Profile::Ghcr.quirks() }).await;
+    let login = tempfile::tempdir().unwrap();
+    let repository = registry.client(login.path()).repository("team/app");
+    let (image, name) = (image(), format!("{}/team/app:v1", registry.address));
+    image.push(&repository, "v1").await;
+    registry.break_down();
+    let output = run(&mut publish(&name, login.path()));
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(repository.fallback_entries(&image.digest()).await.unwrap(), None);
+    registry.heal();
+    publish_and_find(&name, &image, &repository, login.path(), Outcome::Tag).await;
+}
+
+/// A project that shows only what is signed (section 5.2): the index is pushed without a look at what is there, as often
+/// as it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_read_back() {
+    let broken = Some(Broken { method: "GET", path: "/manifests/sha256:", status: 412 });
+    let registry = ProfiledRegistry::with(Quirks { broken, ..Profile::Harbor215.quirks() }).await;
+    let login = tempfile::tempdir().unwrap();
+    let repository = registry.client(login.path()).repository("team/app");
+    let (image, name) = (image(), format!("{}/team/app:v1", registry.address));
+    image.push(&repository, "v1").await;
+    registry.break_down();
+    for _ in 0..2 {
+        let output = run(&mut publish(&name, login.path()));
+        assert!(output.status.success(), "{output:?}");
+    }
+    registry.heal();
+    let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
+    assert!(matches!(found, Discovery::Found(found) if found.others == 0));
 }

@@ -32,10 +32,14 @@ impl Door {
         if request.method != "GET" {
             return Reply::error(quirks.form.unwrap_or(405), "UNSUPPORTED", "no such form");
         }
-        match request.header("authorization") {
-            Some(given) if !is_known(given, quirks) => return Reply::error(401, "UNAUTHORIZED", "wrong password"),
-            Some(_) => {}
-            None => return Reply::json(200, r#"{"token":"good-for-nothing","access_token":""}"#),
+        let known = request.header("authorization").map(|given| is_known(given, quirks));
+        match known {
+            Some(true) => {}
+            // Harbor gives whoever has a wrong password what it gives to nobody (section 5.3).
+            Some(false) if quirks.login != Login::HarborToken => {
+                return Reply::error(401, "UNAUTHORIZED", "wrong password");
+            }
+            Some(false) | None => return Reply::json(200, r#"{"token":"good-for-nothing","access_token":""}"#),
         }
         let token = format!("token-{}-of-the-profile", self.count.fetch_add(1, Ordering::Relaxed));
         let mut rights = HashSet::new();

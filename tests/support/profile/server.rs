@@ -20,6 +20,9 @@ use super::login::{Door, IDENTITY, PASSWORD, USER};
 use super::{Api, Profile, Quirks};
 use crate::front::head;
 
+/// What follows the place of an upload. It is no legal text any more when somebody reads and writes it again.
+const UPLOAD_STATE: &str = "?_state=state-of-the-upload%2B+==";
+
 /// A registry with a profile, until it is dropped.
 #[derive(Debug)]
 pub struct ProfiledRegistry {
@@ -119,6 +122,11 @@ impl ProfiledRegistry {
     /// From now on what is broken does not work.
     pub fn break_down(&self) {
         self.shared.is_broken.store(true, Ordering::Relaxed);
+    }
+
+    /// And now it does again.
+    pub fn heal(&self) {
+        self.shared.is_broken.store(false, Ordering::Relaxed);
     }
 
     /// Method and path of every request so far.
@@ -329,11 +337,15 @@ impl Shared {
             request.target = request.target.replace("/sha256-", "/sha256:");
         }
         // The state of an upload is a secret of the registry's, and must come back as it was given.
-        request.target = request.target.replace("?_state=state-of-the-upload%2B&", "?");
+        let continues =
+            matches!(request.method.as_str(), "PUT" | "PATCH") && request.path().contains("/blobs/uploads/");
+        if continues && !request.target.contains(UPLOAD_STATE) {
+            return Ok(Reply::error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry"));
+        }
         let mut reply = forward(&self.content.host(), &request).await?;
         for (_, value) in reply.headers.iter_mut().filter(|(name, _)| name == "location") {
             if value.contains("/blobs/uploads/") {
-                value.push_str("?_state=state-of-the-upload%2B");
+                value.push_str(UPLOAD_STATE);
             }
         }
         if is_manifest && !quirks.says_subject {
