@@ -211,6 +211,7 @@ const fn of_registry(error: &RegistryError) -> Exit {
         | RegistryError::Source { .. }
         | RegistryError::ForeignTag { .. }
         | RegistryError::FallbackLost { .. }
+        | RegistryError::NoListing { .. }
         | RegistryError::NotListed { .. } => Exit::Registry,
     }
 }

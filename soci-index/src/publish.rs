@@ -18,7 +18,7 @@ use crate::known::{self, Known};
 use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::prefetch::{self, Wanted};
-use crate::registry::referrers::FoundBy;
+use crate::registry::referrers::{FoundBy, Visibility};
 use crate::registry::{RegistryError, Repository};
 use crate::sink::Sink;
 use crate::v2::EnableError;
@@ -101,8 +101,8 @@ pub struct Report {
 pub enum Done {
     /// The same index was there.
     UpToDate,
-    /// It was pushed, and consumers find it in this way.
-    Published(FoundBy),
+    /// It was pushed, and consumers find it in this way; not all of them perhaps.
+    Published(FoundBy, Visibility),
     /// It was put into the local store.
     Stored,
     /// It was made and thrown away: a dry run.
@@ -144,7 +144,7 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
     }
     Sink::Registry(repository.clone()).add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
     let pushed = repository.push_referrer(media_type::MANIFEST, json.clone()).await?;
-    Ok(blobs.report(&json, Done::Published(pushed.found_by)))
+    Ok(blobs.report(&json, Done::Published(pushed.found_by, pushed.visibility)))
 }
 
 /// Indexes an image and throws the result away.

@@ -44,11 +44,14 @@ pub use self::error::{RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};
 pub use self::retry::Backoff;
 pub use self::transport::{Body, Chunks, Traffic};
+pub use self::upload::UploadSizes;
 use crate::limits::Limits;
 use crate::registry::endpoint::Endpoint;
+use crate::registry::hosts::Blocked;
 use crate::registry::retry::Deadline;
 
-/// How to reach a registry.
+/// How to reach a registry. Proxies are those that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`,
+/// `NO_PROXY`, also in small letters), with their logins; registries on this machine are asked directly.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
     /// Where user names and passwords come from.
@@ -73,6 +76,8 @@ pub struct ClientOptions {
     pub backoff: Backoff,
     /// How long the target of a redirect is used without asking the registry again. Such URLs are signed for minutes.
     pub redirect_life: Duration,
+    /// In which sizes blobs are sent.
+    pub upload: UploadSizes,
     /// Bounds on what a registry may make us hold.
     pub limits: Limits,
 }
@@ -91,6 +96,7 @@ impl Default for ClientOptions {
             stall: Duration::from_secs(20),
             backoff: Backoff::default(),
             redirect_life: Duration::from_secs(120),
+            upload: UploadSizes::default(),
             limits: Limits::DEFAULT,
         }
     }
@@ -105,6 +111,7 @@ struct Inner {
     name: String,
     options: ClientOptions,
     endpoints: Vec<Arc<Endpoint>>,
+    blocked: Vec<Blocked>,
 }
 
 impl Registry {
@@ -131,9 +138,11 @@ impl Registry {
         }
         base.set_path("/v2");
         let known_as = if host == "registry-1.docker.io" { "docker.io" } else { name };
-        let endpoints = Endpoint::all(known_as, &base, &options).map_err(failed)?;
+        let mut hosts = options.hosts.of(known_as).map_err(failed)?;
+        let blocked = std::mem::take(&mut hosts.blocked);
+        let endpoints = Endpoint::all(known_as, &base, hosts, &options).map_err(failed)?;
         let endpoints = endpoints.into_iter().map(Arc::new).collect();
-        Ok(Self(Arc::new(Inner { name: name.to_owned(), options, endpoints })))
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), options, endpoints, blocked })))
     }
 
     /// The name as given.
@@ -184,6 +193,11 @@ impl Repository {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Who forbids to go there, if anybody does.
+    pub(crate) fn blocked(&self) -> Option<&Blocked> {
+        self.registry.0.blocked.iter().find(|blocked| blocked.repositories.contains(&self.name))
     }
 
     pub(crate) fn deadline(&self, bytes: u64) -> Deadline {

@@ -224,7 +224,7 @@ async fn ask(registry: &str, request: &str) -> io::Result<Answer> {
 }
 
 /// Reads up to the empty line, that one included.
-async fn head(stream: &mut TcpStream) -> io::Result<String> {
+pub(crate) async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         // Byte by byte: what follows is not ours. Heads are short.

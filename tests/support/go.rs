@@ -1,9 +1,9 @@
-//! Programs written in Go: containerd 2.2 with its client and its shim, a client that pulls as Kubernetes does, and one
-//! that asks as the kubelet does.
+//! Programs written in Go: containerd 2.2 with its client and its shim, a client that pulls as Kubernetes does, one that
+//! asks as the kubelet does, and the distribution project's registry.
 //!
-//! They are built from the module in `conformance/`, which pins their versions, once for all tests: the directory is
-//! named after what they are built from, and appears only when all of them are in it. Whoever comes while another
-//! process builds waits for it.
+//! They are built from the module in `conformance/` and the one below it, which pin their versions, once for all tests:
+//! the directory is named after what they are built from, and appears only when all of them are in it. Whoever comes
+//! while another process builds waits for it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -56,19 +56,41 @@ pub fn programs() -> Option<PathBuf> {
                 eprintln!("SKIPPED: containerd 2.2, and pulling as Kubernetes does it, need Go 1.{GO_MINOR_MIN}");
                 return None;
             }
-            Some(built())
+            let sources = ["go.mod", "go.sum", "cri/main.go", "pull/main.go"];
+            Some(built(&module(), &sources, &["-tags", TAGS], &PACKAGES))
         })
         .clone()
 }
 
-fn built() -> PathBuf {
+/// What the module of the distribution project's registry asks for.
+const DISTRIBUTION_GO_MINOR_MIN: u32 = 25;
+
+/// The directory with the program `registry`; `None`, with a word on standard error, where there is no Go to build it.
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn distribution() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            if go_minor().is_none_or(|minor| minor < DISTRIBUTION_GO_MINOR_MIN) {
+                eprintln!("SKIPPED: the distribution project's registry needs Go 1.{DISTRIBUTION_GO_MINOR_MIN}");
+                return None;
+            }
+            let package = "github.com/distribution/distribution/v3/cmd/registry";
+            Some(built(&module().join("distribution"), &["go.mod", "go.sum"], &[], &[package]))
+        })
+        .clone()
+}
+
+fn built(module: &Path, sources: &[&str], options: &[&str], packages: &[&str]) -> PathBuf {
     let target = soci_path().ancestors().nth(2).expect("target/PROFILE/soci").join("go");
     fs::create_dir_all(&target).expect("a directory");
     let lock = File::create(target.join("lock")).expect("a file");
     // Given back when the file is closed, however this process ends.
     lock.lock().expect("a lock");
-    let sources = ["go.mod", "go.sum", "cri/main.go", "pull/main.go"]
-        .map(|name| fs::read(module().join(name)).expect("a source"));
+    let sources: Vec<_> = sources.iter().map(|name| fs::read(module.join(name)).expect("a source")).collect();
     let name = &Digest::of(&sources.concat()).hex()[..16];
     let done = target.join(name);
     if done.exists() {
@@ -80,8 +102,9 @@ fn built() -> PathBuf {
     }
     fs::create_dir(&unfinished).expect("a directory");
     let mut build = Command::new("go");
-    build.args(["build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-tags", TAGS, "-o"]);
-    drop(stdout(build.arg(&unfinished).args(PACKAGES).current_dir(module())));
+    build.args(["build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"]).args(options);
+    // With a slash at the end it is a directory, also for a single program.
+    drop(stdout(build.arg("-o").arg(unfinished.join("")).args(packages).current_dir(module)));
     fs::rename(&unfinished, &done).expect("a directory of ours");
     done
 }

@@ -7,6 +7,7 @@ pub mod gate;
 pub mod go;
 pub mod image;
 pub mod node;
+pub mod profile;
 pub mod registry;
 pub mod stage;
 

@@ -1,12 +1,14 @@
 //! Registries that tests start on this machine.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientOptions, CredentialSource, Registry};
+
+use crate::go;
 
 /// Debian's docker-registry: no referrers API, so indexes are found by the fallback tag. Ends when dropped.
 #[derive(Debug)]
@@ -96,17 +98,76 @@ impl DockerRegistry {
         };
         let data = tempfile::tempdir().expect("a directory");
         let address = format!("127.0.0.1:{}", free_port());
-        let root = data.path().display();
-        let config = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {root}/data}}\n  delete: {{enabled: false}}\nhttp: {{addr: \"{address}\", secret: test}}\n"
-        );
-        let file = data.path().join("config.yml");
-        std::fs::write(&file, config).expect("a file");
         let mut command = Command::new(program);
-        command.arg("serve").arg(&file);
+        command.arg("serve").arg(distribution_config(data.path(), &address));
         let server = Server::start(command, data, &address);
         Some(Self { address, _server: server })
     }
+}
+
+/// The distribution project's registry, version 3: no referrers API either. Ends when dropped.
+#[derive(Debug)]
+pub struct Distribution {
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+    _server: Server,
+}
+
+impl Distribution {
+    /// Starts one; `None`, with a word on standard error, where there is no Go to build it.
+    ///
+    /// # Panics
+    /// When it cannot be built or does not start.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        let program = go::distribution()?.join("registry");
+        let data = tempfile::tempdir().expect("a directory");
+        let address = format!("127.0.0.1:{}", free_port());
+        let mut command = Command::new(program);
+        command.arg("serve").arg(distribution_config(data.path(), &address)).env("OTEL_TRACES_EXPORTER", "none");
+        let server = Server::start(command, data, &address);
+        Some(Self { address, _server: server })
+    }
+}
+
+/// ferro: the referrers API, no logins, and no ranges: it sends every blob whole. Ends when dropped.
+#[derive(Debug)]
+pub struct Ferro {
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+    _server: Server,
+}
+
+impl Ferro {
+    /// Starts one; `None`, with a word on standard error, where it is not installed.
+    ///
+    /// # Panics
+    /// When it is installed and does not start.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ferro/bin/ferro-oci-server");
+        if !program.exists() {
+            eprintln!("SKIPPED: ferro-oci-server is not installed (tests/run installs it)");
+            return None;
+        }
+        let data = tempfile::tempdir().expect("a directory");
+        let address = format!("127.0.0.1:{}", free_port());
+        let mut command = Command::new(program);
+        command.env("FERRO_OCI_LISTEN", &address).env("FERRO_OCI_STORAGE_DIR", data.path().join("data"));
+        let server = Server::start(command, data, &address);
+        Some(Self { address, _server: server })
+    }
+}
+
+/// Writes what both versions of the distribution project's registry are told.
+fn distribution_config(directory: &Path, address: &str) -> PathBuf {
+    let root = directory.display();
+    let config = format!(
+        "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {root}/data}}\n  delete: {{enabled: false}}\nhttp: {{addr: \"{address}\", secret: test}}\n"
+    );
+    let file = directory.join("config.yml");
+    std::fs::write(&file, config).expect("a file");
+    file
 }
 
 /// A process that listens, and its files.

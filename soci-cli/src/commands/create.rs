@@ -48,16 +48,17 @@ pub fn run(arguments: &Create, config: &Config, timeout: Duration) -> anyhow::Re
 /// A report for programs.
 #[must_use]
 pub fn json(platform: &str, report: &Report) -> serde_json::Value {
-    let (status, found_by) = match &report.done {
-        Done::UpToDate => ("up to date", None),
-        Done::Published(found_by) => ("published", Some(super::found_by(found_by))),
-        Done::Stored => ("stored", None),
-        Done::Nothing => ("dry run", None),
+    let (status, found_by, warnings) = match &report.done {
+        Done::UpToDate => ("up to date", None, Vec::new()),
+        Done::Published(found_by, visibility) => ("published", Some(super::found_by(found_by)), visibility.warnings()),
+        Done::Stored => ("stored", None, Vec::new()),
+        Done::Nothing => ("dry run", None, Vec::new()),
     };
     serde_json::json!({
         "platform": platform,
         "status": status,
         "foundBy": found_by,
+        "warnings": warnings,
         "index": { "digest": report.index, "size": report.index_size },
         "layers": report.layers.iter().map(image::layer_json).collect::<Vec<_>>(),
         "prefetch": report.prefetch.iter().map(|(layer, artifact)| {

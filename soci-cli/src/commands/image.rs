@@ -78,7 +78,7 @@ pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
         ClientCertificate { certificate, key }
     });
     let hosts = match &access.hosts_dir[..] {
-        [] => HostSource::of_this_system(),
+        [] => HostSource::of_this_system().with_registries_conf(),
         given => HostSource { directories: given.to_vec(), ..HostSource::default() },
     };
     Ok(ClientOptions { credentials, plain_http, hosts, ca_file, client_certificate, ..ClientOptions::default() })

@@ -139,7 +139,7 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
     image::print_layers(report)?;
     let what = match &report.done {
         Done::UpToDate => "is up to date".to_owned(),
-        Done::Published(found_by) => format!("published, found by {}", super::found_by(found_by)),
+        Done::Published(found_by, _) => format!("published, found by {}", super::found_by(found_by)),
         Done::Stored => "stored".to_owned(),
         Done::Nothing => "built, not pushed (dry run)".to_owned(),
     };
@@ -148,5 +148,11 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
         "{platform}: index {} {what}; {indexed} of {} layers indexed",
         report.index,
         report.layers.len()
-    ))
+    ))?;
+    if let Done::Published(_, visibility) = &report.done {
+        for warning in visibility.warnings() {
+            output::line(format!("{platform}: warning: {warning}"))?;
+        }
+    }
+    Ok(())
 }

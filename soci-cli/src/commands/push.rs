@@ -78,17 +78,22 @@ async fn one(
     }
     say(format!("pushing soci index with digest: {}", index.digest))?;
     let parallel = if arguments.max_concurrent_uploads == 0 { 3 } else { arguments.max_concurrent_uploads };
-    let found_by = local::push(layout, &index, repository, parallel).await;
-    let found_by = found_by.with_context(|| format!("pushing index {}", index.digest))?;
+    let pushed = local::push(layout, &index, repository, parallel).await;
+    let pushed = pushed.with_context(|| format!("pushing index {}", index.digest))?;
     say(format!("successfully pushed artifact with digest: {}", index.digest))?;
-    if let FoundBy::FallbackTag = found_by {
+    if let FoundBy::FallbackTag = pushed.found_by {
         say("the registry has no referrers API: the index is listed in the image's fallback tag".to_owned())?;
+    }
+    let warnings = pushed.visibility.warnings();
+    for warning in &warnings {
+        say(format!("[WARN] {warning}"))?;
     }
     Ok(Some(serde_json::json!({
         "platform": image.platform.to_string(),
         "image": image.descriptor.digest,
         "index": index.digest,
-        "foundBy": super::found_by(&found_by),
+        "foundBy": super::found_by(&pushed.found_by),
+        "warnings": warnings,
     })))
 }
 

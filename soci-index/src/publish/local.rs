@@ -16,7 +16,7 @@ use crate::image::store::Store;
 use crate::known::Known;
 use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, INDEX_V1, SociIndex};
-use crate::registry::referrers::FoundBy;
+use crate::registry::referrers::PushedReferrer;
 use crate::registry::{Body, Repository};
 use crate::sink::{Sink, file_body, on_disk};
 
@@ -88,7 +88,7 @@ pub async fn push(
     index: &Descriptor,
     repository: &Repository,
     parallel: usize,
-) -> Result<FoundBy, PublishError> {
+) -> Result<PushedReferrer, PublishError> {
     let (reader, descriptor) = (Store::Layout(layout.clone()), index.clone());
     let json = on_disk(move || {
         let json = reader.blob_bytes(&descriptor, Limits::DEFAULT.manifest_bytes_max)?;
@@ -105,5 +105,5 @@ pub async fn push(
         })
         .await?;
     repository.push_blob(&Digest::of(EMPTY_CONFIG), Body::Bytes(Bytes::from_static(EMPTY_CONFIG)), None).await?;
-    Ok(repository.push_referrer(media_type::MANIFEST, json).await?.found_by)
+    Ok(repository.push_referrer(media_type::MANIFEST, json).await?)
 }

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::registry::auth::Authorizer;
 use crate::registry::credentials::CredentialSource;
 use crate::registry::failover::Need;
-use crate::registry::hosts::{Capabilities, Host, HostRules};
+use crate::registry::hosts::{Capabilities, Host, HostRules, Hosts, Repositories};
 use crate::registry::redirect;
 use crate::registry::transport::{Home, Response, Setup, Transport};
 use crate::registry::{ClientOptions, headers};
@@ -41,6 +41,8 @@ pub(crate) struct Endpoint {
     /// Whose content is wanted, if the host is somebody else's.
     pub(crate) namespace: Option<String>,
     pub(crate) capabilities: Capabilities,
+    /// For which repositories it is, if not for all.
+    pub(crate) repositories: Option<Repositories>,
     pub(crate) transport: Transport,
     pub(crate) authorizer: Authorizer,
     redirect_life: Duration,
@@ -68,15 +70,15 @@ struct Target {
 impl Endpoint {
     /// All hosts of the registry `name`, in the order in which they are asked. `own` is the address of the registry
     /// itself. The error is a reason in words.
-    pub(crate) fn all(name: &str, own: &Url, options: &ClientOptions) -> Result<Vec<Self>, String> {
-        let hosts = options.hosts.of(name)?;
+    pub(crate) fn all(name: &str, own: &Url, hosts: Hosts, options: &ClientOptions) -> Result<Vec<Self>, String> {
         let last = Host { url: hosts.server.unwrap_or_else(|| own.clone()), rules: hosts.rules };
         let all = hosts.before.into_iter().chain([last]);
         all.map(|host| Self::new(name, own, host, options)).collect()
     }
 
     fn new(registry: &str, own: &Url, host: Host, options: &ClientOptions) -> Result<Self, String> {
-        let Host { url: base, rules } = host;
+        let Host { url: base, mut rules } = host;
+        let repositories = rules.repositories.take();
         let is_own = (base.host(), base.port()) == (own.host(), own.port());
         let name = if is_own { registry.to_owned() } else { authority(&base) };
         let capabilities = rules.capabilities;
@@ -87,7 +89,9 @@ impl Endpoint {
         let credentials = if is_own { options.credentials.clone() } else { without_password(&options.credentials) };
         Ok(Self {
             authorizer: Authorizer::new(&name, &base, credentials),
-            namespace: (!is_own).then(|| registry.to_owned()),
+            // Where repositories have other names, the registry's own name says nothing.
+            namespace: (!is_own && repositories.is_none()).then(|| registry.to_owned()),
+            repositories,
             redirect_life: options.redirect_life,
             state: Mutex::default(),
             capabilities,

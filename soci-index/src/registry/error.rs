@@ -22,6 +22,8 @@ pub enum TransportKind {
     Timeout,
     /// The connection ended in the middle.
     Interrupted,
+    /// The proxy on the way wants a login that it was not given, or another one.
+    Proxy,
     /// The request could not be made.
     Request,
 }
@@ -32,7 +34,7 @@ impl TransportKind {
     pub fn is_transient(self) -> bool {
         match self {
             Self::Connect | Self::Timeout | Self::Interrupted => true,
-            Self::Tls | Self::Request => false,
+            Self::Tls | Self::Proxy | Self::Request => false,
         }
     }
 }
@@ -105,7 +107,7 @@ pub enum RegistryError {
         last: Option<String>,
     },
     /// An answer that we cannot use.
-    #[error("{registry}/{repository}: {what}: HTTP {status}{}{}", server_says(code, message), hint(*status))]
+    #[error("{registry}/{repository}: {what}: HTTP {status}{}{}", server_says(code, message), hint(*status, message))]
     Status {
         /// The registry.
         registry: String,
@@ -121,7 +123,7 @@ pub enum RegistryError {
         message: String,
     },
     /// No access, also after asking for a new token.
-    #[error("{registry}/{repository}: access denied to {scope} ({who}){}", server_says(&None, message))]
+    #[error("{registry}/{repository}: access denied to {scope} ({who}){}{}", server_says(&None, message), unasked(*challenged))]
     Unauthorized {
         /// The registry.
         registry: String,
@@ -133,6 +135,8 @@ pub enum RegistryError {
         who: &'static str,
         /// The registry's error code and message.
         message: String,
+        /// Whether it asked for a login.
+        challenged: bool,
     },
     /// No credentials where there should be some.
     #[error("{registry}: cannot read credentials: {reason}")]
@@ -279,7 +283,9 @@ pub enum RegistryError {
         reason: String,
     },
     /// The fallback tag is somebody else's.
-    #[error("{registry}/{repository}: the tag {tag} cannot list referrers: {reason}; nothing was changed")]
+    #[error(
+        "{registry}/{repository}: the tag {tag} cannot list referrers: {reason}; nothing was changed; publish to another repository with --to, or into the image itself with --v2"
+    )]
     ForeignTag {
         /// The registry.
         registry: String,
@@ -303,6 +309,22 @@ pub enum RegistryError {
         digest: Box<Digest>,
         /// How often it was written.
         writes: u32,
+    },
+    /// The registry has no referrers API, and does not take the fallback tag either.
+    #[error(
+        "{registry}/{repository}: {digest} is stored, but this registry has no place where an image's indexes are listed: it has no referrers API ({api}) and refuses the tag instead ({tag}); publish to another repository with --to, or into the image itself with --v2"
+    )]
+    NoListing {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// Our manifest.
+        digest: Box<Digest>,
+        /// What shows that there is no API.
+        api: String,
+        /// What it said to the tag.
+        tag: String,
     },
     /// The registry took the manifest and does not list it.
     #[error(
@@ -362,11 +384,28 @@ fn server_says(code: &Option<Box<str>>, message: &str) -> String {
     }
 }
 
-fn hint(status: u16) -> &'static str {
+/// What to do. What a status means beyond its number stands in the message, in words that registries have kept for years.
+fn hint(status: u16, message: &str) -> &'static str {
     match status {
+        403 if message.contains("proxy project") => {
+            " (a proxy-cache project takes nothing: publish to another repository with --to)"
+        }
+        403 if message.contains("quota") => " (make room in the project, or raise its quota)",
+        404 | 400 if message.contains("roject") && message.contains("not found") => " (create the project first)",
         412 => " (an immutable tag, or a policy of the project, forbids this)",
         413 => " (larger than the registry accepts)",
         415 => " (the registry does not accept this media type)",
+        429 => " (too many requests: wait, or log in if you have not)",
         _ => "",
+    }
+}
+
+/// A registry that refuses without asking who is there cannot be talked into it by a login.
+fn unasked(challenged: bool) -> &'static str {
+    if challenged {
+        ""
+    } else {
+        " (it asks for no login here: the project or repository does not exist, or these credentials may not see it; \
+         check the name, or create it)"
     }
 }

@@ -160,7 +160,7 @@ impl Place {
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
                 let first = if grant.is_some() { !renewed } else { !asked };
                 if !helps || !first {
-                    let denied = self.denied(response, &call.scopes).await;
+                    let denied = self.denied(response, &call.scopes, !challenges.is_empty()).await;
                     authorizer.forget_login(self.name());
                     return Err(denied);
                 }
@@ -198,7 +198,7 @@ impl Place {
         }
     }
 
-    async fn denied(&self, response: Response, scopes: &Scopes) -> RegistryError {
+    async fn denied(&self, response: Response, scopes: &Scopes, challenged: bool) -> RegistryError {
         let (code, message) = error_text(response).await;
         RegistryError::Unauthorized {
             registry: self.host().to_owned(),
@@ -206,6 +206,7 @@ impl Place {
             scope: scopes.to_string(),
             who: self.authorizer().who(self.name()),
             message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
+            challenged,
         }
     }
 

@@ -74,6 +74,8 @@ impl Need {
 pub(crate) struct Place {
     repository: Repository,
     endpoint: Arc<Endpoint>,
+    /// What the repository is called there.
+    name: Arc<str>,
     need: Need,
     is_last: bool,
     /// Whether it is worth waiting for, since nobody is asked after it.
@@ -86,9 +88,14 @@ impl Place {
         &self.endpoint.name
     }
 
-    /// The repository's name.
+    /// The repository's name on this host.
     pub(crate) fn name(&self) -> &str {
-        self.repository.name()
+        &self.name
+    }
+
+    /// Another repository's name on this host.
+    pub(crate) fn name_of(&self, other: &str) -> String {
+        name_on(&self.endpoint, other)
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -167,10 +174,10 @@ impl Place {
 impl Repository {
     /// The places to ask for something, in this order; at least one.
     pub(crate) fn places(&self, need: Need) -> Result<Vec<Place>, RegistryError> {
-        let mut places: Vec<Place> = self.able(need).collect();
+        let mut places: Vec<Place> = self.able(need)?.collect();
         let last = places.pop().ok_or_else(|| self.nobody(need))?;
         let last = Place { is_last: true, ..last };
-        let is_aside = |place: &Place| place.endpoint.is_aside(self.name(), need);
+        let is_aside = |place: &Place| place.endpoint.is_aside(place.name(), need);
         let (aside, mut places): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_aside);
         if !aside.is_empty() && !is_aside(&last) {
             places.push(last.clone());
@@ -182,20 +189,29 @@ impl Repository {
 
     /// The one place that takes what is pushed.
     pub(crate) fn push_place(&self) -> Result<Place, RegistryError> {
-        let first = self.able(Need::Push).next().ok_or_else(|| self.nobody(Need::Push))?;
+        let first = self.able(Need::Push)?.next().ok_or_else(|| self.nobody(Need::Push))?;
         Ok(Place { is_last: true, is_final: true, ..first })
     }
 
     /// The places that have a capability.
-    fn able(&self, need: Need) -> impl Iterator<Item = Place> {
-        let able = self.registry().endpoints().iter().filter(move |endpoint| need.is_met(endpoint.capabilities));
-        able.map(move |endpoint| Place {
+    fn able(&self, need: Need) -> Result<impl Iterator<Item = Place>, RegistryError> {
+        if let Some(blocked) = self.blocked() {
+            let (name, file) = (self.name(), blocked.file.display());
+            let reason = format!("{file} blocks {name}: take the ban out of it, or use another registry");
+            return Err(RegistryError::Setup { registry: self.registry().name().to_owned(), reason });
+        }
+        let able = self.registry().endpoints().iter().filter(move |endpoint| {
+            let is_here = endpoint.repositories.as_ref().is_none_or(|some| some.contains(self.name()));
+            is_here && need.is_met(endpoint.capabilities)
+        });
+        Ok(able.map(move |endpoint| Place {
             repository: self.clone(),
             endpoint: Arc::clone(endpoint),
+            name: name_on(endpoint, self.name()).into(),
             need,
             is_last: false,
             is_final: false,
-        })
+        }))
     }
 
     fn nobody(&self, need: Need) -> RegistryError {
@@ -221,4 +237,10 @@ impl Repository {
         }
         Ok(None)
     }
+}
+
+/// What a repository is called on a host.
+fn name_on(endpoint: &Endpoint, name: &str) -> String {
+    let renaming = endpoint.repositories.as_ref().filter(|some| some.contains(name));
+    renaming.map_or_else(|| name.to_owned(), |some| some.rename(name))
 }

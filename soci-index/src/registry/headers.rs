@@ -44,6 +44,15 @@ fn bytes_unit(text: &str) -> Option<&str> {
     (unit.eq_ignore_ascii_case("bytes") && rest.starts_with([' ', '='])).then(|| &rest[1..])
 }
 
+/// Reads how much of an upload a registry has out of its `Range: 0-LAST`. `0-0` is what registries say of nothing at
+/// all; uploads of a single byte do not come in parts.
+pub(crate) fn upload_offset(text: &str) -> Option<u64> {
+    let range = bytes_unit(text).unwrap_or(text);
+    let (first, last) = range.split_once('-')?;
+    let last = number(last)?;
+    (number(first)? == 0).then_some(if last == 0 { 0 } else { last.checked_add(1)? })
+}
+
 /// Digits only: `str::parse` would also take a plus sign.
 fn number(text: &str) -> Option<u64> {
     let text = text.trim();
@@ -148,6 +157,21 @@ mod tests {
         assert_eq!(unsatisfied_total("bytes */100"), Some(100));
         assert_eq!(unsatisfied_total("bytes 0-1/100"), None);
         assert_eq!(unsatisfied_total("bytes */*"), None);
+    }
+
+    #[test]
+    fn uploads() {
+        for (text, expected) in [
+            ("0-99", Some(100)),
+            ("bytes=0-99", Some(100)),
+            (" 0-0 ", Some(0)),
+            ("0--1", None),
+            ("1-99", None),
+            ("0-18446744073709551615", None),
+            ("", None),
+        ] {
+            assert_eq!(upload_offset(text), expected, "{text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Which hosts serve a registry: mirrors before it, and how each is reached.
 //!
 //! Operators say it in containerd's `hosts.toml`, in docker's directories of certificates, or (for the daemon) as a list
-//! of mirrors; the meaning is containerd's in all three, so that a node has one truth. [`mod@file`] reads the text, this file
-//! the directories. Nothing of the text is interpreted here, and no host is asked.
+//! of mirrors; the meaning is containerd's in all three, so that a node has one truth. Where podman and its relatives are
+//! at home it is `registries.conf` instead; it counts where no `hosts.toml` is about the registry. [`mod@file`] and
+//! [`registries_conf`] read the texts, this file the directories. Nothing of the text is interpreted here, and no host
+//! is asked.
 //!
 //! Invariants: the order is that of the file, and the registry itself comes last; a file that cannot be understood is
 //! named in the log with its line, and the directory then counts as one in docker's style, as containerd does; values
@@ -19,11 +21,14 @@ use crate::registry::credentials::Secret;
 use crate::registry::redirect;
 
 pub mod file;
+pub mod registries_conf;
 
 /// The file that says it.
 const FILE: &str = "hosts.toml";
 /// Where containerd and docker look for directories of hosts.
 pub const DIRECTORIES: [&str; 2] = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
+/// Where podman and its relatives look: a file, and a directory of files that end in `.conf`.
+pub const REGISTRIES_CONF: [&str; 2] = ["/etc/containers/registries.conf", "/etc/containers/registries.conf.d"];
 
 /// Where the hosts of a registry are written down. The default is nowhere: a registry is then reached by its own name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +37,8 @@ pub struct HostSource {
     pub mirrors: BTreeMap<String, Vec<Host>>,
     /// Directories with one directory for each registry. They need not exist.
     pub directories: Vec<PathBuf>,
+    /// Files in the form of `registries.conf`, and directories of such files. They need not exist.
+    pub registries_conf: Vec<PathBuf>,
 }
 
 /// A host and how to treat it.
@@ -74,6 +81,53 @@ pub struct HostRules {
     pub dial_timeout: Option<Duration>,
     /// How long it may be silent, if not as long as usual.
     pub silence: Option<Duration>,
+    /// For which repositories it is, and what they are called there; `None` is all, by their own names.
+    pub repositories: Option<Repositories>,
+}
+
+/// Some repositories of a registry, and their names elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Repositories {
+    /// Those of this name or below it. Empty is all.
+    pub below: String,
+    /// But not those.
+    pub except: Vec<String>,
+    /// What stands there in place of `below`.
+    pub instead: String,
+}
+
+impl Repositories {
+    /// Whether `name` is `place` or below it.
+    #[must_use]
+    pub fn is_below(name: &str, place: &str) -> bool {
+        place.is_empty() || name.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Whether a repository is among them.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        Self::is_below(name, &self.below) && !self.except.iter().any(|place| Self::is_below(name, place))
+    }
+
+    /// What one of them is called there.
+    #[must_use]
+    pub fn rename(&self, name: &str) -> String {
+        let rest = name.strip_prefix(&self.below).unwrap_or(name).trim_start_matches('/');
+        match (self.instead.as_str(), rest) {
+            ("", rest) => rest.to_owned(),
+            (instead, "") => instead.to_owned(),
+            (instead, rest) => format!("{instead}/{rest}"),
+        }
+    }
+}
+
+/// Repositories that nobody may go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// Which.
+    pub repositories: Repositories,
+    /// The file that says so.
+    pub file: PathBuf,
 }
 
 /// A certificate with its key.
@@ -122,26 +176,79 @@ pub struct Hosts {
     pub server: Option<Url>,
     /// How to treat the last one.
     pub rules: HostRules,
+    /// Where nobody may go.
+    pub blocked: Vec<Blocked>,
 }
 
 impl HostSource {
-    /// The usual directories.
+    /// The usual directories of containerd and docker. A node has these and no others: there containerd decides.
     #[must_use]
     pub fn of_this_system() -> Self {
-        Self { mirrors: BTreeMap::new(), directories: DIRECTORIES.map(PathBuf::from).to_vec() }
+        Self { directories: DIRECTORIES.map(PathBuf::from).to_vec(), ..Self::default() }
+    }
+
+    /// The same with the usual files of podman and its relatives.
+    #[must_use]
+    pub fn with_registries_conf(self) -> Self {
+        Self { registries_conf: REGISTRIES_CONF.map(PathBuf::from).to_vec(), ..self }
     }
 
     /// The hosts of `registry`, a name as images write it. Reads files; the error is a reason in words.
     pub(crate) fn of(&self, registry: &str) -> Result<Hosts, String> {
-        let mut hosts = match self.directories.iter().find_map(|root| directory_of(root, registry)) {
-            Some(directory) => read(&directory)?,
-            None => Hosts::default(),
+        let directory = self.directories.iter().find_map(|root| directory_of(root, registry));
+        let said = directory.as_deref().map(said).transpose()?.flatten();
+        let mut hosts = match said {
+            Some(hosts) => hosts,
+            None => {
+                let certificates = directory.as_deref().map(certificates).transpose()?.unwrap_or_default();
+                self.by_registries_conf(registry)?.unwrap_or_default().with_certificates(certificates)
+            }
         };
         if let Some(mirrors) = self.mirrors.get(registry) {
             hosts.before.splice(..0, mirrors.iter().cloned());
         }
         Ok(hosts)
     }
+
+    /// What `registries.conf` says, if anything.
+    fn by_registries_conf(&self, registry: &str) -> Result<Option<Hosts>, String> {
+        let mut entries = Vec::new();
+        for path in &self.registries_conf {
+            for file in files_of(path)? {
+                let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+                entries.extend(registries_conf::parse(&text, &file).map_err(|error| error.to_string())?);
+            }
+        }
+        let failed = |fault: file::UrlFault| format!("a location in registries.conf: {fault}");
+        registries_conf::hosts(&entries, registry).map_err(failed)
+    }
+}
+
+impl Hosts {
+    /// Adds what was found for the registry itself in docker's style.
+    fn with_certificates(mut self, found: HostRules) -> Self {
+        self.rules.ca_files = found.ca_files;
+        self.rules.client_certificates = found.client_certificates;
+        self
+    }
+}
+
+/// A file, or the files of a directory by their names; nothing, if there is nothing.
+fn files_of(path: &Path) -> Result<Vec<PathBuf>, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Ok(found) if !found.is_dir() => return Ok(vec![path.to_owned()]),
+        Ok(_) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        files.push(entry.map_err(failed)?.path());
+    }
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
+    files.sort();
+    Ok(files)
 }
 
 /// The directory of a registry below `root`, if there is one.
@@ -172,7 +279,8 @@ fn names(registry: &str) -> Vec<String> {
     names
 }
 
-fn read(directory: &Path) -> Result<Hosts, String> {
+/// What a directory's `hosts.toml` says, if there is one that can be read.
+fn said(directory: &Path) -> Result<Option<Hosts>, String> {
     let path = directory.join(FILE);
     match std::fs::read_to_string(&path) {
         Ok(text) if !text.is_empty() => match file::parse(&text, &path) {
@@ -180,7 +288,7 @@ fn read(directory: &Path) -> Result<Hosts, String> {
                 for (line, key) in read.unknown {
                     tracing::warn!(file = %path.display(), line, key, "a key that is not known has no effect");
                 }
-                return Ok(read.hosts);
+                return Ok(Some(read.hosts));
             }
             Err(error) => tracing::error!(%error, "mirrors are not used: their file cannot be read"),
         },
@@ -188,13 +296,18 @@ fn read(directory: &Path) -> Result<Hosts, String> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(format!("{}: {error}", path.display())),
     }
+    Ok(None)
+}
+
+/// What a directory holds in docker's style.
+fn certificates(directory: &Path) -> Result<HostRules, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
     let mut listed = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         // A name that is no text names no certificate of ours.
         listed.extend(entry.map_err(failed)?.file_name().into_string());
     }
-    Ok(Hosts { rules: docker_style(directory, listed), ..Hosts::default() })
+    Ok(docker_style(directory, listed))
 }
 
 /// What docker reads out of the names in a directory: `*.crt` is an authority, `*.cert` with `*.key` a client's proof.
@@ -293,6 +406,46 @@ mod tests {
         let before: Vec<&str> = before.iter().map(|host| host.url.as_str()).collect();
         assert_eq!(before, ["https://named/v2", "https://in-the-file/v2"]);
         assert_eq!(source.of("other.example").unwrap().before, []);
+    }
+
+    #[test]
+    fn registries_conf_counts_where_no_hosts_file_does() {
+        let root = tempfile::tempdir().unwrap();
+        let (certificates, conf, more) =
+            (root.path().join("certs.d"), root.path().join("r.conf"), root.path().join("r.conf.d"));
+        for directory in [certificates.join("docker.style"), certificates.join("h.example"), more.clone()] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(certificates.join("docker.style/a.crt"), "").unwrap();
+        std::fs::write(certificates.join("h.example/hosts.toml"), "[host.'https://by-hosts-toml']").unwrap();
+        let table = |name: &str, mirror: &str| {
+            format!("[[registry]]\nprefix = '{name}'\n[[registry.mirror]]\nlocation = '{mirror}'\n")
+        };
+        let text = ["docker.style", "h.example", "x.example"].map(|name| table(name, "by-conf")).concat();
+        std::fs::write(&conf, text).unwrap();
+        std::fs::write(more.join("1.conf"), table("x.example", "by-one")).unwrap();
+        std::fs::write(more.join("2.conf"), table("x.example", "by-two")).unwrap();
+        std::fs::write(more.join("3.txt"), "no toml at all").unwrap();
+        let source = HostSource {
+            directories: vec![certificates.clone()],
+            registries_conf: vec![conf.clone(), more, root.path().join("absent")],
+            ..HostSource::default()
+        };
+        for (registry, expected) in [
+            ("h.example", "https://by-hosts-toml/v2"),
+            ("docker.style", "https://by-conf/v2"),
+            ("x.example", "https://by-two/v2"),
+        ] {
+            let hosts = source.of(registry).unwrap();
+            let urls: Vec<&str> = hosts.before.iter().map(|host| host.url.as_str()).collect();
+            assert_eq!(urls, [expected], "{registry}");
+        }
+        assert_eq!(source.of("docker.style").unwrap().rules.ca_files, [certificates.join("docker.style/a.crt")]);
+        assert_eq!(source.of("other.example"), Ok(Hosts::default()));
+        // A file that cannot be read may hold a ban.
+        std::fs::write(&conf, "[[registry]]\nblocked = 1\n").unwrap();
+        let shown = source.of("other.example").unwrap_err();
+        assert_eq!(shown, format!("{}:2: blocked: expected true or false", conf.display()));
     }
 
     #[test]

@@ -23,6 +23,10 @@ use crate::registry::redirect;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
 
+mod visibility;
+
+pub use self::visibility::{Blemish, NoApi, Visibility};
+
 /// Pages of one list. Stops a server whose pages lead on for ever.
 const PAGES_MAX: usize = 100;
 /// Entries of one list, of all pages.
@@ -36,7 +40,7 @@ pub enum ApiAnswer {
     /// It has; these are the entries.
     Listed(Vec<Descriptor>),
     /// It has not, and this shows it.
-    Unsupported(String),
+    Unsupported(NoApi),
 }
 
 /// How referrers were found.
@@ -60,7 +64,7 @@ pub struct Referrers {
     pub found_by: FoundBy,
 }
 
-/// A referrer that was pushed and that consumers will find.
+/// A referrer that was pushed and that consumers will find, though perhaps not all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedReferrer {
     /// Its digest.
@@ -69,8 +73,10 @@ pub struct PushedReferrer {
     pub found_by: FoundBy,
     /// How often the fallback tag was written; more than once means that somebody else wrote it, too.
     pub tag_writes: u32,
-    /// The entry as listed. Some registries list a wrong size or type, which clients may refuse: compare.
+    /// The entry as listed.
     pub entry: Descriptor,
+    /// Who will find it.
+    pub visibility: Visibility,
 }
 
 impl Repository {
@@ -96,7 +102,7 @@ impl Repository {
         match (found, empty) {
             (Ok(Some(found)), _) => Ok(found),
             (Ok(None), _) => {
-                Ok(Referrers { entries: Vec::new(), found_by: FoundBy::Nothing("no host was asked".to_owned()) })
+                Ok(Referrers { entries: Vec::new(), found_by: FoundBy::Nothing(NoApi::NotAsked.to_string()) })
             }
             // Nobody contradicts the mirror that says that there is nothing.
             (Err(error), Some(empty)) => {
@@ -121,7 +127,7 @@ impl Repository {
             let useless = matches!(answer, ApiAnswer::Unsupported(_)) && !place.is_last();
             Ok((!useless).then_some(answer))
         });
-        Ok(answer.await?.unwrap_or_else(|| ApiAnswer::Unsupported("no host was asked".to_owned())))
+        Ok(answer.await?.unwrap_or(ApiAnswer::Unsupported(NoApi::NotAsked)))
     }
 
     /// Pushes a manifest that has a subject, and sees to it that it is found: through the API if the registry has it,
@@ -140,7 +146,7 @@ impl Place {
             ApiAnswer::Listed(entries) => (entries, FoundBy::Api),
             ApiAnswer::Unsupported(reason) => match self.fallback_entries(subject).await {
                 Ok(Some(entries)) => (entries, FoundBy::FallbackTag),
-                Ok(None) => (Vec::new(), FoundBy::Nothing(reason)),
+                Ok(None) => (Vec::new(), FoundBy::Nothing(reason.to_string())),
                 // Somebody else's tag lists nothing; only writing to it would be wrong.
                 Err(error @ RegistryError::ForeignTag { .. }) => (Vec::new(), FoundBy::Nothing(error.to_string())),
                 Err(error) => return Err(error),
@@ -172,7 +178,9 @@ impl Place {
             };
             let answer = match self.call(&call, &deadline).await {
                 Ok(answer) => answer,
-                Err(error @ RegistryError::Redirect { .. }) => return Ok(ApiAnswer::Unsupported(error.to_string())),
+                Err(error @ RegistryError::Redirect { .. }) => {
+                    return Ok(ApiAnswer::Unsupported(NoApi::Redirect(error.to_string())));
+                }
                 Err(error) => return Err(error),
             };
             let next = headers::next_link(answer.response.headers("link"));
@@ -206,27 +214,27 @@ impl Place {
         answer: Answer,
         what: &str,
         deadline: &Deadline,
-    ) -> Result<Result<Vec<Descriptor>, String>, RegistryError> {
+    ) -> Result<Result<Vec<Descriptor>, NoApi>, RegistryError> {
         if !self.endpoint().is_home(&answer.url) {
-            return Ok(Err("the registry redirects to another site".to_owned()));
+            return Ok(Err(NoApi::OtherSite));
         }
         let (status, found_type) = (answer.status(), answer.response.media_type());
         let limit = self.options().limits.manifest_bytes_max;
         match status {
             200 if found_type == media_type::INDEX => {}
-            200 => return Ok(Err(format!("the answer is {found_type:?}, not an image index"))),
+            200 => return Ok(Err(NoApi::ContentType(found_type))),
             404 => {
                 let body = self.document(answer, what, limit, deadline).await?;
                 let (code, _) = headers::error_body(&body);
                 let unknown_name = code.as_deref() == Some("NAME_UNKNOWN");
-                return Ok(if unknown_name { Ok(Vec::new()) } else { Err("HTTP 404".to_owned()) });
+                return Ok(if unknown_name { Ok(Vec::new()) } else { Err(NoApi::Status(status)) });
             }
-            400 | 405 | 406 | 501 => return Ok(Err(format!("HTTP {status}"))),
+            400 | 405 | 406 | 501 => return Ok(Err(NoApi::Status(status))),
             _ => return Err(self.status_error(answer, what).await),
         }
         let body = self.document(answer, what, limit, deadline).await?;
         let index: Result<ImageIndex, _> = serde_json::from_slice(&body);
-        Ok(index.map(|index| index.manifests).map_err(|error| format!("the answer is no image index: {error}")))
+        Ok(index.map(|index| index.manifests).map_err(|error| NoApi::Malformed(error.to_string())))
     }
 
     async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
@@ -242,44 +250,75 @@ impl Place {
         let pushed = self.push_manifest(&ManifestName::Digest(digest), media_type, bytes).await?;
         let mut look = 0;
         loop {
-            let entries = match self.referrers_api(&subject.digest, Some(manifest.kind())).await? {
-                ApiAnswer::Listed(entries) => entries,
-                ApiAnswer::Unsupported(reason) => {
+            let listed = match self.referrers_api(&subject.digest, Some(manifest.kind())).await? {
+                ApiAnswer::Listed(listed) => listed,
+                ApiAnswer::Unsupported(no_api) => {
                     let claimed = pushed.subject.is_some();
-                    tracing::debug!(reason, claimed, "the registry has no referrers API: writing the fallback tag");
-                    let tag_writes = self.write_fallback(&subject.digest, &entry).await?;
-                    return Ok(PushedReferrer { digest, found_by: FoundBy::FallbackTag, tag_writes, entry });
+                    tracing::debug!(%no_api, claimed, "the registry has no referrers API: writing the fallback tag");
+                    return self.list_by_tag(&subject.digest, entry, &no_api).await;
                 }
             };
-            if let Some(listed) = entries.into_iter().find(|listed| listed.digest == digest) {
-                self.compare(&entry, &listed);
-                return Ok(PushedReferrer { digest, found_by: FoundBy::Api, tag_writes: 0, entry: listed });
+            if let Some(listed) = listed.into_iter().find(|listed| listed.digest == digest) {
+                let blemishes = visibility::of_entry(&entry, &listed);
+                return Ok(listed_by_api(listed, blemishes));
             }
             look += 1;
             if look >= LOOKS_MAX {
-                return Err(RegistryError::NotListed {
-                    registry: self.host().to_owned(),
-                    repository: self.name().to_owned(),
-                    digest: Box::new(digest),
-                    subject: Box::new(subject.digest),
-                });
+                return self.listed_without_filter(&subject.digest, &entry).await;
             }
             tokio::time::sleep(self.options().backoff.wait(look, fastrand::f64())).await;
         }
     }
 
-    /// Old Harbor versions list wrong facts, at which strict clients stumble.
-    fn compare(&self, pushed: &Descriptor, listed: &Descriptor) {
-        if pushed.size != listed.size || pushed.kind() != listed.kind() {
-            tracing::warn!(
-                registry = self.host(),
-                repository = self.name(),
-                digest = %pushed.digest,
-                size = pushed.size,
-                listed_size = listed.size,
-                listed_type = listed.kind(),
-                "the registry lists the index with a wrong size or type; some clients will not accept it"
-            );
-        }
+    /// Puts `entry` on the list that clients keep. A registry that takes neither has no place for it.
+    async fn list_by_tag(
+        &self,
+        subject: &Digest,
+        entry: Descriptor,
+        no_api: &NoApi,
+    ) -> Result<PushedReferrer, RegistryError> {
+        let tag_writes = match self.write_fallback(subject, &entry).await {
+            Ok(writes) => writes,
+            Err(error @ RegistryError::Status { status: 400 | 404 | 405 | 412 | 413 | 415 | 422 | 501, .. }) => {
+                return Err(RegistryError::NoListing {
+                    registry: self.host().to_owned(),
+                    repository: self.name().to_owned(),
+                    digest: Box::new(entry.digest),
+                    api: no_api.to_string(),
+                    tag: error.to_string(),
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        let visibility = Visibility::of(visibility::of_no_api(no_api));
+        Ok(PushedReferrer { digest: entry.digest, found_by: FoundBy::FallbackTag, tag_writes, entry, visibility })
     }
+
+    /// The last look: perhaps it is the registry's filter that hides the entry.
+    async fn listed_without_filter(
+        &self,
+        subject: &Digest,
+        entry: &Descriptor,
+    ) -> Result<PushedReferrer, RegistryError> {
+        let all = match self.referrers_api(subject, None).await? {
+            ApiAnswer::Listed(all) => all,
+            ApiAnswer::Unsupported(_) => Vec::new(),
+        };
+        let Some(listed) = all.into_iter().find(|listed| listed.digest == entry.digest) else {
+            return Err(RegistryError::NotListed {
+                registry: self.host().to_owned(),
+                repository: self.name().to_owned(),
+                digest: Box::new(entry.digest),
+                subject: Box::new(*subject),
+            });
+        };
+        let mut blemishes = visibility::of_entry(entry, &listed);
+        blemishes.push(Blemish::Filter { artifact_type: entry.kind().to_owned() });
+        Ok(listed_by_api(listed, blemishes))
+    }
+}
+
+fn listed_by_api(entry: Descriptor, blemishes: Vec<Blemish>) -> PushedReferrer {
+    let visibility = Visibility::of(blemishes);
+    PushedReferrer { digest: entry.digest, found_by: FoundBy::Api, tag_writes: 0, entry, visibility }
 }

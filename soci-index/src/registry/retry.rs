@@ -35,16 +35,19 @@ impl Backoff {
     }
 }
 
-/// How long a server asks us to wait: `Retry-After` in seconds or as a date.
+/// Longest wait that a server may ask for. Whoever limits requests by the hour is asked again, or given up, before that.
+const ASKED_MAX: Duration = Duration::from_secs(300);
+
+/// How long a server asks us to wait, within reason: `Retry-After` in seconds or as a date.
 #[must_use]
 pub fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
     let header = header.trim();
     if !header.is_empty() && header.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than fit means "very long": the deadline decides anyway.
-        return Some(Duration::from_secs(header.parse::<u32>().unwrap_or(u32::MAX).into()));
+        // More digits than fit means "very long".
+        return Some(Duration::from_secs(header.parse().unwrap_or(u64::MAX)).min(ASKED_MAX));
     }
     let date = httpdate::parse_http_date(header).ok()?;
-    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
+    Some(date.duration_since(now).unwrap_or(Duration::ZERO).min(ASKED_MAX))
 }
 
 /// Slowest stream that is put up with, in bytes per second. It bounds how long a server that sends a byte now and then
@@ -156,9 +159,11 @@ mod tests {
         for (header, expected) in [
             ("0", Some(0)),
             (" 120 ", Some(120)),
-            ("99999999999999999999", Some(u64::from(u32::MAX))),
+            ("3600", Some(300)),
+            ("99999999999999999999", Some(300)),
             ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 20:00:00 GMT", Some(300)),
             ("-1", None),
             ("soon", None),
             ("", None),

@@ -1,6 +1,8 @@
 //! The HTTP client: one request out, one response in, nothing remembered.
 //!
-//! This is the only file that knows the HTTP library. It follows no redirect, retries nothing and attaches no
+//! This is the only file that knows the HTTP library. Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`,
+//! `ALL_PROXY`, but for whom `NO_PROXY` names); a registry on this machine is never asked through one, for the proxy's
+//! `localhost` is another. It follows no redirect, retries nothing and attaches no
 //! credential by itself: those are decisions, and they are taken above. TLS is rustls with the *ring* provider, so that
 //! the build needs no C compiler beyond what ring brings. Invariants: every wait ends at the caller's deadline; bytes
 //! are counted as they pass; errors hold no query of any URL; a host's headers, its client certificate and the leave to
@@ -71,6 +73,15 @@ pub enum Body {
 }
 
 impl Body {
+    /// Its bytes, a piece at a time, from the beginning.
+    pub(crate) fn pieces(&self) -> Chunks {
+        match self {
+            Self::Empty => Box::pin(futures_util::stream::empty()),
+            Self::Bytes(bytes) => Box::pin(futures_util::stream::iter([Ok(bytes.clone())])),
+            Self::Chunks { open, .. } => open(),
+        }
+    }
+
     /// Its length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -99,7 +110,18 @@ pub(crate) enum Method {
     Get,
     Head,
     Post,
+    Patch,
     Put,
+}
+
+impl Method {
+    /// Whether a body goes with it.
+    fn has_body(self) -> bool {
+        match self {
+            Self::Get | Self::Head => false,
+            Self::Post | Self::Patch | Self::Put => true,
+        }
+    }
 }
 
 /// One request. `authorization` stands apart because it is secret.
@@ -236,19 +258,21 @@ impl Transport {
             Method::Get => reqwest::Method::GET,
             Method::Head => reqwest::Method::HEAD,
             Method::Post => reqwest::Method::POST,
+            Method::Patch => reqwest::Method::PATCH,
             Method::Put => reqwest::Method::PUT,
         };
         let client =
             self.clients.of(request.url, request.home).map_err(|detail| impossible(request.url, detail.as_str()))?;
         let mut builder = client.request(method, request.url.clone()).headers(self.head_of(request)?);
-        if matches!(request.method, Method::Post | Method::Put) {
+        if request.method.has_body() {
             builder = builder.header(reqwest::header::CONTENT_LENGTH, request.body.len());
             builder = builder.body(self.body(request.body, deadline));
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let sent = builder.send();
-        // A server may take its time over an upload; it has none for a question.
-        let wait = if request.body.is_empty() { self.head } else { Duration::MAX };
+        // A server may take its time over an upload and over its last word; it has none for a question.
+        let asks = request.body.is_empty() && request.method != Method::Put;
+        let wait = if asks { self.head } else { Duration::MAX };
         let hurry = request.hurry.unwrap_or(Duration::MAX);
         let response = within(deadline, wait.min(hurry), sent).await;
         let response = response.ok_or_else(|| timeout(request.url))?.map_err(|error| failure(request.url, &error))?;
@@ -414,6 +438,10 @@ fn timeout(url: &Url) -> TransportError {
 }
 
 fn failure(url: &Url, error: &reqwest::Error) -> TransportError {
+    if wants_proxy_login(error) {
+        let detail = "the proxy wants a login: name it as http://USER:PASSWORD@HOST in HTTPS_PROXY".to_owned();
+        return TransportError { kind: TransportKind::Proxy, url: ShownUrl::new(url), detail };
+    }
     let kind = if is_tls(error) {
         TransportKind::Tls
     } else if error.is_builder() {
@@ -431,6 +459,11 @@ fn failure(url: &Url, error: &reqwest::Error) -> TransportError {
 /// rustls reports a refused certificate somewhere down the chain of causes.
 fn is_tls(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| cause.is::<rustls::Error>())
+}
+
+/// The library has no kind for what a proxy says to a tunnel; its words have been these for years.
+fn wants_proxy_login(error: &reqwest::Error) -> bool {
+    error.is_connect() && causes(error).any(|cause| cause.to_string().ends_with("proxy authorization required"))
 }
 
 /// The innermost cause: the outer ones repeat the URL, whose query may be secret.

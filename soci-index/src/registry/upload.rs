@@ -1,10 +1,12 @@
-//! Writing blobs: ask, open an upload, send it in one piece.
+//! Writing blobs: ask, open an upload, send it.
 //!
-//! One PUT instead of chunks, because every registry takes it and the blobs here are small (indexes, not layers). The
-//! whole sequence starts again when any part of it breaks: an upload session whose fate is unknown is not continued.
+//! Small blobs (indexes are) go in one PUT, because every registry takes it. Large ones, and those of which the registry
+//! says that one request is too much, go in chunks ([`chunks`]), where a broken connection costs a chunk and not the
+//! blob. Which way a registry takes is learnt by trying: one that refuses the first is asked the other way.
+//! A PUT whose fate is unknown is not continued: the whole sequence starts again.
 //! Asking first makes a repeated push cheap, and protects a present blob from some registries' garbage collection.
 //! Invariants: the query of the upload location is kept; nothing secret goes there unless it is on the registry's own
-//! origin.
+//! origin; a blob that cannot be mounted is sent, whatever the reason.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +23,24 @@ use crate::registry::redirect;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
 
+mod chunks;
+
+/// In which sizes blobs are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UploadSizes {
+    /// Larger blobs go in chunks. One request of this size takes some seconds on a slow line: not much is lost when it
+    /// breaks.
+    pub whole_bytes_max: u64,
+    /// How much is sent at a time otherwise. It is held in memory, once for each upload under way.
+    pub chunk_bytes: usize,
+}
+
+impl Default for UploadSizes {
+    fn default() -> Self {
+        Self { whole_bytes_max: 64 << 20, chunk_bytes: 8 << 20 }
+    }
+}
+
 /// How a blob came to be on the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushedBlob {
@@ -32,10 +52,41 @@ pub enum PushedBlob {
     Uploaded,
 }
 
+/// How a blob is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Whole,
+    Chunks,
+}
+
 /// How one attempt ended short of success.
 enum Setback {
     Busy(Box<Answer>),
     Error(RegistryError),
+    /// The registry does not take it in this manner.
+    Manner(Manner, RegistryError),
+    /// The registry has forgotten the upload.
+    Lost(RegistryError),
+    /// It was tried often enough.
+    Final(RegistryError),
+}
+
+/// What is pushed.
+struct Push<'a> {
+    digest: &'a Digest,
+    body: Body,
+    mount_from: Option<&'a str>,
+    what: String,
+    /// Manners that the registry has refused.
+    refused: Vec<Manner>,
+}
+
+/// An upload that the registry has opened.
+struct Opened {
+    location: Url,
+    scopes: Scopes,
+    /// The smallest chunk that it takes, if it says so.
+    smallest: Option<u64>,
 }
 
 impl Repository {
@@ -61,81 +112,121 @@ impl Place {
         body: Body,
         mount_from: Option<&str>,
     ) -> Result<PushedBlob, RegistryError> {
-        let what = format!("pushing blob {digest}");
         let deadline = self.deadline(body.len());
         let failure = Arc::default();
-        let body = watched(body, &failure);
+        let (body, what) = (watched(body, &failure), format!("pushing blob {digest}"));
+        let mut push = Push { digest, body, mount_from, what, refused: Vec::new() };
         let mut retry = 0;
         loop {
-            let (error, pause) = match self.push_once(digest, &body, mount_from, &what, &deadline).await {
+            let (error, pause, again) = match self.push_once(&push, &deadline).await {
                 Ok(pushed) => return Ok(pushed),
                 Err(Setback::Busy(answer)) => {
                     let pause = asked_pause(&answer.response);
-                    (self.status_error(*answer, &what).await, pause)
+                    (self.status_error(*answer, &push.what).await, pause, true)
                 }
-                Err(Setback::Error(error)) => (error, None),
+                Err(Setback::Manner(manner, error)) if push.refused.is_empty() => {
+                    tracing::debug!(registry = self.host(), ?manner, %error, "sending the blob another way");
+                    push.refused.push(manner);
+                    continue;
+                }
+                Err(Setback::Error(error)) => {
+                    let again = error.is_transient();
+                    (error, None, again)
+                }
+                Err(Setback::Lost(error)) => (error, None, true),
+                Err(Setback::Manner(_, error) | Setback::Final(error)) => return Err(error),
             };
             if let Some(reason) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                return Err(RegistryError::Source {
-                    registry: self.host().to_owned(),
-                    repository: self.name().to_owned(),
-                    digest: Box::new(*digest),
-                    reason,
-                });
+                return Err(self.source_error(digest, reason));
             }
-            let busy = matches!(error, RegistryError::Status { status, .. } if is_busy(status));
-            if !busy && !error.is_transient() {
+            if !again {
                 return Err(error);
             }
-            self.pause(&mut retry, pause, &what, error, &deadline).await?;
+            self.pause(&mut retry, pause, &push.what, error, &deadline).await?;
         }
     }
 
-    async fn push_once(
-        &self,
-        digest: &Digest,
-        body: &Body,
-        mount_from: Option<&str>,
-        what: &str,
-        deadline: &Deadline,
-    ) -> Result<PushedBlob, Setback> {
-        let mut scopes = Scopes::push(self.name());
-        if self.is_present(digest, &scopes, what, deadline).await? {
+    async fn push_once(&self, push: &Push<'_>, deadline: &Deadline) -> Result<PushedBlob, Setback> {
+        if self.is_present(push, &Scopes::push(self.name()), deadline).await? {
             return Ok(PushedBlob::Present);
         }
-        let mut url = self.url("blobs/uploads/");
-        if let Some(from) = mount_from {
-            scopes = scopes.and(&Scopes::pull(from));
-            url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
+        let Some(opened) = self.open_upload(push, deadline).await? else { return Ok(PushedBlob::Mounted) };
+        let sizes = self.options().upload;
+        let chunk = chunks::size(sizes.chunk_bytes, opened.smallest);
+        let large = push.body.len() > sizes.whole_bytes_max || opened.smallest.is_some();
+        let in_chunks = match push.refused.first() {
+            None => large && chunk.is_some_and(|chunk| push.body.len() > chunk as u64),
+            Some(refused) => *refused == Manner::Whole,
+        };
+        match chunk {
+            Some(chunk) if in_chunks => chunks::send(self, push, opened, chunk, deadline).await,
+            _ => self.put_whole(push, opened, deadline).await,
         }
-        let call = self.upload_call(Method::Post, url, Body::Empty, scopes.clone(), what);
+    }
+
+    /// Opens an upload; `None` when the registry has mounted the blob instead.
+    async fn open_upload(&self, push: &Push<'_>, deadline: &Deadline) -> Result<Option<Opened>, Setback> {
+        let url = self.url("blobs/uploads/");
+        let own = Scopes::push(self.name());
+        if let Some(from) = push.mount_from {
+            let (mut url, from) = (url.clone(), &self.name_of(from));
+            url.query_pairs_mut().append_pair("mount", &push.digest.to_string()).append_pair("from", from);
+            let both = own.clone().and(&Scopes::pull(from));
+            let call = upload_call(push, Method::Post, url, Body::Empty, &both);
+            let reason = match self.try_once(&call, deadline).await {
+                Ok(answer) if answer.status() == 201 => return Ok(None),
+                Ok(answer) if answer.status() == 202 => return self.opened(push, &answer, both).map(Some),
+                Ok(answer) => format!("HTTP {}", answer.status()),
+                // Who may push here need not be allowed to read there.
+                Err(Setback::Error(error)) if error.is_refusal() => error.to_string(),
+                Err(setback) => return Err(setback),
+            };
+            tracing::debug!(registry = self.host(), blob = %push.digest, from, reason, "not mounted: sending it");
+        }
+        let call = upload_call(push, Method::Post, url, Body::Empty, &own);
         let answer = self.try_once(&call, deadline).await?;
         match answer.status() {
-            201 if mount_from.is_some() => return Ok(PushedBlob::Mounted),
-            202 => {}
-            _ => return Err(self.unexpected(answer, what).await),
+            202 => self.opened(push, &answer, own).map(Some),
+            _ => Err(self.unexpected(answer, push).await),
         }
-        let url = self.location(&answer, digest).map_err(|reason| Setback::Error(self.malformed(what, &reason)))?;
-        let mut call = self.upload_call(Method::Put, url, body.clone(), scopes.clone(), what);
+    }
+
+    fn opened(&self, push: &Push<'_>, answer: &Answer, scopes: Scopes) -> Result<Opened, Setback> {
+        let location = location(answer).map_err(|reason| Setback::Error(self.malformed(&push.what, &reason)))?;
+        let smallest = answer.response.header("oci-chunk-min-length").and_then(|text| text.trim().parse().ok());
+        Ok(Opened { location, scopes, smallest })
+    }
+
+    async fn put_whole(&self, push: &Push<'_>, opened: Opened, deadline: &Deadline) -> Result<PushedBlob, Setback> {
+        let url = with_digest(opened.location, push.digest);
+        let mut call = upload_call(push, Method::Put, url, push.body.clone(), &opened.scopes);
         call.headers.push(("content-type", "application/octet-stream".to_owned()));
         let answer = self.try_once(&call, deadline).await?;
         match answer.status() {
+            413 => Err(Setback::Manner(Manner::Whole, self.status_error(answer, &push.what).await)),
+            _ => self.stored(push, answer, &opened.scopes, deadline).await,
+        }
+    }
+
+    /// Reads the answer to the PUT that ends an upload.
+    async fn stored(
+        &self,
+        push: &Push<'_>,
+        answer: Answer,
+        scopes: &Scopes,
+        deadline: &Deadline,
+    ) -> Result<PushedBlob, Setback> {
+        match answer.status() {
             201 => Ok(PushedBlob::Uploaded),
             // "Accepted" and its like do not say that the blob is there.
-            200 | 202 | 204 if self.is_present(digest, &scopes, what, deadline).await? => Ok(PushedBlob::Uploaded),
-            _ => Err(self.unexpected(answer, what).await),
+            200 | 202 | 204 if self.is_present(push, scopes, deadline).await? => Ok(PushedBlob::Uploaded),
+            _ => Err(self.unexpected(answer, push).await),
         }
     }
 
     /// Whether the blob is there. A registry that does not say is taken to have nothing.
-    async fn is_present(
-        &self,
-        digest: &Digest,
-        scopes: &Scopes,
-        what: &str,
-        deadline: &Deadline,
-    ) -> Result<bool, Setback> {
-        let mut call = self.blob_call(Method::Head, digest, what.to_owned());
+    async fn is_present(&self, push: &Push<'_>, scopes: &Scopes, deadline: &Deadline) -> Result<bool, Setback> {
+        let mut call = self.blob_call(Method::Head, push.digest, push.what.clone());
         call.scopes = scopes.clone();
         match self.try_once(&call, deadline).await {
             Ok(answer) => Ok(answer.status() == 200),
@@ -152,30 +243,42 @@ impl Place {
         }
     }
 
-    async fn unexpected(&self, answer: Answer, what: &str) -> Setback {
-        Setback::Error(self.status_error(answer, what).await)
+    async fn unexpected(&self, answer: Answer, push: &Push<'_>) -> Setback {
+        Setback::Error(self.status_error(answer, &push.what).await)
     }
 
-    fn upload_call(&self, method: Method, url: Url, body: Body, scopes: Scopes, what: &str) -> Call {
-        Call { method, url, headers: Vec::new(), body, scopes, what: what.to_owned() }
-    }
-
-    /// Where to send the blob: the upload location, with its own query and the digest.
-    fn location(&self, answer: &Answer, digest: &Digest) -> Result<Url, String> {
-        let location = answer.response.header("location").unwrap_or_default();
-        if location.is_empty() {
-            return Err("the registry names no location for the upload".to_owned());
+    fn source_error(&self, digest: &Digest, reason: String) -> RegistryError {
+        RegistryError::Source {
+            registry: self.host().to_owned(),
+            repository: self.name().to_owned(),
+            digest: Box::new(*digest),
+            reason,
         }
-        let mut url = redirect::target(&answer.url, location)
-            .map_err(|reason| format!("the location of the upload is refused: {reason}"))?;
-        // Appended as text: going through pairs would rewrite the state that the registry has put there.
-        let query = match url.query() {
-            Some(query) if !query.is_empty() => format!("{query}&digest={digest}"),
-            _ => format!("digest={digest}"),
-        };
-        url.set_query(Some(&query));
-        Ok(url)
     }
+}
+
+fn upload_call(push: &Push<'_>, method: Method, url: Url, body: Body, scopes: &Scopes) -> Call {
+    Call { method, url, headers: Vec::new(), body, scopes: scopes.clone(), what: push.what.clone() }
+}
+
+/// Where an upload is to be sent; the reason in words if nowhere.
+fn location(answer: &Answer) -> Result<Url, String> {
+    let location = answer.response.header("location").unwrap_or_default();
+    if location.is_empty() {
+        return Err("the registry names no location for the upload".to_owned());
+    }
+    redirect::target(&answer.url, location).map_err(|reason| format!("the location of the upload is refused: {reason}"))
+}
+
+/// The location with its own query and the digest. Appended as text: going through pairs would rewrite the state that
+/// the registry has put there.
+fn with_digest(mut location: Url, digest: &Digest) -> Url {
+    let query = match location.query() {
+        Some(query) if !query.is_empty() => format!("{query}&digest={digest}"),
+        _ => format!("digest={digest}"),
+    };
+    location.set_query(Some(&query));
+    location
 }
 
 /// Makes a failing source tell why: the HTTP library would only say that sending failed.

@@ -300,3 +300,78 @@ async fn changed_credentials_are_used_for_the_next_token() {
     passwords.set("p/r", "three");
     repository.manifest(&tag()).await.unwrap().unwrap();
 }
+
+/// Harbor says this of a project that is not there, to everybody.
+#[tokio::test]
+async fn a_refusal_without_a_question() {
+    for header in [None, Some("")] {
+        let mut refusal = reply(401).body(r#"{"errors":[{"code":"UNAUTHORIZED","message":"project p not found"}]}"#);
+        if let Some(header) = header {
+            refusal = refusal.header("www-authenticate", header);
+        }
+        let server = Server::queue([refusal.clone(), refusal]).await;
+        let error = server.repository_with(with_password()).manifest(&tag()).await.unwrap_err();
+        let shown = error.to_string();
+        assert!(matches!(error, RegistryError::Unauthorized { challenged: false, .. }), "{shown}");
+        assert!(shown.contains("project p not found") && shown.contains("check the name, or create it"), "{shown}");
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+/// ECR, once authenticated, refuses an expired token without any challenge.
+#[tokio::test]
+async fn a_refusal_without_a_question_of_what_was_good_before() {
+    let right = Arc::new(Mutex::new("one"));
+    let accepted = Arc::clone(&right);
+    let server = Server::start(move |request| match request.header("authorization") {
+        None => reply(401).header("www-authenticate", "Basic realm=\"https://ecr.invalid/\",service=\"ecr\""),
+        Some(_) if carries(request, *accepted.lock().unwrap()) => reply(200).body(MANIFEST),
+        Some(_) => {
+            reply(403).body(r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired."}]}"#)
+        }
+    })
+    .await;
+    let passwords = Arc::new(Passwords::default());
+    passwords.set("p/r", "one");
+    let credentials = CredentialSource::Keychain(Arc::clone(&passwords) as Arc<dyn Keychain>);
+    let repository = server.repository_with(ClientOptions { credentials, ..options() });
+    repository.manifest(&tag()).await.unwrap().unwrap();
+    *right.lock().unwrap() = "two";
+    let error = repository.manifest(&tag()).await.unwrap_err().to_string();
+    assert!(error.contains("HTTP 403 DENIED: Your authorization token has expired."), "{error}");
+    passwords.set("p/r", "two");
+    repository.manifest(&tag()).await.unwrap().unwrap();
+}
+
+/// How services say that they do not know the form (Harbor 405, Artifactory 401, ACR 400).
+#[tokio::test]
+async fn token_services_that_take_no_form() {
+    for status in [400, 401, 404, 405] {
+        let server = guarded("abc", move |request| match request.method.as_str() {
+            "POST" => reply(status),
+            _ => reply(200).body(r#"{"token":"abc"}"#),
+        })
+        .await;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = format!(r#"{{"auths":{{"{}":{{"identitytoken":"idt"}}}}}}"#, server.address);
+        std::fs::write(file.path(), config).unwrap();
+        let credentials = CredentialSource::File(file.path().to_owned());
+        let repository = server.repository_with(ClientOptions { credentials, ..options() });
+        assert!(repository.manifest(&tag()).await.unwrap().is_some(), "{status}");
+    }
+}
+
+/// Robot accounts of Harbor have a dollar sign in their names.
+#[tokio::test]
+async fn names_are_sent_as_they_are() {
+    let expected = base64::engine::general_purpose::STANDARD.encode("robot$team+ci:pass$word");
+    let expected = format!("Basic {expected}");
+    let server = guarded("abc", move |request| match request.header("authorization") == Some(&expected) {
+        true => reply(200).body(r#"{"token":"abc","access_token":""}"#),
+        false => reply(401),
+    })
+    .await;
+    let credentials = CredentialSource::Password { user: "robot$team+ci".into(), password: Secret::new("pass$word") };
+    let repository = server.repository_with(ClientOptions { credentials, ..options() });
+    assert!(repository.manifest(&tag()).await.unwrap().is_some());
+}

@@ -7,7 +7,7 @@ use soci_index::digest::Digest;
 use soci_index::image::model::media_type;
 use soci_index::registry::RegistryError;
 use soci_index::registry::error::ForeignTag;
-use soci_index::registry::referrers::FoundBy;
+use soci_index::registry::referrers::{Blemish, FoundBy, Visibility};
 
 use crate::server::{Recorded, Reply, Server, reply};
 
@@ -76,6 +76,73 @@ async fn with_the_api() {
     .await;
     let pushed = server.repository().push_referrer(media_type::MANIFEST, manifest().into()).await.unwrap();
     assert_eq!((pushed.found_by, pushed.tag_writes, pushed.entry.size), (FoundBy::Api, 0, 1));
+    let size = Blemish::Size { listed: 1, pushed: manifest().len() as u64 };
+    assert_eq!(pushed.visibility, Visibility::Partial(vec![size]));
+}
+
+/// What each way of listing means for those who look: the query that the registry was asked last, and what was found.
+#[tokio::test]
+async fn who_will_see_it() {
+    let (digest, size) = (Digest::of(manifest().as_bytes()), manifest().len() as u64);
+    let entry = move |size: u64, kind: &str| {
+        json!({"manifests": [{"mediaType": media_type::MANIFEST, "digest": digest, "size": size, "artifactType": kind}]})
+            .to_string()
+    };
+    let blemish = |listed: &str| Blemish::ArtifactType { listed: listed.into(), pushed: KIND.into() };
+    let json_type = Blemish::ContentType { found: "application/json".into() };
+    let filter = Blemish::Filter { artifact_type: KIND.into() };
+    for (content_type, filters, body, found_by, expected) in [
+        (media_type::INDEX, false, entry(size, KIND), FoundBy::Api, vec![]),
+        (media_type::INDEX, false, entry(size, ""), FoundBy::Api, vec![blemish("")]),
+        (
+            media_type::INDEX,
+            false,
+            entry(7, "x"),
+            FoundBy::Api,
+            vec![Blemish::Size { listed: 7, pushed: size }, blemish("x")],
+        ),
+        (media_type::INDEX, true, entry(size, KIND), FoundBy::Api, vec![filter]),
+        ("application/json; charset=utf-8", false, entry(7, KIND), FoundBy::FallbackTag, vec![json_type]),
+        ("text/html", false, "<html>log in</html>".to_owned(), FoundBy::FallbackTag, vec![]),
+    ] {
+        let mut tag: Option<Vec<u8>> = None;
+        let server = Server::start(move |request| {
+            let is_tag = request.target.contains("/manifests/sha256-");
+            match request.method.as_str() {
+                "PUT" if is_tag => {
+                    tag = Some(request.body.clone());
+                    reply(201)
+                }
+                "PUT" => reply(201).header("oci-subject", subject().to_string()),
+                _ if is_tag => tag.as_ref().map_or_else(|| reply(404), |list| index_reply("").body(list)),
+                _ if filters && request.target.contains("artifactType") => index_reply(r#"{"manifests":[]}"#),
+                _ => reply(200).header("content-type", content_type).body(&body),
+            }
+        })
+        .await;
+        let pushed = server.repository().push_referrer(media_type::MANIFEST, manifest().into()).await.unwrap();
+        assert_eq!((pushed.found_by, pushed.visibility), (found_by, Visibility::of(expected)), "{content_type}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_neither() {
+    for status in [400, 405, 412, 415] {
+        let server = Server::start(move |request| match request.method.as_str() {
+            "PUT" if request.target.contains("/manifests/sha256-") => {
+                reply(status).body(r#"{"errors":[{"code":"TAG_INVALID","message":"invalid tag name"}]}"#)
+            }
+            "PUT" => reply(201),
+            _ => reply(404).body("<html>not here</html>"),
+        })
+        .await;
+        let error = server.repository().push_referrer(media_type::MANIFEST, manifest().into()).await.unwrap_err();
+        let shown = error.to_string();
+        assert!(matches!(error, RegistryError::NoListing { .. }), "{shown}");
+        for part in ["HTTP 404", "invalid tag name", "--to", "--v2"] {
+            assert!(shown.contains(part) && !shown.contains('\n'), "{shown}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -168,9 +235,9 @@ async fn only_referrers_are_pushed_like_this() {
 }
 
 #[tokio::test]
-async fn eight_writers_at_once() {
+async fn sixteen_writers_at_once() {
     let (server, kept) = without_api(None, |body| body).await;
-    let writers = (0..8).map(|writer: u32| {
+    let writers = (0..16).map(|writer: u32| {
         let repository = server.repository();
         async move {
             let entry = soci_index::image::model::Descriptor::of(media_type::MANIFEST, &writer.to_le_bytes());
@@ -181,5 +248,6 @@ async fn eight_writers_at_once() {
         result.unwrap();
     }
     let list: Value = serde_json::from_str(kept.lock().unwrap().as_ref().unwrap()).unwrap();
-    assert_eq!(list["manifests"].as_array().unwrap().len(), 8);
+    assert_eq!(list["manifests"].as_array().unwrap().len(), 16);
+    assert!(server.lines().iter().all(|line| line.starts_with("GET") || line.starts_with("PUT")));
 }

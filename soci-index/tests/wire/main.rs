@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod chunks;
+#[cfg(test)]
 mod discover;
 #[cfg(test)]
 mod fallback;

@@ -16,6 +16,7 @@ use soci_index::registry::{Backoff, Body, ClientOptions, HostSource, Registry, R
 
 use crate::server::{Recorded, Reply, Server, options, reply};
 
+mod containers;
 mod secrets;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
@@ -60,7 +61,7 @@ fn host(address: &str, rules: HostRules) -> Host {
 
 /// The repository `p/r` on `origin`, with these hosts before it.
 fn mirrored(origin: &str, before: Vec<Host>, options: ClientOptions) -> Repository {
-    let hosts = HostSource { mirrors: BTreeMap::from([(origin.to_owned(), before)]), directories: Vec::new() };
+    let hosts = HostSource { mirrors: BTreeMap::from([(origin.to_owned(), before)]), ..HostSource::default() };
     Registry::new(origin, ClientOptions { hosts, ..options }).unwrap().repository("p/r")
 }
 

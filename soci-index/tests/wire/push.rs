@@ -149,11 +149,91 @@ async fn mounts() {
 }
 
 #[tokio::test]
-async fn refusals_are_final() {
-    let body = r#"{"errors":[{"code":"DENIED","message":"can not push artifact to a proxy project"}]}"#;
-    let server = Server::queue([reply(404), reply(403).body(body)]).await;
-    let (digest, hello) = hello();
-    let error = server.repository().push_blob(&digest, hello, None).await.unwrap_err().to_string();
-    assert!(error.contains("proxy project"), "{error}");
-    assert_eq!(server.requests().len(), 2);
+async fn refusals_are_final_and_say_what_to_do() {
+    let answer = |status: u16, code: &str, message: &str| {
+        reply(status).body(format!(r#"{{"errors":[{{"code":"{code}","message":"{message}"}}]}}"#))
+    };
+    for (refusal, expected) in [
+        (answer(403, "DENIED", "can not push artifact to a proxy project: p"), &["proxy project: p", "--to"][..]),
+        (
+            answer(403, "DENIED", "adding 5 bytes of storage exceeds the quota"),
+            &["exceeds the quota", "raise its quota"],
+        ),
+        (answer(404, "NOT_FOUND", "project p not found"), &["project p not found", "create the project"]),
+        (answer(412, "PRECONDITION", "configured as immutable"), &["HTTP 412", "immutable tag"]),
+        (reply(413).body("<html><h1>413 Request Entity Too Large</h1></html>"), &["HTTP 413", "larger than"]),
+        (reply(400), &["HTTP 400"]),
+    ] {
+        let server = Server::queue([reply(404), refusal]).await;
+        let (digest, hello) = hello();
+        let error = server.repository().push_blob(&digest, hello, None).await.unwrap_err().to_string();
+        assert!(expected.iter().all(|part| error.contains(part)) && !error.contains('<'), "{error}");
+        assert_eq!(server.requests().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_may_not_be_read_is_no_obstacle() {
+    let refusals = [
+        reply(401),
+        reply(401).header("www-authenticate", "Basic realm=\"harbor\""),
+        reply(403).body(r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#),
+        reply(404).body(r#"{"errors":[{"code":"NAME_UNKNOWN","message":"other/repo"}]}"#),
+        reply(405),
+    ];
+    for refusal in refusals {
+        let server = Server::start(move |request| match request.method.as_str() {
+            "HEAD" => reply(404),
+            "POST" if request.target.contains("mount=") => refusal.clone(),
+            "POST" => reply(202).header("location", "/up"),
+            _ => reply(201),
+        })
+        .await;
+        let (digest, body) = hello();
+        let pushed = server.repository_with(with_password()).push_blob(&digest, body, Some("other/repo")).await;
+        assert_eq!(pushed, Ok(PushedBlob::Uploaded), "{:?}", server.lines());
+        assert_eq!(server.requests().last().unwrap().body, b"hello");
+    }
+}
+
+/// The token service gives no token for the source: the mount is not even asked for.
+#[tokio::test]
+async fn a_mount_asks_for_two_scopes() {
+    for generous in [true, false] {
+        let server = Server::start(move |request| {
+            if request.target.starts_with("/token") {
+                let both = request.target.contains("other%2Frepo%3Apull") && request.target.contains("pull%2Cpush");
+                return if both && !generous { reply(403) } else { reply(200).body(r#"{"token":"abc"}"#) };
+            }
+            match (request.header("authorization"), request.method.as_str()) {
+                (Some("Bearer abc"), "HEAD") => reply(404),
+                (Some("Bearer abc"), "POST") if request.target.contains("mount=") => reply(201),
+                (Some("Bearer abc"), "POST") => reply(202).header("location", "/up"),
+                (Some("Bearer abc"), _) => reply(201),
+                _ => {
+                    let realm = format!("http://{}/token", request.header("host").unwrap());
+                    reply(401).header("www-authenticate", format!("Bearer realm=\"{realm}\",service=\"s\""))
+                }
+            }
+        })
+        .await;
+        let (digest, body) = hello();
+        let pushed = server.repository().push_blob(&digest, body, Some("other/repo")).await;
+        let expected = if generous { PushedBlob::Mounted } else { PushedBlob::Uploaded };
+        assert_eq!(pushed, Ok(expected), "{:?}", server.lines());
+    }
+}
+
+#[tokio::test]
+async fn a_policy_on_reading_does_not_stop_a_push() {
+    for status in [400, 404, 405, 412] {
+        let server = Server::start(move |request| match request.method.as_str() {
+            "HEAD" => reply(status),
+            "POST" => reply(202).header("location", "/up"),
+            _ => reply(201),
+        })
+        .await;
+        let (digest, body) = hello();
+        assert_eq!(server.repository().push_blob(&digest, body, None).await, Ok(PushedBlob::Uploaded), "{status}");
+    }
 }

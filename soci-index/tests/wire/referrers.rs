@@ -91,7 +91,7 @@ async fn not_the_api() {
         let server = Server::queue([answer.clone(), answer, reply(404)]).await;
         let repository = server.repository();
         match repository.referrers_api(&Digest::of(b""), None).await.unwrap() {
-            ApiAnswer::Unsupported(found) => assert!(found.contains(reason), "{found}"),
+            ApiAnswer::Unsupported(found) => assert!(found.to_string().contains(reason), "{found}"),
             listed => panic!("{reason}: {listed:?}"),
         }
         // Nor is there a fallback tag.

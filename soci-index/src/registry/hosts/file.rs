@@ -16,7 +16,7 @@ use super::{Capabilities, ClientCertificate, Host, HostRules, Hosts};
 use crate::gotime;
 use crate::registry::credentials::Secret;
 
-/// Why a `hosts.toml` cannot be used.
+/// Why a file about hosts cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HostsError {
     /// It is not TOML.
@@ -52,6 +52,15 @@ pub enum ValueFault {
         /// Which kind.
         expected: &'static str,
     },
+    /// A key that must be there is not.
+    #[error("{key} is missing")]
+    Missing {
+        /// Which.
+        key: &'static str,
+    },
+    /// The format of long ago.
+    #[error("this is version 1 of the format, which is not read: write [[registry]] tables")]
+    Version,
     /// Nobody knows this capability.
     #[error("{name:?} is no capability: expected pull, resolve, push or referrers")]
     Capability {
@@ -97,15 +106,11 @@ pub struct HostsFile {
 /// # Errors
 /// [`HostsError`].
 pub fn parse(text: &str, file: &Path) -> Result<HostsFile, HostsError> {
-    let mut reading = Reading { text, file, unknown: Vec::new() };
-    let table = DeTable::parse(text).map_err(|error| HostsError::Syntax {
-        file: file.to_owned(),
-        line: reading.line(error.span().map_or(0, |span| span.start)),
-        what: error.message().to_owned(),
-    })?;
+    let mut reading = Reading::new(text, file);
+    let table = reading.table()?;
     let table = table.get_ref();
     let (rules, override_path) = reading.rules(table, true)?;
-    let mut hosts = Hosts { before: Vec::new(), server: None, rules };
+    let mut hosts = Hosts { rules, ..Hosts::default() };
     for (key, value) in table {
         match key.get_ref().as_ref() {
             "server" => {
@@ -143,37 +148,64 @@ pub fn url(text: &str, path_is_whole: bool) -> Result<Url, UrlFault> {
     Ok(url)
 }
 
-type Key<'t> = Spanned<DeString<'t>>;
-type Value<'t> = Spanned<DeValue<'t>>;
+pub(super) type Key<'t> = Spanned<DeString<'t>>;
+pub(super) type Value<'t> = Spanned<DeValue<'t>>;
 
 /// A file being read.
-struct Reading<'t> {
+pub(super) struct Reading<'t> {
     text: &'t str,
     file: &'t Path,
     unknown: Vec<(usize, String)>,
 }
 
-impl Reading<'_> {
+impl<'t> Reading<'t> {
+    pub(super) fn new(text: &'t str, file: &'t Path) -> Self {
+        Self { text, file, unknown: Vec::new() }
+    }
+
+    pub(super) fn file(&self) -> &'t Path {
+        self.file
+    }
+
+    /// The whole of it.
+    pub(super) fn table(&self) -> Result<Spanned<DeTable<'t>>, HostsError> {
+        DeTable::parse(self.text).map_err(|error| HostsError::Syntax {
+            file: self.file.to_owned(),
+            line: self.line(error.span().map_or(0, |span| span.start)),
+            what: error.message().to_owned(),
+        })
+    }
+
+    /// What a table lacks; `key` leads to the table.
+    pub(super) fn missing(&self, key: &Key<'_>, missing: &'static str) -> HostsError {
+        HostsError::Value {
+            file: self.file.to_owned(),
+            line: self.line(key.span().start),
+            key: key.get_ref().to_string(),
+            fault: ValueFault::Missing { key: missing },
+        }
+    }
+
     fn line(&self, at: usize) -> usize {
         let before = &self.text.as_bytes()[..at.min(self.text.len())];
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 
-    fn fault(&self, key: &Key<'_>, value: &Value<'_>, fault: ValueFault) -> HostsError {
+    pub(super) fn fault(&self, key: &Key<'_>, value: &Value<'_>, fault: ValueFault) -> HostsError {
         // A table begins where its header stands, which is where its key is.
         let at = if value.get_ref().is_table() { key.span().start } else { value.span().start };
         HostsError::Value { file: self.file.to_owned(), line: self.line(at), key: key.get_ref().to_string(), fault }
     }
 
-    fn kind(&self, key: &Key<'_>, value: &Value<'_>, expected: &'static str) -> HostsError {
+    pub(super) fn kind(&self, key: &Key<'_>, value: &Value<'_>, expected: &'static str) -> HostsError {
         self.fault(key, value, ValueFault::Kind { expected })
     }
 
-    fn text_of<'v>(&self, key: &Key<'_>, value: &'v Value<'_>) -> Result<&'v str, HostsError> {
+    pub(super) fn text_of<'v>(&self, key: &Key<'_>, value: &'v Value<'_>) -> Result<&'v str, HostsError> {
         value.get_ref().as_str().ok_or_else(|| self.kind(key, value, "a text"))
     }
 
-    fn flag(&self, key: &Key<'_>, value: &Value<'_>) -> Result<bool, HostsError> {
+    pub(super) fn flag(&self, key: &Key<'_>, value: &Value<'_>) -> Result<bool, HostsError> {
         value.get_ref().as_bool().ok_or_else(|| self.kind(key, value, "true or false"))
     }
 

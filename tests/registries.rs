@@ -1,0 +1,390 @@
+//! Publishing to every registry that we know of, or to what behaves like it.
+//!
+//! Each test publishes an image's index with the `soci` binary, twice, and looks for it as a node does. The names are
+//! `HOW_on_REGISTRY`: the table of registries in the documentation cites them. Profiles stand for registries that cannot
+//! run here (see `support/profile.rs`); the others are the real thing.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use soci_index::digest::Digest;
+use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
+use soci_index::image::model::{Descriptor, media_type};
+use soci_index::registry::referrers::{ApiAnswer, FoundBy};
+use soci_index::registry::upload::PushedBlob;
+use soci_index::registry::{Body, ClientOptions, Registry, Repository, UploadSizes};
+use soci_tests::image::{Image, tar, text};
+use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
+use soci_tests::registry::{Distribution, DockerRegistry, Ferro, Peryx, client, client_with_password};
+use soci_tests::{run, soci};
+
+/// What comes of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Everybody finds it by the referrers API.
+    Native,
+    /// Everybody finds it by the fallback tag.
+    Tag,
+    /// It is found by the API, with a warning that contains this.
+    NativeBut(&'static str),
+    /// It is found by the fallback tag, with a warning that contains this.
+    TagBut(&'static str),
+    /// It is refused, with a message that contains this.
+    Refused(&'static str),
+}
+
+impl Outcome {
+    fn is_native(self) -> bool {
+        matches!(self, Self::Native | Self::NativeBut(_))
+    }
+}
+
+/// What comes of publishing a version 1 index.
+fn v1_outcome(profile: Profile) -> Outcome {
+    match profile {
+        Profile::Harbor28 | Profile::Harbor29 => Outcome::TagBut("application/json"),
+        Profile::Harbor210 => Outcome::NativeBut("wrong size"),
+        Profile::Harbor211 | Profile::Harbor215 => Outcome::Native,
+        Profile::Ecr | Profile::DockerHub | Profile::Acr | Profile::Zot => Outcome::Native,
+        Profile::GitLab | Profile::Ghcr | Profile::GoogleArtifactRegistry | Profile::Artifactory => Outcome::Tag,
+        Profile::GitLabDash => Outcome::Refused("answers with the image itself"),
+        Profile::Quay => Outcome::Refused("no place where an image's indexes are listed"),
+    }
+}
+
+/// Makes a test of `how` for each profile.
+macro_rules! on_each_profile {
+    ($how:ident: $($name:ident on $profile:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                $how(Profile::$profile).await;
+            }
+        )*
+
+        /// No profile is forgotten.
+        #[test]
+        fn each_profile_is_tested() {
+            assert_eq!([$(Profile::$profile),*], Profile::ALL);
+        }
+    };
+}
+
+on_each_profile! { v1:
+    v1_on_harbor_2_8 on Harbor28,
+    v1_on_harbor_2_9 on Harbor29,
+    v1_on_harbor_2_10 on Harbor210,
+    v1_on_harbor_2_11 on Harbor211,
+    v1_on_harbor_2_15 on Harbor215,
+    v1_on_gitlab on GitLab,
+    v1_on_gitlab_that_takes_the_dash_for_a_colon on GitLabDash,
+    v1_on_ecr on Ecr,
+    v1_on_ghcr on Ghcr,
+    v1_on_docker_hub on DockerHub,
+    v1_on_quay on Quay,
+    v1_on_google_artifact_registry on GoogleArtifactRegistry,
+    v1_on_artifactory on Artifactory,
+    v1_on_acr on Acr,
+    v1_on_zot on Zot,
+}
+
+async fn v1(profile: Profile) {
+    let registry = ProfiledRegistry::start(profile).await;
+    let login = tempfile::tempdir().unwrap();
+    let repository = registry.client(login.path()).repository("team/app");
+    let name = format!("{}/team/app:v1", registry.address);
+    let outcome = v1_outcome(profile);
+    let image = image();
+    image.push(&repository, "v1").await;
+    if publish_and_find(&name, &image, &repository, login.path(), outcome).await {
+        let before = registry.requests().len();
+        // What is sent is the question for a token, where that is a form.
+        let form = if profile.quirks().form.is_some() { 200 } else { 0 };
+        publish_again(&name, login.path(), form);
+        let requests = registry.requests().split_off(before);
+        let sends =
+            |line: &&String| !["GET ", "HEAD ", "POST /service/token"].iter().any(|start| line.starts_with(start));
+        let quiet = !requests.iter().any(|line| sends(&line));
+        assert!(quiet, "{profile:?}: nothing is sent: {requests:?}");
+    }
+    let requests = registry.requests();
+    assert!(requests.iter().all(|line| !line.starts_with("DELETE ")), "{profile:?}: {requests:?}");
+    assert_eq!(registry.leaks(), [""; 0], "{profile:?}: no login leaves the registry");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn v1_on_docker_registry() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    v1_without_login(&registry.address, Outcome::Tag).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn v1_on_distribution_v3() {
+    let Some(registry) = Distribution::start() else { return };
+    v1_without_login(&registry.address, Outcome::Tag).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn v1_on_ferro() {
+    let Some(registry) = Ferro::start() else { return };
+    v1_without_login(&registry.address, Outcome::Native).await;
+    // It ignores ranges: a part of a layer is right all the same.
+    let image = image();
+    let repository = client(&registry.address).repository("team/app");
+    let reader = repository.blob(Digest::of(&image.blobs[0]), image.blobs[0].len() as u64);
+    let part = reader.read_bytes(50_000..150_000).await.unwrap();
+    assert_eq!(part, image.blobs[0][50_000..150_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn v1_on_peryx() {
+    use base64::Engine as _;
+    let Some(registry) = Peryx::start() else { return };
+    let login = tempfile::tempdir().unwrap();
+    let auth = base64::engine::general_purpose::STANDARD.encode(format!("robot$team+ci:{}", Peryx::PASSWORD));
+    let config = json!({ "auths": { registry.address.clone(): { "auth": auth } } });
+    std::fs::write(login.path().join("config.json"), config.to_string()).unwrap();
+    let repository = client_with_password(&registry.address, Peryx::PASSWORD).repository("team/app");
+    v1_on_server(&registry.address, &repository, login.path(), Outcome::Native).await;
+}
+
+async fn v1_without_login(address: &str, outcome: Outcome) {
+    let login = tempfile::tempdir().unwrap();
+    v1_on_server(address, &client(address).repository("team/app"), login.path(), outcome).await;
+}
+
+async fn v1_on_server(address: &str, repository: &Repository, login: &Path, outcome: Outcome) {
+    let image = image();
+    image.push(repository, "v1").await;
+    let name = format!("{address}/team/app:v1");
+    publish_and_find(&name, &image, repository, login, outcome).await;
+    publish_again(&name, login, 0);
+}
+
+fn image() -> Image {
+    let base = tar(&[("bin/tool", text(1, 1_500_000)), ("etc/conf", text(2, 500))]);
+    let top = tar(&[("app/data", text(3, 700_000)), ("app/main", text(4, 100))]);
+    Image::gzip(vec![base, top])
+}
+
+fn publish(name: &str, login: &Path) -> Command {
+    let mut command = soci();
+    command.args(["publish", name, "--min-layer-size", "1000", "--span-size", "262144", "--json"]);
+    command.env("DOCKER_CONFIG", login);
+    command
+}
+
+/// Publishes, compares what is said with `outcome`, and looks for the index. Says whether there is one.
+async fn publish_and_find(name: &str, image: &Image, repository: &Repository, login: &Path, outcome: Outcome) -> bool {
+    let output = run(&mut publish(name, login));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    if let Outcome::Refused(reason) = outcome {
+        assert_eq!(output.status.code(), Some(4), "{message}");
+        assert!(message.contains(reason) && message.contains("--to") && message.contains("--v2"), "{message}");
+        return false;
+    }
+    assert!(output.status.success(), "{message}");
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let said = &said["images"][0];
+    assert_eq!(said["status"], "published", "{said}");
+    let by = if outcome.is_native() { "the referrers API" } else { "the fallback tag" };
+    assert_eq!(said["foundBy"], by, "{said}");
+    let warnings = said["warnings"].as_array().unwrap();
+    match outcome {
+        Outcome::NativeBut(part) | Outcome::TagBut(part) => {
+            assert_eq!(warnings.len(), 1, "{said}");
+            assert!(warnings[0].as_str().unwrap().contains(part), "{said}");
+        }
+        Outcome::Native | Outcome::Tag | Outcome::Refused(_) => assert_eq!(warnings.len(), 0, "{said}"),
+    }
+
+    let index: Digest = said["index"]["digest"].as_str().unwrap().parse().unwrap();
+    let entry = looked_up(repository, &image.digest(), outcome).await;
+    assert_eq!((entry.digest, entry.kind()), (index, SOCI_INDEX_V1));
+    let has_right_size = entry.size == said["index"]["size"].as_u64().unwrap();
+    assert_eq!(has_right_size, !matches!(outcome, Outcome::NativeBut(_)));
+    let found = on_registry(repository, &image.digest(), Which::Newest).await.unwrap();
+    assert!(matches!(&found, Discovery::Found(found) if found.digest == index && found.others == 0), "{found:?}");
+    true
+}
+
+/// What a client that goes by the specification finds, and only where it must look: the API, or else the tag.
+async fn looked_up(repository: &Repository, image: &Digest, outcome: Outcome) -> Descriptor {
+    let mut entries = match repository.referrers_api(image, Some(SOCI_INDEX_V1)).await.unwrap() {
+        ApiAnswer::Listed(entries) if outcome.is_native() => entries,
+        ApiAnswer::Unsupported(_) if !outcome.is_native() => repository.fallback_entries(image).await.unwrap().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(entries.len(), 1);
+    entries.remove(0)
+}
+
+fn publish_again(name: &str, login: &Path, bytes_sent_max: u64) {
+    let output = run(&mut publish(name, login));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["images"][0]["status"], "up to date", "{said}");
+    assert!(said["bytesSent"].as_u64().unwrap() <= bytes_sent_max, "{said}");
+}
+
+/// How many publish at the same moment.
+const WRITERS: usize = 16;
+
+/// Many images of one repository never meet; many indexes of one image meet in its fallback tag.
+async fn sixteen_writers(clients: Vec<Repository>, image: &Image) {
+    let subject = Descriptor::of(media_type::MANIFEST, &image.manifest);
+    let config = Descriptor { media_type: SOCI_INDEX_V1.to_owned(), ..Descriptor::of("", b"{}") };
+    let pushed = clients.first().unwrap().push_blob(&config.digest, Body::Bytes("{}".into()), None).await;
+    pushed.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for (number, repository) in clients.iter().cloned().enumerate() {
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": config, "layers": [], "subject": subject,
+            "annotations": { "writer": number.to_string() },
+        });
+        let bytes = manifest.to_string();
+        writers.spawn(async move { repository.push_referrer(media_type::MANIFEST, bytes.into()).await });
+    }
+    let mut digests = Vec::new();
+    for pushed in writers.join_all().await {
+        let pushed = pushed.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(pushed.found_by, FoundBy::FallbackTag);
+        digests.push(pushed.digest);
+    }
+    let listed = clients[0].fallback_entries(&image.digest()).await.unwrap().unwrap();
+    assert_eq!(listed.len(), WRITERS, "nobody is listed twice");
+    digests.retain(|digest| listed.iter().all(|entry| entry.digest != *digest));
+    assert_eq!(digests, [], "nobody is lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixteen_writers_on_docker_registry() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let clients: Vec<Repository> = (0..WRITERS).map(|_| client(&registry.address).repository("team/app")).collect();
+    let image = image();
+    image.push(&clients[0], "v1").await;
+    sixteen_writers(clients, &image).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixteen_writers_on_ghcr() {
+    let registry = ProfiledRegistry::start(Profile::Ghcr).await;
+    let login = tempfile::tempdir().unwrap();
+    let clients: Vec<Repository> = (0..WRITERS).map(|_| registry.client(login.path()).repository("team/app")).collect();
+    let image = image();
+    image.push(&clients[0], "v1").await;
+    sixteen_writers(clients, &image).await;
+    assert!(registry.requests().iter().all(|line| !line.starts_with("DELETE ")), "nothing is deleted");
+}
+
+/// Sends a blob in chunks and reads it back. Answers how many requests it took.
+async fn chunks(registry: &Registry) -> u64 {
+    let upload = UploadSizes { whole_bytes_max: 100_000, chunk_bytes: 100_000 };
+    let options = ClientOptions { upload, ..registry.options().clone() };
+    let repository = Registry::new(registry.name(), options).unwrap().repository("team/app");
+    let content = text(9, 1_234_567);
+    let descriptor = Descriptor::of("application/octet-stream", &content);
+    let pushed = repository.push_blob(&descriptor.digest, Body::Bytes(content.clone().into()), None).await;
+    assert_eq!(pushed, Ok(PushedBlob::Uploaded));
+    let requests = repository.registry().traffic().requests;
+    assert_eq!(repository.blob_bytes(&descriptor, 2_000_000).await.unwrap(), content);
+    requests
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_docker_registry() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    assert_eq!(chunks(&client(&registry.address)).await, 16, "HEAD, POST, 13 chunks, PUT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_distribution_v3() {
+    let Some(registry) = Distribution::start() else { return };
+    assert_eq!(chunks(&client(&registry.address)).await, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_ferro() {
+    let Some(registry) = Ferro::start() else { return };
+    assert_eq!(chunks(&client(&registry.address)).await, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_peryx() {
+    let Some(registry) = Peryx::start() else { return };
+    assert!(chunks(&client_with_password(&registry.address, Peryx::PASSWORD)).await >= 16);
+}
+
+/// The state in the upload's place comes back as it was given; every chunk carries a good login.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_on_harbor() {
+    let registry = ProfiledRegistry::start(Profile::Harbor215).await;
+    let login = tempfile::tempdir().unwrap();
+    assert!(chunks(&registry.client(login.path())).await >= 16);
+}
+
+/// An index may come before its image: the order is the pusher's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_may_come_later() {
+    let docker = DockerRegistry::start();
+    let harbor = ProfiledRegistry::start(Profile::Harbor215).await;
+    let login = tempfile::tempdir().unwrap();
+    let harbor = (harbor.client(login.path()), FoundBy::Api, Some(harbor));
+    let docker_client = docker.as_ref().map(|docker| (client(&docker.address), FoundBy::FallbackTag, None));
+    for (registry, expected, _) in [Some(harbor), docker_client].into_iter().flatten() {
+        let (repository, image) = (registry.repository("team/later"), image());
+        let pushed = push_empty_index(&repository, &image).await;
+        assert_eq!(pushed, expected);
+        image.push(&repository, "v1").await;
+        let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
+        assert!(matches!(found, Discovery::Found(_)), "{found:?}");
+    }
+}
+
+async fn push_empty_index(repository: &Repository, image: &Image) -> FoundBy {
+    let config = Descriptor { media_type: SOCI_INDEX_V1.to_owned(), ..Descriptor::of("", b"{}") };
+    repository.push_blob(&config.digest, Body::Bytes("{}".into()), None).await.unwrap();
+    let subject = Descriptor::of(media_type::MANIFEST, &image.manifest);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": config, "layers": [], "subject": subject,
+    });
+    repository.push_referrer(media_type::MANIFEST, manifest.to_string().into()).await.unwrap().found_by
+}
+
+/// A push that was cut between the manifest and the tag leaves an index that nobody finds; the next run lists it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_publish_is_repaired() {
+    let broken = Some(Broken { method: "PUT", path: "/manifests/sha256-", status: 403 });
+    let registry = ProfiledRegistry::with(Quirks { broken, ..Profile::Ghcr.quirks() }).await;
+    let login = tempfile::tempdir().unwrap();
+    let repository = registry.client(login.path()).repository("team/app");
+    let (image, name) = (image(), format!("{}/team/app:v1", registry.address));
+    image.push(&repository, "v1").await;
+    registry.break_down();
+    let output = run(&mut publish(&name, login.path()));
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(repository.fallback_entries(&image.digest()).await.unwrap(), None);
+    registry.heal();
+    publish_and_find(&name, &image, &repository, login.path(), Outcome::Tag).await;
+}
+
+/// A project that shows only what is signed (section 5.2): the index is pushed without a look at what is there, as often
+/// as it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_read_back() {
+    let broken = Some(Broken { method: "GET", path: "/manifests/sha256:", status: 412 });
+    let registry = ProfiledRegistry::with(Quirks { broken, ..Profile::Harbor215.quirks() }).await;
+    let login = tempfile::tempdir().unwrap();
+    let repository = registry.client(login.path()).repository("team/app");
+    let (image, name) = (image(), format!("{}/team/app:v1", registry.address));
+    image.push(&repository, "v1").await;
+    registry.break_down();
+    for _ in 0..2 {
+        let output = run(&mut publish(&name, login.path()));
+        assert!(output.status.success(), "{output:?}");
+    }
+    registry.heal();
+    let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
+    assert!(matches!(found, Discovery::Found(found) if found.others == 0));
+}
