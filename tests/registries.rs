@@ -363,7 +363,7 @@ async fn an_interrupted_publish_is_repaired() {
     image.push(&repository, "v1").await;
     registry.break_down();
     let output = run(&mut publish(&name, login.path()));
-    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
     assert_eq!(repository.fallback_entries(&image.digest()).await.unwrap(), None);
     registry.heal();
     publish_and_find(&name, &image, &repository, login.path(), Outcome::Tag).await;

@@ -84,6 +84,30 @@ pub fn distribution() -> Option<PathBuf> {
         .clone()
 }
 
+/// What AWS's module asks for.
+const PEER_GO_MINOR_MIN: u32 = 26;
+
+/// AWS's library as a program; `None`, with a word on standard error, where it cannot be built: it needs Go, a C compiler
+/// and zlib.
+///
+/// # Panics
+/// When it cannot be built although these are there.
+#[must_use]
+pub fn peer() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            let zlib = Path::new("/usr/include/zlib.h").exists();
+            if !zlib || go_minor().is_none_or(|minor| minor < PEER_GO_MINOR_MIN) {
+                eprintln!("SKIPPED: AWS's library needs Go 1.{PEER_GO_MINOR_MIN} and zlib1g-dev");
+                return None;
+            }
+            let sources = ["go.mod", "go.sum", "main.go"];
+            Some(built(&module().join("peer"), &sources, &[], &["."]).join("peer"))
+        })
+        .clone()
+}
+
 fn built(module: &Path, sources: &[&str], options: &[&str], packages: &[&str]) -> PathBuf {
     let target = soci_path().ancestors().nth(2).expect("target/PROFILE/soci").join("go");
     fs::create_dir_all(&target).expect("a directory");

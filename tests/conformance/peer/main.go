@@ -25,13 +25,13 @@ import (
 	"github.com/awslabs/soci-snapshotter/soci"
 	"github.com/awslabs/soci-snapshotter/soci/store"
 	"github.com/awslabs/soci-snapshotter/ztoc"
-	"github.com/awslabs/soci-snapshotter/ztoc/compression"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/content/oci"
 	"oras.land/oras-go/v2/registry/remote"
 )
@@ -87,7 +87,7 @@ func open(ctx context.Context, arguments []string) (*layout, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	content, err := local.NewStore(directory)
+	layers, err := local.NewStore(directory)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -111,12 +111,12 @@ func open(ctx context.Context, arguments []string) (*layout, func(), error) {
 		options = append(options, soci.WithPrefetchPaths(strings.Split(*prefetch, ",")))
 	}
 	ours := &store.SociStore{Store: blobs}
-	builder, err := soci.NewIndexBuilder(content, ours, options...)
+	builder, err := soci.NewIndexBuilder(layers, ours, options...)
 	if err != nil {
 		return nil, clean, err
 	}
 	image := images.Image{Name: directory, Target: root}
-	platforms, err := images.Platforms(ctx, content, root)
+	platforms, err := images.Platforms(ctx, layers, root)
 	return &layout{directory, ours, image, builder, platforms}, clean, err
 }
 
@@ -148,7 +148,6 @@ func create(ctx context.Context, arguments []string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(os.Stderr, "index", built.Desc.Digest)
 		fmt.Println(built.Desc.Digest)
 	}
 	return nil
@@ -194,12 +193,22 @@ func push(ctx context.Context, arguments []string) error {
 	}
 	index := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(arguments[1]), Size: int64(len(text))}
 	options := oras.DefaultCopyGraphOptions
-	options.FindSuccessors = nil
-	return oras.CopyGraph(ctx, noSubject{source}, target, index, options)
+	// An index and its blobs are pushed, not the image that it refers to.
+	options.FindSuccessors = func(ctx context.Context, fetcher content.Fetcher, described ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		successors, err := content.Successors(ctx, fetcher, described)
+		if err != nil {
+			return nil, err
+		}
+		var kept []ocispec.Descriptor
+		for _, successor := range successors {
+			if successor.MediaType != ocispec.MediaTypeImageManifest {
+				kept = append(kept, successor)
+			}
+		}
+		return kept, nil
+	}
+	return oras.CopyGraph(ctx, source, target, index, options)
 }
-
-// The tools push an index and its blobs, not the image that it refers to.
-type noSubject struct{ *oci.Store }
 
 func blob(directory string, digest digest.Digest) string {
 	return filepath.Join(directory, "blobs", digest.Algorithm().String(), digest.Encoded())
@@ -298,13 +307,12 @@ func files(_ context.Context, arguments []string) error {
 		if entry.Type != "reg" {
 			continue
 		}
-		content, err := toc.ExtractFile(reader, entry.Name)
+		bytes, err := toc.ExtractFile(reader, entry.Name)
 		if err != nil {
 			return fmt.Errorf("%s: %w", entry.Name, err)
 		}
-		fmt.Printf("%x %s\n", sha256.Sum256(content), entry.Name)
+		fmt.Printf("%x %s\n", sha256.Sum256(bytes), entry.Name)
 	}
-	_ = compression.Gzip
 	return nil
 }
 

@@ -1,4 +1,4 @@
-module soci/interop
+module soci/peer
 
 go 1.26.0
 
