@@ -8,6 +8,7 @@ use soci_index::limits::Limits;
 use soci_index::manifest::SociIndex;
 use soci_index::registry::Body;
 use soci_index::ztoc::{Spans, Ztoc};
+use soci_tests::gate::Gate;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, Peryx, client, client_with_password};
 use soci_tests::{run, soci, stdout};
@@ -364,4 +365,25 @@ async fn prefetch_artifacts() {
     assert!(pushed.contains("successfully pushed"), "{pushed}");
     let verified = stdout(&mut local(&["verify", &name]));
     assert_eq!(verified.matches(" identical").count(), 4, "{verified}");
+}
+
+/// One request for each layer, and nothing on disk: neither in a temporary directory nor in the index store.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_streamed_once() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let gate = Gate::start(&registry.address).await.unwrap();
+    let image = image();
+    image.push(&client(&registry.address).repository("team/app"), "v1").await;
+    let root = tempfile::tempdir().unwrap();
+    let mut command = soci();
+    command.arg("--root").arg(root.path().join("root")).env("TMPDIR", "/no/such/directory");
+    command.args(["publish", &format!("{}/team/app:v1", gate.host()), "--min-layer-size", "1000"]);
+    let (status, requests) = gate.run(&mut command, None).await;
+    assert!(status.success(), "{requests:?}");
+    for blob in &image.blobs[..2] {
+        let digest = Digest::of(blob).to_string();
+        let asked = requests.iter().filter(|line| line.contains(&digest)).collect::<Vec<_>>();
+        assert!(asked.len() == 1 && asked[0].starts_with("GET "), "{asked:?}");
+    }
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0, "nothing is left, and nothing was made");
 }

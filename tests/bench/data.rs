@@ -123,8 +123,8 @@ impl Data {
         self.path(&format!("layer{number}.tar"))
     }
 
-    /// Starts a registry and pushes the image of all layers.
-    pub(crate) async fn push(&self) -> anyhow::Result<Pushed> {
+    /// The image of all layers.
+    pub(crate) fn image(&self) -> anyhow::Result<Image> {
         let mut layers = Vec::new();
         for number in 0..LAYERS {
             let tar = self.tar(number);
@@ -132,7 +132,13 @@ impl Data {
             layers.push((GZIP, blob, std::fs::read(tar)?));
         }
         let Image { blobs, manifest, tars: _ } = Image::new(layers);
-        let image = Image { blobs, manifest, tars: Vec::new() };
+        // The tars are not needed any more.
+        Ok(Image { blobs, manifest, tars: Vec::new() })
+    }
+
+    /// Starts a registry and pushes the image.
+    pub(crate) async fn push(&self) -> anyhow::Result<Pushed> {
+        let image = self.image()?;
         let registry = DemoRegistry::start(std::time::Duration::ZERO).await?;
         image.push(&client(&registry.host()).repository("bench/files"), "v1").await;
         let name = format!("{}/bench/files:v1", registry.host());

@@ -5,6 +5,9 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use soci_index::image::layout::Layout;
+use soci_index::image::model::{Descriptor, media_type};
+
 use crate::data::{Data, Pushed};
 use crate::process::{measured, output, soci};
 use crate::report::{Goal, Report};
@@ -88,27 +91,59 @@ fn long_layer(data: &Data, nested: bool) -> anyhow::Result<(PathBuf, u64)> {
     Ok((long, length * REPEATS as u64))
 }
 
-/// `soci publish` of an image that nobody has indexed.
+/// `soci publish` of an image that nobody has indexed, against AWS's library, which builds the same zTOCs and index from
+/// a directory into a directory; and of one that is indexed already.
 pub(crate) fn publish(data: &Data, image: &Pushed, report: &mut Report) -> anyhow::Result<()> {
     let (mut cores, mut peaks, mut times, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..if data.quick { 3 } else { 5 } {
-        let mut command = soci(&data.path("root"))?;
-        let arguments = ["publish", &image.name, "--force", "--min-layer-size", "1000000"];
-        let usage = measured(command.args(arguments))?;
+    let (mut theirs, mut their_peaks, mut again) = (Vec::new(), Vec::new(), Vec::new());
+    let peer = soci_tests::go::peer().map(|program| Ok::<_, anyhow::Error>((program, layout(data)?))).transpose()?;
+    for round in 0..if data.quick { 3 } else { 5 } {
+        let publish = |more: &[&str]| -> anyhow::Result<_> {
+            let mut command = soci(&data.path("root"))?;
+            measured(command.args(["publish", &image.name, "--min-layer-size", "1000000"]).args(more))
+        };
+        let usage = publish(&["--force"])?;
         // One after another on one core, without hashing and without a registry.
         let mut inflating = 0.0;
         for number in 0..3 {
             let file = data.path(&format!("layer{number}.tar.gz"));
             inflating += measured(Command::new("gzip").arg("-dc").arg(file))?.wall.as_secs_f64();
         }
+        if let Some((program, layout)) = &peer {
+            // What it wrote the last time it would find this time.
+            let copy = data.path(&format!("layout{round}"));
+            output(Command::new("cp").arg("-rl").args([layout, &copy]))?;
+            let mut command = Command::new(program);
+            let other = measured(command.arg("create").arg(&copy).args(["--min-layer-size", "1000000"]))?;
+            std::fs::remove_dir_all(&copy)?;
+            theirs.push(usage.wall.as_secs_f64() / other.wall.as_secs_f64());
+            their_peaks.push(other.peak_mib);
+        }
         cores.push(usage.processor.as_secs_f64() / usage.wall.as_secs_f64());
         peaks.push(usage.peak_mib);
         times.push(usage.wall.as_secs_f64());
         ratios.push(usage.wall.as_secs_f64() / inflating);
+        again.push(publish(&[])?.wall.as_secs_f64() * 1000.0);
     }
+    report.add("`publish`, three layers: time, in units of AWS's library's build", Goal::AtMost(0.25), "", theirs);
     report.add("`publish`, three layers: processor time / time", Goal::AtLeast(1.5), "", cores);
     report.add("`publish`, three layers: peak memory", Goal::AtMost(128.0), "MiB", peaks);
+    report.add("AWS's library, the same layers: peak memory", Goal::None, "MiB", their_peaks);
     report.add("`publish`, three layers: time", Goal::None, "s", times);
     report.add("`publish`, three layers: time, in units of `gzip -dc` of all", Goal::None, "", ratios);
+    report.add("`publish` of what is published: time", Goal::None, "ms", again);
     Ok(())
+}
+
+/// The image as a layout.
+fn layout(data: &Data) -> anyhow::Result<PathBuf> {
+    let directory = data.path("layout");
+    let layout = Layout::open_or_create(&directory)?;
+    let mut writer = layout.lock()?;
+    let image = data.image()?;
+    for blob in &image.blobs {
+        writer.add_blob(blob)?;
+    }
+    writer.add_manifest(Descriptor::of(media_type::MANIFEST, b""), &image.manifest)?;
+    Ok(directory)
 }
