@@ -6,11 +6,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
 use soci_index::image::model::{Descriptor, media_type};
+use soci_index::image::reference::ManifestName;
 use soci_index::registry::referrers::{ApiAnswer, FoundBy};
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, ClientOptions, Registry, Repository, UploadSizes};
@@ -53,9 +55,9 @@ fn v1_outcome(profile: Profile) -> Outcome {
     }
 }
 
-/// Makes a test of `how` for each profile.
+/// Makes a test of `how` for each profile, and one, called `all`, that there is one for each.
 macro_rules! on_each_profile {
-    ($how:ident: $($name:ident on $profile:ident,)*) => {
+    ($how:ident, $all:ident: $($name:ident on $profile:ident,)*) => {
         $(
             #[tokio::test(flavor = "multi_thread")]
             async fn $name() {
@@ -65,13 +67,13 @@ macro_rules! on_each_profile {
 
         /// No profile is forgotten.
         #[test]
-        fn each_profile_is_tested() {
+        fn $all() {
             assert_eq!([$(Profile::$profile),*], Profile::ALL);
         }
     };
 }
 
-on_each_profile! { v1:
+on_each_profile! { v1, v1_on_each_profile:
     v1_on_harbor_2_8 on Harbor28,
     v1_on_harbor_2_9 on Harbor29,
     v1_on_harbor_2_10 on Harbor210,
@@ -246,12 +248,14 @@ async fn sixteen_writers(clients: Vec<Repository>, image: &Image) {
         let bytes = manifest.to_string();
         writers.spawn(async move { repository.push_referrer(media_type::MANIFEST, bytes.into()).await });
     }
-    let mut digests = Vec::new();
+    let (mut digests, mut writes) = (Vec::new(), Vec::new());
     for pushed in writers.join_all().await {
         let pushed = pushed.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(pushed.found_by, FoundBy::FallbackTag);
         digests.push(pushed.digest);
+        writes.push(pushed.tag_writes);
     }
+    println!("writes of the tag: {writes:?}");
     let listed = clients[0].fallback_entries(&image.digest()).await.unwrap().unwrap();
     assert_eq!(listed.len(), WRITERS, "nobody is listed twice");
     digests.retain(|digest| listed.iter().all(|entry| entry.digest != *digest));
@@ -269,13 +273,34 @@ async fn sixteen_writers_on_docker_registry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_writers_on_ghcr() {
-    let registry = ProfiledRegistry::start(Profile::Ghcr).await;
+    sixteen_writers_with(Profile::Ghcr.quirks()).await;
+}
+
+/// What takes long is between reading the tag and writing it: much more is lost, and found again.
+#[tokio::test(flavor = "multi_thread")]
+async fn sixteen_writers_far_away() {
+    sixteen_writers_with(Quirks { latency: Duration::from_millis(150), ..Profile::GitLab.quirks() }).await;
+}
+
+async fn sixteen_writers_with(quirks: Quirks) {
+    let registry = ProfiledRegistry::with(quirks).await;
     let login = tempfile::tempdir().unwrap();
     let clients: Vec<Repository> = (0..WRITERS).map(|_| registry.client(login.path()).repository("team/app")).collect();
     let image = image();
     image.push(&clients[0], "v1").await;
     sixteen_writers(clients, &image).await;
     assert!(registry.requests().iter().all(|line| !line.starts_with("DELETE ")), "nothing is deleted");
+}
+
+/// What a registry does not take is said in words that lead on.
+#[tokio::test(flavor = "multi_thread")]
+async fn dockers_media_types_on_zot() {
+    let registry = ProfiledRegistry::start(Profile::Zot).await;
+    let login = tempfile::tempdir().unwrap();
+    let repository = registry.client(login.path()).repository("team/app");
+    let name = ManifestName::Tag("v1".to_owned());
+    let refused = repository.push_manifest(&name, media_type::DOCKER_MANIFEST, "{}".into()).await.unwrap_err();
+    assert!(refused.to_string().contains("does not accept this media type"), "{refused}");
 }
 
 /// Sends a blob in chunks and reads it back. Answers how many requests it took.

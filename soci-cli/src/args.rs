@@ -160,7 +160,7 @@ pub struct Access {
     #[arg(long, alias = "tlskey", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
     /// Directories with a hosts.toml for each registry, separated by commas [default: /etc/containerd/certs.d and
-    /// /etc/docker/certs.d]
+    /// /etc/docker/certs.d; after these, /etc/containers/registries.conf]
     #[arg(long, value_name = "DIR", value_delimiter = ',')]
     pub hosts_dir: Vec<PathBuf>,
     /// What scripts written for the peer pass along

@@ -5,6 +5,8 @@
 //! demonstration's registry, and [`ProfiledRegistry`] stands in front of it: it asks for logins, answers in its place,
 //! and changes its answers. None of this has been seen on the real thing by us: a profile says what is documented.
 
+use std::time::Duration;
+
 mod login;
 mod server;
 
@@ -95,6 +97,8 @@ pub struct Quirks {
     pub login: Login,
     /// The status with which its token service refuses the form; clients come with an identity token then (section 4).
     pub form: Option<u16>,
+    /// How long it takes to every answer: it is far away.
+    pub latency: Duration,
     /// What stops working when it is told to ([`ProfiledRegistry::break_down`]).
     pub broken: Option<Broken>,
 }
@@ -151,6 +155,7 @@ impl Profile {
             refuses_docker_types: false,
             login: Login::Token,
             form: None,
+            latency: Duration::ZERO,
             broken: None,
         };
         let harbor = Quirks { login: Login::HarborToken, form: None, ..plain };

@@ -390,7 +390,9 @@ fn hint(status: u16, message: &str) -> &'static str {
         403 if message.contains("proxy project") => {
             " (a proxy-cache project takes nothing: publish to another repository with --to)"
         }
-        403 if message.contains("quota") => " (make room in the project, or raise its quota)",
+        403 if message.contains("quota") || message.contains("exceed the configured upper limit") => {
+            " (make room in the project, or raise its quota)"
+        }
         404 | 400 if message.contains("roject") && message.contains("not found") => " (create the project first)",
         412 => " (an immutable tag, or a policy of the project, forbids this)",
         413 => " (larger than the registry accepts)",

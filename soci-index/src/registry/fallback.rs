@@ -2,9 +2,12 @@
 //!
 //! The tag `sha256-<hex>` names an image index whose entries are the referrers. No registry offers a safe way to change
 //! it (conditional requests are ignored), so it is read, merged, written, and after a short random wait read again,
-//! until our entry has been seen twice; a lost race is repaired by the loser. Invariants: nothing is ever deleted; a
+//! until our entry has been seen twice; a lost race is repaired by the loser. How long to wait is learnt from how long our
+//! own reading and writing took: whoever has read before our write writes within about that time. Invariants: nothing is ever deleted; a
 //! tag that is not such a list, or that turns out to be the image itself, is left alone; entries and fields of others
 //! survive as they are, in their order.
+
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -16,8 +19,11 @@ use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
 use crate::registry::failover::{Need, Place};
 
-/// How often to write before giving up: eight writers at a time needed about three writes each in our trials.
-const WRITES_MAX: u32 = 12;
+/// How often to write before giving up: sixteen writers at a time needed two or three writes each in our trials, the
+/// unluckiest five.
+const WRITES_MAX: u32 = 24;
+/// Longest time that our own reading and writing is taken to need, so that one slow answer does not hold up everything.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 /// How often our entry must be seen after a write. Once is not enough: another writer may have read before us.
 const SIGHTINGS: u32 = 2;
 /// The tag that lists the referrers of `subject`.
@@ -75,9 +81,10 @@ impl Place {
     pub(crate) async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
         let name = tag(subject);
         let (mut writes, mut seen) = (0, 0);
-        // Between a write and a look, and between two looks: at least this long, at most three times as long.
-        let settle = self.options().backoff.first / 2;
+        // Between a write and a look, and between two looks: at least this long.
+        let mut settle = self.options().backoff.first / 2;
         loop {
+            let begun = Instant::now();
             let raw = self.fallback_list(subject).await?;
             let merged = merge(raw.as_ref().map(|raw| &*raw.bytes), entry)
                 .map_err(|reason| self.foreign(&name, ForeignTag::Malformed { reason }))?;
@@ -101,10 +108,13 @@ impl Place {
                     self.push_manifest(&ManifestName::Tag(name.clone()), media_type::INDEX, bytes).await?;
                     writes += 1;
                     seen = 0;
+                    settle = settle.max(begun.elapsed().min(SETTLE_MAX));
                 }
             }
-            // Random, so that writers who met once do not meet again at the same moment.
-            tokio::time::sleep(settle + settle.mul_f64(2.0 * fastrand::f64())).await;
+            // Random, so that writers who met once do not meet again at the same moment; the more writers there seem to
+            // be, the further apart.
+            let spread = f64::from(2 + writes) * fastrand::f64();
+            tokio::time::sleep(settle + settle.mul_f64(spread)).await;
         }
     }
 

@@ -9,6 +9,8 @@ mod auth;
 #[cfg(test)]
 mod chunks;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod discover;
 #[cfg(test)]
 mod fallback;

@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -70,7 +69,7 @@ impl ProfiledRegistry {
         let shared = Arc::new(Shared {
             quirks,
             is_broken: AtomicBool::new(false),
-            content: DemoRegistry::start(Duration::ZERO).await.expect("a port"),
+            content: DemoRegistry::start(quirks.latency).await.expect("a port"),
             storage: address(&storage),
             door: Door::default(),
             log: Mutex::default(),
