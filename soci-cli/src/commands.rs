@@ -10,6 +10,8 @@ pub mod mount;
 pub mod publish;
 pub mod push;
 pub mod rpull;
+pub mod sign;
+pub mod source;
 pub mod status;
 pub mod ztoc;
 

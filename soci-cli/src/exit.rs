@@ -13,14 +13,17 @@ use soci_fs::store::StoreError as LayerStoreError;
 use soci_fs::unpack::UnpackError;
 use soci_index::build::BuildError;
 use soci_index::decode::DecodeError;
-use soci_index::image::ImageError;
+use soci_index::image::foreign::ForeignError;
 use soci_index::image::store::StoreError;
+use soci_index::image::{ImageError, SavedError};
 use soci_index::indexer::IndexError;
 use soci_index::manifest::ManifestError;
 use soci_index::pipeline::PipelineError;
 use soci_index::publish::PublishError;
 use soci_index::registry::RegistryError;
 use soci_index::ztoc::ZtocError;
+
+use crate::commands::sign::SignError;
 
 /// What a command ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub enum Exit {
     NothingToIndex = 6,
     /// The local disk: full, missing, not permitted.
     Local = 7,
+    /// The index was pushed, and the command that was to sign it failed.
+    Signing = 8,
 }
 
 impl From<Exit> for ExitCode {
@@ -82,6 +87,9 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<OpenError>() {
         return Some(of_open(error));
     }
+    if let Some(error) = error.downcast_ref::<SignError>() {
+        return Some(of_sign(error));
+    }
     if error.is::<MountError>() || error.is::<LayerStoreError>() {
         return Some(Exit::Local);
     }
@@ -122,6 +130,13 @@ const fn of_publish(error: &PublishError) -> Exit {
     }
 }
 
+const fn of_sign(error: &SignError) -> Exit {
+    match error {
+        SignError::Words { .. } => Exit::Usage,
+        SignError::NotStarted { .. } | SignError::Failed { .. } => Exit::Signing,
+    }
+}
+
 const fn of_open(error: &OpenError) -> Exit {
     match error {
         OpenError::Image(error) => of_image(error),
@@ -147,7 +162,9 @@ const fn of_containerd(error: &ContainerdError) -> Exit {
     match error {
         ContainerdError::Unreachable { .. } => Exit::Local,
         ContainerdError::Name { .. } => Exit::Usage,
-        ContainerdError::Refused { .. } => Exit::Failure,
+        ContainerdError::Refused { .. } | ContainerdError::NoImage { .. } | ContainerdError::Answer { .. } => {
+            Exit::Failure
+        }
         ContainerdError::Content(_) => Exit::Registry,
     }
 }
@@ -182,6 +199,20 @@ const fn of_image(error: &ImageError) -> Exit {
         ImageError::Malformed { .. } | ImageError::NotAnImage { .. } => Exit::BadContent,
         ImageError::NotFound { .. } | ImageError::Ambiguous { .. } | ImageError::NoPlatform { .. } => Exit::Failure,
         ImageError::Stopped => Exit::Failure,
+        ImageError::Elsewhere { .. } => Exit::Usage,
+        ImageError::Foreign(error) => of_foreign(error),
+    }
+}
+
+const fn of_foreign(error: &ForeignError) -> Exit {
+    match error {
+        ForeignError::Missing { .. } => Exit::Failure,
+        ForeignError::Failed { .. } => Exit::Local,
+        ForeignError::Size { .. }
+        | ForeignError::Digest { .. }
+        | ForeignError::TooLarge { .. }
+        | ForeignError::Range { .. }
+        | ForeignError::Malformed { .. } => Exit::BadContent,
     }
 }
 
@@ -218,5 +249,18 @@ const fn of_store(error: &StoreError) -> Exit {
         | StoreError::TooLarge { .. }
         | StoreError::Range { .. }
         | StoreError::Missing { .. } => Exit::BadContent,
+        StoreError::Saved { reason, .. } => of_saved(reason),
+    }
+}
+
+const fn of_saved(error: &SavedError) -> Exit {
+    match error {
+        SavedError::Ambiguous { .. } | SavedError::NoSuchTag { .. } => Exit::Failure,
+        SavedError::NoManifest => Exit::Local,
+        SavedError::Json { .. }
+        | SavedError::Missing { .. }
+        | SavedError::Outside { .. }
+        | SavedError::Links { .. }
+        | SavedError::TooMany { .. } => Exit::BadContent,
     }
 }

@@ -31,7 +31,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config::new(&arguments.global)?;
     let global = arguments.global;
     match arguments.command {
-        Command::Create(create) => commands::create::run(&create, &config, timeout),
+        Command::Create(create) => commands::create::run(&create, &config, &global),
         Command::Push(push) => commands::push::run(&push, &config, timeout),
         Command::Publish(publish) => commands::publish::run(&publish, timeout),
         Command::Index(index) => commands::index::run(&index, &config),

@@ -1,20 +1,27 @@
-//! Images, wherever they are: on a registry, in an OCI layout directory, in an OCI archive.
+//! Images, wherever they are: on a registry, in an OCI layout directory, in an archive, in another program's store.
 //!
 //! An [`ImageSource`] finds the manifests of the platforms that are wanted and gives out their blobs. Whoever indexes,
 //! verifies or mounts an image needs nothing else, and does not see where it comes from. It is an enum, not a trait:
-//! the three places are known, and two of them share their reading code. Invariants: a [`PlatformImage`] has been
+//! the places are known, and those on the disk share their reading code; only for stores whose protocol this crate does
+//! not speak there is a trait, [`foreign::ContentStore`]. Invariants: a [`PlatformImage`] has been
 //! checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every
 //! parsed document; attestations and artifacts are never taken for images.
 
 pub mod archive;
+mod docker;
+mod error;
+pub mod foreign;
 pub mod layout;
+mod members;
 pub mod model;
 pub mod platform;
 pub mod reference;
 pub mod store;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -22,88 +29,22 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 
 use crate::digest::{Digest, Hasher};
 use crate::image::archive::Archive;
+use crate::image::foreign::{ContentStore, ForeignError};
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, annotation, media_type};
 use crate::image::platform::{Platform, PlatformSelection, best};
 use crate::image::reference::{ManifestName, Reference};
-use crate::image::store::{Store, StoreError, read_piece};
+use crate::image::store::{Store, read_piece};
 use crate::limits::Limits;
-use crate::registry::{ClientOptions, Registry, RegistryError, Repository};
+use crate::registry::{ClientOptions, Registry, Repository};
+
+pub use docker::SavedError;
+pub use error::ImageError;
 
 /// How deep an image index may hold further indexes.
 const DEPTH_MAX: usize = 3;
 /// Manifests of one image. Stops an index that makes us fetch without end.
 const MANIFESTS_MAX: usize = 1000;
-
-/// Why an image cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
-    /// The registry.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The layout or archive.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// There is no such image.
-    #[error("{image}: there is no such image{}", known_tags(tags))]
-    NotFound {
-        /// What was asked for.
-        image: String,
-        /// The tags that a layout has.
-        tags: Vec<String>,
-    },
-    /// A layout holds several images.
-    #[error("{image} holds several images: name one{}", known_tags(tags))]
-    Ambiguous {
-        /// What was asked for.
-        image: String,
-        /// The tags that the layout has.
-        tags: Vec<String>,
-    },
-    /// The image is not made for a platform.
-    #[error("{image} has no manifest for {wanted}; it has {}", list(offered))]
-    NoPlatform {
-        /// What was asked for.
-        image: String,
-        /// The platform.
-        wanted: Platform,
-        /// What there is.
-        offered: Vec<Platform>,
-    },
-    /// It is something else than an image.
-    #[error("{image}: {digest} is no image but {kind:?}")]
-    NotAnImage {
-        /// What was asked for.
-        image: String,
-        /// The manifest.
-        digest: Box<Digest>,
-        /// What it is.
-        kind: String,
-    },
-    /// A document of the image is not well formed.
-    #[error("{image}: {what} {digest} cannot be read: {reason}")]
-    Malformed {
-        /// What was asked for.
-        image: String,
-        /// Which kind of document.
-        what: &'static str,
-        /// Which one.
-        digest: Box<Digest>,
-        /// Why not.
-        reason: String,
-    },
-    /// The background task was stopped.
-    #[error("reading was stopped")]
-    Stopped,
-}
-
-fn known_tags(tags: &[String]) -> String {
-    if tags.is_empty() { String::new() } else { format!(" (there are the tags {})", tags.join(", ")) }
-}
-
-fn list(platforms: &[Platform]) -> String {
-    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
 
 /// The image of one platform.
 #[derive(Debug, Clone)]
@@ -139,6 +80,8 @@ pub enum ImageSource {
         /// Its tag there.
         tag: Option<String>,
     },
+    /// In a store that another crate reads.
+    Foreign(Arc<dyn ContentStore>),
 }
 
 /// Bytes of a blob as they arrive.
@@ -162,7 +105,8 @@ impl ImageSource {
     /// Opens what a reference names. Only a layout or archive is looked at; a registry is not asked yet.
     ///
     /// # Errors
-    /// [`ImageError`] when there is no such layout, or no access to the registry can be set up.
+    /// [`ImageError`] when there is no such layout, or no access to the registry can be set up;
+    /// [`ImageError::Elsewhere`] for what only another crate reads.
     pub async fn open(reference: &Reference, options: &ClientOptions) -> Result<Self, ImageError> {
         let reference = reference.clone();
         let options = options.clone();
@@ -177,6 +121,10 @@ impl ImageSource {
                     Self::Store { store: Store::Layout(Layout::open(&directory)?), tag }
                 }
                 Reference::Archive { file, tag } => Self::Store { store: Store::Archive(Archive::open(&file)?), tag },
+                Reference::Saved { file, tag } => {
+                    Self::Store { store: Store::Archive(Archive::open_saved(&file, tag.as_deref())?), tag }
+                }
+                Reference::Containerd { .. } => return Err(ImageError::Elsewhere { image: reference.to_string() }),
             })
         })
         .await
@@ -198,6 +146,7 @@ impl ImageSource {
                     several => Err(ImageError::Ambiguous { image: self.to_string(), tags: tags_of(several) }),
                 }
             }
+            Self::Foreign(store) => self.present(store.root(), None).await,
         }
     }
 
@@ -206,7 +155,10 @@ impl ImageSource {
     /// # Errors
     /// [`ImageError`] when one of them is missing or malformed.
     pub async fn resolve(&self, selection: &PlatformSelection) -> Result<Vec<PlatformImage>, ImageError> {
-        let (candidates, root) = self.candidates().await?;
+        let (mut candidates, root) = self.candidates().await?;
+        if let (Self::Foreign(store), PlatformSelection::All) = (self, selection) {
+            candidates = foreign::held(&**store, candidates).await?;
+        }
         let mut offered = Vec::new();
         for descriptor in candidates {
             // Without a platform in the index only the configuration can tell.
@@ -268,6 +220,7 @@ impl ImageSource {
                 (vec![root.descriptor()], Some(root))
             }
             Self::Store { store, .. } => (self.store_roots(store).await?, None),
+            Self::Foreign(store) => (vec![store.root().clone()], None),
         };
         let mut found: Vec<Descriptor> = Vec::new();
         // A stack in reverse, so that the entries come out in the order of the index.
@@ -303,6 +256,9 @@ impl ImageSource {
         if let Self::Store { tag: Some(tag), .. } = self {
             images.retain(|entry| has_tag(entry, tag));
         }
+        // One image with several names is not several.
+        let mut seen = HashSet::new();
+        images.retain(|entry| seen.insert(entry.digest));
         let one_image = images.len() == 1 || images.iter().all(|entry| entry.platform.is_some());
         match images.len() {
             0 => Err(self.not_found(tags)),
@@ -341,6 +297,7 @@ impl ImageSource {
         let raw = self.manifest(descriptor).await?.ok_or_else(|| match self {
             Self::Registry { .. } => self.not_found(Vec::new()),
             Self::Store { store, .. } => store.missing(&descriptor.digest).into(),
+            Self::Foreign(store) => ForeignError::missing(&**store, &descriptor.digest).into(),
         })?;
         let found = raw.bytes.len() as u64;
         if found != descriptor.size {
@@ -363,6 +320,7 @@ impl ImageSource {
                 let (store, descriptor) = (store.clone(), descriptor.clone());
                 blocking(move || Ok(store.manifest(&descriptor)?)).await
             }
+            Self::Foreign(store) => Ok(foreign::manifest(store, descriptor).await?),
         }
     }
 
@@ -381,6 +339,7 @@ impl ImageSource {
                 })
                 .await
             }
+            Self::Foreign(store) => Ok(foreign::bytes(store, descriptor, limit).await?),
         }
     }
 
@@ -397,6 +356,11 @@ impl ImageSource {
                 let hasher = Hasher::new(descriptor.digest.algorithm());
                 BlobStream(Box::pin(stored(store, descriptor, 0..descriptor.size, Some(hasher))))
             }
+            Self::Foreign(store) => {
+                let hasher = Hasher::new(descriptor.digest.algorithm());
+                let stream = foreign::stream(store, descriptor, 0..descriptor.size, Some(hasher));
+                BlobStream(Box::pin(stream.map_err(ImageError::from)))
+            }
         }
     }
 
@@ -409,6 +373,9 @@ impl ImageSource {
                 BlobStream(Box::pin(stream.map_err(ImageError::from)))
             }
             Self::Store { store, .. } => BlobStream(Box::pin(stored(store, descriptor, range, None))),
+            Self::Foreign(store) => {
+                BlobStream(Box::pin(foreign::stream(store, descriptor, range, None).map_err(ImageError::from)))
+            }
         }
     }
 
@@ -433,6 +400,7 @@ impl std::fmt::Display for ImageSource {
                 write!(f, "{}", store.path().display())?;
                 tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
             }
+            Self::Foreign(store) => f.write_str(store.name()),
         }
     }
 }
