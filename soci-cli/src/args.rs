@@ -4,7 +4,7 @@
 //! working. Values are parsed here into what the commands work with; what depends on the environment (homes, terminals)
 //! is decided in [`crate::config`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +37,7 @@ First steps:
 
 Images:
   HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:TAG]   oci-archive:FILE[:TAG]
+  docker-archive:FILE[:TAG]      containerd:NAME (create only)
 
 Exit codes:
   0 done, or nothing to do         4 registry or network
@@ -44,6 +45,7 @@ Exit codes:
   2 wrong usage                    6 nothing in the image can be indexed
   3 credentials missing, refused   7 local disk
                                    8 the registry refuses it (quota, policy, type, size)
+                                   9 pushed, but the signing command failed
  10 everything was in place already (publish --detailed-exit-code)";
 
 /// Options that every command knows.
@@ -59,29 +61,41 @@ pub struct Global {
     /// Say more on standard error; SOCI_LOG takes finer filters
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Socket of containerd, for rpull
-    #[arg(
-        long,
-        short = 'a',
-        global = true,
-        env = "CONTAINERD_ADDRESS",
-        value_name = "SOCKET",
-        default_value = "/run/containerd/containerd.sock"
-    )]
-    pub address: String,
-    /// Namespace of containerd, for rpull
-    #[arg(
-        long,
-        short = 'n',
-        global = true,
-        env = "CONTAINERD_NAMESPACE",
-        value_name = "NAME",
-        default_value = "default"
-    )]
-    pub namespace: String,
+    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create reads images
+    /// from containerd instead of a registry
+    #[arg(long, short = 'a', global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET")]
+    pub address: Option<String>,
+    /// Namespace of containerd [default: default]
+    #[arg(long, short = 'n', global = true, env = "CONTAINERD_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
     /// Kind of content store; accepted for scripts
     #[arg(long, global = true, value_name = "KIND", hide = true)]
     pub content_store: Option<String>,
+}
+
+/// Where containerd listens, unless it is told otherwise.
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+
+impl Global {
+    /// Whether a containerd was named. Tools that call this program, nerdctl among them, do so when they mean the images
+    /// in it.
+    #[must_use]
+    pub fn names_containerd(&self) -> bool {
+        [&self.address, &self.namespace].into_iter().flatten().any(|text| !text.is_empty())
+    }
+
+    /// The socket of containerd.
+    #[must_use]
+    pub fn containerd_socket(&self) -> &Path {
+        let given = self.address.as_deref().filter(|text| !text.is_empty()).unwrap_or(CONTAINERD_SOCKET);
+        Path::new(given.strip_prefix("unix://").unwrap_or(given))
+    }
+
+    /// The namespace in containerd.
+    #[must_use]
+    pub fn containerd_namespace(&self) -> &str {
+        self.namespace.as_deref().filter(|text| !text.is_empty()).unwrap_or("default")
+    }
 }
 
 /// The commands.

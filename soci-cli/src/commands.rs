@@ -12,6 +12,8 @@ pub mod prefetch;
 pub mod publish;
 pub mod push;
 pub mod rpull;
+pub mod sign;
+pub mod source;
 pub mod status;
 pub mod verify;
 pub mod ztoc;

@@ -13,14 +13,17 @@ use soci_fs::store::StoreError as LayerStoreError;
 use soci_fs::unpack::UnpackError;
 use soci_index::build::BuildError;
 use soci_index::decode::DecodeError;
-use soci_index::image::ImageError;
+use soci_index::image::foreign::ForeignError;
 use soci_index::image::store::StoreError;
+use soci_index::image::{ImageError, SavedError};
 use soci_index::indexer::IndexError;
 use soci_index::manifest::ManifestError;
 use soci_index::pipeline::PipelineError;
 use soci_index::publish::PublishError;
 use soci_index::registry::RegistryError;
 use soci_index::ztoc::ZtocError;
+
+use crate::commands::sign::SignError;
 
 /// What a command ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub enum Exit {
     Local = 7,
     /// The registry understood and does not take it: quota, policy, immutable tag, media type, size.
     Refused = 8,
+    /// The index was pushed, and the command that was to sign it failed.
+    Signing = 9,
     /// Everything was in place already; only where that was asked for.
     UpToDate = 10,
 }
@@ -86,6 +91,9 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<OpenError>() {
         return Some(of_open(error));
     }
+    if let Some(error) = error.downcast_ref::<SignError>() {
+        return Some(of_sign(error));
+    }
     if error.is::<MountError>() || error.is::<LayerStoreError>() {
         return Some(Exit::Local);
     }
@@ -127,6 +135,13 @@ const fn of_publish(error: &PublishError) -> Exit {
     }
 }
 
+const fn of_sign(error: &SignError) -> Exit {
+    match error {
+        SignError::Words { .. } => Exit::Usage,
+        SignError::NotStarted { .. } | SignError::Failed { .. } => Exit::Signing,
+    }
+}
+
 const fn of_open(error: &OpenError) -> Exit {
     match error {
         OpenError::Image(error) => of_image(error),
@@ -152,7 +167,9 @@ const fn of_containerd(error: &ContainerdError) -> Exit {
     match error {
         ContainerdError::Unreachable { .. } => Exit::Local,
         ContainerdError::Name { .. } => Exit::Usage,
-        ContainerdError::Refused { .. } => Exit::Failure,
+        ContainerdError::Refused { .. } | ContainerdError::NoImage { .. } | ContainerdError::Answer { .. } => {
+            Exit::Failure
+        }
         ContainerdError::Content(_) => Exit::Registry,
     }
 }
@@ -187,6 +204,20 @@ const fn of_image(error: &ImageError) -> Exit {
         ImageError::Malformed { .. } | ImageError::NotAnImage { .. } => Exit::BadContent,
         ImageError::NotFound { .. } | ImageError::Ambiguous { .. } | ImageError::NoPlatform { .. } => Exit::Failure,
         ImageError::Stopped => Exit::Failure,
+        ImageError::Elsewhere { .. } => Exit::Usage,
+        ImageError::Foreign(error) => of_foreign(error),
+    }
+}
+
+const fn of_foreign(error: &ForeignError) -> Exit {
+    match error {
+        ForeignError::Missing { .. } => Exit::Failure,
+        ForeignError::Failed { .. } => Exit::Local,
+        ForeignError::Size { .. }
+        | ForeignError::Digest { .. }
+        | ForeignError::TooLarge { .. }
+        | ForeignError::Range { .. }
+        | ForeignError::Malformed { .. } => Exit::BadContent,
     }
 }
 
@@ -225,5 +256,18 @@ const fn of_store(error: &StoreError) -> Exit {
         | StoreError::TooLarge { .. }
         | StoreError::Range { .. }
         | StoreError::Missing { .. } => Exit::BadContent,
+        StoreError::Saved { reason, .. } => of_saved(reason),
+    }
+}
+
+const fn of_saved(error: &SavedError) -> Exit {
+    match error {
+        SavedError::Ambiguous { .. } | SavedError::NoSuchTag { .. } => Exit::Failure,
+        SavedError::NoManifest => Exit::Local,
+        SavedError::Json { .. }
+        | SavedError::Missing { .. }
+        | SavedError::Outside { .. }
+        | SavedError::Links { .. }
+        | SavedError::TooMany { .. } => Exit::BadContent,
     }
 }

@@ -31,11 +31,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config::new(&arguments.global)?;
     let global = arguments.global;
     match arguments.command {
-        Command::Create(create) => commands::create::run(&create, &config, timeout),
+        Command::Create(create) => commands::create::run(&create, &config, &global),
         Command::Push(push) => commands::push::run(&push, &config, timeout),
-        Command::Publish(publish) => commands::publish::run(&publish, timeout),
-        Command::Convert(convert) => commands::convert::run(&convert, timeout),
-        Command::Verify(verify) => commands::verify::run(&verify, &config, timeout),
+        Command::Publish(publish) => commands::publish::run(&publish, &global),
+        Command::Convert(convert) => commands::convert::run(&convert, &global),
+        Command::Verify(verify) => commands::verify::run(&verify, &config, &global),
         Command::Prefetch(prefetch) => commands::prefetch::run(&prefetch, &config),
         // Without --quiet AWS's command is silent, too; the word goes to standard error.
         Command::RebuildDb => {

@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use soci_index::registry::RegistryError;
 
+pub mod containerd;
 pub mod faulty;
 pub mod file;
 pub mod image;

@@ -191,8 +191,8 @@ impl Root {
                 children.insert(entry.digest, raw.bytes);
             }
         }
-        // Of an image in a file, parts may have been left out when it was saved. A registry lists what it has.
-        if matches!(source, ImageSource::Store { .. }) {
+        // Parts may have been left out when the image was saved or pulled. A registry lists what it has.
+        if !matches!(source, ImageSource::Registry { .. }) {
             let listed = index.manifests.len();
             index
                 .manifests

@@ -1,14 +1,19 @@
-//! Images, wherever they are: on a registry, in an OCI layout directory, in an OCI archive.
+//! Images, wherever they are: on a registry, in an OCI layout directory, in an archive, in another program's store.
 //!
 //! An [`ImageSource`] finds the manifests of the platforms that are wanted and gives out their blobs. Whoever indexes,
 //! verifies or mounts an image needs nothing else, and does not see where it comes from. It is an enum, not a trait:
-//! the three places are known, and two of them share their reading code. Invariants: a [`PlatformImage`] has been
+//! the places are known, and those on the disk share their reading code; only for stores whose protocol this crate does
+//! not speak there is a trait, [`foreign::ContentStore`]. Invariants: a [`PlatformImage`] has been
 //! checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every
 //! parsed document; attestations and artifacts are never taken for images.
 
 pub mod archive;
+mod docker;
 mod entries;
+mod error;
+pub mod foreign;
 pub mod layout;
+mod members;
 pub mod model;
 pub mod platform;
 pub mod reference;
@@ -16,6 +21,7 @@ pub mod store;
 mod stream;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -23,90 +29,24 @@ use futures_util::TryStreamExt;
 use crate::digest::{Digest, Hasher};
 use crate::image::archive::Archive;
 use crate::image::entries::tags_of;
+use crate::image::foreign::{ContentStore, ForeignError};
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, media_type};
 use crate::image::platform::{Platform, PlatformSelection, best};
 use crate::image::reference::{ManifestName, Reference};
-use crate::image::store::{Store, StoreError};
+use crate::image::store::Store;
 pub use crate::image::stream::BlobStream;
 use crate::image::stream::stored;
 use crate::limits::Limits;
-use crate::registry::{ClientOptions, Registry, RegistryError, Repository};
+use crate::registry::{ClientOptions, Registry, Repository};
+
+pub use docker::SavedError;
+pub use error::ImageError;
 
 /// How deep an image index may hold further indexes.
 const DEPTH_MAX: usize = 3;
 /// Manifests of one image. Stops an index that makes us fetch without end.
 const MANIFESTS_MAX: usize = 1000;
-
-/// Why an image cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
-    /// The registry.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The layout or archive.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// There is no such image.
-    #[error("{image}: there is no such image{}", known_tags(tags))]
-    NotFound {
-        /// What was asked for.
-        image: String,
-        /// The tags that a layout has.
-        tags: Vec<String>,
-    },
-    /// A layout holds several images.
-    #[error("{image} holds several images: name one{}", known_tags(tags))]
-    Ambiguous {
-        /// What was asked for.
-        image: String,
-        /// The tags that the layout has.
-        tags: Vec<String>,
-    },
-    /// The image is not made for a platform.
-    #[error("{image} has no manifest for {wanted}; it has {}", list(offered))]
-    NoPlatform {
-        /// What was asked for.
-        image: String,
-        /// The platform.
-        wanted: Platform,
-        /// What there is.
-        offered: Vec<Platform>,
-    },
-    /// It is something else than an image.
-    #[error("{image}: {digest} is no image but {kind:?}")]
-    NotAnImage {
-        /// What was asked for.
-        image: String,
-        /// The manifest.
-        digest: Box<Digest>,
-        /// What it is.
-        kind: String,
-    },
-    /// A document of the image is not well formed.
-    #[error("{image}: {what} {digest} cannot be read: {reason}")]
-    Malformed {
-        /// What was asked for.
-        image: String,
-        /// Which kind of document.
-        what: &'static str,
-        /// Which one.
-        digest: Box<Digest>,
-        /// Why not.
-        reason: String,
-    },
-    /// The background task was stopped.
-    #[error("reading was stopped")]
-    Stopped,
-}
-
-fn known_tags(tags: &[String]) -> String {
-    if tags.is_empty() { String::new() } else { format!(" (there are the tags {})", tags.join(", ")) }
-}
-
-fn list(platforms: &[Platform]) -> String {
-    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
 
 /// The image of one platform.
 #[derive(Debug, Clone)]
@@ -142,13 +82,16 @@ pub enum ImageSource {
         /// Its tag there.
         tag: Option<String>,
     },
+    /// In a store that another crate reads.
+    Foreign(Arc<dyn ContentStore>),
 }
 
 impl ImageSource {
     /// Opens what a reference names. Only a layout or archive is looked at; a registry is not asked yet.
     ///
     /// # Errors
-    /// [`ImageError`] when there is no such layout, or no access to the registry can be set up.
+    /// [`ImageError`] when there is no such layout, or no access to the registry can be set up;
+    /// [`ImageError::Elsewhere`] for what only another crate reads.
     pub async fn open(reference: &Reference, options: &ClientOptions) -> Result<Self, ImageError> {
         let reference = reference.clone();
         let options = options.clone();
@@ -163,6 +106,10 @@ impl ImageSource {
                     Self::Store { store: Store::Layout(Layout::open(&directory)?), tag }
                 }
                 Reference::Archive { file, tag } => Self::Store { store: Store::Archive(Archive::open(&file)?), tag },
+                Reference::Saved { file, tag } => {
+                    Self::Store { store: Store::Archive(Archive::open_saved(&file, tag.as_deref())?), tag }
+                }
+                Reference::Containerd { .. } => return Err(ImageError::Elsewhere { image: reference.to_string() }),
             })
         })
         .await
@@ -190,6 +137,7 @@ impl ImageSource {
                     several => Err(ImageError::Ambiguous { image: self.to_string(), tags: tags_of(several) }),
                 }
             }
+            Self::Foreign(store) => self.present(store.root(), None).await,
         }
     }
 
@@ -198,7 +146,10 @@ impl ImageSource {
     /// # Errors
     /// [`ImageError`] when one of them is missing or malformed.
     pub async fn resolve(&self, selection: &PlatformSelection) -> Result<Vec<PlatformImage>, ImageError> {
-        let (candidates, root) = self.candidates().await?;
+        let (mut candidates, root) = self.candidates().await?;
+        if let (Self::Foreign(store), PlatformSelection::All) = (self, selection) {
+            candidates = foreign::held(&**store, candidates).await?;
+        }
         let mut offered = Vec::new();
         for descriptor in candidates {
             // Without a platform in the index only the configuration can tell.
@@ -260,6 +211,7 @@ impl ImageSource {
                 (vec![root.descriptor()], Some(root))
             }
             Self::Store { store, .. } => (self.store_roots(store).await?, None),
+            Self::Foreign(store) => (vec![store.root().clone()], None),
         };
         let mut found: Vec<Descriptor> = Vec::new();
         // A stack in reverse, so that the entries come out in the order of the index.
@@ -316,6 +268,7 @@ impl ImageSource {
         let raw = self.manifest(descriptor).await?.ok_or_else(|| match self {
             Self::Registry { .. } => self.not_found(Vec::new()),
             Self::Store { store, .. } => store.missing(&descriptor.digest).into(),
+            Self::Foreign(store) => ForeignError::missing(&**store, &descriptor.digest).into(),
         })?;
         let found = raw.bytes.len() as u64;
         if found != descriptor.size {
@@ -338,6 +291,7 @@ impl ImageSource {
                 let (store, descriptor) = (store.clone(), descriptor.clone());
                 blocking(move || Ok(store.manifest(&descriptor)?)).await
             }
+            Self::Foreign(store) => Ok(foreign::manifest(store, descriptor).await?),
         }
     }
 
@@ -353,6 +307,10 @@ impl ImageSource {
                 let located = blocking(move || Ok(store.locate(&digest)?)).await?;
                 let Some(located) = located else { return Ok(None) };
                 located.length
+            }
+            Self::Foreign(store) => {
+                let Some(size) = store.size(&digest).await? else { return Ok(None) };
+                size
             }
         };
         self.manifest(&Descriptor::new(media_type::MANIFEST, digest, size)).await
@@ -370,6 +328,7 @@ impl ImageSource {
                 let store = store.clone();
                 blocking(move || Ok(store.locate(&digest)?.is_some_and(|located| located.length == size))).await
             }
+            Self::Foreign(store) => Ok(store.size(&digest).await? == Some(size)),
         }
     }
 
@@ -388,6 +347,7 @@ impl ImageSource {
                 })
                 .await
             }
+            Self::Foreign(store) => Ok(foreign::bytes(store, descriptor, limit).await?),
         }
     }
 
@@ -404,6 +364,11 @@ impl ImageSource {
                 let hasher = Hasher::new(descriptor.digest.algorithm());
                 BlobStream::new(stored(store, descriptor, 0..descriptor.size, Some(hasher)))
             }
+            Self::Foreign(store) => {
+                let hasher = Hasher::new(descriptor.digest.algorithm());
+                let stream = foreign::stream(store, descriptor, 0..descriptor.size, Some(hasher));
+                BlobStream::new(stream.map_err(ImageError::from))
+            }
         }
     }
 
@@ -416,6 +381,9 @@ impl ImageSource {
                 BlobStream::new(stream.map_err(ImageError::from))
             }
             Self::Store { store, .. } => BlobStream::new(stored(store, descriptor, range, None)),
+            Self::Foreign(store) => {
+                BlobStream::new(foreign::stream(store, descriptor, range, None).map_err(ImageError::from))
+            }
         }
     }
 
@@ -440,6 +408,7 @@ impl std::fmt::Display for ImageSource {
                 write!(f, "{}", store.path().display())?;
                 tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
             }
+            Self::Foreign(store) => f.write_str(store.name()),
         }
     }
 }

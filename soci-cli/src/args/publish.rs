@@ -95,7 +95,7 @@ pub enum Existing {
 #[derive(Debug, Args)]
 #[command(after_help = PUBLISH_HELP)]
 pub struct Publish {
-    /// The image, in a registry
+    /// The image: in a registry, or anywhere else with --to
     pub image: String,
     /// Put the index into this repository instead of the image's own, HOST/NAME; for images beside which nothing can be
     /// pushed
@@ -117,6 +117,10 @@ pub struct Publish {
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
+    /// Run this command for each index that is in place, for example `cosign sign --yes --key k.key {}`; {} stands for
+    /// HOST/REPOSITORY@DIGEST (of the image, with --v2)
+    #[arg(long, value_name = "COMMAND")]
+    pub sign_with: Option<String>,
     /// Read and build, but push nothing
     #[arg(long, conflicts_with = "v2")]
     pub dry_run: bool,

@@ -1,19 +1,19 @@
 //! `soci convert`: make an image that carries its index within itself.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
-use soci_index::image::ImageSource;
 use soci_index::image::reference::Reference;
 use soci_index::registry::{ClientOptions, Registry};
 use soci_index::v2::EntryNotes;
 
 use super::create::json;
 use super::image::{self, block_on};
-use crate::args::{Building, Convert, Format, Platforms};
+use super::source;
+use crate::args::{Building, Convert, Format, Global, Platforms};
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -21,7 +21,7 @@ use crate::output;
 ///
 /// # Errors
 /// When the image cannot be read or indexed, or the destination not be written.
-pub fn run(arguments: &Convert, timeout: Duration) -> anyhow::Result<()> {
+pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     let client = image::client_options(&arguments.access)?;
     let (source, target) = if arguments.standalone {
         standalone(arguments)?
@@ -31,7 +31,7 @@ pub fn run(arguments: &Convert, timeout: Duration) -> anyhow::Result<()> {
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let (building, platforms) = (&arguments.building, &arguments.platforms);
     let conversion = Conversion { source, target, client, notes, building, platforms };
-    let converted = conversion.run(timeout)?;
+    let converted = conversion.run(global)?;
     if arguments.json {
         return conversion.print_json(&converted);
     }
@@ -78,40 +78,52 @@ pub fn target(name: &str, options: &ClientOptions) -> anyhow::Result<Target> {
         }
         Reference::Layout { directory, tag } => Target::Layout { directory, tag },
         Reference::Archive { file, tag } => Target::Archive { file, tag },
+        Reference::Saved { .. } => return Err(untagged("docker's own form holds no indexes; write an oci-archive:")),
+        Reference::Containerd { .. } => {
+            return Err(untagged(
+                "images in containerd are read, not written; `ctr images import` takes an oci-archive:",
+            ));
+        }
     })
 }
 
 /// One conversion, of either command.
-pub(super) struct Conversion<'a> {
-    pub(super) source: Reference,
-    pub(super) target: Target,
-    pub(super) client: ClientOptions,
-    pub(super) notes: EntryNotes,
-    pub(super) building: &'a Building,
-    pub(super) platforms: &'a Platforms,
+pub(crate) struct Conversion<'a> {
+    pub(crate) source: Reference,
+    pub(crate) target: Target,
+    pub(crate) client: ClientOptions,
+    pub(crate) notes: EntryNotes,
+    pub(crate) building: &'a Building,
+    pub(crate) platforms: &'a Platforms,
 }
 
 impl Conversion<'_> {
     /// Carries it out.
-    pub(super) fn run(&self, timeout: Duration) -> anyhow::Result<Converted> {
+    pub(crate) fn run(&self, global: &Global) -> anyhow::Result<Converted> {
+        block_on(global.timeout, self.carry_out(global))
+    }
+
+    /// The same inside a runtime.
+    ///
+    /// # Errors
+    /// When the image cannot be read or indexed, or the destination not be written.
+    pub(crate) async fn carry_out(&self, global: &Global) -> anyhow::Result<Converted> {
         let options = ConvertOptions {
             build: image::build_options(self.building)?,
             platforms: image::selection(self.platforms)?,
             notes: self.notes,
             force: self.building.force,
         };
-        let converted = block_on(timeout, async {
-            let source = ImageSource::open(&self.source, &self.client).await?;
-            let bars = std::cell::RefCell::new(Vec::new());
-            let converted = convert(&source, &self.target, &options, |image| {
-                let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &options.build);
-                bars.borrow_mut().push(progress);
-                observer
-            });
-            let converted = converted.await;
-            bars.take().iter().for_each(|bar| bar.finish());
-            converted.with_context(|| format!("converting {}", self.source))
-        })?;
+        let source = source::open(&self.source, &self.client, global).await?;
+        let bars = Mutex::new(Vec::new());
+        let converted = convert(&source, &self.target, &options, |image| {
+            let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &options.build);
+            bars.lock().unwrap_or_else(PoisonError::into_inner).push(progress);
+            observer
+        });
+        let converted = converted.await;
+        bars.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|bar| bar.finish());
+        let converted = converted.with_context(|| format!("converting {}", self.source))?;
         converted.images.iter().for_each(|(_, report)| image::warn_missing(report));
         for (platform, _) in &converted.skipped {
             tracing::warn!("{platform}: no layer is indexed");
@@ -120,13 +132,13 @@ impl Conversion<'_> {
     }
 
     /// What was done, in one line.
-    pub(super) fn summary(&self, converted: &Converted) -> String {
+    pub(crate) fn summary(&self, converted: &Converted) -> String {
         let what = if converted.up_to_date { "is up to date" } else { "written" };
         format!("{}: image index {} {what}, was {}", self.target, converted.digest, converted.was)
     }
 
     /// The same for programs.
-    pub(super) fn print_json(&self, converted: &Converted) -> anyhow::Result<()> {
+    pub(crate) fn print_json(&self, converted: &Converted) -> anyhow::Result<()> {
         let images: Vec<_> =
             converted.images.iter().map(|(platform, report)| json(&platform.to_string(), report)).collect();
         output::json(&serde_json::json!({

@@ -1,15 +1,13 @@
 //! `soci create`: index an image into the local index store.
 
-use std::time::Duration;
-
 use anyhow::Context;
-use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
 use soci_index::publish::local::{self, StoreLabels};
 use soci_index::publish::{Done, Job, Report};
 
 use super::image::{self, block_on};
-use crate::args::Create;
+use super::source;
+use crate::args::{Create, Global};
 use crate::config::Config;
 use crate::output;
 
@@ -17,16 +15,20 @@ use crate::output;
 ///
 /// # Errors
 /// When the image cannot be read or indexed, or the store not written.
-pub fn run(arguments: &Create, config: &Config, timeout: Duration) -> anyhow::Result<()> {
+pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Result<()> {
     let reference = image::reference(&arguments.image)?;
     let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
     let building = image::build_options(&arguments.building)?;
     let layout = Layout::open_or_create(&config.index_store())?;
-    let reports = block_on(timeout, async {
-        let source = ImageSource::open(&reference, &options).await?;
+    let reports = block_on(global.timeout, async {
+        let source = source::open(&reference, &options, global).await?;
         let mut reports = Vec::new();
-        for image in source.resolve(&selection).await? {
-            let labels = StoreLabels { name: reference.to_string(), created: super::now() };
+        let images = source.resolve(&selection).await?;
+        if let Some(caveat) = source::caveat(&reference, &source, &images) {
+            tracing::warn!("{caveat}");
+        }
+        for image in images {
+            let labels = StoreLabels { name: source::name(&reference), created: super::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
             let (image, force) = (&image, arguments.building.force);
             let job = Job { source: &source, image, options: &building, force, observer: &observer };

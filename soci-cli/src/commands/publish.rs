@@ -1,20 +1,21 @@
-//! `soci publish`: index an image in a registry and push the index: beside it, into another repository, or into the
-//! image.
+//! `soci publish`: index an image and push the index: beside it, into another repository, or into the image.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use soci_index::convert::Converted;
 use soci_index::image::ImageSource;
-use soci_index::image::reference::RegistryReference;
+use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::known::Known;
 use soci_index::publish::{self, Done, Job, Report};
-use soci_index::registry::{Repository, Traffic};
+use soci_index::registry::{ClientOptions, Repository, Traffic};
 use soci_index::v2::EntryNotes;
 
 use super::convert::{self, Conversion};
 use super::create::json;
 use super::image::{self, block_on};
-use crate::args::Publish;
+use super::{sign, source};
+use crate::args::{Building, Global, Platforms, Publish};
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -23,18 +24,19 @@ use crate::output;
 /// # Errors
 /// When the image cannot be read or indexed, or the registry refuses the index. Also when there was nothing to do and
 /// that was to be told by an exit code.
-pub fn run(arguments: &Publish, timeout: Duration) -> anyhow::Result<()> {
-    let up_to_date = if arguments.v2 { into_image(arguments, timeout)? } else { beside(arguments, timeout)? };
+pub fn run(arguments: &Publish, global: &Global) -> anyhow::Result<()> {
+    let client = image::client_options(&arguments.access)?;
+    let up_to_date =
+        if arguments.v2 { into_image(arguments, client, global)? } else { beside(arguments, &client, global)? };
     if up_to_date && arguments.detailed_exit_code {
         return Err(fail(Exit::UpToDate, "everything was in place already"));
     }
     Ok(())
 }
 
-/// Makes the image a SOCI-enabled one.
-fn into_image(arguments: &Publish, timeout: Duration) -> anyhow::Result<bool> {
+/// Makes the image a SOCI-enabled one. Answers whether it was one already.
+fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> anyhow::Result<bool> {
     let name = arguments.new_name.as_ref().unwrap_or(&arguments.image);
-    let client = image::client_options(&arguments.access)?;
     let conversion = Conversion {
         source: image::reference(&arguments.image)?,
         target: convert::target(name, &client)?,
@@ -43,96 +45,170 @@ fn into_image(arguments: &Publish, timeout: Duration) -> anyhow::Result<bool> {
         building: &arguments.building,
         platforms: &arguments.platforms,
     };
-    let converted = conversion.run(timeout)?;
+    let converted = conversion.run(global)?;
     if arguments.json {
         conversion.print_json(&converted)?;
-        return Ok(converted.up_to_date);
+    } else {
+        converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
+        output::line(conversion.summary(&converted))?;
     }
-    converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
-    output::line(conversion.summary(&converted))?;
+    sign_image(arguments, name, &converted, global.timeout)?;
     Ok(converted.up_to_date)
 }
 
-/// Pushes indexes that refer to the image.
-fn beside(arguments: &Publish, timeout: Duration) -> anyhow::Result<bool> {
-    let reference = image::reference(&arguments.image)?;
-    let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
+fn sign_image(arguments: &Publish, name: &str, converted: &Converted, timeout: Duration) -> anyhow::Result<()> {
+    let Some(command) = &arguments.sign_with else { return Ok(()) };
+    let Reference::Registry(image) = image::reference(name)? else {
+        return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {name} is not")));
+    };
+    let signed = format!("{}/{}@{}", image.registry(), image.repository(), converted.digest);
+    block_on(timeout, sign::sign(command, &signed))
+}
+
+/// Pushes indexes that refer to the image. Answers whether they were all there.
+fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyhow::Result<bool> {
+    let plan = Plan {
+        image: image::reference(&arguments.image)?,
+        to: arguments.to.as_deref(),
+        client,
+        building: &arguments.building,
+        platforms: &arguments.platforms,
+        dry_run: arguments.dry_run,
+    };
     let start = Instant::now();
-    let (reports, traffic) = block_on(timeout, async {
-        let source = ImageSource::open(&reference, &options).await?;
-        let ImageSource::Registry { repository, .. } = &source else {
-            let hint = format!("{reference} is not in a registry: `soci create` indexes it into the local store");
-            return Err(fail(Exit::Usage, hint));
-        };
-        let target = match &arguments.to {
-            Some(name) => image::repository(name, &options)?,
-            None => repository.clone(),
-        };
-        let origin = ImageSource::of_repository(&target);
-        let (mut reports, mut known) = (Vec::new(), Known::default());
-        for image in source.resolve(&selection).await? {
-            let report = one(arguments, &source, &image, &target, &known).await;
-            let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
-            // Platforms share layers.
-            let ztocs = report.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref().ok()?.reference.clone()));
-            known.add_built(ztocs, &origin);
-            reports.push((image.platform.to_string(), report));
-        }
-        let others = arguments.to.iter().map(|_| target.registry().traffic());
-        Ok((reports, others.chain([repository.registry().traffic()]).sum::<Traffic>()))
-    })?;
+    let published = block_on(global.timeout, plan.carry_out(global))?;
+    let Published { reports, traffic, target } = &published;
     reports.iter().for_each(|(_, report)| image::warn_missing(report));
-    let up_to_date = reports.iter().all(|(_, report)| report.done == Done::UpToDate);
     if arguments.json {
         let images: Vec<_> = reports.iter().map(|(platform, report)| json(platform, report)).collect();
         output::json(&serde_json::json!({
-            "image": reference.to_string(),
-            "repository": arguments.to,
+            "image": plan.image.to_string(),
+            "repository": target,
             "images": images,
             "requests": traffic.requests,
             "bytesReceived": traffic.bytes_received,
             "bytesSent": traffic.bytes_sent,
             "seconds": start.elapsed().as_secs_f64(),
         }))?;
-        return Ok(up_to_date);
-    }
-    for (platform, report) in &reports {
-        print(platform, report)?;
-    }
-    let (received, sent) = (output::size(traffic.bytes_received), output::size(traffic.bytes_sent));
-    output::line(format!("{received} read, {sent} sent, {}", output::time(start.elapsed())))?;
-    if let Some(repository) = &arguments.to {
-        output::line(format!(
-            "nodes find it by [[index_repository]] match = \"{}\", repository = \"{repository}\"; `soci mount` by --index-from",
-            pattern(&arguments.image)
-        ))?;
-    }
-    Ok(up_to_date)
-}
-
-/// The images of the same repository, as a rule for nodes names them.
-fn pattern(image: &str) -> String {
-    let parsed: Option<RegistryReference> = image.parse().ok();
-    parsed.map_or_else(|| image.to_owned(), |parsed| format!("{}/{}", parsed.registry(), parsed.repository()))
-}
-
-async fn one(
-    arguments: &Publish,
-    source: &ImageSource,
-    image: &soci_index::image::PlatformImage,
-    repository: &Repository,
-    known: &Known,
-) -> anyhow::Result<Report> {
-    let building = image::build_options(&arguments.building)?;
-    let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
-    let job = Job { source, image, options: &building, force: arguments.building.force, observer: &observer };
-    let report = if arguments.dry_run {
-        publish::rehearse(&job, Some(repository), known).await
     } else {
-        publish::publish(&job, repository, known).await
-    };
-    progress.finish();
-    Ok(report?)
+        reports.iter().try_for_each(|(platform, report)| print(platform, report))?;
+        let (received, sent) = (output::size(traffic.bytes_received), output::size(traffic.bytes_sent));
+        output::line(format!("{received} read, {sent} sent, {}", output::time(start.elapsed())))?;
+        print_hint(&plan)?;
+    }
+    if let Some(command) = arguments.sign_with.as_ref().filter(|_| !arguments.dry_run) {
+        for (_, report) in reports {
+            block_on(global.timeout, sign::sign(command, &format!("{target}@{}", report.index)))?;
+        }
+    }
+    Ok(published.up_to_date())
+}
+
+/// One publishing of version 1 indexes.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The image.
+    pub image: Reference,
+    /// The repository of the indexes, unless it is the image's own.
+    pub to: Option<&'a str>,
+    /// How to reach registries.
+    pub client: &'a ClientOptions,
+    /// How to build.
+    pub building: &'a Building,
+    /// Which platforms.
+    pub platforms: &'a Platforms,
+    /// Push nothing.
+    pub dry_run: bool,
+}
+
+/// What was published.
+#[derive(Debug)]
+pub struct Published {
+    /// The platforms, each with its report.
+    pub reports: Vec<(String, Report)>,
+    /// What went over the network.
+    pub traffic: Traffic,
+    /// The repository of the indexes, `HOST/NAME`.
+    pub target: String,
+}
+
+impl Published {
+    /// Whether all was there already.
+    #[must_use]
+    pub fn up_to_date(&self) -> bool {
+        self.reports.iter().all(|(_, report)| report.done == Done::UpToDate)
+    }
+}
+
+impl Plan<'_> {
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// When the image cannot be read or indexed, or the registry refuses an index.
+    pub async fn carry_out(&self, global: &Global) -> anyhow::Result<Published> {
+        let (selection, building) = (image::selection(self.platforms)?, image::build_options(self.building)?);
+        let source = source::open(&self.image, self.client, global).await?;
+        let target = self.target(&source)?;
+        let images = source.resolve(&selection).await?;
+        if let Some(caveat) = source::caveat(&self.image, &source, &images) {
+            tracing::warn!("{caveat}");
+        }
+        let origin = ImageSource::of_repository(&target);
+        let (mut reports, mut known) = (Vec::new(), Known::default());
+        for image in images {
+            let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
+            let force = self.building.force;
+            let job = Job { source: &source, image: &image, options: &building, force, observer: &observer };
+            let report = if self.dry_run {
+                publish::rehearse(&job, Some(&target), &known).await
+            } else {
+                publish::publish(&job, &target, &known).await
+            };
+            progress.finish();
+            let report = report.with_context(|| format!("{} for {}", self.image, image.platform))?;
+            // Platforms share layers.
+            let ztocs = report.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref().ok()?.reference.clone()));
+            known.add_built(ztocs, &origin);
+            reports.push((image.platform.to_string(), report));
+        }
+        let own = match &source {
+            ImageSource::Registry { repository, .. } if self.to.is_some() => Some(repository.registry().traffic()),
+            _ => None,
+        };
+        let traffic = own.into_iter().chain([target.registry().traffic()]).sum();
+        let target = format!("{}/{}", target.registry().name(), target.name());
+        Ok(Published { reports, traffic, target })
+    }
+
+    /// Where the indexes go.
+    fn target(&self, source: &ImageSource) -> anyhow::Result<Repository> {
+        match (self.to, source) {
+            (Some(name), _) => image::repository(name, self.client),
+            (None, ImageSource::Registry { repository, .. }) => Ok(repository.clone()),
+            (None, _) => {
+                let image = &self.image;
+                let hint = "name the repository that the image is pushed to by --to HOST/NAME";
+                Err(fail(Exit::Usage, format!("{image} is not in a registry: {hint}, or index it by `soci create`")))
+            }
+        }
+    }
+}
+
+/// How those find the index who do not look beside the image.
+fn print_hint(plan: &Plan<'_>) -> anyhow::Result<()> {
+    let (Some(repository), Reference::Registry(image)) = (plan.to, &plan.image) else { return Ok(()) };
+    if own_repository(image) == repository {
+        return Ok(());
+    }
+    let own = own_repository(image);
+    output::line(format!(
+        "nodes find it by [[index_repository]] match = \"{own}\", repository = \"{repository}\"; `soci mount` by \
+         --index-from {repository}"
+    ))
+}
+
+fn own_repository(image: &RegistryReference) -> String {
+    format!("{}/{}", image.registry(), image.repository())
 }
 
 fn print(platform: &str, report: &Report) -> anyhow::Result<()> {

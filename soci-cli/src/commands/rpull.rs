@@ -1,6 +1,5 @@
 //! `soci rpull`: pull an image through containerd, with its snapshotter providing the layers.
 
-use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
@@ -31,10 +30,9 @@ pub fn run(arguments: &Rpull, global: &Global) -> anyhow::Result<()> {
     let index = index.map_err(|error| fail(Exit::Usage, format!("--soci-index-digest: {error}")))?;
     let snapshotter = arguments.access.peer.snapshotter.clone().unwrap_or_else(|| SNAPSHOTTER.to_owned());
     let pulling = PullOptions { image: name.clone(), snapshotter, index };
-    let socket = global.address.strip_prefix("unix://").unwrap_or(&global.address);
     let start = Instant::now();
     let pulled = block_on(global.timeout, async {
-        let containerd = Containerd::connect(Path::new(socket), &global.namespace).await?;
+        let containerd = Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await?;
         let source = ImageSource::open(&Reference::Registry(name), &options).await?;
         let root = source.root().await?;
         let mut images = source.resolve(&selection).await?;

@@ -1,7 +1,5 @@
 //! `soci verify`: build the index of an image again from its layers and compare.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
@@ -14,7 +12,8 @@ use soci_index::registry::Repository;
 use soci_index::verify::{Checked, Verdict, verify};
 
 use super::image::{self, block_on};
-use crate::args::Verify;
+use super::source;
+use crate::args::{Global, Verify};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
@@ -38,14 +37,14 @@ struct Outcome {
 ///
 /// # Errors
 /// When there is no index, it cannot be read, or it says something else than the layers.
-pub fn run(arguments: &Verify, config: &Config, timeout: Duration) -> anyhow::Result<()> {
+pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Result<()> {
     let reference = image::reference(&arguments.image)?;
     let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
     let elsewhere = image::repositories(&arguments.index_from, &options)?;
     let wanted = arguments.index.as_deref().map(str::parse::<Digest>).transpose();
     let wanted = wanted.map_err(|error| fail(Exit::Usage, format!("{error}")))?;
-    let outcomes = block_on(timeout, async {
-        let source = ImageSource::open(&reference, &options).await?;
+    let outcomes = block_on(global.timeout, async {
+        let source = source::open(&reference, &options, global).await?;
         let mut outcomes = Vec::new();
         for image in source.resolve(&selection).await? {
             let found = find(&source, &image, wanted.as_ref(), &elsewhere, config).await?;

@@ -117,7 +117,7 @@ fn traffic(source: &ImageSource) -> (u64, u64) {
             let traffic = repository.registry().traffic();
             (traffic.bytes_received, traffic.requests)
         }
-        ImageSource::Store { .. } => (0, 0),
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => (0, 0),
     }
 }
 

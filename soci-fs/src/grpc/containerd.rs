@@ -1,4 +1,4 @@
-//! containerd as its clients see it: as much of its services as a pull needs.
+//! containerd as its clients see it: as much of its services as a pull needs, and reading an image.
 //!
 //! The services are those that every containerd since 1.6 has; the transfer service is not used, because it came later
 //! and tells a snapshotter about the image only where containerd's configuration says so. Everything is translated here,
@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
+mod content;
 mod messages;
 
 use super::generated::snapshots as proto;
@@ -57,6 +58,27 @@ pub enum ContainerdError {
         code: &'static str,
         /// What it said.
         message: String,
+    },
+    /// It does not have an image.
+    #[error(
+        "containerd at {} has no image {name} in the namespace {namespace}; `soci publish` indexes an image in its registry",
+        socket.display()
+    )]
+    NoImage {
+        /// The image.
+        name: String,
+        /// Where it was looked for.
+        namespace: String,
+        /// containerd's socket.
+        socket: PathBuf,
+    },
+    /// What it says of an image or its content makes no sense.
+    #[error("containerd says of {what}: {reason}")]
+    Answer {
+        /// Of what.
+        what: String,
+        /// What is wrong.
+        reason: String,
     },
     /// Content could not be read where it should come from.
     #[error("{0}")]
@@ -146,7 +168,7 @@ impl Containerd {
     pub async fn label_content(&self, digest: &Digest, labels: &Labels) -> Result<bool, ContainerdError> {
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let question = wire::UpdateContentRequest {
-            info: Some(wire::ContentInfo { digest: digest.to_string(), labels: labels.clone() }),
+            info: Some(wire::ContentInfo { digest: digest.to_string(), labels: labels.clone(), ..Default::default() }),
             update_mask: Some(wire::FieldMask { paths }),
         };
         let path = "/containerd.services.content.v1.Content/Update";

@@ -169,7 +169,13 @@ impl Keychain for Pulls {
 fn parse(image: &str) -> Option<RegistryReference> {
     match image.parse() {
         Ok(Reference::Registry(image)) => Some(image),
-        Ok(Reference::Layout { .. } | Reference::Archive { .. }) | Err(_) => None,
+        Ok(
+            Reference::Layout { .. }
+            | Reference::Archive { .. }
+            | Reference::Saved { .. }
+            | Reference::Containerd { .. },
+        )
+        | Err(_) => None,
     }
 }
 

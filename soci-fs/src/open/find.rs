@@ -89,7 +89,7 @@ pub(super) async fn find_index(
         ImageSource::Store { store: BlobStore::Layout(layout), .. } => {
             (discover::in_layout(layout, &subject, which)?, Some(layout))
         }
-        ImageSource::Store { .. } => {
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => {
             (Discovery::None { reason: "archives hold none".to_owned(), rejected: Vec::new() }, None)
         }
     };
@@ -119,7 +119,7 @@ async fn annotated_index(
     };
     let here = match source {
         ImageSource::Store { store: BlobStore::Layout(layout), .. } => Some(layout),
-        ImageSource::Store { .. } | ImageSource::Registry { .. } => None,
+        ImageSource::Store { .. } | ImageSource::Registry { .. } | ImageSource::Foreign(_) => None,
     };
     let mut found = None;
     for layout in here.into_iter().chain(local) {

@@ -71,7 +71,10 @@ impl WantedLayer {
         };
         let image = match text(IMAGE)?.parse()? {
             Reference::Registry(image) => image,
-            Reference::Layout { .. } | Reference::Archive { .. } => {
+            Reference::Layout { .. }
+            | Reference::Archive { .. }
+            | Reference::Saved { .. }
+            | Reference::Containerd { .. } => {
                 return Err(LabelError::NotRemote { text: text(IMAGE)?.chars().take(300).collect() });
             }
         };

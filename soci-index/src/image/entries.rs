@@ -1,5 +1,7 @@
 //! What the index.json of a layout or archive offers: which of its entries are the image that was named.
 
+use std::collections::HashSet;
+
 use super::{ImageError, ImageSource, blocking};
 use crate::image::model::{Descriptor, RawManifest, annotation};
 use crate::image::store::{Store, StoreError};
@@ -15,6 +17,9 @@ impl ImageSource {
         if let Self::Store { tag: Some(tag), .. } = self {
             images.retain(|entry| has_tag(entry, tag));
         }
+        // One image with several names is not several.
+        let mut seen = HashSet::new();
+        images.retain(|entry| seen.insert(entry.digest));
         let one_image = images.len() == 1 || images.iter().all(|entry| entry.platform.is_some());
         match images.len() {
             0 => Err(self.not_found(tags)),

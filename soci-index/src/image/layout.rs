@@ -132,7 +132,7 @@ impl Layout {
             Err(error) => return Err(StoreError::io(&path, "cannot open", &error)),
         };
         let length = file.metadata().map_err(|error| StoreError::io(&path, "cannot read", &error))?.len();
-        Ok(Some(Located { file: Arc::new(file), offset: 0, length }))
+        Ok(Some(Located::file(&Arc::new(file), 0, length)))
     }
 
     /// Replaces a file of the layout in one step.

@@ -1,4 +1,4 @@
-//! Names of images: a registry reference, an OCI layout directory or an OCI archive file.
+//! Names of images: a registry reference, an OCI layout directory, an archive file, a name that containerd knows.
 //!
 //! The registry form rests on the grammar of the distribution project as `oci_client` implements it, wrapped here so
 //! that nothing else depends on that crate. Invariants: a [`RegistryReference`] has a tag, a digest or both; its digest
@@ -55,7 +55,7 @@ pub struct RegistryReference {
 pub enum ReferenceError {
     /// It does not follow the grammar.
     #[error(
-        "{text:?} is not an image reference ({reason}): expected host/repository:tag, oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+        "{text:?} is not an image reference ({reason}): expected host/repository:tag, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG] or containerd:NAME"
     )]
     Malformed {
         /// The text as given, cut at 300 characters.
@@ -63,8 +63,8 @@ pub enum ReferenceError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The path of a layout or archive is empty.
-    #[error("{text:?} names no path: expected {expected}")]
+    /// The path of a layout or archive is empty, or the name in containerd.
+    #[error("{text:?} names nothing: expected {expected}")]
     NoPath {
         /// The text as given, cut at 300 characters.
         text: String,
@@ -168,6 +168,18 @@ pub enum Reference {
         /// The tag, as index.json names it.
         tag: Option<String>,
     },
+    /// In a tar file that `docker save` has written: `docker-archive:FILE[:TAG]`.
+    Saved {
+        /// The tar file.
+        file: PathBuf,
+        /// The tag, as manifest.json or index.json names it.
+        tag: Option<String>,
+    },
+    /// In containerd's content store: `containerd:NAME`.
+    Containerd {
+        /// The name, as containerd has it.
+        name: String,
+    },
 }
 
 impl FromStr for Reference {
@@ -189,6 +201,16 @@ impl FromStr for Reference {
             let (file, tag) = path(rest, "oci-archive:FILE[:TAG]")?;
             return Ok(Self::Archive { file, tag });
         }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (file, tag) = path(rest, "docker-archive:FILE[:TAG]")?;
+            return Ok(Self::Saved { file, tag });
+        }
+        if let Some(name) = text.strip_prefix("containerd:").filter(|name| !is_port(name)) {
+            if name.is_empty() {
+                return Err(ReferenceError::NoPath { text: shown(text), expected: "containerd:NAME" });
+            }
+            return Ok(Self::Containerd { name: name.to_owned() });
+        }
         text.parse().map(Self::Registry)
     }
 }
@@ -199,6 +221,8 @@ impl fmt::Display for Reference {
             Self::Registry(reference) => return reference.fmt(f),
             Self::Layout { directory, tag } => ("oci", directory, tag),
             Self::Archive { file, tag } => ("oci-archive", file, tag),
+            Self::Saved { file, tag } => ("docker-archive", file, tag),
+            Self::Containerd { name } => return write!(f, "containerd:{name}"),
         };
         let path = path.display().to_string();
         match tag {
@@ -217,6 +241,11 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
         Some((path, "")) => (path, None),
         _ => (text, None),
     }
+}
+
+/// Whether `PORT/REPOSITORY` follows: a machine may be called containerd, too.
+fn is_port(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(port, _)| port.parse::<u16>().is_ok())
 }
 
 fn shown(text: &str) -> String {
@@ -274,10 +303,24 @@ mod tests {
             let expected = Reference::Layout { directory: path.into(), tag: tag.map(str::to_owned) };
             assert_eq!(text.parse::<Reference>().unwrap(), expected, "{text}");
             assert_eq!(expected.to_string().parse::<Reference>().unwrap(), expected, "{expected}");
+            let saved = text.replace("oci:", "docker-archive:");
+            let expected = Reference::Saved { file: path.into(), tag: tag.map(str::to_owned) };
+            assert_eq!(saved.parse::<Reference>().unwrap(), expected, "{saved}");
+            assert_eq!(expected.to_string().parse::<Reference>().unwrap(), expected, "{expected}");
             let archive = text.replace("oci:", "oci-archive:");
             let expected = Reference::Archive { file: path.into(), tag: tag.map(str::to_owned) };
             assert_eq!(archive.parse::<Reference>().unwrap(), expected, "{archive}");
         }
+    }
+
+    #[test]
+    fn names_in_containerd() {
+        for name in ["docker.io/library/debian:13", "any name", "localhost:5000/a"] {
+            let parsed: Reference = format!("containerd:{name}").parse().unwrap();
+            assert_eq!(parsed, Reference::Containerd { name: name.to_owned() });
+            assert_eq!(parsed.to_string(), format!("containerd:{name}"));
+        }
+        assert!(matches!("containerd:5000/a:b".parse(), Ok(Reference::Registry(_))));
     }
 
     #[test]
@@ -293,6 +336,8 @@ mod tests {
             "oci:",
             "oci::t",
             "oci-archive:",
+            "docker-archive:",
+            "containerd:",
             "[::1/x",
         ]
         .into_iter()

@@ -1,4 +1,4 @@
-//! Reading an OCI layout, be it a directory or a tar file that holds one.
+//! Reading an OCI layout, be it a directory or a tar file that holds one or can be read as one.
 //!
 //! Both come down to "a file, an offset, a length" for each blob, so reading is written once, with positioned reads: no
 //! shared file position, no extraction of archives. Invariants: whole documents are bounded and checked against their
@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::digest::{Digest, Hasher};
 use crate::image::archive::Archive;
+use crate::image::docker::SavedError;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageIndex, Probe, RawManifest};
 use crate::limits::Limits;
@@ -99,6 +100,14 @@ pub enum StoreError {
         /// How long it is.
         size: u64,
     },
+    /// It is not what `docker save` writes.
+    #[error("{}: {reason}", path.display())]
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: SavedError,
+    },
     /// A blob is not there.
     #[error("{} has no blob {digest}", path.display())]
     Missing {
@@ -118,9 +127,38 @@ impl StoreError {
 /// Where a piece of content lies.
 #[derive(Debug, Clone)]
 pub(crate) struct Located {
-    pub(crate) file: Arc<File>,
-    pub(crate) offset: u64,
+    content: Content,
+    /// How long it is.
     pub(crate) length: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    /// In a file, from this offset on.
+    File(Arc<File>, u64),
+    /// A document that was made here.
+    Memory(Bytes),
+}
+
+impl Located {
+    /// In a file.
+    pub(crate) fn file(file: &Arc<File>, offset: u64, length: u64) -> Self {
+        Self { content: Content::File(Arc::clone(file), offset), length }
+    }
+
+    /// In memory.
+    pub(crate) fn memory(bytes: Bytes) -> Self {
+        let length = bytes.len() as u64;
+        Self { content: Content::Memory(bytes), length }
+    }
+
+    /// Where it begins, if it is in a file.
+    pub(crate) const fn offset(&self) -> Option<u64> {
+        match &self.content {
+            Content::File(_, offset) => Some(*offset),
+            Content::Memory(_) => None,
+        }
+    }
 }
 
 /// An OCI layout to read from.
@@ -232,14 +270,21 @@ pub(crate) fn read_piece(path: &Path, located: &Located, position: u64, end: u64
 
 /// Reads exactly `length` bytes, which the caller has bounded.
 pub(crate) fn read_at(path: &Path, located: &Located, position: u64, length: u64) -> Result<Bytes, StoreError> {
-    let too_long = || io::Error::from(io::ErrorKind::OutOfMemory);
-    let length = usize::try_from(length).map_err(|_| StoreError::io(path, "cannot read", &too_long()))?;
-    let mut bytes = vec![0; length];
-    located
-        .file
-        .read_exact_at(&mut bytes, located.offset.saturating_add(position))
-        .map_err(|error| StoreError::io(path, "cannot read", &error))?;
-    Ok(bytes.into())
+    let failed = |error: io::Error| StoreError::io(path, "cannot read", &error);
+    let length = usize::try_from(length).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
+    match &located.content {
+        Content::File(file, offset) => {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, offset.saturating_add(position)).map_err(failed)?;
+            Ok(bytes.into())
+        }
+        Content::Memory(bytes) => {
+            let start = usize::try_from(position).unwrap_or(usize::MAX);
+            let end = start.checked_add(length).filter(|end| *end <= bytes.len());
+            let end = end.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
+            Ok(bytes.slice(start..end))
+        }
+    }
 }
 
 pub(crate) fn parse_index(path: &Path, bytes: &[u8]) -> Result<Vec<Descriptor>, StoreError> {

@@ -1,4 +1,4 @@
-//! The messages of containerd's services that a pull needs, as far as it needs them.
+//! The messages of containerd's services, as far as they are needed here.
 //!
 //! Restated from `containerd.services.{content,diff,images,introspection,leases}.v1` and `containerd.types`; the numbers
 //! of the fields are what is on the wire. Fields that are left out are passed over by the protocol, so these serve
@@ -33,6 +33,8 @@ pub(super) struct LeaseRequest {
 pub(super) struct ContentInfo {
     #[prost(string, tag = "1")]
     pub(super) digest: String,
+    #[prost(int64, tag = "2")]
+    pub(super) size: i64,
     #[prost(btree_map = "string, string", tag = "5")]
     pub(super) labels: BTreeMap<String, String>,
 }
@@ -49,6 +51,37 @@ pub(super) struct UpdateContentRequest {
     pub(super) info: Option<ContentInfo>,
     #[prost(message, optional, tag = "2")]
     pub(super) update_mask: Option<FieldMask>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ContentInfoRequest {
+    #[prost(string, tag = "1")]
+    pub(super) digest: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ContentInfoResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) info: Option<ContentInfo>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ReadRequest {
+    #[prost(string, tag = "1")]
+    pub(super) digest: String,
+    #[prost(int64, tag = "2")]
+    pub(super) offset: i64,
+    /// 0 reads to the end.
+    #[prost(int64, tag = "3")]
+    pub(super) size: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ReadResponse {
+    #[prost(int64, tag = "1")]
+    pub(super) offset: i64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) data: Bytes,
 }
 
 /// What a message of an upload asks for.
@@ -91,6 +124,18 @@ pub(super) struct Image {
     pub(super) labels: BTreeMap<String, String>,
     #[prost(message, optional, tag = "3")]
     pub(super) target: Option<Descriptor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GetImageRequest {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GetImageResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<Image>,
 }
 
 /// A creation or, with the mask, an update.

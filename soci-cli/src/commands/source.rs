@@ -1,0 +1,64 @@
+//! Where the image is that a command works on, containerd included.
+//!
+//! A plain name means a registry, unless a containerd was named by a flag or by the environment: then it means the image
+//! of that name in it, as it does for AWS's tool, because that is how nerdctl calls this program.
+
+use soci_fs::grpc::containerd::Containerd;
+use soci_fs::source::containerd::ContainerdImage;
+use soci_index::image::reference::Reference;
+use soci_index::image::store::Store;
+use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::registry::ClientOptions;
+
+use crate::args::Global;
+
+/// Opens the image that `reference` names.
+///
+/// # Errors
+/// When it is not there, or its place cannot be reached.
+pub async fn open(reference: &Reference, options: &ClientOptions, global: &Global) -> anyhow::Result<ImageSource> {
+    match reference {
+        Reference::Containerd { name } => in_containerd(name, global).await,
+        Reference::Registry(plain) if global.names_containerd() => in_containerd(&plain.to_string(), global).await,
+        other => Ok(ImageSource::open(other, options).await?),
+    }
+}
+
+/// The image as the local index store calls it: an image of containerd by its name alone, as users know it.
+#[must_use]
+pub fn name(reference: &Reference) -> String {
+    match reference {
+        Reference::Containerd { name } => name.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// What one should know of an index of these images before it is made.
+#[must_use]
+pub fn caveat(reference: &Reference, source: &ImageSource, images: &[PlatformImage]) -> Option<String> {
+    let Reference::Saved { .. } = reference else { return None };
+    let is_plain = |image: &PlatformImage| image.manifest.layers.iter().any(|layer| layer.media_type.ends_with(".tar"));
+    let is_made =
+        matches!(source, ImageSource::Store { store: Store::Archive(archive), .. } if archive.has_made_manifest());
+    let digests = || images.iter().map(|image| image.descriptor.digest.to_string()).collect::<Vec<_>>().join(", ");
+    let fits = "layers here are not those of the registry; the index will fit only the image pushed from this archive \
+                with the same bytes";
+    if is_made {
+        Some(format!("{reference}: {fits}. The archive has no manifest of its own: {} was made from it", digests()))
+    } else if images.iter().any(is_plain) {
+        Some(format!("{reference}: {fits}: its layers are not compressed. Its manifest is {}", digests()))
+    } else {
+        None
+    }
+}
+
+async fn in_containerd(name: &str, global: &Global) -> anyhow::Result<ImageSource> {
+    let containerd = Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await?;
+    // A name may be in containerd as it was typed, or spelt out.
+    let spelt_out = match name.parse() {
+        Ok(Reference::Registry(plain)) => plain.to_string(),
+        _ => name.to_owned(),
+    };
+    let image = ContainerdImage::find(containerd, name, &spelt_out).await?;
+    Ok(ImageSource::Foreign(std::sync::Arc::new(image)))
+}

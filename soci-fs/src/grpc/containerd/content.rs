@@ -1,0 +1,80 @@
+//! Reading: what an image's name means, and the content that containerd has of it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _};
+use soci_index::digest::Digest;
+use soci_index::image::model::Descriptor;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
+
+use super::messages as wire;
+use super::{Containerd, ContainerdError, refused};
+
+impl Containerd {
+    /// What an image's name means.
+    ///
+    /// # Errors
+    /// [`ContainerdError::NoImage`] when there is no such name, else another [`ContainerdError`].
+    pub async fn image(&self, name: &str) -> Result<Descriptor, ContainerdError> {
+        let question = wire::GetImageRequest { name: name.to_owned() };
+        let answer = self.try_ask("/containerd.services.images.v1.Images/Get", question).await;
+        let answer: wire::GetImageResponse = answer.map_err(|status| match status.code() {
+            Code::NotFound => ContainerdError::NoImage {
+                name: name.to_owned(),
+                namespace: self.namespace.to_str().unwrap_or_default().to_owned(),
+                socket: self.socket.clone(),
+            },
+            _ => refused(&format!("find image {name}"), &status),
+        })?;
+        let target = answer.image.and_then(|image| image.target).unwrap_or_default();
+        let wrong = |reason: String| ContainerdError::Answer { what: format!("image {name}"), reason };
+        let digest =
+            target.digest.parse().map_err(|error| wrong(format!("its digest is {:?}: {error}", target.digest)))?;
+        let size = u64::try_from(target.size).map_err(|_| wrong(format!("its size is {}", target.size)))?;
+        Ok(Descriptor::new(&target.media_type, digest, size))
+    }
+
+    /// How long content is; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn content_size(&self, digest: &Digest) -> Result<Option<u64>, ContainerdError> {
+        let question = wire::ContentInfoRequest { digest: digest.to_string() };
+        match self.try_ask("/containerd.services.content.v1.Content/Info", question).await {
+            Ok(wire::ContentInfoResponse { info }) => {
+                let size = info.unwrap_or_default().size;
+                let wrong = |_| ContainerdError::Answer {
+                    what: digest.to_string(),
+                    reason: format!("it is {size} bytes long"),
+                };
+                u64::try_from(size).map(Some).map_err(wrong)
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(refused(&format!("look at {digest}"), &status)),
+        }
+    }
+
+    /// Content from an offset to another, as containerd sends it. Nothing of it is checked.
+    pub fn read_content(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, ContainerdError>> + Send + use<> {
+        let (containerd, digest) = (self.clone(), *digest);
+        let failed = move |status: Status| refused(&format!("read {digest}"), &status);
+        let open = async move {
+            let offset = i64::try_from(range.start).unwrap_or(i64::MAX);
+            let size = i64::try_from(range.end.saturating_sub(range.start)).unwrap_or(i64::MAX);
+            let question = wire::ReadRequest { digest: digest.to_string(), offset, size };
+            let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/Read");
+            let codec = ProstCodec::<wire::ReadRequest, wire::ReadResponse>::default();
+            let mut client = containerd.client().await.map_err(failed)?;
+            let answers = client.server_streaming(containerd.request(question), path, codec).await.map_err(failed)?;
+            Ok(answers.into_inner().map_ok(|answer| answer.data).map_err(failed))
+        };
+        futures_util::stream::once(open).try_flatten()
+    }
+}

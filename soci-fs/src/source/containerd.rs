@@ -1,0 +1,64 @@
+//! An image in containerd's content store.
+//!
+//! Nothing is written there: no label, no lease. An image that is removed while it is read fails the reading, with a
+//! message that says so.
+
+use std::ops::Range;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use soci_index::digest::Digest;
+use soci_index::image::foreign::{ContentStore, ForeignError, Pieces};
+use soci_index::image::model::Descriptor;
+
+use crate::grpc::containerd::{Containerd, ContainerdError};
+
+/// An image of containerd.
+#[derive(Debug)]
+pub struct ContainerdImage {
+    containerd: Containerd,
+    shown: String,
+    root: Descriptor,
+}
+
+impl ContainerdImage {
+    /// Finds an image by its name, or else by the `other` name that it may have.
+    ///
+    /// # Errors
+    /// [`ContainerdError::NoImage`] of the first name when containerd knows neither, else another [`ContainerdError`].
+    pub async fn find(containerd: Containerd, name: &str, other: &str) -> Result<Self, ContainerdError> {
+        let (name, root) = match containerd.image(name).await {
+            Ok(root) => (name, root),
+            Err(unknown @ ContainerdError::NoImage { .. }) if other != name => match containerd.image(other).await {
+                Ok(root) => (other, root),
+                Err(ContainerdError::NoImage { .. }) => return Err(unknown),
+                Err(error) => return Err(error),
+            },
+            Err(error) => return Err(error),
+        };
+        Ok(Self { containerd, shown: format!("containerd:{name}"), root })
+    }
+
+    fn failed(&self, digest: &Digest) -> impl Fn(ContainerdError) -> ForeignError + Send + use<> {
+        let (image, digest) = (self.shown.clone(), *digest);
+        move |error| ForeignError::Failed { image: image.clone(), digest: Box::new(digest), reason: error.to_string() }
+    }
+}
+
+impl ContentStore for ContainerdImage {
+    fn name(&self) -> &str {
+        &self.shown
+    }
+
+    fn root(&self) -> &Descriptor {
+        &self.root
+    }
+
+    fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Option<u64>, ForeignError>> {
+        async move { self.containerd.content_size(digest).await.map_err(self.failed(digest)) }.boxed()
+    }
+
+    fn read(&self, digest: &Digest, range: Range<u64>) -> Pieces {
+        self.containerd.read_content(digest, range).map_err(self.failed(digest)).boxed()
+    }
+}

@@ -1,0 +1,323 @@
+//! The older form of `docker save`: a tar file with `manifest.json`, configurations, and a `layer.tar` for each layer.
+//!
+//! Such an archive has no manifest in the registry's sense: Docker keeps layers uncompressed and does not remember what
+//! they were compressed to. So one is made here, from the bytes that are there, the same for the same archive: layers
+//! are described by their own digests, as plain tar unless their first bytes say otherwise; the configuration stays as
+//! it is. Each layer is read once, in pieces.
+//!
+//! Invariants: a name is looked up only in the archive, never on the disk; links are followed a bounded number of times
+//! and not out of the archive; nothing is read of images that were not asked for.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::image::members::{Member, walk};
+use crate::image::model::{Descriptor, annotation, media_type};
+use crate::image::store::{Located, StoreError, read_at, read_piece};
+use crate::limits::Limits;
+
+/// Images in one archive. Stops a list of a million names for the same layers.
+const IMAGES_MAX: usize = 1000;
+/// Layers of one image. Container runtimes take 127 or so.
+const LAYERS_MAX: usize = 1000;
+/// Bytes of all names and link targets of one archive. An image has three members for each layer.
+const NAMES_BYTES_MAX: usize = 16 << 20;
+/// How many links one after the other lead to a layer. Docker writes one.
+const LINKS_MAX: usize = 8;
+
+/// Media types of layers.
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// Why what `docker save` is said to have written cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SavedError {
+    /// It is something else.
+    #[error("it has neither manifest.json nor an OCI layout: docker save did not write it")]
+    NoManifest,
+    /// `manifest.json` is not what Docker writes.
+    #[error("manifest.json cannot be read: {reason}")]
+    Json {
+        /// Why not.
+        reason: String,
+    },
+    /// It holds more than one image.
+    #[error("it holds {count} images: name one{}", known(tags))]
+    Ambiguous {
+        /// How many.
+        count: usize,
+        /// Some of their names.
+        tags: Vec<String>,
+    },
+    /// It does not hold the image that was named.
+    #[error("it holds no image {tag}{}", known(tags))]
+    NoSuchTag {
+        /// What was asked for.
+        tag: String,
+        /// Some of the names that it has.
+        tags: Vec<String>,
+    },
+    /// It names a member that is not there.
+    #[error("its member {name} is missing")]
+    Missing {
+        /// The member.
+        name: String,
+    },
+    /// It names something outside of itself.
+    #[error("its member {name} leads out of the archive")]
+    Outside {
+        /// The member.
+        name: String,
+    },
+    /// Links lead in a circle, or nearly.
+    #[error("its member {name} leads through more than {LINKS_MAX} links")]
+    Links {
+        /// The member.
+        name: String,
+    },
+    /// More than any real archive has.
+    #[error("it has more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The cap.
+        limit: usize,
+    },
+}
+
+fn known(tags: &[String]) -> String {
+    if tags.is_empty() { String::new() } else { format!(" (there are {})", tags.join(", ")) }
+}
+
+/// An image that was made of an archive.
+pub(crate) struct Made {
+    /// An index.json with one entry for each name.
+    pub(crate) index: Located,
+    /// Manifest, configuration and layers.
+    pub(crate) blobs: HashMap<Digest, Located>,
+}
+
+/// Makes documents for the image `tag` of the tar file `path`, which is open as `file`; without a tag for its only one.
+///
+/// # Errors
+/// [`StoreError`].
+pub(crate) fn read(path: &Path, file: &Arc<File>, tag: Option<&str>) -> Result<Made, StoreError> {
+    let contents = Contents::read(path, file)?;
+    let manifest = contents.bytes("manifest.json")?.ok_or_else(|| contents.refuse(SavedError::NoManifest))?;
+    let json = |error: serde_json::Error| contents.refuse(SavedError::Json { reason: error.to_string() });
+    let images: Vec<Saved> = serde_json::from_slice(&manifest).map_err(json)?;
+    let image = choose(images, tag).map_err(|error| contents.refuse(error))?;
+    contents.make(&image)
+}
+
+/// An entry of `manifest.json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    /// Docker writes `null` for an image without a name.
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+impl Saved {
+    fn tags(&self) -> &[String] {
+        self.repo_tags.as_deref().unwrap_or_default()
+    }
+
+    fn layers(&self) -> &[String] {
+        self.layers.as_deref().unwrap_or_default()
+    }
+}
+
+fn choose(mut images: Vec<Saved>, tag: Option<&str>) -> Result<Saved, SavedError> {
+    if images.len() > IMAGES_MAX {
+        return Err(SavedError::TooMany { what: "images", limit: IMAGES_MAX });
+    }
+    let tags: Vec<String> = images.iter().flat_map(Saved::tags).take(20).cloned().collect();
+    if let Some(tag) = tag {
+        let names = |name: &String| name == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with(':'));
+        images.retain(|image| image.tags().iter().any(names));
+    }
+    match (images.len(), tag) {
+        (0, Some(tag)) => Err(SavedError::NoSuchTag { tag: tag.to_owned(), tags }),
+        (0, None) => Err(SavedError::Json { reason: "it lists no image".to_owned() }),
+        (1, _) if images.iter().any(|image| image.layers().len() > LAYERS_MAX) => {
+            Err(SavedError::TooMany { what: "layers", limit: LAYERS_MAX })
+        }
+        (1, _) => Ok(images.swap_remove(0)),
+        (count, _) => Err(SavedError::Ambiguous { count, tags }),
+    }
+}
+
+/// Where the members of an archive are.
+struct Contents<'a> {
+    path: &'a Path,
+    members: HashMap<Box<[u8]>, Place>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Here(Located),
+    /// A symbolic link: as seen from where the link is.
+    Beside(PathBuf),
+    /// Another name: as seen from the top.
+    Under(PathBuf),
+}
+
+impl<'a> Contents<'a> {
+    fn read(path: &'a Path, file: &Arc<File>) -> Result<Self, StoreError> {
+        let mut contents = Self { path, members: HashMap::new() };
+        let mut bytes = 0;
+        walk(path, file, |name, member| {
+            let (place, target) = match member {
+                Member::File { offset, length } => (Place::Here(Located::file(file, offset, length)), 0),
+                Member::Symlink(target) => (Place::Beside(path_of(target)), target.len()),
+                Member::HardLink(target) => (Place::Under(path_of(target)), target.len()),
+            };
+            bytes += name.len() + target;
+            if bytes > NAMES_BYTES_MAX {
+                let error = SavedError::TooMany { what: "bytes of names", limit: NAMES_BYTES_MAX };
+                return Err(contents.refuse(error));
+            }
+            contents.members.insert(name.into(), place);
+            Ok(())
+        })?;
+        Ok(contents)
+    }
+
+    fn make(&self, image: &Saved) -> Result<Made, StoreError> {
+        let mut blobs = HashMap::new();
+        let missing = || self.refuse(SavedError::Missing { name: shown(&image.config) });
+        let config = self.bytes(&image.config)?.ok_or_else(missing)?;
+        let mut layers = Vec::new();
+        // Layers that were saved once and are named more often are read once.
+        let mut known: HashMap<u64, Descriptor> = HashMap::new();
+        for name in image.layers() {
+            let located = self.locate(name)?;
+            let layer = match located.offset().and_then(|offset| known.get(&offset)) {
+                Some(layer) => layer.clone(),
+                None => self.describe(&located)?,
+            };
+            known.extend(located.offset().map(|offset| (offset, layer.clone())));
+            blobs.insert(layer.digest, located);
+            layers.push(layer);
+        }
+        let config_descriptor = Descriptor::of(media_type::CONFIG, &config);
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": media_type::MANIFEST,
+            "config": config_descriptor,
+            "layers": layers,
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        let entry = Descriptor::of(media_type::MANIFEST, &manifest);
+        let entries: Vec<Descriptor> = match image.tags() {
+            [] => vec![entry.clone()],
+            tags => tags.iter().map(|tag| named(&entry, tag)).collect(),
+        };
+        let index = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": entries });
+        blobs.insert(config_descriptor.digest, Located::memory(config));
+        blobs.insert(entry.digest, Located::memory(manifest));
+        Ok(Made { index: Located::memory(Bytes::from(index.to_string())), blobs })
+    }
+
+    /// Reads a layer to its end, to know its digest.
+    fn describe(&self, located: &Located) -> Result<Descriptor, StoreError> {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let (mut position, mut start) = (0, Bytes::new());
+        while position < located.length {
+            let piece = read_piece(self.path, located, position, located.length)?;
+            hasher.update(&piece);
+            if position == 0 {
+                start = piece.slice(..piece.len().min(4));
+            }
+            position += piece.len() as u64;
+        }
+        let kind = match &*start {
+            [0x1f, 0x8b, ..] => format!("{TAR}+gzip"),
+            [0x28, 0xb5, 0x2f, 0xfd] => format!("{TAR}+zstd"),
+            _ => TAR.to_owned(),
+        };
+        Ok(Descriptor::new(&kind, hasher.finish(), located.length))
+    }
+
+    /// A whole member; `None` if there is none of that name.
+    fn bytes(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let limit = Limits::DEFAULT.manifest_bytes_max;
+        let located = match self.find(name) {
+            Ok(located) => located,
+            Err(SavedError::Missing { .. }) => return Ok(None),
+            Err(error) => return Err(self.refuse(error)),
+        };
+        if located.length > limit {
+            return Err(StoreError::TooLarge { path: self.path.to_owned(), what: shown(name), limit });
+        }
+        read_at(self.path, &located, 0, located.length).map(Some)
+    }
+
+    fn locate(&self, name: &str) -> Result<Located, StoreError> {
+        self.find(name).map_err(|error| self.refuse(error))
+    }
+
+    fn find(&self, name: &str) -> Result<Located, SavedError> {
+        let outside = || SavedError::Outside { name: shown(name) };
+        let mut at = inside(Path::new(""), Path::new(name)).ok_or_else(outside)?;
+        for _ in 0..=LINKS_MAX {
+            let place = self.members.get(at.as_os_str().as_encoded_bytes());
+            at = match place.ok_or_else(|| SavedError::Missing { name: shown(name) })? {
+                Place::Here(located) => return Ok(located.clone()),
+                Place::Beside(target) => inside(at.parent().unwrap_or(Path::new("")), target).ok_or_else(outside)?,
+                Place::Under(target) => inside(Path::new(""), target).ok_or_else(outside)?,
+            };
+        }
+        Err(SavedError::Links { name: shown(name) })
+    }
+
+    fn refuse(&self, reason: SavedError) -> StoreError {
+        StoreError::Saved { path: self.path.to_owned(), reason }
+    }
+}
+
+/// The entry of an index for one name, as Docker annotates it today.
+fn named(entry: &Descriptor, tag: &str) -> Descriptor {
+    let mut entry = entry.clone();
+    entry.annotations.insert(annotation::CONTAINERD_NAME.to_owned(), tag.to_owned());
+    entry
+}
+
+/// A path, seen from a directory of the archive, without `.` and `..`; `None` if it is not in the archive.
+fn inside(directory: &Path, path: &Path) -> Option<PathBuf> {
+    use std::path::Component;
+    let mut at = directory.to_owned();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => at.push(name),
+            Component::CurDir => {}
+            Component::ParentDir if at.pop() => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(at)
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt as _;
+    PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// A name for a message.
+fn shown(name: &str) -> String {
+    name.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Archives as Docker wrote them, and as it never would.
+
+use std::io::Write as _;
+
+use super::*;
+use crate::image::archive::Archive;
+use crate::image::store::Store;
+
+#[derive(Clone)]
+enum Put {
+    File(Vec<u8>),
+    Symlink(&'static str),
+    HardLink(&'static str),
+}
+
+/// A tar file of these members.
+fn archive(members: &[(&str, Put)]) -> tempfile::NamedTempFile {
+    let mut builder = tar::Builder::new(tempfile::NamedTempFile::new().unwrap());
+    for (name, put) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        match put {
+            Put::File(bytes) => {
+                header.set_size(bytes.len() as u64);
+                builder.append_data(&mut header, name, &bytes[..]).unwrap();
+            }
+            Put::Symlink(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                builder.append_link(&mut header, name, target).unwrap();
+            }
+            Put::HardLink(target) => {
+                header.set_entry_type(tar::EntryType::Link);
+                builder.append_link(&mut header, name, target).unwrap();
+            }
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+fn file(text: &str) -> Put {
+    Put::File(text.as_bytes().to_vec())
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+const CONFIG: &str = r#"{"os":"linux","architecture":"amd64","rootfs":{"diff_ids":[]}}"#;
+
+/// The usual archive, with `manifest` for manifest.json.
+fn usual(manifest: &str) -> tempfile::NamedTempFile {
+    archive(&[
+        ("a/layer.tar", file("plain")),
+        ("b/layer.tar", Put::Symlink("../a/layer.tar")),
+        ("c/layer.tar", Put::HardLink("a/layer.tar")),
+        ("d.tar", Put::File(gzip(b"plain"))),
+        ("loop/1", Put::Symlink("2")),
+        ("loop/2", Put::Symlink("1")),
+        ("up/layer.tar", Put::Symlink("../../etc/passwd")),
+        ("root/layer.tar", Put::Symlink("/etc/passwd")),
+        ("gone/layer.tar", Put::Symlink("../nowhere")),
+        ("c.json", file(CONFIG)),
+        ("manifest.json", file(manifest)),
+    ])
+}
+
+#[test]
+fn layers_are_described_by_their_bytes() {
+    let layers = r#"["a/layer.tar","b/layer.tar","./c/layer.tar","d.tar","a/../a/layer.tar"]"#;
+    let manifest = format!(r#"[{{"Config":"c.json","RepoTags":["app:1","other/app:2"],"Layers":{layers}}}]"#);
+    let file = usual(&manifest);
+    let archive = Archive::open_saved(file.path(), None).unwrap();
+    assert!(archive.has_made_manifest());
+    let store = Store::Archive(archive);
+    let entries = store.entries().unwrap();
+    let names: Vec<&str> =
+        entries.iter().map(|entry| entry.annotations[annotation::CONTAINERD_NAME].as_str()).collect();
+    assert_eq!(names, ["app:1", "other/app:2"]);
+    let raw = store.manifest(&entries[0]).unwrap().unwrap();
+    let manifest: crate::image::model::ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
+    assert_eq!(manifest.config, Descriptor::of(media_type::CONFIG, CONFIG.as_bytes()));
+    let plain = Descriptor::of(TAR, b"plain");
+    let packed = Descriptor::of(&format!("{TAR}+gzip"), &gzip(b"plain"));
+    assert_eq!(manifest.layers, [plain.clone(), plain.clone(), plain.clone(), packed.clone(), plain.clone()]);
+    for (layer, content) in [(&plain, b"plain".to_vec()), (&packed, gzip(b"plain"))] {
+        assert_eq!(store.blob_bytes(layer, 1000).unwrap().unwrap(), content);
+    }
+    // The same archive gives the same manifest.
+    let again = Store::Archive(Archive::open_saved(file.path(), Some("2")).unwrap());
+    assert_eq!(again.entries().unwrap()[0].digest, entries[0].digest);
+}
+
+#[test]
+fn the_newer_form_is_read_as_it_is() {
+    let index = r#"{"manifests":[]}"#;
+    let file = archive(&[
+        ("oci-layout", file(r#"{"imageLayoutVersion":"1.0.0"}"#)),
+        ("index.json", file(index)),
+        ("manifest.json", file("[]")),
+    ]);
+    let archive = Archive::open_saved(file.path(), None).unwrap();
+    assert!(!archive.has_made_manifest());
+    assert_eq!(Store::Archive(archive).entries().unwrap(), []);
+}
+
+#[test]
+fn hostile_archives() {
+    let with = |layers: &str| format!(r#"[{{"Config":"c.json","RepoTags":null,"Layers":{layers}}}]"#);
+    let many = format!("[{}\"a/layer.tar\"]", "\"a/layer.tar\",".repeat(LAYERS_MAX));
+    let two = r#"[{"Config":"c.json","RepoTags":["a:1"]},{"Config":"c.json","RepoTags":["b:1"]}]"#;
+    let images = format!("[{}{{\"Config\":\"c.json\"}}]", "{\"Config\":\"c.json\"},".repeat(IMAGES_MAX));
+    for (manifest, tag, expected) in [
+        (with(r#"["nowhere"]"#), None, "nowhere is missing"),
+        (with(r#"["gone/layer.tar"]"#), None, "gone/layer.tar is missing"),
+        (with(r#"["../../etc/passwd"]"#), None, "leads out of the archive"),
+        (with(r#"["/etc/passwd"]"#), None, "leads out of the archive"),
+        (with(r#"["up/layer.tar"]"#), None, "leads out of the archive"),
+        (with(r#"["root/layer.tar"]"#), None, "leads out of the archive"),
+        (with(r#"["loop/1"]"#), None, "through more than 8 links"),
+        (with(r#"[""]"#), None, "is missing"),
+        (with(r#"["a"]"#), None, "is missing"),
+        (with(&many), None, "more than 1000 layers"),
+        (with("{}"), None, "manifest.json cannot be read"),
+        (r#"[{"Config":"none.json"}]"#.to_owned(), None, "none.json is missing"),
+        (r#"[{"Layers":[]}]"#.to_owned(), None, "missing field `Config`"),
+        ("[]".to_owned(), None, "lists no image"),
+        ("[".to_owned(), None, "manifest.json cannot be read"),
+        (two.to_owned(), None, "holds 2 images: name one (there are a:1, b:1)"),
+        (two.to_owned(), Some("1"), "holds 2 images"),
+        (two.to_owned(), Some("c"), "holds no image c (there are a:1, b:1)"),
+        (images, None, "more than 1000 images"),
+    ] {
+        let file = usual(&manifest);
+        let error = Archive::open_saved(file.path(), tag).unwrap_err();
+        assert!(matches!(error, StoreError::Saved { .. }), "{error:?}");
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+    }
+    assert!(Archive::open_saved(usual(two).path(), Some("a:1")).is_ok());
+}
+
+#[test]
+fn files_that_are_no_archive_of_docker_s() {
+    let empty = archive(&[]);
+    let error = Archive::open_saved(empty.path(), None).unwrap_err();
+    assert!(matches!(error, StoreError::Saved { reason: SavedError::NoManifest, .. }), "{error:?}");
+    let long = archive(&[("manifest.json", Put::File(vec![b' '; 5 << 20]))]);
+    assert!(matches!(Archive::open_saved(long.path(), None), Err(StoreError::TooLarge { .. })));
+    // Cut off within the last member, and within a header.
+    let whole = usual(r#"[{"Config":"c.json"}]"#);
+    let length = whole.as_file().metadata().unwrap().len();
+    for cut in [length - 1024 - 512, 700] {
+        whole.as_file().set_len(cut).unwrap();
+        assert!(Archive::open_saved(whole.path(), None).is_err(), "cut at {cut}");
+    }
+    let names: Vec<String> = (0..200).map(|number| format!("{number}{}", "x".repeat(90_000))).collect();
+    let members: Vec<(&str, Put)> = names.iter().map(|name| (name.as_str(), file(""))).collect();
+    let error = Archive::open_saved(archive(&members).path(), None).unwrap_err().to_string();
+    assert!(error.contains("bytes of names"), "{error}");
+}

@@ -1,0 +1,86 @@
+//! Why an image cannot be read.
+
+use crate::digest::Digest;
+use crate::image::foreign::ForeignError;
+use crate::image::platform::Platform;
+use crate::image::store::StoreError;
+use crate::registry::RegistryError;
+
+/// Why an image cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The layout or archive.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The content store of another program.
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
+    /// The image is in a place that this command does not read.
+    #[error("{image} is in a place that this command does not read: name it in a registry, a layout or an archive")]
+    Elsewhere {
+        /// What was asked for.
+        image: String,
+    },
+    /// There is no such image.
+    #[error("{image}: there is no such image{}", known_tags(tags))]
+    NotFound {
+        /// What was asked for.
+        image: String,
+        /// The tags that a layout has.
+        tags: Vec<String>,
+    },
+    /// A layout holds several images.
+    #[error("{image} holds several images: name one{}", known_tags(tags))]
+    Ambiguous {
+        /// What was asked for.
+        image: String,
+        /// The tags that the layout has.
+        tags: Vec<String>,
+    },
+    /// The image is not made for a platform.
+    #[error("{image} has no manifest for {wanted}; it has {}", list(offered))]
+    NoPlatform {
+        /// What was asked for.
+        image: String,
+        /// The platform.
+        wanted: Platform,
+        /// What there is.
+        offered: Vec<Platform>,
+    },
+    /// It is something else than an image.
+    #[error("{image}: {digest} is no image but {kind:?}")]
+    NotAnImage {
+        /// What was asked for.
+        image: String,
+        /// The manifest.
+        digest: Box<Digest>,
+        /// What it is.
+        kind: String,
+    },
+    /// A document of the image is not well formed.
+    #[error("{image}: {what} {digest} cannot be read: {reason}")]
+    Malformed {
+        /// What was asked for.
+        image: String,
+        /// Which kind of document.
+        what: &'static str,
+        /// Which one.
+        digest: Box<Digest>,
+        /// Why not.
+        reason: String,
+    },
+    /// The background task was stopped.
+    #[error("reading was stopped")]
+    Stopped,
+}
+
+fn known_tags(tags: &[String]) -> String {
+    if tags.is_empty() { String::new() } else { format!(" (there are the tags {})", tags.join(", ")) }
+}
+
+fn list(platforms: &[Platform]) -> String {
+    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

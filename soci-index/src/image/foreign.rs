@@ -1,0 +1,258 @@
+//! Images in a content store that this crate cannot speak to: containerd's, say, whose protocol is gRPC.
+//!
+//! The other side implements [`ContentStore`], which only says how long a blob is and gives out its bytes; everything
+//! that makes bytes trustworthy is here, once. Invariants: a whole blob has the length and the digest of its descriptor
+//! or ends with an error; what is not there is told apart from what cannot be read, because the ways out differ.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+
+use crate::digest::{Digest, Hasher};
+use crate::image::model::{Descriptor, Probe, RawManifest};
+use crate::limits::Limits;
+
+/// Bytes of a blob as another store gives them out.
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, ForeignError>> + Send>>;
+
+/// A store of blobs by their digests, in which one image has a name.
+pub trait ContentStore: Debug + Send + Sync {
+    /// What messages call the image, with the store: `containerd:NAME`.
+    fn name(&self) -> &str;
+
+    /// What the name means: a manifest, or an index of several.
+    fn root(&self) -> &Descriptor;
+
+    /// How long a blob is; `None` if it is not there.
+    fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Option<u64>, ForeignError>>;
+
+    /// Bytes of a blob that is there, from an offset to another.
+    fn read(&self, digest: &Digest, range: Range<u64>) -> Pieces;
+}
+
+/// Why a content store of another program does not give what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignError {
+    /// A blob is not there.
+    #[error(
+        "{image}: its store does not have {digest}: the image was pulled for another platform, or lazily, or the content \
+         was discarded after unpacking; `soci publish` indexes it from its registry, and a full pull fetches it"
+    )]
+    Missing {
+        /// The image.
+        image: String,
+        /// The blob.
+        digest: Box<Digest>,
+    },
+    /// The store does not answer, or refuses.
+    #[error("{image}: {digest} cannot be read: {reason}")]
+    Failed {
+        /// The image.
+        image: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// What the store said.
+        reason: String,
+    },
+    /// A blob has another length than its descriptor says.
+    #[error("{image}: {digest} has {found} bytes in its store, expected {expected}")]
+    Size {
+        /// The image.
+        image: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// As described.
+        expected: u64,
+        /// As stored, or as far as it came.
+        found: u64,
+    },
+    /// A blob is not what its name says.
+    #[error("{image}: its store gave content with digest {found} for {expected}")]
+    Digest {
+        /// The image.
+        image: String,
+        /// The name.
+        expected: Box<Digest>,
+        /// The content.
+        found: Box<Digest>,
+    },
+    /// More than we are willing to hold.
+    #[error("{image}: {digest} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The image.
+        image: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// The cap.
+        limit: u64,
+    },
+    /// A blob has no such bytes.
+    #[error("{image}: {digest} has {size} bytes, there are no bytes {}..{}", range.start, range.end)]
+    Range {
+        /// The image.
+        image: String,
+        /// The blob.
+        digest: Box<Digest>,
+        /// What was asked for.
+        range: Range<u64>,
+        /// How long it is.
+        size: u64,
+    },
+    /// A manifest is not well formed.
+    #[error("{image}: the manifest {digest} cannot be read: {reason}")]
+    Malformed {
+        /// The image.
+        image: String,
+        /// The manifest.
+        digest: Box<Digest>,
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl ForeignError {
+    pub(super) fn missing(store: &dyn ContentStore, digest: &Digest) -> Self {
+        Self::Missing { image: store.name().to_owned(), digest: Box::new(*digest) }
+    }
+}
+
+/// Those of the manifests that the store has. An image that was pulled for one platform names the others all the same.
+pub(super) async fn held(
+    store: &dyn ContentStore,
+    manifests: Vec<Descriptor>,
+) -> Result<Vec<Descriptor>, ForeignError> {
+    let (mut held, mut absent) = (Vec::new(), None);
+    for manifest in manifests {
+        if store.size(&manifest.digest).await?.is_some() {
+            held.push(manifest);
+        } else {
+            let platform = manifest.platform.as_ref().map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(image = store.name(), manifest = %manifest.digest, platform, "left out: it was not pulled");
+            absent = Some(manifest.digest);
+        }
+    }
+    match absent.filter(|_| held.is_empty()) {
+        Some(digest) => Err(ForeignError::missing(store, &digest)),
+        None => Ok(held),
+    }
+}
+
+/// A manifest, checked; `None` when it is not there.
+pub(super) async fn manifest(
+    store: &Arc<dyn ContentStore>,
+    descriptor: &Descriptor,
+) -> Result<Option<RawManifest>, ForeignError> {
+    if store.size(&descriptor.digest).await?.is_none() {
+        return Ok(None);
+    }
+    let bytes = bytes(store, descriptor, Limits::DEFAULT.manifest_bytes_max).await?;
+    let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| ForeignError::Malformed {
+        image: store.name().to_owned(),
+        digest: Box::new(descriptor.digest),
+        reason: error.to_string(),
+    })?;
+    let media_type = probe.media_type(&descriptor.media_type);
+    Ok(Some(RawManifest { media_type, digest: descriptor.digest, bytes }))
+}
+
+/// A whole blob of at most `limit` bytes, checked.
+pub(super) async fn bytes(
+    store: &Arc<dyn ContentStore>,
+    descriptor: &Descriptor,
+    limit: u64,
+) -> Result<Bytes, ForeignError> {
+    if descriptor.size > limit {
+        let (image, digest) = (store.name().to_owned(), Box::new(descriptor.digest));
+        return Err(ForeignError::TooLarge { image, digest, limit });
+    }
+    let hasher = Hasher::new(descriptor.digest.algorithm());
+    let mut pieces = std::pin::pin!(stream(store, descriptor, 0..descriptor.size, Some(hasher)));
+    let mut whole = BytesMut::new();
+    while let Some(piece) = pieces.try_next().await? {
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole.freeze())
+}
+
+/// A part of a blob as it arrives. It has the length that was asked for, and with a hasher the right digest, or it ends
+/// with an error.
+pub(super) fn stream(
+    store: &Arc<dyn ContentStore>,
+    descriptor: &Descriptor,
+    range: Range<u64>,
+    hasher: Option<Hasher>,
+) -> impl Stream<Item = Result<Bytes, ForeignError>> + Send + use<> {
+    let (store, blob) = (Arc::clone(store), descriptor.clone());
+    let start = Reading { store, blob, range, pieces: None, hasher };
+    futures_util::stream::try_unfold(start, |mut reading| async move {
+        let piece = reading.next().await?;
+        Ok(piece.map(|piece| (piece, reading)))
+    })
+}
+
+struct Reading {
+    store: Arc<dyn ContentStore>,
+    blob: Descriptor,
+    /// What is still to come.
+    range: Range<u64>,
+    pieces: Option<Pieces>,
+    hasher: Option<Hasher>,
+}
+
+impl Reading {
+    async fn next(&mut self) -> Result<Option<Bytes>, ForeignError> {
+        if self.pieces.is_none() {
+            self.check().await?;
+        }
+        let (store, digest, range) = (&self.store, &self.blob.digest, self.range.clone());
+        let pieces = self.pieces.get_or_insert_with(|| store.read(digest, range));
+        let left = self.range.end - self.range.start;
+        let piece = if left == 0 { None } else { pieces.next().await.transpose()? };
+        let Some(mut piece) = piece else {
+            if left > 0 {
+                return Err(self.size(self.range.start));
+            }
+            return self.finish();
+        };
+        // A store that says more than it was asked for is cut short.
+        piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        self.range.start += piece.len() as u64;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&piece);
+        }
+        Ok(Some(piece))
+    }
+
+    async fn check(&mut self) -> Result<(), ForeignError> {
+        let size = self.store.size(&self.blob.digest).await?;
+        let size = size.ok_or_else(|| ForeignError::missing(&*self.store, &self.blob.digest))?;
+        if size != self.blob.size {
+            return Err(self.size(size));
+        }
+        if self.range.start > self.range.end || self.range.end > size {
+            let (image, digest) = (self.store.name().to_owned(), Box::new(self.blob.digest));
+            return Err(ForeignError::Range { image, digest, range: self.range.clone(), size });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Option<Bytes>, ForeignError> {
+        match self.hasher.take().map(Hasher::finish) {
+            Some(found) if found != self.blob.digest => {
+                let (image, expected) = (self.store.name().to_owned(), Box::new(self.blob.digest));
+                Err(ForeignError::Digest { image, expected, found: Box::new(found) })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn size(&self, found: u64) -> ForeignError {
+        let (image, digest) = (self.store.name().to_owned(), Box::new(self.blob.digest));
+        ForeignError::Size { image, digest, expected: self.blob.size, found }
+    }
+}
