@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use soci_cli::demo::registry::DemoRegistry;
 use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
 use soci_index::image::model::{Descriptor, media_type};
@@ -477,4 +478,10 @@ async fn a_cut_chunk_on_distribution_v3() {
 async fn a_cut_chunk_on_ferro() {
     let Some(registry) = Ferro::start() else { return };
     a_cut_chunk(&registry.address).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_chunk_on_the_demonstrations_registry() {
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    a_cut_chunk(&registry.host()).await;
 }

@@ -248,8 +248,12 @@ async fn a_registry_that_never_gets_further() {
     .await;
     let error = push(&server, options()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Malformed { .. }), "{error:?}");
-    // One that always disagrees about the place.
+    // One that always disagrees about the place, from the beginning or later.
     let (server, _) = registry(|request, _| (request.method == "PATCH").then(|| reply(416))).await;
+    assert_eq!(push(&server, options()).await, Ok(PushedBlob::Uploaded));
+    assert_eq!((ranges(&server).len(), server.requests().last().unwrap().body.len()), (2, LENGTH));
+    let (server, _) =
+        registry(|request, kept| (request.method == "PATCH" && kept.len() == 1000).then(|| reply(416))).await;
     let error = push(&server, options()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Status { status: 416, .. }), "{error:?}");
     assert!(server.requests().len() < 20, "{:?}", server.lines());
