@@ -6,9 +6,12 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use soci_cli::demo::registry::DemoRegistry;
 use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
 use soci_index::image::model::{Descriptor, media_type};
@@ -20,6 +23,8 @@ use soci_tests::image::{Image, tar, text};
 use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{Distribution, DockerRegistry, Ferro, Peryx, client, client_with_password};
 use soci_tests::{run, soci};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 /// What comes of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -412,4 +417,71 @@ async fn nothing_is_read_back() {
     registry.heal();
     let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
     assert!(matches!(found, Discovery::Found(found) if found.others == 0));
+}
+
+/// Passes everything on, but cuts the connection on which clients send byte number `cut_at`. Says whether it has.
+async fn cutting_front(registry: &str, cut_at: usize) -> (String, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, registry) = (listener.local_addr().unwrap().to_string(), registry.to_owned());
+    let (sent, has_cut) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let shared = Arc::clone(&has_cut);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (sent, has_cut, registry) = (Arc::clone(&sent), Arc::clone(&shared), registry.clone());
+            tokio::spawn(async move {
+                let server = TcpStream::connect(registry).await.unwrap();
+                let (mut client_reads, mut client_writes) = client.into_split();
+                let (mut server_reads, mut server_writes) = server.into_split();
+                let there = async {
+                    let mut piece = vec![0; 10_000];
+                    while let Ok(length @ 1..) = client_reads.read(&mut piece).await {
+                        let before = sent.fetch_add(length, Ordering::Relaxed);
+                        let cut = (before..before + length).contains(&cut_at);
+                        let passed = if cut { cut_at - before } else { length };
+                        if server_writes.write_all(&piece[..passed]).await.is_err() || cut {
+                            has_cut.fetch_or(cut, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = there => {}
+                    _ = tokio::io::copy(&mut server_reads, &mut client_writes) => {}
+                }
+            });
+        }
+    });
+    (address, has_cut)
+}
+
+/// In the middle of a chunk the connection breaks: whatever the registry makes of what it has, the blob arrives.
+async fn a_cut_chunk(address: &str) {
+    let (address, has_cut) = cutting_front(address, 777_777).await;
+    let requests = chunks(&client(&address)).await;
+    println!("{requests} requests");
+    assert!(has_cut.load(Ordering::Relaxed) && requests > 16, "{requests} requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_chunk_on_docker_registry() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    a_cut_chunk(&registry.address).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_chunk_on_distribution_v3() {
+    let Some(registry) = Distribution::start() else { return };
+    a_cut_chunk(&registry.address).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_chunk_on_ferro() {
+    let Some(registry) = Ferro::start() else { return };
+    a_cut_chunk(&registry.address).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_chunk_on_the_demonstrations_registry() {
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    a_cut_chunk(&registry.host()).await;
 }

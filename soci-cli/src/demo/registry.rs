@@ -303,6 +303,11 @@ impl Server {
                 None => Ok(accepted(&id, 0)),
             };
         }
+        if method == Method::GET {
+            // How far it has come.
+            let told = accepted(id, self.state.append(id, &[])?);
+            return Ok(Answer { status: StatusCode::NO_CONTENT, ..told });
+        }
         if method == Method::PATCH {
             let bytes = self.receive(request, UPLOAD_BYTES_MAX).await?;
             return Ok(accepted(id, self.state.append(id, &bytes)?));

@@ -1,7 +1,7 @@
 //! Writing blobs: ask, open an upload, send it.
 //!
 //! Small blobs (indexes are) go in one PUT, because every registry takes it. Large ones, and those of which the registry
-//! says that one request is too much, go in chunks ([`chunks`]), where a broken connection costs a chunk and not the
+//! says that one request is too much, go in chunks, where a broken connection costs a chunk and not the
 //! blob. Which way a registry takes is learnt by trying: one that refuses the first is asked the other way.
 //! A PUT whose fate is unknown is not continued: the whole sequence starts again.
 //! Asking first makes a repeated push cheap, and protects a present blob from some registries' garbage collection.

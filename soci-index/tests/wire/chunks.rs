@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use soci_index::digest::Digest;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, Chunks, ClientOptions, RegistryError, UploadSizes};
@@ -247,8 +248,12 @@ async fn a_registry_that_never_gets_further() {
     .await;
     let error = push(&server, options()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Malformed { .. }), "{error:?}");
-    // One that always disagrees about the place.
+    // One that always disagrees about the place, from the beginning or later.
     let (server, _) = registry(|request, _| (request.method == "PATCH").then(|| reply(416))).await;
+    assert_eq!(push(&server, options()).await, Ok(PushedBlob::Uploaded));
+    assert_eq!((ranges(&server).len(), server.requests().last().unwrap().body.len()), (2, LENGTH));
+    let (server, _) =
+        registry(|request, kept| (request.method == "PATCH" && kept.len() == 1000).then(|| reply(416))).await;
     let error = push(&server, options()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Status { status: 416, .. }), "{error:?}");
     assert!(server.requests().len() < 20, "{:?}", server.lines());
@@ -284,4 +289,31 @@ async fn a_source_that_fails_in_the_middle() {
         let error = pushed.unwrap_err();
         assert!(matches!(&error, RegistryError::Source { reason, .. } if reason.contains(expected)), "{error:?}");
     }
+}
+
+/// However large the blob is: no more is read of it than one chunk beyond what the registry has, and the piece in which
+/// that one ends.
+#[tokio::test]
+async fn one_chunk_is_held_at_a_time() {
+    let read = Arc::new(AtomicUsize::new(0));
+    let (count, seen) = (Arc::clone(&read), Arc::clone(&read));
+    let open = Arc::new(move || {
+        let count = Arc::clone(&count);
+        let pieces = futures_util::stream::iter(0..15).map(move |at| {
+            count.fetch_add(300, Ordering::Relaxed);
+            Ok(Bytes::copy_from_slice(&content()[at * 300..(at + 1) * 300]))
+        });
+        let pieces: Chunks = Box::pin(pieces);
+        pieces
+    });
+    let (server, _) = registry(move |request, kept| {
+        let ahead = seen.load(Ordering::Relaxed) - kept.len();
+        assert!(ahead <= 1300, "{}: {ahead} bytes ahead", request.line());
+        None
+    })
+    .await;
+    let repository = server.repository_with(small_chunks(options()));
+    let body = Body::Chunks { length: LENGTH as u64, open };
+    assert_eq!(repository.push_blob(&Digest::of(&content()), body, None).await, Ok(PushedBlob::Uploaded));
+    assert_eq!(read.load(Ordering::Relaxed), LENGTH);
 }

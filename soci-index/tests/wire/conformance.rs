@@ -29,6 +29,7 @@ const POINTS: [(&str, &[&str]); 31] = [
             "chunks::a_broken_chunk_is_continued",
             "chunks::what_was_lost_is_read_again",
             "chunks::too_large_for_one_request",
+            "chunks::one_chunk_is_held_at_a_time",
         ],
     ),
     ("the digest of all that is read", &["manifests::wrong_manifests", "ranges::whole_blobs_are_checked"]),

@@ -71,6 +71,10 @@ impl Sending<'_> {
                     let pause = asked_pause(&answer.response);
                     (self.place.status_error(*answer, &self.push.what).await, pause)
                 }
+                // It has nothing, and still the first chunk is in the wrong place: it takes no chunks.
+                Err(Setback::Error(error)) if is_out_of_place(&error) && self.done == 0 && retry > 0 => {
+                    return Err(Setback::Manner(Manner::Chunks, error));
+                }
                 Err(Setback::Error(error)) if error.is_transient() || is_out_of_place(&error) => (error, None),
                 Err(setback) => return Err(setback),
             };
