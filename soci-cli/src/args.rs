@@ -182,20 +182,20 @@ pub struct Access {
     pub peer: PeerAccess,
 }
 
-/// Options of AWS's `soci push` that it accepts without effect. They parse here too; those that would change where or
-/// how secrets travel are named in a warning.
+/// Options of AWS's `soci push` that it accepts without effect. Here they have the effect that their names promise, but
+/// for the snapshotter, which no command of this program needs to know.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PeerAccess {
-    /// Certificates are checked, unless a hosts.toml says otherwise
-    #[arg(long, short = 'k', hide = true)]
+    /// Do not check the registry's certificate
+    #[arg(long, short = 'k')]
     pub skip_verify: bool,
-    /// A refresh token
-    #[arg(long, hide = true, value_name = "TOKEN")]
+    /// A refresh token, exchanged for access tokens
+    #[arg(long, hide = true, value_name = "TOKEN", conflicts_with = "user")]
     pub refresh: Option<String>,
-    /// Show requests; use --debug
+    /// Show requests, as --debug does
     #[arg(long, hide = true)]
     pub http_dump: bool,
-    /// Show requests; use --debug
+    /// Show requests, as --debug does
     #[arg(long, hide = true)]
     pub http_trace: bool,
     /// Name of containerd's snapshotter
@@ -203,17 +203,19 @@ pub struct PeerAccess {
     pub snapshotter: Option<String>,
 }
 
-impl PeerAccess {
-    /// The options that were given and change nothing, although one might expect it.
+impl Command {
+    /// Whether requests are to be shown.
     #[must_use]
-    pub fn without_effect(&self) -> Vec<&'static str> {
-        let given = [
-            ("--skip-verify", self.skip_verify),
-            ("--refresh", self.refresh.is_some()),
-            ("--http-dump", self.http_dump),
-            ("--http-trace", self.http_trace),
-        ];
-        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    pub fn shows_requests(&self) -> bool {
+        let access = match self {
+            Self::Create(create) => &create.access,
+            Self::Push(push) => &push.access,
+            Self::Publish(publish) => &publish.access,
+            Self::Convert(convert) => &convert.access,
+            Self::Verify(verify) => &verify.access,
+            _ => return false,
+        };
+        access.peer.http_dump || access.peer.http_trace
     }
 }
 

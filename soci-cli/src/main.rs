@@ -8,7 +8,7 @@ use soci_cli::{args::Arguments, exit, logging, run};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    logging::start(arguments.global.debug);
+    logging::start(arguments.global.debug || arguments.command.shows_requests());
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

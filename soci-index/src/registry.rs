@@ -56,6 +56,8 @@ use crate::registry::retry::Deadline;
 pub struct ClientOptions {
     /// Where user names and passwords come from.
     pub credentials: CredentialSource,
+    /// Do not check the registry's own certificate. Mirrors have their own rules.
+    pub skip_verify: bool,
     /// Speak plain HTTP. Registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are always spoken to like this.
     pub plain_http: bool,
     /// Mirrors, and how hosts are treated.
@@ -86,6 +88,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             credentials: CredentialSource::default(),
+            skip_verify: false,
             plain_http: false,
             hosts: HostSource::default(),
             ca_file: None,

@@ -113,6 +113,10 @@ pub(crate) fn publish(data: &Data, image: &Pushed, report: &mut Report) -> anyho
             // What it wrote the last time it would find this time.
             let copy = data.path(&format!("layout{round}"));
             output(Command::new("cp").arg("-rl").args([layout, &copy]))?;
+            // This file it writes in place.
+            let index = copy.join("index.json");
+            std::fs::remove_file(&index)?;
+            std::fs::copy(layout.join("index.json"), &index)?;
             let mut command = Command::new(program);
             let other = measured(command.arg("create").arg(&copy).args(["--min-layer-size", "1000000"]))?;
             std::fs::remove_dir_all(&copy)?;

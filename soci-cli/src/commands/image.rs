@@ -53,11 +53,15 @@ pub fn repositories(names: &[String], options: &ClientOptions) -> anyhow::Result
 /// # Errors
 /// When standard input has no password.
 pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
-    let ignored = access.peer.without_effect();
-    if !ignored.is_empty() {
-        tracing::warn!("without effect: {}", ignored.join(", "));
+    if access.peer.skip_verify {
+        tracing::warn!(
+            "the registry's certificate is not checked (--skip-verify): anybody on the way can stand in for it"
+        );
     }
     let credentials = match &access.user {
+        None if access.peer.refresh.is_some() => {
+            CredentialSource::IdentityToken(Secret::new(access.peer.refresh.clone().unwrap_or_default()))
+        }
         None => CredentialSource::DockerConfig,
         Some(user) if access.password_stdin => {
             let mut password = String::new();
@@ -81,7 +85,16 @@ pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
         [] => HostSource::of_this_system().with_registries_conf(),
         given => HostSource { directories: given.to_vec(), ..HostSource::default() },
     };
-    Ok(ClientOptions { credentials, plain_http, hosts, ca_file, client_certificate, ..ClientOptions::default() })
+    let skip_verify = access.peer.skip_verify;
+    Ok(ClientOptions {
+        credentials,
+        skip_verify,
+        plain_http,
+        hosts,
+        ca_file,
+        client_certificate,
+        ..ClientOptions::default()
+    })
 }
 
 /// Which platforms are meant.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, annotation};
@@ -12,6 +13,7 @@ use soci_index::manifest::{INDEX_V1, SociIndex};
 use soci_index::publish::local;
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::FoundBy;
+use soci_index::registry::upload::PushedBlob;
 
 use super::image::{self, block_on};
 use crate::args::{Existing, Push};
@@ -78,7 +80,15 @@ async fn one(
     }
     say(format!("pushing soci index with digest: {}", index.digest))?;
     let parallel = if arguments.max_concurrent_uploads == 0 { 3 } else { arguments.max_concurrent_uploads };
-    let pushed = local::push(layout, &index, repository, parallel).await;
+    let note = |digest: &Digest, pushed: PushedBlob| {
+        let what = match pushed {
+            PushedBlob::Present => "skipped",
+            PushedBlob::Mounted | PushedBlob::Uploaded => "successfully pushed",
+        };
+        // A closed output is found out by the next line.
+        let _ = say(format!("{what} artifact with digest: {digest}"));
+    };
+    let pushed = local::push(layout, &index, repository, parallel, note).await;
     let pushed = pushed.with_context(|| format!("pushing index {}", index.digest))?;
     say(format!("successfully pushed artifact with digest: {}", index.digest))?;
     if let FoundBy::FallbackTag = pushed.found_by {

@@ -17,6 +17,7 @@ use crate::known::Known;
 use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, INDEX_V1, SociIndex};
 use crate::registry::referrers::PushedReferrer;
+use crate::registry::upload::PushedBlob;
 use crate::registry::{Body, Repository};
 use crate::sink::{Sink, file_body, on_disk};
 
@@ -79,7 +80,7 @@ async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Option<Digest>, Kno
     Ok((newest, known))
 }
 
-/// Pushes an index of the local store, with its blobs, into `repository`.
+/// Pushes an index of the local store, with its blobs, into `repository`. `note` is told of each blob that is done.
 ///
 /// # Errors
 /// [`PublishError`].
@@ -88,6 +89,7 @@ pub async fn push(
     index: &Descriptor,
     repository: &Repository,
     parallel: usize,
+    note: impl Fn(&Digest, PushedBlob),
 ) -> Result<PushedReferrer, PublishError> {
     let (reader, descriptor) = (Store::Layout(layout.clone()), index.clone());
     let json = on_disk(move || {
@@ -97,13 +99,15 @@ pub async fn push(
     let json = json.await?;
     let parsed = parse(&index.digest, &json)?;
     let blobs = parsed.layers.iter().map(|blob| Ok::<_, PublishError>((blob.digest, blob.size)));
+    let note = &note;
     futures_util::stream::iter(blobs)
         .try_for_each_concurrent(parallel.max(1), |(digest, size)| async move {
             let path = layout.blob_path(&digest);
-            repository.push_blob(&digest, file_body(path, size), None).await?;
+            note(&digest, repository.push_blob(&digest, file_body(path, size), None).await?);
             Ok(())
         })
         .await?;
-    repository.push_blob(&Digest::of(EMPTY_CONFIG), Body::Bytes(Bytes::from_static(EMPTY_CONFIG)), None).await?;
+    let config = Digest::of(EMPTY_CONFIG);
+    note(&config, repository.push_blob(&config, Body::Bytes(Bytes::from_static(EMPTY_CONFIG)), None).await?);
     Ok(repository.push_referrer(media_type::MANIFEST, json).await?)
 }

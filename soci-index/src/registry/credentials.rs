@@ -56,6 +56,8 @@ pub enum CredentialSource {
         /// The password.
         password: Secret,
     },
+    /// A token that is exchanged for access tokens.
+    IdentityToken(Secret),
     /// Somebody who is asked for every repository.
     Keychain(Arc<dyn Keychain>),
     /// All of these, until one knows something.
@@ -126,6 +128,7 @@ pub(crate) async fn find(registry: &str, repository: &str, source: &CredentialSo
         CredentialSource::Password { user, password } => {
             Ok(everywhere(Credentials::Password { user: user.clone(), password: password.clone() }))
         }
+        CredentialSource::IdentityToken(token) => Ok(everywhere(Credentials::IdentityToken(token.clone()))),
         CredentialSource::File(file) => {
             let (registry, file) = (registry.to_owned(), file.clone());
             let missing = format!("{} does not exist", file.display());

@@ -220,14 +220,18 @@ fn transport(base: &Url, rules: HostRules, is_own: bool, options: &ClientOptions
         connect: rules.dial_timeout.unwrap_or(options.connect),
         head,
         stall,
-        home: Home { certificate, skip_verify: rules.skip_verify, headers: rules.headers },
+        home: Home {
+            certificate,
+            skip_verify: rules.skip_verify || (is_own && options.skip_verify),
+            headers: rules.headers,
+        },
     })
 }
 
 /// Where a mirror's logins may come from. A password that the user gave was meant for the registry.
 fn without_password(source: &CredentialSource) -> CredentialSource {
     match source {
-        CredentialSource::Password { .. } => CredentialSource::Anonymous,
+        CredentialSource::Password { .. } | CredentialSource::IdentityToken(_) => CredentialSource::Anonymous,
         CredentialSource::Chain(sources) => CredentialSource::Chain(sources.iter().map(without_password).collect()),
         CredentialSource::DockerConfig
         | CredentialSource::File(_)

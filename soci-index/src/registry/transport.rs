@@ -263,6 +263,7 @@ impl Transport {
         };
         let client =
             self.clients.of(request.url, request.home).map_err(|detail| impossible(request.url, detail.as_str()))?;
+        let verb = method.clone();
         let mut builder = client.request(method, request.url.clone()).headers(self.head_of(request)?);
         if request.method.has_body() {
             builder = builder.header(reqwest::header::CONTENT_LENGTH, request.body.len());
@@ -274,8 +275,15 @@ impl Transport {
         let asks = request.body.is_empty() && request.method != Method::Put;
         let wait = if asks { self.head } else { Duration::MAX };
         let hurry = request.hurry.unwrap_or(Duration::MAX);
+        let shown = ShownUrl::new(request.url);
+        // The words are those that AWS's tool prints.
+        tracing::debug!(target: "soci_index::http", "http req {verb} {shown}");
         let response = within(deadline, wait.min(hurry), sent).await;
-        let response = response.ok_or_else(|| timeout(request.url))?.map_err(|error| failure(request.url, &error))?;
+        let response = response
+            .ok_or_else(|| timeout(request.url))
+            .and_then(|response| response.map_err(|error| failure(request.url, &error)));
+        let response = response.inspect_err(|error| tracing::debug!(target: "soci_index::http", "http err {error}"))?;
+        tracing::debug!(target: "soci_index::http", "http res {} {shown}", response.status());
         let (counters, stall) = (Arc::clone(&self.counters), self.stall.min(hurry));
         Ok(Response { response, url: request.url.clone(), counters, stall })
     }
