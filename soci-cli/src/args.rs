@@ -12,7 +12,7 @@ use soci_index::gotime::duration;
 
 mod node;
 
-pub use node::{Doctor, Mount, Rpull, Status, Umount};
+pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]

@@ -35,6 +35,7 @@ pub mod pipeline;
 pub mod prefetch;
 pub mod publish;
 pub mod registry;
+pub mod signature;
 pub mod span;
 pub mod tar;
 pub mod ztoc;

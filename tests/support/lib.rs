@@ -7,6 +7,7 @@ pub mod go;
 pub mod image;
 pub mod node;
 pub mod registry;
+pub mod signer;
 pub mod stage;
 
 use std::path::PathBuf;
