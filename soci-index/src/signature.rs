@@ -15,7 +15,7 @@
 //! Not checked: keyless signatures (Fulcio, Rekor), because they need roots that change and a log; COSE envelopes;
 //! transparency logs, timestamps of authorities and revocation lists. All of these are refused with their name or play no
 //! part, and none is taken for good. Invariants: nothing a signer says is believed before the signature over it is right;
-//! only algorithms of the list in [`key`] and [`notation`] exist, whatever an envelope claims; sizes and counts are
+//! only algorithms of the lists in `key` and `notation` exist, whatever an envelope claims; sizes and counts are
 //! bounded.
 
 use bytes::Bytes;
