@@ -97,6 +97,7 @@ impl Stage {
             index_repositories: Vec::new(),
             index_store: None,
             parallel: 1,
+            trust: Arc::default(),
             observer: Arc::new(|_| {}),
         };
         let runtime = tokio::runtime::Handle::current();

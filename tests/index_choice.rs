@@ -100,6 +100,7 @@ fn options(modes: IndexModes) -> OpenOptions {
         index_repositories: Vec::new(),
         index_store: None,
         parallel: 1,
+        trust: Arc::default(),
         observer: Arc::new(|_| {}),
     }
 }

@@ -48,6 +48,7 @@ impl Daemon {
             index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
             parallel: 4,
+            trust: Arc::default(),
             observer: Arc::new(|_| {}),
         };
         let store = Arc::new(Store::open(root).unwrap());

@@ -13,7 +13,7 @@ use soci_index::gotime::duration;
 mod node;
 mod publish;
 
-pub use node::{Doctor, Mount, Rpull, Status, Umount};
+pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
 pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.

@@ -63,6 +63,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     // A mistake that only the worker would find would end one worker after the other.
     registries::client_options(&loaded.config).with_context(|| file.display().to_string())?;
+    loaded.config.trust.policy().with_context(|| format!("{}: [trust]", file.display()))?;
     let root = root(&arguments.root)?;
     if !loaded.config.skip_check_snapshotter_supported {
         check_overlay(&root).context("snapshotter is not supported")?;

@@ -10,6 +10,7 @@ use soci_fs::open::OpenError;
 use soci_fs::rpull::PullError;
 use soci_fs::source::SourceError;
 use soci_fs::store::StoreError as LayerStoreError;
+use soci_fs::trust::PolicyError;
 use soci_fs::unpack::UnpackError;
 use soci_index::build::BuildError;
 use soci_index::decode::DecodeError;
@@ -94,6 +95,9 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<SignError>() {
         return Some(of_sign(error));
     }
+    if let Some(error) = error.downcast_ref::<PolicyError>() {
+        return Some(of_policy(error));
+    }
     if error.is::<MountError>() || error.is::<LayerStoreError>() {
         return Some(Exit::Local);
     }
@@ -139,6 +143,13 @@ const fn of_sign(error: &SignError) -> Exit {
     match error {
         SignError::Words { .. } => Exit::Usage,
         SignError::NotStarted { .. } | SignError::Failed { .. } => Exit::Signing,
+    }
+}
+
+const fn of_policy(error: &PolicyError) -> Exit {
+    match error {
+        PolicyError::File { .. } => Exit::Local,
+        PolicyError::Content { .. } | PolicyError::NobodyTrusted | PolicyError::NothingChecked => Exit::Usage,
     }
 }
 

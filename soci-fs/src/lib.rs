@@ -31,5 +31,6 @@ pub mod status;
 pub mod store;
 pub mod supervisor;
 pub mod tree;
+pub mod trust;
 pub mod unpack;
 pub mod view;

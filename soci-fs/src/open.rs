@@ -4,7 +4,7 @@
 //!
 //! | layer | way |
 //! |---|---|
-//! | has a zTOC that is sound, and is not small | lazy: spans on demand |
+//! | has a zTOC that is sound and may be used ([`TrustPolicy`]), and is not small | lazy: spans on demand |
 //! | was streamed before and is complete | kept: nothing is read |
 //! | all others: small, without zTOC, zTOC malformed | streamed whole, checked, indexed on the fly |
 //!
@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 use crate::reader::{LayerReader, Policy};
 use crate::source::watched::Observer;
 use crate::store::{Store, StoreError};
+use crate::trust::{Provisional, TrustPolicy};
 use crate::unpack::UnpackError;
 
 mod find;
@@ -58,6 +59,8 @@ pub struct OpenOptions {
     pub index_store: Option<PathBuf>,
     /// How many layers are worked on at the same time, at least 1.
     pub parallel: usize,
+    /// Which indexes may be used before they are proven.
+    pub trust: Arc<TrustPolicy>,
 }
 
 /// Which kinds of indexes are looked for.
@@ -88,6 +91,7 @@ impl fmt::Debug for OpenOptions {
             index_repositories,
             index_store,
             parallel,
+            trust,
         } = self;
         f.debug_struct("OpenOptions")
             .field("layer_bytes_min", layer_bytes_min)
@@ -98,6 +102,7 @@ impl fmt::Debug for OpenOptions {
             .field("index_repositories", index_repositories)
             .field("index_store", index_store)
             .field("parallel", parallel)
+            .field("trust", trust)
             .finish_non_exhaustive()
     }
 }
@@ -191,6 +196,8 @@ pub struct ImageOpener {
     options: OpenOptions,
     runtime: Handle,
     found: Option<find::Found>,
+    /// Why the index may be used only for layers of which it was proven here.
+    doubt: Option<String>,
 }
 
 impl ImageOpener {
@@ -205,8 +212,18 @@ impl ImageOpener {
         options: OpenOptions,
         runtime: Handle,
     ) -> Result<Self, OpenError> {
+        // An index that nothing was proven of will not be used: it need not be fetched.
+        let nothing_here = || !image.manifest.layers.iter().any(|layer| store.layer_directory(&layer.digest).exists());
+        if options.trust.provisional() == Provisional::Deny && nothing_here() {
+            let doubt = options.trust.doubt(&image.descriptor.digest, &[]).await;
+            return Ok(Self { source, image, store, options, runtime, found: None, doubt });
+        }
         let found = find::find_index(&source, &image, &options).await?;
-        Ok(Self { source, image, store, options, runtime, found })
+        let doubt = match &found {
+            Some(found) => found.doubt(&source, &image, &options).await,
+            None => None,
+        };
+        Ok(Self { source, image, store, options, runtime, found, doubt })
     }
 
     /// The image.
@@ -219,6 +236,12 @@ impl ImageOpener {
     #[must_use]
     pub fn index(&self) -> Option<Digest> {
         self.found.as_ref().map(|found| found.digest)
+    }
+
+    /// Why the index is not used but for what was proven by it, if that is so.
+    #[must_use]
+    pub fn doubt(&self) -> Option<&str> {
+        self.doubt.as_deref()
     }
 }
 

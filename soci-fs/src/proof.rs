@@ -9,7 +9,8 @@
 //! * [`by_source`]: the blob once more from the source, decoded from its first byte without the index. Its digest, the
 //!   tar's digest, every stored byte and every entry of the table are compared. Nothing escapes this one.
 //!
-//! A layer that fails is taken out of service.
+//! A layer that fails is taken out of service. Only the second proves the index as well, with the names and attributes of
+//! files that it gives; a policy that does not trust indexes ([`crate::trust`]) asks for that one.
 
 use std::sync::Arc;
 
@@ -170,7 +171,12 @@ pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdic
         Err(error @ (ProofError::WrongTar { .. } | ProofError::Content { .. } | ProofError::Table { .. })) => {
             reader.condemn(error.to_string());
         }
-        Ok(Verdict::Proven) => reader.store().set_proven().map_err(|cause| ProofError::Store { layer, cause })?,
+        Ok(Verdict::Proven) => {
+            let (store, index) = (Arc::clone(reader.store()), Arc::clone(reader.index()));
+            let noted = tokio::task::spawn_blocking(move || store.set_index_proven(&index)).await;
+            let noted = noted.map_err(|_| ProofError::Abandoned { layer })?;
+            noted.map_err(|cause| ProofError::Store { layer, cause })?;
+        }
         _ => {}
     }
     result

@@ -56,7 +56,7 @@ const UNCLAIMED_LIFE: Duration = Duration::from_secs(600);
 /// How long a layer is fetched for nobody: a client may come back after an interruption.
 const IDLE_LIFE: Duration = Duration::from_secs(60);
 
-/// How long it is believed that an image has no index: long enough for all questions of one pull.
+/// How long it is believed that an image has no index that may be used: long enough for all questions of one pull.
 const INDEXLESS_LIFE: Duration = Duration::from_secs(60);
 
 /// How to provide layers.
@@ -134,7 +134,9 @@ impl Bringing {
 
 impl LookUp {
     fn is_good(&self, key: &ImageKey) -> bool {
-        let indexless = matches!(self.found.peek(), Some(Ok(image)) if image.index().is_none());
+        // An index, or a signature of it, may have been added meanwhile.
+        let indexless =
+            matches!(self.found.peek(), Some(Ok(image)) if image.index().is_none() || image.doubt().is_some());
         self.key == *key && !(indexless && self.since.elapsed() > INDEXLESS_LIFE)
     }
 }

@@ -31,6 +31,7 @@ use soci_index::index::LayerIndex;
 use crate::lock::{Lock, LockError};
 
 mod evict;
+mod identity;
 mod layer;
 mod present;
 #[cfg(test)]

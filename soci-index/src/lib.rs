@@ -37,6 +37,7 @@ pub mod pipeline;
 pub mod prefetch;
 pub mod publish;
 pub mod registry;
+pub mod signature;
 pub mod sink;
 pub mod span;
 pub mod tar;

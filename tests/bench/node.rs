@@ -63,6 +63,7 @@ impl Desk {
             index_repositories: Vec::new(),
             index_store: Some(root.path().join("content")),
             parallel: 1,
+            trust: Arc::default(),
         };
         let options = RemoteOptions {
             open,

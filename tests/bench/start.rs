@@ -107,6 +107,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
         index_repositories: Vec::new(),
         index_store: Some(at.join("index")),
         parallel: 4,
+        trust: std::sync::Arc::default(),
     };
     let (mountpoint, store) = (at.join("mnt"), std::sync::Arc::new(Store::open(&at.join("store"))?));
     std::fs::create_dir_all(&mountpoint)?;

@@ -9,6 +9,7 @@ pub mod image;
 pub mod node;
 pub mod profile;
 pub mod registry;
+pub mod signer;
 pub mod stage;
 
 use std::path::PathBuf;

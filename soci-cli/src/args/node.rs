@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use soci_fs::trust as policy;
 use soci_index::gotime::duration;
 
 use super::Access;
@@ -33,6 +34,16 @@ pub struct Mount {
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
+    /// When an index is used that this machine has not proven: a forged one could show other content until it is
+    #[arg(long, value_enum, default_value_t = Provisional::Allow, value_name = "POLICY")]
+    pub provisional: Provisional,
+    /// Public key whose signatures count for --provisional require-signature, a PEM file as cosign writes it; may be
+    /// repeated
+    #[arg(long = "key", value_name = "FILE")]
+    pub keys: Vec<PathBuf>,
+    /// Certificate of a signer, or of an authority for signers, as notation uses it; may be repeated
+    #[arg(long = "certificate", value_name = "FILE")]
+    pub certificates: Vec<PathBuf>,
     /// Let other users see the mount (as root always)
     #[arg(long)]
     pub allow_other: bool,
@@ -45,6 +56,27 @@ pub struct Mount {
     /// Write the process id of the serving process to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+}
+
+/// When an index is used that was not proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Provisional {
+    /// Always
+    Allow,
+    /// When somebody who is trusted has signed it, or the image that names it
+    RequireSignature,
+    /// Never: layers are fetched whole
+    Deny,
+}
+
+impl From<Provisional> for policy::Provisional {
+    fn from(given: Provisional) -> Self {
+        match given {
+            Provisional::Allow => Self::Allow,
+            Provisional::RequireSignature => Self::RequireSignature,
+            Provisional::Deny => Self::Deny,
+        }
+    }
 }
 
 /// `soci umount`

@@ -18,8 +18,10 @@ use soci_fs::mount::{Lazy, MountOptions, mount, unmount};
 use soci_fs::open::{IndexModes, LayerNote, OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
+use soci_fs::trust::TrustPolicy;
 use soci_index::image::ImageSource;
 use soci_index::image::platform::PlatformSelection;
+use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -72,23 +74,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
     let source = ImageSource::open(&reference, &options).await?;
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
-    let (fetched, shown) = (AtomicU64::new(0), Arc::clone(&progress));
-    let open = OpenOptions {
-        observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
-        whole_layers: true,
-        layer_bytes_min: arguments.min_layer_size,
-        policy: Policy { read_deadline: arguments.read_timeout, ..Policy::default() },
-        index: arguments
-            .index
-            .as_deref()
-            .map(str::parse)
-            .transpose()
-            .map_err(|error| fail(Exit::Usage, format!("{error}")))?,
-        modes: IndexModes::default(),
-        index_repositories: image::repositories(&arguments.index_from, &options)?,
-        index_store: Some(config.index_store()),
-        parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
-    };
+    let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
     let opened = open_platform(&source, &image::selection(&platforms)?, &store, &open).await;
     progress.finish();
@@ -134,6 +120,33 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(file);
     }
     summary(&image)
+}
+
+/// How the image is to be opened.
+fn open_options(
+    arguments: &Mount,
+    config: &Config,
+    client: &ClientOptions,
+    progress: &Arc<Progress>,
+) -> anyhow::Result<OpenOptions> {
+    let (fetched, shown) = (AtomicU64::new(0), Arc::clone(progress));
+    Ok(OpenOptions {
+        observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
+        whole_layers: true,
+        layer_bytes_min: arguments.min_layer_size,
+        policy: Policy { read_deadline: arguments.read_timeout, ..Policy::default() },
+        index: arguments
+            .index
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(|error| fail(Exit::Usage, format!("{error}")))?,
+        modes: IndexModes::default(),
+        index_repositories: image::repositories(&arguments.index_from, client)?,
+        index_store: Some(config.index_store()),
+        parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
+        trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
+    })
 }
 
 /// Takes the mount out of the tree; who has files open may go on until they are done, up to a limit.

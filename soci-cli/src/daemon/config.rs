@@ -6,9 +6,8 @@
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
 //! Keys of our own: `pull_modes.leave_unindexed`, `resolver.config_path` (directories of `hosts.toml` files, separated by
-//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]` and `[layer_store]`. One default
-//! differs: version 1
-//! indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
+//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]` and `[trust]`. One
+//! default differs: version 1 indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,14 +18,16 @@ use soci_fs::remote::elsewhere::{IndexRule, RuleError};
 
 mod pull_modes;
 mod sections;
+mod trust;
 mod values;
 
 pub use pull_modes::*;
 pub use sections::*;
+pub use trust::*;
 pub use values::*;
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 31] = [
+const WITH_EFFECT: [&str; 32] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -58,6 +59,7 @@ const WITH_EFFECT: [&str; 31] = [
     "resolver.host",
     "skip_check_snapshotter_supported",
     "snapshotter.min_layer_size",
+    "trust",
 ];
 
 /// Why the daemon cannot be configured.
@@ -270,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn trust_is_read() {
+        let loaded =
+            parse("[trust]\nprovisional = 'require-signature'\nkeys = ['/k.pem']\ncertificates = ['/c.pem']\n")
+                .unwrap();
+        assert_eq!(loaded.without_effect, [""; 0]);
+        let trust = loaded.config.trust;
+        assert_eq!(trust.provisional, Provisional::RequireSignature);
+        assert_eq!((trust.keys, trust.certificates), (vec!["/k.pem".into()], vec!["/c.pem".into()]));
+        assert!(parse("[trust]\nprovisional = 'deny'\n").unwrap().config.trust.policy().is_ok());
+        assert!(parse("[trust]\nprovisional = 'require-signature'\n").unwrap().config.trust.policy().is_err());
+    }
+
+    #[test]
     fn mistakes_stop_the_start() {
         for (text, line, key) in [
             ("debug = true\nno_such_key = 1\n", 2, "no_such_key"),
@@ -280,6 +295,8 @@ mod tests {
             ("[pull_modes.parallel_pull_unpack]\nconcurrent_download_chunk_size = '1tb'\n", 2, "chunk_size"),
             ("a = = 1\n", 1, "a = = 1"),
             ("[[index_repository]]\nmatch = '*'\nrepository = 'busybox'\n", 1, "index_repository"),
+            ("[trust]\nprovisional = 'maybe'\n", 2, "maybe"),
+            ("[trust]\nkey = '/k.pem'\n", 2, "key"),
             ("debug = true\n[kubelet_keychain]\nbin_dir = '/opt'\n", 2, "kubelet_keychain"),
         ] {
             match parse(text).unwrap_err() {

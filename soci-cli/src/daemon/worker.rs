@@ -134,6 +134,7 @@ impl Shop {
             index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
             parallel: 1,
+            trust: Arc::new(config.trust.policy().context("[trust]")?),
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);

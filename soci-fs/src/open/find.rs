@@ -41,6 +41,30 @@ impl Found {
             None => source.blob_bytes(ztoc, limit).await?,
         })
     }
+
+    /// Why it may be used only where it was proven, by the policy of the options.
+    ///
+    /// A signature may be wherever the index may have come from, for one from the local store does not say. An index that
+    /// the image's own manifest names is part of the image: who has signed that has signed both.
+    pub(super) async fn doubt(
+        &self,
+        source: &ImageSource,
+        image: &PlatformImage,
+        options: &OpenOptions,
+    ) -> Option<String> {
+        let own = match source {
+            ImageSource::Registry { repository, .. } => Some(repository),
+            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
+        };
+        let others = options.index_repositories.iter();
+        let mut signed: Vec<(&Repository, Digest)> =
+            own.into_iter().chain(others).map(|repository| (repository, self.digest)).collect();
+        let named = image.manifest.annotations.get(INDEX_DIGEST);
+        if named.is_some_and(|named| *named == self.digest.to_string()) {
+            signed.extend(own.map(|repository| (repository, image.descriptor.digest)));
+        }
+        options.trust.doubt(&self.digest, &signed).await
+    }
 }
 
 /// The index from the local store, else from beside the image; one from a registry is then kept locally.

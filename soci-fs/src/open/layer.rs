@@ -22,6 +22,7 @@ use crate::source::Source;
 use crate::source::image::ImageBlob;
 use crate::source::watched::WatchedSource;
 use crate::store::{LayerStore, Store};
+use crate::trust::Provisional;
 use crate::unpack::{Encoding, LayerClaim, UnpackError, unpack};
 
 /// The index of a streamed layer, beside its data.
@@ -62,8 +63,17 @@ pub async fn reopen_layer(
     runtime: &Handle,
 ) -> Result<Option<LayerReader>, OpenError> {
     let KeptLayer { source, layer, ztoc } = kept_layer;
+    let only_proven = options.trust.provisional() != Provisional::Allow;
+    let blob = Arc::new(ImageBlob::new(source.clone(), layer.clone()));
+    let reader = |(index, store)| LayerReader::new(layer.digest, index, store, blob, options.policy, runtime);
+    // One that came whole needs no trust, and to look at it by another index would forget it.
+    if (ztoc.is_none() || only_proven)
+        && let Some(found) = kept(store, layer).await?
+    {
+        return Ok(Some(reader(found)));
+    }
     let found = match (ztoc, &options.index_store) {
-        (None, _) => kept(store, layer).await?,
+        (None, _) => None,
         (Some(_), None) => None,
         (Some(ztoc), Some(directory)) => {
             let layout = open_layout(directory).await?;
@@ -82,8 +92,11 @@ pub async fn reopen_layer(
             }
         }
     };
-    let blob = Arc::new(ImageBlob::new(source.clone(), layer.clone()));
-    Ok(found.map(|(index, store)| LayerReader::new(layer.digest, index, store, blob, options.policy, runtime)))
+    // Whether the index was signed is not kept, for whom one trusts may have changed.
+    match found {
+        Some((index, store)) if only_proven && !is_proven(&index, &store).await? => Ok(None),
+        found => Ok(found.map(reader)),
+    }
 }
 
 impl ImageOpener {
@@ -101,10 +114,19 @@ impl ImageOpener {
             let index_bytes = ztoc.as_ref().map_or(0, |ztoc| ztoc.size);
             Ok(OpenedLayer { reader, note, index_bytes, ztoc })
         };
+        // To look at the store by an index that may not be used would forget what is kept by another one.
+        if self.doubt.is_some()
+            && let Some((index, kept)) = kept(&self.store, layer).await?
+        {
+            return done(index, kept, Way::Kept, None);
+        }
         let reason = match self.lazy_index(layer).await? {
             Ok((index, ztoc)) => {
-                let kept = self.store.layer(&layer.digest, &index)?;
-                return done(Arc::new(index), kept, Way::Lazy, Some(ztoc));
+                let (kept, index) = (self.store.layer(&layer.digest, &index)?, Arc::new(index));
+                match &self.doubt {
+                    Some(doubt) if !is_proven(&index, &kept).await? => doubt.clone(),
+                    _ => return done(index, kept, Way::Lazy, Some(ztoc)),
+                }
             }
             Err(reason) => reason,
         };
@@ -128,6 +150,10 @@ impl ImageOpener {
     async fn lazy_index(&self, layer: &Descriptor) -> Result<Result<(LayerIndex, Descriptor), String>, OpenError> {
         if layer.size < self.options.layer_bytes_min {
             return Ok(Err("it is small".to_owned()));
+        }
+        // What is not here cannot have been proven here.
+        if let Some(doubt) = self.doubt.as_ref().filter(|_| !self.store.layer_directory(&layer.digest).exists()) {
+            return Ok(Err(doubt.clone()));
         }
         let Some(found) = &self.found else { return Ok(Err("the image has no index".to_owned())) };
         let Some(ztoc) = found.index.ztoc(&layer.digest) else {
@@ -206,6 +232,12 @@ async fn kept(store: &Store, layer: &Descriptor) -> Result<Option<(Arc<LayerInde
         kept.pin();
     }
     Ok((kept.is_complete() && kept.is_proven()).then(|| (Arc::new(index), kept)))
+}
+
+/// Whether the layer was proven by this index, which to tell takes as long as hashing it.
+async fn is_proven(index: &Arc<LayerIndex>, store: &Arc<LayerStore>) -> Result<bool, OpenError> {
+    let (index, store) = (Arc::clone(index), Arc::clone(store));
+    tokio::task::spawn_blocking(move || store.is_index_proven(&index)).await.map_err(|_| OpenError::Abandoned)
 }
 
 /// Decodes a zTOC on the blocking pool: a large one takes tens of milliseconds.

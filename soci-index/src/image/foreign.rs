@@ -256,3 +256,90 @@ impl Reading {
         ForeignError::Size { image, digest, expected: self.blob.size, found }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::image::ImageSource;
+    use crate::image::platform::PlatformSelection;
+
+    /// A store with one blob, which says of it what a test wants.
+    #[derive(Debug)]
+    struct Fake {
+        root: Descriptor,
+        size: Option<u64>,
+        pieces: Vec<Bytes>,
+    }
+
+    impl ContentStore for Fake {
+        fn name(&self) -> &'static str {
+            "fake:image"
+        }
+
+        fn root(&self) -> &Descriptor {
+            &self.root
+        }
+
+        fn size<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<Option<u64>, ForeignError>> {
+            std::future::ready(Ok(self.size)).boxed()
+        }
+
+        fn read(&self, _: &Digest, _: Range<u64>) -> Pieces {
+            futures_util::stream::iter(self.pieces.clone()).map(Ok).boxed()
+        }
+    }
+
+    /// Reads a blob `hello` from a store that has these pieces.
+    async fn read(size: Option<u64>, pieces: &[&'static str]) -> Result<Bytes, ForeignError> {
+        let root = Descriptor::of("a/b", b"hello");
+        let pieces = pieces.iter().map(|piece| Bytes::from_static(piece.as_bytes())).collect();
+        let store: Arc<dyn ContentStore> = Arc::new(Fake { root: root.clone(), size, pieces });
+        bytes(&store, &root, 100).await
+    }
+
+    #[tokio::test]
+    async fn only_right_bytes() {
+        for pieces in [&["hello"][..], &["he", "", "llo"], &["hello", "more"], &["hel", "lo and more"]] {
+            assert_eq!(read(Some(5), pieces).await.unwrap(), "hello", "{pieces:?}");
+        }
+        for (size, pieces, expected) in [
+            (None, &["hello"][..], "does not have"),
+            (Some(4), &["hello"], "has 4 bytes in its store, expected 5"),
+            (Some(u64::MAX), &["hello"], "expected 5"),
+            (Some(5), &["hell"], "has 4 bytes in its store, expected 5"),
+            (Some(5), &[], "has 0 bytes in its store"),
+            (Some(5), &["hallo"], "gave content with digest"),
+        ] {
+            let error = read(size, pieces).await.unwrap_err().to_string();
+            assert!(error.starts_with("fake:image") && error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bounds() {
+        let hello = Descriptor::of("a/b", b"hello");
+        let fake = Fake { root: hello.clone(), size: Some(5), pieces: vec![Bytes::from_static(b"llo")] };
+        let store: Arc<dyn ContentStore> = Arc::new(fake);
+        let part = |range| stream(&store, &hello, range, None).try_collect::<Vec<_>>();
+        assert_eq!(part(2..5).await.unwrap().concat(), b"llo");
+        assert_eq!(part(2..4).await.unwrap().concat(), b"ll");
+        assert!(part(3..3).await.unwrap().is_empty());
+        for range in [2..6, Range { start: 4, end: 3 }, 6..6] {
+            assert!(matches!(part(range.clone()).await, Err(ForeignError::Range { .. })), "{range:?}");
+        }
+        let huge = Descriptor::new("a/b", hello.digest, u64::MAX);
+        assert!(matches!(bytes(&store, &huge, 1 << 20).await, Err(ForeignError::TooLarge { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_manifest() {
+        let text = b"{";
+        let root = Descriptor::of(crate::image::model::media_type::MANIFEST, text);
+        let fake = Fake { root, size: Some(1), pieces: vec![Bytes::from_static(text)] };
+        let source = ImageSource::Foreign(Arc::new(fake));
+        let error = source.resolve(&PlatformSelection::Host).await.unwrap_err().to_string();
+        assert!(error.starts_with("fake:image: the manifest sha256:"), "{error}");
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContentStoreType, DropPolicy, MetadataStore, MetricsNetwork, PullModes, Size};
+use super::{ContentStoreType, DropPolicy, MetadataStore, MetricsNetwork, PullModes, Size, Trust};
 
 /// All keys of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,8 @@ pub struct DaemonConfig {
     pub snapshotter: Snapshotter,
     /// The layer store.
     pub layer_store: LayerStore,
+    /// Which indexes are used before they are proven.
+    pub trust: Trust,
 }
 
 impl Default for DaemonConfig {
@@ -108,6 +110,7 @@ impl Default for DaemonConfig {
             index_repository: Vec::new(),
             snapshotter: Snapshotter::default(),
             layer_store: LayerStore::default(),
+            trust: Trust::default(),
         }
     }
 }

@@ -1,0 +1,46 @@
+//! Which indexes are used before they are proven. A section of our own: AWS's snapshotter uses all.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use soci_fs::trust::{self, PolicyError, TrustPolicy};
+
+/// Which indexes are used before they are proven.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trust {
+    /// When an index is used that was not proven here.
+    pub provisional: Provisional,
+    /// Files with public keys, as cosign writes them.
+    pub keys: Vec<PathBuf>,
+    /// Files with certificates of signers, or of authorities for signers, as notation uses them.
+    pub certificates: Vec<PathBuf>,
+}
+
+/// When an index is used that was not proven here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Provisional {
+    /// Always.
+    #[default]
+    Allow,
+    /// When somebody who is trusted has signed it.
+    RequireSignature,
+    /// Never.
+    Deny,
+}
+
+impl Trust {
+    /// The policy, with the files read.
+    ///
+    /// # Errors
+    /// [`PolicyError`].
+    pub fn policy(&self) -> Result<TrustPolicy, PolicyError> {
+        let provisional = match self.provisional {
+            Provisional::Allow => trust::Provisional::Allow,
+            Provisional::RequireSignature => trust::Provisional::RequireSignature,
+            Provisional::Deny => trust::Provisional::Deny,
+        };
+        TrustPolicy::new(provisional, &self.keys, &self.certificates)
+    }
+}

@@ -1,0 +1,404 @@
+//! Policies of trust: which indexes are used before they are proven, and what is shown of forged ones.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use soci_cli::demo::registry::DemoRegistry;
+use soci_fs::open::{IndexModes, KeptLayer, OpenOptions, OpenedImage, Way, open_image, reopen_layer};
+use soci_fs::proof::{self, Verdict};
+use soci_fs::reader::Policy;
+use soci_fs::store::Store;
+use soci_fs::trust::{Provisional, TrustPolicy};
+use soci_fs::unpack::LayerClaim;
+use soci_index::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::digest::Digest;
+use soci_index::image::ImageSource;
+use soci_index::image::model::{Descriptor, media_type};
+use soci_index::image::platform::PlatformSelection;
+use soci_index::image::reference::ManifestName;
+use soci_index::index::Compression;
+use soci_index::indexer::{Options, index_bytes};
+use soci_index::limits::Limits;
+use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V2, SociIndex, ZtocReference};
+use soci_index::registry::{Body, ClientOptions, CredentialSource, Repository};
+use soci_index::ztoc::{Spans, Ztoc};
+use soci_tests::containerd::Containerd;
+use soci_tests::daemon::daemon;
+use soci_tests::image::{GZIP, Image, gzip, tar, text};
+use soci_tests::node::Node;
+use soci_tests::registry::client;
+use soci_tests::signer::{Kind, Signer, push_referrer};
+use soci_tests::{run, soci};
+
+const SPAN_BYTES: u64 = 65_536;
+
+fn content() -> Vec<u8> {
+    tar(&[("file", text(1, 600_000))])
+}
+
+fn ztoc() -> Ztoc {
+    let options = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+    index_bytes(&gzip(&content(), 6), options).unwrap().into_ztoc().unwrap()
+}
+
+/// A zTOC that passes every check and yields other content from its last span.
+fn forged() -> Ztoc {
+    let mut forged = ztoc();
+    let Spans::Gzip { checkpoints, .. } = &mut forged.spans else { panic!("a gzip layer") };
+    let last = checkpoints.last_mut().unwrap();
+    let mut window = last.window.load().to_vec();
+    window[WINDOW_BYTES / 2..].iter_mut().for_each(|byte| *byte ^= 0x20);
+    last.window = Window::from_bytes(window.into()).unwrap();
+    forged
+}
+
+/// An image of one layer in a registry of this process, with an index.
+struct Stage {
+    registry: DemoRegistry,
+    image: Image,
+    index: Descriptor,
+    root: tempfile::TempDir,
+}
+
+impl Stage {
+    /// With a version 1 index by `ztoc`.
+    async fn new(ztoc: &Ztoc) -> Self {
+        let mut stage = Self::unindexed().await;
+        let index = stage.push_ztoc(ztoc).await.to_json();
+        stage.index = Descriptor::of(media_type::MANIFEST, &index);
+        stage.repository().push_referrer(media_type::MANIFEST, index.into()).await.unwrap();
+        stage
+    }
+
+    async fn unindexed() -> Self {
+        let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+        let image = Image::gzip(vec![content()]);
+        let (index, root) = (Descriptor::of(media_type::MANIFEST, b""), tempfile::tempdir().unwrap());
+        let stage = Self { registry, image, index, root };
+        stage.image.push(&stage.repository(), "v1").await;
+        stage
+    }
+
+    /// With a version 2 index, which the image names.
+    async fn annotated() -> Self {
+        let mut stage = Self::unindexed().await;
+        let v1 = stage.push_ztoc(&ztoc()).await.to_json();
+        let mut v2: serde_json::Value = serde_json::from_slice(&v1).unwrap();
+        v2.as_object_mut().unwrap().remove("subject");
+        v2["config"]["mediaType"] = INDEX_V2.into();
+        let v2 = Bytes::from(v2.to_string());
+        stage.index = Descriptor::of(media_type::MANIFEST, &v2);
+        let name = ManifestName::Digest(stage.index.digest);
+        stage.repository().push_manifest(&name, media_type::MANIFEST, v2).await.unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&stage.image.manifest).unwrap();
+        manifest["annotations"] = json!({ INDEX_DIGEST: stage.index.digest });
+        stage.image.manifest = Bytes::from(manifest.to_string());
+        stage.image.push(&stage.repository(), "v1").await;
+        stage
+    }
+
+    async fn push_ztoc(&self, ztoc: &Ztoc) -> SociIndex {
+        let ztoc = ztoc.clone().encode().unwrap().to_vec();
+        let reference = ZtocReference {
+            digest: Digest::of(&ztoc),
+            size: ztoc.len() as u64,
+            layer: Digest::of(&self.image.blobs[0]),
+            layer_media_type: GZIP.to_owned(),
+            span_bytes: SPAN_BYTES,
+            disable_xattrs: false,
+        };
+        for blob in [&ztoc[..], EMPTY_CONFIG] {
+            let body = Body::Bytes(Bytes::copy_from_slice(blob));
+            self.repository().push_blob(&Digest::of(blob), body, None).await.unwrap();
+        }
+        SociIndex::v1(&[reference], &[], &Descriptor::of(media_type::MANIFEST, &self.image.manifest))
+    }
+
+    fn repository(&self) -> Repository {
+        client(&self.registry.host()).repository("team/app")
+    }
+
+    fn name(&self) -> String {
+        format!("{}/team/app:v1", self.registry.host())
+    }
+
+    async fn source(&self) -> ImageSource {
+        let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
+        ImageSource::open(&self.name().parse().unwrap(), &options).await.unwrap()
+    }
+
+    fn options(&self, root: &str, trust: TrustPolicy) -> OpenOptions {
+        OpenOptions {
+            whole_layers: true,
+            layer_bytes_min: 1000,
+            policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },
+            index: None,
+            modes: IndexModes::default(),
+            index_repositories: Vec::new(),
+            index_store: Some(self.root.path().join(root).join("content")),
+            parallel: 1,
+            trust: Arc::new(trust),
+            observer: Arc::new(|_| {}),
+        }
+    }
+
+    /// Opens the image under a policy, in the store called `root`.
+    async fn open(&self, root: &str, trust: TrustPolicy) -> OpenedImage {
+        let source = self.source().await;
+        let image = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
+        let store = Arc::new(Store::open(&self.root.path().join(root)).unwrap());
+        let options = self.options(root, trust);
+        open_image(&source, &image, &store, &options, &tokio::runtime::Handle::current()).await.unwrap()
+    }
+
+    fn claim(&self) -> LayerClaim {
+        let blob = &self.image.blobs[0];
+        LayerClaim { digest: Digest::of(blob), size: blob.len() as u64, diff_id: Digest::of(&self.image.tars[0]) }
+    }
+}
+
+fn deny() -> TrustPolicy {
+    TrustPolicy::new(Provisional::Deny, &[], &[]).unwrap()
+}
+
+fn required(keys: &[PathBuf]) -> TrustPolicy {
+    TrustPolicy::new(Provisional::RequireSignature, keys, &[]).unwrap()
+}
+
+/// Why the one layer was fetched whole.
+fn reason(opened: &OpenedImage) -> &str {
+    match &opened.notes[0].way {
+        Way::Streamed(reason) => reason,
+        other => panic!("it should be fetched whole, not {other:?}"),
+    }
+}
+
+async fn read(opened: &OpenedImage) -> Vec<u8> {
+    let reader = &opened.readers[0];
+    let length = usize::try_from(reader.index().uncompressed_size).unwrap();
+    reader.read(0, length).await.unwrap().to_vec()
+}
+
+/// Under `deny` a forged index shows nothing, for it is not used; what was fetched whole is kept and used again.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_indexes_are_not_used() {
+    let stage = Stage::new(&forged()).await;
+    let allowed = stage.open("a", TrustPolicy::default()).await;
+    assert_eq!(allowed.notes[0].way, Way::Lazy);
+    let last = allowed.readers[0].index().spans.spans().last().unwrap().uncompressed.clone();
+    let shown = allowed.readers[0].read(last.start, usize::try_from(last.end - last.start).unwrap()).await.unwrap();
+    let right = content();
+    assert!(shown[..] != right[usize::try_from(last.start).unwrap()..][..shown.len()], "the forgery is seen");
+    drop(allowed);
+    // A store that has followed the forgery, and a new one.
+    for root in ["a", "d"] {
+        let before = stage.registry.traffic().bytes_sent;
+        let denied = stage.open(root, deny()).await;
+        assert_eq!(reason(&denied), "no index is used before it is proven");
+        let read = read(&denied).await;
+        assert!(read[..] == right[..read.len()]);
+        drop(denied);
+        let size = stage.image.blobs[0].len() as u64;
+        let sent = stage.registry.traffic().bytes_sent - before;
+        assert!(sent < size + 100_000, "{sent} bytes for a layer of {size}");
+        let again = stage.open(root, deny()).await;
+        assert_eq!(again.notes[0].way, Way::Kept);
+        assert!(self::read(&again).await == read);
+    }
+}
+
+/// A proof is of one index, down to the names of files, and survives the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn proven_indexes_are_used_under_every_policy() {
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let stage = Stage::new(&ztoc()).await;
+    let opened = stage.open("a", TrustPolicy::default()).await;
+    opened.readers[0].complete().await.unwrap();
+    // The data alone say nothing of the table of files.
+    assert_eq!(proof::by_data(&opened.readers[0], stage.claim().diff_id).await.unwrap(), Verdict::Proven);
+    let index = Arc::clone(opened.readers[0].index());
+    assert!(!opened.readers[0].store().is_index_proven(&index));
+    assert_eq!(proof::by_source(&opened.readers[0], stage.claim()).await.unwrap(), Verdict::Proven);
+    assert!(opened.readers[0].store().is_index_proven(&index));
+    let mut renamed = (*index).clone();
+    renamed.entries[0].name = b"evil"[..].into();
+    assert!(!opened.readers[0].store().is_index_proven(&renamed));
+    drop(opened);
+    for trust in [deny(), required(&[signer.path("pub.pem")])] {
+        let opened = stage.open("a", trust).await;
+        assert_eq!(opened.notes[0].way, Way::Lazy);
+        let read = read(&opened).await;
+        assert!(read[..] == content()[..read.len()]);
+    }
+}
+
+/// After a restart a layer that was read lazily is opened again without a question only if the policy lets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_follow_the_policy() {
+    let stage = Stage::new(&ztoc()).await;
+    let image = stage.source().await.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
+    let runtime = tokio::runtime::Handle::current();
+    let opener = soci_fs::open::ImageOpener::new(
+        stage.source().await,
+        image.clone(),
+        Arc::new(Store::open(&stage.root.path().join("a")).unwrap()),
+        stage.options("a", TrustPolicy::default()),
+        runtime.clone(),
+    );
+    let opened = opener.await.unwrap().open_layer(&image.manifest.layers[0], stage.claim().diff_id).await.unwrap();
+    let ztoc = opened.ztoc.clone();
+    assert!(ztoc.is_some() && opened.note.way == Way::Lazy);
+    let kept = KeptLayer { source: stage.source().await, layer: image.manifest.layers[0].clone(), ztoc };
+    let reader = opened.reader.clone();
+    drop(opened);
+    let again = async |trust: TrustPolicy, store: &Store| {
+        reopen_layer(&kept, store, &stage.options("a", trust), &runtime).await.unwrap().is_some()
+    };
+    reader.complete().await.unwrap();
+    drop(reader);
+    let store = Store::open(&stage.root.path().join("a")).unwrap();
+    assert!(again(TrustPolicy::default(), &store).await);
+    assert!(!again(deny(), &store).await);
+    let reader = reopen_layer(&kept, &store, &stage.options("a", TrustPolicy::default()), &runtime).await;
+    proof::by_source(&reader.unwrap().unwrap(), stage.claim()).await.unwrap();
+    assert!(again(deny(), &store).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_are_required() {
+    let (Some(signer), Some(other)) = (Signer::new(Kind::P256), Signer::new(Kind::Ed25519)) else { return };
+    let keys = [signer.path("pub.pem")];
+    let stage = Stage::new(&ztoc()).await;
+    let unsigned = stage.open("a", required(&keys)).await;
+    assert!(reason(&unsigned).ends_with("is not trusted: it has no signature"), "{}", reason(&unsigned));
+    let read = read(&unsigned).await;
+    assert!(read[..] == content()[..read.len()]);
+    other.push_simple(&stage.repository(), &stage.index.digest).await;
+    let wrong = stage.open("b", required(&keys)).await;
+    assert!(reason(&wrong).contains("none of the trusted keys"), "{}", reason(&wrong));
+    // The signature of another manifest in this one's place.
+    let bundle_type = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let predicate = "https://sigstore.dev/cosign/sign/v1";
+    let foreign = signer.bundle(&Digest::of(b"another"), predicate).to_string();
+    push_referrer(&stage.repository(), &stage.index, bundle_type, bundle_type, foreign.as_bytes()).await;
+    let wrong = stage.open("c", required(&keys)).await;
+    assert!(reason(&wrong).contains("it signs sha256:"), "{}", reason(&wrong));
+    // The image's signature does not vouch for an index that anybody may add.
+    signer.push_simple(&stage.repository(), &stage.image.digest()).await;
+    assert!(matches!(stage.open("d", required(&keys)).await.notes[0].way, Way::Streamed(_)));
+
+    let own = signer.bundle(&stage.index.digest, predicate).to_string();
+    push_referrer(&stage.repository(), &stage.index, bundle_type, bundle_type, own.as_bytes()).await;
+    // From the registry, and from the local store, where the index is without its signature.
+    for _ in 0..2 {
+        let signed = stage.open("e", required(&keys)).await;
+        assert_eq!(signed.notes[0].way, Way::Lazy);
+        assert!(self::read(&signed).await == read);
+    }
+    // What is here whole stays in use.
+    let third = Signer::new(Kind::P384).unwrap();
+    assert_eq!(stage.open("a", required(&[third.path("pub.pem")])).await.notes[0].way, Way::Kept);
+}
+
+/// An index that the image itself names is signed with the image.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_image_vouches_for_the_index_it_names() {
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let keys = [signer.path("pub.pem")];
+    let stage = Stage::annotated().await;
+    let unsigned = stage.open("a", required(&keys)).await;
+    assert!(reason(&unsigned).contains("nor is the image that names it signed"), "{}", reason(&unsigned));
+    signer.push_simple(&stage.repository(), &stage.image.digest()).await;
+    assert_eq!(stage.open("b", required(&keys)).await.notes[0].way, Way::Lazy);
+}
+
+fn mount(root: &Path, name: &str, at: &Path, more: &[&str]) -> Command {
+    let mut command = soci();
+    command.arg("--root").arg(root).args(["mount", name]).arg(at).args(["--min-layer-size", "1000", "--detach"]);
+    command.args(more);
+    command
+}
+
+/// The flags of `soci mount`, and what goes wrong with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_follow_the_policy() {
+    let Some(signer) = Signer::new(Kind::Rsa) else { return };
+    let stage = Stage::new(&ztoc()).await;
+    let at = stage.root.path().join("mnt");
+    std::fs::create_dir(&at).unwrap();
+    let key = signer.path("pub.pem").display().to_string();
+    let place = |name: &str| stage.root.path().join(name);
+    if !Path::new("/dev/fuse").exists() || !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: mounting needs /dev/fuse and root");
+        return;
+    }
+    for (more, code, expected) in [
+        (&["--provisional", "require-signature"][..], 2, "no key or certificate is given"),
+        (&["--key", &key], 2, "only provisional = require-signature"),
+        (&["--provisional", "require-signature", "--key", "/no/such.pem"], 7, "/no/such.pem"),
+        (&["--provisional", "require-signature", "--certificate", &key], 2, "no certificate in PEM form"),
+        (&["--provisional", "maybe"], 2, "possible values"),
+    ] {
+        let output = run(&mut mount(&place("z"), &stage.name(), &at, more));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && said.contains(expected), "{more:?}: {said}");
+    }
+    signer.push_simple(&stage.repository(), &stage.index.digest).await;
+    for (root, more, is_lazy) in [
+        ("x", &[][..], true),
+        ("y", &["--provisional", "deny"], false),
+        ("w", &["--provisional", "require-signature", "--key", &key], true),
+    ] {
+        let output = run(&mut mount(&place(root), &stage.name(), &at, more));
+        assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let status = std::fs::read(at.join(".soci/status.json")).unwrap();
+        let file = std::fs::read(at.join("file")).unwrap();
+        let unmounted = run(soci().arg("umount").arg(&at));
+        assert!(unmounted.status.success(), "{}", String::from_utf8_lossy(&unmounted.stderr));
+        assert!(file == text(1, 600_000), "{more:?}");
+        let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+        assert_eq!(status["layers"][0]["proven"], !is_lazy, "{more:?}: {status}");
+    }
+}
+
+/// The snapshotter's configuration has the same policies, and mistakes in it stop the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshotter_follows_the_policy() {
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let Some(mut node) = Node::start(Containerd::Installed) else { return };
+    let stage = Stage::new(&ztoc()).await;
+    let key = signer.path("pub.pem");
+    let required = format!("[trust]\nprovisional = 'require-signature'\nkeys = ['{}']\n", key.display());
+    let quiet = "[background_fetch]\ndisable = true\n";
+    for (trust, is_signed, is_lazy) in [
+        (String::new(), false, true),
+        ("[trust]\nprovisional = 'deny'\n".to_owned(), false, false),
+        (required.clone(), false, false),
+        (required, true, true),
+    ] {
+        if is_signed {
+            signer.push_simple(&stage.repository(), &stage.index.digest).await;
+        }
+        node.configure(&format!("{quiet}{trust}"));
+        // containerd takes a moment to find a snapshotter again.
+        node.wait("the image is pulled", || {
+            let mut rpull = soci();
+            rpull.arg("--address").arg(node.path("containerd.sock")).args(["rpull", &stage.name()]);
+            run(&mut rpull).status.success()
+        });
+        let status = node.status();
+        assert_eq!(status["layers"][0]["proven"], !is_lazy, "{trust}: {status}");
+        node.remove_last_images(&[&stage.name()]);
+    }
+    assert!(node.log().contains("is not trusted: it has no signature"), "{}", node.log());
+    std::fs::write(node.path("wrong.toml"), "[trust]\nprovisional = 'require-signature'\n").unwrap();
+    let mut wrong = daemon();
+    wrong.arg("--root").arg(node.path("wrong")).arg("--address").arg(node.path("wrong.sock"));
+    let output = run(wrong.arg("--config").arg(node.path("wrong.toml")));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("no key or certificate is given"), "{said}");
+}
