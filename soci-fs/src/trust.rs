@@ -96,6 +96,12 @@ impl TrustPolicy {
         Ok(Self { provisional, trust })
     }
 
+    /// Whose signatures count.
+    #[must_use]
+    pub const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// When an index may be used that was not proven here.
     #[must_use]
     pub const fn provisional(&self) -> Provisional {

@@ -203,6 +203,12 @@ pub struct Verify {
     /// Look for the index in this repository, HOST/NAME, before looking beside the image; may be repeated
     #[arg(long, value_name = "REPOSITORY")]
     pub index_from: Vec<String>,
+    /// Demand a signature by this public key, too, a PEM file as cosign writes it; may be repeated
+    #[arg(long = "key", value_name = "FILE")]
+    pub keys: Vec<PathBuf>,
+    /// Demand a signature by this certificate, or by one of this authority, a PEM file as notation uses; may be repeated
+    #[arg(long = "certificate", value_name = "FILE")]
+    pub certificates: Vec<PathBuf>,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use soci_index::convert::Converted;
+use soci_index::convert::target::Target;
+use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::known::Known;
 use soci_index::publish::{self, Done, Job, Report};
 use soci_index::registry::{ClientOptions, Repository, Traffic};
+use soci_index::signature::Trust;
+use soci_index::signature::fetch::{Verdict, search};
 use soci_index::v2::EntryNotes;
 
 use super::convert::{self, Conversion};
@@ -25,6 +28,9 @@ use crate::output;
 /// When the image cannot be read or indexed, or the registry refuses the index. Also when there was nothing to do and
 /// that was to be told by an exit code.
 pub fn run(arguments: &Publish, global: &Global) -> anyhow::Result<()> {
+    if let Some(command) = &arguments.sign_with {
+        sign::check(command)?;
+    }
     let client = image::client_options(&arguments.access)?;
     let up_to_date =
         if arguments.v2 { into_image(arguments, client, global)? } else { beside(arguments, &client, global)? };
@@ -52,17 +58,46 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
         output::line(conversion.summary(&converted))?;
     }
-    sign_image(arguments, name, &converted, global.timeout)?;
+    if arguments.sign_with.is_some() {
+        // Whoever pulls looks at the image, a node at the index of its platform.
+        let indexes = converted.images.iter().map(|(_, report)| report.index);
+        let signed: Vec<Digest> = std::iter::once(converted.digest).chain(indexes).collect();
+        sign_all(arguments, &conversion.target, &signed, converted.up_to_date, global.timeout)?;
+    }
     Ok(converted.up_to_date)
 }
 
-fn sign_image(arguments: &Publish, name: &str, converted: &Converted, timeout: Duration) -> anyhow::Result<()> {
+/// Has manifests signed. Those that were in place already may have been signed already.
+fn sign_all(
+    arguments: &Publish,
+    target: &Target,
+    manifests: &[Digest],
+    may_be_signed: bool,
+    timeout: Duration,
+) -> anyhow::Result<()> {
     let Some(command) = &arguments.sign_with else { return Ok(()) };
-    let Reference::Registry(image) = image::reference(name)? else {
-        return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {name} is not")));
+    let Target::Registry { repository, .. } = target else {
+        return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {target} is not")));
     };
-    let signed = format!("{}/{}@{}", image.registry(), image.repository(), converted.digest);
-    block_on(timeout, sign::sign(command, &signed))
+    let place = format!("{}/{}", repository.registry().name(), repository.name());
+    block_on(timeout, async {
+        for digest in manifests {
+            if may_be_signed && is_signed(repository, digest).await {
+                tracing::info!("{place}@{digest} is signed already");
+                continue;
+            }
+            sign::sign(command, &format!("{place}@{digest}")).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether there is a signature, whoever it is from.
+async fn is_signed(repository: &Repository, digest: &Digest) -> bool {
+    match search(repository, digest, &Trust::default(), 0).await {
+        Verdict::Good(_) => true,
+        Verdict::None(refused) => !refused.is_empty(),
+    }
 }
 
 /// Pushes indexes that refer to the image. Answers whether they were all there.
@@ -83,7 +118,7 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         let images: Vec<_> = reports.iter().map(|(platform, report)| json(platform, report)).collect();
         output::json(&serde_json::json!({
             "image": plan.image.to_string(),
-            "repository": target,
+            "repository": format!("{}/{}", target.registry().name(), target.name()),
             "images": images,
             "requests": traffic.requests,
             "bytesReceived": traffic.bytes_received,
@@ -96,10 +131,10 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         output::line(format!("{received} read, {sent} sent, {}", output::time(start.elapsed())))?;
         print_hint(&plan)?;
     }
-    if let Some(command) = arguments.sign_with.as_ref().filter(|_| !arguments.dry_run) {
-        for (_, report) in reports {
-            block_on(global.timeout, sign::sign(command, &format!("{target}@{}", report.index)))?;
-        }
+    for (_, report) in reports.iter().filter(|_| !arguments.dry_run) {
+        let may_be_signed = report.done == Done::UpToDate;
+        let target = Target::Registry { repository: target.clone(), tag: String::new() };
+        sign_all(arguments, &target, &[report.index], may_be_signed, global.timeout)?;
     }
     Ok(published.up_to_date())
 }
@@ -128,8 +163,8 @@ pub struct Published {
     pub reports: Vec<(String, Report)>,
     /// What went over the network.
     pub traffic: Traffic,
-    /// The repository of the indexes, `HOST/NAME`.
-    pub target: String,
+    /// The repository of the indexes.
+    pub target: Repository,
 }
 
 impl Published {
@@ -176,7 +211,6 @@ impl Plan<'_> {
             _ => None,
         };
         let traffic = own.into_iter().chain([target.registry().traffic()]).sum();
-        let target = format!("{}/{}", target.registry().name(), target.name());
         Ok(Published { reports, traffic, target })
     }
 

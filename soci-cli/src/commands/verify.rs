@@ -1,6 +1,9 @@
 //! `soci verify`: build the index of an image again from its layers and compare.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::Context;
+use soci_fs::trust::{Provisional, TrustPolicy};
 use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
@@ -9,6 +12,7 @@ use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::manifest::{INDEX_DIGEST, SociIndex};
 use soci_index::registry::Repository;
+use soci_index::signature::fetch as signature;
 use soci_index::verify::{Checked, Verdict, verify};
 
 use super::image::{self, block_on};
@@ -31,6 +35,16 @@ struct Outcome {
     platform: String,
     found: Found,
     checked: Vec<Checked>,
+    /// Whether somebody who is trusted has signed, where that was asked.
+    signature: Option<signature::Verdict>,
+}
+
+impl Outcome {
+    /// How much of it is wrong.
+    fn faults(&self) -> usize {
+        let unsigned = matches!(self.signature, Some(signature::Verdict::None(_)));
+        self.checked.iter().filter(|checked| !checked.verdict.is_good()).count() + usize::from(unsigned)
+    }
 }
 
 /// Runs the command.
@@ -43,6 +57,9 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     let elsewhere = image::repositories(&arguments.index_from, &options)?;
     let wanted = arguments.index.as_deref().map(str::parse::<Digest>).transpose();
     let wanted = wanted.map_err(|error| fail(Exit::Usage, format!("{error}")))?;
+    let policy = (!arguments.keys.is_empty() || !arguments.certificates.is_empty())
+        .then(|| TrustPolicy::new(Provisional::RequireSignature, &arguments.keys, &arguments.certificates))
+        .transpose()?;
     let outcomes = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;
         let mut outcomes = Vec::new();
@@ -58,7 +75,8 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
             let checked = verify(&source, &image, &found.index, &found.origin, &observer).await;
             progress.finish();
             let checked = checked.with_context(|| format!("verifying index {}", found.digest))?;
-            outcomes.push(Outcome { platform: image.platform.to_string(), found, checked });
+            let signature = signature(policy.as_ref(), &image, &found).await?;
+            outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature });
         }
         Ok(outcomes)
     })?;
@@ -67,12 +85,34 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     } else {
         outcomes.iter().try_for_each(print)?;
     }
-    let bad = outcomes.iter().flat_map(|outcome| &outcome.checked).filter(|checked| !checked.verdict.is_good()).count();
+    let bad: usize = outcomes.iter().map(Outcome::faults).sum();
     if bad > 0 {
-        let hint = "do not use this index; `soci publish --force` makes a right one";
-        return Err(fail(Exit::BadContent, format!("{bad} parts of the index are not what the layers say: {hint}")));
+        let hint = "do not use this index; `soci publish --force` makes a right one, --sign-with has it signed";
+        return Err(fail(Exit::BadContent, format!("{bad} things are wrong with the index of {reference}: {hint}")));
     }
     Ok(())
+}
+
+/// Whether the index is signed, or the image that names it.
+async fn signature(
+    policy: Option<&TrustPolicy>,
+    image: &PlatformImage,
+    found: &Found,
+) -> anyhow::Result<Option<signature::Verdict>> {
+    let Some(policy) = policy else { return Ok(None) };
+    let ImageSource::Registry { repository, .. } = &found.origin else {
+        let hint = "signatures are looked for in registries only";
+        return Err(fail(Exit::Usage, format!("the index {} is in {}: {hint}", found.digest, found.place)));
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let verdict = signature::search(repository, &found.digest, policy.trust(), now).await;
+    if found.index.version() == 2 && matches!(verdict, signature::Verdict::None(_)) {
+        let of_image = signature::search(repository, &image.descriptor.digest, policy.trust(), now).await;
+        if matches!(of_image, signature::Verdict::Good(_)) {
+            return Ok(Some(of_image));
+        }
+    }
+    Ok(Some(verdict))
 }
 
 /// The index that a runtime would use: one that is named; in repositories that were given; the image's own; beside the
@@ -143,6 +183,9 @@ fn words(verdict: &Verdict) -> String {
 fn print(outcome: &Outcome) -> anyhow::Result<()> {
     let Found { digest, index, place, .. } = &outcome.found;
     output::line(format!("{}: index {digest} (version {}, {place})", outcome.platform, index.version()))?;
+    if let Some(signature) = &outcome.signature {
+        output::line(format!("index {digest} {signature}"))?;
+    }
     for Checked { blob, layer, verdict } in &outcome.checked {
         output::line(format!("layer {layer} -> {blob} {}", words(verdict)))?;
     }
@@ -170,6 +213,8 @@ fn json(outcome: &Outcome) -> serde_json::Value {
         "index": outcome.found.digest,
         "version": outcome.found.index.version(),
         "place": outcome.found.place,
+        "signature": outcome.signature.as_ref().map(ToString::to_string),
+        "good": outcome.faults() == 0,
         "checked": outcome.checked.iter().map(checked).collect::<Vec<_>>(),
     })
 }
