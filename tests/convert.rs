@@ -138,7 +138,7 @@ fn json(arguments: &[&str]) -> Value {
 }
 
 /// In a registry: under the same tag, again without reading a layer, under another name, in another repository and
-/// another registry; and a mount that needs no referrer.
+/// another registry.
 #[tokio::test(flavor = "multi_thread")]
 async fn v2_on_docker_registry() {
     let (Some(registry), Some(other)) = (DockerRegistry::start(), DockerRegistry::start()) else { return };

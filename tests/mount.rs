@@ -428,3 +428,42 @@ async fn refusals() {
     assert_eq!(umount.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&umount.stderr).contains("no image is mounted"));
 }
+
+/// An index that is part of the image, and one that is in another repository: both make the mount lazy, and the second
+/// only where it is told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_other_places() {
+    if !can_mount() {
+        return;
+    }
+    let content = text(1, 3_000_000);
+    let image = || Image::gzip(vec![tar(&[("data", content.clone())])]);
+    let building = ["--min-layer-size", "1000", "--span-size", "65536"];
+    let lazy = |stage: &Stage, more: &[&str]| {
+        let serving = stage.mount(more);
+        let before = stage.registry.traffic().bytes_sent;
+        let mut part = [0; 1000];
+        let file = std::fs::File::open(stage.mountpoint().join("data")).unwrap();
+        file.read_exact_at(&mut part, 2_000_000).unwrap();
+        assert_eq!(part, content[2_000_000..2_001_000]);
+        let read = stage.registry.traffic().bytes_sent - before;
+        drop(serving);
+        (1..200_000).contains(&read)
+    };
+
+    let stage = Stage::new(image()).await;
+    let name = stage.name();
+    let _ = stdout(stage.soci(&["publish", &name, "--v2"]).args(building));
+    assert!(lazy(&stage, &[]), "version 2");
+
+    let stage = Stage::new(image()).await;
+    let (name, to) = (stage.name(), format!("{}/soci/index", stage.registry.host()));
+    let _ = stdout(stage.soci(&["publish", &name, "--to", &to]).args(building));
+    assert!(lazy(&stage, &["--index-from", &to]), "another repository");
+    // The index was kept by the first mount; another place on disk knows nothing of it.
+    let root = stage.scratch.path().join("another");
+    let mut told = soci();
+    told.arg("--root").arg(&root).args(["verify", &name]);
+    assert_eq!(run(&mut told).status.code(), Some(1), "nobody looks there who is not told");
+    assert!(stdout(told.args(["--index-from", &to])).contains(" identical"));
+}
