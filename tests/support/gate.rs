@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::front::head;
+
 /// The moment at which the sender dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
@@ -150,14 +152,4 @@ fn length(head: &str) -> u64 {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
     let mut lengths = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
     lengths.next().and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
-}
-
-/// Reads up to the empty line, that one included.
-async fn head(stream: &mut TcpStream) -> io::Result<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        // Byte by byte: what follows is the body's. Heads are short.
-        head.push(stream.read_u8().await?);
-    }
-    String::from_utf8(head).map_err(io::Error::other)
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::gojson;
-use crate::image::model::media_type;
+use crate::image::model::{media_type, null_is_default};
 
 /// Notes, by key. Go sorts them when it writes.
 pub type Annotations = BTreeMap<String, String>;
@@ -179,15 +179,6 @@ impl Manifest {
     pub fn to_json(&self) -> Vec<u8> {
         gojson::encode(self)
     }
-}
-
-/// Go writes `null` where it has an empty slice or map.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]
