@@ -37,7 +37,7 @@ First steps:
 
 Images:
   HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:TAG]   oci-archive:FILE[:TAG]
-  docker-archive:FILE[:TAG]      containerd:NAME (create only)
+  docker-archive:FILE[:TAG]      containerd:NAME
 
 Exit codes:
   0 done, or nothing to do         4 registry or network
@@ -50,6 +50,7 @@ Exit codes:
 
 /// Options that every command knows.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Everywhere")]
 pub struct Global {
     /// Directory of the index store (`content/`) and of mounted layers (`layers/`) [default: /var/lib/soci-snapshotter-grpc
     /// for root, else soci in $XDG_DATA_HOME]
@@ -61,8 +62,8 @@ pub struct Global {
     /// Say more on standard error; SOCI_LOG takes finer filters
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create reads images
-    /// from containerd instead of a registry
+    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create and convert
+    /// take plain names for images of containerd
     #[arg(long, short = 'a', global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET")]
     pub address: Option<String>,
     /// Namespace of containerd [default: default]
@@ -143,6 +144,7 @@ pub enum Command {
 
 /// Which platforms of an image.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Platforms")]
 pub struct Platforms {
     /// Platform, for example linux/arm64; may be repeated [default: this machine's]
     #[arg(long = "platform", short = 'p', value_name = "OS/ARCH")]
@@ -154,6 +156,7 @@ pub struct Platforms {
 
 /// How to talk to registries.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Registry")]
 pub struct Access {
     /// User and password; without it the docker configuration and its helpers are asked
     #[arg(long, short = 'u', value_name = "USER[:PASSWORD]")]
@@ -317,12 +320,12 @@ pub struct Demo {
     /// Program to run in the mounted image, by a shell in it [default: python3 -c 'print()' or true]
     #[arg(long, value_name = "COMMAND")]
     pub command: Option<String>,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// `soci completions`

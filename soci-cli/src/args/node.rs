@@ -19,9 +19,6 @@ pub struct Mount {
     /// Platform, for example linux/arm64 [default: this machine's]
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// Return when the mount is ready and serve it in the background
     #[arg(long)]
     pub detach: bool,
@@ -56,6 +53,9 @@ pub struct Mount {
     /// Write the process id of the serving process to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// When an index is used that was not proven.
@@ -105,12 +105,12 @@ pub struct Rpull {
     /// Use this index and no other
     #[arg(long, value_name = "DIGEST")]
     pub soci_index_digest: Option<String>,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// `soci status`
@@ -129,10 +129,10 @@ pub struct Doctor {
     /// containerd's configuration file
     #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     pub containerd_config: PathBuf,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }

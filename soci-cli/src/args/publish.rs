@@ -8,6 +8,7 @@ use super::{Access, Platforms};
 
 /// How to build indexes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Building")]
 pub struct Building {
     /// Uncompressed bytes between two checkpoints
     #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
@@ -41,6 +42,9 @@ pub enum Optimization {
 pub struct Create {
     /// The image
     pub image: String,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
     /// How to build.
     #[command(flatten)]
     pub building: Building,
@@ -50,9 +54,6 @@ pub struct Create {
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `soci push`
@@ -60,12 +61,6 @@ pub struct Create {
 pub struct Push {
     /// The image, in a registry
     pub image: String,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// What to do when the registry has an index of the image already
     #[arg(long, value_enum, default_value_t = Existing::Warn)]
     pub existing_index: Existing,
@@ -78,6 +73,12 @@ pub struct Push {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// What to do with an index that is there already.
@@ -108,15 +109,6 @@ pub struct Publish {
     /// With --v2: the name of the new image [default: the same tag]
     #[arg(long = "as", value_name = "IMAGE", requires = "v2")]
     pub new_name: Option<String>,
-    /// How to build.
-    #[command(flatten)]
-    pub building: Building,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// Run this command for each index that is in place, for example `cosign sign --yes --key k.key {}`; {} stands for
     /// HOST/REPOSITORY@DIGEST (of the image, with --v2)
     #[arg(long, value_name = "COMMAND")]
@@ -130,6 +122,15 @@ pub struct Publish {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 const PUBLISH_HELP: &str = "\
@@ -150,12 +151,6 @@ pub struct Convert {
     pub source: String,
     /// Where the SOCI-enabled image goes
     pub destination: String,
-    /// How to build.
-    #[command(flatten)]
-    pub building: Building,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
     /// Source and destination are files or directories with an OCI layout
     #[arg(long)]
     pub standalone: bool,
@@ -166,12 +161,18 @@ pub struct Convert {
     /// them, and so does this command without the option
     #[arg(long)]
     pub keep_annotations: bool,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 const CONVERT_HELP: &str = "\
@@ -209,15 +210,15 @@ pub struct Verify {
     /// Demand a signature by this certificate, or by one of this authority, a PEM file as notation uses; may be repeated
     #[arg(long = "certificate", value_name = "FILE")]
     pub certificates: Vec<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
-    /// Print one JSON document
-    #[arg(long)]
-    pub json: bool,
 }
 
 const VERIFY_HELP: &str = "\

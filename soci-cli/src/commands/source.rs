@@ -1,7 +1,7 @@
 //! Where the image is that a command works on, containerd included.
 //!
-//! A plain name means a registry, unless a containerd was named by a flag or by the environment: then it means the image
-//! of that name in it, as it does for AWS's tool, because that is how nerdctl calls this program.
+//! A plain name means a registry. For `create` and `convert`, which nerdctl calls, it means an image of containerd if one
+//! was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
 
 use soci_fs::grpc::containerd::Containerd;
 use soci_fs::source::containerd::ContainerdImage;
@@ -12,15 +12,29 @@ use soci_index::registry::ClientOptions;
 
 use crate::args::Global;
 
-/// Opens the image that `reference` names.
+/// Opens the image that `reference` names; a plain name means a registry, whatever containerd there is.
+///
+/// # Errors
+/// When it is not there, or its place cannot be reached.
+pub async fn open_plainly(
+    reference: &Reference,
+    options: &ClientOptions,
+    global: &Global,
+) -> anyhow::Result<ImageSource> {
+    match reference {
+        Reference::Containerd { name } => in_containerd(name, global).await,
+        other => Ok(ImageSource::open(other, options).await?),
+    }
+}
+
+/// Opens the image that `reference` names, as the commands do that AWS's tool has, too.
 ///
 /// # Errors
 /// When it is not there, or its place cannot be reached.
 pub async fn open(reference: &Reference, options: &ClientOptions, global: &Global) -> anyhow::Result<ImageSource> {
     match reference {
-        Reference::Containerd { name } => in_containerd(name, global).await,
         Reference::Registry(plain) if global.names_containerd() => in_containerd(&plain.to_string(), global).await,
-        other => Ok(ImageSource::open(other, options).await?),
+        other => open_plainly(other, options, global).await,
     }
 }
 
