@@ -44,6 +44,7 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         notes: EntryNotes::Kept,
         building: &arguments.building,
         platforms: &arguments.platforms,
+        replaces: None,
     };
     let converted = conversion.run(global)?;
     if arguments.json {
