@@ -34,6 +34,20 @@ fuzz seconds="600":
 deny:
     cargo deny check bans licenses sources
 
+# A binary that needs nothing beside it: target/static/soci. For musl where its target and musl-gcc are installed
+static:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    machine=$(uname -m)
+    target=$machine-unknown-linux-gnu
+    if command -v musl-gcc > /dev/null && rustup target list --installed | grep -qx "$machine-unknown-linux-musl"; then
+        target=$machine-unknown-linux-musl
+    fi
+    RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target "$target" --target-dir target/static -p soci-cli --bin soci
+    strip -o target/static/soci "target/static/$target/release/soci"
+    ls -l target/static/soci
+    SOCI_STATIC=$PWD/target/static/soci cargo test --workspace --test static -- --nocapture
+
 # Manual pages and shell completions into target/
 man:
     cargo run -q -p soci-cli -- man target/man

@@ -12,9 +12,11 @@ use soci_index::gotime::duration;
 
 mod node;
 mod publish;
+mod serve;
 
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
 pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
+pub use serve::ServeWebhook;
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]
@@ -110,6 +112,8 @@ pub enum Command {
     Publish(Publish),
     /// Make an image that carries its index within itself (version 2)
     Convert(Convert),
+    /// Listen to a registry's events, and index every image that is pushed to it
+    ServeWebhook(ServeWebhook),
     /// The indexes in the local index store
     #[command(subcommand)]
     Index(Index),

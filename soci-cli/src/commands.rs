@@ -12,6 +12,7 @@ pub mod prefetch;
 pub mod publish;
 pub mod push;
 pub mod rpull;
+pub mod serve_webhook;
 pub mod sign;
 pub mod source;
 pub mod status;

@@ -135,6 +135,7 @@ const fn of_publish(error: &PublishError) -> Exit {
         PublishError::Registry(error) => of_registry(error),
         PublishError::Store(error) => of_store(error),
         PublishError::NothingToIndex { .. } => Exit::NothingToIndex,
+        PublishError::Moved { .. } => Exit::Failure,
         PublishError::Ztoc { .. } | PublishError::Enable { .. } | PublishError::Sparse { .. } => Exit::BadContent,
     }
 }

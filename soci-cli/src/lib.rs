@@ -12,6 +12,7 @@ pub mod exit;
 pub mod logging;
 pub mod output;
 pub mod progress;
+pub mod webhook;
 
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Push(push) => commands::push::run(&push, &config, timeout),
         Command::Publish(publish) => commands::publish::run(&publish, &global),
         Command::Convert(convert) => commands::convert::run(&convert, &global),
+        Command::ServeWebhook(serve) => commands::serve_webhook::run(&serve, &config, &global),
         Command::Verify(verify) => commands::verify::run(&verify, &config, &global),
         Command::Prefetch(prefetch) => commands::prefetch::run(&prefetch, &config),
         // Without --quiet AWS's command is silent, too; the word goes to standard error.

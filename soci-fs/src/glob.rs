@@ -2,7 +2,8 @@
 
 /// Whether `text` is what `pattern` says, where `*` is any text and `?` any one letter. Only the last star is ever tried
 /// again, so that patterns of many stars end, too.
-pub(crate) fn is_like(pattern: &[u8], text: &[u8]) -> bool {
+#[must_use]
+pub fn is_like(pattern: &[u8], text: &[u8]) -> bool {
     let (mut in_pattern, mut in_text) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while in_text < text.len() {

@@ -11,22 +11,33 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Why a lock was not taken.
 #[derive(Debug)]
-pub(crate) enum LockError {
-    /// Another process has it: this one, if it could write its number.
-    Busy { pid: Option<u32> },
+pub enum LockError {
+    /// Another process has it.
+    Busy {
+        /// This one, if it could write its number.
+        pid: Option<u32>,
+    },
     /// The file cannot be opened or locked.
-    Io { action: &'static str, cause: io::Error },
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        cause: io::Error,
+    },
 }
 
 /// Held until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     _file: File,
 }
 
 impl Lock {
     /// Takes the lock that the file `path` stands for; makes the file if need be.
-    pub(crate) fn take(path: &Path) -> Result<Self, LockError> {
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn take(path: &Path) -> Result<Self, LockError> {
         let io = |action| move |cause| LockError::Io { action, cause };
         let options = File::options().read(true).write(true).create(true).truncate(false).clone();
         let mut file = options.open(path).map_err(io("open"))?;

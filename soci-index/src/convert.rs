@@ -34,6 +34,9 @@ pub struct ConvertOptions {
     pub notes: EntryNotes,
     /// Build again what exists already.
     pub force: bool,
+    /// What the target's tag must still name at the end, if that matters: somebody may push the next image meanwhile,
+    /// and must not lose it to the conversion of this one.
+    pub replaces: Option<Digest>,
 }
 
 /// What became of an image.
@@ -98,7 +101,7 @@ pub async fn convert(
     let was = root.digest;
     let up_to_date = target.holds(&enabled.index).await?;
     if !up_to_date {
-        write(source, &root, &enabled, place).await?;
+        write(source, &root, &enabled, place, options.replaces.as_ref()).await?;
     }
     let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
     Ok(Converted { digest, size, was, up_to_date, images: reports, skipped })
@@ -220,7 +223,13 @@ fn malformed(source: &ImageSource, digest: Digest, error: &serde_json::Error) ->
 }
 
 /// Puts everything where the image goes; the index last.
-async fn write(source: &ImageSource, root: &Root, enabled: &Enabled, mut place: Place) -> Result<(), PublishError> {
+async fn write(
+    source: &ImageSource,
+    root: &Root,
+    enabled: &Enabled,
+    mut place: Place,
+    replaces: Option<&Digest>,
+) -> Result<(), PublishError> {
     place.sink().add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
     let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
     for made in enabled.manifests.iter().filter(|made| !is_soci(&made.bytes)) {
@@ -231,6 +240,9 @@ async fn write(source: &ImageSource, root: &Root, enabled: &Enabled, mut place: 
     }
     for entry in &enabled.untouched {
         copy_tree(source, entry, root.children.get(&entry.digest), &mut place).await?;
+    }
+    if let Some(expected) = replaces {
+        place.expect(expected).await?;
     }
     place.finish(source, &enabled.index).await
 }

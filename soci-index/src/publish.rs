@@ -77,6 +77,20 @@ pub enum PublishError {
         /// The manifest.
         digest: Box<Digest>,
     },
+    /// The tag that was to be replaced names something else by now.
+    #[error("{image} no longer names {expected} but {}: nothing was pushed under that tag", is_there(there.as_deref()))]
+    Moved {
+        /// The tag.
+        image: String,
+        /// What it named.
+        expected: Box<Digest>,
+        /// What it names.
+        there: Option<Box<Digest>>,
+    },
+}
+
+fn is_there(there: Option<&Digest>) -> String {
+    there.map_or_else(|| "nothing".to_owned(), ToString::to_string)
 }
 
 /// What became of an image.

@@ -208,6 +208,12 @@ impl Repository {
     }
 }
 
+impl std::fmt::Display for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.registry.name(), self.name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

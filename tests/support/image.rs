@@ -69,12 +69,20 @@ impl Image {
     /// # Panics
     /// When the registry refuses it.
     pub async fn push(&self, repository: &Repository, tag: &str) {
+        self.push_as(repository, tag, media_type::MANIFEST).await;
+    }
+
+    /// Pushes the image with a manifest of this media type.
+    ///
+    /// # Panics
+    /// When the registry refuses it.
+    pub async fn push_as(&self, repository: &Repository, tag: &str, kind: &str) {
         for blob in &self.blobs {
             let digest = Digest::of(blob);
             repository.push_blob(&digest, Body::Bytes(blob.clone()), None).await.expect("blob");
         }
         let name = ManifestName::Tag(tag.to_owned());
-        repository.push_manifest(&name, media_type::MANIFEST, self.manifest.clone()).await.expect("manifest");
+        repository.push_manifest(&name, kind, self.manifest.clone()).await.expect("manifest");
     }
 }
 

@@ -83,6 +83,9 @@ pub struct Quirks {
     pub wrong_sizes: bool,
     /// The status with which it refuses tags like `sha256-...` (section 4).
     pub refuses_tag: Option<u16>,
+    /// The status with which it refuses manifests whose configuration is not an image's, as registries did before there
+    /// were artifacts, and as some proxies still do (section 7).
+    pub refuses_artifacts: Option<u16>,
     /// Whether it takes `sha256-...` for a digest when it is asked for (section 3).
     pub dash_is_colon: bool,
     /// Whether it leaves out the `Location` of a manifest that it took (section 4).
@@ -148,6 +151,7 @@ impl Profile {
             says_subject: true,
             wrong_sizes: false,
             refuses_tag: None,
+            refuses_artifacts: None,
             dash_is_colon: false,
             no_location: false,
             expires_once: false,

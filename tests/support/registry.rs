@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientOptions, CredentialSource, Registry};
 
@@ -91,17 +92,33 @@ impl DockerRegistry {
     /// When it is installed and does not start.
     #[must_use]
     pub fn start() -> Option<Self> {
+        Self::start_with(&free_address(), "")
+    }
+
+    /// Starts one that tells `url` of everything, with this `Authorization`.
+    ///
+    /// # Panics
+    /// When it is installed and does not start.
+    #[must_use]
+    pub fn start_telling(address: &str, url: &str, authorization: &str) -> Option<Self> {
+        let endpoint = json!({
+            "name": "told", "url": url, "headers": { "Authorization": [authorization] }, "timeout": "2s",
+            "threshold": 3, "backoff": "1s",
+        });
+        Self::start_with(address, &format!("notifications: {{endpoints: [{endpoint}]}}\n"))
+    }
+
+    fn start_with(address: &str, more: &str) -> Option<Self> {
         let places = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"];
         let Some(program) = places.iter().find(|path| Path::new(path).exists()) else {
             eprintln!("SKIPPED: docker-registry is not installed (apt-get install docker-registry)");
             return None;
         };
         let data = tempfile::tempdir().expect("a directory");
-        let address = format!("127.0.0.1:{}", free_port());
         let mut command = Command::new(program);
-        command.arg("serve").arg(distribution_config(data.path(), &address));
-        let server = Server::start(command, data, &address);
-        Some(Self { address, _server: server })
+        command.arg("serve").arg(distribution_config(data.path(), address, more));
+        let server = Server::start(command, data, address);
+        Some(Self { address: address.to_owned(), _server: server })
     }
 }
 
@@ -124,7 +141,7 @@ impl Distribution {
         let data = tempfile::tempdir().expect("a directory");
         let address = format!("127.0.0.1:{}", free_port());
         let mut command = Command::new(program);
-        command.arg("serve").arg(distribution_config(data.path(), &address)).env("OTEL_TRACES_EXPORTER", "none");
+        command.arg("serve").arg(distribution_config(data.path(), &address, "")).env("OTEL_TRACES_EXPORTER", "none");
         let server = Server::start(command, data, &address);
         Some(Self { address, _server: server })
     }
@@ -160,10 +177,10 @@ impl Ferro {
 }
 
 /// Writes what both versions of the distribution project's registry are told.
-fn distribution_config(directory: &Path, address: &str) -> PathBuf {
+fn distribution_config(directory: &Path, address: &str, more: &str) -> PathBuf {
     let root = directory.display();
     let config = format!(
-        "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {root}/data}}\n  delete: {{enabled: false}}\nhttp: {{addr: \"{address}\", secret: test}}\n"
+        "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {root}/data}}\n  delete: {{enabled: false}}\nhttp: {{addr: \"{address}\", secret: test}}\n{more}"
     );
     let file = directory.join("config.yml");
     std::fs::write(&file, config).expect("a file");
@@ -195,6 +212,15 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address of this machine at which nobody listens.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
 }
 
 fn free_port() -> u16 {

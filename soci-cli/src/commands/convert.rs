@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
+use soci_index::digest::Digest;
 use soci_index::image::reference::Reference;
 use soci_index::registry::{ClientOptions, Registry};
 use soci_index::v2::EntryNotes;
@@ -30,7 +31,7 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let (building, platforms) = (&arguments.building, &arguments.platforms);
-    let conversion = Conversion { source, target, client, notes, building, platforms };
+    let conversion = Conversion { source, target, client, notes, building, platforms, replaces: None };
     let converted = conversion.run(global)?;
     if arguments.json {
         return conversion.print_json(&converted);
@@ -95,6 +96,8 @@ pub(crate) struct Conversion<'a> {
     pub(crate) notes: EntryNotes,
     pub(crate) building: &'a Building,
     pub(crate) platforms: &'a Platforms,
+    /// What the target's tag must still name at the end, if that matters.
+    pub(crate) replaces: Option<Digest>,
 }
 
 impl Conversion<'_> {
@@ -113,6 +116,7 @@ impl Conversion<'_> {
             platforms: image::selection(self.platforms)?,
             notes: self.notes,
             force: self.building.force,
+            replaces: self.replaces,
         };
         let source = source::open(&self.source, &self.client, global).await?;
         let bars = Mutex::new(Vec::new());

@@ -50,6 +50,7 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         notes: EntryNotes::Kept,
         building: &arguments.building,
         platforms: &arguments.platforms,
+        replaces: None,
     };
     let converted = conversion.run(global)?;
     if arguments.json {
@@ -79,7 +80,7 @@ fn sign_all(
     let Target::Registry { repository, .. } = target else {
         return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {target} is not")));
     };
-    let place = format!("{}/{}", repository.registry().name(), repository.name());
+    let place = repository.to_string();
     block_on(timeout, async {
         for digest in manifests {
             if may_be_signed && is_signed(repository, digest).await {
@@ -118,7 +119,7 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         let images: Vec<_> = reports.iter().map(|(platform, report)| json(platform, report)).collect();
         output::json(&serde_json::json!({
             "image": plan.image.to_string(),
-            "repository": format!("{}/{}", target.registry().name(), target.name()),
+            "repository": target.to_string(),
             "images": images,
             "requests": traffic.requests,
             "bytesReceived": traffic.bytes_received,

@@ -145,6 +145,18 @@ impl Place {
         self.sink.copy(source, blob).await
     }
 
+    /// Makes sure that the tag still names this. Registries have no way to do that and to push in one step: what is
+    /// pushed between the two is lost all the same.
+    pub(super) async fn expect(&self, expected: &Digest) -> Result<(), PublishError> {
+        let Target::Registry { repository, tag } = &self.target else { return Ok(()) };
+        let there = repository.manifest(&ManifestName::Tag(tag.clone())).await?.map(|there| there.digest);
+        if there.as_ref() == Some(expected) {
+            return Ok(());
+        }
+        let image = format!("{}/{}:{tag}", repository.registry().name(), repository.name());
+        Err(PublishError::Moved { image, expected: Box::new(*expected), there: there.map(Box::new) })
+    }
+
     /// Gives the image its name.
     pub(super) async fn finish(self, source: &ImageSource, index: &Document) -> Result<(), PublishError> {
         let bytes = index.bytes.clone();

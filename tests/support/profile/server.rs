@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
+use soci_index::image::model::media_type;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientOptions, CredentialSource, Registry};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -323,6 +324,9 @@ impl Shared {
         if quirks.refuses_docker_types && request.header("content-type").is_some_and(|kind| kind.contains("docker")) {
             return Some(Reply::error(415, "MANIFEST_INVALID", "unsupported media type"));
         }
+        if let Some(status) = quirks.refuses_artifacts.filter(|_| is_artifact(&request.body)) {
+            return Some(Reply::error(status, "MANIFEST_INVALID", "unsupported config media type"));
+        }
         let status = quirks.refuses_tag.filter(|_| reference.starts_with("sha256-"))?;
         Some(Reply::error(status, "MANIFEST_INVALID", "manifest invalid"))
     }
@@ -379,6 +383,13 @@ impl Shared {
         request.target = format!("/v2/{name}/blobs/{digest}");
         forward(&self.content.host(), &request).await
     }
+}
+
+/// Whether a manifest is that of something else than an image, by its configuration.
+fn is_artifact(manifest: &[u8]) -> bool {
+    let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    let config = manifest["config"]["mediaType"].as_str();
+    config.is_some_and(|kind| ![media_type::CONFIG, media_type::DOCKER_CONFIG].contains(&kind))
 }
 
 fn with_wrong_sizes(list: &[u8]) -> Vec<u8> {

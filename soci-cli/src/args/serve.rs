@@ -1,0 +1,74 @@
+//! The command that indexes what a registry tells it of.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use soci_index::gotime::duration;
+
+use super::{Access, Building, Platforms};
+
+/// `soci serve-webhook`
+#[derive(Debug, Clone, Args)]
+#[command(after_help = SERVE_WEBHOOK_HELP)]
+pub struct ServeWebhook {
+    /// The registry whose images are indexed, HOST[:PORT]. No other one is ever contacted for what an event says
+    #[arg(long, value_name = "HOST")]
+    pub registry: String,
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8480")]
+    pub listen: SocketAddr,
+    /// A file with the value that the Authorization header of events must have, the whole of it
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Take events from anybody who reaches an address that is not this machine's own
+    #[arg(long, conflicts_with = "token_file")]
+    pub no_auth: bool,
+    /// Only repositories like this one, in which * is any text and ? any letter; may be repeated [default: all]
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub patterns: Vec<String>,
+    /// Images that are indexed at the same time
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = at_least_one)]
+    pub jobs: usize,
+    /// Images that may wait; events beyond that are refused, to be sent again
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = at_least_one)]
+    pub queue: usize,
+    /// At the end, wait so long for what is under way; the rest is done after the next start
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+    pub drain: Duration,
+    /// Put indexes into this repository instead of the images' own, HOST/NAME
+    #[arg(long, value_name = "REPOSITORY", conflicts_with = "v2")]
+    pub to: Option<String>,
+    /// Make the images SOCI-enabled ones (version 2), under the same tags
+    #[arg(long)]
+    pub v2: bool,
+    /// Run this command for each index that was published, as `soci publish --sign-with` does
+    #[arg(long, value_name = "COMMAND")]
+    pub sign_with: Option<String>,
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which platforms; all of them, unless some are named.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| format!("{text:?} is no number above 0"))
+}
+
+const SERVE_WEBHOOK_HELP: &str = "\
+Events: Harbor's PUSH_ARTIFACT, in its default form or as CloudEvents, and the notifications of the distribution
+project's registry. Only what has a tag is indexed. All platforms are, unless some are named.
+
+  POST /webhook   events              GET /jobs      what waits, runs and has ended (with the token)
+  GET /metrics    for Prometheus      GET /healthz   ok
+
+Example:
+  soci serve-webhook --registry harbor.example --listen 0.0.0.0:8480 --token-file /run/secrets/token --match 'team/*'
+
+What was accepted is kept in `webhook/queue.json` below --root until it is done.";

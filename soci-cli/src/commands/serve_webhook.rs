@@ -1,0 +1,292 @@
+//! `soci serve-webhook`: index every image that a registry tells of.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use soci_index::convert::Converted;
+use soci_index::digest::Digest;
+use soci_index::image::ImageError;
+use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::publish::PublishError;
+use soci_index::registry::ClientOptions;
+use soci_index::v2::EntryNotes;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::convert::{self, Conversion};
+use super::publish::Plan;
+use super::{image, sign};
+use crate::args::{Building, Global, Platforms, ServeWebhook};
+use crate::config::Config;
+use crate::exit::{Exit, code, fail};
+use crate::webhook::event::Push;
+use crate::webhook::journal::Journal;
+use crate::webhook::queue::{Bounds, End, Job, Outcome, Queue};
+use crate::webhook::server::Manners;
+use crate::webhook::{Work, clerk, now, server};
+
+/// Bytes of a token file. A header is shorter.
+const TOKEN_BYTES_MAX: u64 = 8 << 10;
+
+/// Runs the command, until it is told to end.
+///
+/// # Errors
+/// When the arguments make no sense, the journal cannot be had, or the address is taken.
+pub fn run(arguments: &ServeWebhook, config: &Config, global: &Global) -> anyhow::Result<()> {
+    let settings = Arc::new(Settings::new(arguments, global)?);
+    let token = arguments.token_file.as_deref().map(read_token).transpose()?;
+    if token.is_none() && !arguments.no_auth && !arguments.listen.ip().is_loopback() {
+        let listen = arguments.listen;
+        let hint = "name the secret by --token-file, or say --no-auth if nobody else can reach it";
+        return Err(fail(Exit::Usage, format!("{listen} is open to other machines: {hint}")));
+    }
+    let manners = Manners { token, patterns: arguments.patterns.clone() };
+    let (journal, left) = Journal::open(&config.root).map_err(|error| fail(Exit::Local, error.to_string()))?;
+    if !left.is_empty() {
+        tracing::info!("{} images are left to do", left.len());
+    }
+    let queue = Queue::new(Bounds { jobs: arguments.jobs, waiting: arguments.queue }, left, now());
+    let work: Work = Arc::new(move |job| {
+        let settings = Arc::clone(&settings);
+        Box::pin(async move { settings.carry_out(job).await })
+    });
+    image::run_to_end(serve(arguments, manners, queue, journal, work))
+}
+
+/// Serves until a signal, and then until what runs has ended, or the time is up.
+async fn serve(
+    arguments: &ServeWebhook,
+    manners: Manners,
+    queue: Queue,
+    journal: Journal,
+    work: Work,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let listen = arguments.listen;
+    let busy = |error: std::io::Error| fail(Exit::Local, format!("cannot listen at {listen}: {error}"));
+    let listener = TcpListener::bind(listen).await.map_err(busy)?;
+    let address = listener.local_addr().map_err(busy)?;
+    let mailbox = clerk::start(queue, journal, work);
+    tracing::info!("listening at {address} for events of {}", arguments.registry);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = server::serve(listener, manners, mailbox.clone(), async move {
+        // A sender that is gone means the same.
+        let _ = stopped.await;
+    });
+    let serving = tokio::spawn(serving);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    // The other end may have failed already.
+    let _ = stop.send(());
+    tracing::info!("ending: what runs has {:?}", arguments.drain);
+    tokio::select! {
+        closed = mailbox.close() => closed.context("what runs was lost sight of")?,
+        () = tokio::time::sleep(arguments.drain) => {
+            tracing::warn!("not everything ended in time; it is done after the next start");
+        }
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    serving.abort();
+    Ok(())
+}
+
+/// The secret's digest: more is not kept.
+fn read_token(path: &Path) -> anyhow::Result<Digest> {
+    let failed = |reason: String| fail(Exit::Usage, format!("cannot use the token in {}: {reason}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+    let mut text = Vec::new();
+    file.take(TOKEN_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > TOKEN_BYTES_MAX {
+        return Err(failed(format!("it has more than {TOKEN_BYTES_MAX} bytes")));
+    }
+    let token = text.trim_ascii();
+    if token.is_empty() {
+        return Err(failed("the file is empty".to_owned()));
+    }
+    Ok(Digest::of(token))
+}
+
+/// What is the same for all jobs.
+struct Settings {
+    registry: String,
+    to: Option<String>,
+    v2: bool,
+    sign_with: Option<String>,
+    client: ClientOptions,
+    building: Building,
+    platforms: Platforms,
+    global: Global,
+}
+
+impl Settings {
+    fn new(arguments: &ServeWebhook, global: &Global) -> anyhow::Result<Self> {
+        let registry = arguments.registry.clone();
+        let parsed: Option<RegistryReference> = format!("{registry}/team/app:tag").parse().ok();
+        if parsed.is_none_or(|parsed| parsed.registry() != registry || parsed.repository() != "team/app") {
+            return Err(fail(Exit::Usage, format!("--registry {registry} is no registry: expected HOST or HOST:PORT")));
+        }
+        let client = image::client_options(&arguments.access)?;
+        if let Some(to) = &arguments.to {
+            image::repository(to, &client)?;
+        }
+        arguments.sign_with.as_deref().map(sign::check).transpose()?;
+        image::build_options(&arguments.building)?;
+        let mut platforms = arguments.platforms.clone();
+        platforms.all_platforms |= platforms.platforms.is_empty();
+        image::selection(&platforms)?;
+        Ok(Self {
+            registry,
+            to: arguments.to.clone(),
+            v2: arguments.v2,
+            sign_with: arguments.sign_with.clone(),
+            client,
+            building: arguments.building.clone(),
+            platforms,
+            // Images are in the registry; a containerd that the environment names is no place to look for them.
+            global: Global { address: None, namespace: None, ..global.clone() },
+        })
+    }
+
+    /// Does a job, in the time that `--timeout` allows.
+    async fn carry_out(&self, job: Job) -> End {
+        let Push { repository, tag, digest } = &job.push;
+        tracing::info!("{repository}:{tag}: indexing {digest}");
+        let work = async { if self.v2 { self.convert(&job).await } else { self.publish(&job).await } };
+        let result = match self.global.timeout {
+            limit if limit.is_zero() => work.await,
+            limit => tokio::time::timeout(limit, work)
+                .await
+                .unwrap_or_else(|_| Err(fail(Exit::Registry, format!("it did not end within --timeout {limit:?}")))),
+        };
+        result.map_or_else(|error| end_of(&error), |(outcome, message)| End::Done { outcome, message })
+    }
+
+    async fn publish(&self, job: &Job) -> anyhow::Result<(Outcome, String)> {
+        let Push { repository, tag, digest } = &job.push;
+        let plan = Plan {
+            image: self.reference(&format!("{repository}:{tag}@{digest}"))?,
+            to: self.to.as_deref(),
+            client: &self.client,
+            building: &self.building,
+            platforms: &self.platforms,
+            dry_run: false,
+        };
+        let published = plan.carry_out(&self.global).await?;
+        let up_to_date = published.up_to_date();
+        let indexes: Vec<String> =
+            published.reports.iter().map(|(_, report)| format!("{}@{}", published.target, report.index)).collect();
+        // Somebody who was stopped before signing must do it now; who has signed need not do it again.
+        if let Some(command) = self.sign_with.as_ref().filter(|_| !up_to_date || job.begun) {
+            for index in &indexes {
+                sign::sign(command, index).await?;
+            }
+        }
+        Ok((if up_to_date { Outcome::UpToDate } else { Outcome::Published }, indexes.join(", ")))
+    }
+
+    async fn convert(&self, job: &Job) -> anyhow::Result<(Outcome, String)> {
+        let Push { repository, tag, digest } = &job.push;
+        let conversion = Conversion {
+            source: self.reference(&format!("{repository}:{tag}@{digest}"))?,
+            target: convert::target(&format!("{}/{repository}:{tag}", self.registry), &self.client)?,
+            client: self.client.clone(),
+            notes: EntryNotes::Kept,
+            building: &self.building,
+            platforms: &self.platforms,
+            replaces: Some(*digest),
+        };
+        let converted: Converted = conversion.carry_out(&self.global).await?;
+        let image = format!("{}/{repository}@{}", self.registry, converted.digest);
+        if let Some(command) = self.sign_with.as_ref().filter(|_| !converted.up_to_date || job.begun) {
+            sign::sign(command, &image).await?;
+        }
+        Ok((if converted.up_to_date { Outcome::UpToDate } else { Outcome::Published }, image))
+    }
+
+    /// A name in the one registry.
+    fn reference(&self, name: &str) -> anyhow::Result<Reference> {
+        let text = format!("{}/{name}", self.registry);
+        let parsed = image::reference(&text)?;
+        match &parsed {
+            Reference::Registry(image) if image.registry() == self.registry => Ok(parsed),
+            _ => Err(fail(Exit::Usage, format!("{text} is not in {}", self.registry))),
+        }
+    }
+}
+
+/// Whether a failure may pass.
+fn end_of(error: &anyhow::Error) -> End {
+    let message = format!("{error:#}");
+    let done = |outcome| End::Done { outcome, message: message.clone() };
+    let is_moved =
+        |cause: &(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(PublishError::Moved { .. }));
+    if error.chain().any(is_moved) {
+        return done(Outcome::Superseded);
+    }
+    if error.chain().any(is_no_image) {
+        return done(Outcome::Nothing);
+    }
+    match code(error) {
+        Exit::NothingToIndex => done(Outcome::Nothing),
+        Exit::BadContent | Exit::Refused | Exit::Usage => done(Outcome::Failed),
+        Exit::UpToDate | Exit::Success => done(Outcome::UpToDate),
+        // The disk is emptied, the registry comes back, credentials are renewed, the image is replicated.
+        Exit::Failure | Exit::Credentials | Exit::Registry | Exit::Local | Exit::Signing => End::Again { message },
+    }
+}
+
+/// A chart, a policy, a module: registries hold many things under tags.
+fn is_no_image(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let image = match cause.downcast_ref() {
+        Some(PublishError::Image(error)) => Some(error),
+        _ => cause.downcast_ref::<ImageError>(),
+    };
+    matches!(image, Some(ImageError::NotAnImage { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_tried_again() {
+        let digest = Box::new(Digest::of(b""));
+        let not_an_image = ImageError::NotAnImage { image: "a".into(), digest: digest.clone(), kind: "chart".into() };
+        let moved = PublishError::Moved { image: "a".into(), expected: digest, there: None };
+        for (error, expected) in [
+            (fail(Exit::Credentials, "x"), None),
+            (fail(Exit::Registry, "x"), None),
+            (fail(Exit::Signing, "x"), None),
+            (fail(Exit::Refused, "x"), Some(Outcome::Failed)),
+            (fail(Exit::BadContent, "x"), Some(Outcome::Failed)),
+            (fail(Exit::NothingToIndex, "x"), Some(Outcome::Nothing)),
+            (anyhow::Error::from(not_an_image).context("for linux/amd64"), Some(Outcome::Nothing)),
+            (anyhow::Error::from(moved).context("converting"), Some(Outcome::Superseded)),
+        ] {
+            let outcome = match end_of(&error) {
+                End::Done { outcome, .. } => Some(outcome),
+                End::Again { .. } => None,
+            };
+            assert_eq!(outcome, expected, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn tokens() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "Bearer s3cret\n").unwrap();
+        assert_eq!(read_token(&file).unwrap(), Digest::of(b"Bearer s3cret"));
+        for text in [String::new(), "\n".to_owned(), "x".repeat(9000)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(code(&read_token(&file).unwrap_err()), Exit::Usage);
+        }
+    }
+}
