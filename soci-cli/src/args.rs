@@ -37,7 +37,7 @@ First steps:
 
 Images:
   HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:TAG]   oci-archive:FILE[:TAG]
-  docker-archive:FILE[:TAG]      containerd:NAME (create only)
+  docker-archive:FILE[:TAG]      containerd:NAME (create, convert, publish)
 
 Exit codes:
   0 done, or nothing to do         4 registry or network
@@ -61,8 +61,8 @@ pub struct Global {
     /// Say more on standard error; SOCI_LOG takes finer filters
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create reads images
-    /// from containerd instead of a registry
+    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create and
+    /// publish read images from containerd instead of a registry, and convert writes them there, too
     #[arg(long, short = 'a', global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET")]
     pub address: Option<String>,
     /// Namespace of containerd [default: default]
@@ -354,6 +354,7 @@ mod tests {
     fn command_lines_of_nerdctl_parse() {
         for line in [
             "soci --address /run/containerd/containerd.sock --namespace default create --all-platforms --span-size 1 --min-layer-size 0 r/i:t",
+            "soci --address A --namespace N convert --platform linux/amd64 --span-size 1 --min-layer-size 0 r/i:t r/i:soci",
             "soci --address A --namespace N push --all-platforms --skip-verify --plain-http --hosts-dir /etc/a,/etc/b r/i:t",
             "soci --address A --namespace N push --platform linux/amd64 --platform linux/arm64 -q r/i:t",
             "soci push --user u:p --existing-index skip r/i:t",
