@@ -64,8 +64,8 @@ pub struct Global {
     /// Say more on standard error; SOCI_LOG takes finer filters
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create and convert
-    /// take plain names for images of containerd
+    /// Socket of containerd [default: /run/containerd/containerd.sock]. With it, or with --namespace, create takes plain
+    /// names for images of containerd, and so does convert, also for what it writes
     #[arg(long, short = 'a', global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET")]
     pub address: Option<String>,
     /// Namespace of containerd [default: default]
@@ -361,6 +361,7 @@ mod tests {
     fn command_lines_of_nerdctl_parse() {
         for line in [
             "soci --address /run/containerd/containerd.sock --namespace default create --all-platforms --span-size 1 --min-layer-size 0 r/i:t",
+            "soci --address A --namespace N convert --platform linux/amd64 --span-size 1 --min-layer-size 0 r/i:t r/i:soci",
             "soci --address A --namespace N push --all-platforms --skip-verify --plain-http --hosts-dir /etc/a,/etc/b r/i:t",
             "soci --address A --namespace N push --platform linux/amd64 --platform linux/arm64 -q r/i:t",
             "soci push --user u:p --existing-index skip r/i:t",

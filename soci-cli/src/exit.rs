@@ -224,7 +224,7 @@ const fn of_image(error: &ImageError) -> Exit {
 const fn of_foreign(error: &ForeignError) -> Exit {
     match error {
         ForeignError::Missing { .. } => Exit::Failure,
-        ForeignError::Failed { .. } => Exit::Local,
+        ForeignError::Failed { .. } | ForeignError::Store { .. } => Exit::Local,
         ForeignError::Size { .. }
         | ForeignError::Digest { .. }
         | ForeignError::TooLarge { .. }

@@ -16,13 +16,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use soci_index::digest::Digest;
-use soci_index::entry::Timestamp;
 use soci_index::image::model::{Descriptor, RawManifest};
 use soci_index::image::reference::RegistryReference;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
-use soci_index::ztoc::rfc3339;
 
-use crate::grpc::containerd::{Containerd, ContainerdError, Labels, Prepared};
+use crate::grpc::containerd::{Containerd, ContainerdError, Labels, Lease, Prepared};
 use crate::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use crate::snapshots::LABEL_BYTES_MAX;
 
@@ -30,8 +28,6 @@ use crate::snapshots::LABEL_BYTES_MAX;
 const TARGET: &str = "containerd.io/snapshot.ref";
 /// This layer and those above it.
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
-/// How long what an interrupted pull has made is kept.
-const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of an image's configuration.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
@@ -134,12 +130,10 @@ pub async fn pull(
     if !known.contains(&options.snapshotter) {
         return Err(PullError::NoSnapshotter { name: options.snapshotter.clone(), known: known.join(", ") });
     }
-    let lease = format!("soci-rpull-{}-{:x}", std::process::id(), unique());
-    containerd.create_lease(&lease, expiring()).await?;
-    let leased = containerd.with_lease(&lease)?;
-    let pull = Pull { containerd: &leased, source, root, image, options, name: name(&options.image) };
+    let lease = Lease::begin(containerd, "rpull").await?;
+    let pull = Pull { containerd: lease.containerd(), source, root, image, options, name: name(&options.image) };
     let pulled = pull.run(note).await;
-    let ended = containerd.delete_lease(&lease).await;
+    let ended = lease.end().await;
     let pulled = pulled?;
     // The image keeps what it needs by now; the lease would end by itself.
     if let Err(error) = ended {
@@ -319,14 +313,6 @@ fn name(image: &RegistryReference) -> String {
     let tag = image.tag().map(|tag| format!(":{tag}")).unwrap_or_default();
     let digest = image.digest().map(|digest| format!("@{digest}")).unwrap_or_default();
     format!("{}/{}{tag}{digest}", image.registry(), image.repository())
-}
-
-/// A label by which containerd ends a lease that nobody has ended.
-fn expiring() -> Labels {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from((now + LEASE_LIFE).as_secs()).unwrap_or(i64::MAX);
-    let until = rfc3339::format(Timestamp { seconds, nanoseconds: 0 });
-    Labels::from([("containerd.io/gc.expire".to_owned(), until)])
 }
 
 /// A number that no other pull of this machine has.

@@ -66,13 +66,27 @@ pub async fn convert(
     options: &ConvertOptions,
     observer: impl Fn(&PlatformImage) -> Observer,
 ) -> Result<Converted, PublishError> {
-    let root = Root::read(source).await?;
+    let root = Root::read(source, target).await?;
     let images = source.resolve(&options.platforms).await?;
     let place = target.open(source).await?;
-    let existing = if options.force { Known::default() } else { target_ztocs(target, options).await };
+    let sink = place.sink().clone();
+    let converted = into_place(source, &root, &images, place, options, observer).await;
+    sink.close().await;
+    converted
+}
+
+async fn into_place(
+    source: &ImageSource,
+    root: &Root,
+    images: &[PlatformImage],
+    place: Place,
+    options: &ConvertOptions,
+    observer: impl Fn(&PlatformImage) -> Observer,
+) -> Result<Converted, PublishError> {
+    let existing = if options.force { Known::default() } else { ztocs_of(&place, options).await };
     let (mut indexed, mut reports, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
     let mut built = existing;
-    for image in &images {
+    for image in images {
         let observer = observer(image);
         let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
         let known = known_of(&job, &built).await?;
@@ -82,7 +96,7 @@ pub async fn convert(
         match blobs.v2() {
             Ok(index) => {
                 let json = Bytes::from(index.to_json());
-                let platform = soci_platform(&options.platforms, &images, image, &root);
+                let platform = soci_platform(&options.platforms, images, image, root);
                 reports.push((image.platform.clone(), blobs.report(&json, Done::Stored)));
                 indexed.push(Indexed { image: image.descriptor.digest, platform, index: json });
             }
@@ -99,18 +113,18 @@ pub async fn convert(
     let enabled = v2::enable(&root.index, &root.children, &indexed, options.notes)
         .map_err(|error| PublishError::Enable { image: source.to_string(), source: error })?;
     let was = root.digest;
-    let up_to_date = target.holds(&enabled.index).await?;
-    if !up_to_date {
-        write(source, &root, &enabled, place, options.replaces.as_ref()).await?;
+    let up_to_date = place.holds(&enabled.index).await?;
+    if !up_to_date || place.may_have_lost() {
+        write(source, root, &enabled, place, options.replaces.as_ref()).await?;
     }
     let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
     Ok(Converted { digest, size, was, up_to_date, images: reports, skipped })
 }
 
 /// zTOCs of what the target is now: an earlier conversion, most likely. That there is none is no error.
-async fn target_ztocs(target: &Target, options: &ConvertOptions) -> Known {
+async fn ztocs_of(place: &Place, options: &ConvertOptions) -> Known {
     let mut known = Known::default();
-    let Some(there) = target.as_image() else { return known };
+    let Some(there) = place.as_image() else { return known };
     if let Ok(root) = there.root().await
         && let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes)
     {
@@ -169,7 +183,7 @@ struct Root {
 }
 
 impl Root {
-    async fn read(source: &ImageSource) -> Result<Self, PublishError> {
+    async fn read(source: &ImageSource, target: &Target) -> Result<Self, PublishError> {
         let (digest, mut index) = match source.listed_roots().await? {
             Some(entries) => {
                 let index = Index::of(entries);
@@ -194,8 +208,12 @@ impl Root {
                 children.insert(entry.digest, raw.bytes);
             }
         }
-        // Parts may have been left out when the image was saved or pulled. A registry lists what it has.
-        if !matches!(source, ImageSource::Registry { .. }) {
+        // Parts may have been left out when the image was saved or pulled. A registry lists what it has, and among
+        // pulled images one is as complete as the other.
+        if !matches!(
+            (source, target),
+            (ImageSource::Registry { .. }, _) | (ImageSource::Foreign(_), Target::Foreign(_))
+        ) {
             let listed = index.manifests.len();
             index
                 .manifests
@@ -233,7 +251,8 @@ async fn write(
     place.sink().add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
     let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
     for made in enabled.manifests.iter().filter(|made| !is_soci(&made.bytes)) {
-        copy_blobs(source, &made.bytes, made.digest, &mut place).await?;
+        let is_whole = enabled.indexed.contains(&made.digest);
+        copy_blobs(source, &made.bytes, made.digest, is_whole, &mut place).await?;
     }
     for made in socis.iter().copied().chain(enabled.manifests.iter().filter(|made| !is_soci(&made.bytes))) {
         place.sink().add_manifest(made.media_type, made.digest, made.bytes.clone()).await?;
@@ -251,16 +270,19 @@ fn is_soci(bytes: &[u8]) -> bool {
     SociIndex::parse(bytes, &crate::limits::Limits::DEFAULT).is_ok()
 }
 
-/// Copies what a manifest needs.
+/// Copies what a manifest needs: all of it if it has to be whole, else what there is.
 async fn copy_blobs(
     source: &ImageSource,
     manifest: &[u8],
     digest: Digest,
+    is_whole: bool,
     place: &mut Place,
 ) -> Result<(), PublishError> {
     let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(|error| malformed(source, digest, &error))?;
     for blob in std::iter::once(&parsed.config).chain(&parsed.layers) {
-        place.copy(source, blob).await?;
+        if is_whole || !place.may_lack(source) || source.has_blob(blob).await? {
+            place.copy(source, blob).await?;
+        }
     }
     Ok(())
 }
@@ -276,22 +298,27 @@ async fn copy_tree(
     if place.is_home_of(source) {
         return Ok(());
     }
+    // In a store that collects what is not referred to, what is there is linked all the same.
     let mut open = vec![(Descriptor::new(&entry.media_type, entry.digest, entry.size), known.cloned())];
     let mut found: Vec<(Descriptor, Bytes)> = Vec::new();
     while let Some((descriptor, known)) = open.pop() {
         let bytes = match known {
             Some(bytes) => bytes,
-            None => source.manifest(&descriptor).await?.map(|raw| raw.bytes).ok_or_else(|| PublishError::Sparse {
-                image: source.to_string(),
-                digest: Box::new(descriptor.digest),
-            })?,
+            None => match source.manifest(&descriptor).await? {
+                Some(raw) => raw.bytes,
+                None if place.may_lack(source) => continue,
+                None => {
+                    let (image, digest) = (source.to_string(), Box::new(descriptor.digest));
+                    return Err(PublishError::Sparse { image, digest });
+                }
+            },
         };
         if descriptor.is_index() {
             let index: ImageIndex =
                 serde_json::from_slice(&bytes).map_err(|error| malformed(source, descriptor.digest, &error))?;
             open.extend(index.manifests.into_iter().map(|child| (child, None)));
         } else {
-            copy_blobs(source, &bytes, descriptor.digest, place).await?;
+            copy_blobs(source, &bytes, descriptor.digest, false, place).await?;
         }
         found.push((descriptor, bytes));
     }

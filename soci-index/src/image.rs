@@ -137,7 +137,10 @@ impl ImageSource {
                     several => Err(ImageError::Ambiguous { image: self.to_string(), tags: tags_of(several) }),
                 }
             }
-            Self::Foreign(store) => self.present(store.root(), None).await,
+            Self::Foreign(store) => {
+                let root = store.root().ok_or_else(|| self.not_found(Vec::new()))?;
+                self.present(root, None).await
+            }
         }
     }
 
@@ -211,7 +214,7 @@ impl ImageSource {
                 (vec![root.descriptor()], Some(root))
             }
             Self::Store { store, .. } => (self.store_roots(store).await?, None),
-            Self::Foreign(store) => (vec![store.root().clone()], None),
+            Self::Foreign(store) => (vec![store.root().ok_or_else(|| self.not_found(Vec::new()))?.clone()], None),
         };
         let mut found: Vec<Descriptor> = Vec::new();
         // A stack in reverse, so that the entries come out in the order of the index.

@@ -1,8 +1,10 @@
-//! Where an index goes: a repository, an OCI layout, or nowhere (a dry run).
+//! Where an index goes: a repository, an OCI layout, another program's store, or nowhere (a dry run).
 //!
 //! An edge. What is put here is there, whole and checked, when the call returns; what is there already is not sent
 //! again. zTOCs leave memory piece by piece, blobs of other places pass through it. Invariant: nothing is put in the
 //! place of anything, but for the root of a layout or a tag, which come last.
+
+mod foreign;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::build::BuildError;
 use crate::digest::Digest;
+use crate::image::foreign::ContentSink;
 use crate::image::layout::Layout;
 use crate::image::model::Descriptor;
 use crate::image::reference::ManifestName;
@@ -31,6 +34,8 @@ pub enum Sink {
     Registry(Repository),
     /// Into an OCI layout directory.
     Layout(Layout),
+    /// Into another program's store, where an image is being written.
+    Foreign(Arc<dyn ContentSink>),
     /// Nowhere.
     Nowhere,
 }
@@ -45,6 +50,9 @@ impl Sink {
             Self::Layout(layout) => {
                 let (layout, encoded) = (layout.clone(), Arc::clone(encoded));
                 on_disk(move || layout.lock()?.add_blob_from(Pieces::new(&encoded)).map(|_| ())).await?;
+            }
+            Self::Foreign(sink) => {
+                foreign::add(sink, digest, encoded.len(), ztoc_chunks(encoded)).await?;
             }
             Self::Nowhere => {}
         }
@@ -61,6 +69,10 @@ impl Sink {
                 let layout = layout.clone();
                 on_disk(move || layout.lock()?.add_blob(&bytes).map(|_| ())).await?;
             }
+            Self::Foreign(sink) => {
+                let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+                foreign::add(sink, &digest, size, Box::pin(futures_util::stream::iter([Ok(bytes)]))).await?;
+            }
             Self::Nowhere => {}
         }
         Ok(())
@@ -72,6 +84,10 @@ impl Sink {
             Self::Registry(repository) => {
                 repository.push_manifest(&ManifestName::Digest(digest), kind, bytes).await?;
                 Ok(())
+            }
+            Self::Foreign(sink) => {
+                self.add_bytes(bytes.clone()).await?;
+                foreign::link(sink, &digest, &bytes).await
             }
             Self::Layout(_) | Self::Nowhere => self.add_bytes(bytes).await,
         }
@@ -96,9 +112,20 @@ impl Sink {
                 let (layout, digest) = (layout.clone(), blob.digest);
                 read_blocking(source.open_blob(blob), move |reader| layout.lock()?.copy_blob(&digest, reader)).await?;
             }
+            Self::Foreign(sink) => foreign::copy(sink, source, blob).await?,
             Self::Layout(_) | Self::Nowhere => {}
         }
         Ok(())
+    }
+}
+
+impl Sink {
+    /// Ends the writing. What was named stays, what was not may go.
+    pub(crate) async fn close(&self) {
+        let Self::Foreign(sink) = self else { return };
+        if let Err(error) = sink.close().await {
+            tracing::warn!(%error, "what was written is kept for longer than it need be");
+        }
     }
 }
 
@@ -109,11 +136,12 @@ fn same_registry(one: &Repository, other: &Repository) -> bool {
 /// A zTOC as a request's body: its pieces are unpacked one at a time, as they are sent.
 fn ztoc_body(encoded: &Arc<Encoded>) -> Body {
     let (length, encoded) = (encoded.len(), Arc::clone(encoded));
-    let open = move || -> Chunks {
-        let encoded = Arc::clone(&encoded);
-        Box::pin(futures_util::stream::iter((0..encoded.piece_count()).map(move |index| Ok(encoded.piece(index)))))
-    };
-    Body::Chunks { length, open: Arc::new(open) }
+    Body::Chunks { length, open: Arc::new(move || ztoc_chunks(&encoded)) }
+}
+
+fn ztoc_chunks(encoded: &Arc<Encoded>) -> Chunks {
+    let encoded = Arc::clone(encoded);
+    Box::pin(futures_util::stream::iter((0..encoded.piece_count()).map(move |index| Ok(encoded.piece(index)))))
 }
 
 /// A blob of another place as a request's body.

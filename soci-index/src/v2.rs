@@ -12,7 +12,7 @@
 
 pub mod document;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -65,6 +65,8 @@ pub struct Enabled {
     pub index: Document,
     /// Which manifest took the place of which.
     pub renamed: BTreeMap<Digest, Digest>,
+    /// The manifests of the platforms that are indexed.
+    pub indexed: BTreeSet<Digest>,
 }
 
 /// Why an image cannot be SOCI-enabled.
@@ -155,7 +157,8 @@ pub fn enable(
     let ours = |entry: &&Entry| !manifests.iter().any(|document| document.digest == entry.digest);
     let untouched = index.manifests.iter().filter(ours).cloned().collect();
     let index = Document::new(media_type::INDEX, index.to_json());
-    Ok(Enabled { manifests, untouched, index, renamed })
+    let indexed = indexed.iter().filter_map(|one| renamed.get(&one.image).copied()).collect();
+    Ok(Enabled { manifests, untouched, index, renamed, indexed })
 }
 
 /// Whether an entry's manifest is written again.

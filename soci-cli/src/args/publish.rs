@@ -180,8 +180,10 @@ Examples:
   soci convert registry.example/app:v1 registry.example/app:v1-soci
   soci convert oci:layout oci-archive:app.tar:v1 --all-platforms
   soci convert --standalone --format oci-dir layout layout-soci
+  soci convert containerd:app:v1 containerd:app:v1-soci
 
-An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it.";
+An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it. With --address or --namespace,
+plain names are images of that containerd.";
 
 /// What a standalone conversion writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

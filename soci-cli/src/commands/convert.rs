@@ -1,13 +1,14 @@
 //! `soci convert`: make an image that carries its index within itself.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use soci_fs::source::containerd::target::ContainerdTarget;
 use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
-use soci_index::image::reference::Reference;
+use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::registry::{ClientOptions, Registry};
 use soci_index::v2::EntryNotes;
 
@@ -27,7 +28,7 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     let (source, target) = if arguments.standalone {
         standalone(arguments)?
     } else {
-        (image::reference(&arguments.source)?, target(&arguments.destination, &client)?)
+        (image::reference(&arguments.source)?, destination(&arguments.destination, &client, global)?)
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let (building, platforms) = (&arguments.building, &arguments.platforms);
@@ -59,21 +60,37 @@ fn standalone(arguments: &Convert) -> anyhow::Result<(Reference, Target)> {
     Ok((source, target))
 }
 
-/// A destination by its name.
+/// The destination of `soci convert`: as with the source, a plain name means containerd if one was named.
+fn destination(name: &str, options: &ClientOptions, global: &Global) -> anyhow::Result<Target> {
+    let image = match image::reference(name) {
+        Ok(Reference::Containerd { name }) => name,
+        Ok(Reference::Registry(plain)) if global.names_containerd() => tagged(&plain).map(|_| plain.to_string())?,
+        _ => return target(name, options),
+    };
+    let (socket, namespace) = (global.containerd_socket().to_owned(), global.containerd_namespace());
+    Ok(Target::Foreign(Arc::new(ContainerdTarget::new(socket, namespace, &image))))
+}
+
+fn untagged(reason: &str) -> anyhow::Error {
+    let form = "the destination image must be a tagged ref of the form \"registry/repository:tag\"";
+    fail(Exit::Usage, format!("{form}: {reason}"))
+}
+
+fn tagged(reference: &RegistryReference) -> anyhow::Result<&str> {
+    if reference.digest().is_some() {
+        return Err(untagged("reference must not contain a digest"));
+    }
+    reference.tag().ok_or_else(|| untagged("reference must be tagged"))
+}
+
+/// A destination by its name, outside of containerd.
 ///
 /// # Errors
 /// When it is none.
 pub fn target(name: &str, options: &ClientOptions) -> anyhow::Result<Target> {
-    let untagged = |reason: &str| {
-        let form = "the destination image must be a tagged ref of the form \"registry/repository:tag\"";
-        fail(Exit::Usage, format!("{form}: {reason}"))
-    };
     Ok(match image::reference(name).map_err(|error| untagged(&error.to_string()))? {
-        Reference::Registry(reference) if reference.digest().is_some() => {
-            return Err(untagged("reference must not contain a digest"));
-        }
         Reference::Registry(reference) => {
-            let tag = reference.tag().ok_or_else(|| untagged("reference must be tagged"))?.to_owned();
+            let tag = tagged(&reference)?.to_owned();
             let repository = Registry::new(reference.registry(), options.clone())?.repository(reference.repository());
             Target::Registry { repository, tag }
         }
@@ -81,9 +98,7 @@ pub fn target(name: &str, options: &ClientOptions) -> anyhow::Result<Target> {
         Reference::Archive { file, tag } => Target::Archive { file, tag },
         Reference::Saved { .. } => return Err(untagged("docker's own form holds no indexes; write an oci-archive:")),
         Reference::Containerd { .. } => {
-            return Err(untagged(
-                "images in containerd are read, not written; `ctr images import` takes an oci-archive:",
-            ));
+            return Err(untagged("this command does not write into containerd; `soci convert` does"));
         }
     })
 }

@@ -1,4 +1,4 @@
-//! containerd as its clients see it: as much of its services as a pull needs, and reading an image.
+//! containerd as its clients see it: as much of its services as a pull needs, and reading and writing an image.
 //!
 //! The services are those that every containerd since 1.6 has; the transfer service is not used, because it came later
 //! and tells a snapshotter about the image only where containerd's configuration says so. Everything is translated here,
@@ -23,14 +23,18 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 mod content;
+mod lease;
 mod messages;
 
 use super::generated::snapshots as proto;
+pub use lease::Lease;
 use messages as wire;
 use wire::WriteAction;
 
 /// Bytes of content in one message.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// What the names of uploads begin with that the next run goes on with.
+const UPLOADS: &str = "soci-rpull";
 
 /// Why containerd did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +109,8 @@ pub struct Containerd {
     socket: PathBuf,
     namespace: MetadataValue<Ascii>,
     lease: Option<MetadataValue<Ascii>>,
+    /// What the names of uploads begin with: uploads of one name are gone on with.
+    uploads: String,
 }
 
 impl Containerd {
@@ -121,15 +127,13 @@ impl Containerd {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()));
         let endpoint = endpoint.map_err(|error| unreachable(error.to_string()))?;
         let channel = endpoint.connect().await.map_err(|error| unreachable(error.to_string()))?;
-        Ok(Self { channel, socket: socket.to_owned(), namespace: name(namespace)?, lease: None })
-    }
-
-    /// The same, with all that is made belonging to a lease.
-    ///
-    /// # Errors
-    /// [`ContainerdError::Name`].
-    pub fn with_lease(&self, id: &str) -> Result<Self, ContainerdError> {
-        Ok(Self { lease: Some(name(id)?), ..self.clone() })
+        Ok(Self {
+            channel,
+            socket: socket.to_owned(),
+            namespace: name(namespace)?,
+            lease: None,
+            uploads: UPLOADS.to_owned(),
+        })
     }
 
     /// The names of the snapshotters that containerd knows.
@@ -141,24 +145,6 @@ impl Containerd {
         let path = "/containerd.services.introspection.v1.Introspection/Plugins";
         let answer: wire::PluginsResponse = self.ask(path, "list its plugins", question).await?;
         Ok(answer.plugins.into_iter().map(|plugin| plugin.id).collect())
-    }
-
-    /// Makes a lease.
-    ///
-    /// # Errors
-    /// [`ContainerdError`].
-    pub async fn create_lease(&self, id: &str, labels: Labels) -> Result<(), ContainerdError> {
-        let question = wire::LeaseRequest { id: id.to_owned(), labels };
-        self.ask("/containerd.services.leases.v1.Leases/Create", "make a lease", question).await
-    }
-
-    /// Ends a lease: what only it has kept is garbage from now on.
-    ///
-    /// # Errors
-    /// [`ContainerdError`].
-    pub async fn delete_lease(&self, id: &str) -> Result<(), ContainerdError> {
-        let question = wire::LeaseRequest { id: id.to_owned(), labels: Labels::new() };
-        self.ask("/containerd.services.leases.v1.Leases/Delete", "end a lease", question).await
     }
 
     /// Adds labels to content; `false` if there is no such content.
@@ -185,7 +171,7 @@ impl Containerd {
     /// # Errors
     /// [`ContainerdError`].
     pub async fn upload_offset(&self, blob: &Descriptor) -> Result<Option<u64>, ContainerdError> {
-        let question = write_request(WriteAction::Stat, blob, 0);
+        let question = write_request(&self.uploads, WriteAction::Stat, blob, 0);
         match self.write(futures_util::stream::iter([question])).await {
             Ok(response) => Ok(Some(u64::try_from(response.offset).unwrap_or_default())),
             Err(status) if status.code() == Code::AlreadyExists => Ok(None),
@@ -206,7 +192,9 @@ impl Containerd {
     ) -> Result<(), ContainerdError> {
         // What could not be read ends the messages, after saying why.
         let (failure, mut failed) = tokio::sync::oneshot::channel();
-        let messages = upload_messages(blob.clone(), offset, chunks, labels.clone(), failure);
+        let labels = labels.clone();
+        let upload = Upload { name: self.uploads.clone(), blob: blob.clone(), labels, offset };
+        let messages = upload_messages(upload, chunks, failure);
         let answer = self.write(messages).await;
         match (answer, failed.try_recv()) {
             (_, Ok(reason)) => Err(ContainerdError::Content(reason)),
@@ -383,10 +371,10 @@ fn refused(what: &str, status: &Status) -> ContainerdError {
     ContainerdError::Refused { what: what.to_owned(), code: status.code().description(), message }
 }
 
-fn write_request(action: WriteAction, blob: &Descriptor, offset: u64) -> wire::WriteRequest {
+fn write_request(uploads: &str, action: WriteAction, blob: &Descriptor, offset: u64) -> wire::WriteRequest {
     wire::WriteRequest {
         action: action as i32,
-        reference: format!("soci-rpull-{}", blob.digest),
+        reference: format!("{uploads}-{}", blob.digest),
         total: i64::try_from(blob.size).unwrap_or(i64::MAX),
         expected: blob.digest.to_string(),
         offset: i64::try_from(offset).unwrap_or(i64::MAX),
@@ -394,49 +382,59 @@ fn write_request(action: WriteAction, blob: &Descriptor, offset: u64) -> wire::W
     }
 }
 
+/// What is uploaded, and from where on.
+struct Upload {
+    name: String,
+    blob: Descriptor,
+    labels: Labels,
+    offset: u64,
+}
+
+impl Upload {
+    fn message(&self, action: WriteAction) -> wire::WriteRequest {
+        write_request(&self.name, action, &self.blob, self.offset)
+    }
+}
+
 /// The messages of an upload: pieces, each with its offset, then the commit. When the content cannot be read there is
 /// none, and `failure` learns why.
 fn upload_messages<E: std::fmt::Display + Send + 'static>(
-    blob: Descriptor,
-    offset: u64,
+    upload: Upload,
     chunks: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
-    labels: Labels,
     failure: tokio::sync::oneshot::Sender<String>,
 ) -> impl Stream<Item = wire::WriteRequest> + Send + 'static {
-    struct Upload<S> {
+    struct Sending<S> {
+        upload: Upload,
         chunks: std::pin::Pin<Box<S>>,
         rest: Bytes,
-        offset: u64,
         failure: Option<tokio::sync::oneshot::Sender<String>>,
         is_over: bool,
     }
-    let upload =
-        Upload { chunks: Box::pin(chunks), rest: Bytes::new(), offset, failure: Some(failure), is_over: false };
-    futures_util::stream::unfold(upload, move |mut upload| {
-        let (blob, labels) = (blob.clone(), labels.clone());
-        async move {
-            while upload.rest.is_empty() && !upload.is_over {
-                match upload.chunks.next().await {
-                    Some(Ok(chunk)) => upload.rest = chunk,
-                    Some(Err(error)) => {
-                        let failure = upload.failure.take()?;
-                        let _ = failure.send(error.to_string());
-                        return None;
-                    }
-                    None => {
-                        upload.is_over = true;
-                        let request = write_request(WriteAction::Commit, &blob, upload.offset);
-                        return Some((wire::WriteRequest { labels, ..request }, upload));
-                    }
+    let sending =
+        Sending { upload, chunks: Box::pin(chunks), rest: Bytes::new(), failure: Some(failure), is_over: false };
+    futures_util::stream::unfold(sending, |mut sending| async move {
+        while sending.rest.is_empty() && !sending.is_over {
+            match sending.chunks.next().await {
+                Some(Ok(chunk)) => sending.rest = chunk,
+                Some(Err(error)) => {
+                    let failure = sending.failure.take()?;
+                    let _ = failure.send(error.to_string());
+                    return None;
+                }
+                None => {
+                    sending.is_over = true;
+                    let request = sending.upload.message(WriteAction::Commit);
+                    let labels = sending.upload.labels.clone();
+                    return Some((wire::WriteRequest { labels, ..request }, sending));
                 }
             }
-            if upload.is_over {
-                return None;
-            }
-            let data = upload.rest.split_to(upload.rest.len().min(CHUNK_BYTES_MAX));
-            let request = write_request(WriteAction::Write, &blob, upload.offset);
-            upload.offset += data.len() as u64;
-            Some((wire::WriteRequest { data, ..request }, upload))
         }
+        if sending.is_over {
+            return None;
+        }
+        let data = sending.rest.split_to(sending.rest.len().min(CHUNK_BYTES_MAX));
+        let request = sending.upload.message(WriteAction::Write);
+        sending.upload.offset += data.len() as u64;
+        Some((wire::WriteRequest { data, ..request }, sending))
     })
 }

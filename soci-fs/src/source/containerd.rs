@@ -1,7 +1,9 @@
 //! An image in containerd's content store.
 //!
-//! Nothing is written there: no label, no lease. An image that is removed while it is read fails the reading, with a
+//! Reading writes nothing there: no label, no lease. An image that is removed while it is read fails the reading, with a
 //! message that says so.
+
+pub mod target;
 
 use std::ops::Range;
 
@@ -18,7 +20,7 @@ use crate::grpc::containerd::{Containerd, ContainerdError};
 pub struct ContainerdImage {
     containerd: Containerd,
     shown: String,
-    root: Descriptor,
+    root: Option<Descriptor>,
 }
 
 impl ContainerdImage {
@@ -36,7 +38,7 @@ impl ContainerdImage {
             },
             Err(error) => return Err(error),
         };
-        Ok(Self { containerd, shown: format!("containerd:{name}"), root })
+        Ok(Self { containerd, shown: format!("containerd:{name}"), root: Some(root) })
     }
 
     fn failed(&self, digest: &Digest) -> impl Fn(ContainerdError) -> ForeignError + Send + use<> {
@@ -50,8 +52,8 @@ impl ContentStore for ContainerdImage {
         &self.shown
     }
 
-    fn root(&self) -> &Descriptor {
-        &self.root
+    fn root(&self) -> Option<&Descriptor> {
+        self.root.as_ref()
     }
 
     fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Option<u64>, ForeignError>> {

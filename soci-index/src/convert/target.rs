@@ -1,4 +1,5 @@
-//! Where a converted image goes: a tag in a registry, a layout directory, or a layout in a tar file.
+//! Where a converted image goes: a tag in a registry, a layout directory, a layout in a tar file, or a name in another
+//! program's store.
 //!
 //! A layout that is made anew, and an archive, come into being beside their name and get it at the end, in one step, so
 //! a file or directory of that name is never half of something. An archive is written in one pass: what is new waits in
@@ -7,13 +8,15 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::image::ImageSource;
+use crate::image::foreign::ContentTarget;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, annotation, media_type};
 use crate::image::reference::ManifestName;
 use crate::image::store::{Store, StoreError};
+use crate::image::{ImageError, ImageSource};
 use crate::publish::PublishError;
 use crate::registry::Repository;
 use crate::sink::{Sink, on_disk, read_blocking};
@@ -49,6 +52,8 @@ pub enum Target {
         /// The tag there.
         tag: Option<String>,
     },
+    /// A name in another program's store.
+    Foreign(Arc<dyn ContentTarget>),
 }
 
 /// A target that is being written to.
@@ -66,6 +71,7 @@ impl Target {
         let target = self.clone();
         let (sink, stage) = match self.clone() {
             Self::Registry { repository, .. } => (Sink::Registry(repository), None),
+            Self::Foreign(there) => (Sink::Foreign(there.open().await.map_err(ImageError::from)?), None),
             Self::Layout { directory, .. } => {
                 (Sink::Layout(on_disk(move || Layout::open_or_create(&directory)).await?), None)
             }
@@ -78,33 +84,6 @@ impl Target {
         tracing::debug!(image = %source, "converting");
         Ok(Place { target, sink, stage, later: Vec::new() })
     }
-
-    /// The image that is there now, if there may be one.
-    pub(super) fn as_image(&self) -> Option<ImageSource> {
-        match self {
-            Self::Registry { repository, tag } => {
-                let (repository, name) = (repository.clone(), ManifestName::Tag(tag.clone()));
-                Some(ImageSource::Registry { repository, name })
-            }
-            Self::Layout { directory, tag } => {
-                let store = Store::Layout(Layout::open(directory).ok()?);
-                Some(ImageSource::Store { store, tag: tag.clone() })
-            }
-            // They are made anew, from nothing.
-            Self::NewLayout { .. } | Self::Archive { .. } => None,
-        }
-    }
-
-    /// Whether the image is there already.
-    pub(super) async fn holds(&self, index: &Document) -> Result<bool, PublishError> {
-        match self {
-            Self::Registry { repository, tag } => {
-                let there = repository.manifest(&ManifestName::Tag(tag.clone())).await?;
-                Ok(there.is_some_and(|there| there.digest == index.digest))
-            }
-            Self::Layout { .. } | Self::NewLayout { .. } | Self::Archive { .. } => Ok(false),
-        }
-    }
 }
 
 impl Place {
@@ -112,11 +91,52 @@ impl Place {
         &self.sink
     }
 
+    /// The image that is there now, if there may be one.
+    pub(super) fn as_image(&self) -> Option<ImageSource> {
+        match &self.target {
+            Target::Registry { repository, tag } => {
+                let (repository, name) = (repository.clone(), ManifestName::Tag(tag.clone()));
+                Some(ImageSource::Registry { repository, name })
+            }
+            Target::Layout { directory, tag } => {
+                let store = Store::Layout(Layout::open(directory).ok()?);
+                Some(ImageSource::Store { store, tag: tag.clone() })
+            }
+            Target::Foreign(_) => Some(self.as_source()),
+            // They are made anew, from nothing.
+            Target::NewLayout { .. } | Target::Archive { .. } => None,
+        }
+    }
+
+    /// Whether the image is there already.
+    pub(super) async fn holds(&self, index: &Document) -> Result<bool, PublishError> {
+        match (&self.target, &self.sink) {
+            (Target::Registry { repository, tag }, _) => {
+                let there = repository.manifest(&ManifestName::Tag(tag.clone())).await?;
+                Ok(there.is_some_and(|there| there.digest == index.digest))
+            }
+            (_, Sink::Foreign(sink)) => Ok(sink.store().root().is_some_and(|root| root.digest == index.digest)),
+            (_, Sink::Registry(_) | Sink::Layout(_) | Sink::Nowhere) => Ok(false),
+        }
+    }
+
+    /// Whether a part of an image that is there may have gone since, so that it is put again.
+    pub(super) const fn may_have_lost(&self) -> bool {
+        matches!(self.target, Target::Foreign(_))
+    }
+
+    /// Whether parts that the source lacks may be lacking here, too: both are stores of what was pulled, and the next
+    /// pull fetches them.
+    pub(super) const fn may_lack(&self, source: &ImageSource) -> bool {
+        matches!((&self.target, source), (Target::Foreign(_), ImageSource::Foreign(_)))
+    }
+
     /// The place as one to take blobs from.
     pub(super) fn as_source(&self) -> ImageSource {
         match &self.sink {
             Sink::Registry(repository) => ImageSource::of_repository(repository),
             Sink::Layout(layout) => ImageSource::Store { store: Store::Layout(layout.clone()), tag: None },
+            Sink::Foreign(sink) => ImageSource::Foreign(sink.store()),
             Sink::Nowhere => unreachable!("no target is nowhere"),
         }
     }
@@ -170,6 +190,10 @@ impl Place {
                 let mut entry = Descriptor::of(media_type::INDEX, &bytes);
                 entry.annotations.extend(tag.map(|tag| (annotation::REF_NAME.to_owned(), tag)));
                 on_disk(move || layout.lock()?.add_manifest(entry, &bytes)).await?;
+            }
+            (Target::Foreign(_), Sink::Foreign(sink)) => {
+                self.sink.add_manifest(media_type::INDEX, index.digest, bytes.clone()).await?;
+                sink.name_image(&Descriptor::of(media_type::INDEX, &bytes)).await.map_err(ImageError::from)?;
             }
             (Target::NewLayout { directory }, Sink::Layout(layout)) => {
                 self.sink.add_bytes(bytes).await?;
@@ -335,6 +359,7 @@ impl std::fmt::Display for Target {
             }
             Self::Layout { directory, tag } => write!(f, "oci:{}{}", directory.display(), tagged(tag)),
             Self::NewLayout { directory } => write!(f, "{}", directory.display()),
+            Self::Foreign(there) => f.write_str(there.name()),
             Self::Archive { file, tag } => write!(f, "{}{}", file.display(), tagged(tag)),
         }
     }

@@ -1,10 +1,12 @@
 //! Images in a content store that this crate cannot speak to: containerd's, say, whose protocol is gRPC.
 //!
 //! The other side implements [`ContentStore`], which only says how long a blob is and gives out its bytes; everything
-//! that makes bytes trustworthy is here, once. Invariants: a whole blob has the length and the digest of its descriptor
+//! that makes bytes trustworthy is here, once. To write, it implements [`ContentTarget`] and [`ContentSink`]: such a
+//! store throws away what nothing refers to, so it is told what refers to what. Invariants: a whole blob has the length and the digest of its descriptor
 //! or ends with an error; what is not there is told apart from what cannot be read, because the ways out differ.
 
 use std::fmt::Debug;
+use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,14 +27,51 @@ pub trait ContentStore: Debug + Send + Sync {
     /// What messages call the image, with the store: `containerd:NAME`.
     fn name(&self) -> &str;
 
-    /// What the name means: a manifest, or an index of several.
-    fn root(&self) -> &Descriptor;
+    /// What the name means: a manifest, or an index of several. `None` if it means nothing (yet).
+    fn root(&self) -> Option<&Descriptor>;
 
     /// How long a blob is; `None` if it is not there.
     fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Option<u64>, ForeignError>>;
 
     /// Bytes of a blob that is there, from an offset to another.
     fn read(&self, digest: &Digest, range: Range<u64>) -> Pieces;
+}
+
+/// Bytes of a blob on their way into another store.
+pub type Incoming = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+/// What a document needs, each part by its name: `config`, `l.0`, `ztoc.0`, `m.0`.
+pub type References = Vec<(String, Digest)>;
+
+/// A name in another program's store that an image is to get.
+pub trait ContentTarget: Debug + Send + Sync {
+    /// What messages call the image, with the store.
+    fn name(&self) -> &str;
+
+    /// Begins writing: until [`ContentSink::close`] the store keeps what it is given, whether or not anything refers to
+    /// it, and for some hours if that call never comes.
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn ContentSink>, ForeignError>>;
+}
+
+/// Another program's store while an image is written to it.
+pub trait ContentSink: Debug + Send + Sync {
+    /// The store for reading. Its root is what the name meant at the beginning.
+    fn store(&self) -> Arc<dyn ContentStore>;
+
+    /// Has a blob kept that is there already; `false` if it is not there.
+    fn keep<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bool, ForeignError>>;
+
+    /// Puts a blob, whose digest the store checks. One that is there is as good.
+    fn put<'a>(&'a self, digest: &'a Digest, size: u64, content: Incoming) -> BoxFuture<'a, Result<(), ForeignError>>;
+
+    /// Has the store keep what a document that is there refers to for as long as it keeps the document.
+    fn link<'a>(&'a self, document: &'a Digest, needs: &'a References) -> BoxFuture<'a, Result<(), ForeignError>>;
+
+    /// Gives the image its name; what had it before loses it.
+    fn name_image<'a>(&'a self, root: &'a Descriptor) -> BoxFuture<'a, Result<(), ForeignError>>;
+
+    /// Ends writing: from now on the store keeps only what is referred to.
+    fn close(&self) -> BoxFuture<'_, Result<(), ForeignError>>;
 }
 
 /// Why a content store of another program does not give what is wanted.
@@ -56,6 +95,14 @@ pub enum ForeignError {
         image: String,
         /// The blob.
         digest: Box<Digest>,
+        /// What the store said.
+        reason: String,
+    },
+    /// The store cannot be reached or written to.
+    #[error("{image}: {reason}")]
+    Store {
+        /// The image.
+        image: String,
         /// What the store said.
         reason: String,
     },
@@ -116,7 +163,9 @@ pub enum ForeignError {
 }
 
 impl ForeignError {
-    pub(super) fn missing(store: &dyn ContentStore, digest: &Digest) -> Self {
+    /// A blob of which a store's image needs that it is there, and it is not.
+    #[must_use]
+    pub fn missing(store: &dyn ContentStore, digest: &Digest) -> Self {
         Self::Missing { image: store.name().to_owned(), digest: Box::new(*digest) }
     }
 }
@@ -278,8 +327,8 @@ mod tests {
             "fake:image"
         }
 
-        fn root(&self) -> &Descriptor {
-            &self.root
+        fn root(&self) -> Option<&Descriptor> {
+            Some(&self.root)
         }
 
         fn size<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<Option<u64>, ForeignError>> {

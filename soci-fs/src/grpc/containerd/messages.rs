@@ -30,6 +30,22 @@ pub(super) struct LeaseRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseResource {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    #[prost(string, tag = "2")]
+    pub(super) kind: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AddResourceRequest {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    #[prost(message, optional, tag = "2")]
+    pub(super) resource: Option<LeaseResource>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct ContentInfo {
     #[prost(string, tag = "1")]
     pub(super) digest: String,
