@@ -28,7 +28,8 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     let (source, target) = if arguments.standalone {
         standalone(arguments)?
     } else {
-        (image::reference(&arguments.source)?, destination(&arguments.destination, &client, global)?)
+        let source = source::meant(image::reference(&arguments.source)?, global);
+        (source, destination(&arguments.destination, &client, global)?)
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let (building, platforms) = (&arguments.building, &arguments.platforms);
@@ -62,11 +63,13 @@ fn standalone(arguments: &Convert) -> anyhow::Result<(Reference, Target)> {
 
 /// The destination of `soci convert`: as with the source, a plain name means containerd if one was named.
 fn destination(name: &str, options: &ClientOptions, global: &Global) -> anyhow::Result<Target> {
-    let image = match image::reference(name) {
-        Ok(Reference::Containerd { name }) => name,
-        Ok(Reference::Registry(plain)) if global.names_containerd() => tagged(&plain).map(|_| plain.to_string())?,
-        _ => return target(name, options),
-    };
+    let meant = image::reference(name).map(|reference| {
+        if let Reference::Registry(plain) = &reference {
+            tagged(plain)?;
+        }
+        Ok::<_, anyhow::Error>(source::meant(reference, global))
+    });
+    let Ok(Reference::Containerd { name: image }) = meant.unwrap_or_else(Err) else { return target(name, options) };
     let (socket, namespace) = (global.containerd_socket().to_owned(), global.containerd_namespace());
     Ok(Target::Foreign(Arc::new(ContainerdTarget::new(socket, namespace, &image))))
 }

@@ -16,7 +16,7 @@ use crate::output;
 /// # Errors
 /// When the image cannot be read or indexed, or the store not written.
 pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Result<()> {
-    let reference = image::reference(&arguments.image)?;
+    let reference = source::meant(image::reference(&arguments.image)?, global);
     let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
     let building = image::build_options(&arguments.building)?;
     let layout = Layout::open_or_create(&config.index_store())?;

@@ -183,7 +183,7 @@ impl Plan<'_> {
     /// When the image cannot be read or indexed, or the registry refuses an index.
     pub async fn carry_out(&self, global: &Global) -> anyhow::Result<Published> {
         let (selection, building) = (image::selection(self.platforms)?, image::build_options(self.building)?);
-        let source = source::open_plainly(&self.image, self.client, global).await?;
+        let source = source::open(&self.image, self.client, global).await?;
         let target = self.target(&source)?;
         let images = source.resolve(&selection).await?;
         if let Some(caveat) = source::caveat(&self.image, &source, &images) {

@@ -12,29 +12,23 @@ use soci_index::registry::ClientOptions;
 
 use crate::args::Global;
 
-/// Opens the image that `reference` names; a plain name means a registry, whatever containerd there is.
-///
-/// # Errors
-/// When it is not there, or its place cannot be reached.
-pub async fn open_plainly(
-    reference: &Reference,
-    options: &ClientOptions,
-    global: &Global,
-) -> anyhow::Result<ImageSource> {
+/// What a name means to the commands that AWS's tool has, too: a plain one means an image of containerd if one was named.
+#[must_use]
+pub fn meant(reference: Reference, global: &Global) -> Reference {
     match reference {
-        Reference::Containerd { name } => in_containerd(name, global).await,
-        other => Ok(ImageSource::open(other, options).await?),
+        Reference::Registry(plain) if global.names_containerd() => Reference::Containerd { name: plain.to_string() },
+        other => other,
     }
 }
 
-/// Opens the image that `reference` names, as the commands do that AWS's tool has, too.
+/// Opens the image that `reference` names.
 ///
 /// # Errors
 /// When it is not there, or its place cannot be reached.
 pub async fn open(reference: &Reference, options: &ClientOptions, global: &Global) -> anyhow::Result<ImageSource> {
     match reference {
-        Reference::Registry(plain) if global.names_containerd() => in_containerd(&plain.to_string(), global).await,
-        other => open_plainly(other, options, global).await,
+        Reference::Containerd { name } => in_containerd(name, global).await,
+        other => Ok(ImageSource::open(other, options).await?),
     }
 }
 

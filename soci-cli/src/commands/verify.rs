@@ -61,7 +61,7 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
         .then(|| TrustPolicy::new(Provisional::RequireSignature, &arguments.keys, &arguments.certificates))
         .transpose()?;
     let outcomes = block_on(global.timeout, async {
-        let source = source::open_plainly(&reference, &options, global).await?;
+        let source = source::open(&reference, &options, global).await?;
         let mut outcomes = Vec::new();
         for image in source.resolve(&selection).await? {
             let found = find(&source, &image, wanted.as_ref(), &elsewhere, config).await?;
