@@ -255,3 +255,80 @@ fn pipelines_say_what_they_need() {
         }
     }
 }
+
+/// Answers each request with 201 and what a new robot account is told, and keeps what was asked.
+fn harbor(listener: std::net::TcpListener, count: usize) -> std::thread::JoinHandle<Vec<(String, Value)>> {
+    use std::io::{Read as _, Write as _};
+    std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for _ in 0..count {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+            let (head, body) = loop {
+                let length = stream.read(&mut piece).unwrap();
+                bytes.extend_from_slice(&piece[..length]);
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+                if body.len() >= length.parse::<usize>().unwrap() {
+                    break (head.to_owned(), body.to_owned());
+                }
+            };
+            let answer = r#"{"id":1,"name":"robot$team+soci","secret":"pa$$ \"word"}"#;
+            let head_text =
+                format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
+            stream.write_all(&[head_text.as_bytes(), answer.as_bytes()].concat()).unwrap();
+            asked.push((head, serde_json::from_str(&body).unwrap()));
+        }
+        asked
+    })
+}
+
+/// What sets Harbor up makes the account and the policy that the server needs, and shows no secret.
+#[test]
+fn harbor_is_set_up() {
+    use base64::Engine as _;
+    if ["curl", "jq"].iter().any(|tool| std::process::Command::new(tool).arg("--version").output().is_err()) {
+        eprintln!("SKIPPED: curl and jq are needed");
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let asked = harbor(listener, 2);
+    let place = tempfile::tempdir().unwrap();
+    let netrc = place.path().join("netrc");
+    std::fs::write(&netrc, "machine 127.0.0.1 login admin password Harb0r-s3cret\n").unwrap();
+    let mut setup = std::process::Command::new(root().canonicalize().unwrap().join("examples/ci/harbor/setup.sh"));
+    setup.arg("team").current_dir(place.path()).env("HARBOR", format!("http://{host}")).env("HARBOR_NETRC", &netrc);
+    setup.env("NO_PROXY", "*").env("no_proxy", "*");
+    let output = run(&mut setup);
+    assert!(output.status.success(), "{output:?}");
+    let asked = asked.join().unwrap();
+
+    let (head, robot) = &asked[0];
+    assert!(head.starts_with("POST /api/v2.0/robots ") && head.contains("Authorization: Basic "), "{head}");
+    let rights = &robot["permissions"][0];
+    assert_eq!((&robot["level"], &rights["namespace"]), (&"project".into(), &"team".into()), "{robot}");
+    let actions: Vec<&Value> = rights["access"].as_array().unwrap().iter().map(|access| &access["action"]).collect();
+    assert_eq!(actions, ["pull", "push"]);
+
+    let token = std::fs::read_to_string(place.path().join("token")).unwrap();
+    let (head, policy) = &asked[1];
+    assert!(head.starts_with("POST /api/v2.0/projects/team/webhook/policies "), "{head}");
+    assert_eq!(policy["event_types"], serde_json::json!(["PUSH_ARTIFACT"]));
+    let target = &policy["targets"][0];
+    assert_eq!((target["auth_header"].as_str(), &target["type"]), (Some(token.trim_end()), &"http".into()));
+    assert!(token.starts_with("Bearer ") && token.trim_end().len() > 40, "{}", token.len());
+
+    let login: Value = serde_json::from_slice(&std::fs::read(place.path().join("config.json")).unwrap()).unwrap();
+    let auth = base64::engine::general_purpose::STANDARD.decode(login["auths"][&host]["auth"].as_str().unwrap());
+    assert_eq!(auth.unwrap(), br#"robot$team+soci:pa$$ "word"#);
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(!said.contains("word") && !said.contains(token.trim_end()) && !said.contains("s3cret"), "{said}");
+    use std::os::unix::fs::PermissionsExt as _;
+    for file in ["token", "config.json"] {
+        let mode = std::fs::metadata(place.path().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file} is for its owner");
+    }
+}

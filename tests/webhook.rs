@@ -126,6 +126,8 @@ fn serve(registry: &str, root: &Path, options: &[&str]) -> Command {
     let mut command = soci();
     command.args(["serve-webhook", "--registry", registry, "--listen", "127.0.0.1:0", "--root"]).arg(root);
     command.args(["--min-layer-size", "1000", "--span-size", "262144"]).args(options).env("DOCKER_CONFIG", root);
+    // As talkative as it gets: secrets are looked for in all of it.
+    command.env("SOCI_LOG", "trace");
     command
 }
 
@@ -180,6 +182,9 @@ async fn a_push_to_harbor_is_indexed() {
     assert_eq!(server.metric("jobs_published_total"), 1);
     assert_eq!(server.metric("pushes_ignored_total"), 1);
     assert_eq!(server.metric("jobs_waiting") + server.metric("jobs_running"), 0);
+    let said = server.said.lock().unwrap();
+    let shown: Vec<&str> = ProfiledRegistry::SECRETS.into_iter().filter(|secret| said.contains(secret)).collect();
+    assert!(said.contains("TRACE") && shown.is_empty(), "{shown:?}");
 }
 
 /// A real registry sends its notifications by itself, those of our own pushes too, and it all comes to rest.
@@ -234,6 +239,39 @@ async fn version_2_comes_to_rest() {
     assert_eq!(repository.manifest(&tag).await.unwrap().unwrap().digest, new.digest(), "the newer image is there");
     assert_eq!(server.tell(&harbor("team/app", "v1", &new.digest())).0, 202);
     assert_eq!(server.outcomes(4)[0], "published", "{}", server.jobs());
+}
+
+/// Indexes go elsewhere if they are to, and are signed there; what is done already is not signed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_go_elsewhere_and_are_signed() {
+    let (registry, indexes) =
+        (ProfiledRegistry::start(Profile::Quay).await, ProfiledRegistry::start(Profile::Zot).await);
+    let root = tempfile::tempdir().unwrap();
+    let mut logins: Value = json!({ "auths": {} });
+    for one in [&registry, &indexes] {
+        one.write_login(root.path());
+        let login: Value = serde_json::from_slice(&std::fs::read(root.path().join("config.json")).unwrap()).unwrap();
+        logins["auths"][&one.address] = login["auths"][&one.address].clone();
+    }
+    let repository = registry.client(root.path()).repository("team/app");
+    let image = image(1);
+    image.push(&repository, "v1").await;
+    let before = registry.requests().len();
+    let elsewhere = indexes.client(root.path()).repository("soci/index");
+    std::fs::write(root.path().join("config.json"), logins.to_string()).unwrap();
+    let place = format!("{}/soci/index", indexes.address);
+    let note = root.path().join("note");
+    let sign = format!("sh -c 'echo \"$1\" >> {}' sh {{}}", note.display());
+    let server = Server::start(&registry.address, root.path(), &["--to", &place, "--sign-with", &sign]);
+    for count in 1..=2 {
+        assert_eq!(server.tell(&harbor("team/app", "v1", &image.digest())).0, 202);
+        server.outcomes(count);
+    }
+    assert_eq!(server.outcomes(2), ["up-to-date", "published"], "{}", server.jobs());
+    let index = index_of(&elsewhere, &image).await;
+    assert_eq!(std::fs::read_to_string(note).unwrap(), format!("{place}@{index}\n"), "signed once");
+    let requests = registry.requests().split_off(before);
+    assert!(requests.iter().all(|line| line.starts_with("GET ") || line.starts_with("HEAD ")), "{requests:?}");
 }
 
 /// Without the right header nothing is taken and nothing shown; open addresses need a token.

@@ -13,9 +13,11 @@ project=$1
 host=${HARBOR#*://}
 webhook=${WEBHOOK:-http://soci-webhook:8480/webhook}
 
+# Sends what it reads; the answer is in answer.json, and is shown if it is a refusal.
 api() {
     curl --silent --show-error --fail-with-body --netrc-file "$HARBOR_NETRC" --header 'Content-Type: application/json' \
-        --header 'X-Is-Resource-Name: true' --request POST --data @- "$HARBOR/api/v2.0/$1"
+        --header 'X-Is-Resource-Name: true' --request POST --data @- "$HARBOR/api/v2.0/$1" \
+        > answer.json || { cat answer.json >&2; return 1; }
 }
 
 # What the Authorization header of every event will be.
@@ -28,13 +30,12 @@ jq -n --arg project "$project" '{
     permissions: [{ kind: "project", namespace: $project, access: [
         { resource: "repository", action: "pull" }, { resource: "repository", action: "push" }
     ] }]
-}' | api robots > robot.json
+}' | api robots
 [ -s config.json ] || echo '{}' > config.json
 # Docker's file has one login for a host: with several projects, make one robot of the whole system instead.
-jq --arg host "$host" --slurpfile robot robot.json \
+jq --arg host "$host" --slurpfile robot answer.json \
     '.auths[$host] = { auth: ($robot[0] | .name + ":" + .secret | @base64) }' config.json > config.json.new
 mv config.json.new config.json
-rm robot.json
 
 # The policy: every pushed artifact, to the server, with the token.
 jq -n --rawfile token token --arg address "$webhook" '{
@@ -44,4 +45,5 @@ jq -n --rawfile token token --arg address "$webhook" '{
         payload_format: "Default"
     }]
 }' | api "projects/$project/webhook/policies"
+rm answer.json
 echo "$HARBOR tells $webhook of pushes to $project"
