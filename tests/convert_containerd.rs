@@ -191,7 +191,8 @@ async fn the_collector_keeps_what_the_image_needs(version: Containerd) {
     let copied = document({
         let mut command = soci();
         command.arg("--address").arg(node.path("containerd.sock"));
-        command.args(["publish", "--v2", "--as", &name("published")]).args(BUILDING).arg(name("soci"));
+        command.args(["publish", "--v2", "--as", &name("published")]).args(BUILDING);
+        command.arg(format!("containerd:{}", name("soci")));
         command
     });
     assert_eq!(copied["digest"], root.as_str(), "{copied}");
@@ -251,7 +252,7 @@ async fn platforms_that_were_not_pulled(version: Containerd) {
 
     // A registry takes only what is whole.
     let mut out = in_containerd(&node, "publish");
-    out.args(["--v2", "--as", &name("out")]).args(BUILDING).arg(name("soci"));
+    out.args(["--v2", "--as", &name("out")]).args(BUILDING).arg(format!("containerd:{}", name("soci")));
     let out = document(out);
     let repository = client(&registry.host()).repository("team/app");
     let there = repository.manifest(&ManifestName::Tag("out".to_owned())).await.unwrap().unwrap();
