@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use soci_cli::daemon::config::{Loaded, Provisional};
 use soci_tests::containerd::Containerd;
 use soci_tests::daemon::daemon;
 use soci_tests::{run, soci, stdout};
@@ -44,6 +45,35 @@ fn containerd_reads_its_configuration() {
         assert!(text.replace('\'', "\"").contains("snapshotter = \"soci\""), "{text}");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
+}
+
+/// The commented configuration is one that the daemon takes, as it is and with all that is commented out, and there is
+/// no key in it that has no effect.
+#[test]
+fn the_commented_configuration_is_true() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(node("config.toml")).unwrap();
+    let as_it_is = Loaded::read(&node("config.toml"), false).unwrap();
+    assert!(as_it_is.without_effect.is_empty(), "{:?}", as_it_is.without_effect);
+    as_it_is.config.trust.policy().unwrap();
+    assert_eq!(as_it_is.config.layer_store.quota.limit(), Some(50 << 30));
+    let dump = stdout(daemon().arg("--config").arg(node("config.toml")).args(["config", "dump"]));
+    assert_eq!(dump.trim_end(), as_it_is.config.to_string().trim_end());
+
+    let is_key = |rest: &&str| rest.starts_with(|letter: char| letter.is_ascii_lowercase() || letter == '[');
+    let line = |line: &str| line.strip_prefix('#').filter(is_key).unwrap_or(line).to_owned() + "\n";
+    let whole: String = text.lines().map(line).collect();
+    let file = directory.path().join("config.toml");
+    std::fs::write(&file, &whole).unwrap();
+    let loaded = Loaded::read(&file, false).unwrap();
+    assert!(loaded.without_effect.is_empty(), "{:?}", loaded.without_effect);
+    let config = &loaded.config;
+    assert!(config.cri_keychain.enable_keychain && config.kubeconfig_keychain.enable_keychain);
+    assert!(!config.kubelet_keychain.bin_dir.is_empty());
+    assert_eq!(config.resolver.host["docker.io"].mirrors[0].host, "mirror.example.com");
+    assert_eq!(config.index_rules().unwrap().len(), 1);
+    assert_eq!((config.trust.provisional, config.trust.keys.len()), (Provisional::RequireSignature, 1));
+    assert_eq!(config.trust.certificates.len(), 1);
 }
 
 /// The default configuration of the daemon is one that it accepts, without a word about keys that have no effect.

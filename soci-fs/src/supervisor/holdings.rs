@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 
-use super::listen::listen;
+use super::listen::{ORPHAN_LIMIT, listen};
 use super::systemd::Manager;
 use super::{Address, SupervisorError, SupervisorOptions, channel};
 use crate::fuse::relay::Relay;
@@ -50,6 +50,7 @@ pub(super) fn acquire(
     }
     // First what can fail without harm: a mount of somebody who lives is not touched.
     let lock = lock(&options.mountpoint)?;
+    // From here on there is no other supervisor, at most a worker of one that was killed.
     let listener = listener(&options.address, stored, activated, manager)?;
     let memory = match memory {
         Some(memory) => memory,
@@ -91,7 +92,7 @@ fn listener(
     if let Some(stored) = stored.filter(|stored| is_bound_to(stored, path)) {
         return Ok(stored);
     }
-    let listener = listen(path)?;
+    let listener = listen(path, ORPHAN_LIMIT)?;
     manager.forget(LISTENER);
     manager.store(LISTENER, listener.as_fd());
     Ok(listener)
@@ -197,6 +198,8 @@ fn recall(memory: OwnedFd) -> Option<Negotiated> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -204,7 +207,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let manager = Manager::none();
         let path = |name: &str| directory.path().join(name);
-        let at = |name: &str| listen(&path(name)).unwrap();
+        let at = |name: &str| listen(&path(name), Duration::ZERO).unwrap();
         let name = |listener: UnixListener| {
             let address = listener.local_addr().unwrap();
             address.as_pathname().unwrap().file_name().unwrap().to_str().unwrap().to_owned()

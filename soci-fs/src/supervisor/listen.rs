@@ -1,17 +1,23 @@
 //! Makes the socket on which the service listens.
 //!
 //! A socket file outlives its process, so one that nobody answers on is replaced. One that is answered, and anything that
-//! is no socket, is not ours to take away.
+//! is no socket, is not ours to take away. But a worker whose supervisor was killed is killed, too, and may need a moment
+//! to be gone, while its socket still looks alive; so an answer counts only if it lasts.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Whoever may connect may mount images as root.
 const SOCKET_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
+/// How long a killed worker may take to be gone, with all its memory, files and connections.
+pub(super) const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
+/// The longest pause between two looks. All of them must fit into the queue of a socket on which nobody accepts.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Why there is no socket to listen on.
 #[derive(Debug, thiserror::Error)]
@@ -40,22 +46,23 @@ pub enum ListenError {
     },
 }
 
-/// Listens on a path, in the place of a socket that nobody listens on any more. A directory that is missing is made.
+/// Listens on a path, in the place of a socket that nobody listens on any more, or stops doing so within `patience`. A
+/// directory that is missing is made.
 ///
 /// # Errors
 /// [`ListenError`].
-pub(super) fn listen(path: &Path) -> Result<UnixListener, ListenError> {
+pub(super) fn listen(path: &Path, patience: Duration) -> Result<UnixListener, ListenError> {
     if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         let make = |mode| DirBuilder::new().recursive(true).mode(mode).create(directory);
         make(DIRECTORY_MODE).map_err(io_error("create", directory))?;
     }
-    remove_dead(path)?;
+    remove_dead(path, patience)?;
     let listener = UnixListener::bind(path).map_err(io_error("listen on", path))?;
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(io_error("change the mode of", path))?;
     Ok(listener)
 }
 
-fn remove_dead(path: &Path) -> Result<(), ListenError> {
+fn remove_dead(path: &Path, patience: Duration) -> Result<(), ListenError> {
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -64,12 +71,22 @@ fn remove_dead(path: &Path) -> Result<(), ListenError> {
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NotASocket { path: path.to_owned() });
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse { path: path.to_owned() }),
-        Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(io_error("remove", path))
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match UnixStream::connect(path) {
+            Ok(_) if Instant::now() < deadline => {
+                tracing::debug!(path = %path.display(), "the socket is answered; a worker of before may be about to end");
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            Ok(_) => return Err(ListenError::InUse { path: path.to_owned() }),
+            Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => {
+                return fs::remove_file(path).map_err(io_error("remove", path));
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(cause) => return Err(io_error("connect to", path)(cause)),
         }
-        Err(cause) => Err(io_error("connect to", path)(cause)),
     }
 }
 
@@ -85,6 +102,7 @@ mod tests {
     fn a_dead_socket_is_replaced_and_a_living_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/daemon/grpc.sock");
+        let listen = |path: &Path| super::listen(path, Duration::from_millis(20));
         let first = listen(&path).unwrap();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (SOCKET_MODE, DIRECTORY_MODE));
@@ -96,11 +114,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_about_to_end_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("grpc.sock");
+        let first = listen(&path, Duration::ZERO).unwrap();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(150));
+            drop(first);
+        });
+        listen(&path, ORPHAN_LIMIT).unwrap();
+        ending.join().unwrap();
+    }
+
+    #[test]
     fn other_files_are_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(listen(&path), Err(ListenError::NotASocket { .. })));
+        assert!(matches!(listen(&path, ORPHAN_LIMIT), Err(ListenError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 }
