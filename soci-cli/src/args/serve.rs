@@ -13,7 +13,7 @@ use super::{Access, Building, Platforms};
 #[derive(Debug, Clone, Args)]
 #[command(after_help = SERVE_WEBHOOK_HELP)]
 pub struct ServeWebhook {
-    /// The registry whose images are indexed, HOST[:PORT]. No other one is ever contacted for what an event says
+    /// The registry whose images are indexed: HOST, or HOST:PORT. No other one is ever contacted for what an event says
     #[arg(long, value_name = "HOST")]
     pub registry: String,
     /// Where to listen
