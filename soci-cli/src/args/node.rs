@@ -126,6 +126,9 @@ pub struct Status {
 pub struct Doctor {
     /// An image whose registry is to be checked too
     pub image: Option<String>,
+    /// See whether this login may push an index: an upload is begun and cancelled, nothing is written
+    #[arg(long, requires = "image")]
+    pub push: bool,
     /// containerd's configuration file
     #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     pub containerd_config: PathBuf,

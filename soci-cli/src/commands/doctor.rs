@@ -1,15 +1,13 @@
 //! `soci doctor`: one line for each thing that lazy loading needs, and what to do where it is missing.
 //!
-//! Nothing is changed. A check that cannot be made says so; it does not count as passed.
+//! Nothing is changed; with `--push` an upload is begun and given up. A check that cannot be made says so; it does not count
+//! as passed.
+
+mod publishing;
 
 use std::path::Path;
 
 use serde::Serialize;
-use soci_index::image::platform::PlatformSelection;
-use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::manifest::{INDEX_DIGEST, INDEX_V1};
-use soci_index::registry::Repository;
-use soci_index::registry::referrers::FoundBy;
 
 use super::image;
 use crate::args::Doctor;
@@ -59,7 +57,7 @@ pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
     findings.extend(containerd(&arguments.containerd_config));
     findings.push(daemon(config));
     if let Some(name) = &arguments.image {
-        findings.extend(image::run_to_end(registry(arguments, name))?);
+        findings.extend(image::run_to_end(publishing::findings(arguments, name))?);
     }
     if arguments.json {
         output::json(&findings)?;
@@ -172,48 +170,6 @@ fn daemon(config: &Config) -> Finding {
         Ok(status) => good("daemon", format!("{} runs, {} layers", status.version, status.slots)),
         Err(error) => note("daemon", format!("{error:#}"), "`soci mount` does not need it"),
     }
-}
-
-/// The registry of an image, and its index.
-async fn registry(arguments: &Doctor, name: &str) -> anyhow::Result<Vec<Finding>> {
-    let reference = image::reference(name)?;
-    let options = image::client_options(&arguments.access)?;
-    let source = ImageSource::open(&reference, &options).await?;
-    let images = match source.resolve(&PlatformSelection::Host).await {
-        Ok(images) => images,
-        Err(error) => {
-            return Ok(vec![bad("image", error.to_string(), "check the name, the network and the login")]);
-        }
-    };
-    let Some(found) = images.first() else {
-        return Ok(vec![bad("image", format!("{name} has no platform"), "name another image")]);
-    };
-    let mut findings = vec![good("image", format!("{} layers, {}", found.manifest.layers.len(), found.platform))];
-    if let ImageSource::Registry { repository, .. } = &source {
-        findings.extend(index(repository, found, name).await);
-    }
-    Ok(findings)
-}
-
-async fn index(repository: &Repository, image: &PlatformImage, name: &str) -> Vec<Finding> {
-    let referrers = match repository.referrers(&image.descriptor.digest, Some(INDEX_V1)).await {
-        Ok(referrers) => referrers,
-        Err(error) => return vec![bad("referrers", error.to_string(), "see the registry's documentation")],
-    };
-    let support = match &referrers.found_by {
-        FoundBy::Api => good("referrers", "the registry has the API"),
-        FoundBy::FallbackTag => good("referrers", "the registry has no API; the fallback tag is there"),
-        FoundBy::Nothing(reason) => {
-            note("referrers", format!("no API ({reason}) and no fallback tag"), "`soci publish` makes the tag")
-        }
-    };
-    let annotated = image.manifest.annotations.contains_key(INDEX_DIGEST);
-    let index = match (annotated, referrers.entries.len()) {
-        (true, _) => good("index", "the image names its index (version 2)"),
-        (false, 0) => bad("index", "the image has none, and is read whole", format!("run: soci publish {name}")),
-        (false, count) => good("index", format!("{count} of version 1")),
-    };
-    vec![support, index]
 }
 
 #[cfg(test)]

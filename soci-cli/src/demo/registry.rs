@@ -319,6 +319,9 @@ impl Server {
             self.state.finish(name, id, &digest)?;
             return Ok(created(&digest));
         }
+        if method == Method::DELETE {
+            return self.state.cancel(id).map(|()| reply(StatusCode::NO_CONTENT));
+        }
         Err(Failure::Unsupported)
     }
 

@@ -112,13 +112,15 @@ pub(crate) enum Method {
     Post,
     Patch,
     Put,
+    /// Of uploads of our own alone.
+    Delete,
 }
 
 impl Method {
     /// Whether a body goes with it.
     fn has_body(self) -> bool {
         match self {
-            Self::Get | Self::Head => false,
+            Self::Get | Self::Head | Self::Delete => false,
             Self::Post | Self::Patch | Self::Put => true,
         }
     }
@@ -258,6 +260,7 @@ impl Transport {
             Method::Get => reqwest::Method::GET,
             Method::Head => reqwest::Method::HEAD,
             Method::Post => reqwest::Method::POST,
+            Method::Delete => reqwest::Method::DELETE,
             Method::Patch => reqwest::Method::PATCH,
             Method::Put => reqwest::Method::PUT,
         };

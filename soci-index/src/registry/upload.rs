@@ -24,6 +24,9 @@ use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
 
 mod chunks;
+mod trial;
+
+pub use self::trial::Trial;
 
 /// In which sizes blobs are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -312,7 +312,7 @@ impl Shared {
                 Api::LoginPage => Some(Reply::new(302).header("location", format!("http://{}/login", self.storage))),
             };
         }
-        if request.method == "DELETE" {
+        if request.method == "DELETE" && !request.path().contains("/blobs/uploads/") {
             return Some(Reply::error(405, "UNSUPPORTED", "The operation is unsupported."));
         }
         if let (Some(digest), true) = (request.below("/blobs").filter(|_| request.reads()), quirks.storage) {
@@ -341,7 +341,7 @@ impl Shared {
         }
         // The state of an upload is a secret of the registry's, and must come back as it was given.
         let continues =
-            matches!(request.method.as_str(), "PUT" | "PATCH") && request.path().contains("/blobs/uploads/");
+            matches!(request.method.as_str(), "PUT" | "PATCH" | "DELETE") && request.path().contains("/blobs/uploads/");
         if continues && !request.target.contains(UPLOAD_STATE) {
             return Ok(Reply::error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry"));
         }

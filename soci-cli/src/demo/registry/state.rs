@@ -164,6 +164,11 @@ impl State {
         Ok(upload.len())
     }
 
+    /// Forgets an upload.
+    pub(super) fn cancel(&self, id: &str) -> Result<(), Failure> {
+        self.lock().uploads.remove(id).map(|_| ()).ok_or(Failure::UploadUnknown)
+    }
+
     pub(super) fn finish(&self, name: &str, id: &str, digest: &Digest) -> Result<(), Failure> {
         let bytes = self.lock().uploads.remove(id).ok_or(Failure::UploadUnknown)?.freeze();
         // Outside the lock: hashing a large layer takes a second.

@@ -1,0 +1,140 @@
+//! What publishing an image's index would meet: where the registry lists what refers to an image, which layers can be
+//! indexed, whether there is an index, and whether this login may push.
+//!
+//! What a registry takes is known for certain only once it has taken it. These checks read, but for one upload that is
+//! begun and given up where that was asked for.
+
+use soci_index::build::{BuildOptions, compression};
+use soci_index::image::platform::PlatformSelection;
+use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::manifest::{INDEX_DIGEST, INDEX_V1};
+use soci_index::registry::referrers::{FoundBy, Referrers};
+use soci_index::registry::upload::Trial;
+use soci_index::registry::{RegistryError, Repository};
+
+use super::{Finding, bad, good, note};
+use crate::args::Doctor;
+use crate::commands::image;
+use crate::exit::{self, Exit, fail};
+use crate::output;
+
+/// The image, its registry, its index, and the way to one.
+///
+/// # Errors
+/// When the arguments make no sense.
+pub(super) async fn findings(arguments: &Doctor, name: &str) -> anyhow::Result<Vec<Finding>> {
+    let reference = image::reference(name)?;
+    let options = image::client_options(&arguments.access)?;
+    let source = ImageSource::open(&reference, &options).await?;
+    let repository = match &source {
+        ImageSource::Registry { repository, .. } => Some(repository),
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
+    };
+    if arguments.push && repository.is_none() {
+        return Err(fail(Exit::Usage, format!("--push: {name} is not in a registry")));
+    }
+    let mut findings = match source.resolve(&PlatformSelection::Host).await {
+        Ok(images) => match images.first() {
+            Some(image) => of_image(repository, image, name).await,
+            None => vec![bad("image", format!("{name} has no platform"), "name another image")],
+        },
+        Err(error) => vec![bad("image", error.to_string(), "check the name, the network and the login")],
+    };
+    if let (true, Some(repository)) = (arguments.push, repository) {
+        findings.push(push(repository).await);
+    }
+    Ok(findings)
+}
+
+async fn of_image(repository: Option<&Repository>, image: &PlatformImage, name: &str) -> Vec<Finding> {
+    let mut findings = vec![good("image", format!("{} layers, {}", image.manifest.layers.len(), image.platform))];
+    findings.push(layers(image, name));
+    let Some(repository) = repository else { return findings };
+    match repository.referrers(&image.descriptor.digest, Some(INDEX_V1)).await {
+        Ok(referrers) => {
+            let listing = listing(repository, image, &referrers.found_by, name).await;
+            findings.extend([listing, index(image, &referrers, name)]);
+        }
+        Err(error) => findings.push(bad("referrers", error.to_string(), "see the registry's documentation")),
+    }
+    findings
+}
+
+/// How many of the layers an index can be made of, by default.
+fn layers(image: &PlatformImage, name: &str) -> Finding {
+    let (smallest, all) = (BuildOptions::default().layer_bytes_min, &image.manifest.layers);
+    let unfit: Vec<&str> = all
+        .iter()
+        .filter(|layer| compression(&layer.media_type).is_err())
+        .map(|layer| layer.media_type.as_str())
+        .collect();
+    let small = all.iter().filter(|layer| compression(&layer.media_type).is_ok() && layer.size < smallest).count();
+    let (count, fit) = (all.len(), all.len() - unfit.len() - small);
+    let mut found = format!("{fit} of {count} are indexed");
+    if small > 0 {
+        found += &format!("; {small} below {}", output::size(smallest));
+    }
+    if let Some(first) = unfit.first() {
+        found += &format!("; {} cannot be: {first}", unfit.len());
+    }
+    let gzip = "build with `--output type=image,compression=gzip,force-compression=true`";
+    match (fit, small, unfit.is_empty()) {
+        (0, 0, _) => bad("layers", found, gzip),
+        (0, ..) => note("layers", found, format!("to index small ones, too: soci publish {name} --min-layer-size 0")),
+        (.., false) => note("layers", found, gzip),
+        _ => good("layers", found),
+    }
+}
+
+/// Where the registry lists what refers to the image.
+async fn listing(repository: &Repository, image: &PlatformImage, found_by: &FoundBy, name: &str) -> Finding {
+    let elsewhere = format!(
+        "`soci publish {name} --v2` puts the index into the image, `soci publish {name} --to HOST/NAME` into another repository"
+    );
+    let reason = match found_by {
+        FoundBy::Api => return good("referrers", "the registry has the API"),
+        FoundBy::FallbackTag => return good("referrers", "the registry has no API; the fallback tag is there"),
+        FoundBy::Nothing(reason) => reason,
+    };
+    match repository.fallback_entries(&image.descriptor.digest).await {
+        Err(error @ RegistryError::ForeignTag { .. }) => {
+            note("referrers", format!("neither the API nor a place for the fallback tag: {error}"), elsewhere)
+        }
+        _ => note(
+            "referrers",
+            format!("no API ({reason}) and no fallback tag"),
+            format!("`soci publish {name}` makes the tag; if the registry refuses that, {elsewhere}"),
+        ),
+    }
+}
+
+fn index(image: &PlatformImage, referrers: &Referrers, name: &str) -> Finding {
+    let named = image.manifest.annotations.contains_key(INDEX_DIGEST);
+    match (named, referrers.entries.len()) {
+        (true, 0) => good("index", "the image names its index (version 2)"),
+        (true, count) => {
+            good("index", format!("the image names its index (version 2); {count} of version 1 beside it"))
+        }
+        (false, 0) => bad("index", "the image has none, and is read whole", format!("run: soci publish {name}")),
+        (false, count) => good("index", format!("{count} of version 1")),
+    }
+}
+
+/// Whether this login may push.
+async fn push(repository: &Repository) -> Finding {
+    let host = repository.registry().name();
+    let error = match repository.try_upload().await {
+        Ok(Trial::Cancelled) => return good("push", "allowed: an upload was begun, and cancelled"),
+        Ok(Trial::LeftOpen { reason }) => {
+            let open = "an upload was begun; the registry does not cancel it, and will forget it";
+            return good("push", format!("allowed: {open} ({reason})"));
+        }
+        Err(error) => anyhow::Error::from(error),
+    };
+    let fix = match exit::code(&error) {
+        Exit::Credentials => format!("log in by `docker login {host}` or --user, as somebody who may push"),
+        Exit::Refused => format!("have the login for {host} given the right to push, or publish elsewhere by --to"),
+        _ => "check the name, the network and the registry's documentation".to_owned(),
+    };
+    bad("push", error.to_string(), fix)
+}

@@ -1,0 +1,59 @@
+//! Whether a login may push, found out without pushing: an upload is begun, and given up.
+//!
+//! A token alone does not tell: some registries grant every right that is asked for and refuse later. What is deleted is
+//! the upload of our own that was opened just now, by the address that the registry gave for it; nothing else ever is.
+
+use super::location;
+use crate::registry::Repository;
+use crate::registry::auth::Scopes;
+use crate::registry::error::RegistryError;
+use crate::registry::exchange::Call;
+use crate::registry::failover::Place;
+use crate::registry::transport::{Body, Method};
+
+/// What became of an upload that was begun only to see whether that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trial {
+    /// It is gone.
+    Cancelled,
+    /// The registry does not cancel it. It is empty, and registries forget uploads by themselves.
+    LeftOpen {
+        /// What the registry said.
+        reason: String,
+    },
+}
+
+impl Repository {
+    /// Sees whether blobs may be pushed. Nothing is.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when they may not, or the registry cannot be asked.
+    pub async fn try_upload(&self) -> Result<Trial, RegistryError> {
+        self.push_place()?.try_upload().await
+    }
+}
+
+impl Place {
+    async fn try_upload(&self) -> Result<Trial, RegistryError> {
+        let (deadline, what) = (self.deadline(0), "beginning an upload".to_owned());
+        let mut call = Call {
+            method: Method::Post,
+            url: self.url("blobs/uploads/"),
+            headers: Vec::new(),
+            body: Body::Empty,
+            scopes: Scopes::push(self.name()),
+            what,
+        };
+        let answer = self.call(&call, &deadline).await?;
+        if answer.status() != 202 {
+            return Err(self.status_error(answer, &call.what).await);
+        }
+        let url = location(&answer).map_err(|reason| self.malformed(&call.what, &reason))?;
+        (call.method, call.url, call.what) = (Method::Delete, url, "cancelling an upload".to_owned());
+        Ok(match self.call(&call, &deadline).await {
+            Ok(answer) if matches!(answer.status(), 200 | 202 | 204) => Trial::Cancelled,
+            Ok(answer) => Trial::LeftOpen { reason: format!("HTTP {}", answer.status()) },
+            Err(error) => Trial::LeftOpen { reason: error.to_string() },
+        })
+    }
+}
