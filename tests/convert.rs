@@ -140,7 +140,7 @@ fn json(arguments: &[&str]) -> Value {
 /// In a registry: under the same tag, again without reading a layer, under another name, in another repository and
 /// another registry.
 #[tokio::test(flavor = "multi_thread")]
-async fn v2_on_docker_registry() {
+async fn within_and_between_registries() {
     let (Some(registry), Some(other)) = (DockerRegistry::start(), DockerRegistry::start()) else { return };
     let repository = client(&registry.address).repository("team/app");
     let image = image();

@@ -22,6 +22,7 @@ use soci_index::manifest::ManifestError;
 use soci_index::pipeline::PipelineError;
 use soci_index::publish::PublishError;
 use soci_index::registry::RegistryError;
+use soci_index::sink::SinkError;
 use soci_index::ztoc::ZtocError;
 
 use crate::commands::sign::SignError;
@@ -134,6 +135,10 @@ const fn of_publish(error: &PublishError) -> Exit {
         PublishError::Build(BuildError::Stopped) => Exit::Failure,
         PublishError::Registry(error) => of_registry(error),
         PublishError::Store(error) => of_store(error),
+        PublishError::Sink(SinkError::Registry(error)) => of_registry(error),
+        PublishError::Sink(SinkError::Image(error)) => of_image(error),
+        PublishError::Sink(SinkError::Store(error)) => of_store(error),
+        PublishError::Sink(SinkError::Stopped) => Exit::Failure,
         PublishError::NothingToIndex { .. } => Exit::NothingToIndex,
         PublishError::Moved { .. } => Exit::Failure,
         PublishError::Ztoc { .. } | PublishError::Enable { .. } | PublishError::Sparse { .. } => Exit::BadContent,

@@ -20,7 +20,7 @@ use crate::manifest::{EMPTY_CONFIG, ManifestError, PREFETCH, SociIndex, ZTOC, Zt
 use crate::prefetch::{self, Wanted};
 use crate::registry::referrers::{FoundBy, Visibility};
 use crate::registry::{RegistryError, Repository};
-use crate::sink::Sink;
+use crate::sink::{Sink, SinkError};
 use crate::v2::EnableError;
 use crate::ztoc::{Ztoc, ZtocError};
 
@@ -36,6 +36,9 @@ pub enum PublishError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// Where the index, or the image, should go.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     /// A layout: the local index store, or where a converted image goes.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -211,7 +214,9 @@ pub(crate) struct Blobs {
 
 /// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
 pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Result<Blobs, PublishError> {
-    let keep = |finished: Finished| async move { sink.add_ztoc(&finished.reference.digest, &finished.encoded).await };
+    let keep = |finished: Finished| async move {
+        sink.add_ztoc(&finished.reference.digest, &finished.encoded).await.map_err(PublishError::from)
+    };
     let mut layers = build(job.source, job.image, job.options, &known.references(), job.observer, keep).await?;
     for ztoc in layers.iter_mut().filter_map(|layer| layer.outcome.as_mut().ok()).filter(|ztoc| ztoc.reused) {
         tracing::debug!(ztoc = %ztoc.reference.digest, layer = %ztoc.reference.layer, "the layer is indexed already");

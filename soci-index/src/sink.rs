@@ -15,17 +15,33 @@ use futures_util::StreamExt;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
-use crate::build::BuildError;
 use crate::digest::Digest;
 use crate::image::foreign::ContentSink;
 use crate::image::layout::Layout;
 use crate::image::model::Descriptor;
 use crate::image::reference::ManifestName;
 use crate::image::store::StoreError;
-use crate::image::{BlobStream, ImageSource};
-use crate::publish::PublishError;
-use crate::registry::{Body, Chunks, Repository};
+use crate::image::{BlobStream, ImageError, ImageSource};
+
+use crate::registry::{Body, Chunks, RegistryError, Repository};
 use crate::ztoc::Encoded;
+
+/// Why something could not be put where it goes.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What should be copied cannot be read, or the store of another program does not take it.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The layout.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The background task was stopped.
+    #[error("writing was stopped")]
+    Stopped,
+}
 
 /// Where an index goes.
 #[derive(Debug, Clone)]
@@ -42,7 +58,7 @@ pub enum Sink {
 
 impl Sink {
     /// Puts a zTOC.
-    pub(crate) async fn add_ztoc(&self, digest: &Digest, encoded: &Arc<Encoded>) -> Result<(), PublishError> {
+    pub(crate) async fn add_ztoc(&self, digest: &Digest, encoded: &Arc<Encoded>) -> Result<(), SinkError> {
         match self {
             Self::Registry(repository) => {
                 repository.push_blob(digest, ztoc_body(encoded), None).await?;
@@ -60,7 +76,7 @@ impl Sink {
     }
 
     /// Puts a small blob, or a manifest by its digest in a layout.
-    pub(crate) async fn add_bytes(&self, bytes: Bytes) -> Result<(), PublishError> {
+    pub(crate) async fn add_bytes(&self, bytes: Bytes) -> Result<(), SinkError> {
         match self {
             Self::Registry(repository) => {
                 repository.push_blob(&Digest::of(&bytes), Body::Bytes(bytes), None).await?;
@@ -79,7 +95,7 @@ impl Sink {
     }
 
     /// Puts a manifest, known by its digest only.
-    pub(crate) async fn add_manifest(&self, kind: &str, digest: Digest, bytes: Bytes) -> Result<(), PublishError> {
+    pub(crate) async fn add_manifest(&self, kind: &str, digest: Digest, bytes: Bytes) -> Result<(), SinkError> {
         match self {
             Self::Registry(repository) => {
                 repository.push_manifest(&ManifestName::Digest(digest), kind, bytes).await?;
@@ -94,7 +110,7 @@ impl Sink {
     }
 
     /// Puts a blob that another place has.
-    pub(crate) async fn copy(&self, source: &ImageSource, blob: &Descriptor) -> Result<(), PublishError> {
+    pub(crate) async fn copy(&self, source: &ImageSource, blob: &Descriptor) -> Result<(), SinkError> {
         match self {
             Self::Registry(repository) => {
                 let from = match source {
@@ -175,15 +191,15 @@ pub(crate) fn file_body(path: PathBuf, length: u64) -> Body {
 /// Runs disk access where it may block.
 pub(crate) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, PublishError> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| BuildError::Stopped)??)
+) -> Result<T, SinkError> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| SinkError::Stopped)??)
 }
 
 /// Hands a stream to code that reads in the blocking way. What breaks the stream is what is reported.
 pub(crate) async fn read_blocking<T: Send + 'static>(
     mut stream: BlobStream,
     work: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, PublishError> {
+) -> Result<T, SinkError> {
     let (send, receive) = mpsc::channel::<io::Result<Bytes>>(4);
     let task = tokio::task::spawn_blocking(move || work(&mut Arriving { receive, piece: Bytes::new() }));
     let mut broken = None;
@@ -199,7 +215,7 @@ pub(crate) async fn read_blocking<T: Send + 'static>(
         }
     }
     drop(send);
-    let done = task.await.map_err(|_| BuildError::Stopped)?;
+    let done = task.await.map_err(|_| SinkError::Stopped)?;
     match broken {
         Some(error) => Err(error.into()),
         None => Ok(done?),

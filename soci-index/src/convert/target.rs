@@ -19,7 +19,7 @@ use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource};
 use crate::publish::PublishError;
 use crate::registry::Repository;
-use crate::sink::{Sink, on_disk, read_blocking};
+use crate::sink::{Sink, SinkError, on_disk, read_blocking};
 use crate::v2::Document;
 use crate::v2::document::{Entry, Index};
 
@@ -162,7 +162,7 @@ impl Place {
             }
             return Ok(());
         }
-        self.sink.copy(source, blob).await
+        Ok(self.sink.copy(source, blob).await?)
     }
 
     /// Makes sure that the tag still names this. Registries have no way to do that and to push in one step: what is
@@ -283,7 +283,7 @@ async fn pack(
         .await?;
     }
     let file = file.to_owned();
-    on_disk(move || packing.end(&file)).await
+    Ok(on_disk(move || packing.end(&file)).await?)
 }
 
 /// The blobs of a layout, sorted.
@@ -317,7 +317,7 @@ impl Packing {
         Ok(Self { builder: tar::Builder::new(file) })
     }
 
-    async fn file(mut self, name: &'static str, content: Vec<u8>) -> Result<Self, PublishError> {
+    async fn file(mut self, name: &'static str, content: Vec<u8>) -> Result<Self, SinkError> {
         on_disk(move || {
             self.member(name, content.len() as u64, &mut &content[..])?;
             Ok(self)

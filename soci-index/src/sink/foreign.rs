@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
 
+use super::SinkError;
 use crate::digest::Digest;
 use crate::image::foreign::{ContentSink, Incoming, References};
 use crate::image::model::{Descriptor, ImageIndex, ImageManifest};
 use crate::image::{ImageError, ImageSource};
 use crate::limits::Limits;
 use crate::manifest::SociIndex;
-use crate::publish::PublishError;
 
 /// Puts a blob, unless it is there.
 pub(super) async fn add(
@@ -22,7 +22,7 @@ pub(super) async fn add(
     digest: &Digest,
     size: u64,
     content: Incoming,
-) -> Result<(), PublishError> {
+) -> Result<(), SinkError> {
     if !sink.keep(digest).await.map_err(ImageError::from)? {
         sink.put(digest, size, content).await.map_err(ImageError::from)?;
     }
@@ -34,7 +34,7 @@ pub(super) async fn copy(
     sink: &Arc<dyn ContentSink>,
     source: &ImageSource,
     blob: &Descriptor,
-) -> Result<(), PublishError> {
+) -> Result<(), SinkError> {
     let broken = Arc::new(Mutex::new(None));
     let noted = Arc::clone(&broken);
     let content = source.open_blob(blob).map(move |piece| {
@@ -51,7 +51,7 @@ pub(super) async fn copy(
 
 /// Tells the store what a document that is there refers to. Of an index's manifests those that are there: an image that
 /// was pulled for one platform names the others all the same.
-pub(super) async fn link(sink: &Arc<dyn ContentSink>, digest: &Digest, document: &[u8]) -> Result<(), PublishError> {
+pub(super) async fn link(sink: &Arc<dyn ContentSink>, digest: &Digest, document: &[u8]) -> Result<(), SinkError> {
     let mut needs = References::new();
     for (part, needed) in references(document) {
         if !part.starts_with("m.") || sink.keep(&needed).await.map_err(ImageError::from)? {
