@@ -54,10 +54,10 @@ async fn of_logins_and_signed_addresses() {
         (Profile::Ecr.quirks(), 0),
         (Profile::Harbor28.quirks(), 0),
         (Profile::Quay.quirks(), 4),
-        (Quirks { broken: broken("PUT", "/blobs/uploads/", 400), ..hub }, 4),
+        (Quirks { broken: broken("PUT", "/blobs/uploads/", 400), ..hub }, 8),
         // These two go on trying until the time is up.
         (Quirks { broken: broken("PUT", "/blobs/uploads/", 0), ..hub }, 1),
-        (Quirks { broken: broken("PUT", "/manifests/", 403), ..hub }, 4),
+        (Quirks { broken: broken("PUT", "/manifests/", 403), ..hub }, 8),
         (Quirks { broken: broken("GET", "/blobs/", 500), ..hub }, 1),
         (Quirks { broken: broken("GET", "/manifests/", 401), ..hub }, 3),
     ] {
