@@ -17,6 +17,7 @@
 pub mod access;
 pub mod build;
 pub mod checkpoint;
+pub mod compact;
 pub mod convert;
 pub mod decode;
 pub mod digest;

@@ -1,0 +1,217 @@
+//! The compact span index: what goes in comes out, sparse windows decode to the same bytes, damage is refused.
+
+#![allow(clippy::unwrap_used, reason = "a test says no by panicking")]
+
+mod support;
+
+use bytes::Bytes;
+use soci_index::checkpoint::{WINDOW_BYTES, WindowBytes};
+use soci_index::compact::used::{keep, used};
+use soci_index::compact::{CompactError, Encoded, WindowError, decode, encode};
+use soci_index::decode::decode_span;
+use soci_index::index::LayerIndex;
+use soci_index::indexer::{self, Options};
+use soci_index::limits::Limits;
+use soci_index::ztoc::Ztoc;
+use support::{Case, cases};
+
+/// The window of a span, without what nobody refers to.
+fn sparse(index: &LayerIndex, layer: &[u8], span: usize) -> WindowBytes {
+    let mut window = index.windows[span].load();
+    let place = &index.spans.spans()[span];
+    let compressed = &layer[place.compressed.start as usize..place.compressed.end as usize];
+    if let Some(mask) = used(compressed, place.bits) {
+        keep(&mut window, &mask);
+    }
+    window
+}
+
+fn encoded(index: &LayerIndex, layer: &[u8]) -> Encoded {
+    encode(index, |span| sparse(index, layer, span)).unwrap_or_else(|e| {
+        panic!(
+            "{e} {} {:?}",
+            index.compressed_size,
+            index
+                .spans
+                .spans()
+                .iter()
+                .map(|s| (s.compressed.clone(), s.uncompressed.clone(), s.bits))
+                .collect::<Vec<_>>()
+        )
+    })
+}
+
+/// An index of the case, by our own indexer; none where the layer is none.
+fn index(case: &Case, span_bytes: u64) -> Option<LayerIndex> {
+    let options = Options { compression: case.compression, span_bytes, limits: Limits::DEFAULT };
+    let ztoc = indexer::index_bytes(&case.layer, options).ok()?.into_ztoc().ok()?;
+    ztoc.into_index(case.layer.len() as u64, &Limits::DEFAULT).ok()
+}
+
+/// What `decode` and the windows blob give, put together as a reader does.
+fn back(encoded: &Encoded) -> LayerIndex {
+    let decoded = decode(&encoded.toc, &Limits::DEFAULT).unwrap();
+    let mut index = decoded.index;
+    for (window, place) in index.windows.iter_mut().zip(&decoded.windows) {
+        let (start, length) = (place.offset as usize, place.length as usize);
+        *window = place.window(&encoded.windows[start..start + length]).unwrap();
+    }
+    index
+}
+
+/// Every golden layer, at several span sizes: the same table, and every span decodes, digest checked, to the same bytes.
+#[test]
+fn golden_layers() {
+    let (mut compared, mut referred, mut whole) = (0, 0, 0);
+    for case in cases() {
+        for span_bytes in [4_096, 32_768, 262_144] {
+            let Some(index) = index(&case, span_bytes) else { continue };
+            let encoded = encoded(&index, &case.layer);
+            let read = back(&encoded);
+            assert_eq!(read.entries, index.entries, "{}", case.name);
+            assert_eq!(read.spans, index.spans, "{}", case.name);
+            let facts = |index: &LayerIndex| (index.compression, index.compressed_size, index.uncompressed_size);
+            assert_eq!(facts(&read), facts(&index), "{}", case.name);
+            for (number, span) in index.spans.spans().iter().enumerate() {
+                let compressed = &case.layer[span.compressed.start as usize..span.compressed.end as usize];
+                let decoded =
+                    |index: &LayerIndex| decode_span(index, number as u32, compressed).map(|bytes| bytes.to_vec());
+                assert!(decoded(&read) == decoded(&index), "{}, span {number} of {span_bytes}", case.name);
+                referred += read.windows[number].load().iter().filter(|byte| **byte != 0).count();
+                whole += index.windows[number].load().iter().filter(|byte| **byte != 0).count();
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 200, "{compared}");
+    assert!(referred * 2 < whole, "most bytes are referred to by nobody: {referred} of {whole}");
+}
+
+/// From AWS's files, too.
+#[test]
+fn from_ztocs() {
+    let mut compared = 0;
+    for case in cases().into_iter().filter(|case| case.aws_reads_it) {
+        for golden in case.ztocs.values() {
+            let ztoc = Ztoc::decode(&Bytes::copy_from_slice(golden), &Limits::DEFAULT).unwrap();
+            let index = ztoc.into_index(case.layer.len() as u64, &Limits::DEFAULT).unwrap();
+            let read = back(&encoded(&index, &case.layer));
+            assert_eq!((read.entries, read.spans), (index.entries, index.spans), "{}", case.name);
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
+}
+
+fn unpacked(toc: &[u8]) -> Vec<u8> {
+    zstd::bulk::decompress(toc, 1 << 26).unwrap()
+}
+
+/// The content is the same on every machine, whatever the compressor makes of it.
+#[test]
+fn the_same_bytes_every_time() {
+    let case = cases().into_iter().find(|case| case.name.starts_with("001-")).unwrap();
+    let index = index(&case, 32_768).unwrap();
+    let (one, other) = (encoded(&index, &case.layer), encoded(&index, &case.layer));
+    assert!(one.toc == other.toc && one.windows == other.windows);
+    let content = unpacked(&one.toc);
+    assert_eq!(&content[..11], b"SOCI-TOC\x01\x00\x01");
+    assert_eq!(&one.windows[..8], b"SOCI-WIN");
+    assert!(one.toc.len() * 3 < case.ztocs.values().next().unwrap().len(), "{} bytes", one.toc.len());
+}
+
+/// Damaged content is refused, or is still a table that a reader may rely on; nothing panics.
+#[test]
+fn damage() {
+    let case = cases().into_iter().find(|case| case.name.starts_with("098-")).unwrap();
+    let index = index(&case, 16_384).unwrap();
+    let encoded = encoded(&index, &case.layer);
+    let content = unpacked(&encoded.toc);
+    let judge = |content: &[u8]| decode(&zstd::bulk::compress(content, 1).unwrap(), &Limits::DEFAULT);
+    assert_eq!(judge(&content).unwrap().index.entries, index.entries);
+    let (mut refused, mut seed) = (0, 1_u64);
+    for place in 0..content.len().min(6_000) {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        for byte in [content[place] ^ 0x80, content[place] ^ 1, (seed >> 56) as u8] {
+            let mut damaged = content.clone();
+            damaged[place] = byte;
+            match judge(&damaged) {
+                Err(_) => refused += 1,
+                Ok(read) => {
+                    let end = read.index.uncompressed_size;
+                    let inside = |entry: &soci_index::entry::Entry| {
+                        entry.sparse().is_some() || entry.data_offset + entry.size <= end
+                    };
+                    assert!(read.index.entries.iter().all(inside), "byte {place}");
+                }
+            }
+        }
+    }
+    assert!(refused > 1_000, "{refused}");
+    for length in 0..content.len().min(2_000) {
+        assert!(judge(&content[..length]).is_err(), "cut at {length}");
+    }
+    let longer = [&content[..], b"x"].concat();
+    assert!(matches!(judge(&longer), Err(CompactError::Frame { .. })));
+}
+
+#[test]
+fn refusals_have_names() {
+    let decode = |bytes: &[u8]| decode(bytes, &Limits::DEFAULT).map(|_| ()).unwrap_err().to_string();
+    let pack = |content: &[u8]| zstd::bulk::compress(content, 1).unwrap();
+    assert!(decode(b"").contains("not a span index"));
+    assert!(decode(b"PK\x03\x04 something else").contains("no zstd frame"));
+    assert!(decode(&pack(b"short")).contains("no whole header"));
+    assert!(decode(&pack(&[7; 100])).contains("begins with"));
+    let mut head = b"SOCI-TOC\x02\x00\x01".to_vec();
+    head.resize(100, 0);
+    assert!(decode(&pack(&head)).contains("version 2"));
+    (head[8], head[10]) = (1, 9);
+    assert!(decode(&pack(&head)).contains("no compression"));
+    head[10] = 1;
+    head[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(decode(&pack(&head)).contains("more than the limit"));
+    // A frame that promises more than it may.
+    let mut frame = pack(&[0; 1000]);
+    let small = Limits { ztoc_bytes_max: 100, ..Limits::DEFAULT };
+    assert!(matches!(soci_index::compact::decode(&frame, &small), Err(CompactError::TooLarge { .. })));
+    frame.truncate(8);
+    assert!(decode(&frame).contains("not a span index"));
+}
+
+/// A window is the one that the index means, or none.
+#[test]
+fn forged_windows() {
+    let case = cases().into_iter().find(|case| case.name.starts_with("001-")).unwrap();
+    let index = index(&case, 32_768).unwrap();
+    let encoded = encoded(&index, &case.layer);
+    let decoded = decode(&encoded.toc, &Limits::DEFAULT).unwrap();
+    let place = decoded.windows.iter().find(|place| place.length > 0).unwrap();
+    let (start, length) = (place.offset as usize, place.length as usize);
+    let bytes = encoded.windows[start..start + length].to_vec();
+    assert!(place.window(&bytes).is_ok());
+    let mut forged = bytes.clone();
+    forged[length / 2] ^= 1;
+    assert!(matches!(place.window(&forged), Err(WindowError::Digest { .. })));
+    // Of another length, with its right digest.
+    let short = zstd::bulk::compress(&[1; 100], 1).unwrap();
+    let mut other = *place;
+    other.digest = soci_index::digest::Digest::of(&short).bytes().try_into().unwrap();
+    assert!(matches!(other.window(&short), Err(WindowError::Frame { .. })));
+}
+
+/// What cannot be followed counts as used; what refers to nothing, as unused.
+#[test]
+fn streams_that_refer_to_nothing_or_are_none() {
+    for bad in [&[][..], &[0xff; 64], &[0b110], &[0b001, 5, 0, 0, 0, 1]] {
+        assert!(used(bad, 0).is_none(), "{bad:?}");
+    }
+    // One stored block that ends the member.
+    let mut stored = vec![1, 3, 0, 0xfc, 0xff];
+    stored.extend_from_slice(b"abc");
+    let mask = used(&stored, 0).unwrap();
+    assert!(mask.iter().all(|used| !used));
+    let mut window = [7; WINDOW_BYTES];
+    keep(&mut window, &mask);
+    assert!(window.iter().all(|byte| *byte == 0));
+}
