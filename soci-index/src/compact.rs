@@ -59,7 +59,7 @@
 //!
 //! # Reading
 //!
-//! Pure. Every number is judged before it is used; what is read is a [`LayerIndex`] like that of any other format, with
+//! Pure. Every number is judged before it is used; what is read is a [`crate::index::LayerIndex`] like that of any other format, with
 //! windows of zeros, and the [`WindowPlace`]s to fill them from.
 
 mod columns;
