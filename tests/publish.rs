@@ -2,7 +2,8 @@
 
 use soci_index::checkpoint::Window;
 use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
+use soci_index::image::layout::Layout;
+use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::reference::ManifestName;
 use soci_index::limits::Limits;
 use soci_index::manifest::SociIndex;
@@ -386,4 +387,31 @@ async fn layers_are_streamed_once() {
         assert!(asked.len() == 1 && asked[0].starts_with("GET "), "{asked:?}");
     }
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0, "nothing is left, and nothing was made");
+}
+
+/// A layer that inflates as it should and is another one than its name says: nothing is kept of it.
+#[test]
+fn a_layer_of_another_name() {
+    let work = tempfile::tempdir().unwrap();
+    let layout = Layout::open_or_create(&work.path().join("layout")).unwrap();
+    let image = image();
+    let mut writer = layout.lock().unwrap();
+    for blob in &image.blobs {
+        writer.add_blob(blob).unwrap();
+    }
+    writer.add_manifest(Descriptor::of(media_type::MANIFEST, b""), &image.manifest).unwrap();
+    drop(writer);
+    // The byte of a gzip header that names the operating system.
+    let file = layout.blob_path(&Digest::of(&image.blobs[1]));
+    let mut layer = std::fs::read(&file).unwrap();
+    layer[9] ^= 1;
+    std::fs::write(&file, &layer).unwrap();
+    let name = format!("oci:{}", layout.directory().display());
+    let root = work.path().join("root");
+    let created = run(soci().arg("--root").arg(&root).args(["create", &name, "--min-layer-size", "1000"]));
+    assert_eq!(created.status.code(), Some(5), "{created:?}");
+    let said = String::from_utf8_lossy(&created.stderr).into_owned();
+    let names = [Digest::of(&image.blobs[1]), Digest::of(&layer)].map(|digest| digest.to_string());
+    assert!(names.iter().all(|name| said.contains(name)), "{said}");
+    assert_eq!(stdout(soci().arg("--root").arg(&root).args(["index", "list", "-q"])), "");
 }

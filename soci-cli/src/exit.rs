@@ -129,9 +129,8 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 const fn of_publish(error: &PublishError) -> Exit {
     match error {
         PublishError::Build(BuildError::Image(error)) | PublishError::Image(error) => of_image(error),
-        PublishError::Build(BuildError::Layer { .. } | BuildError::DiffId { .. }) | PublishError::Manifest { .. } => {
-            Exit::BadContent
-        }
+        PublishError::Build(BuildError::Layer { .. } | BuildError::LayerDigest { .. } | BuildError::DiffId { .. })
+        | PublishError::Manifest { .. } => Exit::BadContent,
         PublishError::Build(BuildError::Stopped) => Exit::Failure,
         PublishError::Registry(error) => of_registry(error),
         PublishError::Store(error) => of_store(error),
