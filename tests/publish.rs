@@ -237,6 +237,12 @@ async fn shared_layers_are_read_once() {
     assert!(base["bytesReceived"].as_u64().unwrap() < 50_000, "no layer is read: {base}");
     // Another span size is another zTOC.
     assert_eq!(reused(&publish("base", "524288")), [Some(false)]);
+    // Nobody looks at more tags than is wished.
+    let last = Image::gzip(vec![first.tars[1].clone(), first.tars[0].clone()]);
+    last.push(&repository, "v1.11").await;
+    let name = format!("{}/team/app:v1.11", registry.address);
+    let line = ["publish", &name, "--min-layer-size", "1000", "--span-size", "262144", "--json", "--reuse-tags", "0"];
+    assert_eq!(reused(&serde_json::from_str(&stdout(soci().args(line))).unwrap()), [Some(false), Some(false)]);
 }
 
 /// The index of an image beside which nothing may be pushed: in another repository, where only those look that are told.

@@ -18,6 +18,7 @@ use crate::image::model::Descriptor;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::index::Compression;
 use crate::indexer::{IndexError, Indexed, Options, SPAN_BYTES};
+use crate::known::REUSE_TAGS;
 use crate::limits::Limits;
 use crate::manifest::ZtocReference;
 use crate::pipeline::{PipelineError, index_chunks};
@@ -38,6 +39,8 @@ pub struct BuildOptions {
     pub note_xattrs: bool,
     /// Files whose spans a start-up shall have early: paths in the image.
     pub prefetch: Vec<String>,
+    /// How many other tags of the repository are looked at for layers that are indexed already.
+    pub reuse_tags: usize,
     /// How many layers are read at the same time, at least 1.
     pub parallel: usize,
     /// Bounds on what a layer may make us hold.
@@ -52,6 +55,7 @@ impl Default for BuildOptions {
             layer_bytes_min: LAYER_BYTES_MIN,
             note_xattrs: false,
             prefetch: Vec::new(),
+            reuse_tags: REUSE_TAGS,
             parallel,
             limits: Limits::DEFAULT,
         }

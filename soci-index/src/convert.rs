@@ -89,7 +89,7 @@ async fn into_place(
     for image in images {
         let observer = observer(image);
         let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
-        let known = known_of(&job, &built).await?;
+        let known = known_of(&job, &built, place.is_home_of(source)).await?;
         let blobs = put_blobs(&job, &known, place.sink()).await?;
         let ztocs = blobs.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref().ok()?.reference.clone()));
         built.add_built(ztocs, &place.as_source());
@@ -133,8 +133,9 @@ async fn ztocs_of(place: &Place, options: &ConvertOptions) -> Known {
     known
 }
 
-/// What exists already: in the target, in what the image names, beside the image and its neighbours.
-async fn known_of(job: &Job<'_>, built: &Known) -> Result<Known, PublishError> {
+/// What exists already: in the target, in what the image names, beside the image and, if it stays at home, its
+/// neighbours.
+async fn known_of(job: &Job<'_>, built: &Known, is_home: bool) -> Result<Known, PublishError> {
     let mut known = built.clone();
     if !job.force {
         known::named(job.source, job.image, job.options, &mut known).await;
@@ -142,7 +143,9 @@ async fn known_of(job: &Job<'_>, built: &Known) -> Result<Known, PublishError> {
             if !known.lacking(job.image, job.options).is_empty() {
                 known.extend(&known::beside(repository, job.image, job.options).await?.1);
             }
-            known::beside_tags(repository, repository, name.tag(), job.image, job.options, &mut known).await;
+            if is_home {
+                known::beside_tags(repository, name.tag(), job.image, job.options, &mut known).await;
+            }
         }
     }
     known.confirm(job.image).await;

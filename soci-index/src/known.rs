@@ -12,6 +12,7 @@ use crate::build::{self, BuildOptions};
 use crate::digest::Digest;
 use crate::discover::{self, Discovery, Which};
 use crate::image::model::{Descriptor, ImageIndex, ImageManifest};
+use crate::image::platform::Platform;
 use crate::image::reference::ManifestName;
 use crate::image::{ImageSource, PlatformImage};
 use crate::limits::Limits;
@@ -21,11 +22,12 @@ use crate::manifest::{
 };
 use crate::registry::Repository;
 
-/// Tags that are looked at for layers of the same kind.
-pub const TAGS_MAX: usize = 20;
+/// Tags that are looked at unless somebody says how many. Each costs a manifest or two, and some registries count these
+/// as pulls, of which they allow so many an hour.
+pub const REUSE_TAGS: usize = 8;
 /// Tags that are looked at side by side.
 const TAGS_AT_A_TIME: usize = 8;
-/// Manifests of one tag that are looked at.
+/// SOCI indexes of one image that are looked at.
 const PLATFORMS_MAX: usize = 8;
 
 /// zTOCs that exist already.
@@ -161,22 +163,20 @@ pub(crate) async fn named(source: &ImageSource, image: &PlatformImage, options: 
     }
 }
 
-/// Looks at the images of the repository's other tags for the layers that are lacking a zTOC. `indexes` is where their
-/// version 1 indexes are.
+/// Looks at the images of the repository's other tags for the layers that are lacking a zTOC.
 pub(crate) async fn beside_tags(
     repository: &Repository,
-    indexes: &Repository,
     own: Option<&str>,
     image: &PlatformImage,
     options: &BuildOptions,
     known: &mut Known,
 ) {
     let lacking = known.lacking(image, options);
-    if lacking.is_empty() {
+    if lacking.is_empty() || options.reuse_tags == 0 {
         return;
     }
     let tags = match repository.tags().await {
-        Ok(tags) => nearest(tags, own, TAGS_MAX),
+        Ok(tags) => nearest(tags, own, options.reuse_tags),
         Err(error) => {
             tracing::debug!(%error, "the repository's other tags cannot be looked at for layers of the same kind");
             return;
@@ -184,33 +184,31 @@ pub(crate) async fn beside_tags(
     };
     let lacking = &lacking;
     let found = futures_util::stream::iter(tags)
-        .map(|tag| async move { of_tag(repository, indexes, tag, lacking).await })
+        .map(|tag| async move { of_tag(repository, tag, &image.platform, lacking).await })
         .buffered(TAGS_AT_A_TIME);
     let mut found = std::pin::pin!(found);
+    let origin = ImageSource::of_repository(repository);
     while let Some(indexes) = found.next().await {
-        indexes.iter().for_each(|(index, origin)| known.add(index, origin, options));
+        indexes.iter().for_each(|index| known.add(index, &origin, options));
         if known.lacking(image, options).is_empty() {
             break;
         }
     }
 }
 
-/// The indexes of a tag's images that share one of the `wanted` layers. Whatever goes wrong, there are none.
-async fn of_tag(
-    repository: &Repository,
-    beside: &Repository,
-    tag: String,
-    wanted: &[Digest],
-) -> Vec<(SociIndex, ImageSource)> {
+/// The indexes of a tag's image for `platform`, if it shares one of the `wanted` layers. Whatever goes wrong, there are
+/// none.
+async fn of_tag(repository: &Repository, tag: String, platform: &Platform, wanted: &[Digest]) -> Vec<SociIndex> {
     let Ok(Some(root)) = repository.manifest(&ManifestName::Tag(tag)).await else { return Vec::new() };
     let mut manifests = Vec::new();
     let mut indexes = Vec::new();
     if root.descriptor().is_index() {
         let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes) else { return Vec::new() };
-        for entry in index.manifests.iter().filter(|entry| entry.may_be_image()).take(PLATFORMS_MAX) {
-            if let Ok(Some(raw)) = repository.manifest(&ManifestName::Digest(entry.digest)).await {
-                manifests.push(raw);
-            }
+        let fits = |entry: &&Descriptor| entry.may_be_image() && entry.platform.as_ref() == Some(platform);
+        if let Some(entry) = index.manifests.iter().find(fits)
+            && let Ok(Some(raw)) = repository.manifest(&ManifestName::Digest(entry.digest)).await
+        {
+            manifests.push(raw);
         }
     } else {
         manifests.push(root);
@@ -221,11 +219,9 @@ async fn of_tag(
         if !manifest.layers.iter().any(|layer| wanted.contains(&layer.digest)) {
             continue;
         }
-        indexes.extend(named_by(&origin, &manifest).await.map(|index| (index, origin.clone())));
-        if let Ok(Discovery::Found(found)) = discover::on_registry(beside, &raw.digest, Which::Newest).await
-            && let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT)
-        {
-            indexes.push((index, ImageSource::of_repository(beside)));
+        indexes.extend(named_by(&origin, &manifest).await);
+        if let Ok(Discovery::Found(found)) = discover::on_registry(repository, &raw.digest, Which::Newest).await {
+            indexes.extend(SociIndex::parse(&found.raw, &Limits::DEFAULT).ok());
         }
     }
     indexes

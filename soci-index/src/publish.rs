@@ -196,9 +196,12 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
     }
     all.extend(known);
     known::named(job.source, job.image, job.options, &mut all).await;
-    if let ImageSource::Registry { repository: images, name } = job.source {
+    // Images of a repository that is not ours are somebody else's to index, and to ask for.
+    if let ImageSource::Registry { repository: images, name } = job.source
+        && images.to_string() == repository.to_string()
+    {
         let own = name.tag();
-        known::beside_tags(images, repository, own, job.image, job.options, &mut all).await;
+        known::beside_tags(images, own, job.image, job.options, &mut all).await;
     }
     all.confirm(job.image).await;
     Ok(Existing { index, known: all })

@@ -25,6 +25,10 @@ pub struct Building {
     /// A JSON file with an array of such paths
     #[arg(long, value_name = "FILE")]
     pub prefetch_files_json: Option<PathBuf>,
+    /// For publish and convert: how many other tags of the repository are looked at for layers that are indexed already,
+    /// at a manifest or two each
+    #[arg(long, default_value_t = soci_index::known::REUSE_TAGS, value_name = "N")]
+    pub reuse_tags: usize,
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,

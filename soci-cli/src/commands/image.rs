@@ -131,6 +131,7 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
         layer_bytes_min: building.min_layer_size,
         note_xattrs: building.optimizations.contains(&Optimization::Xattr),
         prefetch,
+        reuse_tags: building.reuse_tags,
         ..BuildOptions::default()
     })
 }
