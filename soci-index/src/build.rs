@@ -289,7 +289,7 @@ pub(crate) async fn index_layer(
     options: &BuildOptions,
     observer: &Observer,
 ) -> Result<Indexed, BuildError> {
-    let options = Options { compression, span_bytes: options.span_bytes, limits: options.limits };
+    let options = Options { compression, span_bytes: options.span_bytes, compact: None, limits: options.limits };
     let (send, mut receive) = mpsc::channel::<Bytes>(16);
     let task = tokio::task::spawn_blocking(move || {
         index_chunks(|| Ok::<_, Infallible>(receive.blocking_recv()), options, &mut |_| {})
