@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use soci_index::checkpoint::Window;
-use soci_index::index::Compression;
+use soci_index::index::{Compression, Windows};
 use soci_index::limits::Limits;
 use soci_index::span::{Span, SpanTable};
 
