@@ -23,7 +23,6 @@ use soci_fs::unpack::{Encoding, LayerClaim, UnpackError, unpack};
 use soci_index::checkpoint::Window;
 use soci_index::digest::Digest;
 use soci_index::index::Windows;
-use soci_index::index::Windows;
 use support::{Layer, noise, plain_policy, sample_tar};
 
 fn store() -> (tempfile::TempDir, Store) {
