@@ -101,7 +101,15 @@ const FOREIGN: [(&str, &[&str]); 28] = [
     ("planus", &["soci-index/src/ztoc/flat_read.rs", "soci-index/src/ztoc/zinfo.rs"]),
     ("libz_rs_sys", &["soci-index/src/inflate.rs"]),
     ("crc32fast", &["soci-index/src/gzip.rs"]),
-    ("sha2", &["soci-index/src/digest.rs", "soci-index/src/decode.rs", "soci-index/src/indexer/hasher.rs"]),
+    (
+        "sha2",
+        &[
+            "soci-index/src/digest.rs",
+            "soci-index/src/decode.rs",
+            "soci-index/src/indexer/hasher.rs",
+            "soci-index/src/indexer/choice.rs",
+        ],
+    ),
     ("fuser", &["soci-fs/src/fuse.rs", "soci-fs/src/fuse"]),
     ("xxhash_rust", &["soci-fs/src/store/present.rs"]),
     ("tonic", &["soci-fs/src/grpc.rs", "soci-fs/src/grpc"]),

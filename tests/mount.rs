@@ -294,7 +294,9 @@ async fn lost_ztoc_is_fetched_again() {
     let stage = Stage::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
     stage.publish();
     drop(stage.mount(&[]));
-    let ztoc = stdout(&mut stage.soci(&["ztoc", "list", "-q"])).trim().replace("sha256:", "");
+    let spans = stdout(&mut stage.soci(&["index", "list", "-q"])).trim().to_owned();
+    let spans: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(&["index", "info", &spans]))).unwrap();
+    let ztoc = spans["layers"][0]["digest"].as_str().unwrap().replace("sha256:", "");
     let blob = stage.scratch.path().join("root/content/blobs/sha256").join(ztoc);
     let good = std::fs::read(&blob).unwrap();
     for damage in [None, Some(vec![0; good.len()])] {

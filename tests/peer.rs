@@ -120,6 +120,7 @@ fn the_same_bytes() {
         let (xattr, prefetch) = (dice.roll(2) == 0, dice.roll(2) == 0);
         let mut flags = vec!["--span-size", &span, "--min-layer-size", &least];
         let mut peer_flags = flags.clone();
+        let create_flags = ["--format", "aws"];
         if xattr {
             flags.extend(["--optimizations", "xattr"]);
             peer_flags.push("--xattr");
@@ -131,7 +132,12 @@ fn the_same_bytes() {
         let what = format!("seed {seed}: {flags:?}");
         let root = work.path().join("root");
         let name = format!("oci:{}", ours.display());
-        let create = run(soci().arg("--root").arg(&root).args(["create", &name, "--all-platforms"]).args(&flags));
+        let create = run(soci()
+            .arg("--root")
+            .arg(&root)
+            .args(["create", &name, "--all-platforms"])
+            .args(&flags)
+            .args(create_flags));
         let peer_create = run(Command::new(&peer).arg("create").arg(&theirs).args(&peer_flags));
         assert_eq!(create.status.success(), peer_create.status.success(), "{what}: {create:?} {peer_create:?}");
         if !create.status.success() {

@@ -56,8 +56,10 @@ async fn publish_on_docker_registry() {
     assert_eq!(second["bytesSent"], 0);
 
     let entries = repository.fallback_entries(&image.digest()).await.unwrap().unwrap();
-    assert_eq!(entries.len(), 1);
-    assert_eq!(entries[0].digest.to_string(), first["images"][0]["index"]["digest"].as_str().unwrap());
+    let published = &first["images"][0];
+    let listed: Vec<String> = entries.iter().map(|entry| entry.digest.to_string()).collect();
+    let expected = [&published["index"], &published["spanIndex"]].map(|index| index["digest"].as_str().unwrap());
+    assert_eq!(listed, expected);
 }
 
 /// Where a hosts.toml says who stands in for a registry, its own name need not lead anywhere.
@@ -146,7 +148,13 @@ async fn create_push_list_remove() {
     let created = stdout(&mut local(&["create", &name, "--min-layer-size", "1000"]));
     assert_eq!(created.lines().filter(|line| line.contains(" -> ztoc ")).count(), 2, "{created}");
     assert_eq!(stdout(&mut local(&["create", &name, "--min-layer-size", "1000"])).matches("already exists").count(), 2);
-    let index = stdout(&mut local(&["index", "list", "--ref", &name, "-q"])).trim().to_owned();
+    let listed: serde_json::Value =
+        serde_json::from_str(&stdout(&mut local(&["index", "list", "--ref", &name, "--json"]))).unwrap();
+    let of_form = |form: &str| -> String {
+        let entry = listed.as_array().unwrap().iter().find(|entry| entry["version"] == form);
+        entry.unwrap()["digest"].as_str().unwrap().to_owned()
+    };
+    let (index, spans) = (of_form("v1"), of_form("spans"));
     let info: serde_json::Value = serde_json::from_str(&stdout(&mut local(&["index", "info", &index]))).unwrap();
     assert_eq!(info["subject"]["digest"], image.digest().to_string());
     assert_eq!(stdout(&mut local(&["ztoc", "list", "-q"])).lines().count(), 2);
@@ -161,6 +169,8 @@ async fn create_push_list_remove() {
     assert!(published.contains(&format!("index {index} is up to date")), "{published}");
 
     assert_eq!(stdout(&mut local(&["index", "rm", &index])), "");
+    assert_eq!(stdout(&mut local(&["index", "list", "-q"])).trim(), spans);
+    assert_eq!(stdout(&mut local(&["index", "rm", &spans])), "");
     assert_eq!(stdout(&mut local(&["index", "list", "-q"])), "");
     assert_eq!(run(&mut local(&["index", "rm", &index])).status.code(), Some(1));
 }
@@ -260,7 +270,7 @@ async fn to_on_docker_registry() {
     assert_eq!((&second["images"][0]["status"], &second["bytesSent"]), (&"up to date".into(), &0.into()), "{second}");
     assert_eq!(repository.fallback_entries(&image.digest()).await.unwrap(), None, "nothing is beside the image");
     let target = client(&indexes.address).repository("soci/index");
-    assert_eq!(target.fallback_entries(&image.digest()).await.unwrap().unwrap().len(), 1);
+    assert_eq!(target.fallback_entries(&image.digest()).await.unwrap().unwrap().len(), 2);
 
     let code = run(soci().args(publish).arg("--detailed-exit-code")).status.code();
     assert_eq!(code, Some(10), "nothing to do has a code of its own where that is asked for");
@@ -288,7 +298,7 @@ async fn verify_names_what_is_forged() {
     assert_eq!(none.status.code(), Some(1), "{none:?}");
     let _ = stdout(soci().args(["publish", &name, "--min-layer-size", "1000", "--span-size", "262144"]));
     let verified = stdout(soci().args(["verify", &name]));
-    assert_eq!(verified.matches(" identical").count(), 2, "{verified}");
+    assert_eq!(verified.matches(" identical").count(), 6, "two zTOCs, two TOCs, two windows blobs: {verified}");
 
     // The same zTOC but for the mode of one file, and but for one byte of a window.
     let index = repository.fallback_entries(&image.digest()).await.unwrap().unwrap().remove(0);
@@ -371,7 +381,7 @@ async fn prefetch_artifacts() {
     let pushed = stdout(&mut local(&["push", &name]));
     assert!(pushed.contains("successfully pushed"), "{pushed}");
     let verified = stdout(&mut local(&["verify", &name]));
-    assert_eq!(verified.matches(" identical").count(), 4, "{verified}");
+    assert_eq!(verified.matches(" identical").count(), 8, "{verified}");
 }
 
 /// One request for each layer, and nothing on disk: neither in a temporary directory nor in the index store.

@@ -43,7 +43,8 @@ async fn signed_and_verified() {
     let published: serde_json::Value = serde_json::from_str(&stdout(&mut publish(&[]))).unwrap();
     assert_eq!(published["images"][0]["status"], "up to date", "{published}");
     let index = published["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
-    assert_eq!(signed(), [index.clone(), index.clone()]);
+    let spans = published["images"][0]["spanIndex"]["digest"].as_str().unwrap().to_owned();
+    assert_eq!(signed(), [index.clone(), index.clone(), spans.clone()]);
 
     let verify = |signer: &Signer, name: &str| {
         let key = signer.path("verify.pub");
@@ -54,6 +55,8 @@ async fn signed_and_verified() {
     assert_eq!(unsigned.status.code(), Some(5), "{unsigned:?}");
     assert!(String::from_utf8_lossy(&unsigned.stdout).contains("it has no signature"), "{unsigned:?}");
     signer.push_simple(&repository, &index.parse::<Digest>().unwrap()).await;
+    assert_eq!(verify(&signer, &name).status.code(), Some(5), "the span index is not signed yet");
+    signer.push_simple(&repository, &spans.parse::<Digest>().unwrap()).await;
     let good = verify(&signer, &name);
     assert!(good.status.success(), "{good:?}");
     assert!(String::from_utf8_lossy(&good.stdout).contains(&format!("index {index} signed by the key")), "{good:?}");
@@ -61,12 +64,12 @@ async fn signed_and_verified() {
 
     // What is signed is left alone.
     let _ = stdout(&mut publish(&[]));
-    assert_eq!(signed().len(), 2);
+    assert_eq!(signed().len(), 3);
 
     let copy = format!("{}/team/app:v2", registry.address);
     let converted: serde_json::Value = serde_json::from_str(&stdout(&mut publish(&["--v2", "--as", &copy]))).unwrap();
     let index = converted["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
-    assert_eq!(signed()[2..], [converted["digest"].as_str().unwrap().to_owned(), index.clone()]);
+    assert_eq!(signed()[3..], [converted["digest"].as_str().unwrap().to_owned(), index.clone()]);
     assert_eq!(verify(&signer, &copy).status.code(), Some(5));
     signer.push_simple(&repository, &index.parse::<Digest>().unwrap()).await;
     assert!(verify(&signer, &copy).status.success());

@@ -16,7 +16,7 @@ mod serve;
 
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
 pub use publish::{
-    Building, Convert, Create, Existing, Format, FormatName, Optimization, Prefetch, Publish, Push, Verify,
+    Building, Convert, Create, Existing, Format, FormatName, Forms, Optimization, Prefetch, Publish, Push, Verify,
 };
 pub use serve::ServeWebhook;
 

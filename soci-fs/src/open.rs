@@ -25,9 +25,8 @@ use soci_index::digest::Digest;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
-use soci_index::manifest::ManifestError;
+use soci_index::index_manifest::IndexManifestError;
 use soci_index::registry::{RegistryError, Repository};
-use soci_index::span_index::SpanIndexError;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
@@ -135,7 +134,7 @@ pub enum OpenError {
         /// Which.
         digest: Box<Digest>,
         /// Why.
-        source: IndexError,
+        source: IndexManifestError,
     },
     /// The layer cannot be read lazily, and nothing else was allowed.
     #[error("layer {layer} cannot be read lazily: {reason}")]
@@ -154,17 +153,6 @@ pub enum OpenError {
     /// The work was cut off: the process is shutting down.
     #[error("opening was abandoned")]
     Abandoned,
-}
-
-/// Why an index manifest is none.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// AWS's.
-    #[error(transparent)]
-    Soci(#[from] ManifestError),
-    /// Ours.
-    #[error(transparent)]
-    Spans(#[from] SpanIndexError),
 }
 
 /// How a layer was opened.

@@ -29,6 +29,7 @@ pub mod gotime;
 pub mod gzip;
 pub mod image;
 pub mod index;
+pub mod index_manifest;
 pub mod indexer;
 mod inflate;
 pub mod known;

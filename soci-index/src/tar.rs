@@ -141,12 +141,7 @@ impl TarReader {
     pub fn inside(&self) -> Option<u64> {
         match self.state {
             State::Skip { data: 1.., .. } => self.entries.last().map(|entry| entry.size),
-            State::Skip { data: 0, .. }
-            | State::Block { .. }
-            | State::Extended { .. }
-            | State::OldSparse { .. }
-            | State::SparseMap { .. }
-            | State::End { .. } => None,
+            _ => None,
         }
     }
 

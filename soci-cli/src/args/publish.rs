@@ -10,15 +10,9 @@ use super::{Access, Platforms};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Building")]
 pub struct Building {
-    /// Which forms of an index to make. `convert` and `publish --v2` make AWS's only
-    #[arg(long, value_enum, default_value_t = FormatName::Both)]
-    pub format: FormatName,
     /// Uncompressed bytes between two checkpoints of AWS's form
     #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
     pub span_size: u64,
-    /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
-    #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "BYTES")]
-    pub index_span_size: u64,
     /// Leave layers below this size alone: they are read whole
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
@@ -38,6 +32,18 @@ pub struct Building {
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,
+}
+
+/// Which forms of an index to make.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Building")]
+pub struct Forms {
+    /// Which forms of an index to make. Images that are SOCI-enabled themselves (--v2) have AWS's only
+    #[arg(long, value_enum, default_value_t = FormatName::Both)]
+    pub format: FormatName,
+    /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
+    #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "BYTES")]
+    pub index_span_size: u64,
 }
 
 /// A form of an index.
@@ -69,6 +75,9 @@ pub struct Create {
     /// How to build.
     #[command(flatten)]
     pub building: Building,
+    /// Which forms.
+    #[command(flatten)]
+    pub forms: Forms,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
@@ -146,6 +155,9 @@ pub struct Publish {
     /// How to build.
     #[command(flatten)]
     pub building: Building,
+    /// Which forms.
+    #[command(flatten)]
+    pub forms: Forms,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use soci_index::gotime::duration;
 
-use super::{Access, Building, Platforms};
+use super::{Access, Building, Forms, Platforms};
 
 /// `soci serve-webhook`
 #[derive(Debug, Clone, Args)]
@@ -49,6 +49,9 @@ pub struct ServeWebhook {
     /// How to build.
     #[command(flatten)]
     pub building: Building,
+    /// Which forms.
+    #[command(flatten)]
+    pub forms: Forms,
     /// Which platforms; all of them, unless some are named.
     #[command(flatten)]
     pub platforms: Platforms,

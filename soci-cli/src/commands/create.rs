@@ -18,7 +18,7 @@ use crate::output;
 pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Result<()> {
     let reference = source::meant(image::reference(&arguments.image)?, global);
     let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
-    let building = image::build_options(&arguments.building)?;
+    let building = image::build_options_in(&arguments.building, &arguments.forms)?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let reports = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;

@@ -15,7 +15,7 @@ use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
 
-use crate::args::{Access, Building, FormatName, Optimization, Platforms};
+use crate::args::{Access, Building, FormatName, Forms, Optimization, Platforms};
 use crate::exit::{Exit, fail};
 use crate::output;
 use crate::progress::Progress;
@@ -126,16 +126,7 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
             serde_json::from_slice(&text).map_err(|error| failed(format!("expected an array of texts: {error}")))?;
         prefetch.extend(listed);
     }
-    if !(1..=1 << 40).contains(&building.index_span_size) {
-        return Err(fail(Exit::Usage, "--index-span-size must be between 1 and 2^40"));
-    }
     Ok(BuildOptions {
-        format: match building.format {
-            FormatName::Aws => Format::Aws,
-            FormatName::Span => Format::Span,
-            FormatName::Both => Format::Both,
-        },
-        compact_span_bytes: building.index_span_size,
         span_bytes: building.span_size,
         layer_bytes_min: building.min_layer_size,
         note_xattrs: building.optimizations.contains(&Optimization::Xattr),
@@ -143,6 +134,22 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
         reuse_tags: building.reuse_tags,
         ..BuildOptions::default()
     })
+}
+
+/// The same for commands that can make either form of an index.
+///
+/// # Errors
+/// As [`build_options`], and for a span size that cannot be.
+pub fn build_options_in(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
+    if !(1..=1 << 40).contains(&forms.index_span_size) {
+        return Err(fail(Exit::Usage, "--index-span-size must be between 1 and 2^40"));
+    }
+    let format = match forms.format {
+        FormatName::Aws => Format::Aws,
+        FormatName::Span => Format::Span,
+        FormatName::Both => Format::Both,
+    };
+    Ok(BuildOptions { format, compact_span_bytes: forms.index_span_size, ..build_options(building)? })
 }
 
 /// Runs `work` to its end, or until `timeout` (0: none) or an interrupt.

@@ -4,9 +4,11 @@ use anyhow::Context;
 use soci_index::digest::Digest;
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, annotation};
+use soci_index::index_manifest::IndexManifest;
 use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_V1, INDEX_V2, SociIndex};
+use soci_index::manifest::{INDEX_V1, INDEX_V2};
 use soci_index::publish::local::IMAGE_NAME;
+use soci_index::span_index::SPAN_INDEX;
 
 use super::image;
 use crate::args::{Index, Platforms};
@@ -29,7 +31,7 @@ pub fn run(arguments: &Index, config: &Config) -> anyhow::Result<()> {
 /// An index of the store.
 pub(super) struct Entry {
     pub(super) descriptor: Descriptor,
-    pub(super) index: SociIndex,
+    pub(super) index: IndexManifest,
 }
 
 impl Entry {
@@ -52,11 +54,13 @@ pub(super) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
 pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     let mut entries = Vec::new();
-    for descriptor in layout.entries()?.into_iter().filter(|entry| matches!(entry.kind(), INDEX_V1 | INDEX_V2)) {
+    for descriptor in
+        layout.entries()?.into_iter().filter(|entry| matches!(entry.kind(), INDEX_V1 | INDEX_V2 | SPAN_INDEX))
+    {
         let bytes = std::fs::read(layout.blob_path(&descriptor.digest));
         let bytes = bytes.with_context(|| format!("reading index {} of the local store", descriptor.digest))?;
-        let index =
-            SociIndex::parse(&bytes, &Limits::DEFAULT).with_context(|| format!("index {}", descriptor.digest))?;
+        let index = IndexManifest::parse(descriptor.kind(), &bytes, &Limits::DEFAULT);
+        let index = index.with_context(|| format!("index {}", descriptor.digest))?;
         entries.push(Entry { descriptor, index });
     }
     entries.sort_by(|a, b| b.note(annotation::CREATED).cmp(a.note(annotation::CREATED)));
@@ -76,10 +80,10 @@ fn list(config: &Config, of: Option<&str>, platforms: &Platforms, quiet: bool, j
                 "digest": entry.descriptor.digest,
                 "size": entry.descriptor.size,
                 "imageRef": entry.note(IMAGE_NAME),
-                "imageDigest": entry.index.subject.as_ref().map(|subject| subject.digest),
+                "imageDigest": entry.index.subject().map(|subject| subject.digest),
                 "platform": entry.platform(),
                 "mediaType": entry.descriptor.media_type,
-                "version": format!("v{}", entry.index.version()),
+                "version": entry.index.form().to_owned(),
                 "createdAt": entry.note(annotation::CREATED),
             })
         };
@@ -95,7 +99,7 @@ fn list(config: &Config, of: Option<&str>, platforms: &Platforms, quiet: bool, j
             entry.note(IMAGE_NAME).to_owned(),
             entry.platform(),
             entry.descriptor.media_type.clone(),
-            format!("v{}", entry.index.version()),
+            entry.index.form().to_owned(),
             super::age(entry.note(annotation::CREATED)),
         ]
     };
@@ -159,7 +163,7 @@ pub fn list_ztocs(
     let of = of.map(image::reference).transpose()?.map(|reference| reference.to_string());
     let mut rows: Vec<(Digest, u64, Digest)> = Vec::new();
     for entry in entries(config)?.iter().filter(|entry| of.as_ref().is_none_or(|of| entry.note(IMAGE_NAME) == of)) {
-        rows.extend(entry.index.ztocs().map(|(layer, ztoc)| (ztoc.digest, ztoc.size, layer)));
+        rows.extend(entry.index.ztocs().into_iter().map(|(layer, ztoc)| (ztoc.digest, ztoc.size, layer)));
     }
     rows.sort_unstable();
     rows.dedup();

@@ -44,7 +44,7 @@ fn artifacts(config: &Config) -> anyhow::Result<Vec<Artifact>> {
     let mut artifacts: Vec<Artifact> = Vec::new();
     let Some(layout) = index::layout(config)? else { return Ok(artifacts) };
     for entry in index::entries(config)? {
-        for blob in entry.index.layers.iter().filter(|blob| blob.media_type == PREFETCH) {
+        for blob in entry.index.blobs().iter().filter(|blob| blob.media_type == PREFETCH) {
             if !artifacts.iter().any(|known| known.descriptor.digest == blob.digest) {
                 artifacts.push(artifact(&layout, &entry, blob));
             }

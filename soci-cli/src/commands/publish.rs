@@ -18,7 +18,7 @@ use super::convert::{self, Conversion};
 use super::create::json;
 use super::image::{self, block_on};
 use super::{sign, source};
-use crate::args::{Building, Global, Platforms, Publish};
+use crate::args::{Building, Forms, Global, Platforms, Publish};
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -108,6 +108,7 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         to: arguments.to.as_deref(),
         client,
         building: &arguments.building,
+        forms: &arguments.forms,
         platforms: &arguments.platforms,
         dry_run: arguments.dry_run,
     };
@@ -151,6 +152,8 @@ pub struct Plan<'a> {
     pub client: &'a ClientOptions,
     /// How to build.
     pub building: &'a Building,
+    /// In which forms.
+    pub forms: &'a Forms,
     /// Which platforms.
     pub platforms: &'a Platforms,
     /// Push nothing.
@@ -182,7 +185,8 @@ impl Plan<'_> {
     /// # Errors
     /// When the image cannot be read or indexed, or the registry refuses an index.
     pub async fn carry_out(&self, global: &Global) -> anyhow::Result<Published> {
-        let (selection, building) = (image::selection(self.platforms)?, image::build_options(self.building)?);
+        let (selection, building) =
+            (image::selection(self.platforms)?, image::build_options_in(self.building, self.forms)?);
         let source = source::open(&self.image, self.client, global).await?;
         let target = self.target(&source)?;
         let images = source.resolve(&selection).await?;

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::convert::{self, Conversion};
 use super::publish::Plan;
 use super::{image, sign};
-use crate::args::{Building, Global, Platforms, ServeWebhook};
+use crate::args::{Building, Forms, Global, Platforms, ServeWebhook};
 use crate::config::Config;
 use crate::exit::{Exit, code, fail};
 use crate::webhook::event::Push;
@@ -121,6 +121,7 @@ struct Settings {
     sign_with: Option<String>,
     client: ClientOptions,
     building: Building,
+    forms: Forms,
     platforms: Platforms,
     global: Global,
 }
@@ -137,7 +138,7 @@ impl Settings {
             image::repository(to, &client)?;
         }
         arguments.sign_with.as_deref().map(sign::check).transpose()?;
-        image::build_options(&arguments.building)?;
+        image::build_options_in(&arguments.building, &arguments.forms)?;
         let mut platforms = arguments.platforms.clone();
         platforms.all_platforms |= platforms.platforms.is_empty();
         image::selection(&platforms)?;
@@ -148,6 +149,7 @@ impl Settings {
             sign_with: arguments.sign_with.clone(),
             client,
             building: arguments.building.clone(),
+            forms: arguments.forms.clone(),
             platforms,
             // Images are in the registry; a containerd that the environment names is no place to look for them.
             global: Global { address: None, namespace: None, ..global.clone() },
@@ -175,6 +177,7 @@ impl Settings {
             to: self.to.as_deref(),
             client: &self.client,
             building: &self.building,
+            forms: &self.forms,
             platforms: &self.platforms,
             dry_run: false,
         };

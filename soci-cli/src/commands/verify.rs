@@ -9,11 +9,12 @@ use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
 use soci_index::image::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::index_manifest::IndexManifest;
 use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_DIGEST, INDEX_V1, SociIndex};
+use soci_index::manifest::{INDEX_DIGEST, INDEX_V1, INDEX_V2};
 use soci_index::registry::Repository;
 use soci_index::signature::fetch as signature;
-use soci_index::span_index::{SPAN_INDEX, SpanIndex};
+use soci_index::span_index::SPAN_INDEX;
 use soci_index::verify::{Checked, Verdict, verify, verify_spans};
 
 use super::image::{self, block_on};
@@ -26,47 +27,9 @@ use crate::output;
 /// An index that was found, and where its blobs are.
 struct Found {
     digest: Digest,
-    index: Index,
+    index: IndexManifest,
     origin: ImageSource,
     place: String,
-}
-
-/// AWS's or ours.
-enum Index {
-    Soci(SociIndex),
-    Spans(SpanIndex),
-}
-
-impl Index {
-    fn parse(digest: &Digest, kind: &str, json: &[u8]) -> anyhow::Result<Self> {
-        let named = || format!("index {digest}");
-        Ok(match kind {
-            SPAN_INDEX => Self::Spans(SpanIndex::parse(json, &Limits::DEFAULT).with_context(named)?),
-            _ => Self::Soci(SociIndex::parse(json, &Limits::DEFAULT).with_context(named)?),
-        })
-    }
-
-    /// What people call it.
-    fn form(&self) -> String {
-        match self {
-            Self::Soci(index) => format!("version {}", index.version()),
-            Self::Spans(_) => "span index".to_owned(),
-        }
-    }
-
-    fn version(&self) -> Option<u32> {
-        match self {
-            Self::Soci(index) => Some(index.version()),
-            Self::Spans(_) => None,
-        }
-    }
-
-    fn has(&self, layer: &Digest) -> bool {
-        match self {
-            Self::Soci(index) => index.ztoc(layer).is_some(),
-            Self::Spans(index) => index.toc(layer).is_some(),
-        }
-    }
 }
 
 /// One platform's index and what it turned out to be.
@@ -134,11 +97,11 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
 
 async fn check(source: &ImageSource, image: &PlatformImage, found: &Found) -> anyhow::Result<Vec<Checked>> {
     let building = soci_index::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
-    let indexed = image.manifest.layers.iter().filter(|layer| found.index.has(&layer.digest));
+    let indexed = image.manifest.layers.iter().filter(|layer| found.index.table(&layer.digest).is_some());
     let (progress, observer) = image::watch("verifying", indexed, &building);
     let checked = match &found.index {
-        Index::Soci(index) => verify(source, image, index, &found.origin, &observer).await,
-        Index::Spans(index) => verify_spans(source, image, index, &found.origin, &observer).await,
+        IndexManifest::Soci(index) => verify(source, image, index, &found.origin, &observer).await,
+        IndexManifest::Spans(index) => verify_spans(source, image, index, &found.origin, &observer).await,
     };
     progress.finish();
     checked.with_context(|| format!("verifying index {}", found.digest))
@@ -157,7 +120,7 @@ async fn signature(
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let verdict = signature::search(repository, &found.digest, policy.trust(), now).await;
-    if found.index.version() == Some(2) && matches!(verdict, signature::Verdict::None(_)) {
+    if found.index.kind() == INDEX_V2 && matches!(verdict, signature::Verdict::None(_)) {
         let of_image = signature::search(repository, &image.descriptor.digest, policy.trust(), now).await;
         if matches!(of_image, signature::Verdict::Good(_)) {
             return Ok(Some(of_image));
@@ -189,7 +152,8 @@ async fn find(
     if let Some(digest) = named.filter(is_meant) {
         let raw = source.manifest_by_digest(digest).await?;
         let raw = raw.with_context(|| format!("the image names the index {digest}, which is not there"))?;
-        let index = Index::parse(&digest, kind, &raw.bytes)?;
+        let index =
+            IndexManifest::parse(kind, &raw.bytes, &Limits::DEFAULT).with_context(|| format!("index {digest}"))?;
         return Ok(Some(Found { digest, index, origin: source.clone(), place: "the image itself".to_owned() }));
     }
     let discovery = match source {
@@ -215,7 +179,7 @@ async fn find(
 }
 
 /// An index whose place is yet to be said.
-struct Accepted(Digest, Index);
+struct Accepted(Digest, IndexManifest);
 
 impl Accepted {
     fn at(self, origin: ImageSource, place: &str) -> Found {
@@ -225,8 +189,21 @@ impl Accepted {
 
 fn accept(discovery: Discovery) -> anyhow::Result<Option<Accepted>> {
     let Discovery::Found(found) = discovery else { return Ok(None) };
-    let index = Index::parse(&found.digest, found.kind, &found.raw)?;
+    let index = IndexManifest::parse(found.kind, &found.raw, &Limits::DEFAULT);
+    let index = index.with_context(|| format!("index {}", found.digest))?;
     Ok(Some(Accepted(found.digest, index)))
+}
+
+/// AWS's have versions.
+fn version(index: &IndexManifest) -> Option<u32> {
+    match index {
+        IndexManifest::Soci(index) => Some(index.version()),
+        IndexManifest::Spans(_) => None,
+    }
+}
+
+fn form(index: &IndexManifest) -> String {
+    version(index).map_or_else(|| "span index".to_owned(), |version| format!("version {version}"))
 }
 
 fn words(verdict: &Verdict) -> String {
@@ -240,7 +217,7 @@ fn words(verdict: &Verdict) -> String {
 
 fn print(outcome: &Outcome) -> anyhow::Result<()> {
     let Found { digest, index, place, .. } = &outcome.found;
-    output::line(format!("{}: index {digest} ({}, {place})", outcome.platform, index.form()))?;
+    output::line(format!("{}: index {digest} ({}, {place})", outcome.platform, form(index)))?;
     if let Some(signature) = &outcome.signature {
         output::line(format!("index {digest} {signature}"))?;
     }
@@ -269,7 +246,7 @@ fn json(outcome: &Outcome) -> serde_json::Value {
     serde_json::json!({
         "platform": outcome.platform,
         "index": outcome.found.digest,
-        "version": outcome.found.index.version(),
+        "version": version(&outcome.found.index),
         "form": outcome.found.index.form(),
         "place": outcome.found.place,
         "signature": outcome.signature.as_ref().map(ToString::to_string),

@@ -13,58 +13,24 @@ use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::reference::ManifestName;
 use soci_index::image::store::Store as BlobStore;
 use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::index_manifest::{IndexManifest, REFERRING};
 use soci_index::limits::Limits;
-use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2, SociIndex};
+use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, SociIndex};
 use soci_index::publish::local::IMAGE_NAME;
 use soci_index::registry::Repository;
-use soci_index::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
+use soci_index::span_index::{SPAN_INDEX, SpanReference};
 
-use super::{IndexError, OpenError, OpenOptions};
+use super::{OpenError, OpenOptions};
 use crate::source::image::ImageBlob;
 
-/// What an index manifest says.
-#[derive(Debug)]
-pub(super) enum Index {
-    /// AWS's.
-    Soci(SociIndex),
-    /// Ours.
-    Spans(SpanIndex),
-}
-
-impl Index {
-    fn parse(kind: &str, json: &[u8]) -> Result<Self, IndexError> {
-        Ok(match kind {
-            SPAN_INDEX => Self::Spans(SpanIndex::parse(json, &Limits::DEFAULT)?),
-            _ => Self::Soci(SociIndex::parse(json, &Limits::DEFAULT)?),
-        })
-    }
-
-    /// Its artifact type.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Spans(_) => SPAN_INDEX,
-            Self::Soci(index) if index.version() == 2 => INDEX_V2,
-            Self::Soci(_) => INDEX_V1,
-        }
-    }
-
-    /// The zTOC or TOC of a layer.
-    pub(super) fn table(&self, layer: &Digest) -> Option<&Descriptor> {
-        match self {
-            Self::Soci(index) => index.ztoc(layer),
-            Self::Spans(index) => index.toc(layer),
-        }
-    }
-
-    /// The blobs that are kept locally: those that opening takes, and, from where nobody will look again, the windows.
-    fn kept_blobs(&self, elsewhere: bool) -> Vec<Descriptor> {
-        match self {
-            Self::Soci(index) => index.ztocs().map(|(_, ztoc)| ztoc.clone()).collect(),
-            Self::Spans(index) => {
-                let windows = |reference: &SpanReference| elsewhere.then(|| reference.windows_descriptor());
-                let blobs = |reference: SpanReference| [Some(reference.toc_descriptor()), windows(&reference)];
-                index.references().flat_map(blobs).flatten().collect()
-            }
+/// The blobs that are kept locally: those that opening takes, and, from where nobody will look again, the windows.
+fn kept_blobs(index: &IndexManifest, elsewhere: bool) -> Vec<Descriptor> {
+    match index {
+        IndexManifest::Soci(index) => index.ztocs().map(|(_, ztoc)| ztoc.clone()).collect(),
+        IndexManifest::Spans(index) => {
+            let windows = |reference: &SpanReference| elsewhere.then(|| reference.windows_descriptor());
+            let blobs = |reference: SpanReference| [Some(reference.toc_descriptor()), windows(&reference)];
+            index.references().flat_map(blobs).flatten().collect()
         }
     }
 }
@@ -75,7 +41,7 @@ pub(super) struct Found {
     pub(super) digest: Digest,
     /// The manifest, byte for byte.
     raw: Bytes,
-    pub(super) index: Index,
+    pub(super) index: IndexManifest,
     pub(super) layout: Option<Layout>,
     /// The repository that it and its blobs are in, if that is not the image's own.
     elsewhere: Option<Repository>,
@@ -134,9 +100,6 @@ pub(super) fn windows(table: &Descriptor, local: Option<&Layout>, source: &Image
     })
 }
 
-/// Both kinds of indexes that refer to an image, the better one first.
-const ALL: &[&str] = &[SPAN_INDEX, INDEX_V1];
-
 /// The index from the local store, else from beside the image; one from a registry is then kept locally.
 ///
 /// In this order: the one that was named, the span index, the one that the image's own manifest names (version 2), the
@@ -150,7 +113,7 @@ pub(super) async fn find_index(
     let names_one = image.manifest.annotations.contains_key(INDEX_DIGEST);
     if options.index.is_some() || !(options.modes.annotated && names_one) {
         let looked_for = options.index.is_some() || options.modes.referring;
-        return if looked_for { referring(source, image, options, ALL).await } else { Ok(None) };
+        return if looked_for { referring(source, image, options, REFERRING).await } else { Ok(None) };
     }
     let spans = async {
         match options.modes.referring {
@@ -288,7 +251,7 @@ async fn annotated_index(
     };
     match SociIndex::parse(&raw.bytes, &Limits::DEFAULT) {
         Ok(index) if index.version() == 2 => {
-            Ok(Some(Found { digest, raw: raw.bytes, index: Index::Soci(index), layout, elsewhere: None }))
+            Ok(Some(Found { digest, raw: raw.bytes, index: IndexManifest::Soci(index), layout, elsewhere: None }))
         }
         Ok(_) => {
             tracing::warn!(image = %image.descriptor.digest, index = %digest, "the image names an index of version 1");
@@ -325,7 +288,7 @@ pub(super) async fn open_layout(directory: &Path) -> Result<Layout, OpenError> {
 
 fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) -> Result<Option<Found>, OpenError> {
     let Discovery::Found(found) = discovery else { return Ok(None) };
-    let index = match Index::parse(found.kind, &found.raw) {
+    let index = match IndexManifest::parse(found.kind, &found.raw, &Limits::DEFAULT) {
         Ok(index) => index,
         // Only an index that was asked for is worth stopping for.
         Err(source) if options.index.is_some() => {
@@ -350,7 +313,7 @@ async fn fetch_index(
     found: &Found,
     local: &Layout,
 ) -> Result<(), OpenError> {
-    let wanted = found.index.kept_blobs(found.elsewhere.is_some());
+    let wanted = kept_blobs(&found.index, found.elsewhere.is_some());
     let wanted = wanted.into_iter().filter(|blob| !local.has_blob(&blob.digest));
     let fetched = futures_util::stream::iter(wanted.collect::<Vec<_>>())
         .map(|blob| async move {

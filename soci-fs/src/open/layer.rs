@@ -12,11 +12,12 @@ use soci_index::image::layout::Layout;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::{Store as BlobStore, StoreError as BlobStoreError};
 use soci_index::index::LayerIndex;
+use soci_index::index_manifest::IndexManifest;
 use soci_index::limits::Limits;
 use soci_index::ztoc::{Ztoc, ZtocError};
 use tokio::runtime::Handle;
 
-use super::find::{self, Found, Index, open_layout};
+use super::find::{self, Found, open_layout};
 use super::{ImageOpener, LayerNote, OpenError, OpenOptions, Way};
 use crate::reader::LayerReader;
 use crate::source::Source;
@@ -158,7 +159,9 @@ impl ImageOpener {
             Ok(table) => return Ok(Ok(table)),
             Err(reason) => reason,
         };
-        if let (Index::Spans(_), None) = (&found.index, &self.doubt)
+        // Both leave out the same layers.
+        let is_told_of = found.index.table(&layer.digest).is_some();
+        if let (IndexManifest::Spans(_), None, true) = (&found.index, &self.doubt, is_told_of)
             && let Some(fallback) = self.fallback().await
         {
             tracing::warn!(layer = %layer.digest, reason, "the span index is of no use for this layer; asking AWS's");
