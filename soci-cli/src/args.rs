@@ -11,10 +11,12 @@ use clap::{Args, Parser, Subcommand};
 use soci_index::gotime::duration;
 
 mod node;
+mod profile;
 mod publish;
 mod serve;
 
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
+pub use profile::{Profile, PushProfile, Record};
 pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
 pub use serve::ServeWebhook;
 
@@ -129,6 +131,11 @@ pub enum Command {
     Ztoc(Ztoc),
     /// Mount an image; its files are fetched when they are read
     Mount(Mount),
+    /// Run a command in an image and note what it reads, for faster starts
+    Record(Record),
+    /// Start-up profiles: publish what `soci record` noted
+    #[command(subcommand)]
+    Profile(Profile),
     /// Pull an image through containerd so that its snapshotter provides the layers lazily, for users of ctr
     Rpull(Rpull),
     /// Unmount what `soci mount` mounted
