@@ -186,7 +186,8 @@ async fn recorded_pushed_and_replayed_from_a_pack() {
     if !can_mount() {
         return;
     }
-    let noise = text(7, 2_000_000);
+    let mut noise = text(7, 2_000_000);
+    noise.splice(..0, *b"first line\n");
     let image = Image::gzip(vec![shell_layer(("etc/greeting", "hello")), tar(&[("data", noise.clone())])]);
     let stage = Stage::new(image).await;
     let (name, file) = (stage.name(), stage.scratch.path().join("p.profile"));
@@ -216,7 +217,7 @@ async fn recorded_pushed_and_replayed_from_a_pack() {
     let serving = stage.mount("cold", &[]);
     let run_there = |serving: &Serving| {
         let mut command = Command::new("chroot");
-        let read = "read -r word < /etc/greeting; echo \"$word\"; read -r line < /data";
+        let read = "read -r word < /etc/greeting; echo \"$word\"; read -r line < /data; :";
         stdout(command.arg(&serving.at).args(["/bin/sh", "-c", read]))
     };
     assert_eq!(run_there(&serving), "hello\n");
