@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -119,8 +119,9 @@ struct Shared {
     decoders: Arc<Semaphore>,
     counters: Counters,
     last_error: Mutex<Option<String>>,
-    /// Who wants to know what is read.
-    listener: OnceLock<Listener>,
+    /// Who wants to know what is read, and whether anybody does.
+    listeners: Mutex<Vec<Listener>>,
+    is_heard: AtomicBool,
     /// A pack that brings bytes of the layer.
     incoming: Mutex<Option<Arc<Incoming>>>,
     /// Reads that wait for flights which were started for them.
@@ -156,7 +157,8 @@ impl LayerReader {
             decoders: Arc::new(Semaphore::new(decoders)),
             counters: Counters::default(),
             last_error: Mutex::default(),
-            listener: OnceLock::new(),
+            listeners: Mutex::default(),
+            is_heard: AtomicBool::new(false),
             incoming: Mutex::default(),
             waiting: AtomicUsize::new(0),
         };

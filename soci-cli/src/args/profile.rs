@@ -45,7 +45,7 @@ pub struct Record {
 #[derive(Debug, Subcommand)]
 pub enum Profile {
     /// Push a profile beside its image
-    Push(PushProfile),
+    Push(Box<PushProfile>),
     /// List the profiles of an image
     #[command(visible_alias = "ls")]
     List {

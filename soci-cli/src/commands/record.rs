@@ -80,9 +80,7 @@ async fn record(arguments: &Record, config: &Config) -> anyhow::Result<()> {
     let open = open_options(config, arguments.min_layer_size)?;
     let opened = open_image(&source, found, &store, &open, &Handle::current()).await?;
     let recorder = Recorder::new(Limits::DEFAULT);
-    opened.readers.iter().for_each(|reader| {
-        recorder.attach(reader);
-    });
+    opened.readers.iter().for_each(|reader| recorder.attach(reader));
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
     let options = MountOptions { source: reference.to_string(), ..MountOptions::default() };
     let mounted = mount(Arc::clone(&image), &mountpoint, &options, Handle::current())?;

@@ -15,6 +15,8 @@ use soci_index::digest::Digest;
 use soci_index::limits::Limits;
 use soci_index::profile::{Profile, ProfileError};
 
+use super::Recorder;
+
 /// Images that are remembered. A profile takes some ten kilobytes.
 const IMAGES_MAX: usize = 512;
 const SUFFIX: &str = ".profile";
@@ -75,6 +77,20 @@ impl Memory {
         let temporary = file.with_extension(format!("new-{}", std::process::id()));
         std::fs::write(&temporary, blob).map_err(failed("write", &temporary))?;
         std::fs::rename(&temporary, &file).map_err(failed("replace", &file))
+    }
+
+    /// Remembers what a recorder has heard of the image with this manifest. What is less than half of what is remembered
+    /// is not believed to be a start-up: most of it was in the kernel's cache then.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; what was remembered before stays.
+    pub fn remember(&self, image: &Digest, recorder: &Recorder) -> Result<(), MemoryError> {
+        let profile = recorder.profile()?;
+        let known = self.load(image).map_or(0, |known| known.bytes());
+        if profile.ranges().is_empty() || profile.bytes() < known / 2 {
+            return Ok(());
+        }
+        self.store(image, &profile)
     }
 
     fn file(&self, image: &Digest) -> PathBuf {

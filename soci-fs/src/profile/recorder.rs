@@ -41,11 +41,11 @@ impl Recorder {
         Self { until: Instant::now().checked_add(time), ..Self::new(limits) }
     }
 
-    /// Listens to a reader from now on. A reader has one recorder at most: whether it is this one.
-    pub fn attach(&self, reader: &LayerReader) -> bool {
+    /// Listens to a reader from now on.
+    pub fn attach(&self, reader: &LayerReader) {
         let layer = self.lock().layer(&reader.digest());
         let size = reader.store().size();
-        reader.listen(Listener { recorder: self.clone(), layer, size })
+        reader.listen(Listener { recorder: self.clone(), layer, size });
     }
 
     /// What was noted until now.
@@ -68,11 +68,12 @@ impl Recorder {
 }
 
 impl Listener {
-    /// Notes that bytes were handed out.
-    pub(crate) fn note(&self, offset: u64, length: usize) {
+    /// Notes that bytes were handed out; whether it wants to hear more.
+    pub(crate) fn note(&self, offset: u64, length: usize) -> bool {
         if self.recorder.until.is_some_and(|until| Instant::now() > until) {
-            return;
+            return false;
         }
         self.recorder.lock().note(self.layer, offset..offset.saturating_add(length as u64), self.size);
+        true
     }
 }

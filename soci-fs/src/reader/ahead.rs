@@ -24,9 +24,10 @@ impl Drop for Foreground<'_> {
 }
 
 impl LayerReader {
-    /// Tells `listener` of every read from now on, unless somebody is told already.
-    pub(crate) fn listen(&self, listener: Listener) -> bool {
-        self.shared.listener.set(listener).is_ok()
+    /// Tells `listener` of every read from now on.
+    pub(crate) fn listen(&self, listener: Listener) {
+        lock(&self.shared.listeners).push(listener);
+        self.shared.is_heard.store(true, Ordering::Release);
     }
 
     /// Reckons with a pack from now on.
@@ -42,9 +43,12 @@ impl LayerReader {
     }
 
     pub(super) fn heard(&self, offset: u64, length: usize) {
-        if let Some(listener) = self.shared.listener.get() {
-            listener.note(offset, length);
+        if !self.shared.is_heard.load(Ordering::Acquire) {
+            return;
         }
+        let mut listeners = lock(&self.shared.listeners);
+        listeners.retain(|listener| listener.note(offset, length));
+        self.shared.is_heard.store(!listeners.is_empty(), Ordering::Release);
     }
 
     /// The pack that is on its way; one that has ended is forgotten.

@@ -106,12 +106,7 @@ impl Ahead {
     /// Ends with the mount: remembers what its start-up read.
     pub(super) fn end(self) {
         let Some((recorder, memory, image)) = self.remembering else { return };
-        let stored = match recorder.profile() {
-            Ok(profile) if profile.ranges().is_empty() => return,
-            Ok(profile) => memory.store(&image, &profile),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = stored {
+        if let Err(error) = memory.remember(&image, &recorder) {
             tracing::warn!(%error, "this machine does not remember the start-up");
         }
     }
