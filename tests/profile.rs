@@ -3,9 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use soci_cli::config::Config;
 use soci_cli::demo::registry::DemoRegistry;
+use soci_fs::open::open_image;
+use soci_fs::profile::{Choice, Replay, ReplayOptions, find};
+use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
 use soci_index::image::platform::PlatformSelection;
@@ -14,9 +19,11 @@ use soci_index::limits::Limits;
 use soci_index::profile::artifact::Notes;
 use soci_index::profile::{PAGE_BYTES, Profile, Touched};
 use soci_index::publish::profiles;
+use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, shell_layer, tar, text};
 use soci_tests::registry::client;
 use soci_tests::{run, soci, stdout};
+use tokio::runtime::Handle;
 
 /// Says loudly why a test does nothing here.
 fn can_mount() -> bool {
@@ -270,6 +277,50 @@ async fn damaged_pack_is_given_up() {
             lines.len() == 1 && lines[0].contains("range ") && lines[0].contains(&profile.layers()[0].to_string());
         assert!(names, "{said}");
     }
+}
+
+/// A pack that crawls does not hold up reads: what it lacks, and what is far behind in it, comes by spans at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_pack_holds_nobody_up() {
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    });
+    let noise: Vec<u8> = noise.take(3_000_000).collect();
+    let image = Image::gzip(vec![tar(&[("data", noise)])]);
+    let layer = image.tars[0].clone();
+    let stage = Stage::new(image).await;
+    let ranges = [(0, 1 << 20), (1 << 20, 1 << 20)];
+    let parts = ranges.map(|(start, length)| &layer[start as usize..(start + length) as usize]);
+    let digests = parts.map(|part| Digest::of(part).bytes().try_into().unwrap()).to_vec();
+    let file = stage.scratch.path().join("pack");
+    std::fs::write(&file, zstd::bulk::compress(&parts.concat(), 1).unwrap()).unwrap();
+    stage.push(&stage.profile(&ranges).with_digests(digests).unwrap(), Some(&file)).await;
+
+    let front = Front::start(&stage.registry.host()).await.unwrap();
+    let repository = client(&front.host()).repository("team/app");
+    let source = ImageSource::Registry { repository, name: ManifestName::Tag("v1".to_owned()) };
+    let found = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
+    let store = Arc::new(Store::open(&stage.scratch.path().join("store")).unwrap());
+    let (config, runtime) = (Config { root: stage.scratch.path().join("node") }, Handle::current());
+    let open = soci_cli::commands::record::open_options(&config, 1000).unwrap();
+    let opened = open_image(&source, &found, &store, &open, &runtime).await.unwrap();
+    let wanted = find(&source, &found.descriptor.digest, &Choice::Default).await.unwrap().unwrap();
+    front.set(Fault::Slow { late: Duration::from_millis(1), bytes_per_second: 100_000 });
+    let options = ReplayOptions { budget_bytes: 1 << 30, packs: true };
+    let readers = opened.readers.clone();
+    let replay = Replay::start(wanted, source, readers, options, &runtime);
+    let reader = &opened.readers[0];
+    for offset in [2_500_000_usize, (2 << 20) - 5000] {
+        let start = Instant::now();
+        let bytes = reader.read(offset as u64, 4000).await.unwrap();
+        assert!(bytes == layer[offset..offset + 4000]);
+        // The whole pack takes twenty seconds.
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?} at {offset}", start.elapsed());
+    }
+    assert!(reader.counts().requests >= 2 && reader.store().present_spans() < 10, "by spans, of which there were few");
+    drop(replay);
 }
 
 /// A node remembers what it read at the last mount, and fetches it ahead after everything is gone from its store.
