@@ -142,6 +142,18 @@ impl Drop for Serving {
     }
 }
 
+/// Reads all files of a tree.
+fn read_all(directory: &Path) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => read_all(&entry.path()),
+            kind if kind.is_file() => drop(std::fs::read(entry.path()).unwrap()),
+            _ => {}
+        }
+    }
+}
+
 fn data_image(seed: u64) -> (Image, Vec<u8>) {
     let content = text(seed, 3_000_000);
     (Image::gzip(vec![tar(&[("data", content.clone())])]), content)
@@ -239,6 +251,14 @@ async fn recorded_pushed_and_replayed_from_a_pack() {
     // All that the pack lacks comes by spans.
     assert!(std::fs::read(serving.at.join("data")).unwrap() == noise);
     assert!(serving.status()["layers"][1]["requests"].as_u64() > Some(0));
+    // Once all is here, nothing is fetched ahead, and no pack.
+    read_all(&serving.at);
+    drop(serving);
+    let before = stage.registry.traffic().bytes_sent;
+    let serving = stage.mount("cold", &[]);
+    let _ = serving.settled();
+    let sent = stage.registry.traffic().bytes_sent - before;
+    assert!(sent < 100_000, "{sent} bytes for a mount of what is here");
     drop(serving);
     // Where nobody is believed without a signature, bytes are not taken from a stranger's pack.
     let strict = stage.mount("strict", &["--provisional", "deny"]);
@@ -348,6 +368,27 @@ async fn node_remembers() {
     read(&serving);
     let after = serving.settled();
     assert_eq!(ahead["layers"][0]["requests"], after["layers"][0]["requests"], "the read found it all");
+}
+
+/// A profile is deleted by its name; a registry that does not let us is named, with what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_by_name() {
+    let (image, _) = data_image(6);
+    let stage = Stage::new(image).await;
+    stage.push(&stage.profile(&[(0, PAGE_BYTES)]), None).await;
+    let front = Front::start(&stage.registry.host()).await.unwrap();
+    let refused = run(&mut stage.soci("x", &["profile", "rm", &format!("{}/team/app:v1", front.host()), "default"]));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(8) && said.contains("by its own means"), "{said}");
+    let name = stage.name();
+    assert!(stdout(&mut stage.soci("x", &["profile", "rm", &name, "default"])).contains("is deleted"));
+    let again = run(&mut stage.soci("x", &["profile", "rm", &name, "default"]));
+    assert!(again.status.code() == Some(1), "{again:?}");
+    let index = stdout(&mut stage.soci("x", &["profile", "list", &name, "--json"]));
+    assert_eq!(index.trim(), "[]");
+    let listed =
+        client(&stage.registry.host()).repository("team/app").referrers(&stage.image.digest(), None).await.unwrap();
+    assert_eq!(listed.entries.len(), 1, "the index stays");
 }
 
 /// Wrong words are refused with a hint.

@@ -69,6 +69,20 @@ pub enum Profile {
         #[arg(long)]
         json: bool,
     },
+    /// Delete the published profiles of a name: their manifests, and nothing else
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The image
+        image: String,
+        /// The profile's name
+        name: String,
+        /// Platform, for example linux/arm64 [default: this machine's]
+        #[arg(long, short = 'p', value_name = "OS/ARCH")]
+        platform: Option<String>,
+        /// How to talk to the registry.
+        #[command(flatten)]
+        access: Box<Access>,
+    },
     /// Make one profile of two: all that the first one names, then what the second one has besides
     Merge {
         /// The profile that comes first

@@ -13,6 +13,7 @@ use soci_index::limits::Limits;
 use soci_index::profile::Profile;
 use soci_index::profile::artifact::{Notes, Published, is_name};
 use soci_index::publish::profiles;
+use soci_index::registry::RegistryError;
 use tokio::runtime::Handle;
 
 use super::image::{self, block_on};
@@ -31,6 +32,9 @@ pub fn run(arguments: &args::Profile, config: &Config, timeout: Duration) -> any
         args::Profile::Push(push) => block_on(timeout, push_profile(push, config)),
         args::Profile::List { image, platform, json, access } => {
             block_on(timeout, list(image, platform.as_deref(), *json, access))
+        }
+        args::Profile::Rm { image, name, platform, access } => {
+            block_on(timeout, remove(image, name, platform.as_deref(), access))
         }
         args::Profile::Show { file, json } => show(file, *json),
         args::Profile::Merge { first, second, output } => merge(first, second, output),
@@ -140,6 +144,35 @@ async fn list(name: &str, platform: Option<&str>, json: bool, access: &Access) -
     };
     let rows: Vec<_> = published.iter().map(row).collect();
     output::table(&["NAME", "USE", "PACK", "CREATED", "DIGEST", "COMMAND"], &rows)
+}
+
+async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<()> {
+    let (source, found) = resolve(image, platform, access).await?;
+    let ImageSource::Registry { repository, .. } = &source else {
+        return Err(fail(Exit::Usage, format!("{image} is not in a registry: profiles are deleted there only")));
+    };
+    let mut published = profiles::list(&source, &found.descriptor.digest).await?;
+    published.retain(|one| one.name == name);
+    if published.is_empty() {
+        let hint = format!("`soci profile list {image}` shows what there is");
+        return Err(fail(Exit::Failure, format!("{image} has no profile {name}; {hint}")));
+    }
+    for one in published {
+        let deleted = repository.delete_manifest(&one.digest).await;
+        deleted.map_err(|error| match error {
+            RegistryError::Status { status: 400 | 403 | 405 | 501, .. } => fail(
+                Exit::Refused,
+                format!(
+                    "{error}; this registry does not let its clients delete: delete {repository}@{} by its own means, or \
+                     push another profile as default, which is used in its place",
+                    one.digest
+                ),
+            ),
+            error => error.into(),
+        })?;
+        output::line(format!("profile {name} of {image} is deleted: {}", one.digest))?;
+    }
+    Ok(())
 }
 
 fn show(file: &Path, json: bool) -> anyhow::Result<()> {

@@ -113,8 +113,8 @@ impl Replay {
         let mut seen = HashSet::new();
         let readers: Vec<LayerReader> = readers.into_iter().filter(|reader| seen.insert(reader.digest())).collect();
         // Readers must know of a pack before the first read, not when the task gets to run.
-        let unpacking =
-            pack_of(&wanted, options).map(|pack| (pack, Unpacking::new(Arc::clone(&wanted.profile), &readers)));
+        let unpacking = pack_of(&wanted, &readers, options)
+            .map(|pack| (pack, Unpacking::new(Arc::clone(&wanted.profile), &readers)));
         Self {
             task: runtime.spawn(async move {
                 let mut budget = options.budget_bytes;
@@ -139,21 +139,33 @@ impl Replay {
     }
 }
 
-fn pack_of(wanted: &Wanted, options: ReplayOptions) -> Option<soci_index::image::model::Descriptor> {
+/// The pack, where that is the cheaper way: not when most of what it brings is here.
+fn pack_of(
+    wanted: &Wanted,
+    readers: &[LayerReader],
+    options: ReplayOptions,
+) -> Option<soci_index::image::model::Descriptor> {
     let pack = wanted.published.as_ref()?.pack.clone()?;
     let has_digests = !wanted.profile.digests().is_empty();
-    (options.packs && has_digests && pack.size <= options.budget_bytes).then_some(pack)
+    let by_spans: u64 = lacking(wanted, readers).into_iter().map(|span| size(readers, span)).sum();
+    (options.packs && has_digests && pack.size <= options.budget_bytes.min(by_spans)).then_some(pack)
+}
+
+/// The spans of a profile that are not here, in its order.
+fn lacking(wanted: &Wanted, readers: &[LayerReader]) -> Vec<(usize, SpanId)> {
+    let tables: Vec<_> = readers.iter().map(|reader| (reader.digest(), &reader.index().spans)).collect();
+    let mut spans = wanted.profile.spans(&tables);
+    spans.retain(|(place, span)| !readers[*place].store().is_present(*span));
+    spans
+}
+
+/// Compressed bytes of a span.
+fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
+    readers[place].index().spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start)
 }
 
 async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
-    let tables: Vec<_> = readers.iter().map(|reader| (reader.digest(), &reader.index().spans)).collect();
-    let spans = wanted.profile.spans(&tables);
-    let lacking = |(place, span): &(usize, SpanId)| !readers[*place].store().is_present(*span);
-    let spans: Vec<(usize, SpanId)> = spans.into_iter().filter(lacking).collect();
-    let size = |(place, span): (usize, SpanId)| {
-        readers[place].index().spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start)
-    };
-    let requests = requests(&spans, size, budget_bytes);
+    let requests = requests(&lacking(wanted, readers), |span| size(readers, span), budget_bytes);
     let fetching = futures_util::stream::iter(requests).map(|(place, spans)| async move {
         while readers.iter().any(LayerReader::is_waited_for) {
             tokio::time::sleep(LOOK).await;
