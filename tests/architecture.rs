@@ -130,6 +130,7 @@ const FOREIGN: [(&str, &[&str]); 28] = [
         &[
             "soci-cli/src/args.rs",
             "soci-cli/src/args/node.rs",
+            "soci-cli/src/args/profile.rs",
             "soci-cli/src/args/publish.rs",
             "soci-cli/src/args/serve.rs",
             "soci-cli/src/main.rs",

@@ -10,12 +10,13 @@ use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::forest::{Forest, ForestOptions};
 use soci_fs::metrics::Metrics;
 use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::profile::Memory;
 use soci_fs::reader::Policy;
 use soci_fs::remote::background::{Background, Pace};
 use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use soci_fs::remote::slots::Slots;
-use soci_fs::remote::{Registries, RemoteError, RemoteLayers, RemoteOptions, Reopener};
+use soci_fs::remote::{ProfileOptions, Registries, RemoteError, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::registry::{Backoff, ClientOptions, CredentialSource};
@@ -32,6 +33,10 @@ struct Daemon {
 
 impl Daemon {
     fn start(root: &Path, whole_layers: bool) -> Self {
+        Self::start_with(root, whole_layers, ProfileOptions::default())
+    }
+
+    fn start_with(root: &Path, whole_layers: bool, profiles: ProfileOptions) -> Self {
         let runtime = tokio::runtime::Handle::current();
         let client = ClientOptions {
             credentials: CredentialSource::Anonymous,
@@ -70,6 +75,7 @@ impl Daemon {
             layers_at_once: 4,
             open_limit: Duration::from_secs(10),
             mountpoint: root.join("fs"),
+            profiles,
         };
         let layers =
             RemoteLayers::new(Arc::clone(&forest), store, slots, id_maps, registries, options, runtime).unwrap();
@@ -176,6 +182,46 @@ async fn one_look_up_serves_all_layers() {
     // Manifest, configuration, referrers, index, zTOC, and two layers whole.
     let requests = registry.traffic().requests - before;
     assert!(requests <= 7, "{requests} requests");
+}
+
+/// A node that has lost an image's bytes fetches what its last start-up read, before anybody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn start_ups_are_remembered_and_fetched_ahead() {
+    let content = text(5, 2_000_000);
+    let image = Image::gzip(vec![tar(&[("data", content.clone())])]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    publish(&name);
+    let kept = tempfile::tempdir().unwrap();
+    let profiles = ProfileOptions {
+        replay: true,
+        record: true,
+        memory: Some(Memory::new(kept.path().join("profiles"))),
+        budget_bytes: None,
+        start_up: Some(Duration::from_millis(500)),
+    };
+    let present = |daemon: &Daemon, slot| daemon.forest.reader(slot).unwrap().store().present_spans();
+    for is_known in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start_with(root.path(), true, profiles.clone());
+        let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+        let mut ahead = 0;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            ahead = present(&daemon, slot);
+        }
+        assert_eq!(ahead > 0, is_known, "{ahead} spans before anybody read");
+        let inode = daemon.forest.lookup(1, slot.to_string().as_bytes()).unwrap().inode;
+        let inode = daemon.forest.lookup(inode, b"data").unwrap().inode;
+        assert_eq!(daemon.forest.read(inode, 1_000_000, 100).await.unwrap(), content[1_000_000..1_000_100]);
+        for _ in 0..300 {
+            if kept.path().join("profiles").exists() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(std::fs::read_dir(kept.path().join("profiles")).unwrap().count(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

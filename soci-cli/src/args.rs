@@ -11,13 +11,19 @@ use clap::{Args, Parser, Subcommand};
 use soci_index::gotime::duration;
 
 mod node;
+mod profile;
 mod publish;
 mod serve;
 
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
+<<<<<<< HEAD
 pub use publish::{
     Building, Convert, Create, Existing, Format, FormatName, Forms, Optimization, Prefetch, Publish, Push, Verify,
 };
+=======
+pub use profile::{Profile, PushProfile, Record};
+pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
+>>>>>>> dev-a
 pub use serve::ServeWebhook;
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
@@ -131,6 +137,11 @@ pub enum Command {
     Ztoc(Ztoc),
     /// Mount an image; its files are fetched when they are read
     Mount(Mount),
+    /// Run a command in an image and note what it reads, for faster starts
+    Record(Record),
+    /// Start-up profiles: publish what `soci record` noted
+    #[command(subcommand)]
+    Profile(Profile),
     /// Pull an image through containerd so that its snapshotter provides the layers lazily, for users of ctr
     Rpull(Rpull),
     /// Unmount what `soci mount` mounted

@@ -35,6 +35,12 @@ impl Config {
         self.root.join("content")
     }
 
+    /// What this machine remembers of start-ups.
+    #[must_use]
+    pub fn profiles(&self) -> PathBuf {
+        self.root.join("profiles")
+    }
+
     /// The layer stores of mounted images.
     #[must_use]
     pub fn layers(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use soci_fs::grpc::containerd::ContainerdError;
 use soci_fs::mount::MountError;
 use soci_fs::open::OpenError;
+use soci_fs::profile::pack::PackError;
 use soci_fs::rpull::PullError;
 use soci_fs::source::SourceError;
 use soci_fs::store::StoreError as LayerStoreError;
@@ -20,7 +21,9 @@ use soci_index::image::{ImageError, SavedError};
 use soci_index::indexer::IndexError;
 use soci_index::manifest::ManifestError;
 use soci_index::pipeline::PipelineError;
+use soci_index::profile::ProfileError;
 use soci_index::publish::PublishError;
+use soci_index::publish::profiles::ProfilesError;
 use soci_index::registry::RegistryError;
 use soci_index::sink::SinkError;
 use soci_index::ztoc::ZtocError;
@@ -111,6 +114,15 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return Some(of_publish(error));
     }
+    if let Some(error) = error.downcast_ref::<ProfilesError>() {
+        return Some(of_profiles(error));
+    }
+    if let Some(error) = error.downcast_ref::<PackError>() {
+        return Some(of_pack(error));
+    }
+    if error.is::<ProfileError>() {
+        return Some(Exit::BadContent);
+    }
     if let Some(error) = error.downcast_ref::<ImageError>() {
         return Some(of_image(error));
     }
@@ -142,6 +154,24 @@ const fn of_publish(error: &PublishError) -> Exit {
         PublishError::NothingToIndex { .. } => Exit::NothingToIndex,
         PublishError::Moved { .. } => Exit::Failure,
         PublishError::Ztoc { .. } | PublishError::Enable { .. } | PublishError::Sparse { .. } => Exit::BadContent,
+    }
+}
+
+const fn of_profiles(error: &ProfilesError) -> Exit {
+    match error {
+        ProfilesError::Image(error) => of_image(error),
+        ProfilesError::Registry(error) => of_registry(error),
+        ProfilesError::Profile { .. } => Exit::BadContent,
+        ProfilesError::Pack { .. } => Exit::Local,
+    }
+}
+
+const fn of_pack(error: &PackError) -> Exit {
+    match error {
+        PackError::Read(_) | PackError::Abandoned => Exit::Failure,
+        PackError::Write(_) | PackError::Store(_) => Exit::Local,
+        PackError::Stream { .. } => Exit::Registry,
+        PackError::Range { .. } => Exit::BadContent,
     }
 }
 

@@ -47,6 +47,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Index(index) => commands::index::run(&index, &config),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
         Command::Mount(mount) => commands::mount::run(&mount, &config),
+        Command::Record(record) => commands::record::run(&record, &config),
+        Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
         Command::Umount(umount) => commands::mount::run_umount(&umount),
         Command::Demo(demo) => commands::demo::run(&demo, timeout),

@@ -20,6 +20,7 @@ pub mod lock;
 pub mod metrics;
 pub mod mount;
 pub mod open;
+pub mod profile;
 pub mod proof;
 pub mod readahead;
 pub mod reader;

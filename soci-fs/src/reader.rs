@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -24,10 +24,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::profile::{Incoming, Listener};
 use crate::readahead::ReadAhead;
 use crate::source::Source;
 use crate::store::{LayerStore, Reading};
 
+mod ahead;
 mod error;
 mod file;
 mod flight;
@@ -119,6 +121,13 @@ struct Shared {
     decoders: Arc<Semaphore>,
     counters: Counters,
     last_error: Mutex<Option<String>>,
+    /// Who wants to know what is read, and whether anybody does.
+    listeners: Mutex<Vec<Listener>>,
+    is_heard: AtomicBool,
+    /// A pack that brings bytes of the layer.
+    incoming: Mutex<Option<Arc<Incoming>>>,
+    /// Reads that wait for flights which were started for them.
+    waiting: AtomicUsize,
 }
 
 impl LayerReader {
@@ -165,6 +174,10 @@ impl LayerReader {
             decoders: Arc::new(Semaphore::new(decoders)),
             counters: Counters::default(),
             last_error: Mutex::default(),
+            listeners: Mutex::default(),
+            is_heard: AtomicBool::new(false),
+            incoming: Mutex::default(),
+            waiting: AtomicUsize::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -262,19 +275,28 @@ impl LayerReader {
         let Some(first) = (0..count).find(|span| !self.shared.store.is_present(*span)) else { return Ok(0) };
         let absent = |span: &SpanId| !self.shared.store.is_present(*span);
         let end = (first..self.shared.batch_end(first, bytes)).take_while(absent).last().map_or(first, |span| span + 1);
-        self.shared.launch(first..end);
-        for span in first..end {
+        self.fetch_spans(first..end).await?;
+        Ok(end - first)
+    }
+
+    /// Fetches those of `spans` that are absent.
+    ///
+    /// # Errors
+    /// The first [`ReadError`]; what was fetched until then is kept.
+    pub async fn fetch_spans(&self, spans: Range<SpanId>) -> Result<(), ReadError> {
+        self.shared.launch(spans.clone());
+        for span in spans {
             let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
             let limit = Instant::now() + self.shared.policy.flight_limit;
             self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
         }
-        Ok(end - first)
+        Ok(())
     }
 
     /// Whether something is being fetched.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !lock(&self.shared.flights).is_empty()
+        !lock(&self.shared.flights).is_empty() || self.incoming().is_some()
     }
 
     fn deadline(&self) -> Instant {
@@ -288,6 +310,9 @@ impl LayerReader {
         let reading = self.shared.store.read(offset, buffer);
         // A store that cannot be read is as good as an empty one.
         let done = matches!(reading, Ok(Reading::Done));
+        if done {
+            self.heard(offset, buffer.len());
+        }
         if done && self.shared.store.present_bytes() < self.shared.store.size() {
             self.shared.read_ahead(self.shared.index.spans.covering(offset..offset + buffer.len() as u64));
         }
@@ -298,8 +323,12 @@ impl LayerReader {
         if self.try_read_into(offset, buffer)? {
             return Ok(());
         }
+        if self.comes_with_pack(offset, buffer, deadline).await? {
+            return Ok(());
+        }
         let end = offset + buffer.len() as u64;
         let spans = self.shared.index.spans.covering(offset..end);
+        let _foreground = self.foreground(&spans);
         self.shared.launch(spans.clone());
         self.shared.read_ahead(spans.clone());
         for span in spans {
@@ -330,6 +359,7 @@ impl LayerReader {
             }
             self.in_service(part.start)?;
         }
+        self.heard(offset, buffer.len());
         Ok(())
     }
 

@@ -31,6 +31,7 @@ use crate::open::{ImageOpener, OpenOptions};
 use crate::reader::LayerReader;
 use crate::store::Store;
 
+mod ahead;
 pub mod background;
 pub mod elsewhere;
 mod error;
@@ -41,6 +42,7 @@ mod registries;
 mod reopen;
 pub mod slots;
 
+pub use ahead::ProfileOptions;
 pub use error::RemoteError;
 pub use provide::Counted;
 pub use registries::Registries;
@@ -72,6 +74,8 @@ pub struct RemoteOptions {
     pub open_limit: Duration,
     /// Where the forest is mounted.
     pub mountpoint: PathBuf,
+    /// What is done with start-up profiles.
+    pub profiles: ProfileOptions,
 }
 
 type Failure = Arc<RemoteError>;
@@ -106,6 +110,7 @@ struct Inner {
     runtime: Handle,
     gate: Semaphore,
     state: Mutex<State>,
+    start_ups: ahead::StartUps,
 }
 
 /// An image that was looked up.
@@ -181,6 +186,7 @@ impl RemoteLayers {
             runtime,
             gate,
             state: Mutex::default(),
+            start_ups: ahead::StartUps::default(),
         })))
     }
 
@@ -208,6 +214,7 @@ impl RemoteLayers {
         // All of them are wanted for as long as this question is: the next ones will be asked for later.
         let brought = (first..layers.len()).map(|position| self.bring(&key, &image, position));
         let brought: Vec<_> = brought.collect::<Result<_, _>>()?;
+        self.run_ahead(&key, &image, brought.iter().map(|(underway, _)| underway.clone()).collect());
         if let Some((underway, _)) = brought.first() {
             underway.clone().await?;
         }

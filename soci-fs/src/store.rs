@@ -33,6 +33,7 @@ use crate::lock::{Lock, LockError};
 mod evict;
 mod identity;
 mod layer;
+mod partial;
 mod present;
 #[cfg(test)]
 mod tests;

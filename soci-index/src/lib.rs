@@ -37,6 +37,7 @@ pub mod limits;
 pub mod manifest;
 pub mod pipeline;
 pub mod prefetch;
+pub mod profile;
 pub mod publish;
 pub mod registry;
 pub mod signature;

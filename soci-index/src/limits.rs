@@ -28,6 +28,11 @@ pub struct Limits {
     pub path_bytes_max: usize,
     /// Pieces of one sparse file. Stops a sparse map that outweighs the file. Default 1 million.
     pub sparse_pieces_max: usize,
+    /// Ranges of one profile, and layers of it. Stops a profile that outweighs the image. Default 256 thousand; a start-up
+    /// of a large program has some ten thousand.
+    pub profile_ranges_max: usize,
+    /// Bytes that one profile may name. Stops a profile, or its pack, from filling the disk. Default 8 GiB.
+    pub profile_bytes_max: u64,
 }
 
 impl Limits {
@@ -42,6 +47,8 @@ impl Limits {
         manifest_bytes_max: 4 << 20,
         path_bytes_max: 64 << 10,
         sparse_pieces_max: 1_000_000,
+        profile_ranges_max: 1 << 18,
+        profile_bytes_max: 8 << 30,
     };
 }
 

@@ -71,6 +71,7 @@ impl Desk {
             layers_at_once: 100,
             open_limit: Duration::from_secs(30),
             mountpoint: root.path().join("fs"),
+            profiles: soci_fs::remote::ProfileOptions::default(),
         };
         let layers = RemoteLayers::new(
             Arc::new(Forest::new(ForestOptions::default())),

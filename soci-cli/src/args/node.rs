@@ -41,6 +41,16 @@ pub struct Mount {
     /// Certificate of a signer, or of an authority for signers, as notation uses it; may be repeated
     #[arg(long = "certificate", value_name = "FILE")]
     pub certificates: Vec<PathBuf>,
+    /// Fetch what this published profile names ahead of all reads [default: the one that is published as default, else
+    /// what this machine saw at the last mount]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Fetch nothing ahead by a profile, and remember none
+    #[arg(long, conflicts_with = "profile")]
+    pub no_profile: bool,
+    /// Compressed bytes that a profile may cost [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
+    #[arg(long, value_name = "BYTES")]
+    pub profile_budget: Option<u64>,
     /// Let other users see the mount (as root always)
     #[arg(long)]
     pub allow_other: bool,

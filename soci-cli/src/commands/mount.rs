@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use soci_fs::image::Image;
-use soci_fs::mount::{Lazy, MountOptions, mount, unmount};
+use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
 use soci_fs::open::{IndexModes, LayerNote, OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
@@ -31,6 +31,10 @@ use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
 use crate::progress::Progress;
+
+mod ahead;
+
+use ahead::Search;
 
 /// What a detached process prints when its mount is ready.
 const READY: &str = "ready";
@@ -76,9 +80,13 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
-    let opened = open_platform(&source, &image::selection(&platforms)?, &store, &open).await;
+    let images = source.resolve(&image::selection(&platforms)?).await?;
+    let found = images.first().context("the image has no platform")?;
+    let search = Search::start(arguments, config, &source, found);
+    let opened = open_image(&source, found, &store, &open, &Handle::current()).await;
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
+    let ahead = search.follow(&source, &opened.readers).await?;
     let (index, notes) = (opened.index, opened.notes.clone());
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
     let mut options = MountOptions { source: reference.to_string(), ..MountOptions::default() };
@@ -107,6 +115,16 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
             arguments.directory.display(),
         ))?;
     }
+    until_unmounted(mounted).await?;
+    ahead.end();
+    if let Some(file) = &arguments.pid_file {
+        let _ = std::fs::remove_file(file);
+    }
+    summary(&image)
+}
+
+/// Serves until somebody unmounts, or a signal asks for it.
+async fn until_unmounted(mounted: Mounted) -> anyhow::Result<()> {
     let unmounter = mounted.unmounter();
     let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
@@ -116,10 +134,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         _ = terminate.recv() => end(&unmounter, served).await?,
         _ = interrupt.recv() => end(&unmounter, served).await?,
     }
-    if let Some(file) = &arguments.pid_file {
-        let _ = std::fs::remove_file(file);
-    }
-    summary(&image)
+    Ok(())
 }
 
 /// How the image is to be opened.

@@ -6,7 +6,7 @@
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
 //! Keys of our own: `pull_modes.leave_unindexed`, `resolver.config_path` (directories of `hosts.toml` files, separated by
-//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]` and `[trust]`. One
+//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]`, `[profile]` and `[trust]`. One
 //! default differs: version 1 indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
@@ -16,18 +16,20 @@ use std::time::Duration;
 use soci_fs::remote::background::Pace;
 use soci_fs::remote::elsewhere::{IndexRule, RuleError};
 
+mod profile;
 mod pull_modes;
 mod sections;
 mod trust;
 mod values;
 
+pub use profile::Profile;
 pub use pull_modes::*;
 pub use sections::*;
 pub use trust::*;
 pub use values::*;
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 32] = [
+const WITH_EFFECT: [&str; 33] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -51,6 +53,7 @@ const WITH_EFFECT: [&str; 32] = [
     "metrics_network",
     "mount_timeout_sec",
     "no_prometheus",
+    "profile",
     "pull_modes.leave_unindexed",
     "pull_modes.soci_v1.enable",
     "pull_modes.soci_v2.enable",

@@ -157,6 +157,7 @@ impl Shop {
             layers_at_once: config.layers_at_once(),
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
+            profiles: config.profile.options(root),
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
         let layers = RemoteLayers::new(planted, kept, Arc::clone(&slots), id_maps, registries, options, runtime)?;

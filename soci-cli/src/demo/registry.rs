@@ -223,6 +223,10 @@ impl Server {
                 Ok(answer.body(found.bytes).head_only(head))
             }
             "manifests" if request.method() == Method::PUT => self.put_manifest(name, last, request).await,
+            "manifests" if request.method() == Method::DELETE => {
+                self.state.delete_manifest(name, &last.parse().map_err(|_| Failure::BadDigest)?)?;
+                Ok(reply(StatusCode::ACCEPTED))
+            }
             _ => Err(Failure::Unsupported),
         }
     }

@@ -110,8 +110,8 @@ impl Store {
 fn evict_spans(open: &[Arc<LayerStore>], quota: u64, evicted: &mut Evicted) -> Result<(), StoreError> {
     let mut candidates: Vec<(u32, usize, u32)> = Vec::new();
     for (number, layer) in open.iter().enumerate().filter(|(_, layer)| !layer.is_pinned()) {
-        let present = (0..layer.spans()).filter(|span| layer.is_present(*span));
-        candidates.extend(present.map(|span| (layer.last_used(span), number, span)));
+        let here = (0..layer.spans()).filter(|span| layer.is_present(*span) || layer.has_parts(*span));
+        candidates.extend(here.map(|span| (layer.last_used(span), number, span)));
     }
     candidates.sort_unstable();
     for (_, number, span) in candidates {

@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use soci_index::index::LayerIndex;
 use soci_index::span::SpanId;
 
+use super::partial::Partial;
 use super::present::{Checksum, HEADER_BYTES, Header, table};
 use super::{BootId, Clock, StoreError, io_error};
 
@@ -28,7 +29,7 @@ pub enum Reading {
 #[derive(Debug)]
 pub struct LayerStore {
     directory: PathBuf,
-    data: File,
+    pub(super) data: File,
     present: File,
     header: Header,
     proven: AtomicBool,
@@ -37,13 +38,15 @@ pub struct LayerStore {
     ends: Box<[u64]>,
     checksums: Box<[AtomicU64]>,
     used: Box<[AtomicU32]>,
-    present_bytes: AtomicU64,
+    pub(super) present_bytes: AtomicU64,
+    /// Pages of spans that are not present.
+    pub(super) partial: Partial,
     /// Counts evictions: a read that saw it change saw, perhaps, a hole.
     generation: AtomicU64,
     /// Shared by writers of spans, exclusive for eviction, so that no span is written into a range being punched out.
     /// Held only over local file calls.
-    writing: RwLock<()>,
-    clock: Arc<Clock>,
+    pub(super) writing: RwLock<()>,
+    pub(super) clock: Arc<Clock>,
 }
 
 impl LayerStore {
@@ -81,6 +84,7 @@ impl LayerStore {
             present_bytes: AtomicU64::new(0),
             checksums: stored.into_iter().map(|checksum| AtomicU64::new(checksum.0)).collect(),
             ends,
+            partial: Partial::default(),
             generation: AtomicU64::new(0),
             writing: RwLock::new(()),
             clock,
@@ -181,6 +185,7 @@ impl LayerStore {
             return Err(StoreError::Length { span, expected, found });
         }
         let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        let _filling = self.partial.filling();
         if self.is_present(span) && self.checksum(span).matches(bytes) && self.checksum(span).is_fresh() {
             return Ok(());
         }
@@ -189,9 +194,18 @@ impl LayerStore {
         if was_absent {
             self.present_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
+        self.partial.forget(span);
         self.clock.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.used[span as usize].store(self.clock.ticks.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.touch(span);
         Ok(())
+    }
+
+    /// Notes that a span is used now.
+    pub(super) fn touch(&self, span: SpanId) {
+        let now = self.clock.ticks.fetch_add(1, Ordering::Relaxed);
+        if let Some(used) = self.used.get(span as usize) {
+            used.store(now, Ordering::Relaxed);
+        }
     }
 
     /// Gives the span's space back. Readers that are on it notice and see it as absent.
@@ -201,10 +215,14 @@ impl LayerStore {
     pub fn evict(&self, span: SpanId) -> Result<(), StoreError> {
         let place = self.place(span);
         let _exclusive = self.writing.write().unwrap_or_else(PoisonError::into_inner);
-        if self.set(span, Checksum::ABSENT)?.is_absent() {
-            return Ok(());
+        let had_parts = self.partial.forget(span);
+        match self.set(span, Checksum::ABSENT)?.is_absent() {
+            true if !had_parts => return Ok(()),
+            true => {}
+            false => {
+                self.present_bytes.fetch_sub(place.end - place.start, Ordering::Relaxed);
+            }
         }
-        self.present_bytes.fetch_sub(place.end - place.start, Ordering::Relaxed);
         // After the record and before the hole: whoever reads zeros finds the count changed.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -218,6 +236,7 @@ impl LayerStore {
         let Some(value) = self.checksums.get(span as usize) else {
             return;
         };
+        self.partial.forget(span);
         if !Checksum(value.swap(Checksum::ABSENT.0, Ordering::AcqRel)).is_absent() {
             self.present_bytes.fetch_sub(self.length(span), Ordering::Relaxed);
         }
@@ -278,12 +297,25 @@ impl LayerStore {
             #[expect(clippy::cast_possible_truncation, reason = "below the number of spans")]
             let span = index as SpanId;
             let checksum = self.checksum(span);
-            if !checksum.is_fresh() && !self.refresh(span, checksum)? {
+            if !checksum.is_fresh() && !self.refresh(span, checksum)? && !self.has_part(span, &range) {
                 return Ok(Some(span));
             }
             self.used[index].store(now, Ordering::Relaxed);
         }
         Ok(None)
+    }
+
+    /// Whether that of a range which lies in an absent span is there nevertheless.
+    fn has_part(&self, span: SpanId, range: &Range<u64>) -> bool {
+        let place = self.place(span);
+        self.partial.has(span, &(range.start.max(place.start)..range.end.min(place.end)))
+    }
+
+    /// The span that holds a byte, and its place.
+    pub(super) fn span_at(&self, offset: u64) -> Option<(SpanId, Range<u64>)> {
+        let index = self.ends.partition_point(|end| *end <= offset);
+        let span = SpanId::try_from(index).ok().filter(|span| *span < self.spans())?;
+        Some((span, self.place(span)))
     }
 
     /// Compares a span with its checksum; a span that does not match is absent from now on.
@@ -329,7 +361,7 @@ impl LayerStore {
     }
 
     /// Records a span in memory and in the file, and gives the record it replaces.
-    fn set(&self, span: SpanId, checksum: Checksum) -> Result<Checksum, StoreError> {
+    pub(super) fn set(&self, span: SpanId, checksum: Checksum) -> Result<Checksum, StoreError> {
         let Some(value) = self.checksums.get(span as usize) else {
             return Ok(Checksum::ABSENT);
         };
@@ -351,7 +383,7 @@ impl LayerStore {
         changed
     }
 
-    fn failed(&self, operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    pub(super) fn failed(&self, operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> StoreError + use<> {
         let path = self.directory.join(name);
         move |cause| StoreError::Io { operation, path, cause: Arc::new(cause) }
     }

@@ -11,7 +11,7 @@ use super::*;
 
 const SPAN: usize = 16 << 10;
 
-fn table(spans: u64, bytes: u64) -> LayerIndex {
+pub(super) fn table(spans: u64, bytes: u64) -> LayerIndex {
     let span = |number: u64| Span {
         compressed: number * 10..number * 10 + 10,
         uncompressed: number * bytes..(number + 1) * bytes,
@@ -29,7 +29,7 @@ fn table(spans: u64, bytes: u64) -> LayerIndex {
     }
 }
 
-fn digest(number: u8) -> Digest {
+pub(super) fn digest(number: u8) -> Digest {
     Digest::from_sha256([number; 32])
 }
 
@@ -41,7 +41,7 @@ fn content(span: u32) -> Vec<u8> {
     (0..SPAN).map(|place| u8::try_from((place + 7 * span as usize) % 251).unwrap()).collect()
 }
 
-fn read(layer: &LayerStore, offset: usize, length: usize) -> Option<Vec<u8>> {
+pub(super) fn read(layer: &LayerStore, offset: usize, length: usize) -> Option<Vec<u8>> {
     let mut buffer = vec![0; length];
     (layer.read(offset as u64, &mut buffer).unwrap() == Reading::Done).then_some(buffer)
 }

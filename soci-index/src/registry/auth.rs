@@ -42,6 +42,10 @@ impl Scopes {
         Self::actions(repository, &["pull", "push"])
     }
 
+    pub(crate) fn delete(repository: &str) -> Self {
+        Self::actions(repository, &["pull", "delete"])
+    }
+
     fn actions(repository: &str, actions: &[&str]) -> Self {
         let actions = actions.iter().map(|action| (*action).to_owned()).collect();
         Self(BTreeMap::from([(format!("repository:{repository}"), actions)]))

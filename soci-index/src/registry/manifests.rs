@@ -50,6 +50,15 @@ impl Repository {
         check_tag(self, name)?;
         self.push_place()?.push_manifest(name, media_type, bytes).await
     }
+
+    /// Deletes a manifest by its digest; whether it was there. Only for what somebody asked to have deleted: nothing of
+    /// this crate calls it by itself.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry refuses it, as many do (405).
+    pub async fn delete_manifest(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        self.push_place()?.delete_manifest(digest).await
+    }
 }
 
 impl Place {
@@ -108,6 +117,24 @@ impl Place {
         }
         let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| self.malformed(what, &error.to_string()))?;
         Ok(RawManifest { media_type: probe.media_type(transport_type), digest, bytes })
+    }
+
+    async fn delete_manifest(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        let what = format!("deleting manifest {digest}");
+        let call = Call {
+            method: Method::Delete,
+            url: self.url(&format!("manifests/{digest}")),
+            headers: Vec::new(),
+            body: Body::Empty,
+            scopes: Scopes::delete(self.name()),
+            what: what.clone(),
+        };
+        let answer = self.call(&call, &self.deadline(0)).await?;
+        match answer.status() {
+            200 | 202 | 204 => Ok(true),
+            404 => Ok(false),
+            _ => Err(self.status_error(answer, &what).await),
+        }
     }
 
     pub(crate) async fn push_manifest(

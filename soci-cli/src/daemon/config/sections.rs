@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContentStoreType, DropPolicy, MetadataStore, MetricsNetwork, PullModes, Size, Trust};
+use super::{ContentStoreType, DropPolicy, MetadataStore, MetricsNetwork, Profile, PullModes, Size, Trust};
 
 /// All keys of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,8 @@ pub struct DaemonConfig {
     pub layer_store: LayerStore,
     /// Which indexes are used before they are proven.
     pub trust: Trust,
+    /// What is done with start-up profiles.
+    pub profile: Profile,
 }
 
 impl Default for DaemonConfig {
@@ -111,6 +113,7 @@ impl Default for DaemonConfig {
             snapshotter: Snapshotter::default(),
             layer_store: LayerStore::default(),
             trust: Trust::default(),
+            profile: Profile::default(),
         }
     }
 }

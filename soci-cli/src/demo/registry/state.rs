@@ -139,6 +139,15 @@ impl State {
         Ok(Stored { digest, subject: entry.map(|(subject, _)| subject) })
     }
 
+    pub(super) fn delete_manifest(&self, name: &str, digest: &Digest) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        let contents = inner.repositories.get_mut(name).ok_or(Failure::NameUnknown)?;
+        contents.manifests.remove(digest).ok_or(Failure::ManifestUnknown)?;
+        contents.tags.retain(|_, tagged| tagged != digest);
+        contents.referrers.retain(|(_, entry)| entry.digest != *digest);
+        Ok(())
+    }
+
     pub(super) fn mount(&self, name: &str, from: &str, digest: &Digest) -> bool {
         let mut inner = self.lock();
         let there = inner.repositories.get(from).is_some_and(|contents| contents.blobs.contains(digest));

@@ -1,0 +1,129 @@
+//! Arguments of the commands that make and publish start-up profiles.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use soci_index::gotime::duration;
+
+use super::Access;
+
+/// `soci record`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The image is mounted anew, with nothing of it in any cache, so that every read is seen. The command runs as you, with the
+image as its root directory and its environment and working directory as the image says, but without a container around
+it: record images that you trust. As root it may write, to memory; anybody else needs bubblewrap (bwrap) and may not.
+
+  soci record registry.example/app:v1 -- python3 -c 'import numpy'
+  soci record registry.example/web:v1 --for 20s
+  soci profile push registry.example/app:v1 default.profile --default --pack")]
+pub struct Record {
+    /// The image
+    pub image: String,
+    /// What to run [default: what the image says]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+    /// Where to write the profile
+    #[arg(long, short = 'o', default_value = "default.profile", value_name = "FILE")]
+    pub output: PathBuf,
+    /// End the command after this time, for programs that do not end by themselves; 0 waits for its end
+    #[arg(long = "for", value_parser = duration, default_value = "0", value_name = "TIME")]
+    pub time: Duration,
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Layers below this size are read whole at once
+    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// `soci profile`
+#[derive(Debug, Subcommand)]
+pub enum Profile {
+    /// Push a profile beside its image
+    Push(Box<PushProfile>),
+    /// List the profiles of an image
+    #[command(visible_alias = "ls")]
+    List {
+        /// The image
+        image: String,
+        /// Platform, for example linux/arm64 [default: this machine's]
+        #[arg(long, short = 'p', value_name = "OS/ARCH")]
+        platform: Option<String>,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+        /// How to talk to the registry.
+        #[command(flatten)]
+        access: Box<Access>,
+    },
+    /// Show what a profile file names
+    Show {
+        /// The profile
+        file: PathBuf,
+        /// Print one JSON document, with every range
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete the published profiles of a name: their manifests, and nothing else
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The image
+        image: String,
+        /// The profile's name
+        name: String,
+        /// Platform, for example linux/arm64 [default: this machine's]
+        #[arg(long, short = 'p', value_name = "OS/ARCH")]
+        platform: Option<String>,
+        /// How to talk to the registry.
+        #[command(flatten)]
+        access: Box<Access>,
+    },
+    /// Make one profile of two: all that the first one names, then what the second one has besides
+    Merge {
+        /// The profile that comes first
+        first: PathBuf,
+        /// The other
+        second: PathBuf,
+        /// Where to write the result
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+/// `soci profile push`
+#[derive(Debug, Args)]
+pub struct PushProfile {
+    /// The image
+    pub image: String,
+    /// The profile, as `soci record` wrote it
+    pub file: PathBuf,
+    /// Its name: letters, digits, - _ .
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub name: String,
+    /// Use it wherever the image is mounted and no other is named
+    #[arg(long)]
+    pub default: bool,
+    /// Push the named bytes along, in order, so that a start-up gets all of them by one request
+    #[arg(long)]
+    pub pack: bool,
+    /// The command that was recorded, as a note for people
+    #[arg(long, value_name = "TEXT")]
+    pub command: Option<String>,
+    /// Push into this repository, HOST/NAME, and not into the image's own
+    #[arg(long, value_name = "REPOSITORY")]
+    pub to: Option<String>,
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+}

@@ -1,0 +1,113 @@
+//! What a mount fetches before anybody asks, and what it remembers for the next time.
+//!
+//! The profile is looked for while the layers are opened. One that was named must be there; a default is a convenience, so
+//! when it cannot be had, that is said and the mount goes on with what this machine remembers itself.
+
+use std::time::Duration;
+
+use soci_fs::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
+use soci_fs::reader::LayerReader;
+use soci_fs::trust;
+use soci_index::digest::Digest;
+use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::limits::Limits;
+use soci_index::publish::profiles::ProfilesError;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use crate::args::Mount;
+use crate::config::Config;
+use crate::exit::{Exit, fail};
+
+/// How long after the mount reads belong to the start-up, which is remembered.
+const START_UP: Duration = Duration::from_secs(60);
+
+/// A search for a profile that is under way.
+pub(super) struct Search {
+    choice: Choice,
+    found: JoinHandle<Result<Option<Wanted>, ProfilesError>>,
+    memory: Memory,
+    image: Digest,
+    options: ReplayOptions,
+}
+
+/// What runs ahead of a mount's readers, and what listens to them.
+pub(super) struct Ahead {
+    _replay: Option<Replay>,
+    remembering: Option<(Recorder, Memory, Digest)>,
+}
+
+impl Search {
+    /// Begins to look for the profile that is meant.
+    pub(super) fn start(arguments: &Mount, config: &Config, source: &ImageSource, image: &PlatformImage) -> Self {
+        let choice = match &arguments.profile {
+            _ if arguments.no_profile => Choice::None,
+            Some(name) => Choice::Named(name.clone()),
+            None => Choice::Default,
+        };
+        let image_bytes = image.manifest.layers.iter().map(|layer| layer.size).sum();
+        let options = ReplayOptions {
+            budget_bytes: arguments.profile_budget.unwrap_or_else(|| budget(image_bytes)),
+            // What a pack brings is vouched for by nobody but who pushed it.
+            packs: trust::Provisional::from(arguments.provisional) == trust::Provisional::Allow,
+        };
+        let (image, memory) = (image.descriptor.digest, Memory::new(config.profiles()));
+        let found = tokio::spawn({
+            let (source, choice) = (source.clone(), choice.clone());
+            async move { find(&source, &image, &choice).await }
+        });
+        Self { choice, found, memory, image, options }
+    }
+
+    /// Runs ahead of `readers` by what was found.
+    ///
+    /// # Errors
+    /// When a profile was named and is not there.
+    pub(super) async fn follow(self, source: &ImageSource, readers: &[LayerReader]) -> anyhow::Result<Ahead> {
+        let found = self.found.await;
+        let published = match (found, &self.choice) {
+            (Ok(Ok(found)), Choice::Named(name)) if found.is_none() => {
+                let hint = format!("`soci profile list {source}` shows what there is");
+                return Err(fail(Exit::Failure, format!("{source} has no profile {name}; {hint}")));
+            }
+            (Ok(Err(error)), Choice::Named(_)) => return Err(error.into()),
+            (Ok(Ok(found)), _) => found,
+            (Ok(Err(error)), _) => {
+                tracing::warn!(%error, "no published profile can be had");
+                None
+            }
+            (Err(_), _) => None,
+        };
+        let is_published = published.is_some();
+        let remembered = || {
+            let profile = self.memory.load(&self.image)?.into();
+            Some(Wanted { name: "of this machine".to_owned(), profile, published: None })
+        };
+        let wanted = match self.choice {
+            Choice::None => None,
+            Choice::Named(_) => published,
+            Choice::Default => published.or_else(remembered),
+        };
+        let replay = wanted
+            .map(|wanted| Replay::start(wanted, source.clone(), readers.to_vec(), self.options, &Handle::current()));
+        let remembers = self.choice == Choice::Default && !is_published;
+        let remembering = remembers.then(|| {
+            let recorder = Recorder::for_time(Limits::DEFAULT, START_UP);
+            for reader in readers {
+                recorder.attach(reader);
+            }
+            (recorder, self.memory, self.image)
+        });
+        Ok(Ahead { _replay: replay, remembering })
+    }
+}
+
+impl Ahead {
+    /// Ends with the mount: remembers what its start-up read.
+    pub(super) fn end(self) {
+        let Some((recorder, memory, image)) = self.remembering else { return };
+        if let Err(error) = memory.remember(&image, &recorder) {
+            tracing::warn!(%error, "this machine does not remember the start-up");
+        }
+    }
+}

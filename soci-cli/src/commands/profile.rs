@@ -1,0 +1,205 @@
+//! `soci profile`: the profiles beside an image, and those in files.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_fs::open::open_image;
+use soci_fs::profile::pack;
+use soci_index::digest::Digest;
+use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::limits::Limits;
+use soci_index::profile::Profile;
+use soci_index::profile::artifact::{Notes, Published, is_name};
+use soci_index::publish::profiles;
+use soci_index::registry::RegistryError;
+use tokio::runtime::Handle;
+
+use super::image::{self, block_on};
+use super::{found_by, mount, record};
+use crate::args::{self, Access, Platforms, PushProfile};
+use crate::config::Config;
+use crate::exit::{Exit, fail};
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// When a file is no profile, or the image or its registry cannot be used.
+pub fn run(arguments: &args::Profile, config: &Config, timeout: Duration) -> anyhow::Result<()> {
+    match arguments {
+        args::Profile::Push(push) => block_on(timeout, push_profile(push, config)),
+        args::Profile::List { image, platform, json, access } => {
+            block_on(timeout, list(image, platform.as_deref(), *json, access))
+        }
+        args::Profile::Rm { image, name, platform, access } => {
+            block_on(timeout, remove(image, name, platform.as_deref(), access))
+        }
+        args::Profile::Show { file, json } => show(file, *json),
+        args::Profile::Merge { first, second, output } => merge(first, second, output),
+    }
+}
+
+/// Reads a file.
+fn read(file: &Path) -> anyhow::Result<Profile> {
+    let blob = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let profile = Profile::decode(&blob, &Limits::DEFAULT);
+    profile.map_err(|error| fail(Exit::BadContent, format!("{}: {error}", file.display())))
+}
+
+/// The image and its one platform that is meant.
+async fn resolve(name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<(ImageSource, PlatformImage)> {
+    let source = ImageSource::open(&image::reference(name)?, &image::client_options(access)?).await?;
+    let platforms = Platforms { platforms: platform.into_iter().map(str::to_owned).collect(), all_platforms: false };
+    let image = source.resolve(&image::selection(&platforms)?).await?.into_iter().next();
+    Ok((source, image.context("the image has no platform")?))
+}
+
+async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Result<()> {
+    if !is_name(&arguments.name) {
+        let hint = "a name has letters, digits, - _ . and at most 128 of them";
+        return Err(fail(Exit::Usage, format!("{:?} is no name of a profile: {hint}", arguments.name)));
+    }
+    let mut profile = read(&arguments.file)?;
+    let (source, found) = resolve(&arguments.image, arguments.platform.as_deref(), &arguments.access).await?;
+    let known = |layer: &Digest| found.manifest.layers.iter().any(|known| known.digest == *layer);
+    if !profile.layers().iter().any(known) {
+        let (file, image) = (arguments.file.display(), &arguments.image);
+        return Err(fail(Exit::Usage, format!("{file} names no layer of {image}: it was recorded of another image")));
+    }
+    let repository = match (&arguments.to, &source) {
+        (Some(to), _) => image::repository(to, &image::client_options(&arguments.access)?)?,
+        (None, ImageSource::Registry { repository, .. }) => repository.clone(),
+        (None, _) => {
+            let hint = "name the repository that it is pushed to by --to HOST/NAME";
+            return Err(fail(Exit::Usage, format!("{} is not in a registry: {hint}", arguments.image)));
+        }
+    };
+    let pack_file = if arguments.pack {
+        let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
+        let store = Arc::new(mount::free_store(&config.layers())?);
+        let options = record::open_options(config, 0)?;
+        let opened = open_image(&source, &found, &store, &options, &Handle::current()).await?;
+        profile = pack::make(&profile, &opened.readers, file.as_file()).await.context("making the pack")?;
+        Some(file)
+    } else {
+        None
+    };
+    let created = super::now();
+    let notes = Notes {
+        name: arguments.name.clone(),
+        is_default: arguments.default,
+        created,
+        command: arguments.command.clone(),
+    };
+    let path = pack_file.as_ref().map(tempfile::NamedTempFile::path);
+    let pack_bytes = path.map(std::fs::metadata).transpose().context("looking at the pack")?.map(|file| file.len());
+    let pushed = profiles::push(&repository, &found.raw.descriptor(), &profile, path, &notes).await?;
+    if arguments.json {
+        return output::json(&serde_json::json!({
+            "digest": pushed.digest,
+            "image": found.descriptor.digest,
+            "name": arguments.name,
+            "default": arguments.default,
+            "ranges": profile.ranges().len(),
+            "bytes": profile.bytes(),
+            "packBytes": pack_bytes,
+        }));
+    }
+    let packed = pack_bytes.map(|bytes| format!(", a pack of {}", output::size(bytes))).unwrap_or_default();
+    output::line(format!(
+        "profile {} of {} is {}: {} in {} ranges{packed}; found by {}",
+        arguments.name,
+        arguments.image,
+        pushed.digest,
+        output::size(profile.bytes()),
+        profile.ranges().len(),
+        found_by(&pushed.found_by),
+    ))
+}
+
+async fn list(name: &str, platform: Option<&str>, json: bool, access: &Access) -> anyhow::Result<()> {
+    let (source, found) = resolve(name, platform, access).await?;
+    let published = profiles::list(&source, &found.descriptor.digest).await?;
+    if json {
+        let row = |one: &Published| {
+            serde_json::json!({
+                "name": one.name,
+                "default": one.is_default,
+                "digest": one.digest,
+                "created": one.created,
+                "command": one.command,
+                "profileBytes": one.profile.size,
+                "packBytes": one.pack.as_ref().map(|pack| pack.size),
+            })
+        };
+        return output::json(&published.iter().map(row).collect::<Vec<_>>());
+    }
+    let row = |one: &Published| {
+        let pack = one.pack.as_ref().map_or_else(|| "-".to_owned(), |pack| output::size(pack.size));
+        let default = if one.is_default { "default" } else { "-" };
+        let age = super::age(&one.created);
+        vec![one.name.clone(), default.to_owned(), pack, age, one.digest.to_string(), one.command.clone()]
+    };
+    let rows: Vec<_> = published.iter().map(row).collect();
+    output::table(&["NAME", "USE", "PACK", "CREATED", "DIGEST", "COMMAND"], &rows)
+}
+
+async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<()> {
+    let (source, found) = resolve(image, platform, access).await?;
+    let ImageSource::Registry { repository, .. } = &source else {
+        return Err(fail(Exit::Usage, format!("{image} is not in a registry: profiles are deleted there only")));
+    };
+    let mut published = profiles::list(&source, &found.descriptor.digest).await?;
+    published.retain(|one| one.name == name);
+    if published.is_empty() {
+        let hint = format!("`soci profile list {image}` shows what there is");
+        return Err(fail(Exit::Failure, format!("{image} has no profile {name}; {hint}")));
+    }
+    for one in published {
+        let deleted = repository.delete_manifest(&one.digest).await;
+        deleted.map_err(|error| match error {
+            RegistryError::Status { status: 400 | 403 | 405 | 501, .. } => fail(
+                Exit::Refused,
+                format!(
+                    "{error}; this registry does not let its clients delete: delete {repository}@{} by its own means, or \
+                     push another profile as default, which is used in its place",
+                    one.digest
+                ),
+            ),
+            error => error.into(),
+        })?;
+        output::line(format!("profile {name} of {image} is deleted: {}", one.digest))?;
+    }
+    Ok(())
+}
+
+fn show(file: &Path, json: bool) -> anyhow::Result<()> {
+    let profile = read(file)?;
+    let of_layer = |number: usize| profile.ranges().iter().filter(move |range| range.layer as usize == number);
+    if json {
+        let layers: Vec<_> = profile.layers().iter().map(ToString::to_string).collect();
+        let ranges = profile.ranges().iter().map(|range| (range.layer, range.bytes.start, range.length()));
+        return output::json(&serde_json::json!({
+            "bytes": profile.bytes(),
+            "layers": layers,
+            "ranges": ranges.collect::<Vec<_>>(),
+            "verified": !profile.digests().is_empty(),
+        }));
+    }
+    let row = |(number, layer): (usize, &Digest)| {
+        let bytes = of_layer(number).map(soci_index::profile::Touched::length).sum();
+        vec![layer.to_string(), of_layer(number).count().to_string(), output::size(bytes)]
+    };
+    let rows: Vec<_> = profile.layers().iter().enumerate().map(row).collect();
+    output::table(&["LAYER", "RANGES", "BYTES"], &rows)
+}
+
+fn merge(first: &Path, second: &Path, file: &Path) -> anyhow::Result<()> {
+    let merged = read(first)?.merge(&read(second)?, &Limits::DEFAULT);
+    let merged = merged.map_err(|error| fail(Exit::Failure, format!("{}: {error}", file.display())))?;
+    record::write(file, &merged)?;
+    let (bytes, ranges) = (output::size(merged.bytes()), merged.ranges().len());
+    output::line(format!("{}: {bytes} in {ranges} ranges", file.display()))
+}

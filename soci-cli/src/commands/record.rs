@@ -1,0 +1,132 @@
+//! `soci record`: run a command in an image and note what it reads.
+//!
+//! The layer store is a new one in a directory of its own, and so is the mount: neither has anything in a cache, so every
+//! page that the command needs is a read that is seen. Both are gone when the command ends.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use soci_fs::image::Image;
+use soci_fs::mount::{Lazy, MountOptions, mount};
+use soci_fs::open::{IndexModes, OpenOptions, open_image};
+use soci_fs::profile::Recorder;
+use soci_fs::reader::Policy;
+use soci_fs::store::Store;
+use soci_fs::trust::TrustPolicy;
+use soci_index::image::ImageSource;
+use soci_index::limits::Limits;
+use soci_index::profile::Profile;
+use tokio::runtime::Handle;
+
+use super::image::{self, run_to_end};
+use crate::args::{Platforms, Record};
+use crate::config::Config;
+use crate::exit::{Exit, fail};
+use crate::output;
+
+mod enter;
+
+use enter::{Ending, Errand};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the image cannot be mounted, or the command fails; what it read until then is written nevertheless.
+pub fn run(arguments: &Record, config: &Config) -> anyhow::Result<()> {
+    if !Path::new("/dev/fuse").exists() {
+        return Err(fail(Exit::Local, "/dev/fuse is missing: load the fuse module, or give the container the device"));
+    }
+    run_to_end(record(arguments, config))
+}
+
+/// How images are opened by the commands that make profiles.
+///
+/// # Errors
+/// Never in fact: nobody is named as trusted.
+pub fn open_options(config: &Config, layer_bytes_min: u64) -> anyhow::Result<OpenOptions> {
+    Ok(OpenOptions {
+        observer: Arc::new(|_| {}),
+        whole_layers: true,
+        layer_bytes_min,
+        policy: Policy::default(),
+        index: None,
+        modes: IndexModes::default(),
+        index_repositories: Vec::new(),
+        index_store: Some(config.index_store()),
+        parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
+        trust: Arc::new(TrustPolicy::new(soci_fs::trust::Provisional::Allow, &[], &[])?),
+    })
+}
+
+async fn record(arguments: &Record, config: &Config) -> anyhow::Result<()> {
+    let client = image::client_options(&arguments.access)?;
+    let reference = image::reference(&arguments.image)?;
+    let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
+    let source = ImageSource::open(&reference, &client).await?;
+    let images = source.resolve(&image::selection(&platforms)?).await?;
+    let found = images.first().context("the image has no platform")?;
+    let errand = Errand::new(&found.raw_config, &arguments.command)?;
+    let created = std::fs::create_dir_all(config.layers());
+    created.with_context(|| format!("creating {}", config.layers().display()))?;
+    let scratch = tempfile::Builder::new().prefix("record-").tempdir_in(config.layers());
+    let scratch = scratch.with_context(|| format!("creating a directory in {}", config.layers().display()))?;
+    let (mountpoint, room) = (scratch.path().join("image"), scratch.path().join("room"));
+    for directory in [&mountpoint, &room] {
+        std::fs::create_dir(directory).with_context(|| format!("creating {}", directory.display()))?;
+    }
+    let store = Arc::new(Store::open(&scratch.path().join("store"))?);
+    let open = open_options(config, arguments.min_layer_size)?;
+    let opened = open_image(&source, found, &store, &open, &Handle::current()).await?;
+    let recorder = Recorder::new(Limits::DEFAULT);
+    opened.readers.iter().for_each(|reader| recorder.attach(reader));
+    let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
+    let options = MountOptions { source: reference.to_string(), ..MountOptions::default() };
+    let mounted = mount(Arc::clone(&image), &mountpoint, &options, Handle::current())?;
+    let start = Instant::now();
+    let ending = errand.run(&mountpoint, &room, arguments.time).await;
+    let time = start.elapsed();
+    let unmounter = mounted.unmounter();
+    unmounter.unmount(Lazy::Yes)?;
+    drop(mounted);
+    let ending = ending?;
+    let profile = recorder.profile()?;
+    if profile.ranges().is_empty() {
+        return Err(fail(Exit::Failure, format!("{errand} read nothing of {reference} ({ending})")));
+    }
+    if recorder.is_full() {
+        tracing::warn!("the command reads more than a profile can name; the rest is left out");
+    }
+    write(&arguments.output, &profile)?;
+    output::line(format!(
+        "{}: {} in {} ranges, read within {} by {errand}",
+        arguments.output.display(),
+        output::size(profile.bytes()),
+        profile.ranges().len(),
+        output::time(time),
+    ))?;
+    match ending {
+        Ending::Stopped => Ok(()),
+        Ending::Exited(status) if status.success() => Ok(()),
+        Ending::Exited(_) => {
+            let written = arguments.output.display();
+            Err(fail(Exit::Failure, format!("{errand}: {ending}; what it read is in {written} all the same")))
+        }
+    }
+}
+
+/// Writes a profile in one step.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(file: &Path, profile: &Profile) -> anyhow::Result<()> {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = (|| {
+        let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
+        std::io::Write::write_all(&mut temporary, &profile.encode().map_err(std::io::Error::other)?)?;
+        std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        temporary.persist(file).map(|_| ()).map_err(|error| error.error)
+    })();
+    written.with_context(|| format!("writing {}", file.display()))
+}

@@ -1,0 +1,187 @@
+//! Running a command with a mounted image as its root directory.
+//!
+//! As root: in a mount and process namespace of its own, on an overlay whose upper directory is in memory, with `/proc`,
+//! `/dev`, `/sys` and `/tmp`. Where the image has symbolic links in those places nothing is mounted: they would lead out of
+//! it. Otherwise `bwrap` does the same without the overlay.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use crate::exit::{Exit, fail};
+
+/// Mounts what a program expects, and becomes it. Words: mounted image, empty directory, then what to run.
+const SCRIPT: &str = r#"
+set -e
+lower=$1; room=$2; shift 2
+mount -t tmpfs soci "$room"
+mkdir "$room/upper" "$room/work" "$room/root"
+mount -t overlay -o "lowerdir=$lower,upperdir=$room/upper,workdir=$room/work" soci "$room/root"
+cd "$room/root"
+for place in proc dev sys tmp; do
+    if [ -L "$place" ]; then continue; fi
+    mkdir -p "$place"
+    case $place in
+        proc) mount -t proc proc proc 2>/dev/null || mount --rbind /proc proc ;;
+        tmp) mount -t tmpfs -o mode=1777 soci tmp ;;
+        *) mount --rbind "/$place" "$place" ;;
+    esac
+done
+exec "$@"
+"#;
+
+/// Where programs are when nobody says.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A command in an image.
+#[derive(Debug)]
+pub(super) struct Errand {
+    words: Vec<String>,
+    environment: Vec<String>,
+    directory: String,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ending {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was stopped when its time was over, or by whoever watches.
+    Stopped,
+}
+
+#[derive(Deserialize)]
+struct Configuration {
+    #[serde(default)]
+    config: Option<Process>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Process {
+    env: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    working_dir: Option<String>,
+}
+
+impl Errand {
+    /// The command, else what the image's configuration says.
+    pub(super) fn new(config: &[u8], command: &[String]) -> anyhow::Result<Self> {
+        let config: Configuration = serde_json::from_slice(config).context("reading the image's configuration")?;
+        let process = config.config.unwrap_or_default();
+        let own = || [process.entrypoint, process.cmd].into_iter().flatten().flatten().collect();
+        let words: Vec<String> = if command.is_empty() { own() } else { command.to_vec() };
+        if words.is_empty() {
+            return Err(fail(Exit::Usage, "the image names no command: give one after --"));
+        }
+        let mut environment = process.env.unwrap_or_default();
+        environment.retain(|variable| variable.contains('=') && !variable.starts_with('='));
+        if !environment.iter().any(|variable| variable.starts_with("PATH=")) {
+            environment.push(PATH.to_owned());
+        }
+        let directory = process.working_dir.filter(|directory| directory.starts_with('/'));
+        Ok(Self { words, environment, directory: directory.unwrap_or_else(|| "/".to_owned()) })
+    }
+
+    /// Runs it on the image mounted at `image`, with the empty directory `room` for what it writes. Ends it after `limit`,
+    /// unless that is zero, or on an interrupt.
+    pub(super) async fn run(&self, image: &Path, room: &Path, limit: Duration) -> anyhow::Result<Ending> {
+        let mut line =
+            if rustix::process::geteuid().is_root() { self.as_root(image, room)? } else { self.in_bubble(image)? };
+        let mut child = line.kill_on_drop(true).spawn().with_context(|| format!("starting {self}"))?;
+        let time =
+            async { if limit.is_zero() { std::future::pending().await } else { tokio::time::sleep(limit).await } };
+        let ended = tokio::select! {
+            status = child.wait() => Some(status.with_context(|| format!("waiting for {self}"))?),
+            () = time => None,
+            _ = tokio::signal::ctrl_c() => None,
+        };
+        if let Some(status) = ended {
+            return Ok(Ending::Exited(status));
+        }
+        child.kill().await.with_context(|| format!("ending {self}"))?;
+        Ok(Ending::Stopped)
+    }
+
+    fn as_root(&self, image: &Path, room: &Path) -> anyhow::Result<tokio::process::Command> {
+        let (unshare, env, shell) = (tool("unshare")?, tool("env")?, tool("sh")?);
+        let mut line = tokio::process::Command::new(&unshare);
+        line.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+        line.arg(shell).args(["-c", SCRIPT, "soci"]).arg(image).arg(room);
+        line.arg(env).arg("-i").args(&self.environment);
+        line.arg(unshare).arg(format!("--root={}", room.join("root").display()));
+        line.arg(format!("--wd={}", self.directory)).arg("--").args(&self.words);
+        Ok(line)
+    }
+
+    fn in_bubble(&self, image: &Path) -> anyhow::Result<tokio::process::Command> {
+        let bubble = tool("bwrap").map_err(|_| {
+            fail(
+                Exit::Local,
+                "to run a command in an image, be root or install bubblewrap (apt-get install bubblewrap)",
+            )
+        })?;
+        let mut line = tokio::process::Command::new(bubble);
+        line.arg("--ro-bind").arg(image).arg("/");
+        line.args([
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--tmpfs",
+            "/tmp",
+            "--unshare-pid",
+            "--die-with-parent",
+            "--clearenv",
+        ]);
+        for (name, value) in self.environment.iter().filter_map(|variable| variable.split_once('=')) {
+            line.args(["--setenv", name, value]);
+        }
+        line.arg("--chdir").arg(&self.directory).arg("--").args(&self.words);
+        Ok(line)
+    }
+}
+
+/// A program of this system.
+fn tool(name: &str) -> anyhow::Result<PathBuf> {
+    let places =
+        crate::config::search_path().into_iter().chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into));
+    let found = places.map(|place| place.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| fail(Exit::Local, format!("{name} is not installed")))
+}
+
+impl fmt::Display for Errand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.words.join(" "))
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "{status}"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_image_says() {
+        let config = br#"{"config":{"Env":["A=1","bad"],"Entrypoint":["e"],"Cmd":["c","d"],"WorkingDir":"/w"}}"#;
+        let own = Errand::new(config, &[]).unwrap();
+        assert_eq!((own.words, own.directory.as_str()), (vec!["e".to_owned(), "c".into(), "d".into()], "/w"));
+        assert_eq!(own.environment, ["A=1", PATH]);
+        let other = Errand::new(b"{}", &["x".to_owned()]).unwrap();
+        assert_eq!((other.to_string(), other.directory.as_str()), ("`x`".to_owned(), "/"));
+        assert_eq!(crate::exit::code(&Errand::new(b"{}", &[]).unwrap_err()), Exit::Usage);
+    }
+}

@@ -1,0 +1,40 @@
+//! What is done with start-up profiles. A section of our own: AWS's snapshotter has its prefetch artifacts.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use soci_fs::profile::Memory;
+use soci_fs::remote::ProfileOptions;
+
+/// What is done with start-up profiles.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Profile {
+    /// Fetch ahead what a profile names: the one that is published as default, else what this node saw itself.
+    pub replay: bool,
+    /// Note what start-ups read, and remember it below the root.
+    pub record: bool,
+    /// Compressed bytes that a profile may cost; 0 is a quarter of the image, 16 MiB at least and 512 MiB at most.
+    pub budget_bytes: u64,
+}
+
+impl Default for Profile {
+    /// Both: it costs bytes that are wanted soon anyway.
+    fn default() -> Self {
+        Self { replay: true, record: true, budget_bytes: 0 }
+    }
+}
+
+impl Profile {
+    /// For the layers of a daemon with this root.
+    #[must_use]
+    pub fn options(&self, root: &Path) -> ProfileOptions {
+        ProfileOptions {
+            replay: self.replay,
+            record: self.record,
+            memory: Some(Memory::new(root.join("profiles"))),
+            budget_bytes: (self.budget_bytes > 0).then_some(self.budget_bytes),
+            start_up: None,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Profiles on a node: noting what a start-up reads, and fetching it ahead of the next one.
+//!
+//! What a profile is, and its form, is in [`soci_index::profile`]. Here a [`Recorder`] listens to the readers of an image's
+//! layers, a [`Memory`] keeps what it heard for the next time, and [`Replay`] has the readers fetch what a profile names
+//! before a program asks for it: span by span, or all at once from a [`pack`].
+//!
+//! A profile is a hint. It may come from anybody who may push beside the image, like an index that nobody signed: so spans
+//! are checked as always, the bytes of a pack are taken only where such an index would be, and the proof of a layer that is
+//! complete covers them. What a wrong profile costs is bounded by a budget of bytes.
+
+mod incoming;
+mod memory;
+pub mod pack;
+mod recorder;
+mod replay;
+
+pub(crate) use incoming::Incoming;
+pub use memory::{Memory, MemoryError};
+pub(crate) use recorder::Listener;
+pub use recorder::Recorder;
+pub use replay::{Choice, Replay, ReplayOptions, Wanted, budget, find};

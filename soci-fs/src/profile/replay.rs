@@ -1,0 +1,237 @@
+//! Fetches what a profile names before a program asks for it.
+//!
+//! Without a pack: the profile's spans in its order, neighbours joined to large requests, a few at a time. A request is not
+//! begun while a program waits for bytes that nobody had begun to fetch: those go first, and have the line for themselves.
+//! With a pack: one request, see [`super::pack`]; when that ends early, spans take over.
+//!
+//! Invariants: never more compressed bytes than the budget are asked for; the first failure ends it, with one line in the
+//! log; it ends when its [`Replay`] is dropped.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use soci_index::digest::Digest;
+use soci_index::image::ImageSource;
+use soci_index::profile::Profile;
+use soci_index::profile::artifact::{self, Published};
+use soci_index::publish::profiles::{self, ProfilesError};
+use soci_index::span::SpanId;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::pack::Unpacking;
+use crate::reader::LayerReader;
+
+/// Compressed bytes of one request. At 100 Mbit/s it holds the line for a sixth of a second.
+const REQUEST_BYTES_MAX: u64 = 2 << 20;
+/// Requests at a time: enough to fill a line whose round trip is as long as a request.
+const REQUESTS_MAX: usize = 3;
+/// How far ahead in the profile a neighbour may be to be fetched along.
+const NEIGHBOURS: usize = 256;
+/// How often to look whether programs still wait.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Which profile of an image to use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// The published default, else what the node remembers.
+    Default,
+    /// The published one of this name.
+    Named(String),
+    /// None.
+    None,
+}
+
+/// A profile that was found.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// What it is called.
+    pub name: String,
+    /// What it says.
+    pub profile: Arc<Profile>,
+    /// Where it is published, when it is.
+    pub published: Option<Published>,
+}
+
+/// How much may be fetched, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayOptions {
+    /// Compressed bytes at most.
+    pub budget_bytes: u64,
+    /// Whether bytes that only the profile vouches for are taken.
+    pub packs: bool,
+}
+
+/// Compressed bytes that a profile of an image of so many may cost, unless somebody says otherwise: a quarter of the image,
+/// at least 16 MiB, since small images are often needed whole, and at most 512 MiB.
+#[must_use]
+pub fn budget(image_bytes: u64) -> u64 {
+    (image_bytes / 4).clamp(16 << 20, 512 << 20)
+}
+
+/// Finds a published profile.
+///
+/// # Errors
+/// [`ProfilesError`] when nobody can be asked, or what is there is no profile.
+pub async fn find(source: &ImageSource, image: &Digest, choice: &Choice) -> Result<Option<Wanted>, ProfilesError> {
+    let name = match choice {
+        Choice::None => return Ok(None),
+        Choice::Default => None,
+        Choice::Named(name) => Some(name.as_str()),
+    };
+    let listed = profiles::list(source, image).await?;
+    let Some(published) = artifact::choose(&listed, name) else { return Ok(None) };
+    let profile = Arc::new(profiles::fetch(source, published).await?);
+    Ok(Some(Wanted { name: published.name.clone(), profile, published: Some(published.clone()) }))
+}
+
+/// A replay that is under way. It ends with this value.
+#[derive(Debug)]
+pub struct Replay {
+    task: JoinHandle<()>,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Replay {
+    /// Begins to fetch what `wanted` names, for an image in `source` whose layers these are.
+    #[must_use]
+    pub fn start(
+        wanted: Wanted,
+        source: ImageSource,
+        readers: Vec<LayerReader>,
+        options: ReplayOptions,
+        runtime: &Handle,
+    ) -> Self {
+        let mut seen = HashSet::new();
+        let readers: Vec<LayerReader> = readers.into_iter().filter(|reader| seen.insert(reader.digest())).collect();
+        // Readers must know of a pack before the first read, not when the task gets to run.
+        let unpacking = pack_of(&wanted, &readers, options)
+            .map(|pack| (pack, Unpacking::new(Arc::clone(&wanted.profile), &readers)));
+        Self {
+            task: runtime.spawn(async move {
+                let mut budget = options.budget_bytes;
+                if let Some((pack, unpacking)) = unpacking {
+                    budget = budget.saturating_sub(pack.size);
+                    match unpacking.run(source.open_blob(&pack)).await {
+                        Ok(()) => return,
+                        Err(error) => {
+                            tracing::warn!(profile = wanted.name, pack = %pack.digest, %error, "a start-up pack is given up; fetching spans");
+                        }
+                    }
+                }
+                by_spans(&wanted, &readers, budget).await;
+            }),
+        }
+    }
+
+    /// Waits for its end.
+    pub async fn finished(mut self) {
+        // A panic in it has been reported; what it did not fetch is fetched when it is read.
+        let _ = (&mut self.task).await;
+    }
+}
+
+/// The pack, where that is the cheaper way: not when most of what it brings is here.
+fn pack_of(
+    wanted: &Wanted,
+    readers: &[LayerReader],
+    options: ReplayOptions,
+) -> Option<soci_index::image::model::Descriptor> {
+    let pack = wanted.published.as_ref()?.pack.clone()?;
+    let has_digests = !wanted.profile.digests().is_empty();
+    let by_spans: u64 = lacking(wanted, readers).into_iter().map(|span| size(readers, span)).sum();
+    (options.packs && has_digests && pack.size <= options.budget_bytes.min(by_spans)).then_some(pack)
+}
+
+/// The spans of a profile that are not here, in its order.
+fn lacking(wanted: &Wanted, readers: &[LayerReader]) -> Vec<(usize, SpanId)> {
+    let tables: Vec<_> = readers.iter().map(|reader| (reader.digest(), &reader.index().spans)).collect();
+    let mut spans = wanted.profile.spans(&tables);
+    spans.retain(|(place, span)| !readers[*place].store().is_present(*span));
+    spans
+}
+
+/// Compressed bytes of a span.
+fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
+    readers[place].index().spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start)
+}
+
+async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
+    let requests = requests(&lacking(wanted, readers), |span| size(readers, span), budget_bytes);
+    let fetching = futures_util::stream::iter(requests).map(|(place, spans)| async move {
+        while readers.iter().any(LayerReader::is_waited_for) {
+            tokio::time::sleep(LOOK).await;
+        }
+        readers[place].fetch_spans(spans).await
+    });
+    let mut fetching = fetching.buffer_unordered(REQUESTS_MAX);
+    while let Some(fetched) = fetching.next().await {
+        if let Err(error) = fetched {
+            tracing::warn!(profile = wanted.name, %error, "what the profile names is not fetched ahead any more");
+            return;
+        }
+    }
+}
+
+/// The requests for `spans`, which are in the order of the profile. A span's neighbours that come soon after it go along.
+fn requests(
+    spans: &[(usize, SpanId)],
+    size: impl Fn((usize, SpanId)) -> u64,
+    budget_bytes: u64,
+) -> Vec<(usize, Range<SpanId>)> {
+    let (mut requests, mut taken, mut rest) = (Vec::new(), HashSet::new(), budget_bytes);
+    for (number, first) in spans.iter().enumerate() {
+        if taken.contains(first) {
+            continue;
+        }
+        let mut bytes = size(*first);
+        if bytes > rest {
+            break;
+        }
+        let soon = &spans[number..spans.len().min(number + NEIGHBOURS)];
+        let (place, mut end) = (first.0, first.1 + 1);
+        while let Some(next) = soon.iter().find(|next| **next == (place, end) && !taken.contains(*next)) {
+            let more = bytes + size(*next);
+            if more > REQUEST_BYTES_MAX || more > rest {
+                break;
+            }
+            (bytes, end) = (more, end + 1);
+        }
+        taken.extend((first.1..end).map(|span| (place, span)));
+        requests.push((place, first.1..end));
+        rest -= bytes;
+    }
+    requests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_keep_order_join_neighbours_and_end_at_the_budget() {
+        let size = |_| 1 << 20;
+        let spans = [(0, 5), (1, 0), (0, 6), (0, 7), (0, 4), (1, 1)];
+        let all = [(0, 5..7), (1, 0..2), (0, 7..8), (0, 4..5)];
+        assert_eq!(requests(&spans, size, u64::MAX), all);
+        assert_eq!(requests(&spans, size, 3 << 20), [(0, 5..7), (1, 0..1)]);
+        assert_eq!(requests(&spans, size, (2 << 20) - 1), [(0, 5..6)]);
+        assert!(requests(&spans, size, 100).is_empty());
+        assert!(requests(&[], size, 100).is_empty());
+    }
+
+    #[test]
+    fn budgets() {
+        for (image, expected) in [(0, 16 << 20), (100 << 20, 25 << 20), (10 << 30, 512 << 20)] {
+            assert_eq!(budget(image), expected);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What a reader has to do with profiles: it tells what it hands out, waits for what a pack brings, and says when a program
+//! waits for something else.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant as Clock;
+
+use soci_index::span::SpanId;
+use tokio::time::Instant;
+
+use super::{LayerReader, ReadError, lock};
+use crate::profile::{Incoming, Listener};
+
+/// A read that waits for a flight of its own, for as long as this lives.
+pub(super) struct Foreground<'a>(Option<&'a AtomicUsize>);
+
+impl Drop for Foreground<'_> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.0 {
+            waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl LayerReader {
+    /// Tells `listener` of every read from now on.
+    pub(crate) fn listen(&self, listener: Listener) {
+        lock(&self.shared.listeners).push(listener);
+        self.shared.is_heard.store(true, Ordering::Release);
+    }
+
+    /// Reckons with a pack from now on.
+    pub(crate) fn expect(&self, incoming: Arc<Incoming>) {
+        *lock(&self.shared.incoming) = Some(incoming);
+    }
+
+    /// Whether a read waits for bytes that nobody had begun to fetch before it. What runs ahead of programs stands back
+    /// for as long.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waiting.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn heard(&self, offset: u64, length: usize) {
+        if !self.shared.is_heard.load(Ordering::Acquire) {
+            return;
+        }
+        let mut listeners = lock(&self.shared.listeners);
+        listeners.retain(|listener| listener.note(offset, length));
+        self.shared.is_heard.store(!listeners.is_empty(), Ordering::Release);
+    }
+
+    /// The pack that is on its way; one that has ended is forgotten.
+    pub(super) fn incoming(&self) -> Option<Arc<Incoming>> {
+        let mut incoming = lock(&self.shared.incoming);
+        if incoming.as_ref().is_some_and(|incoming| !incoming.is_active()) {
+            *incoming = None;
+        }
+        incoming.clone()
+    }
+
+    /// Counts a read among those that wait, if some of its spans are neither here nor under way.
+    pub(super) fn foreground(&self, spans: &Range<SpanId>) -> Foreground<'_> {
+        let is_new = {
+            let flights = lock(&self.shared.flights);
+            spans.clone().any(|span| !self.shared.store.is_present(span) && !flights.contains_key(&span))
+        };
+        Foreground(is_new.then(|| {
+            self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+            &self.shared.waiting
+        }))
+    }
+
+    /// Fills `buffer` from what a pack brings, if it will bring that sooner than spans would come.
+    pub(super) async fn comes_with_pack(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> Result<bool, ReadError> {
+        let Some(incoming) = self.incoming() else { return Ok(false) };
+        let bytes = offset..offset + buffer.len() as u64;
+        let Some(position) = incoming.position(&bytes) else { return Ok(false) };
+        let spans = self.shared.index.spans.covering(bytes);
+        let compressed =
+            |span| self.shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
+        let span_bytes = spans.map(compressed).sum();
+        let mut progress = incoming.progress();
+        let start = Instant::now();
+        loop {
+            let now = *progress.borrow_and_update();
+            // What came in the meantime is looked at before anything else is decided.
+            if self.try_read_into(offset, buffer)? {
+                return Ok(true);
+            }
+            let Some(patience) = now.patience(position, span_bytes, Clock::now()) else { return Ok(false) };
+            let limit = (start + patience).min(deadline);
+            let changed = tokio::time::timeout_at(limit, progress.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return self.try_read_into(offset, buffer);
+            }
+        }
+    }
+}

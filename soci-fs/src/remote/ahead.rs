@@ -1,0 +1,115 @@
+//! Start-ups of the images whose layers a node provides: fetched ahead by a profile, and remembered.
+//!
+//! When the layers of an image have been asked for, its profile is looked for while they are opened; when they are open,
+//! what it names is fetched, and for a minute and a half the layers' readers are listened to, which is what the node
+//! remembers of the image. A layer that images share is listened to for all of them, so a profile may name more than its
+//! image reads: that costs bytes.
+//!
+//! Invariants: one such start per image at a time; nothing that goes wrong here keeps a layer from being provided.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use soci_index::digest::Digest;
+use soci_index::limits::Limits;
+
+use super::{ImageKey, RemoteLayers, Underway};
+use crate::open::ImageOpener;
+use crate::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
+use crate::reader::LayerReader;
+use crate::trust::Provisional;
+
+/// How long after its layers are there reads belong to the start-up of an image.
+const START_UP: Duration = Duration::from_secs(90);
+
+/// What is done with profiles. Nothing, by default.
+#[derive(Debug, Clone, Default)]
+pub struct ProfileOptions {
+    /// Whether profiles are used: the published default, else what the node remembers.
+    pub replay: bool,
+    /// Whether start-ups are recorded.
+    pub record: bool,
+    /// Where they are remembered.
+    pub memory: Option<Memory>,
+    /// Compressed bytes that a profile may cost; `None` is a part of the image.
+    pub budget_bytes: Option<u64>,
+    /// For how long reads belong to a start-up; `None` is a minute and a half.
+    pub start_up: Option<Duration>,
+}
+
+/// The images whose start-up is under way.
+#[derive(Debug, Default)]
+pub(super) struct StartUps(Mutex<HashSet<Digest>>);
+
+impl StartUps {
+    fn change<T>(&self, change: impl FnOnce(&mut HashSet<Digest>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl RemoteLayers {
+    /// Runs ahead of a container of `image`, whose layers are being opened, unless that is under way.
+    pub(super) fn run_ahead(&self, key: &ImageKey, image: &Arc<ImageOpener>, layers: Vec<Underway<u16>>) {
+        let options = &self.0.options.profiles;
+        let manifest = key.manifest;
+        if !(options.replay || options.record) || !self.0.start_ups.change(|known| known.insert(manifest)) {
+            return;
+        }
+        let (this, key, image) = (self.clone(), key.clone(), Arc::clone(image));
+        self.0.runtime.spawn(async move {
+            this.start_up(&key, &image, layers).await;
+            this.0.start_ups.change(|known| known.remove(&manifest));
+        });
+    }
+
+    async fn start_up(&self, key: &ImageKey, image: &ImageOpener, layers: Vec<Underway<u16>>) {
+        let options = &self.0.options.profiles;
+        let source = self.0.registries.source(&key.registry, &key.repository, key.manifest);
+        let Ok(source) = source else { return };
+        let choice = if options.replay { Choice::Default } else { Choice::None };
+        let (found, _) = tokio::join!(find(&source, &key.manifest, &choice), futures_util::future::join_all(layers));
+        let published = found.unwrap_or_else(|error| {
+            tracing::debug!(image = %key, %error, "no published profile can be had");
+            None
+        });
+        let remembered = || {
+            let profile = options.memory.as_ref().filter(|_| options.replay)?.load(&key.manifest)?;
+            Some(Wanted { name: "of this node".to_owned(), profile: Arc::new(profile), published: None })
+        };
+        let readers = self.readers(image);
+        let start_up = options.start_up.unwrap_or(START_UP);
+        let recorder = Recorder::for_time(Limits::DEFAULT, start_up);
+        if options.record {
+            readers.iter().for_each(|reader| recorder.attach(reader));
+        }
+        let image_bytes = image.image().manifest.layers.iter().map(|layer| layer.size).sum();
+        let replay_options = ReplayOptions {
+            budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)),
+            packs: self.0.options.open.trust.provisional() == Provisional::Allow,
+        };
+        let replay = published.or_else(remembered).map(|wanted| {
+            tracing::info!(image = %key, profile = wanted.name, bytes = wanted.profile.bytes(), "fetching ahead by a profile");
+            Replay::start(wanted, source, readers, replay_options, &self.0.runtime)
+        });
+        tokio::time::sleep(if options.record { start_up } else { Duration::ZERO }).await;
+        self.remember(key, &recorder);
+        if let Some(replay) = replay {
+            replay.finished().await;
+        }
+    }
+
+    fn remember(&self, key: &ImageKey, recorder: &Recorder) {
+        let Some(memory) = &self.0.options.profiles.memory else { return };
+        match memory.remember(&key.manifest, recorder) {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(image = %key, %error, "a start-up is not remembered"),
+        }
+    }
+
+    /// The readers of an image's layers that are open.
+    fn readers(&self, image: &ImageOpener) -> Vec<LayerReader> {
+        let layers = image.image().manifest.layers.iter();
+        layers.filter_map(|layer| self.0.forest.reader(self.0.slots.find(&layer.digest)?)).collect()
+    }
+}

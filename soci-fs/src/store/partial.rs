@@ -1,0 +1,181 @@
+//! Pages of spans that are there before their spans are.
+//!
+//! A start-up pack brings the pages that a program will touch, not whole spans. They are written where they belong in the
+//! layer's file at once, and a bit for each page in memory says so; a read whose pages all have their bit is answered. A
+//! span whose pages are all there becomes an ordinary present one, with its checksum.
+//!
+//! The bits are in memory only: what a restart forgets is fetched again by spans, which costs bytes and no trust. A page
+//! that two spans share has a bit in each, for the part that lies in it. Invariants: bytes of a present span are never
+//! written here; a span that is evicted, distrusted or written as a whole has no bits left; no lock is held over anything
+//! but local file calls.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use soci_index::profile::PAGE_BYTES;
+use soci_index::span::SpanId;
+
+use super::StoreError;
+use super::layer::LayerStore;
+use super::present::Checksum;
+
+#[cfg(test)]
+mod tests;
+
+/// Pages of the spans of one layer.
+#[derive(Debug, Default)]
+pub(super) struct Partial {
+    /// Whether there ever was a page: nobody pays for what is not used.
+    is_used: AtomicBool,
+    pages: Mutex<HashMap<SpanId, Pages>>,
+    /// Held by whoever writes a part of a span, or a whole one, so that the two do not mix.
+    filling: Mutex<()>,
+}
+
+/// The pages of one span.
+#[derive(Debug)]
+struct Pages {
+    /// Number of its first page in the layer.
+    first: u64,
+    bits: Box<[u64]>,
+    /// How many pages lack their bit.
+    missing: u64,
+}
+
+impl Pages {
+    fn of(span: &Range<u64>) -> Self {
+        let pages = touching(span);
+        let missing = pages.end - pages.start;
+        let words = usize::try_from(missing.div_ceil(64)).unwrap_or(0);
+        Self { first: pages.start, bits: vec![0; words].into(), missing }
+    }
+
+    fn place(&self, page: u64) -> Option<(usize, u64)> {
+        let number = page.checked_sub(self.first)?;
+        Some((usize::try_from(number / 64).ok()?, 1 << (number % 64)))
+    }
+
+    fn set(&mut self, page: u64) {
+        if let Some((word, bit)) = self.place(page)
+            && let Some(word) = self.bits.get_mut(word).filter(|word| **word & bit == 0)
+        {
+            *word |= bit;
+            self.missing -= 1;
+        }
+    }
+
+    fn has(&self, page: u64) -> bool {
+        self.place(page).is_some_and(|(word, bit)| self.bits.get(word).is_some_and(|word| word & bit != 0))
+    }
+}
+
+/// The pages that have bytes in a range.
+fn touching(range: &Range<u64>) -> Range<u64> {
+    range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES)
+}
+
+impl Partial {
+    /// Whether all pages of `bytes`, which lie in the span, are there.
+    pub(super) fn has(&self, span: SpanId, bytes: &Range<u64>) -> bool {
+        self.is_used.load(Ordering::Acquire)
+            && self.lock().get(&span).is_some_and(|pages| touching(bytes).all(|page| pages.has(page)))
+    }
+
+    /// Whether any page of the span is there.
+    fn has_any(&self, span: SpanId) -> bool {
+        self.is_used.load(Ordering::Acquire) && self.lock().contains_key(&span)
+    }
+
+    /// Forgets the pages of a span. Whether there were any.
+    pub(super) fn forget(&self, span: SpanId) -> bool {
+        self.is_used.load(Ordering::Acquire) && self.lock().remove(&span).is_some()
+    }
+
+    /// Keeps parts from being written while a whole span is.
+    pub(super) fn filling(&self) -> Option<MutexGuard<'_, ()>> {
+        let is_used = self.is_used.load(Ordering::Acquire);
+        is_used.then(|| self.filling.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SpanId, Pages>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LayerStore {
+    /// Makes ready for [`LayerStore::write_part`]: waits until nobody is writing who does not know of parts.
+    pub fn expect_parts(&self) {
+        let _exclusive = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        self.partial.is_used.store(true, Ordering::Release);
+    }
+
+    /// Whether a part of the span is there, though not the whole of it.
+    #[must_use]
+    pub fn has_parts(&self, span: SpanId) -> bool {
+        self.partial.has_any(span)
+    }
+
+    /// Stores bytes of the layer that somebody has checked and that need not be a whole span. What lies in spans that are
+    /// present is passed over. Of a page that is not filled up to its end, or to its span's, nothing will be shown.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_part(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        if !self.partial.is_used.load(Ordering::Acquire) {
+            self.expect_parts();
+        }
+        let end = offset.saturating_add(bytes.len() as u64).min(self.size());
+        let mut at = offset;
+        while at < end {
+            let Some((span, place)) = self.span_at(at) else { return Ok(()) };
+            let part = at..place.end.min(end);
+            let within = |at: u64| usize::try_from(at - offset).unwrap_or(bytes.len());
+            self.write_within(span, &place, &part, &bytes[within(part.start)..within(part.end)])?;
+            at = part.end;
+        }
+        Ok(())
+    }
+
+    fn write_within(
+        &self,
+        span: SpanId,
+        place: &Range<u64>,
+        part: &Range<u64>,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        let _filling = self.partial.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_present(span) {
+            return Ok(());
+        }
+        self.data.write_all_at(bytes, part.start).map_err(self.failed("write", "data"))?;
+        self.clock.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.touch(span);
+        let is_whole = {
+            let mut all = self.partial.lock();
+            let pages = all.entry(span).or_insert_with(|| Pages::of(place));
+            for page in touching(part) {
+                let filled = (page * PAGE_BYTES).max(place.start)..((page + 1) * PAGE_BYTES).min(place.end);
+                if part.start <= filled.start && filled.end <= part.end {
+                    pages.set(page);
+                }
+            }
+            pages.missing == 0
+        };
+        if is_whole { self.publish_parts(span, place) } else { Ok(()) }
+    }
+
+    /// Makes a span of which all pages are there a present one.
+    fn publish_parts(&self, span: SpanId, place: &Range<u64>) -> Result<(), StoreError> {
+        let mut bytes = vec![0; usize::try_from(place.end - place.start).unwrap_or(0)];
+        self.data.read_exact_at(&mut bytes, place.start).map_err(self.failed("read", "data"))?;
+        if self.set(span, Checksum::of(&bytes))?.is_absent() {
+            self.present_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        self.partial.forget(span);
+        Ok(())
+    }
+}

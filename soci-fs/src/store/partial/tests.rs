@@ -1,0 +1,178 @@
+//! Parts of spans against a model: what was written and not taken away is read, and nothing else ever.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use soci_index::profile::PAGE_BYTES;
+
+use crate::store::tests::{digest, read, table};
+use crate::store::{BootId, LayerStore, Store};
+
+/// Spans that end within pages.
+const SPAN: u64 = 10_000;
+const SPANS: u64 = 5;
+
+fn content(offset: u64, length: u64) -> Vec<u8> {
+    (offset..offset + length).map(|place| (place * 31 % 251) as u8 + 1).collect()
+}
+
+fn open(store: &Store) -> Arc<LayerStore> {
+    store.layer(&digest(1), &table(SPANS, SPAN)).unwrap()
+}
+
+fn has(layer: &LayerStore, offset: u64, length: u64) -> bool {
+    let found = read(layer, offset as usize, length as usize);
+    if let Some(found) = &found {
+        assert!(*found == content(offset, length), "wrong bytes at {offset}+{length}");
+    }
+    found.is_some()
+}
+
+#[test]
+fn pages_are_read_before_their_span_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let layer = open(&store);
+    // A page that lies in two spans, and one after it.
+    layer.write_part(8192, &content(8192, 8192)).unwrap();
+    for (offset, length, expected) in [
+        (8192, 8192, true),
+        (9999, 2, true),
+        (12_288, 4096, true),
+        (8191, 1, false),
+        (16_383, 2, false),
+        (0, 1, false),
+        (20_000, 1, false),
+    ] {
+        assert_eq!(has(&layer, offset, length), expected, "{offset}+{length}");
+    }
+    assert_eq!((layer.present_spans(), layer.present_bytes()), (0, 0));
+    // Half a page is not shown.
+    layer.write_part(20_480, &content(20_480, 100)).unwrap();
+    assert!(!has(&layer, 20_480, 1));
+    // The rest of the first span makes it a present one.
+    layer.write_part(0, &content(0, 8192)).unwrap();
+    assert_eq!((layer.present_spans(), layer.present_bytes(), layer.has_parts(0)), (1, SPAN, false));
+    assert!(has(&layer, 0, 16_384));
+    // What comes for it later is passed over, and beyond the end there is nothing to write.
+    layer.write_part(0, &[0; 4096]).unwrap();
+    layer.write_part(SPANS * SPAN, &[1]).unwrap();
+    assert!(has(&layer, 0, 16_384));
+}
+
+#[test]
+fn parts_go_with_eviction_distrust_and_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let layer = open(&store);
+    let fill = |layer: &LayerStore| {
+        layer.write_part(4096, &content(4096, 4096)).unwrap();
+        assert!(has(layer, 4096, 4096) && layer.has_parts(0));
+    };
+    fill(&layer);
+    layer.evict(0).unwrap();
+    assert!(!has(&layer, 4096, 1) && !layer.has_parts(0));
+    fill(&layer);
+    layer.distrust(0);
+    assert!(!has(&layer, 4096, 1));
+    fill(&layer);
+    assert!(store.evict_to(0).unwrap().spans >= 1, "parts are found by those who make room");
+    assert!(!has(&layer, 4096, 1));
+    fill(&layer);
+    drop((layer, store));
+    let store = Store::open(directory.path()).unwrap();
+    let layer = open(&store);
+    assert!(!has(&layer, 4096, 1), "a restart forgets");
+    fill(&layer);
+    layer.write(0, &content(0, SPAN)).unwrap();
+    assert!(has(&layer, 0, SPAN) && !layer.has_parts(0));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Part(u64, u64),
+    Write(u32),
+    Evict(u32),
+    Distrust(u32),
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let span = || 0..SPANS as u32;
+    let step = prop_oneof![
+        6 => (0..SPANS * SPAN / PAGE_BYTES + 1, 1_u64..20_000).prop_map(|(page, length)| Step::Part(page * PAGE_BYTES, length)),
+        2 => span().prop_map(Step::Write),
+        2 => span().prop_map(Step::Evict),
+        1 => span().prop_map(Step::Distrust),
+        1 => Just(Step::Restart),
+    ];
+    proptest::collection::vec(step, 0..40)
+}
+
+/// A page as far as it lies in a span.
+type Piece = (u32, u64);
+
+fn pieces() -> impl Iterator<Item = (Piece, u64, u64)> {
+    (0..SPANS).flat_map(|span| {
+        let (start, end) = (span * SPAN, (span + 1) * SPAN);
+        (start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).map(move |page| {
+            let (from, to) = ((page * PAGE_BYTES).max(start), ((page + 1) * PAGE_BYTES).min(end));
+            ((span as u32, page), from, to)
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn as_the_model_says(steps in steps(), boots: bool) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut boot = 0_u8;
+        let start = |boot: u8| Store::open_in_boot(directory.path(), BootId([boot; 16])).unwrap();
+        let mut store = start(boot);
+        let mut layer = open(&store);
+        let mut model: BTreeSet<Piece> = BTreeSet::new();
+        let whole = |model: &BTreeSet<Piece>, span: u32| {
+            pieces().filter(|(piece, _, _)| piece.0 == span).all(|(piece, _, _)| model.contains(&piece))
+        };
+        for step in steps {
+            match step {
+                Step::Part(offset, length) => {
+                    let length = length.min((SPANS * SPAN).saturating_sub(offset));
+                    layer.write_part(offset, &content(offset, length)).unwrap();
+                    let inside = |from, to| offset <= from && to <= offset + length;
+                    model.extend(pieces().filter(|(_, from, to)| inside(*from, *to)).map(|(piece, _, _)| piece));
+                }
+                Step::Write(span) => {
+                    layer.write(span, &content(u64::from(span) * SPAN, SPAN)).unwrap();
+                    model.extend(pieces().filter(|(piece, _, _)| piece.0 == span).map(|(piece, _, _)| piece));
+                }
+                Step::Evict(span) => {
+                    layer.evict(span).unwrap();
+                    model.retain(|piece| piece.0 != span);
+                }
+                Step::Distrust(span) => {
+                    layer.distrust(span);
+                    model.retain(|piece| piece.0 != span);
+                    // The file is not told, so that a restart would find the span again: it is told now.
+                    layer.evict(span).unwrap();
+                    layer.write(span, &content(u64::from(span) * SPAN, SPAN)).unwrap();
+                    layer.evict(span).unwrap();
+                }
+                Step::Restart => {
+                    drop((layer, store));
+                    boot += u8::from(boots);
+                    store = start(boot);
+                    layer = open(&store);
+                    let kept: Vec<u32> = (0..SPANS as u32).filter(|span| whole(&model, *span)).collect();
+                    model.retain(|piece| kept.contains(&piece.0));
+                }
+            }
+            for (piece, from, to) in pieces() {
+                prop_assert_eq!(has(&layer, from, to - from), model.contains(&piece), "{:?}", piece);
+            }
+            let present = (0..SPANS as u32).filter(|span| whole(&model, *span)).count() as u64;
+            prop_assert_eq!(layer.present_bytes(), present * SPAN);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Profiles beside an image: finding, fetching and pushing them.
+//!
+//! Order of things when one is pushed: the pack, the profile, the configuration, then the manifest, which names the image,
+//! then the check that the registry lists it. What is passed over in a search is said in the log only: a profile is a hint,
+//! and nobody should be stopped by one.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::image::model::{Descriptor, media_type};
+use crate::image::reference::ManifestName;
+use crate::image::store::Store;
+use crate::image::{ImageError, ImageSource};
+use crate::limits::Limits;
+use crate::manifest::EMPTY_CONFIG;
+use crate::profile::artifact::{self, ARTIFACT, Notes, Published};
+use crate::profile::{PACK, PROFILE, Profile, ProfileError};
+use crate::registry::referrers::PushedReferrer;
+use crate::registry::{Body, RegistryError, Repository};
+use crate::sink::file_body;
+
+/// Manifests that are fetched at most. Stops a repository full of profiles from holding up a mount.
+const CANDIDATES_MAX: usize = 32;
+/// Bytes of a profile blob at most: the largest that keeps the limits is smaller.
+const BLOB_BYTES_MAX: u64 = 64 << 20;
+
+/// Why a profile could not be found, fetched or pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfilesError {
+    /// The image's place cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A blob is no profile.
+    #[error("profile {digest}: {source}")]
+    Profile {
+        /// Which blob.
+        digest: Box<Digest>,
+        /// Why.
+        source: ProfileError,
+    },
+    /// The pack cannot be read.
+    #[error("cannot read the pack {}: {cause}", file.display())]
+    Pack {
+        /// Its file.
+        file: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+}
+
+/// The profiles of `image`, the preferred ones first.
+///
+/// # Errors
+/// [`ProfilesError`] when nobody can be asked. What cannot be read is passed over.
+pub async fn list(source: &ImageSource, image: &Digest) -> Result<Vec<Published>, ProfilesError> {
+    let mut found = Vec::new();
+    let mut consider = |digest: Digest, bytes: &[u8]| match artifact::parse(digest, bytes, image) {
+        Ok(published) => found.push(published),
+        Err(reason) => tracing::debug!(%digest, reason, "not a profile of this image"),
+    };
+    match source {
+        ImageSource::Registry { repository, .. } => {
+            let mut entries = repository.referrers(image, Some(ARTIFACT)).await?.entries;
+            entries.sort_by_key(|entry| entry.digest);
+            entries.dedup_by_key(|entry| entry.digest);
+            for entry in entries.into_iter().take(CANDIDATES_MAX) {
+                match repository.manifest(&ManifestName::Digest(entry.digest)).await {
+                    Ok(Some(raw)) => consider(raw.digest, &raw.bytes),
+                    Ok(None) => {}
+                    Err(error) => tracing::debug!(digest = %entry.digest, %error, "a profile cannot be read"),
+                }
+            }
+        }
+        ImageSource::Store { store: Store::Layout(layout), .. } => {
+            let store = Store::Layout(layout.clone());
+            let ours = |entry: &Descriptor| entry.kind() == ARTIFACT;
+            for entry in store.entries().map_err(ImageError::from)?.iter().filter(|entry| ours(entry)) {
+                if let Some(raw) = store.manifest(entry).map_err(ImageError::from)? {
+                    consider(raw.digest, &raw.bytes);
+                }
+            }
+        }
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => {}
+    }
+    artifact::order(&mut found);
+    Ok(found)
+}
+
+/// A published profile's content.
+///
+/// # Errors
+/// [`ProfilesError`] when it cannot be had or is none.
+pub async fn fetch(source: &ImageSource, published: &Published) -> Result<Profile, ProfilesError> {
+    let blob = source.blob_bytes(&published.profile, BLOB_BYTES_MAX).await?;
+    decode(&published.profile.digest, &blob)
+}
+
+fn decode(digest: &Digest, blob: &[u8]) -> Result<Profile, ProfilesError> {
+    let decoded = Profile::decode(blob, &Limits::DEFAULT);
+    decoded.map_err(|source| ProfilesError::Profile { digest: Box::new(*digest), source })
+}
+
+/// Pushes a profile of the image `subject`, with the pack in `pack` if there is one.
+///
+/// # Errors
+/// [`ProfilesError`]. After an error no new manifest is in the repository.
+pub async fn push(
+    repository: &Repository,
+    subject: &Descriptor,
+    profile: &Profile,
+    pack: Option<&Path>,
+    notes: &Notes,
+) -> Result<PushedReferrer, ProfilesError> {
+    let failed = |source| ProfilesError::Profile { digest: Box::new(Digest::of(&[])), source };
+    let blob = Bytes::from(profile.encode().map_err(failed)?);
+    let pack = match pack {
+        Some(file) => Some(push_pack(repository, file).await?),
+        None => None,
+    };
+    for bytes in [blob.clone(), Bytes::from_static(EMPTY_CONFIG)] {
+        repository.push_blob(&Digest::of(&bytes), Body::Bytes(bytes), None).await?;
+    }
+    let manifest = artifact::manifest(notes, &Descriptor::of(PROFILE, &blob), pack.as_ref(), subject);
+    Ok(repository.push_referrer(media_type::MANIFEST, manifest.into()).await?)
+}
+
+async fn push_pack(repository: &Repository, file: &Path) -> Result<Descriptor, ProfilesError> {
+    let path = file.to_owned();
+    let hashed = tokio::task::spawn_blocking(move || hash(&path)).await.map_err(|_| ImageError::Stopped)?;
+    let (digest, size) = hashed.map_err(|cause| ProfilesError::Pack { file: file.to_owned(), cause })?;
+    repository.push_blob(&digest, file_body(file.to_owned(), size), None).await?;
+    Ok(Descriptor::new(PACK, digest, size))
+}
+
+fn hash(file: &Path) -> std::io::Result<(Digest, u64)> {
+    use std::io::Read as _;
+    let mut hasher = crate::digest::Hasher::new(crate::digest::Algorithm::Sha256);
+    let (mut file, mut size, mut buffer) = (std::fs::File::open(file)?, 0, vec![0; 256 << 10]);
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            return Ok((hasher.finish(), size));
+        }
+        hasher.update(&buffer[..length]);
+        size += length as u64;
+    }
+}
