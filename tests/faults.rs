@@ -39,7 +39,8 @@ const SPAN_BYTES: u64 = 65_536;
 
 /// The zTOC of a gzip layer.
 fn ztoc(layer: &[u8]) -> Ztoc {
-    let options = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+    let options =
+        Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
     index_bytes(layer, options).unwrap().into_ztoc().unwrap()
 }
 

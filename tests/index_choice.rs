@@ -38,7 +38,8 @@ impl Stage {
         let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
         let repository = client(&registry.host()).repository("team/app");
         let mut image = Image::gzip(vec![tar(&[("etc/motd", text(1, 300_000))])]);
-        let options = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+        let options =
+            Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
         let ztoc = index_bytes(&image.blobs[0], options).unwrap().into_ztoc().unwrap().encode().unwrap().to_vec();
         let reference = ZtocReference {
             digest: Digest::of(&ztoc),
@@ -167,7 +168,8 @@ async fn an_index_may_be_elsewhere() {
     let elsewhere = DemoRegistry::start(Duration::ZERO).await.unwrap();
     let others = client(&elsewhere.host()).repository("soci/index");
     // Another span size makes another index.
-    let options_64 = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES / 2, limits: Limits::DEFAULT };
+    let options_64 =
+        Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES / 2, compact: None, limits: Limits::DEFAULT };
     let ztoc = index_bytes(&stage.image.blobs[0], options_64).unwrap().into_ztoc().unwrap().encode().unwrap().to_vec();
     let reference = ZtocReference {
         digest: Digest::of(&ztoc),

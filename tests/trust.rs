@@ -41,7 +41,8 @@ fn content() -> Vec<u8> {
 }
 
 fn ztoc() -> Ztoc {
-    let options = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+    let options =
+        Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
     index_bytes(&gzip(&content(), 6), options).unwrap().into_ztoc().unwrap()
 }
 

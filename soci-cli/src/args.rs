@@ -17,7 +17,9 @@ mod serve;
 
 pub use bench::Bench;
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
-pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
+pub use publish::{
+    Building, Convert, Create, Existing, Format, FormatName, Optimization, Prefetch, Publish, Push, Verify,
+};
 pub use serve::ServeWebhook;
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.

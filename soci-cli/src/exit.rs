@@ -130,7 +130,8 @@ const fn of_publish(error: &PublishError) -> Exit {
     match error {
         PublishError::Build(BuildError::Image(error)) | PublishError::Image(error) => of_image(error),
         PublishError::Build(BuildError::Layer { .. } | BuildError::LayerDigest { .. } | BuildError::DiffId { .. })
-        | PublishError::Manifest { .. } => Exit::BadContent,
+        | PublishError::Manifest { .. }
+        | PublishError::SpanIndex { .. } => Exit::BadContent,
         PublishError::Build(BuildError::Stopped) => Exit::Failure,
         PublishError::Registry(error) => of_registry(error),
         PublishError::Store(error) => of_store(error),

@@ -40,6 +40,8 @@ pub const fn of_read(cause: &Cause) -> Errno {
         | Cause::Deadline { .. }
         | Cause::Header(_)
         | Cause::Window { .. }
+        | Cause::WindowBlob(_)
+        | Cause::NoWindow { .. }
         | Cause::Condemned { .. }
         | Cause::OutOfRange { .. }
         | Cause::Abandoned => Errno::IO,

@@ -4,9 +4,11 @@
 //!
 //! | layer | way |
 //! |---|---|
-//! | has a zTOC that is sound and may be used ([`TrustPolicy`]), and is not small | lazy: spans on demand |
+//! | has a TOC or zTOC that is sound and may be used ([`TrustPolicy`]), and is not small | lazy: spans on demand |
 //! | was streamed before and is complete | kept: nothing is read |
-//! | all others: small, without zTOC, zTOC malformed | streamed whole, checked, indexed on the fly |
+//! | all others: small, without an index, index malformed | streamed whole, checked, indexed on the fly |
+//!
+//! The span index goes before AWS's; where a layer's part of it cannot be had or read, AWS's is asked.
 //!
 //! All layers are opened at the same time. The index comes from the local index store when it has one, so a mounted
 //! image can be mounted again without asking for it; an index from a registry is put there. Invariant: a zTOC that does
@@ -25,7 +27,9 @@ use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 use soci_index::manifest::ManifestError;
 use soci_index::registry::{RegistryError, Repository};
+use soci_index::span_index::SpanIndexError;
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 
 use crate::reader::{LayerReader, Policy};
 use crate::source::watched::Observer;
@@ -131,7 +135,7 @@ pub enum OpenError {
         /// Which.
         digest: Box<Digest>,
         /// Why.
-        source: ManifestError,
+        source: IndexError,
     },
     /// The layer cannot be read lazily, and nothing else was allowed.
     #[error("layer {layer} cannot be read lazily: {reason}")]
@@ -150,6 +154,17 @@ pub enum OpenError {
     /// The work was cut off: the process is shutting down.
     #[error("opening was abandoned")]
     Abandoned,
+}
+
+/// Why an index manifest is none.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// AWS's.
+    #[error(transparent)]
+    Soci(#[from] ManifestError),
+    /// Ours.
+    #[error(transparent)]
+    Spans(#[from] SpanIndexError),
 }
 
 /// How a layer was opened.
@@ -198,6 +213,8 @@ pub struct ImageOpener {
     found: Option<find::Found>,
     /// Why the index may be used only for layers of which it was proven here.
     doubt: Option<String>,
+    /// AWS's index, looked for when the span index turned out to be of no use.
+    fallback: OnceCell<Option<find::Found>>,
 }
 
 impl ImageOpener {
@@ -216,14 +233,14 @@ impl ImageOpener {
         let nothing_here = || !image.manifest.layers.iter().any(|layer| store.layer_directory(&layer.digest).exists());
         if options.trust.provisional() == Provisional::Deny && nothing_here() {
             let doubt = options.trust.doubt(&image.descriptor.digest, &[]).await;
-            return Ok(Self { source, image, store, options, runtime, found: None, doubt });
+            return Ok(Self { source, image, store, options, runtime, found: None, doubt, fallback: OnceCell::new() });
         }
         let found = find::find_index(&source, &image, &options).await?;
         let doubt = match &found {
             Some(found) => found.doubt(&source, &image, &options).await,
             None => None,
         };
-        Ok(Self { source, image, store, options, runtime, found, doubt })
+        Ok(Self { source, image, store, options, runtime, found, doubt, fallback: OnceCell::new() })
     }
 
     /// The image.

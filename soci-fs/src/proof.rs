@@ -185,7 +185,8 @@ pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdic
 async fn compare(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
     let layer = reader.digest();
     let index = reader.index();
-    let options = Options { compression: index.compression, span_bytes: 4 << 20, limits: Limits::DEFAULT };
+    let options =
+        Options { compression: index.compression, span_bytes: 4 << 20, compact: None, limits: Limits::DEFAULT };
     let indexer = Indexer::new(options).map_err(|cause| ProofError::Index { layer, cause })?;
     let mut comparison = Comparison { layer, store: Arc::clone(reader.store()), indexer, offset: 0, different: None };
     let source = |cause| ProofError::Source { layer, cause };

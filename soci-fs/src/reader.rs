@@ -31,6 +31,7 @@ use crate::store::{LayerStore, Reading};
 mod error;
 mod file;
 mod flight;
+mod history;
 mod spare;
 
 pub use error::{Cause, ReadError};
@@ -104,6 +105,7 @@ struct Shared {
     index: Arc<LayerIndex>,
     store: Arc<LayerStore>,
     source: Arc<dyn Source>,
+    histories: history::Histories,
     policy: Policy,
     /// Where flights run: reads that are answered at once come from threads that know no runtime.
     runtime: Handle,
@@ -130,6 +132,20 @@ impl LayerReader {
         policy: Policy,
         runtime: &Handle,
     ) -> Self {
+        Self::with_windows(digest, index, store, source, None, policy, runtime)
+    }
+
+    /// A reader by a span index, whose windows `windows` has.
+    #[must_use]
+    pub fn with_windows(
+        digest: Digest,
+        index: Arc<LayerIndex>,
+        store: Arc<LayerStore>,
+        source: Arc<dyn Source>,
+        windows: Option<Arc<dyn Source>>,
+        policy: Policy,
+        runtime: &Handle,
+    ) -> Self {
         let span_bytes = index.uncompressed_size.checked_div(index.spans.len() as u64).unwrap_or(0).max(1);
         let ahead_spans = u32::try_from(policy.ahead_bytes_max / span_bytes).unwrap_or(u32::MAX);
         let decoders = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -139,6 +155,7 @@ impl LayerReader {
             index,
             store,
             source,
+            histories: history::Histories::new(windows),
             policy,
             runtime: runtime.clone(),
             flights: Mutex::default(),

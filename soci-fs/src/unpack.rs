@@ -254,7 +254,7 @@ fn write(
     let options = File::options().read(true).write(true).create(true).truncate(true).clone();
     let file = options.open(&path).map_err(failed("create"))?;
     let compression = if encoding == Encoding::Gzip { Compression::Gzip } else { Compression::None };
-    let options = Options { compression, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+    let options = Options { compression, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
     let mut sink = Sink {
         layer,
         indexer: Indexer::new(options).map_err(|cause| UnpackError::Index { layer, cause })?,

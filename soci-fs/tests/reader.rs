@@ -19,6 +19,7 @@ use soci_fs::source::file::FileSource;
 use soci_fs::source::memory::MemorySource;
 use soci_fs::store::{BootId, Store};
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::index::Windows;
 use support::{Layer, noise, plain_policy, quick, sample_tar};
 
 const SPAN: u64 = 64 << 10;
@@ -265,11 +266,12 @@ async fn a_full_disk_costs_no_reads() {
 async fn a_forged_window_takes_the_layer_out_of_service() {
     let mut layer = layer();
     let mut index = (*layer.index).clone();
-    let mut window = *index.windows[3].load();
+    let Windows::Held(windows) = &mut index.windows else { panic!("the windows are elsewhere") };
+    let mut window = *windows[3].load();
     for byte in &mut window[WINDOW_BYTES - 2000..] {
         *byte = b'#';
     }
-    index.windows[3] = Window::pack(&window);
+    windows[3] = Window::pack(&window);
     layer.index = Arc::new(index);
     let source = layer.memory();
     let bench = bench(layer, source, quick());

@@ -22,6 +22,7 @@ use soci_fs::store::Store;
 use soci_fs::unpack::{Encoding, LayerClaim, UnpackError, unpack};
 use soci_index::checkpoint::Window;
 use soci_index::digest::Digest;
+use soci_index::index::Windows;
 use support::{Layer, noise, plain_policy, sample_tar};
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -115,11 +116,12 @@ async fn a_forged_window_fails_the_proof() {
     let mut layer = Layer::gzip(sample_tar(40, 50_000), 64 << 10);
     let mut index = (*layer.index).clone();
     let last = index.windows.len() - 1;
-    let mut window = *index.windows[last].load();
+    let Windows::Held(windows) = &mut index.windows else { panic!("the windows are elsewhere") };
+    let mut window = *windows[last].load();
     for byte in &mut window {
         *byte = if *byte == b'0' { b'1' } else { *byte };
     }
-    index.windows[last] = Window::pack(&window);
+    windows[last] = Window::pack(&window);
     layer.index = Arc::new(index);
     let (_directory, store) = store();
     let reader = layer.reader(&store, layer.memory(), plain_policy());

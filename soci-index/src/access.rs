@@ -156,7 +156,8 @@ mod tests {
     }
 
     fn index(tar: &[u8]) -> LayerIndex {
-        let options = Options { compression: Compression::None, span_bytes: 100, limits: Limits::DEFAULT };
+        let options =
+            Options { compression: Compression::None, span_bytes: 100, compact: None, limits: Limits::DEFAULT };
         index_bytes(tar, options).unwrap().index
     }
 

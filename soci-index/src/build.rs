@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 
+use crate::compact;
 use crate::digest::{Algorithm, Digest};
 use crate::image::model::Descriptor;
 use crate::image::{ImageError, ImageSource, PlatformImage};
@@ -23,16 +24,46 @@ use crate::limits::Limits;
 use crate::manifest::ZtocReference;
 use crate::pipeline::{PipelineError, index_chunks};
 use crate::prefetch::{self, Wanted};
+use crate::span_index::SpanReference;
 use crate::ztoc::{EncodeError, Encoded};
 
 /// Default least size of a layer that gets an index, as AWS's tools have it: 10 MiB.
 pub const LAYER_BYTES_MIN: u64 = 10 << 20;
 
+/// Forms of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// zTOCs, for AWS's runtime and for ours.
+    Aws,
+    /// The span index, for ours.
+    Span,
+    /// Both.
+    Both,
+}
+
+impl Format {
+    /// Whether zTOCs are made.
+    #[must_use]
+    pub const fn has_ztoc(self) -> bool {
+        matches!(self, Self::Aws | Self::Both)
+    }
+
+    /// Whether a span index is made.
+    #[must_use]
+    pub const fn has_spans(self) -> bool {
+        matches!(self, Self::Span | Self::Both)
+    }
+}
+
 /// How to build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
-    /// Uncompressed bytes between checkpoints.
+    /// Which forms of an index to make.
+    pub format: Format,
+    /// Uncompressed bytes between the checkpoints of a zTOC.
     pub span_bytes: u64,
+    /// Least uncompressed bytes between those of a span index, see [`compact::span_bytes`].
+    pub compact_span_bytes: u64,
     /// Layers below this many compressed bytes are left alone.
     pub layer_bytes_min: u64,
     /// Whether to note which layers have no extended attributes.
@@ -51,7 +82,9 @@ impl Default for BuildOptions {
     fn default() -> Self {
         let parallel = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
+            format: Format::Aws,
             span_bytes: SPAN_BYTES,
+            compact_span_bytes: compact::SPAN_BYTES,
             layer_bytes_min: LAYER_BYTES_MIN,
             note_xattrs: false,
             prefetch: Vec::new(),
@@ -104,6 +137,8 @@ pub enum BuildError {
 /// Why a layer has no zTOC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Skip {
+    /// Only a span index is made.
+    NotWanted,
     /// It is smaller than [`BuildOptions::layer_bytes_min`].
     Small {
         /// The least size.
@@ -128,6 +163,17 @@ pub struct LayerReport {
     pub layer: Descriptor,
     /// Its zTOC, or why it has none.
     pub outcome: Result<LayerZtoc, Skip>,
+    /// Its part of the span index, if that is made and tells of it.
+    pub spans: Option<LayerSpans>,
+}
+
+/// A layer's part of the span index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSpans {
+    /// How the span index refers to it.
+    pub reference: SpanReference,
+    /// Whether it was there before.
+    pub reused: bool,
 }
 
 /// The zTOC of a layer.
@@ -159,13 +205,43 @@ pub enum Progress {
 /// Told of [`Progress`]; called from several tasks.
 pub type Observer = Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// A finished zTOC on its way to where it is kept.
+/// What was made of a layer, on its way to where it is kept.
 #[derive(Debug)]
-pub struct Finished {
-    /// How an index will refer to it.
-    pub reference: ZtocReference,
-    /// The file.
-    pub encoded: Arc<Encoded>,
+pub enum Finished {
+    /// A zTOC: how an index will refer to it, and the file.
+    Ztoc(ZtocReference, Arc<Encoded>),
+    /// The two blobs of a span index.
+    Spans {
+        /// The TOC.
+        toc: Bytes,
+        /// The windows.
+        windows: Bytes,
+    },
+}
+
+/// What exists already.
+#[derive(Debug, Clone, Default)]
+pub struct Existing {
+    /// zTOCs.
+    pub ztocs: Vec<ZtocReference>,
+    /// Blobs of span indexes.
+    pub spans: Vec<SpanReference>,
+}
+
+impl Existing {
+    fn ztoc(&self, layer: &Descriptor, options: &BuildOptions) -> Option<LayerZtoc> {
+        let same = |known: &&ZtocReference| known.layer == layer.digest && known.span_bytes == options.span_bytes;
+        let known = self.ztocs.iter().find(same)?.clone();
+        // The same layer may be named with another media type elsewhere.
+        let reference = ZtocReference { layer_media_type: layer.media_type.clone(), ..known };
+        Some(LayerZtoc { reference, reused: true, wanted: Vec::new() })
+    }
+
+    fn spans(&self, layer: &Descriptor, options: &BuildOptions) -> Option<LayerSpans> {
+        let wanted = options.compact_span_bytes;
+        let same = |known: &&SpanReference| known.layer == layer.digest && known.span_bytes == wanted;
+        Some(LayerSpans { reference: self.spans.iter().find(same)?.clone(), reused: true })
+    }
 }
 
 /// How a layer is compressed, by its media type; the name when no index is possible.
@@ -183,7 +259,7 @@ pub fn compression(media_type: &str) -> Result<Compression, Skip> {
     }
 }
 
-/// Indexes the layers of `image`. `known` are zTOCs that exist already; `keep` stores a new one.
+/// Indexes the layers of `image`. `known` is what exists already; `keep` stores what is new.
 ///
 /// The reports are in the order of the image's layers. A layer that occurs twice is read once.
 ///
@@ -193,7 +269,7 @@ pub async fn build<E, F>(
     source: &ImageSource,
     image: &PlatformImage,
     options: &BuildOptions,
-    known: &[ZtocReference],
+    known: &Existing,
     observer: &Observer,
     keep: impl Fn(Finished) -> F,
 ) -> Result<Vec<LayerReport>, E>
@@ -207,69 +283,118 @@ where
     let work = unique.into_values().map(|(layer, diff_id)| {
         let keep = &keep;
         async move {
-            let outcome = one(source, layer, diff_id, options, known, observer, keep).await?;
-            Ok::<_, E>((layer.digest, outcome))
+            let made = Work { source, layer, options, known, observer }.one(diff_id, keep).await?;
+            Ok::<_, E>((layer.digest, made))
         }
     });
     let work = futures_util::stream::iter(work.collect::<Vec<_>>()).buffer_unordered(options.parallel.max(1));
-    let outcomes: BTreeMap<Digest, Result<LayerZtoc, Skip>> = work.try_collect().await?;
-    let report =
-        |layer: &Descriptor| Some(LayerReport { layer: layer.clone(), outcome: outcomes.get(&layer.digest)?.clone() });
+    let made: BTreeMap<Digest, Made> = work.try_collect().await?;
+    let report = |layer: &Descriptor| {
+        let Made { outcome, spans } = made.get(&layer.digest)?.clone();
+        Some(LayerReport { layer: layer.clone(), outcome, spans })
+    };
     Ok(image.manifest.layers.iter().filter_map(report).collect())
 }
 
-async fn one<E, F>(
-    source: &ImageSource,
-    layer: &Descriptor,
-    diff_id: &Digest,
-    options: &BuildOptions,
-    known: &[ZtocReference],
-    observer: &Observer,
-    keep: &impl Fn(Finished) -> F,
-) -> Result<Result<LayerZtoc, Skip>, E>
-where
-    E: From<BuildError>,
-    F: Future<Output = Result<(), E>>,
-{
-    let compression = match compression(&layer.media_type) {
-        Ok(_) if layer.size < options.layer_bytes_min => {
-            return Ok(Err(Skip::Small { least: options.layer_bytes_min }));
+/// What became of one layer.
+#[derive(Debug, Clone)]
+struct Made {
+    outcome: Result<LayerZtoc, Skip>,
+    spans: Option<LayerSpans>,
+}
+
+/// One layer to be indexed.
+struct Work<'a> {
+    source: &'a ImageSource,
+    layer: &'a Descriptor,
+    options: &'a BuildOptions,
+    known: &'a Existing,
+    observer: &'a Observer,
+}
+
+impl Work<'_> {
+    async fn one<E, F>(&self, diff_id: &Digest, keep: &impl Fn(Finished) -> F) -> Result<Made, E>
+    where
+        E: From<BuildError>,
+        F: Future<Output = Result<(), E>>,
+    {
+        let (layer, options) = (self.layer, self.options);
+        let none = |skip| Ok(Made { outcome: Err(skip), spans: None });
+        let compression = match compression(&layer.media_type) {
+            Ok(_) if layer.size < options.layer_bytes_min => {
+                return none(Skip::Small { least: options.layer_bytes_min });
+            }
+            Ok(compression) => compression,
+            Err(skip) => return none(skip),
+        };
+        let known = (self.known.ztoc(layer, options), self.known.spans(layer, options));
+        let lacks = |wanted: bool, has: bool| wanted && !has;
+        if !lacks(options.format.has_ztoc(), known.0.is_some()) && !lacks(options.format.has_spans(), known.1.is_some())
+        {
+            let ztoc = known.0.filter(|_| options.format.has_ztoc());
+            let spans = known.1.filter(|_| options.format.has_spans());
+            return Ok(Made { outcome: ztoc.ok_or(Skip::NotWanted), spans });
         }
-        Ok(compression) => compression,
-        Err(skip) => return Ok(Err(skip)),
-    };
-    let same = |known: &&ZtocReference| known.layer == layer.digest && known.span_bytes == options.span_bytes;
-    if let Some(known) = known.iter().find(same) {
-        // The same layer may be named with another media type elsewhere.
-        let reference = ZtocReference { layer_media_type: layer.media_type.clone(), ..known.clone() };
-        return Ok(Ok(LayerZtoc { reference, reused: true, wanted: Vec::new() }));
+        let mut indexed = index_layer(self.source, layer, compression, options, self.observer).await?;
+        check_diff_id(layer, diff_id, &indexed)?;
+        let spans = match indexed.compact.take() {
+            Some(Ok(blobs)) => Some(self.keep_spans(blobs, keep).await?),
+            Some(Err(error)) => {
+                tracing::warn!(layer = %layer.digest, %error, "the layer is left out of the span index");
+                None
+            }
+            None => None,
+        };
+        let outcome = if options.format.has_ztoc() { self.ztoc(indexed, keep).await? } else { Err(Skip::NotWanted) };
+        (self.observer)(Progress::LayerDone { layer: layer.digest });
+        Ok(Made { outcome, spans })
     }
-    let indexed = index_layer(source, layer, compression, options, observer).await?;
-    check_diff_id(layer, diff_id, &indexed)?;
-    let inexpressible = |reason: String| Ok(Err(Skip::Inexpressible { reason }));
-    let ztoc = match indexed.into_ztoc() {
-        Ok(ztoc) => ztoc,
-        Err(obstacle) => return inexpressible(obstacle.to_string()),
-    };
-    let disable_xattrs = options.note_xattrs && ztoc.has_no_xattrs();
-    let wanted = prefetch::find(&ztoc, &options.prefetch);
-    let encoded = match ztoc.encode() {
-        Ok(encoded) => Arc::new(encoded),
-        Err(error @ (EncodeError::Sparse { .. } | EncodeError::TooLarge { .. })) => {
-            return inexpressible(error.to_string());
-        }
-    };
-    let reference = ZtocReference {
-        digest: encoded.digest(),
-        size: encoded.len(),
-        layer: layer.digest,
-        layer_media_type: layer.media_type.clone(),
-        span_bytes: options.span_bytes,
-        disable_xattrs,
-    };
-    keep(Finished { reference: reference.clone(), encoded }).await?;
-    observer(Progress::LayerDone { layer: layer.digest });
-    Ok(Ok(LayerZtoc { reference, reused: false, wanted }))
+
+    async fn keep_spans<E, F>(&self, blobs: compact::Encoded, keep: &impl Fn(Finished) -> F) -> Result<LayerSpans, E>
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let (toc, windows) = (Bytes::from(blobs.toc), Bytes::from(blobs.windows));
+        let named = |blob: &Bytes| (Digest::of(blob), blob.len() as u64);
+        let reference = SpanReference {
+            layer: self.layer.digest,
+            toc: named(&toc),
+            windows: named(&windows),
+            span_bytes: self.options.compact_span_bytes,
+        };
+        keep(Finished::Spans { toc, windows }).await?;
+        Ok(LayerSpans { reference, reused: false })
+    }
+
+    async fn ztoc<E, F>(&self, indexed: Indexed, keep: &impl Fn(Finished) -> F) -> Result<Result<LayerZtoc, Skip>, E>
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let (layer, options) = (self.layer, self.options);
+        let inexpressible = |reason: String| Ok(Err(Skip::Inexpressible { reason }));
+        let ztoc = match indexed.into_ztoc() {
+            Ok(ztoc) => ztoc,
+            Err(obstacle) => return inexpressible(obstacle.to_string()),
+        };
+        let disable_xattrs = options.note_xattrs && ztoc.has_no_xattrs();
+        let wanted = prefetch::find(&ztoc, &options.prefetch);
+        let encoded = match ztoc.encode() {
+            Ok(encoded) => Arc::new(encoded),
+            Err(error @ (EncodeError::Sparse { .. } | EncodeError::TooLarge { .. })) => {
+                return inexpressible(error.to_string());
+            }
+        };
+        let reference = ZtocReference {
+            digest: encoded.digest(),
+            size: encoded.len(),
+            layer: layer.digest,
+            layer_media_type: layer.media_type.clone(),
+            span_bytes: options.span_bytes,
+            disable_xattrs,
+        };
+        keep(Finished::Ztoc(reference.clone(), encoded)).await?;
+        Ok(Ok(LayerZtoc { reference, reused: false, wanted }))
+    }
 }
 
 /// Whether the layer unpacked to what the image configuration says.
@@ -289,7 +414,8 @@ pub(crate) async fn index_layer(
     options: &BuildOptions,
     observer: &Observer,
 ) -> Result<Indexed, BuildError> {
-    let options = Options { compression, span_bytes: options.span_bytes, limits: options.limits };
+    let compact = options.format.has_spans().then(|| compact::span_bytes(layer.size, options.compact_span_bytes));
+    let options = Options { compression, span_bytes: options.span_bytes, compact, limits: options.limits };
     let (send, mut receive) = mpsc::channel::<Bytes>(16);
     let task = tokio::task::spawn_blocking(move || {
         index_chunks(|| Ok::<_, Infallible>(receive.blocking_recv()), options, &mut |_| {})

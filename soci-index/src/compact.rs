@@ -60,7 +60,7 @@
 //! # Reading
 //!
 //! Pure. Every number is judged before it is used; what is read is a [`crate::index::LayerIndex`] like that of any other format, with
-//! windows of zeros, and the [`WindowPlace`]s to fill them from.
+//! [`WindowPlace`]s in place of windows.
 
 mod columns;
 mod decode;
@@ -68,9 +68,9 @@ mod encode;
 pub mod used;
 mod window;
 
-pub use decode::{Decoded, decode};
+pub use decode::decode;
 pub use encode::{EncodeError, Encoded, encode};
-pub use window::{WindowError, WindowPlace};
+pub use window::{WindowError, WindowPlace, WindowsBlob};
 
 use crate::span::SpanError;
 
@@ -84,6 +84,18 @@ const VERSION: u16 = 1;
 pub const TOC: &str = "application/vnd.soci.toc.v1+zstd";
 /// Media type of a windows blob.
 pub const WINDOWS: &str = "application/vnd.soci.windows.v1";
+
+/// Default span size: 256 KiB of uncompressed layer.
+pub const SPAN_BYTES: u64 = 256 << 10;
+/// Spans that a layer is not cut into more of: half a gigabyte and more of compressed layer gets larger ones.
+const SPANS_WANTED_MAX: u64 = 8_192;
+
+/// The distance of checkpoints in a layer of so many compressed bytes, when `span_bytes` are wanted: more in very large
+/// layers, whose windows could not be held in memory while they are made. A tar shrinks to a quarter or so.
+#[must_use]
+pub fn span_bytes(compressed: u64, span_bytes: u64) -> u64 {
+    span_bytes.max(compressed.saturating_mul(4) / SPANS_WANTED_MAX)
+}
 
 /// The columns of a TOC blob, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -91,8 +91,7 @@ async fn into_place(
         let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
         let known = known_of(&job, &built, place.is_home_of(source)).await?;
         let blobs = put_blobs(&job, &known, place.sink()).await?;
-        let ztocs = blobs.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref().ok()?.reference.clone()));
-        built.add_built(ztocs, &place.as_source());
+        built.add_built(&blobs.layers, &place.as_source());
         match blobs.v2() {
             Ok(index) => {
                 let json = Bytes::from(index.to_json());
@@ -141,7 +140,7 @@ async fn known_of(job: &Job<'_>, built: &Known, is_home: bool) -> Result<Known, 
         known::named(job.source, job.image, job.options, &mut known).await;
         if let ImageSource::Registry { repository, name } = job.source {
             if !known.lacking(job.image, job.options).is_empty() {
-                known.extend(&known::beside(repository, job.image, job.options).await?.1);
+                known.extend(&known::beside(repository, job.image, job.options).await?.known);
             }
             if is_home {
                 known::beside_tags(repository, name.tag(), job.image, job.options, &mut known).await;

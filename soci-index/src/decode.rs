@@ -7,6 +7,7 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::checkpoint::Window;
 use crate::digest::hex;
 use crate::gzip::{Event, Gzip, GzipError};
 use crate::index::{Compression, LayerIndex};
@@ -22,6 +23,12 @@ pub enum DecodeError {
         span: SpanId,
         /// How many there are.
         count: usize,
+    },
+    /// The span's window is not part of the index.
+    #[error("span {span}: its window has to be fetched first")]
+    NoWindow {
+        /// The span.
+        span: SpanId,
     },
     /// The compressed bytes are not the ones that were indexed.
     #[error("span {span}: the compressed bytes have SHA-256 {found}, the index says {expected}")]
@@ -95,11 +102,20 @@ enum End {
 const BUFFER_BYTES: usize = 128 << 10;
 
 impl SpanDecoder {
-    /// Begins with `span`.
+    /// Begins with a span whose window is part of the index, or not needed.
+    ///
+    /// # Errors
+    /// [`DecodeError::NoSuchSpan`], [`DecodeError::NoWindow`].
+    pub fn new(index: &LayerIndex, id: SpanId) -> Result<Self, DecodeError> {
+        let window = index.window(id).ok_or(DecodeError::NoWindow { span: id })?;
+        Self::with_window(index, id, window)
+    }
+
+    /// Begins with a span whose window was fetched, or is the end of what came before.
     ///
     /// # Errors
     /// [`DecodeError::NoSuchSpan`].
-    pub fn new(index: &LayerIndex, id: SpanId) -> Result<Self, DecodeError> {
+    pub fn with_window(index: &LayerIndex, id: SpanId, window: &Window) -> Result<Self, DecodeError> {
         let no_such = DecodeError::NoSuchSpan { span: id, count: index.spans.len() };
         let span = index.spans.span(id).ok_or(no_such)?.clone();
         let form = match index.compression {
@@ -109,7 +125,7 @@ impl SpanDecoder {
                     Some(next) => End::Checkpoint { compressed: span.compressed.end, bits: next.bits, reached: false },
                     None => End::Tar,
                 };
-                let window = (span.uncompressed.start > 0).then(|| index.window(id));
+                let window = (span.uncompressed.start > 0).then_some(window);
                 let decoder = Box::new(Gzip::resume(span.compressed.start, span.bits, window));
                 Form::Gzip { decoder, buffer: vec![0; BUFFER_BYTES], end }
             }

@@ -33,6 +33,8 @@ pub struct FoundIndex {
     pub manifest: ImageManifest,
     /// How many others were passed over.
     pub others: usize,
+    /// Which of the kinds that were asked for it is: its artifact type.
+    pub kind: &'static str,
 }
 
 /// Why a listed manifest was not taken.
@@ -76,30 +78,66 @@ impl Which<'_> {
     }
 }
 
-/// Searches a repository for the index of `image` (an image manifest, not an index).
+/// Searches a repository for AWS's index of `image` (an image manifest, not an index).
 ///
 /// # Errors
-/// [`RegistryError`] when the registry cannot be asked. A candidate that cannot be read is passed over.
+/// As [`preferred_on_registry`].
 pub async fn on_registry(
     repository: &Repository,
     image: &Digest,
     which: Which<'_>,
 ) -> Result<Discovery, RegistryError> {
-    let mut search = Search::new(image, SOCI_INDEX_V1);
-    let (candidates, nothing) = match which {
+    preferred_on_registry(repository, image, which, &[SOCI_INDEX_V1]).await
+}
+
+/// Searches a repository for an index of `image` that is of the first of `kinds`, artifact types, of which there is one.
+/// The registry's list is asked for once.
+///
+/// # Errors
+/// [`RegistryError`] when the registry cannot be asked. A candidate that cannot be read is passed over.
+pub async fn preferred_on_registry(
+    repository: &Repository,
+    image: &Digest,
+    which: Which<'_>,
+    kinds: &[&'static str],
+) -> Result<Discovery, RegistryError> {
+    let (listed, nothing) = match which {
         // One that is named need not be listed: it says itself whose it is.
-        Which::Named(digest) => (vec![*digest], format!("the registry has no index {digest}")),
+        Which::Named(digest) => (vec![Descriptor::new("", *digest, 0)], format!("the registry has no index {digest}")),
         Which::Newest => {
-            let referrers = repository.referrers(image, Some(SOCI_INDEX_V1)).await?;
+            let one_kind = if let [kind] = kinds { Some(*kind) } else { None };
+            let referrers = repository.referrers(image, one_kind).await?;
             let nothing = match &referrers.found_by {
                 FoundBy::Api => "the registry lists no such referrer".to_owned(),
                 FoundBy::FallbackTag => "the fallback tag lists no such referrer".to_owned(),
                 FoundBy::Nothing(reason) => format!("no referrers API ({reason}) and no fallback tag"),
             };
-            (ordered(referrers.entries).into_iter().map(|entry| entry.digest).collect(), nothing)
+            (ordered(referrers.entries), nothing)
         }
     };
-    for digest in candidates.into_iter().take(CANDIDATES_MAX) {
+    let mut none = Vec::new();
+    for kind in kinds {
+        // What was listed as another kind need not be fetched, unless the list was to be of one kind anyway.
+        let may_be = |entry: &&Descriptor| kinds.len() == 1 || may_be(entry, kind);
+        let candidates = listed.iter().filter(may_be).map(|entry| entry.digest);
+        match of_kind(repository, image, candidates, kind, &nothing).await? {
+            Discovery::None { rejected, .. } => none.extend(rejected),
+            found @ Discovery::Found(_) => return Ok(found),
+        }
+    }
+    Ok(Discovery::None { reason: none.first().map_or(nothing, why), rejected: none })
+}
+
+/// Looks at the manifests of a list that may be of one kind.
+async fn of_kind(
+    repository: &Repository,
+    image: &Digest,
+    listed: impl Iterator<Item = Digest>,
+    kind: &'static str,
+    nothing: &str,
+) -> Result<Discovery, RegistryError> {
+    let mut search = Search::new(image, kind);
+    for digest in listed.take(CANDIDATES_MAX) {
         match repository.manifest(&ManifestName::Digest(digest)).await {
             Ok(Some(raw)) => search.consider(raw),
             Ok(None) => search.reject(digest, "it is not there"),
@@ -107,7 +145,7 @@ pub async fn on_registry(
             Err(error) => search.reject(digest, &error.to_string()),
         }
     }
-    Ok(search.finish(&nothing))
+    Ok(search.finish(nothing))
 }
 
 /// Searches an OCI layout for the index of `image`: every manifest that index.json names is looked at.
@@ -115,11 +153,41 @@ pub async fn on_registry(
 /// # Errors
 /// [`ImageError`] when index.json cannot be read. A candidate that cannot be read is passed over.
 pub fn in_layout(layout: &Layout, image: &Digest, which: Which<'_>) -> Result<Discovery, ImageError> {
+    in_layout_of(layout, image, which, SOCI_INDEX_V1)
+}
+
+/// Searches an OCI layout for an index of `image` that is of the first of `kinds`, artifact types, of which there is
+/// one.
+///
+/// # Errors
+/// As [`in_layout`].
+pub fn preferred_in_layout(
+    layout: &Layout,
+    image: &Digest,
+    which: Which<'_>,
+    kinds: &[&'static str],
+) -> Result<Discovery, ImageError> {
+    let mut last = Discovery::None { reason: "nothing was asked for".to_owned(), rejected: Vec::new() };
+    for kind in kinds {
+        last = in_layout_of(layout, image, which, kind)?;
+        if matches!(last, Discovery::Found(_)) {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+fn in_layout_of(
+    layout: &Layout,
+    image: &Digest,
+    which: Which<'_>,
+    kind: &'static str,
+) -> Result<Discovery, ImageError> {
     let store = Store::Layout(layout.clone());
-    let mut search = Search::new(image, SOCI_INDEX_V1);
+    let mut search = Search::new(image, kind);
     // A local layout may hold the indexes of thousands of images; reading them all is still cheap.
     for entry in ordered(store.entries()?) {
-        if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) || !may_be(&entry, SOCI_INDEX_V1) {
+        if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) || !may_be(&entry, kind) {
             continue;
         }
         match store.manifest(&entry) {
@@ -145,13 +213,13 @@ fn ordered(mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
 
 struct Search<'a> {
     image: &'a Digest,
-    artifact_type: &'a str,
+    artifact_type: &'static str,
     found: Vec<(RawManifest, ImageManifest)>,
     rejected: Vec<Rejected>,
 }
 
 impl<'a> Search<'a> {
-    fn new(image: &'a Digest, artifact_type: &'a str) -> Self {
+    fn new(image: &'a Digest, artifact_type: &'static str) -> Self {
         Self { image, artifact_type, found: Vec::new(), rejected: Vec::new() }
     }
 
@@ -192,15 +260,20 @@ impl<'a> Search<'a> {
         let Some((raw, manifest)) = self.found.into_iter().next() else {
             let reason = match self.rejected.first() {
                 None => nothing.to_owned(),
-                Some(first) => format!("none of the listed manifests fits; {}: {}", first.digest, first.reason),
+                Some(first) => why(first),
             };
             return Discovery::None { reason, rejected: self.rejected };
         };
         if others > 0 {
             tracing::info!(image = %self.image, chosen = %raw.digest, others, "several indexes: taking the newest");
         }
-        Discovery::Found(Box::new(FoundIndex { digest: raw.digest, raw: raw.bytes, manifest, others }))
+        let kind = self.artifact_type;
+        Discovery::Found(Box::new(FoundIndex { digest: raw.digest, raw: raw.bytes, manifest, others, kind }))
     }
+}
+
+fn why(first: &Rejected) -> String {
+    format!("none of the listed manifests fits; {}: {}", first.digest, first.reason)
 }
 
 /// The `created` annotation as seconds and nanoseconds since 1970; `None`, the oldest of all, when there is none.

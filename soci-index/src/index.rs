@@ -1,11 +1,13 @@
 //! The index of one layer as a reader uses it: file table, spans and windows, checked as a whole.
 //!
 //! This is the meeting point of the formats. A zTOC becomes a [`LayerIndex`] ([`crate::ztoc::Ztoc::into_index`]), the
-//! [`crate::indexer`] makes one straight from a layer, and any later format decodes to the same. Whoever reads files
-//! needs nothing else. Invariants: the span table covers the uncompressed layer without a gap; every entry's header and
-//! data lie inside it, headers in order; there is one window per span.
+//! [`crate::indexer`] makes one straight from a layer, and our own [`crate::compact`] form decodes to the same. Whoever
+//! reads files needs nothing else, but for windows that are kept elsewhere. Invariants: the span table covers the
+//! uncompressed layer without a gap; every entry's header and data lie inside it, headers in order; there is one window
+//! per span.
 
 use crate::checkpoint::Window;
+use crate::compact::WindowPlace;
 use crate::entry::Entry;
 use crate::span::{SpanId, SpanTable};
 
@@ -33,13 +35,52 @@ pub struct LayerIndex {
     /// The spans.
     pub spans: SpanTable,
     /// The decoder's history at the start of each span.
-    pub windows: Vec<Window>,
+    pub windows: Windows,
+}
+
+/// The windows of a layer's spans, in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Windows {
+    /// They are here.
+    Held(Vec<Window>),
+    /// They stand in a blob of their own, from which whoever decodes a span fetches the one it needs.
+    Placed(Vec<WindowPlace>),
+}
+
+impl Windows {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Held(windows) => windows.len(),
+            Self::Placed(places) => places.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl LayerIndex {
-    /// The history that decoding of `span` starts from; empty history for a span that does not exist.
+    /// The history that decoding of `span` starts from; empty history for a span that does not exist. `None` when it has
+    /// to be fetched: see [`LayerIndex::window_place`].
     #[must_use]
-    pub fn window(&self, span: SpanId) -> &Window {
-        self.windows.get(span as usize).unwrap_or(&Window::EMPTY)
+    pub fn window(&self, span: SpanId) -> Option<&Window> {
+        match &self.windows {
+            Windows::Held(windows) => Some(windows.get(span as usize).unwrap_or(&Window::EMPTY)),
+            Windows::Placed(_) => self.window_place(span).is_none().then_some(&Window::EMPTY),
+        }
+    }
+
+    /// Where the history of `span` has to be fetched from; `None` when that is not needed.
+    #[must_use]
+    pub fn window_place(&self, span: SpanId) -> Option<&WindowPlace> {
+        match &self.windows {
+            Windows::Held(_) => None,
+            Windows::Placed(places) => places.get(span as usize).filter(|place| place.length > 0),
+        }
     }
 }

@@ -9,20 +9,23 @@
 //! come out since the last one. The one difference: while nothing has come out, their builder sets another checkpoint
 //! at every boundary and its own daemon then refuses the file; here the last of these replaces the others.
 
+pub mod choice;
 mod hasher;
 mod scanner;
 
 use crate::checkpoint::Checkpoint;
+use crate::compact::{self, EncodeError, Encoded, WindowPlace};
 use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::gzip::GzipError;
-use crate::index::{Compression, LayerIndex};
+use crate::index::{Compression, LayerIndex, Windows};
 use crate::limits::Limits;
 use crate::tar::{Obstacle, TarError};
 use crate::ztoc::{self, Spans, Ztoc, ZtocError};
 
+use choice::Chosen;
 pub use hasher::{Hashed, Hasher};
-pub use scanner::{Cut, Scan, Scanner};
+pub use scanner::{Cut, Marks, Scan, Scanner};
 
 /// Default span size of AWS's tools: 4 MiB of uncompressed layer.
 pub const SPAN_BYTES: u64 = 4 << 20;
@@ -34,8 +37,18 @@ pub struct Options {
     pub compression: Compression,
     /// Least uncompressed bytes of a span; 0 sets a checkpoint at every block. Not 0 for plain tar.
     pub span_bytes: u64,
+    /// Span size of a span index ([`crate::compact`]) that is to be made in the same pass: 1 to 2^40 bytes.
+    pub compact: Option<u64>,
     /// Bounds on what the layer may make us hold.
     pub limits: Limits,
+}
+
+impl Options {
+    /// For a zTOC of AWS's usual kind: spans of [`SPAN_BYTES`], no span index, the usual limits.
+    #[must_use]
+    pub const fn of(compression: Compression) -> Self {
+        Self { compression, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT }
+    }
 }
 
 /// Why a layer could not be indexed.
@@ -55,6 +68,15 @@ pub enum IndexError {
         /// What was asked for.
         span_bytes: u64,
     },
+    /// The same for a span index.
+    #[error("span size {span_bytes} is not possible for a span index: it must be between 1 and 2^40")]
+    CompactSpanSize {
+        /// What was asked for.
+        span_bytes: u64,
+    },
+    /// The span index could not be written.
+    #[error("no span index of the layer: {0}")]
+    Compact(#[from] EncodeError),
     /// More checkpoints than [`Limits::spans_max`].
     #[error("the layer has more than {cap} spans; choose a larger span size than {span_bytes}")]
     Spans {
@@ -82,6 +104,8 @@ pub struct Indexed {
     pub stream_bytes: u64,
     /// Why the layer cannot be told in a zTOC, if so.
     pub obstacle: Option<Obstacle>,
+    /// The span index, if it was asked for, or why there is none.
+    pub compact: Option<Result<Encoded, IndexError>>,
     checkpoints: Vec<Checkpoint>,
     digests: Vec<[u8; 32]>,
     span_bytes: u64,
@@ -109,8 +133,10 @@ impl Indexed {
         };
         let mut index = ztoc.into_index(scan.compressed_bytes, &options.limits)?;
         index.entries = scan.table.entries;
+        let compact = hashed.compact.map(|chosen| compact_of(chosen?, &mut index, scan.table.end, options));
         Ok(Self {
             index,
+            compact,
             layer_digest: hashed.layer,
             diff_id: hashed.stream,
             stream_bytes: hashed.stream_bytes,
@@ -142,6 +168,22 @@ impl Indexed {
     pub fn entries(&self) -> &[Entry] {
         &self.index.entries
     }
+}
+
+/// The span index of a layer whose other index is `index`, with spans of its own.
+fn compact_of(chosen: Chosen, index: &mut LayerIndex, tar: u64, options: &Options) -> Result<Encoded, IndexError> {
+    let span_bytes = options.compact.unwrap_or_default();
+    let (compression, compressed) = (options.compression, index.compressed_size);
+    let (blob, mut places) = chosen.windows.finish();
+    // A plain tar needs none.
+    places.resize(chosen.digests.len(), WindowPlace { offset: blob.len() as u64, length: 0, digest: [0; 32] });
+    let ztoc = ztoc_of(chosen.checkpoints, &chosen.digests, span_bytes, compression, compressed, tar);
+    let mut compact = ztoc.into_index(compressed, &options.limits)?;
+    compact.windows = Windows::Placed(places);
+    compact.entries = std::mem::take(&mut index.entries);
+    let toc = compact::encode(&compact);
+    index.entries = compact.entries;
+    Ok(Encoded { toc: toc?, windows: blob })
 }
 
 fn ztoc_of(
@@ -184,7 +226,7 @@ impl Indexer {
     /// # Errors
     /// [`IndexError::SpanSize`].
     pub fn new(options: Options) -> Result<Self, IndexError> {
-        Ok(Self { scanner: Scanner::new(options)?, hasher: Hasher::new(), options })
+        Ok(Self { scanner: Scanner::new(options)?, hasher: Hasher::new(&options), options })
     }
 
     /// Takes the next bytes of the layer blob and hands the uncompressed bytes they yield to `tar`, in order, each once.
@@ -193,11 +235,11 @@ impl Indexer {
     /// [`IndexError`] when the bytes are no gzip or no tar, or pass a limit. The indexer is of no use afterwards.
     pub fn push(&mut self, input: &[u8], tar: &mut dyn FnMut(&[u8])) -> Result<(), IndexError> {
         let hasher = &mut self.hasher;
-        let cuts = self.scanner.push(input, &mut |piece| {
+        let marks = self.scanner.push(input, &mut |piece| {
             hasher.uncompressed(piece);
             tar(piece);
         })?;
-        self.hasher.compressed(input, &cuts);
+        self.hasher.compressed(input, marks);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-//! zTOCs that exist already, and where: what need not be built again.
+//! What exists already of indexes, and where: what need not be built again.
 //!
-//! An edge. A zTOC is looked for beside the image (version 1), in what the image itself names (version 2), and, while
+//! An edge. A zTOC, or the blobs of a span index, is looked for beside the image (version 1), in what the image itself names (version 2), and, while
 //! layers are lacking one, beside the images of other tags of the repository: images of one repository are versions of
 //! one thing and share their lower layers. A zTOC is the same on every machine, so one that was built for another image
 //! is as good. Invariants: a layer's zTOC is taken only if it was built with the same span size and notes; whether the
@@ -8,7 +8,7 @@
 
 use futures_util::StreamExt;
 
-use crate::build::{self, BuildOptions};
+use crate::build::{self, BuildOptions, Existing, LayerReport};
 use crate::digest::Digest;
 use crate::discover::{self, Discovery, Which};
 use crate::image::model::{Descriptor, ImageIndex, ImageManifest};
@@ -21,6 +21,7 @@ use crate::manifest::{
     ZtocReference,
 };
 use crate::registry::Repository;
+use crate::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
 
 /// Tags that are looked at unless somebody says how many. Each costs a manifest or two, and some registries count these
 /// as pulls, of which they allow so many an hour.
@@ -30,89 +31,128 @@ const TAGS_AT_A_TIME: usize = 8;
 /// SOCI indexes of one image that are looked at.
 const PLATFORMS_MAX: usize = 8;
 
-/// zTOCs that exist already.
+/// What exists already.
 #[derive(Debug, Clone, Default)]
-pub struct Known(Vec<One>);
+pub struct Known {
+    ztocs: Vec<One<ZtocReference>>,
+    spans: Vec<One<SpanReference>>,
+}
 
 #[derive(Debug, Clone)]
-struct One {
-    reference: ZtocReference,
+struct One<R> {
+    reference: R,
     origin: ImageSource,
-    /// Whether the blob was seen there.
+    /// Whether the blobs were seen there.
     confirmed: bool,
+}
+
+impl<R> One<R> {
+    /// Whether what it is for is wanted and its blobs are there.
+    async fn confirm(mut self, image: &PlatformImage, layer: Digest, blobs: &[Descriptor]) -> Option<Self> {
+        image.manifest.layers.iter().find(|wanted| wanted.digest == layer)?;
+        for blob in blobs.iter().filter(|_| !self.confirmed) {
+            let is_there = self.origin.has_blob(blob).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "a part of an index cannot be looked at: its layer is read again");
+                false
+            });
+            is_there.then_some(())?;
+        }
+        self.confirmed = true;
+        Some(self)
+    }
 }
 
 impl Known {
     /// Notes the zTOCs of an index that a build by `options` would make again. `origin` has their blobs.
     pub fn add(&mut self, index: &SociIndex, origin: &ImageSource, options: &BuildOptions) {
         for reference in references(index, options) {
-            if !self.0.iter().any(|known| known.reference.layer == reference.layer) {
-                self.0.push(One { reference, origin: origin.clone(), confirmed: false });
+            if !self.ztocs.iter().any(|known| known.reference.layer == reference.layer) {
+                self.ztocs.push(One { reference, origin: origin.clone(), confirmed: false });
             }
         }
     }
 
-    /// Notes the zTOCs of layers that were indexed just now, in `origin`.
-    pub fn add_built(&mut self, ztocs: impl IntoIterator<Item = ZtocReference>, origin: &ImageSource) {
-        let one = |reference| One { reference, origin: origin.clone(), confirmed: true };
-        self.0.extend(ztocs.into_iter().map(one));
+    /// The same for a span index.
+    pub fn add_spans(&mut self, index: &SpanIndex, origin: &ImageSource, options: &BuildOptions) {
+        for reference in index.references().filter(|one| one.span_bytes == options.compact_span_bytes) {
+            if !self.spans.iter().any(|known| known.reference.layer == reference.layer) {
+                self.spans.push(One { reference, origin: origin.clone(), confirmed: false });
+            }
+        }
+    }
+
+    /// Notes what was made just now, and is in `origin`.
+    pub fn add_built(&mut self, layers: &[LayerReport], origin: &ImageSource) {
+        let (origin, confirmed) = (origin.clone(), true);
+        for layer in layers {
+            if let Ok(ztoc) = &layer.outcome {
+                self.ztocs.push(One { reference: ztoc.reference.clone(), origin: origin.clone(), confirmed });
+            }
+            if let Some(spans) = &layer.spans {
+                self.spans.push(One { reference: spans.reference.clone(), origin: origin.clone(), confirmed });
+            }
+        }
     }
 
     /// All of another collection.
     pub fn extend(&mut self, other: &Self) {
-        self.0.extend_from_slice(&other.0);
+        self.ztocs.extend_from_slice(&other.ztocs);
+        self.spans.extend_from_slice(&other.spans);
     }
 
-    /// How many there are.
+    /// How many parts of indexes there are.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
+    pub const fn len(&self) -> usize {
+        self.ztocs.len() + self.spans.len()
     }
 
     /// Whether there is none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    /// How an index refers to them.
+    /// How indexes refer to them.
     #[must_use]
-    pub fn references(&self) -> Vec<ZtocReference> {
-        self.0.iter().map(|known| known.reference.clone()).collect()
+    pub fn existing(&self) -> Existing {
+        Existing {
+            ztocs: self.ztocs.iter().map(|known| known.reference.clone()).collect(),
+            spans: self.spans.iter().map(|known| known.reference.clone()).collect(),
+        }
     }
 
-    /// Who has a zTOC.
+    /// Who has a zTOC, or the TOC of a span index.
     #[must_use]
-    pub fn origin(&self, ztoc: &Digest) -> Option<&ImageSource> {
-        self.0.iter().find(|known| known.reference.digest == *ztoc).map(|known| &known.origin)
+    pub fn origin(&self, blob: &Digest) -> Option<&ImageSource> {
+        let ztoc = self.ztocs.iter().find(|known| known.reference.digest == *blob).map(|known| &known.origin);
+        ztoc.or_else(|| self.spans.iter().find(|known| known.reference.toc.0 == *blob).map(|known| &known.origin))
     }
 
-    /// The layers of `image` for which a zTOC is wanted and none is known.
+    /// The layers of `image` of which something is wanted that is not known.
     #[must_use]
     pub fn lacking(&self, image: &PlatformImage, options: &BuildOptions) -> Vec<Digest> {
         let wanted = image.manifest.layers.iter().filter(|layer| is_indexed(layer, options));
-        let known = |layer: &Digest| self.0.iter().any(|known| known.reference.layer == *layer);
+        let known = |layer: &Digest| {
+            let ztoc = self.ztocs.iter().any(|known| known.reference.layer == *layer);
+            let spans = self.spans.iter().any(|known| known.reference.layer == *layer);
+            (ztoc || !options.format.has_ztoc()) && (spans || !options.format.has_spans())
+        };
         wanted.map(|layer| layer.digest).filter(|layer| !known(layer)).collect()
     }
 
     /// Forgets what `image` has no use for and what a clean-up has taken away.
     pub async fn confirm(&mut self, image: &PlatformImage) {
-        let mut confirmed = Vec::new();
-        for mut known in self.0.drain(..) {
-            if !image.manifest.layers.iter().any(|layer| layer.digest == known.reference.layer) {
-                continue;
-            }
+        let (ztocs, spans) = (std::mem::take(&mut self.ztocs), std::mem::take(&mut self.spans));
+        for known in ztocs {
             let blob = Descriptor::new(ZTOC, known.reference.digest, known.reference.size);
-            known.confirmed = known.confirmed
-                || known.origin.has_blob(&blob).await.unwrap_or_else(|error| {
-                    tracing::debug!(%error, "a zTOC cannot be looked at: its layer is read again");
-                    false
-                });
-            if known.confirmed {
-                confirmed.push(known);
-            }
+            let layer = known.reference.layer;
+            self.ztocs.extend(known.confirm(image, layer, &[blob]).await);
         }
-        self.0 = confirmed;
+        for known in spans {
+            let blobs = [known.reference.toc_descriptor(), known.reference.windows_descriptor()];
+            let layer = known.reference.layer;
+            self.spans.extend(known.confirm(image, layer, &blobs).await);
+        }
     }
 }
 
@@ -141,19 +181,49 @@ fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
     index.ztocs().filter_map(reference).collect()
 }
 
-/// What is known of `image` in `repository`: its version 1 index there.
+/// What refers to `image` in `repository`.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    /// Its version 1 index.
+    pub(crate) index: Option<Digest>,
+    /// Its span index.
+    pub(crate) spans: Option<Digest>,
+    pub(crate) known: Known,
+}
+
+/// What is known of `image` in `repository`.
 pub(crate) async fn beside(
     repository: &Repository,
     image: &PlatformImage,
     options: &BuildOptions,
-) -> Result<(Option<Digest>, Known), crate::registry::RegistryError> {
-    let mut known = Known::default();
-    let found = discover::on_registry(repository, &image.descriptor.digest, Which::Newest).await?;
-    let Discovery::Found(found) = found else { return Ok((None, known)) };
-    if let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT) {
-        known.add(&index, &ImageSource::of_repository(repository), options);
+) -> Result<Beside, crate::registry::RegistryError> {
+    let mut beside = Beside::default();
+    let (subject, origin) = (image.descriptor.digest, ImageSource::of_repository(repository));
+    if options.format.has_ztoc()
+        && let Discovery::Found(found) = discover::on_registry(repository, &subject, Which::Newest).await?
+    {
+        beside.index = Some(found.digest);
+        if let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT) {
+            beside.known.add(&index, &origin, options);
+        }
     }
-    Ok((Some(found.digest), known))
+    if options.format.has_spans()
+        && let Some((digest, index)) = spans_beside(repository, &subject).await?
+    {
+        beside.spans = Some(digest);
+        beside.known.add_spans(&index, &origin, options);
+    }
+    Ok(beside)
+}
+
+/// The span index of an image.
+async fn spans_beside(
+    repository: &Repository,
+    image: &Digest,
+) -> Result<Option<(Digest, SpanIndex)>, crate::registry::RegistryError> {
+    let found = discover::preferred_on_registry(repository, image, Which::Newest, &[SPAN_INDEX]).await?;
+    let Discovery::Found(found) = found else { return Ok(None) };
+    Ok(SpanIndex::parse(&found.raw, &Limits::DEFAULT).ok().map(|index| (found.digest, index)))
 }
 
 /// What the manifest of an image names itself: its version 2 index.
@@ -184,26 +254,40 @@ pub(crate) async fn beside_tags(
     };
     let lacking = &lacking;
     let found = futures_util::stream::iter(tags)
-        .map(|tag| async move { of_tag(repository, tag, &image.platform, lacking).await })
+        .map(|tag| async move { of_tag(repository, tag, &image.platform, lacking, options).await })
         .buffered(TAGS_AT_A_TIME);
     let mut found = std::pin::pin!(found);
     let origin = ImageSource::of_repository(repository);
-    while let Some(indexes) = found.next().await {
+    while let Some(OfTag { indexes, spans }) = found.next().await {
         indexes.iter().for_each(|index| known.add(index, &origin, options));
+        spans.iter().for_each(|index| known.add_spans(index, &origin, options));
         if known.lacking(image, options).is_empty() {
             break;
         }
     }
 }
 
+/// What there is of a tag's image.
+#[derive(Default)]
+struct OfTag {
+    indexes: Vec<SociIndex>,
+    spans: Vec<SpanIndex>,
+}
+
 /// The indexes of a tag's image for `platform`, if it shares one of the `wanted` layers. Whatever goes wrong, there are
 /// none.
-async fn of_tag(repository: &Repository, tag: String, platform: &Platform, wanted: &[Digest]) -> Vec<SociIndex> {
-    let Ok(Some(root)) = repository.manifest(&ManifestName::Tag(tag)).await else { return Vec::new() };
+async fn of_tag(
+    repository: &Repository,
+    tag: String,
+    platform: &Platform,
+    wanted: &[Digest],
+    options: &BuildOptions,
+) -> OfTag {
+    let mut found = OfTag::default();
+    let Ok(Some(root)) = repository.manifest(&ManifestName::Tag(tag)).await else { return found };
     let mut manifests = Vec::new();
-    let mut indexes = Vec::new();
     if root.descriptor().is_index() {
-        let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes) else { return Vec::new() };
+        let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes) else { return found };
         let fits = |entry: &&Descriptor| entry.may_be_image() && entry.platform.as_ref() == Some(platform);
         if let Some(entry) = index.manifests.iter().find(fits)
             && let Ok(Some(raw)) = repository.manifest(&ManifestName::Digest(entry.digest)).await
@@ -219,12 +303,19 @@ async fn of_tag(repository: &Repository, tag: String, platform: &Platform, wante
         if !manifest.layers.iter().any(|layer| wanted.contains(&layer.digest)) {
             continue;
         }
-        indexes.extend(named_by(&origin, &manifest).await);
-        if let Ok(Discovery::Found(found)) = discover::on_registry(repository, &raw.digest, Which::Newest).await {
-            indexes.extend(SociIndex::parse(&found.raw, &Limits::DEFAULT).ok());
+        if options.format.has_ztoc() {
+            found.indexes.extend(named_by(&origin, &manifest).await);
+            if let Ok(Discovery::Found(there)) = discover::on_registry(repository, &raw.digest, Which::Newest).await {
+                found.indexes.extend(SociIndex::parse(&there.raw, &Limits::DEFAULT).ok());
+            }
+        }
+        if options.format.has_spans()
+            && let Ok(Some((_, spans))) = spans_beside(repository, &raw.digest).await
+        {
+            found.spans.push(spans);
         }
     }
-    indexes
+    found
 }
 
 /// The SOCI indexes that an image index of version 2 lists.

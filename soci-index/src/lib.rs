@@ -41,6 +41,7 @@ pub mod registry;
 pub mod signature;
 pub mod sink;
 pub mod span;
+pub mod span_index;
 pub mod tar;
 pub mod v2;
 pub mod verify;

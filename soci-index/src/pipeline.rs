@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use bytes::Bytes;
 
-use crate::indexer::{Cut, Hashed, Hasher, IndexError, Indexed, Options, Scanner};
+use crate::indexer::{Hashed, Hasher, IndexError, Indexed, Marks, Options, Scanner};
 
 /// Why a layer could not be indexed.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,7 @@ const READ_BYTES: usize = 64 << 10;
 const PIECES: usize = 8;
 
 enum Message {
-    Compressed(Bytes, Vec<Cut>),
+    Compressed(Bytes, Marks),
     Uncompressed(Vec<u8>),
 }
 
@@ -54,14 +54,14 @@ pub fn index_chunks<E>(
             // The receiver lives until the end of this scope.
             let _ = give_back.send(Vec::with_capacity(PIECE_BYTES));
         }
-        let hasher = scope.spawn(move || hash(&receive, &give_back));
+        let hasher = scope.spawn(move || hash(&receive, &give_back, &options));
         let mut handoff = Handoff { send, empty, piece: Vec::with_capacity(PIECE_BYTES) };
         while let Some(chunk) = next().map_err(PipelineError::Read)? {
-            let cuts = scanner.push(&chunk, &mut |output| {
+            let marks = scanner.push(&chunk, &mut |output| {
                 tar(output);
                 handoff.uncompressed(output);
             })?;
-            handoff.send(Message::Compressed(chunk, cuts));
+            handoff.send(Message::Compressed(chunk, marks));
         }
         handoff.finish();
         let hashed = hasher.join().expect("the hasher does not panic");
@@ -127,11 +127,11 @@ impl Handoff {
     }
 }
 
-fn hash(messages: &Receiver<Message>, give_back: &Sender<Vec<u8>>) -> Hashed {
-    let mut hasher = Hasher::new();
+fn hash(messages: &Receiver<Message>, give_back: &Sender<Vec<u8>>, options: &Options) -> Hashed {
+    let mut hasher = Hasher::new(options);
     for message in messages {
         match message {
-            Message::Compressed(chunk, cuts) => hasher.compressed(&chunk, &cuts),
+            Message::Compressed(chunk, marks) => hasher.compressed(&chunk, marks),
             Message::Uncompressed(mut piece) => {
                 hasher.uncompressed(&piece);
                 piece.clear();

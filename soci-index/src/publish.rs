@@ -21,6 +21,7 @@ use crate::prefetch::{self, Wanted};
 use crate::registry::referrers::{FoundBy, Visibility};
 use crate::registry::{RegistryError, Repository};
 use crate::sink::{Sink, SinkError};
+use crate::span_index::{SpanIndex, SpanIndexError, SpanReference};
 use crate::v2::EnableError;
 use crate::ztoc::{Ztoc, ZtocError};
 
@@ -49,6 +50,14 @@ pub enum PublishError {
         digest: Box<Digest>,
         /// Why.
         source: ManifestError,
+    },
+    /// The same of a span index.
+    #[error("the local span index {digest} cannot be read: {source}")]
+    SpanIndex {
+        /// Which.
+        digest: Box<Digest>,
+        /// Why.
+        source: SpanIndexError,
     },
     /// A zTOC that exists already cannot be read.
     #[error("the zTOC {digest} cannot be read: {source}; --force builds it again")]
@@ -96,13 +105,26 @@ fn is_there(there: Option<&Digest>) -> String {
     there.map_or_else(|| "nothing".to_owned(), ToString::to_string)
 }
 
+/// A span index that was made beside another one.
+#[derive(Debug, Clone)]
+pub struct SpanReport {
+    /// Digest of its manifest.
+    pub index: Digest,
+    /// Size of its manifest.
+    pub index_size: u64,
+    /// What was done with it.
+    pub done: Done,
+}
+
 /// What became of an image.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Digest of the index.
+    /// Digest of the index: AWS's, or the span index where that alone was asked for.
     pub index: Digest,
     /// Size of the index manifest.
     pub index_size: u64,
+    /// The span index, where both were asked for.
+    pub spans: Option<SpanReport>,
     /// The layers, in the image's order.
     pub layers: Vec<LayerReport>,
     /// Prefetch artifacts: the layer of each, and its digest.
@@ -111,6 +133,20 @@ pub struct Report {
     pub missing: Vec<String>,
     /// What was done.
     pub done: Done,
+}
+
+impl Report {
+    /// Whether all was there already.
+    #[must_use]
+    pub fn is_up_to_date(&self) -> bool {
+        let spans = self.spans.as_ref().is_none_or(|spans| spans.done == Done::UpToDate);
+        self.done == Done::UpToDate && spans
+    }
+
+    /// The manifests that were made.
+    pub fn indexes(&self) -> impl Iterator<Item = Digest> {
+        std::iter::once(self.index).chain(self.spans.as_ref().map(|spans| spans.index))
+    }
 }
 
 /// What was done with an index.
@@ -154,14 +190,20 @@ impl std::fmt::Debug for Job<'_> {
 /// [`PublishError`]. After an error no new manifest is in the repository.
 pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> Result<Report, PublishError> {
     let existing = existing(job, Some(repository), known).await?;
-    let blobs = put_blobs(job, &existing.known, &Sink::Registry(repository.clone())).await?;
-    let json = Bytes::from(blobs.v1(job)?.to_json());
-    if existing.index == Some(Digest::of(&json)) {
-        return Ok(blobs.report(&json, Done::UpToDate));
+    let sink = Sink::Registry(repository.clone());
+    let blobs = put_blobs(job, &existing.known, &sink).await?;
+    let mut made = Vec::new();
+    for json in blobs.documents(job)? {
+        let done = if existing.has(&json) {
+            Done::UpToDate
+        } else {
+            sink.add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+            let pushed = repository.push_referrer(media_type::MANIFEST, json.clone()).await?;
+            Done::Published(pushed.found_by, pushed.visibility)
+        };
+        made.push(Document { json, done });
     }
-    Sink::Registry(repository.clone()).add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
-    let pushed = repository.push_referrer(media_type::MANIFEST, json.clone()).await?;
-    Ok(blobs.report(&json, Done::Published(pushed.found_by, pushed.visibility)))
+    Ok(blobs.report_all(made))
 }
 
 /// Indexes an image and throws the result away.
@@ -171,28 +213,46 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
 pub async fn rehearse(job: &Job<'_>, repository: Option<&Repository>, known: &Known) -> Result<Report, PublishError> {
     let existing = existing(job, repository, known).await?;
     let blobs = put_blobs(job, &existing.known, &Sink::Nowhere).await?;
-    let json = blobs.v1(job)?.to_json();
-    let done = if existing.index == Some(Digest::of(&json)) { Done::UpToDate } else { Done::Nothing };
-    Ok(blobs.report(&json, done))
+    let made = blobs.documents(job)?.into_iter().map(|json| {
+        let done = if existing.has(&json) { Done::UpToDate } else { Done::Nothing };
+        Document { json, done }
+    });
+    let made = made.collect();
+    Ok(blobs.report_all(made))
 }
 
-/// What is there already.
+/// An index and what was done with it.
+pub(crate) struct Document {
+    pub(crate) json: Bytes,
+    pub(crate) done: Done,
+}
+
+/// What is there already, with all its blobs.
+#[derive(Default)]
 struct Existing {
-    /// The index of this very image, if all its blobs are there.
+    /// The version 1 index of this very image.
     index: Option<Digest>,
+    /// Its span index.
+    spans: Option<Digest>,
     known: Known,
 }
 
+impl Existing {
+    fn has(&self, json: &[u8]) -> bool {
+        let digest = Some(Digest::of(json));
+        self.index == digest || self.spans == digest
+    }
+}
+
 async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known) -> Result<Existing, PublishError> {
-    let (true, Some(repository)) = (!job.force, repository) else {
-        return Ok(Existing { index: None, known: Known::default() });
-    };
-    let (mut index, mut all) = known::beside(repository, job.image, job.options).await?;
+    let (true, Some(repository)) = (!job.force, repository) else { return Ok(Existing::default()) };
+    let known::Beside { mut index, mut spans, known: mut all } =
+        known::beside(repository, job.image, job.options).await?;
     let before = all.len();
     all.confirm(job.image).await;
-    // A zTOC that a clean-up has taken away is built again.
+    // What a clean-up has taken away is built again.
     if all.len() < before {
-        index = None;
+        (index, spans) = (None, None);
     }
     all.extend(known);
     known::named(job.source, job.image, job.options, &mut all).await;
@@ -204,7 +264,7 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
         known::beside_tags(images, own, job.image, job.options, &mut all).await;
     }
     all.confirm(job.image).await;
-    Ok(Existing { index, known: all })
+    Ok(Existing { index, spans, known: all })
 }
 
 /// What an index is made of, put where it goes.
@@ -218,14 +278,27 @@ pub(crate) struct Blobs {
 /// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
 pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Result<Blobs, PublishError> {
     let keep = |finished: Finished| async move {
-        sink.add_ztoc(&finished.reference.digest, &finished.encoded).await.map_err(PublishError::from)
+        match finished {
+            Finished::Ztoc(reference, encoded) => sink.add_ztoc(&reference.digest, &encoded).await?,
+            Finished::Spans { toc, windows } => {
+                sink.add_bytes(toc).await?;
+                sink.add_bytes(windows).await?;
+            }
+        }
+        Ok::<_, PublishError>(())
     };
-    let mut layers = build(job.source, job.image, job.options, &known.references(), job.observer, keep).await?;
+    let mut layers = build(job.source, job.image, job.options, &known.existing(), job.observer, keep).await?;
     for ztoc in layers.iter_mut().filter_map(|layer| layer.outcome.as_mut().ok()).filter(|ztoc| ztoc.reused) {
         tracing::debug!(ztoc = %ztoc.reference.digest, layer = %ztoc.reference.layer, "the layer is indexed already");
         let Some(origin) = known.origin(&ztoc.reference.digest) else { continue };
         sink.copy(origin, &Descriptor::new(ZTOC, ztoc.reference.digest, ztoc.reference.size)).await?;
         look_through(ztoc, origin, job.options).await?;
+    }
+    for spans in layers.iter().filter_map(|layer| layer.spans.as_ref()).filter(|spans| spans.reused) {
+        let Some(origin) = known.origin(&spans.reference.toc.0) else { continue };
+        for blob in [spans.reference.toc_descriptor(), spans.reference.windows_descriptor()] {
+            sink.copy(origin, &blob).await?;
+        }
     }
     let ztocs: Vec<LayerZtoc> = layers.iter().filter_map(|layer| layer.outcome.as_ref().ok()).cloned().collect();
     let found: Vec<(Digest, Vec<Wanted>)> =
@@ -269,6 +342,23 @@ impl Blobs {
         Ok(SociIndex::v2(&self.ztocs, &self.prefetch))
     }
 
+    /// What refers to the job's image, in the forms that it asks for: AWS's first. A layer may have only one of them.
+    pub(crate) fn documents(&self, job: &Job<'_>) -> Result<Vec<Bytes>, PublishError> {
+        let spans: Vec<SpanReference> =
+            self.layers.iter().filter_map(|layer| Some(layer.spans.as_ref()?.reference.clone())).collect();
+        let mut documents = Vec::new();
+        if job.options.format.has_ztoc() && (spans.is_empty() || !self.ztocs.is_empty()) {
+            documents.push(Bytes::from(self.v1(job)?.to_json()));
+        }
+        if !spans.is_empty() {
+            documents.push(Bytes::from(SpanIndex::new(&spans, &job.image.raw.descriptor()).to_json()));
+        }
+        if documents.is_empty() {
+            return Err(PublishError::NothingToIndex { layers: self.layers.clone() });
+        }
+        Ok(documents)
+    }
+
     fn check(&self) -> Result<(), PublishError> {
         if self.ztocs.is_empty() {
             return Err(PublishError::NothingToIndex { layers: self.layers.clone() });
@@ -276,10 +366,23 @@ impl Blobs {
         Ok(())
     }
 
+    /// A report on the documents of [`Blobs::documents`].
+    pub(crate) fn report_all(self, made: Vec<Document>) -> Report {
+        let mut made = made.into_iter();
+        let first = made.next().unwrap_or(Document { json: Bytes::new(), done: Done::Nothing });
+        let spans = made.next().map(|Document { json, done }| SpanReport {
+            index: Digest::of(&json),
+            index_size: json.len() as u64,
+            done,
+        });
+        Report { spans, ..self.report(&first.json, first.done) }
+    }
+
     pub(crate) fn report(self, json: &[u8], done: Done) -> Report {
         Report {
             index: Digest::of(json),
             index_size: json.len() as u64,
+            spans: None,
             layers: self.layers,
             prefetch: self.prefetch.into_iter().map(|(layer, artifact)| (layer, artifact.digest)).collect(),
             missing: self.missing,

@@ -136,6 +136,20 @@ impl TarReader {
         &self.entries
     }
 
+    /// The size of the file within whose data the reader stands, if it does.
+    #[must_use]
+    pub fn inside(&self) -> Option<u64> {
+        match self.state {
+            State::Skip { data: 1.., .. } => self.entries.last().map(|entry| entry.size),
+            State::Skip { data: 0, .. }
+            | State::Block { .. }
+            | State::Extended { .. }
+            | State::OldSparse { .. }
+            | State::SparseMap { .. }
+            | State::End { .. } => None,
+        }
+    }
+
     /// Takes the next bytes, all of them.
     ///
     /// # Errors

@@ -5,13 +5,15 @@
 //! a time zone) serves as well and is told apart from one that says something else. So an index that somebody pushed
 //! can be trusted, or not, without knowing who it was.
 
-use crate::build::{self, BuildOptions, Observer, compression, index_layer};
+use crate::build::{self, BuildOptions, Format, Observer, compression, index_layer};
+use crate::compact;
 use crate::digest::Digest;
 use crate::image::model::Descriptor;
 use crate::image::{ImageSource, PlatformImage};
 use crate::limits::Limits;
 use crate::manifest::{PREFETCH, Prefetch, SociIndex};
 use crate::publish::PublishError;
+use crate::span_index::{SpanIndex, SpanReference};
 use crate::ztoc::compare::{Difference, first_difference};
 use crate::ztoc::{EncodeError, Ztoc};
 
@@ -78,6 +80,81 @@ pub async fn verify(
         checked.extend(check_prefetch(index, blob, origin).await?);
     }
     Ok(checked)
+}
+
+/// Checks all that a span index says of `image`: the TOC and the windows of each layer, which are the same on every
+/// machine.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn verify_spans(
+    source: &ImageSource,
+    image: &PlatformImage,
+    index: &SpanIndex,
+    origin: &ImageSource,
+    observer: &Observer,
+) -> Result<Vec<Checked>, PublishError> {
+    let mut checked = Vec::new();
+    for reference in index.references() {
+        let layers = || image.manifest.layers.iter().zip(&image.config.diff_ids);
+        let verdicts = match layers().find(|(of, _)| of.digest == reference.layer) {
+            None => [(); 2].map(|()| Verdict::Unusable { reason: "the image has no such layer".to_owned() }),
+            Some((layer, diff_id)) => check_spans(source, layer, diff_id, &reference, origin, observer).await?,
+        };
+        for (blob, verdict) in [reference.toc.0, reference.windows.0].into_iter().zip(verdicts) {
+            checked.push(Checked { blob, layer: reference.layer, verdict });
+        }
+    }
+    Ok(checked)
+}
+
+/// The verdicts on a TOC and a windows blob.
+async fn check_spans(
+    source: &ImageSource,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    reference: &SpanReference,
+    origin: &ImageSource,
+    observer: &Observer,
+) -> Result<[Verdict; 2], PublishError> {
+    let unusable = |reason: String| Ok([(); 2].map(|()| Verdict::Unusable { reason: reason.clone() }));
+    let Ok(compression) = compression(&layer.media_type) else {
+        return unusable(format!("the layer is {}, which has no such index", layer.media_type));
+    };
+    let options = BuildOptions {
+        format: Format::Span,
+        compact_span_bytes: reference.span_bytes,
+        layer_bytes_min: 0,
+        ..BuildOptions::default()
+    };
+    let indexed = index_layer(source, layer, compression, &options, observer).await?;
+    build::check_diff_id(layer, diff_id, &indexed)?;
+    let expected = match indexed.compact {
+        Some(Ok(blobs)) => blobs,
+        Some(Err(error)) => return unusable(error.to_string()),
+        None => return unusable("none can be made of this layer".to_owned()),
+    };
+    let limits = Limits::DEFAULT;
+    let toc = origin.blob_bytes(&reference.toc_descriptor(), limits.ztoc_bytes_max).await?;
+    let toc_verdict = if toc == expected.toc {
+        Verdict::Identical
+    } else {
+        match (compact::decode(&toc, &limits), compact::decode(&expected.toc, &limits)) {
+            (Ok(found), Ok(wanted)) if found.entries != wanted.entries => {
+                Verdict::Unusable { reason: "its file table is not the layer's".to_owned() }
+            }
+            (Ok(_), Ok(_)) => Verdict::Unusable { reason: "its spans are not those that are made here".to_owned() },
+            (Err(error), _) | (_, Err(error)) => Verdict::Unusable { reason: error.to_string() },
+        }
+    };
+    let is_same = reference.windows.0 == Digest::of(&expected.windows);
+    let is_there = is_same && origin.has_blob(&reference.windows_descriptor()).await?;
+    let windows_verdict = match (is_same, is_there) {
+        (true, true) => Verdict::Identical,
+        (true, false) => Verdict::Unusable { reason: "it is not there".to_owned() },
+        (false, _) => Verdict::Unusable { reason: "its windows are not those that are made here".to_owned() },
+    };
+    Ok([toc_verdict, windows_verdict])
 }
 
 async fn check(

@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use crate::checkpoint::{Checkpoint, Window};
 use crate::entry::{Entry, EntryKind};
-use crate::index::{Compression, LayerIndex};
+use crate::index::{Compression, LayerIndex, Windows};
 use crate::limits::Limits;
 use crate::span::{Span, SpanError, SpanTable};
 
@@ -270,7 +270,14 @@ impl Ztoc {
         };
         let spans = SpanTable::new(spans, layer_size, end, limits)?;
         let entries = place_entries(self.entries, uncompressed_size.min(end))?;
-        Ok(LayerIndex { compression, compressed_size: layer_size, uncompressed_size: end, entries, spans, windows })
+        Ok(LayerIndex {
+            compression,
+            compressed_size: layer_size,
+            uncompressed_size: end,
+            entries,
+            spans,
+            windows: Windows::Held(windows),
+        })
     }
 }
 

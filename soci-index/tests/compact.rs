@@ -5,19 +5,28 @@
 mod support;
 
 use bytes::Bytes;
-use soci_index::checkpoint::{WINDOW_BYTES, WindowBytes};
+use soci_index::checkpoint::{WINDOW_BYTES, Window, WindowBytes};
 use soci_index::compact::used::{keep, used};
-use soci_index::compact::{CompactError, Encoded, WindowError, decode, encode};
+use soci_index::compact::{CompactError, Encoded, WindowError, WindowPlace, WindowsBlob, decode, encode};
 use soci_index::decode::decode_span;
-use soci_index::index::LayerIndex;
-use soci_index::indexer::{self, Options};
+use soci_index::index::{Compression, LayerIndex, Windows};
+use soci_index::indexer::choice::{Candidate, Chooser};
+use soci_index::indexer::{self, IndexError, Indexer, Options};
 use soci_index::limits::Limits;
 use soci_index::ztoc::Ztoc;
 use support::{Case, cases};
 
+/// The windows of an index that came with them.
+fn held(index: &LayerIndex) -> &[Window] {
+    match &index.windows {
+        Windows::Held(windows) => windows,
+        Windows::Placed(_) => panic!("the windows are elsewhere"),
+    }
+}
+
 /// The window of a span, without what nobody refers to.
 fn sparse(index: &LayerIndex, layer: &[u8], span: usize) -> WindowBytes {
-    let mut window = index.windows[span].load();
+    let mut window = held(index)[span].load();
     let place = &index.spans.spans()[span];
     let compressed = &layer[place.compressed.start as usize..place.compressed.end as usize];
     if let Some(mask) = used(compressed, place.bits) {
@@ -27,36 +36,36 @@ fn sparse(index: &LayerIndex, layer: &[u8], span: usize) -> WindowBytes {
 }
 
 fn encoded(index: &LayerIndex, layer: &[u8]) -> Encoded {
-    encode(index, |span| sparse(index, layer, span)).unwrap_or_else(|e| {
-        panic!(
-            "{e} {} {:?}",
-            index.compressed_size,
-            index
-                .spans
-                .spans()
-                .iter()
-                .map(|s| (s.compressed.clone(), s.uncompressed.clone(), s.bits))
-                .collect::<Vec<_>>()
-        )
-    })
+    let mut blob = WindowsBlob::default();
+    (0..index.spans.len()).for_each(|span| blob.push(&sparse(index, layer, span)).unwrap());
+    let (windows, places) = blob.finish();
+    let placed = LayerIndex { windows: Windows::Placed(places), ..index.clone() };
+    Encoded { toc: encode(&placed).unwrap(), windows }
 }
 
 /// An index of the case, by our own indexer; none where the layer is none.
 fn index(case: &Case, span_bytes: u64) -> Option<LayerIndex> {
-    let options = Options { compression: case.compression, span_bytes, limits: Limits::DEFAULT };
+    let options = Options { compression: case.compression, span_bytes, compact: None, limits: Limits::DEFAULT };
     let ztoc = indexer::index_bytes(&case.layer, options).ok()?.into_ztoc().ok()?;
     ztoc.into_index(case.layer.len() as u64, &Limits::DEFAULT).ok()
 }
 
-/// What `decode` and the windows blob give, put together as a reader does.
-fn back(encoded: &Encoded) -> LayerIndex {
-    let decoded = decode(&encoded.toc, &Limits::DEFAULT).unwrap();
-    let mut index = decoded.index;
-    for (window, place) in index.windows.iter_mut().zip(&decoded.windows) {
-        let (start, length) = (place.offset as usize, place.length as usize);
-        *window = place.window(&encoded.windows[start..start + length]).unwrap();
+fn places(index: &LayerIndex) -> &[WindowPlace] {
+    match &index.windows {
+        Windows::Held(_) => panic!("the windows are here"),
+        Windows::Placed(places) => places,
     }
-    index
+}
+
+/// What `decode` and the windows blob give, put together.
+fn back(encoded: &Encoded) -> LayerIndex {
+    let index = decode(&encoded.toc, &Limits::DEFAULT).unwrap();
+    let window = |place: &WindowPlace| {
+        let (start, length) = (place.offset as usize, place.length as usize);
+        place.window(&encoded.windows[start..start + length]).unwrap()
+    };
+    let windows = places(&index).iter().map(window).collect();
+    LayerIndex { windows: Windows::Held(windows), ..index }
 }
 
 /// Every golden layer, at several span sizes: the same table, and every span decodes, digest checked, to the same bytes.
@@ -77,14 +86,93 @@ fn golden_layers() {
                 let decoded =
                     |index: &LayerIndex| decode_span(index, number as u32, compressed).map(|bytes| bytes.to_vec());
                 assert!(decoded(&read) == decoded(&index), "{}, span {number} of {span_bytes}", case.name);
-                referred += read.windows[number].load().iter().filter(|byte| **byte != 0).count();
-                whole += index.windows[number].load().iter().filter(|byte| **byte != 0).count();
+                referred += held(&read)[number].load().iter().filter(|byte| **byte != 0).count();
+                whole += held(&index)[number].load().iter().filter(|byte| **byte != 0).count();
             }
             compared += 1;
         }
     }
     assert!(compared > 200, "{compared}");
     assert!(referred * 2 < whole, "most bytes are referred to by nobody: {referred} of {whole}");
+}
+
+/// What one pass over a layer makes, pushed in pieces of so many bytes.
+fn in_one_pass(case: &Case, span_bytes: u64, piece: usize) -> Option<Result<Encoded, IndexError>> {
+    let compact = Some(span_bytes);
+    let options = Options { compact, ..Options::of(case.compression) };
+    let mut indexer = Indexer::new(options).unwrap();
+    case.layer.chunks(piece).try_for_each(|piece| indexer.push(piece, &mut |_| {})).ok()?;
+    indexer.finish().ok()?.compact
+}
+
+/// Spans of our own choice, made while the layer is read: every span decodes, the file table is the usual one, and how
+/// the layer comes in changes nothing.
+#[test]
+fn one_pass() {
+    let (mut compared, mut spans) = (0, 0);
+    for case in cases() {
+        for span_bytes in [1_000, 16_384, 262_144] {
+            let Some(made) = in_one_pass(&case, span_bytes, usize::MAX) else { continue };
+            let made = made.unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            for piece in [1_013, 65_536] {
+                let again = in_one_pass(&case, span_bytes, piece).unwrap().unwrap();
+                assert!(again == made, "{} in pieces of {piece}, spans of {span_bytes}", case.name);
+            }
+            let read = back(&made);
+            let usual = indexer::index_bytes(&case.layer, Options::of(case.compression)).unwrap().index;
+            assert_eq!(read.entries, usual.entries, "{}", case.name);
+            let whole = |index: &LayerIndex| -> Vec<u8> {
+                let all = index.spans.spans().iter().enumerate();
+                let decoded = all.flat_map(|(number, span)| {
+                    let compressed = &case.layer[span.compressed.start as usize..span.compressed.end as usize];
+                    decode_span(index, number as u32, compressed)
+                        .unwrap_or_else(|error| panic!("{}, spans of {span_bytes}: {error}", case.name))
+                });
+                decoded.collect()
+            };
+            assert!(whole(&read) == whole(&usual), "{}", case.name);
+            (compared, spans) = (compared + 1, spans + read.spans.len());
+        }
+    }
+    assert!(compared > 200 && spans > 1_000, "{compared} {spans}");
+}
+
+/// Spans are near the size that was asked for where the stream has boundaries.
+#[test]
+fn spans_are_even() {
+    // Words in an order that repeats only after a long while, so that blocks have an ordinary size.
+    let words = (0..1_000_000_u64).map(|word| format!("{} ", word.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 44));
+    let text: String = words.collect();
+    let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default()));
+    for (number, file) in text.as_bytes().chunks(100_000).enumerate() {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(file.len() as u64);
+        archive.append_data(&mut header, format!("file{number}"), file).unwrap();
+    }
+    let layer = archive.into_inner().unwrap().finish().unwrap();
+    let options = Options { compact: Some(262_144), ..Options::of(Compression::Gzip) };
+    let made = indexer::index_bytes(&layer, options).unwrap().compact.unwrap().unwrap();
+    let index = decode(&made.toc, &Limits::DEFAULT).unwrap();
+    let lengths = index.spans.spans().iter().map(|span| span.uncompressed.end - span.uncompressed.start);
+    let lengths: Vec<u64> = lengths.collect();
+    let near = lengths.iter().filter(|length| (131_072..=393_216 + 65_536).contains(*length)).count();
+    assert!(near * 10 > lengths.len() * 9, "{near} of {}: {lengths:?}", lengths.len());
+}
+
+/// A stream that makes no output cannot make anything be held.
+#[test]
+fn empty_blocks_do_not_pile_up() {
+    let mut chooser = Chooser::new(1 << 18, 1_000);
+    let empty = [0_u8, 0, 0, 0xff, 0xff];
+    let blocks = empty.repeat(20_000);
+    for number in 0..100_u64 {
+        let compressed = number * blocks.len() as u64 + 5;
+        let window = Box::new([0; WINDOW_BYTES]);
+        let candidate = Candidate { compressed, uncompressed: 0, bits: 0, cuts_file: false, window };
+        chooser.push(&blocks, vec![candidate], 0);
+        assert!(chooser.held_bytes() < 2 << 20, "{}", chooser.held_bytes());
+    }
+    assert_eq!(chooser.finish().unwrap().checkpoints.len(), 1);
 }
 
 /// From AWS's files, too.
@@ -128,7 +216,7 @@ fn damage() {
     let encoded = encoded(&index, &case.layer);
     let content = unpacked(&encoded.toc);
     let judge = |content: &[u8]| decode(&zstd::bulk::compress(content, 1).unwrap(), &Limits::DEFAULT);
-    assert_eq!(judge(&content).unwrap().index.entries, index.entries);
+    assert_eq!(judge(&content).unwrap().entries, index.entries);
     let (mut refused, mut seed) = (0, 1_u64);
     for place in 0..content.len().min(6_000) {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -138,11 +226,11 @@ fn damage() {
             match judge(&damaged) {
                 Err(_) => refused += 1,
                 Ok(read) => {
-                    let end = read.index.uncompressed_size;
+                    let end = read.uncompressed_size;
                     let inside = |entry: &soci_index::entry::Entry| {
                         entry.sparse().is_some() || entry.data_offset + entry.size <= end
                     };
-                    assert!(read.index.entries.iter().all(inside), "byte {place}");
+                    assert!(read.entries.iter().all(inside), "byte {place}");
                 }
             }
         }
@@ -186,7 +274,7 @@ fn forged_windows() {
     let index = index(&case, 32_768).unwrap();
     let encoded = encoded(&index, &case.layer);
     let decoded = decode(&encoded.toc, &Limits::DEFAULT).unwrap();
-    let place = decoded.windows.iter().find(|place| place.length > 0).unwrap();
+    let place = places(&decoded).iter().find(|place| place.length > 0).unwrap();
     let (start, length) = (place.offset as usize, place.length as usize);
     let bytes = encoded.windows[start..start + length].to_vec();
     assert!(place.window(&bytes).is_ok());

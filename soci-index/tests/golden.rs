@@ -22,7 +22,7 @@ use soci_index::ztoc::Ztoc;
 use support::{Case, cases, golden};
 
 fn options(case: &Case, span_bytes: u64) -> Options {
-    Options { compression: case.compression, span_bytes, limits: Limits::DEFAULT }
+    Options { compression: case.compression, span_bytes, compact: None, limits: Limits::DEFAULT }
 }
 
 /// Our zTOC of a layer, or why there is none.
@@ -238,8 +238,11 @@ fn hostile_ztocs_yield_errors_or_right_bytes() {
 
 fn fate(name: &str, bytes: Bytes, layer: &[u8], gzip: bool) -> Fate {
     let compression = if gzip { Compression::Gzip } else { Compression::None };
-    let truth =
-        indexer::index_bytes(layer, Options { compression, span_bytes: 1 << 20, limits: Limits::DEFAULT }).unwrap();
+    let truth = indexer::index_bytes(
+        layer,
+        Options { compression, span_bytes: 1 << 20, compact: None, limits: Limits::DEFAULT },
+    )
+    .unwrap();
     let tar = read_all(&truth.index, layer).unwrap();
     let Ok(ztoc) = Ztoc::decode(&bytes, &Limits::DEFAULT) else { return Fate::Refused };
     let Ok(index) = ztoc.into_index(layer.len() as u64, &Limits::DEFAULT) else { return Fate::Refused };
@@ -293,7 +296,7 @@ fn reference_vectors() {
             [] => (tar.clone(), Compression::None),
             lengths => (support::stored_gzip(&tar, lengths), Compression::Gzip),
         };
-        let ours = build(&layer, Options { compression, span_bytes, limits: Limits::DEFAULT }).unwrap();
+        let ours = build(&layer, Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT }).unwrap();
         assert_eq!((ours.len(), Digest::of(&ours).hex().as_str()), (size, sha256), "{lengths:?}, {span_bytes}");
     }
 }

@@ -91,7 +91,7 @@ fn ztocs(directory: &Path, readme: &str, layout: &Layout, image: &Descriptor) ->
     for layer in manifest.layers.iter().filter(|layer| layer.size >= least && !layer.media_type.ends_with("zstd")) {
         let gzip = layer.media_type.ends_with("gzip");
         let compression = if gzip { Compression::Gzip } else { Compression::None };
-        let options = Options { compression, span_bytes, limits: Limits::DEFAULT };
+        let options = Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT };
         let ztoc = indexer::index_bytes(&layout.blob(&layer.digest), options).unwrap().into_ztoc().unwrap();
         let encoded = ztoc.encode().unwrap();
         let golden = directory.join("ztocs").join(format!("{}.ztoc", encoded.digest().hex()));

@@ -251,7 +251,7 @@ fn layers_are_indexed_or_refused() {
         |layer, random| {
             let compression = if layer.starts_with(&[0x1f, 0x8b]) { Compression::Gzip } else { Compression::None };
             let span_bytes = *random.pick(&[1000, 4096, 65_536, 4 << 20]);
-            let options = Options { compression, span_bytes, limits: Limits::DEFAULT };
+            let options = Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT };
             let whole = index_bytes(layer, options);
             check_pieces(layer, options, &whole, random);
             if let Ok(indexed) = whole {

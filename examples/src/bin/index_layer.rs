@@ -13,7 +13,8 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     let layer = arguments.next().context("usage: index_layer LAYER.tar.gz OUT.ztoc")?;
     let out = arguments.next().context("usage: index_layer LAYER.tar.gz OUT.ztoc")?;
-    let options = Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, limits: Limits::DEFAULT };
+    let options =
+        Options { compression: Compression::Gzip, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
     let indexed = index_reader(File::open(layer)?, options, &mut |_| {})?;
     println!("layer {}, diff_id {}", indexed.layer_digest, indexed.diff_id);
     println!("{} files, {} spans", indexed.entries().len(), indexed.index.spans.len());

@@ -10,9 +10,15 @@ use super::{Access, Platforms};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Building")]
 pub struct Building {
-    /// Uncompressed bytes between two checkpoints
+    /// Which forms of an index to make. `convert` and `publish --v2` make AWS's only
+    #[arg(long, value_enum, default_value_t = FormatName::Both)]
+    pub format: FormatName,
+    /// Uncompressed bytes between two checkpoints of AWS's form
     #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
     pub span_size: u64,
+    /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
+    #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "BYTES")]
+    pub index_span_size: u64,
     /// Leave layers below this size alone: they are read whole
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
@@ -32,6 +38,17 @@ pub struct Building {
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,
+}
+
+/// A form of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatName {
+    /// zTOCs, as AWS's tools make and read them
+    Aws,
+    /// The span index: finer, a tenth of the size to start with, for this project's runtime only
+    Span,
+    /// Both, beside each other; each runtime takes its own
+    Both,
 }
 
 /// What an index can do without.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use soci_fs::source::containerd::target::ContainerdTarget;
+use soci_index::build::{self, BuildOptions};
 use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
@@ -130,7 +131,7 @@ impl Conversion<'_> {
     /// When the image cannot be read or indexed, or the destination not be written.
     pub(crate) async fn carry_out(&self, global: &Global) -> anyhow::Result<Converted> {
         let options = ConvertOptions {
-            build: image::build_options(self.building)?,
+            build: BuildOptions { format: build::Format::Aws, ..image::build_options(self.building)? },
             platforms: image::selection(self.platforms)?,
             notes: self.notes,
             force: self.building.force,

@@ -50,21 +50,35 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
 /// A report for programs.
 #[must_use]
 pub fn json(platform: &str, report: &Report) -> serde_json::Value {
-    let (status, found_by, warnings) = match &report.done {
-        Done::UpToDate => ("up to date", None, Vec::new()),
-        Done::Published(found_by, visibility) => ("published", Some(super::found_by(found_by)), visibility.warnings()),
-        Done::Stored => ("stored", None, Vec::new()),
-        Done::Nothing => ("dry run", None, Vec::new()),
-    };
+    let (status, found_by, warnings) = words(&report.done);
+    let spans = report.spans.as_ref().map(|spans| {
+        let (status, found_by, warnings) = words(&spans.done);
+        serde_json::json!({
+            "digest": spans.index, "size": spans.index_size, "status": status, "foundBy": found_by,
+            "warnings": warnings,
+        })
+    });
     serde_json::json!({
         "platform": platform,
         "status": status,
         "foundBy": found_by,
         "warnings": warnings,
         "index": { "digest": report.index, "size": report.index_size },
+        "spanIndex": spans,
         "layers": report.layers.iter().map(image::layer_json).collect::<Vec<_>>(),
         "prefetch": report.prefetch.iter().map(|(layer, artifact)| {
             serde_json::json!({ "layer": layer, "digest": artifact })
         }).collect::<Vec<_>>(),
     })
+}
+
+fn words(done: &Done) -> (&'static str, Option<String>, Vec<String>) {
+    match done {
+        Done::UpToDate => ("up to date", None, Vec::new()),
+        Done::Published(found_by, visibility) => {
+            ("published", Some(super::found_by(found_by).to_owned()), visibility.warnings())
+        }
+        Done::Stored => ("stored", None, Vec::new()),
+        Done::Nothing => ("dry run", None, Vec::new()),
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_index::build::{self, BuildOptions, LayerReport, Observer, Skip};
+use soci_index::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::{Reference, RegistryReference};
@@ -15,7 +15,7 @@ use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
 
-use crate::args::{Access, Building, Optimization, Platforms};
+use crate::args::{Access, Building, FormatName, Optimization, Platforms};
 use crate::exit::{Exit, fail};
 use crate::output;
 use crate::progress::Progress;
@@ -126,7 +126,16 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
             serde_json::from_slice(&text).map_err(|error| failed(format!("expected an array of texts: {error}")))?;
         prefetch.extend(listed);
     }
+    if !(1..=1 << 40).contains(&building.index_span_size) {
+        return Err(fail(Exit::Usage, "--index-span-size must be between 1 and 2^40"));
+    }
     Ok(BuildOptions {
+        format: match building.format {
+            FormatName::Aws => Format::Aws,
+            FormatName::Span => Format::Span,
+            FormatName::Both => Format::Both,
+        },
+        compact_span_bytes: building.index_span_size,
         span_bytes: building.span_size,
         layer_bytes_min: building.min_layer_size,
         note_xattrs: building.optimizations.contains(&Optimization::Xattr),
@@ -192,6 +201,11 @@ pub fn layer_line(report: &LayerReport) -> String {
     match &report.outcome {
         Ok(ztoc) if ztoc.reused => format!("layer {digest} -> ztoc {} (already exists)", ztoc.reference.digest),
         Ok(ztoc) => format!("layer {digest} -> ztoc {}", ztoc.reference.digest),
+        Err(Skip::NotWanted) => match &report.spans {
+            Some(spans) if spans.reused => format!("layer {digest} -> toc {} (already exists)", spans.reference.toc.0),
+            Some(spans) => format!("layer {digest} -> toc {}", spans.reference.toc.0),
+            None => format!("layer {digest} ({kind}) is left out of the span index"),
+        },
         Err(Skip::Small { least }) => {
             format!("ztoc skipped - layer {digest} ({kind}) size {size} is less than min-layer-size {least}")
         }
@@ -232,15 +246,27 @@ pub fn layer_json(report: &LayerReport) -> serde_json::Value {
         "mediaType": report.layer.media_type,
         "size": report.layer.size,
     });
+    let spans = report.spans.as_ref().map(|LayerSpans { reference, reused }| {
+        serde_json::json!({
+            "toc": { "digest": reference.toc.0, "size": reference.toc.1 },
+            "windows": { "digest": reference.windows.0, "size": reference.windows.1 },
+            "spanSize": reference.span_bytes,
+            "reused": reused,
+        })
+    });
     let more = match &report.outcome {
         Ok(ztoc) => serde_json::json!({
             "ztoc": { "digest": ztoc.reference.digest, "size": ztoc.reference.size, "spanSize": ztoc.reference.span_bytes },
             "reused": ztoc.reused,
         }),
-        Err(_) => serde_json::json!({ "skipped": layer_line(report) }),
+        Err(Skip::NotWanted) => serde_json::json!({}),
+        Err(Skip::Small { .. } | Skip::Compression { .. } | Skip::Inexpressible { .. }) => {
+            serde_json::json!({ "skipped": layer_line(report) })
+        }
     };
     if let (Some(layer), serde_json::Value::Object(more)) = (layer.as_object_mut(), more) {
         layer.extend(more);
+        layer.extend(spans.map(|spans| ("spans".to_owned(), spans)));
     }
     layer
 }

@@ -133,9 +133,9 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         print_hint(&plan)?;
     }
     for (_, report) in reports.iter().filter(|_| !arguments.dry_run) {
-        let may_be_signed = report.done == Done::UpToDate;
         let target = Target::Registry { repository: target.clone(), tag: String::new() };
-        sign_all(arguments, &target, &[report.index], may_be_signed, global.timeout)?;
+        let indexes: Vec<Digest> = report.indexes().collect();
+        sign_all(arguments, &target, &indexes, report.is_up_to_date(), global.timeout)?;
     }
     Ok(published.up_to_date())
 }
@@ -172,7 +172,7 @@ impl Published {
     /// Whether all was there already.
     #[must_use]
     pub fn up_to_date(&self) -> bool {
-        self.reports.iter().all(|(_, report)| report.done == Done::UpToDate)
+        self.reports.iter().all(|(_, report)| report.is_up_to_date())
     }
 }
 
@@ -203,8 +203,7 @@ impl Plan<'_> {
             progress.finish();
             let report = report.with_context(|| format!("{} for {}", self.image, image.platform))?;
             // Platforms share layers.
-            let ztocs = report.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref().ok()?.reference.clone()));
-            known.add_built(ztocs, &origin);
+            known.add_built(&report.layers, &origin);
             reports.push((image.platform.to_string(), report));
         }
         let own = match &source {
@@ -248,22 +247,29 @@ fn own_repository(image: &RegistryReference) -> String {
 
 fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
     image::print_layers(report)?;
-    let what = match &report.done {
-        Done::UpToDate => "is up to date".to_owned(),
-        Done::Published(found_by, _) => format!("published, found by {}", super::found_by(found_by)),
-        Done::Stored => "stored".to_owned(),
-        Done::Nothing => "built, not pushed (dry run)".to_owned(),
-    };
-    let indexed = report.layers.iter().filter(|layer| layer.outcome.is_ok()).count();
+    let what = words(&report.done);
+    let indexed = report.layers.iter().filter(|layer| layer.outcome.is_ok() || layer.spans.is_some()).count();
     output::line(format!(
         "{platform}: index {} {what}; {indexed} of {} layers indexed",
         report.index,
         report.layers.len()
     ))?;
+    if let Some(spans) = &report.spans {
+        output::line(format!("{platform}: span index {} {}", spans.index, words(&spans.done)))?;
+    }
     if let Done::Published(_, visibility) = &report.done {
         for warning in visibility.warnings() {
             output::line(format!("{platform}: warning: {warning}"))?;
         }
     }
     Ok(())
+}
+
+fn words(done: &Done) -> String {
+    match done {
+        Done::UpToDate => "is up to date".to_owned(),
+        Done::Published(found_by, _) => format!("published, found by {}", super::found_by(found_by)),
+        Done::Stored => "stored".to_owned(),
+        Done::Nothing => "built, not pushed (dry run)".to_owned(),
+    }
 }

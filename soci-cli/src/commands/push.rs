@@ -6,14 +6,14 @@ use anyhow::Context;
 use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, annotation};
+use soci_index::image::model::{Descriptor, ImageManifest, annotation};
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_V1, SociIndex};
+use soci_index::manifest::INDEX_V1;
 use soci_index::publish::local;
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::upload::PushedBlob;
+use soci_index::span_index::SPAN_INDEX;
 
 use super::image::{self, block_on};
 use crate::args::{Existing, Push};
@@ -38,7 +38,15 @@ pub fn run(arguments: &Push, config: &Config, timeout: Duration) -> anyhow::Resu
         };
         let mut pushed = Vec::new();
         for image in source.resolve(&selection).await? {
-            pushed.extend(one(arguments, &layout, &image, repository).await?);
+            let newest = [INDEX_V1, SPAN_INDEX].map(|kind| newest(&layout, &image, kind));
+            let [aws, spans] = newest;
+            let indexes: Vec<Descriptor> = [aws?, spans?].into_iter().flatten().collect();
+            if indexes.is_empty() {
+                return Err(nothing(&image));
+            }
+            for index in indexes {
+                pushed.extend(one(arguments, &layout, &image, repository, index).await?);
+            }
         }
         Ok(pushed)
     })?;
@@ -53,13 +61,14 @@ async fn one(
     layout: &Layout,
     image: &PlatformImage,
     repository: &Repository,
+    index: Descriptor,
 ) -> anyhow::Result<Option<serde_json::Value>> {
     let say = |text: String| if arguments.quiet || arguments.json { Ok(()) } else { output::line(text) };
-    let index = newest(layout, image)?;
+    let kind = if index.kind() == SPAN_INDEX { SPAN_INDEX } else { INDEX_V1 };
     if arguments.existing_index != Existing::Allow {
         say("checking if a soci index already exists in remote repository...".to_owned())?;
         if let Discovery::Found(found) =
-            discover::on_registry(repository, &image.descriptor.digest, Which::Newest).await?
+            discover::preferred_on_registry(repository, &image.descriptor.digest, Which::Newest, &[kind]).await?
         {
             let what = match found.others {
                 0 => format!("soci index found in remote repository with digest: {}", found.digest),
@@ -107,25 +116,25 @@ async fn one(
     })))
 }
 
-/// The newest local index of an image.
-fn newest(layout: &Layout, image: &PlatformImage) -> anyhow::Result<Descriptor> {
+/// The newest local index of an image that is of one kind.
+fn newest(layout: &Layout, image: &PlatformImage, kind: &'static str) -> anyhow::Result<Option<Descriptor>> {
     let mut newest: Option<Descriptor> = None;
-    for entry in layout.entries()?.into_iter().filter(|entry| entry.kind() == INDEX_V1) {
+    for entry in layout.entries()?.into_iter().filter(|entry| entry.kind() == kind) {
         let bytes = std::fs::read(layout.blob_path(&entry.digest))
             .with_context(|| format!("reading index {}", entry.digest))?;
-        let index = SociIndex::parse(&bytes, &Limits::DEFAULT)?;
-        let of_image = index.subject.is_some_and(|subject| subject.digest == image.descriptor.digest);
+        let manifest: ImageManifest =
+            serde_json::from_slice(&bytes).with_context(|| format!("index {}", entry.digest))?;
+        let of_image = manifest.subject.is_some_and(|subject| subject.digest == image.descriptor.digest);
         let created = |entry: &Descriptor| entry.annotations.get(annotation::CREATED).cloned().unwrap_or_default();
         if of_image && newest.as_ref().is_none_or(|newest| created(&entry) > created(newest)) {
             newest = Some(entry);
         }
     }
-    newest.ok_or_else(|| {
-        let platform = &image.platform;
-        let hint = "run `soci create` first, or `soci publish` to do both in one step";
-        fail(
-            Exit::Failure,
-            format!("could not find any soci index manifest v1 to push for platform {platform}; {hint}"),
-        )
-    })
+    Ok(newest)
+}
+
+fn nothing(image: &PlatformImage) -> anyhow::Error {
+    let platform = &image.platform;
+    let hint = "run `soci create` first, or `soci publish` to do both in one step";
+    fail(Exit::Failure, format!("could not find any soci index manifest v1 to push for platform {platform}; {hint}"))
 }

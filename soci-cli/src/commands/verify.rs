@@ -10,10 +10,11 @@ use soci_index::image::layout::Layout;
 use soci_index::image::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_DIGEST, SociIndex};
+use soci_index::manifest::{INDEX_DIGEST, INDEX_V1, SociIndex};
 use soci_index::registry::Repository;
 use soci_index::signature::fetch as signature;
-use soci_index::verify::{Checked, Verdict, verify};
+use soci_index::span_index::{SPAN_INDEX, SpanIndex};
+use soci_index::verify::{Checked, Verdict, verify, verify_spans};
 
 use super::image::{self, block_on};
 use super::source;
@@ -25,9 +26,47 @@ use crate::output;
 /// An index that was found, and where its blobs are.
 struct Found {
     digest: Digest,
-    index: SociIndex,
+    index: Index,
     origin: ImageSource,
     place: String,
+}
+
+/// AWS's or ours.
+enum Index {
+    Soci(SociIndex),
+    Spans(SpanIndex),
+}
+
+impl Index {
+    fn parse(digest: &Digest, kind: &str, json: &[u8]) -> anyhow::Result<Self> {
+        let named = || format!("index {digest}");
+        Ok(match kind {
+            SPAN_INDEX => Self::Spans(SpanIndex::parse(json, &Limits::DEFAULT).with_context(named)?),
+            _ => Self::Soci(SociIndex::parse(json, &Limits::DEFAULT).with_context(named)?),
+        })
+    }
+
+    /// What people call it.
+    fn form(&self) -> String {
+        match self {
+            Self::Soci(index) => format!("version {}", index.version()),
+            Self::Spans(_) => "span index".to_owned(),
+        }
+    }
+
+    fn version(&self) -> Option<u32> {
+        match self {
+            Self::Soci(index) => Some(index.version()),
+            Self::Spans(_) => None,
+        }
+    }
+
+    fn has(&self, layer: &Digest) -> bool {
+        match self {
+            Self::Soci(index) => index.ztoc(layer).is_some(),
+            Self::Spans(index) => index.toc(layer).is_some(),
+        }
+    }
 }
 
 /// One platform's index and what it turned out to be.
@@ -64,19 +103,19 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
         let source = source::open(&reference, &options, global).await?;
         let mut outcomes = Vec::new();
         for image in source.resolve(&selection).await? {
-            let found = find(&source, &image, wanted.as_ref(), &elsewhere, config).await?;
-            let found = found.ok_or_else(|| {
+            let mut indexes = Vec::new();
+            for kind in [INDEX_V1, SPAN_INDEX] {
+                indexes.extend(find(&source, &image, wanted.as_ref(), &elsewhere, config, kind).await?);
+            }
+            if indexes.is_empty() {
                 let hint = format!("`soci publish {reference}` makes one");
-                fail(Exit::Failure, format!("{reference} has no index for {}; {hint}", image.platform))
-            })?;
-            let building = soci_index::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
-            let indexed = image.manifest.layers.iter().filter(|layer| found.index.ztoc(&layer.digest).is_some());
-            let (progress, observer) = image::watch("verifying", indexed, &building);
-            let checked = verify(&source, &image, &found.index, &found.origin, &observer).await;
-            progress.finish();
-            let checked = checked.with_context(|| format!("verifying index {}", found.digest))?;
-            let signature = signature(policy.as_ref(), &image, &found).await?;
-            outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature });
+                return Err(fail(Exit::Failure, format!("{reference} has no index for {}; {hint}", image.platform)));
+            }
+            for found in indexes {
+                let checked = check(&source, &image, &found).await?;
+                let signature = signature(policy.as_ref(), &image, &found).await?;
+                outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature });
+            }
         }
         Ok(outcomes)
     })?;
@@ -93,6 +132,18 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     Ok(())
 }
 
+async fn check(source: &ImageSource, image: &PlatformImage, found: &Found) -> anyhow::Result<Vec<Checked>> {
+    let building = soci_index::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
+    let indexed = image.manifest.layers.iter().filter(|layer| found.index.has(&layer.digest));
+    let (progress, observer) = image::watch("verifying", indexed, &building);
+    let checked = match &found.index {
+        Index::Soci(index) => verify(source, image, index, &found.origin, &observer).await,
+        Index::Spans(index) => verify_spans(source, image, index, &found.origin, &observer).await,
+    };
+    progress.finish();
+    checked.with_context(|| format!("verifying index {}", found.digest))
+}
+
 /// Whether the index is signed, or the image that names it.
 async fn signature(
     policy: Option<&TrustPolicy>,
@@ -106,7 +157,7 @@ async fn signature(
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let verdict = signature::search(repository, &found.digest, policy.trust(), now).await;
-    if found.index.version() == 2 && matches!(verdict, signature::Verdict::None(_)) {
+    if found.index.version() == Some(2) && matches!(verdict, signature::Verdict::None(_)) {
         let of_image = signature::search(repository, &image.descriptor.digest, policy.trust(), now).await;
         if matches!(of_image, signature::Verdict::Good(_)) {
             return Ok(Some(of_image));
@@ -123,25 +174,32 @@ async fn find(
     wanted: Option<&Digest>,
     elsewhere: &[Repository],
     config: &Config,
+    kind: &'static str,
 ) -> anyhow::Result<Option<Found>> {
+    let kinds = &[kind];
     let which = wanted.map_or(Which::Newest, Which::Named);
     let subject = &image.descriptor.digest;
     for repository in elsewhere {
-        if let Some(found) = accept(discover::on_registry(repository, subject, which).await?)? {
+        if let Some(found) = accept(discover::preferred_on_registry(repository, subject, which, kinds).await?)? {
             return Ok(Some(found.at(ImageSource::of_repository(repository), repository.name())));
         }
     }
     let named = image.manifest.annotations.get(INDEX_DIGEST).and_then(|digest| digest.parse::<Digest>().ok());
-    if let Some(digest) = named.filter(|digest| wanted.is_none_or(|wanted| wanted == digest)) {
+    let is_meant = |digest: &Digest| kind == INDEX_V1 && wanted.is_none_or(|wanted| wanted == digest);
+    if let Some(digest) = named.filter(is_meant) {
         let raw = source.manifest_by_digest(digest).await?;
         let raw = raw.with_context(|| format!("the image names the index {digest}, which is not there"))?;
-        let index = SociIndex::parse(&raw.bytes, &Limits::DEFAULT).with_context(|| format!("index {digest}"))?;
+        let index = Index::parse(&digest, kind, &raw.bytes)?;
         return Ok(Some(Found { digest, index, origin: source.clone(), place: "the image itself".to_owned() }));
     }
     let discovery = match source {
-        ImageSource::Registry { repository, .. } => Some(discover::on_registry(repository, subject, which).await?),
-        ImageSource::Store { store: Store::Layout(layout), .. } => Some(discover::in_layout(layout, subject, which)?),
-        _ => None,
+        ImageSource::Registry { repository, .. } => {
+            Some(discover::preferred_on_registry(repository, subject, which, kinds).await?)
+        }
+        ImageSource::Store { store: Store::Layout(layout), .. } => {
+            Some(discover::preferred_in_layout(layout, subject, which, kinds)?)
+        }
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
     };
     if let Some(found) = discovery.map(accept).transpose()?.flatten() {
         return Ok(Some(found.at(source.clone(), "beside the image")));
@@ -151,13 +209,13 @@ async fn find(
         return Ok(None);
     }
     let layout = Layout::open(&store)?;
-    let found = accept(discover::in_layout(&layout, subject, which)?)?;
+    let found = accept(discover::preferred_in_layout(&layout, subject, which, kinds)?)?;
     let origin = ImageSource::Store { store: Store::Layout(layout), tag: None };
     Ok(found.map(|found| found.at(origin, "the local index store")))
 }
 
 /// An index whose place is yet to be said.
-struct Accepted(Digest, SociIndex);
+struct Accepted(Digest, Index);
 
 impl Accepted {
     fn at(self, origin: ImageSource, place: &str) -> Found {
@@ -167,7 +225,7 @@ impl Accepted {
 
 fn accept(discovery: Discovery) -> anyhow::Result<Option<Accepted>> {
     let Discovery::Found(found) = discovery else { return Ok(None) };
-    let index = SociIndex::parse(&found.raw, &Limits::DEFAULT).with_context(|| format!("index {}", found.digest))?;
+    let index = Index::parse(&found.digest, found.kind, &found.raw)?;
     Ok(Some(Accepted(found.digest, index)))
 }
 
@@ -182,7 +240,7 @@ fn words(verdict: &Verdict) -> String {
 
 fn print(outcome: &Outcome) -> anyhow::Result<()> {
     let Found { digest, index, place, .. } = &outcome.found;
-    output::line(format!("{}: index {digest} (version {}, {place})", outcome.platform, index.version()))?;
+    output::line(format!("{}: index {digest} ({}, {place})", outcome.platform, index.form()))?;
     if let Some(signature) = &outcome.signature {
         output::line(format!("index {digest} {signature}"))?;
     }
@@ -212,6 +270,7 @@ fn json(outcome: &Outcome) -> serde_json::Value {
         "platform": outcome.platform,
         "index": outcome.found.digest,
         "version": outcome.found.index.version(),
+        "form": outcome.found.index.form(),
         "place": outcome.found.place,
         "signature": outcome.signature.as_ref().map(ToString::to_string),
         "good": outcome.faults() == 0,

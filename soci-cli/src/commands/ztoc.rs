@@ -38,7 +38,7 @@ pub fn create(layer: &Path, out: &Path, span_bytes: u64, json: bool) -> anyhow::
     let mut reader = BufReader::with_capacity(256 << 10, reader);
     let start = reader.fill_buf().with_context(|| format!("reading the layer {shown}"))?;
     let compression = compression(start).with_context(|| format!("the layer {shown}"))?;
-    let options = Options { compression, span_bytes, limits: Limits::DEFAULT };
+    let options = Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT };
     let progress = Progress::bytes(&format!("indexing {shown}"), size);
     let indexed = index_reader(reader, options, &mut |bytes| progress.at(bytes));
     let indexed = indexed.with_context(|| format!("indexing the layer {shown}"))?;

@@ -17,29 +17,84 @@ use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2, SociIndex};
 use soci_index::publish::local::IMAGE_NAME;
 use soci_index::registry::Repository;
+use soci_index::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
 
-use super::{OpenError, OpenOptions};
+use super::{IndexError, OpenError, OpenOptions};
+use crate::source::image::ImageBlob;
 
-/// The index of an image, and where its zTOCs are.
+/// What an index manifest says.
+#[derive(Debug)]
+pub(super) enum Index {
+    /// AWS's.
+    Soci(SociIndex),
+    /// Ours.
+    Spans(SpanIndex),
+}
+
+impl Index {
+    fn parse(kind: &str, json: &[u8]) -> Result<Self, IndexError> {
+        Ok(match kind {
+            SPAN_INDEX => Self::Spans(SpanIndex::parse(json, &Limits::DEFAULT)?),
+            _ => Self::Soci(SociIndex::parse(json, &Limits::DEFAULT)?),
+        })
+    }
+
+    /// Its artifact type.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Spans(_) => SPAN_INDEX,
+            Self::Soci(index) if index.version() == 2 => INDEX_V2,
+            Self::Soci(_) => INDEX_V1,
+        }
+    }
+
+    /// The zTOC or TOC of a layer.
+    pub(super) fn table(&self, layer: &Digest) -> Option<&Descriptor> {
+        match self {
+            Self::Soci(index) => index.ztoc(layer),
+            Self::Spans(index) => index.toc(layer),
+        }
+    }
+
+    /// The blobs that are kept locally: those that opening takes, and, from where nobody will look again, the windows.
+    fn kept_blobs(&self, elsewhere: bool) -> Vec<Descriptor> {
+        match self {
+            Self::Soci(index) => index.ztocs().map(|(_, ztoc)| ztoc.clone()).collect(),
+            Self::Spans(index) => {
+                let windows = |reference: &SpanReference| elsewhere.then(|| reference.windows_descriptor());
+                let blobs = |reference: SpanReference| [Some(reference.toc_descriptor()), windows(&reference)];
+                index.references().flat_map(blobs).flatten().collect()
+            }
+        }
+    }
+}
+
+/// The index of an image, and where its blobs are.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) digest: Digest,
     /// The manifest, byte for byte.
     raw: Bytes,
-    pub(super) index: SociIndex,
+    pub(super) index: Index,
     pub(super) layout: Option<Layout>,
-    /// The repository that it and its zTOCs are in, if that is not the image's own.
+    /// The repository that it and its blobs are in, if that is not the image's own.
     elsewhere: Option<Repository>,
 }
 
 impl Found {
-    /// One of its zTOCs from where the index came from; `source` is the image's.
-    pub(super) async fn ztoc(&self, source: &ImageSource, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
+    /// One of its blobs from where the index came from; `source` is the image's.
+    pub(super) async fn blob(&self, source: &ImageSource, blob: &Descriptor) -> Result<Bytes, OpenError> {
         let limit = Limits::DEFAULT.ztoc_bytes_max;
         Ok(match &self.elsewhere {
-            Some(repository) => repository.blob_bytes(ztoc, limit).await?,
-            None => source.blob_bytes(ztoc, limit).await?,
+            Some(repository) => repository.blob_bytes(blob, limit).await?,
+            None => source.blob_bytes(blob, limit).await?,
         })
+    }
+
+    /// Where the windows are that a span index's TOC names; `source` is the image's. None for a zTOC.
+    pub(super) fn windows(&self, source: &ImageSource, table: &Descriptor) -> Option<ImageBlob> {
+        let own = self.elsewhere.as_ref().map_or_else(|| source.clone(), ImageSource::of_repository);
+        windows(table, self.layout.as_ref(), &own)
     }
 
     /// Why it may be used only where it was proven, by the policy of the options.
@@ -67,37 +122,107 @@ impl Found {
     }
 }
 
+/// Where the windows are that a TOC names: in the local store if it has them, else in `source`.
+pub(super) fn windows(table: &Descriptor, local: Option<&Layout>, source: &ImageSource) -> Option<ImageBlob> {
+    let blob = SpanReference::of(table)?.windows_descriptor();
+    Some(match local.filter(|layout| layout.has_blob(&blob.digest)) {
+        Some(layout) => {
+            let store = BlobStore::Layout(layout.clone());
+            ImageBlob::new(ImageSource::Store { store, tag: None }, blob)
+        }
+        None => ImageBlob::new(source.clone(), blob),
+    })
+}
+
+/// Both kinds of indexes that refer to an image, the better one first.
+const ALL: &[&str] = &[SPAN_INDEX, INDEX_V1];
+
 /// The index from the local store, else from beside the image; one from a registry is then kept locally.
 ///
-/// In this order: the one that was named, the one that the image's own manifest names (version 2), the newest that
-/// names the image (version 1); of these, one in the repositories of the options goes before one beside the image.
+/// In this order: the one that was named, the span index, the one that the image's own manifest names (version 2), the
+/// newest that names the image (version 1); of these, one in the repositories of the options goes before one beside the
+/// image.
 pub(super) async fn find_index(
     source: &ImageSource,
     image: &PlatformImage,
     options: &OpenOptions,
 ) -> Result<Option<Found>, OpenError> {
-    let local = match &options.index_store {
-        Some(directory) => Some(open_layout(directory).await?),
-        None => None,
-    };
-    if options.index.is_none()
-        && options.modes.annotated
-        && let Some(found) = annotated_index(source, image, local.as_ref()).await?
-    {
-        return keep(found, source, image, local).await.map(Some);
+    let names_one = image.manifest.annotations.contains_key(INDEX_DIGEST);
+    if options.index.is_some() || !(options.modes.annotated && names_one) {
+        let looked_for = options.index.is_some() || options.modes.referring;
+        return if looked_for { referring(source, image, options, ALL).await } else { Ok(None) };
     }
-    if options.index.is_none() && !options.modes.referring {
+    let spans = async {
+        match options.modes.referring {
+            true => referring(source, image, options, &[SPAN_INDEX]).await,
+            false => Ok(None),
+        }
+    };
+    let (spans, annotated) = tokio::join!(spans, kept_annotated(source, image, options));
+    match (spans, annotated?) {
+        (Ok(Some(spans)), _) => Ok(Some(spans)),
+        (_, Some(annotated)) => Ok(Some(annotated)),
+        (Err(error), None) => Err(error),
+        (Ok(None), None) if options.modes.referring => referring(source, image, options, &[INDEX_V1]).await,
+        (Ok(None), None) => Ok(None),
+    }
+}
+
+/// AWS's index alone: what is left when the span index is of no use.
+pub(super) async fn find_aws(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &OpenOptions,
+) -> Result<Option<Found>, OpenError> {
+    if options.index.is_some() {
         return Ok(None);
     }
+    if options.modes.annotated
+        && let Some(found) = kept_annotated(source, image, options).await?
+    {
+        return Ok(Some(found));
+    }
+    if options.modes.referring { referring(source, image, options, &[INDEX_V1]).await } else { Ok(None) }
+}
+
+async fn local_store(options: &OpenOptions) -> Result<Option<Layout>, OpenError> {
+    match &options.index_store {
+        Some(directory) => open_layout(directory).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The index that the image itself names, kept locally.
+async fn kept_annotated(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &OpenOptions,
+) -> Result<Option<Found>, OpenError> {
+    let local = local_store(options).await?;
+    match annotated_index(source, image, local.as_ref()).await? {
+        Some(found) => keep(found, source, image, local).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// An index of one of `kinds` whose subject is the image.
+async fn referring(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &OpenOptions,
+    kinds: &[&'static str],
+) -> Result<Option<Found>, OpenError> {
+    let local = local_store(options).await?;
     let subject = image.descriptor.digest;
     let which = options.index.as_ref().map_or(Which::Newest, Which::Named);
-    if let Some(found) = local.as_ref().map(|layout| discover::in_layout(layout, &subject, which)).transpose()?
+    let in_layout = |layout: &Layout| discover::preferred_in_layout(layout, &subject, which, kinds);
+    if let Some(found) = local.as_ref().map(in_layout).transpose()?
         && let Some(found) = accept(found, options, local.as_ref())?
     {
         return Ok(Some(found));
     }
     for repository in &options.index_repositories {
-        match discover::on_registry(repository, &subject, which).await {
+        match discover::preferred_on_registry(repository, &subject, which, kinds).await {
             Ok(discovery) => {
                 if let Some(found) = accept(discovery, options, None)? {
                     let found = Found { elsewhere: Some(repository.clone()), ..found };
@@ -109,10 +234,10 @@ pub(super) async fn find_index(
         }
     }
     let (discovery, layout) = match source {
-        ImageSource::Registry { repository, .. } => (discover::on_registry(repository, &subject, which).await?, None),
-        ImageSource::Store { store: BlobStore::Layout(layout), .. } => {
-            (discover::in_layout(layout, &subject, which)?, Some(layout))
+        ImageSource::Registry { repository, .. } => {
+            (discover::preferred_on_registry(repository, &subject, which, kinds).await?, None)
         }
+        ImageSource::Store { store: BlobStore::Layout(layout), .. } => (in_layout(layout)?, Some(layout)),
         ImageSource::Store { .. } | ImageSource::Foreign(_) => {
             (Discovery::None { reason: "archives hold none".to_owned(), rejected: Vec::new() }, None)
         }
@@ -162,7 +287,9 @@ async fn annotated_index(
         return Ok(None);
     };
     match SociIndex::parse(&raw.bytes, &Limits::DEFAULT) {
-        Ok(index) if index.version() == 2 => Ok(Some(Found { digest, raw: raw.bytes, index, layout, elsewhere: None })),
+        Ok(index) if index.version() == 2 => {
+            Ok(Some(Found { digest, raw: raw.bytes, index: Index::Soci(index), layout, elsewhere: None }))
+        }
         Ok(_) => {
             tracing::warn!(image = %image.descriptor.digest, index = %digest, "the image names an index of version 1");
             Ok(None)
@@ -198,7 +325,7 @@ pub(super) async fn open_layout(directory: &Path) -> Result<Layout, OpenError> {
 
 fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) -> Result<Option<Found>, OpenError> {
     let Discovery::Found(found) = discovery else { return Ok(None) };
-    let index = match SociIndex::parse(&found.raw, &Limits::DEFAULT) {
+    let index = match Index::parse(found.kind, &found.raw) {
         Ok(index) => index,
         // Only an index that was asked for is worth stopping for.
         Err(source) if options.index.is_some() => {
@@ -213,26 +340,31 @@ fn accept(discovery: Discovery, options: &OpenOptions, layout: Option<&Layout>) 
     Ok(Some(Found { digest: found.digest, raw: found.raw, index, layout: layout.cloned(), elsewhere: None }))
 }
 
-/// Copies an index and its zTOCs into the local store.
+/// Blobs of an index that are fetched at the same time. Together they are small, and each costs a round trip.
+const PARALLEL: usize = 8;
+
+/// Copies an index and what opening takes of it into the local store.
 async fn fetch_index(
     source: &ImageSource,
     image: &PlatformImage,
     found: &Found,
     local: &Layout,
 ) -> Result<(), OpenError> {
-    let wanted = found.index.ztocs().map(|(_, ztoc)| ztoc.clone()).filter(|ztoc| !local.has_blob(&ztoc.digest));
+    let wanted = found.index.kept_blobs(found.elsewhere.is_some());
+    let wanted = wanted.into_iter().filter(|blob| !local.has_blob(&blob.digest));
     let fetched = futures_util::stream::iter(wanted.collect::<Vec<_>>())
-        .map(|ztoc| async move {
-            let bytes = found.ztoc(source, &ztoc).await;
+        .map(|blob| async move {
+            let bytes = found.blob(source, &blob).await;
             // Its layer will be streamed, unless a later try has better luck.
-            bytes.inspect_err(|error| tracing::warn!(ztoc = %ztoc.digest, %error, "a zTOC did not come")).ok()
+            bytes
+                .inspect_err(|error| tracing::warn!(blob = %blob.digest, %error, "a part of an index did not come"))
+                .ok()
         })
-        .buffer_unordered(4);
+        .buffer_unordered(PARALLEL);
     let fetched: Vec<Bytes> = fetched.filter_map(std::future::ready).collect().await;
     let raw = found.raw.clone();
     let mut entry = Descriptor::of(media_type::MANIFEST, &raw);
-    let kind = if found.index.version() == 2 { INDEX_V2 } else { INDEX_V1 };
-    entry.artifact_type = Some(kind.to_owned());
+    entry.artifact_type = Some(found.index.kind().to_owned());
     entry.platform = Some(image.platform.clone());
     entry.annotations.insert(IMAGE_NAME.to_owned(), source.to_string());
     let local = local.clone();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use soci_index::compact::{self, CompactError};
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
@@ -15,7 +16,7 @@ use soci_index::limits::Limits;
 use soci_index::ztoc::{Ztoc, ZtocError};
 use tokio::runtime::Handle;
 
-use super::find::{Found, open_layout};
+use super::find::{self, Found, Index, open_layout};
 use super::{ImageOpener, LayerNote, OpenError, OpenOptions, Way};
 use crate::reader::LayerReader;
 use crate::source::Source;
@@ -65,38 +66,34 @@ pub async fn reopen_layer(
     let KeptLayer { source, layer, ztoc } = kept_layer;
     let only_proven = options.trust.provisional() != Provisional::Allow;
     let blob = Arc::new(ImageBlob::new(source.clone(), layer.clone()));
-    let reader = |(index, store)| LayerReader::new(layer.digest, index, store, blob, options.policy, runtime);
+    let reader = |(index, store), windows| {
+        LayerReader::with_windows(layer.digest, index, store, blob, windows, options.policy, runtime)
+    };
     // One that came whole needs no trust, and to look at it by another index would forget it.
     if (ztoc.is_none() || only_proven)
         && let Some(found) = kept(store, layer).await?
     {
-        return Ok(Some(reader(found)));
+        return Ok(Some(reader(found, None)));
     }
-    let found = match (ztoc, &options.index_store) {
-        (None, _) => None,
-        (Some(_), None) => None,
-        (Some(ztoc), Some(directory)) => {
-            let layout = open_layout(directory).await?;
-            if !layout.has_blob(&ztoc.digest) {
-                return Ok(None);
-            }
-            match decode(read_blob(&layout, ztoc).await?, layer.size).await? {
-                Ok(index) => Some({
-                    let kept = store.layer(&layer.digest, &index)?;
-                    (Arc::new(index), kept)
-                }),
-                Err(error) => {
-                    tracing::warn!(layer = %layer.digest, ztoc = %ztoc.digest, %error, "the local zTOC cannot be used");
-                    None
-                }
-            }
+    let (Some(ztoc), Some(directory)) = (ztoc, &options.index_store) else { return Ok(None) };
+    let layout = open_layout(directory).await?;
+    if !layout.has_blob(&ztoc.digest) {
+        return Ok(None);
+    }
+    let index = match decode(read_blob(&layout, ztoc).await?, ztoc, layer.size).await? {
+        Ok(index) => index,
+        Err(error) => {
+            tracing::warn!(layer = %layer.digest, table = %ztoc.digest, %error, "the local index cannot be used");
+            return Ok(None);
         }
     };
+    let (kept, index) = (store.layer(&layer.digest, &index)?, Arc::new(index));
     // Whether the index was signed is not kept, for whom one trusts may have changed.
-    match found {
-        Some((index, store)) if only_proven && !is_proven(&index, &store).await? => Ok(None),
-        found => Ok(found.map(reader)),
+    if only_proven && !is_proven(&index, &kept).await? {
+        return Ok(None);
     }
+    let windows = find::windows(ztoc, Some(&layout), source).map(|windows| Arc::new(windows) as Arc<dyn Source>);
+    Ok(Some(reader((index, kept), windows)))
 }
 
 impl ImageOpener {
@@ -107,9 +104,10 @@ impl ImageOpener {
     pub async fn open_layer(&self, layer: &Descriptor, diff_id: Digest) -> Result<OpenedLayer, OpenError> {
         let start = Instant::now();
         let blob: Arc<dyn Source> = Arc::new(ImageBlob::new(self.source.clone(), layer.clone()));
-        let done = |index, store, way, ztoc: Option<Descriptor>| {
-            let reader =
-                LayerReader::new(layer.digest, index, store, Arc::clone(&blob), self.options.policy, &self.runtime);
+        let done = |index, store, way, table: Option<Table>| {
+            let (ztoc, windows) = table.map_or((None, None), |table| (Some(table.descriptor), table.windows));
+            let (source, policy) = (Arc::clone(&blob), self.options.policy);
+            let reader = LayerReader::with_windows(layer.digest, index, store, source, windows, policy, &self.runtime);
             let note = LayerNote { layer: layer.clone(), way, time: start.elapsed() };
             let index_bytes = ztoc.as_ref().map_or(0, |ztoc| ztoc.size);
             Ok(OpenedLayer { reader, note, index_bytes, ztoc })
@@ -121,11 +119,11 @@ impl ImageOpener {
             return done(index, kept, Way::Kept, None);
         }
         let reason = match self.lazy_index(layer).await? {
-            Ok((index, ztoc)) => {
+            Ok((index, table)) => {
                 let (kept, index) = (self.store.layer(&layer.digest, &index)?, Arc::new(index));
                 match &self.doubt {
                     Some(doubt) if !is_proven(&index, &kept).await? => doubt.clone(),
-                    _ => return done(index, kept, Way::Lazy, Some(ztoc)),
+                    _ => return done(index, kept, Way::Lazy, Some(table)),
                 }
             }
             Err(reason) => reason,
@@ -146,8 +144,8 @@ impl ImageOpener {
         done(unpacked.index, unpacked.store, Way::Streamed(reason), None)
     }
 
-    /// The index of a layer that can be read lazily, and its zTOC; or why there is none.
-    async fn lazy_index(&self, layer: &Descriptor) -> Result<Result<(LayerIndex, Descriptor), String>, OpenError> {
+    /// The index of a layer that can be read lazily, and what it was read from; or why there is none.
+    async fn lazy_index(&self, layer: &Descriptor) -> Result<Result<(LayerIndex, Table), String>, OpenError> {
         if layer.size < self.options.layer_bytes_min {
             return Ok(Err("it is small".to_owned()));
         }
@@ -156,34 +154,66 @@ impl ImageOpener {
             return Ok(Err(doubt.clone()));
         }
         let Some(found) = &self.found else { return Ok(Err("the image has no index".to_owned())) };
-        let Some(ztoc) = found.index.ztoc(&layer.digest) else {
+        let reason = match self.table(found, layer).await? {
+            Ok(table) => return Ok(Ok(table)),
+            Err(reason) => reason,
+        };
+        if let (Index::Spans(_), None) = (&found.index, &self.doubt)
+            && let Some(fallback) = self.fallback().await
+        {
+            tracing::warn!(layer = %layer.digest, reason, "the span index is of no use for this layer; asking AWS's");
+            return self.table(fallback, layer).await;
+        }
+        Ok(Err(reason))
+    }
+
+    /// AWS's index, if it may be used.
+    async fn fallback(&self) -> Option<&Found> {
+        let find = async {
+            let found = find::find_aws(&self.source, &self.image, &self.options).await;
+            let found =
+                found.inspect_err(|error| tracing::warn!(%error, "AWS's index cannot be looked for")).ok()??;
+            // The rule for doubtful indexes is applied once per image, to the index that goes first.
+            found.doubt(&self.source, &self.image, &self.options).await.is_none().then_some(found)
+        };
+        self.fallback.get_or_init(|| find).await.as_ref()
+    }
+
+    /// What an index says of a layer; or why that is of no use.
+    async fn table(&self, found: &Found, layer: &Descriptor) -> Result<Result<(LayerIndex, Table), String>, OpenError> {
+        let Some(table) = found.index.table(&layer.digest) else {
             return Ok(Err("the index leaves it out".to_owned()));
         };
-        let bytes = match self.ztoc_bytes(found, ztoc).await {
+        let what = if table.media_type == compact::TOC { "TOC" } else { "zTOC" };
+        let bytes = match self.table_bytes(found, table).await {
             Ok(bytes) => bytes,
             Err(error) => {
-                tracing::warn!(layer = %layer.digest, ztoc = %ztoc.digest, %error, "the zTOC cannot be had; the layer is streamed");
-                return Ok(Err(format!("its zTOC cannot be had: {error}")));
+                tracing::warn!(layer = %layer.digest, table = %table.digest, %error, "the {what} cannot be had");
+                return Ok(Err(format!("its {what} cannot be had: {error}")));
             }
         };
-        match decode(bytes, layer.size).await? {
-            Ok(index) => Ok(Ok((index, ztoc.clone()))),
+        match decode(bytes, table, layer.size).await? {
+            Ok(index) => {
+                let windows = found.windows(&self.source, table);
+                let windows = windows.map(|windows| Arc::new(windows) as Arc<dyn Source>);
+                Ok(Ok((index, Table { descriptor: table.clone(), windows })))
+            }
             Err(error) => {
-                tracing::warn!(layer = %layer.digest, ztoc = %ztoc.digest, %error, "the zTOC cannot be used; the layer is streamed");
-                Ok(Err(format!("its zTOC cannot be used: {error}")))
+                tracing::warn!(layer = %layer.digest, table = %table.digest, %error, "the {what} cannot be used");
+                Ok(Err(format!("its {what} cannot be used: {error}")))
             }
         }
     }
 
-    /// A zTOC from the local store, else from where the index is.
-    async fn ztoc_bytes(&self, found: &Found, ztoc: &Descriptor) -> Result<Bytes, OpenError> {
-        if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&ztoc.digest)) {
-            match read_blob(layout, ztoc).await {
+    /// A TOC or zTOC from the local store, else from where the index is.
+    async fn table_bytes(&self, found: &Found, table: &Descriptor) -> Result<Bytes, OpenError> {
+        if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&table.digest)) {
+            match read_blob(layout, table).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => tracing::warn!(ztoc = %ztoc.digest, %error, "the local zTOC is damaged"),
+                Err(error) => tracing::warn!(table = %table.digest, %error, "a local part of an index is damaged"),
             }
         }
-        found.ztoc(&self.source, ztoc).await
+        found.blob(&self.source, table).await
     }
 
     /// Writes the index of a streamed layer beside its data. Without it the layer is only streamed again.
@@ -240,10 +270,39 @@ async fn is_proven(index: &Arc<LayerIndex>, store: &Arc<LayerStore>) -> Result<b
     tokio::task::spawn_blocking(move || store.is_index_proven(&index)).await.map_err(|_| OpenError::Abandoned)
 }
 
-/// Decodes a zTOC on the blocking pool: a large one takes tens of milliseconds.
-async fn decode(ztoc: Bytes, layer_bytes: u64) -> Result<Result<LayerIndex, ZtocError>, OpenError> {
+/// What a layer is read by.
+struct Table {
+    /// The TOC or zTOC.
+    descriptor: Descriptor,
+    /// Has the windows of a span index.
+    windows: Option<Arc<dyn Source>>,
+}
+
+/// Why a TOC or zTOC is none.
+#[derive(Debug, thiserror::Error)]
+enum TableError {
+    #[error(transparent)]
+    Ztoc(#[from] ZtocError),
+    #[error(transparent)]
+    Toc(#[from] CompactError),
+    #[error("it is for a layer of {found} bytes, not {expected}")]
+    LayerSize { expected: u64, found: u64 },
+}
+
+/// Decodes a TOC or zTOC on the blocking pool: a large one takes tens of milliseconds.
+async fn decode(
+    bytes: Bytes,
+    table: &Descriptor,
+    layer_bytes: u64,
+) -> Result<Result<LayerIndex, TableError>, OpenError> {
+    let is_toc = table.media_type == compact::TOC;
     let decoded = tokio::task::spawn_blocking(move || {
-        Ztoc::decode(&ztoc, &Limits::DEFAULT)?.into_index(layer_bytes, &Limits::DEFAULT)
+        if !is_toc {
+            return Ok(Ztoc::decode(&bytes, &Limits::DEFAULT)?.into_index(layer_bytes, &Limits::DEFAULT)?);
+        }
+        let index = compact::decode(&bytes, &Limits::DEFAULT)?;
+        let found = index.compressed_size;
+        if found == layer_bytes { Ok(index) } else { Err(TableError::LayerSize { expected: layer_bytes, found }) }
     });
     decoded.await.map_err(|_| OpenError::Abandoned)
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use soci_index::compact::WindowError;
 use soci_index::decode::DecodeError;
 use soci_index::digest::Digest;
 use soci_index::span::SpanId;
@@ -64,6 +65,15 @@ pub enum Cause {
     /// The bytes are not the ones that were indexed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// The window of a span is not the one that the index means.
+    #[error(transparent)]
+    WindowBlob(#[from] WindowError),
+    /// The window of a span is not at hand.
+    #[error("the window of span {span} is not at hand")]
+    NoWindow {
+        /// The span.
+        span: SpanId,
+    },
     /// The answer did not come in time.
     #[error("no answer within {} s", limit.as_secs_f32())]
     Deadline {

@@ -7,15 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use soci_index::checkpoint::WINDOW_BYTES;
+use futures_util::future::{BoxFuture, Shared};
+use futures_util::{FutureExt as _, StreamExt as _};
+use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::decode::{DecodeError, SpanDecoder};
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::span::{Span, SpanId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Cause, Landing, Shared, lock};
+use super::{Cause, Landing, Shared as Layer, lock};
 
 /// Pauses before a refused request is made again: credentials are renewed somewhere else, and mostly within seconds.
 const PAUSES_AFTER_REFUSAL: [Duration; 3] =
@@ -29,10 +30,13 @@ struct Passenger {
     landing: watch::Sender<Landing>,
 }
 
+/// The windows of a run, when they have come.
+type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
+
 /// A passenger who has not arrived, and why.
 type Stranded = (Passenger, Cause);
 
-impl Shared {
+impl Layer {
     /// Starts flights for those of `spans` that are neither present nor under way. Gives the flight of the first one
     /// if it is new or under way.
     pub(super) fn launch(self: &Arc<Self>, spans: Range<SpanId>) -> Option<watch::Receiver<Landing>> {
@@ -148,6 +152,7 @@ impl Shared {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let stall = self.policy.stall_limit;
         let stalled = |_| Cause::Deadline { limit: stall };
+        let windows = self.fetch_windows(first.span..last.span + 1);
         let mut chunks = tokio::time::timeout(stall, self.source.read(range.clone())).await.map_err(stalled)??;
         let mut held = BytesMut::new();
         let mut held_from = range.start;
@@ -172,13 +177,31 @@ impl Shared {
             let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
             let _ = held.split_to(super::within(&(held_from..keep_from), held_from).end);
             held_from = keep_from;
-            decoding.spawn(Arc::clone(self).decode(passenger, span));
+            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone()));
         }
         Ok(())
     }
 
+    /// Has the windows of `spans` fetched as far as that is needed, from now on and whether or not anybody waits.
+    fn fetch_windows(self: &Arc<Self>, spans: Range<SpanId>) -> Windows {
+        let Some(lacking) = self.histories.lacking(&self.index, &self.store, spans) else {
+            return futures_util::future::ready(Ok(())).boxed().shared();
+        };
+        let shared = Arc::clone(self);
+        let fetching = self.runtime.spawn(async move {
+            shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+            let bytes = shared.histories.fetch(&shared.index, lacking, &shared.policy).await?;
+            shared.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+            Ok(())
+        });
+        fetching.map(|fetched| fetched.unwrap_or(Err(Cause::Abandoned))).boxed().shared()
+    }
+
     /// Decodes and stores one span on the blocking pool and tells those who wait.
-    async fn decode(self: Arc<Self>, passenger: Passenger, compressed: Bytes) -> Option<Stranded> {
+    async fn decode(self: Arc<Self>, passenger: Passenger, compressed: Bytes, windows: Windows) -> Option<Stranded> {
+        if let Err(cause) = windows.await {
+            return Some((passenger, cause));
+        }
         let permit = Arc::clone(&self.decoders).acquire_owned().await;
         let span = passenger.span;
         let shared = Arc::clone(&self);
@@ -197,9 +220,13 @@ impl Shared {
     }
 
     fn decode_now(&self, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
-        let bytes = Bytes::from(decode_span(&self.index, span, compressed)?);
+        let history = self.histories.of(&self.index, &self.store, span)?;
+        let bytes = Bytes::from(decode_span(&self.index, span, &history, compressed)?);
         self.counters.decoded_spans.fetch_add(1, Ordering::Relaxed);
-        if !window_follows(&self.index, span, &bytes) {
+        self.histories.done(&self.store, span);
+        let next = self.index.spans.span(span + 1).and_then(|_| self.histories.known(&self.index, span + 1));
+        let is_gzip = self.index.compression == Compression::Gzip;
+        if is_gzip && next.is_some_and(|window| !follows(&window, &bytes)) {
             let cause = Cause::Window { span: span + 1 };
             self.condemn(cause.clone());
             return Err(cause);
@@ -227,23 +254,20 @@ fn pause_before_next(cause: &Cause, attempts: usize) -> Option<Duration> {
 }
 
 /// Decodes a span and checks it against the index.
-fn decode_span(index: &LayerIndex, span: SpanId, compressed: &[u8]) -> Result<Vec<u8>, DecodeError> {
+fn decode_span(index: &LayerIndex, span: SpanId, history: &Window, compressed: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let length = index.spans.span(span).map_or(0, |span| span.uncompressed.end - span.uncompressed.start);
     // Limits::span_bytes_max bounds the length.
     let mut output = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
-    let mut decoder = SpanDecoder::new(index, span)?;
+    let mut decoder = SpanDecoder::with_window(index, span, history)?;
     decoder.push(compressed, &mut output)?;
     decoder.finish()?;
     Ok(output)
 }
 
-/// Whether the window of the next span agrees with the end of this one. An index may leave out (as zeros) the bytes of
-/// a window that nothing refers to, so only the others count.
-fn window_follows(index: &LayerIndex, span: SpanId, bytes: &[u8]) -> bool {
-    if index.compression != Compression::Gzip || index.spans.span(span + 1).is_none() {
-        return true;
-    }
-    let window = index.window(span + 1).load();
+/// Whether the window of the next span agrees with the end of this one, `bytes`. An index may leave out (as zeros) the
+/// bytes of a window that nothing refers to, so only the others count.
+fn follows(window: &Window, bytes: &[u8]) -> bool {
+    let window = window.load();
     let length = bytes.len().min(WINDOW_BYTES);
     let (said, found) = (&window[WINDOW_BYTES - length..], &bytes[bytes.len() - length..]);
     said == found || said.iter().zip(found).all(|(said, found)| *said == 0 || said == found)

@@ -7,7 +7,7 @@
 
 use soci_index::digest::{Algorithm, Digest, Hasher};
 use soci_index::entry::Entry;
-use soci_index::index::LayerIndex;
+use soci_index::index::{LayerIndex, Windows};
 
 use super::StoreError;
 use super::layer::LayerStore;
@@ -48,8 +48,9 @@ fn identity(index: &LayerIndex) -> Digest {
     for span in index.spans.spans() {
         text(&mut hasher, span.digest.as_ref().map_or(&[][..], |digest| digest));
     }
-    for window in &index.windows {
-        text(&mut hasher, &window.load()[..]);
+    match &index.windows {
+        Windows::Held(windows) => windows.iter().for_each(|window| text(&mut hasher, &window.load()[..])),
+        Windows::Placed(places) => places.iter().for_each(|place| text(&mut hasher, &place.digest)),
     }
     index.entries.iter().for_each(|entry| entry_of(&mut hasher, entry));
     hasher.finish()

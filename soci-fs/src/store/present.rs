@@ -18,7 +18,7 @@
 //! present": the file only saves work, so any doubt is settled by starting over. The numbers are a commitment of the
 //! on-disk format; a change needs another version.
 
-use soci_index::index::LayerIndex;
+use soci_index::index::{LayerIndex, Windows};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::BootId;
@@ -131,8 +131,9 @@ pub(super) fn fingerprint(index: &LayerIndex) -> u64 {
         number(&mut hasher, span.bits.into());
         text(&mut hasher, span.digest.as_ref().map_or(&[][..], |digest| digest));
     }
-    for window in &index.windows {
-        hasher.update(&window.load()[..]);
+    match &index.windows {
+        Windows::Held(windows) => windows.iter().for_each(|window| hasher.update(&window.load()[..])),
+        Windows::Placed(places) => places.iter().for_each(|place| hasher.update(&place.digest)),
     }
     hasher.digest()
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use soci_index::checkpoint::Window;
-use soci_index::index::Compression;
+use soci_index::index::{Compression, Windows};
 use soci_index::limits::Limits;
 use soci_index::span::{Span, SpanTable};
 
@@ -24,7 +24,7 @@ fn table(spans: u64, bytes: u64) -> LayerIndex {
         compressed_size: spans * 10,
         uncompressed_size: spans * bytes,
         entries: Vec::new(),
-        windows: (0..spans).map(|_| Window::EMPTY).collect(),
+        windows: Windows::Held((0..spans).map(|_| Window::EMPTY).collect()),
         spans: table,
     }
 }
@@ -97,7 +97,9 @@ fn what_was_written_outlives_the_process() {
     drop(layer);
     // Another index, be it only in a window: nothing that was decoded by the first can be used.
     let mut forged = table(4, SPAN as u64);
-    forged.windows[2] = Window::pack(&[1; 32_768]);
+    let mut windows = vec![Window::EMPTY; 4];
+    windows[2] = Window::pack(&[1; 32_768]);
+    forged.windows = Windows::Held(windows);
     let layer = open().layer(&digest(1), &forged).unwrap();
     assert_eq!((layer.present_spans(), layer.is_proven()), (0, false));
     drop(layer);

@@ -76,7 +76,7 @@ pub fn index(
     span_bytes: u64,
 ) -> Result<(Indexed, Vec<u8>), soci_index::indexer::IndexError> {
     let mut tar = Vec::new();
-    let mut indexer = Indexer::new(Options { compression, span_bytes, limits: Limits::DEFAULT })?;
+    let mut indexer = Indexer::new(Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT })?;
     for chunk in blob.chunks(100_000) {
         indexer.push(chunk, &mut |bytes| tar.extend_from_slice(bytes))?;
     }

@@ -5,29 +5,20 @@ use std::sync::Arc;
 use super::columns::Reader;
 use super::encode::{begins, ends};
 use super::{Column, CompactError, TOC_MAGIC, VERSION, WINDOWS_MAGIC, WindowPlace};
-use crate::checkpoint::{WINDOW_BYTES, Window};
+use crate::checkpoint::WINDOW_BYTES;
 use crate::entry::{Entry, EntryKind, Extra, PaxRecord, Piece, Timestamp};
-use crate::index::{Compression, LayerIndex};
+use crate::index::{Compression, LayerIndex, Windows};
 use crate::limits::Limits;
 use crate::span::{Span, SpanTable};
 
 /// A compressed window is never much longer than the window: what is longer was made to take memory.
 const WINDOW_LENGTH_MAX: usize = 2 * WINDOW_BYTES;
 
-/// What a TOC blob says.
-#[derive(Debug, Clone)]
-pub struct Decoded {
-    /// The index, all of whose windows are zeros.
-    pub index: LayerIndex,
-    /// Where its windows are.
-    pub windows: Vec<WindowPlace>,
-}
-
-/// Reads a TOC blob.
+/// Reads a TOC blob. The index's windows have places in the windows blob.
 ///
 /// # Errors
 /// [`CompactError`]. Time and memory are bounded by the limits and by what the frame says of its size.
-pub fn decode(toc: &[u8], limits: &Limits) -> Result<Decoded, CompactError> {
+pub fn decode(toc: &[u8], limits: &Limits) -> Result<LayerIndex, CompactError> {
     let content = unpack(toc, limits)?;
     let mut file = File::open(&content, limits)?;
     let mut columns = Vec::new();
@@ -49,16 +40,14 @@ pub fn decode(toc: &[u8], limits: &Limits) -> Result<Decoded, CompactError> {
     }
     let rest: Vec<Reader<'_>> = columns.collect();
     let entries = read_entries(rest, &file, limits)?;
-    let zeros = vec![Window::EMPTY; spans.len()];
-    let index = LayerIndex {
+    Ok(LayerIndex {
         compression: file.compression,
         compressed_size: file.compressed_size,
         uncompressed_size: file.uncompressed_size,
         entries,
         spans,
-        windows: zeros,
-    };
-    Ok(Decoded { index, windows })
+        windows: Windows::Placed(windows),
+    })
 }
 
 fn unpack(toc: &[u8], limits: &Limits) -> Result<Vec<u8>, CompactError> {

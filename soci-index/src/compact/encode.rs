@@ -1,20 +1,15 @@
-//! Writing the two blobs.
+//! Writing a TOC blob.
 
 use std::collections::HashMap;
 
 use super::columns::Writer;
-use super::{Column, TOC_MAGIC, VERSION, WINDOWS_MAGIC, WindowPlace};
-use crate::checkpoint::{WINDOW_BYTES, WindowBytes};
-use crate::digest::Digest;
+use super::{Column, TOC_MAGIC, VERSION, WindowPlace};
 use crate::entry::{Entry, EntryKind};
-use crate::index::{Compression, LayerIndex};
+use crate::index::{Compression, LayerIndex, Windows};
 use crate::span::Span;
 
-/// How hard to compress what is made once and read often.
-const LEVEL: i32 = 19;
-
 /// The two blobs of a layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     /// The TOC blob.
     pub toc: Vec<u8>,
@@ -22,9 +17,21 @@ pub struct Encoded {
     pub windows: Vec<u8>,
 }
 
+/// How hard to compress what is made once and read often.
+const LEVEL: i32 = 19;
+
 /// Why an index cannot be written in this form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
+    /// The windows have no places.
+    #[error("the windows of the index are not in a blob of their own")]
+    WindowsHeld,
+    /// More spans than anybody would read.
+    #[error("the layer has more than {limit} spans of the span index")]
+    Spans {
+        /// The cap.
+        limit: usize,
+    },
     /// A span has no digest.
     #[error("span {span} has no digest")]
     NoDigest {
@@ -45,17 +52,12 @@ pub enum EncodeError {
     },
 }
 
-/// Writes `index`. `window` gives the history of each span, with zeros where nobody refers to it.
+/// The TOC blob of an index whose windows stand in a blob of their own.
 ///
 /// # Errors
 /// [`EncodeError`].
-pub fn encode(index: &LayerIndex, mut window: impl FnMut(usize) -> WindowBytes) -> Result<Encoded, EncodeError> {
-    let mut windows = WINDOWS_MAGIC.to_vec();
-    let mut places = Vec::new();
-    for span in 0..index.spans.len() {
-        let place = append(&mut windows, &window(span))?;
-        places.push(place);
-    }
+pub fn encode(index: &LayerIndex) -> Result<Vec<u8>, EncodeError> {
+    let Windows::Placed(places) = &index.windows else { return Err(EncodeError::WindowsHeld) };
     let mut content = Vec::new();
     content.extend_from_slice(&TOC_MAGIC);
     content.extend_from_slice(&VERSION.to_le_bytes());
@@ -70,14 +72,14 @@ pub fn encode(index: &LayerIndex, mut window: impl FnMut(usize) -> WindowBytes) 
         content.extend_from_slice(&number.to_le_bytes());
     }
     let mut columns = Columns::default();
-    spans(&mut columns, index, &places)?;
+    spans(&mut columns, index, places)?;
     entries(&mut columns, &index.entries);
     for column in Column::ALL {
         let bytes = columns.0.remove(&column).unwrap_or_default().0;
         content.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
         content.extend_from_slice(&bytes);
     }
-    Ok(Encoded { toc: compress(&content)?, windows })
+    compress(&content)
 }
 
 /// Columns that are being written.
@@ -92,19 +94,6 @@ impl Columns {
 
 fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
     zstd::bulk::compress(bytes, LEVEL).map_err(|error| EncodeError::Compress { reason: error.to_string() })
-}
-
-/// Puts a window at the end of the windows blob, unless it is one of zeros.
-fn append(windows: &mut Vec<u8>, window: &[u8; WINDOW_BYTES]) -> Result<WindowPlace, EncodeError> {
-    let offset = windows.len() as u64;
-    if window.iter().all(|byte| *byte == 0) {
-        return Ok(WindowPlace { offset, length: 0, digest: [0; 32] });
-    }
-    let frame = compress(window)?;
-    let length = u32::try_from(frame.len()).map_err(|error| EncodeError::Compress { reason: error.to_string() })?;
-    let digest = Digest::of(&frame).bytes().try_into().unwrap_or_default();
-    windows.extend_from_slice(&frame);
-    Ok(WindowPlace { offset, length, digest })
 }
 
 fn spans(columns: &mut Columns, index: &LayerIndex, places: &[WindowPlace]) -> Result<(), EncodeError> {

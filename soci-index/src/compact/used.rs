@@ -51,6 +51,18 @@ impl<'a> Bits<'a> {
     }
 
     fn fill(&mut self, wanted: u32) {
+        if self.count >= wanted {
+            return;
+        }
+        if let Some((eight, _)) = self.bytes.split_first_chunk::<8>() {
+            // As many whole bytes as there is room for.
+            self.held |= u64::from_le_bytes(*eight) << self.count;
+            let taken = (63 - self.count) / 8;
+            self.count += taken * 8;
+            self.held &= u64::MAX >> (64 - self.count);
+            self.bytes = self.bytes.get(taken as usize..).unwrap_or_default();
+            return;
+        }
         while self.count < wanted {
             let Some((first, rest)) = self.bytes.split_first() else { return };
             self.held |= u64::from(*first) << self.count;
@@ -58,14 +70,22 @@ impl<'a> Bits<'a> {
         }
     }
 
-    fn take(&mut self, wanted: u32) -> Option<usize> {
+    /// The next `wanted` bits, at most 32, without taking them; zeros stand for what is missing.
+    fn peek(&mut self, wanted: u32) -> usize {
         self.fill(wanted);
-        if self.count < wanted {
-            return None;
-        }
-        let bits = self.held & ((1 << wanted) - 1);
-        (self.held, self.count) = (self.held >> wanted, self.count - wanted);
-        usize::try_from(bits).ok()
+        (self.held & ((1 << wanted) - 1)) as usize
+    }
+
+    fn drop(&mut self, taken: u32) -> Option<()> {
+        self.count = self.count.checked_sub(taken)?;
+        self.held >>= taken;
+        Some(())
+    }
+
+    fn take(&mut self, wanted: u32) -> Option<usize> {
+        let bits = self.peek(wanted);
+        self.drop(wanted)?;
+        Some(bits)
     }
 
     /// Drops what is left of the current byte.
@@ -75,12 +95,17 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// A Huffman code (RFC 1951, section 3.2.2), decoded bit by bit: a few ten thousand symbols are read in all.
+/// Bits of a code that one look into a table decodes. Nearly all symbols have codes no longer than that.
+const QUICK_BITS: u32 = 9;
+
+/// A Huffman code (RFC 1951, section 3.2.2).
 struct Code {
     /// How many symbols have each length.
     counts: [u16; 16],
     /// The symbols by length, then by value.
     symbols: Vec<u16>,
+    /// For the next bits as they come: the symbol and its length; length 0 where the code is longer or none.
+    quick: Box<[(u16, u8); 1 << QUICK_BITS]>,
 }
 
 impl Code {
@@ -90,13 +115,42 @@ impl Code {
             counts[usize::from(*length & 15)] += 1;
         }
         counts[0] = 0;
-        let mut order: Vec<u16> =
+        let mut symbols: Vec<u16> =
             (0..lengths.len() as u16).filter(|symbol| lengths[usize::from(*symbol)] != 0).collect();
-        order.sort_by_key(|symbol| lengths[usize::from(*symbol)]);
-        Self { counts, symbols: order }
+        symbols.sort_by_key(|symbol| lengths[usize::from(*symbol)]);
+        let quick = Self::quick(&counts, &symbols);
+        Self { counts, symbols, quick }
+    }
+
+    fn quick(counts: &[u16; 16], symbols: &[u16]) -> Box<[(u16, u8); 1 << QUICK_BITS]> {
+        let mut quick = Box::new([(0, 0); 1 << QUICK_BITS]);
+        let (mut code, mut rest) = (0_u32, symbols);
+        for length in 1..=QUICK_BITS {
+            let (these, longer) = rest.split_at(rest.len().min(counts[length as usize].into()));
+            for symbol in these {
+                // Codes come highest bit first, all else lowest.
+                let mut place = (code.reverse_bits() >> (32 - length)) as usize;
+                while let Some(entry) = quick.get_mut(place) {
+                    *entry = (*symbol, length as u8);
+                    place += 1 << length;
+                }
+                code += 1;
+            }
+            (code, rest) = (code << 1, longer);
+        }
+        quick
     }
 
     fn symbol(&self, bits: &mut Bits<'_>) -> Option<u16> {
+        let (symbol, length) = self.quick[bits.peek(QUICK_BITS)];
+        if length == 0 {
+            return self.long_symbol(bits);
+        }
+        bits.drop(length.into())?;
+        Some(symbol)
+    }
+
+    fn long_symbol(&self, bits: &mut Bits<'_>) -> Option<u16> {
         let (mut code, mut first, mut index) = (0_usize, 0_usize, 0_usize);
         for count in &self.counts[1..] {
             code |= bits.take(1)?;

@@ -2,8 +2,12 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::scanner::Cut;
+use super::Options;
+use super::choice::{Chooser, Chosen, Pieces};
+use super::scanner::Marks;
+use crate::compact::EncodeError;
 use crate::digest::Digest;
+use crate::index::Compression;
 
 /// What the hasher found.
 #[derive(Debug, Clone)]
@@ -16,6 +20,8 @@ pub struct Hashed {
     pub stream_bytes: u64,
     /// SHA-256 of each span's compressed bytes.
     pub spans: Vec<[u8; 32]>,
+    /// The spans of the span index, if it was asked for.
+    pub compact: Option<Result<Chosen, EncodeError>>,
 }
 
 /// Computes the digests from what the scanner hands on: each piece of input with its cuts, each piece of output.
@@ -28,27 +34,38 @@ pub struct Hasher {
     /// The span that is being hashed; none before the first.
     span: Option<Sha256>,
     last_byte: u8,
+    compact: Option<Compact>,
 }
 
-impl Default for Hasher {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Spans of a span index in the making.
+#[derive(Debug)]
+enum Compact {
+    Gzip(Box<Chooser>),
+    Plain(Pieces),
 }
 
 impl Hasher {
     /// Starts a layer.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(options: &Options) -> Self {
         let (layer, stream) = (Sha256::new(), Sha256::new());
-        Self { layer, stream, stream_bytes: 0, spans: Vec::new(), span: None, last_byte: 0 }
+        let compact = options.compact.map(|span_bytes| match options.compression {
+            Compression::Gzip => Compact::Gzip(Box::new(Chooser::new(span_bytes, options.limits.spans_max))),
+            Compression::None => Compact::Plain(Pieces::new(span_bytes)),
+        });
+        Self { layer, stream, stream_bytes: 0, spans: Vec::new(), span: None, last_byte: 0, compact }
     }
 
-    /// The next piece of the layer blob, and where in it spans begin.
-    pub fn compressed(&mut self, piece: &[u8], cuts: &[Cut]) {
+    /// The next piece of the layer blob, and where in it spans begin or may begin.
+    pub fn compressed(&mut self, piece: &[u8], marks: Marks) {
         self.layer.update(piece);
+        match &mut self.compact {
+            Some(Compact::Gzip(chooser)) => chooser.push(piece, marks.candidates, marks.produced),
+            Some(Compact::Plain(pieces)) => pieces.push(piece),
+            None => {}
+        }
         let mut done = 0;
-        for cut in cuts {
+        for cut in marks.cuts {
             self.add(&piece[done..cut.at]);
             if let Some(span) = self.span.take()
                 && !cut.replaces
@@ -84,6 +101,10 @@ impl Hasher {
             stream: Digest::from_sha256(self.stream.finalize().into()),
             stream_bytes: self.stream_bytes,
             spans: self.spans,
+            compact: self.compact.map(|compact| match compact {
+                Compact::Gzip(chooser) => chooser.finish(),
+                Compact::Plain(pieces) => Ok(Chosen { digests: pieces.finish(), ..Chosen::default() }),
+            }),
         }
     }
 

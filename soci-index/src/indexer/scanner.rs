@@ -1,5 +1,6 @@
 //! Inflates a layer, reads its tar, sets checkpoints.
 
+use super::choice::{Candidate, Zones};
 use super::{IndexError, Options};
 use crate::checkpoint::{Checkpoint, WINDOW_BYTES, Window};
 use crate::gzip::{Event, Gzip, GzipError};
@@ -32,6 +33,17 @@ pub struct Cut {
     pub replaces: bool,
 }
 
+/// What the hasher has to know of a piece of input.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// Where spans begin.
+    pub cuts: Vec<Cut>,
+    /// Where spans of a span index may begin, if there is to be one.
+    pub candidates: Vec<Candidate>,
+    /// Bytes of output up to the end of the piece.
+    pub produced: u64,
+}
+
 /// See [`super`].
 #[derive(Debug)]
 pub struct Scanner {
@@ -60,6 +72,8 @@ struct GzipForm {
     filled: usize,
     /// All output so far.
     produced: u64,
+    /// For a span index.
+    zones: Option<Zones>,
 }
 
 impl Scanner {
@@ -72,6 +86,9 @@ impl Scanner {
         if options.span_bytes > 1 << 62 || (plain && options.span_bytes == 0) {
             return Err(IndexError::SpanSize { span_bytes: options.span_bytes });
         }
+        if let Some(span_bytes) = options.compact.filter(|span_bytes| !(1..=1 << 40).contains(span_bytes)) {
+            return Err(IndexError::CompactSpanSize { span_bytes });
+        }
         let form = if plain {
             Form::Plain { left: 0, spans: 0 }
         } else {
@@ -81,6 +98,7 @@ impl Scanner {
                 buffer: vec![0; WINDOW_BYTES + OUTPUT_BYTES],
                 filled: WINDOW_BYTES,
                 produced: 0,
+                zones: options.compact.map(Zones::new),
             }))
         };
         Ok(Self { options, tar: TarReader::new(options.limits), compressed_bytes: 0, form })
@@ -90,7 +108,7 @@ impl Scanner {
     ///
     /// # Errors
     /// [`IndexError`]; the scanner is of no use afterwards.
-    pub fn push(&mut self, input: &[u8], tar: &mut dyn FnMut(&[u8])) -> Result<Vec<Cut>, IndexError> {
+    pub fn push(&mut self, input: &[u8], tar: &mut dyn FnMut(&[u8])) -> Result<Marks, IndexError> {
         let start = self.compressed_bytes;
         self.compressed_bytes += input.len() as u64;
         match &mut self.form {
@@ -100,7 +118,7 @@ impl Scanner {
                 let cuts = plain_cuts(input.len(), left, self.options.span_bytes);
                 *spans += cuts.len();
                 check_count(*spans, &self.options)?;
-                Ok(cuts)
+                Ok(Marks { cuts, produced: self.compressed_bytes, ..Marks::default() })
             }
             Form::Gzip(form) => form.push(input, start, &mut self.tar, tar, &self.options),
         }
@@ -146,8 +164,8 @@ impl GzipForm {
         reader: &mut TarReader,
         tar: &mut dyn FnMut(&[u8]),
         options: &Options,
-    ) -> Result<Vec<Cut>, IndexError> {
-        let (mut cuts, mut at) = (Vec::new(), 0);
+    ) -> Result<Marks, IndexError> {
+        let (mut marks, mut at) = (Marks::default(), 0);
         loop {
             if self.filled == self.buffer.len() {
                 self.buffer.copy_within(OUTPUT_BYTES.., 0);
@@ -162,20 +180,35 @@ impl GzipForm {
             }
             self.filled += step.produced;
             self.produced += step.produced as u64;
-            if let Event::Boundary { compressed, bits } = step.event
-                && let Some(replaces) = self.boundary(compressed, bits, options)?
-            {
-                cuts.push(Cut { at: (compressed - start) as usize, shared: bits > 0, replaces });
+            if let Event::Boundary { compressed, bits } = step.event {
+                marks.candidates.extend(self.candidate(compressed, bits, reader, options));
+                if let Some(replaces) = self.boundary(compressed, bits, options)? {
+                    marks.cuts.push(Cut { at: (compressed - start) as usize, shared: bits > 0, replaces });
+                }
             }
             if step.event == Event::More && step.produced == 0 {
                 if at == input.len() {
-                    return Ok(cuts);
+                    marks.produced = self.produced;
+                    return Ok(marks);
                 }
                 if step.consumed == 0 {
                     return Err(GzipError::Deflate { offset: self.decoder.offset() }.into());
                 }
             }
         }
+    }
+
+    /// The boundary as one at which a span of a span index may begin, if it is near enough to where one should.
+    fn candidate(&mut self, compressed: u64, bits: u8, reader: &TarReader, options: &Options) -> Option<Candidate> {
+        let (zones, span_bytes) = (self.zones.as_mut()?, options.compact?);
+        let window = self.buffer[self.filled - WINDOW_BYTES..self.filled].first_chunk()?;
+        zones.wants(self.produced).then(|| Candidate {
+            compressed,
+            uncompressed: self.produced,
+            bits,
+            cuts_file: reader.inside().is_some_and(|size| size < span_bytes),
+            window: Box::new(*window),
+        })
     }
 
     /// Sets a checkpoint if one is due; says so, and whether it takes the place of the last one.

@@ -6,12 +6,12 @@
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
-use super::{Done, Job, PublishError, Report, parse, put_blobs};
+use super::{Document, Done, Job, PublishError, Report, parse, put_blobs};
 use crate::digest::Digest;
 use crate::discover::{self, Discovery, Which};
 use crate::image::ImageSource;
 use crate::image::layout::{Layout, LayoutWriter};
-use crate::image::model::{Descriptor, annotation, media_type};
+use crate::image::model::{Descriptor, ImageManifest, annotation, media_type};
 use crate::image::store::Store;
 use crate::known::Known;
 use crate::limits::Limits;
@@ -20,6 +20,7 @@ use crate::registry::referrers::PushedReferrer;
 use crate::registry::upload::PushedBlob;
 use crate::registry::{Body, Repository};
 use crate::sink::{Sink, file_body, on_disk};
+use crate::span_index::{SPAN_INDEX, SpanIndex};
 
 /// Annotation in the local store's index.json: what the user called the image.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -38,46 +39,59 @@ pub struct StoreLabels {
 /// # Errors
 /// [`PublishError`].
 pub async fn store(job: &Job<'_>, layout: &Layout, labels: &StoreLabels) -> Result<Report, PublishError> {
-    let (existing, known) = if job.force { (None, Known::default()) } else { existing(job, layout).await? };
+    let (there, known) = if job.force { (Vec::new(), Known::default()) } else { existing(job, layout).await? };
     let sink = Sink::Layout(layout.clone());
     let blobs = put_blobs(job, &known, &sink).await?;
-    let json = blobs.v1(job)?.to_json();
-    let mut entry = Descriptor::of(media_type::MANIFEST, &json);
-    let done = if existing == Some(entry.digest) { Done::UpToDate } else { Done::Stored };
-    entry.artifact_type = Some(INDEX_V1.to_owned());
-    entry.platform = Some(job.image.platform.clone());
-    entry.annotations.insert(IMAGE_NAME.to_owned(), labels.name.clone());
-    entry.annotations.insert(annotation::CREATED.to_owned(), labels.created.clone());
-    let (layout, content) = (layout.clone(), json.clone());
-    on_disk(move || {
-        let mut writer: LayoutWriter = layout.lock()?;
-        writer.add_blob(EMPTY_CONFIG)?;
-        writer.add_manifest(entry, &content).map(|_| ())
-    })
-    .await?;
-    Ok(blobs.report(&json, done))
+    let mut made = Vec::new();
+    for json in blobs.documents(job)? {
+        let mut entry = Descriptor::of(media_type::MANIFEST, &json);
+        let done = if there.contains(&entry.digest) { Done::UpToDate } else { Done::Stored };
+        let manifest = serde_json::from_slice::<ImageManifest>(&json);
+        entry.artifact_type = manifest.ok().map(|manifest| manifest.kind().to_owned());
+        entry.platform = Some(job.image.platform.clone());
+        entry.annotations.insert(IMAGE_NAME.to_owned(), labels.name.clone());
+        entry.annotations.insert(annotation::CREATED.to_owned(), labels.created.clone());
+        let (layout, content) = (layout.clone(), json.clone());
+        on_disk(move || {
+            let mut writer: LayoutWriter = layout.lock()?;
+            writer.add_blob(EMPTY_CONFIG)?;
+            writer.add_manifest(entry, &content).map(|_| ())
+        })
+        .await?;
+        made.push(Document { json, done });
+    }
+    Ok(blobs.report_all(made))
 }
 
-/// The newest index of the image, and all zTOCs of the store: images share layers, so one of any index will do.
-async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Option<Digest>, Known), PublishError> {
+/// The newest indexes of the image, and what the store's indexes tell of: images share layers, so those of any will do.
+async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Vec<Digest>, Known), PublishError> {
     let origin = ImageSource::Store { store: Store::Layout(layout.clone()), tag: None };
     let mut known = Known::default();
-    let mut newest = None;
-    if let Discovery::Found(found) = discover::in_layout(layout, &job.image.descriptor.digest, Which::Newest)? {
-        newest = Some(found.digest);
-        if let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT) {
-            known.add(&index, &origin, job.options);
+    let mut newest = Vec::new();
+    for kind in [INDEX_V1, SPAN_INDEX] {
+        let found = discover::preferred_in_layout(layout, &job.image.descriptor.digest, Which::Newest, &[kind])?;
+        if let Discovery::Found(found) = found {
+            newest.push(found.digest);
+            note(&mut known, kind, &found.raw, &origin, job);
         }
     }
-    for entry in layout.entries()?.iter().filter(|entry| entry.kind() == INDEX_V1) {
+    for entry in layout.entries()?.iter().filter(|entry| matches!(entry.kind(), INDEX_V1 | SPAN_INDEX)) {
         let blobs = Store::Layout(layout.clone());
         let bytes = blobs.blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max)?.unwrap_or_default();
-        if let Ok(index) = SociIndex::parse(&bytes, &Limits::DEFAULT) {
-            known.add(&index, &origin, job.options);
-        }
+        note(&mut known, entry.kind(), &bytes, &origin, job);
     }
     known.confirm(job.image).await;
     Ok((newest, known))
+}
+
+fn note(known: &mut Known, kind: &str, json: &[u8], origin: &ImageSource, job: &Job<'_>) {
+    if kind == SPAN_INDEX {
+        if let Ok(index) = SpanIndex::parse(json, &Limits::DEFAULT) {
+            known.add_spans(&index, origin, job.options);
+        }
+    } else if let Ok(index) = SociIndex::parse(json, &Limits::DEFAULT) {
+        known.add(&index, origin, job.options);
+    }
 }
 
 /// Pushes an index of the local store, with its blobs, into `repository`. `note` is told of each blob that is done.
@@ -97,8 +111,15 @@ pub async fn push(
         json.ok_or_else(|| reader.missing(&descriptor.digest))
     });
     let json = json.await?;
-    let parsed = parse(&index.digest, &json)?;
-    let blobs = parsed.layers.iter().map(|blob| Ok::<_, PublishError>((blob.digest, blob.size)));
+    let layers = match index.kind() {
+        SPAN_INDEX => {
+            SpanIndex::parse(&json, &Limits::DEFAULT)
+                .map_err(|source| PublishError::SpanIndex { digest: Box::new(index.digest), source })?
+                .layers
+        }
+        _ => parse(&index.digest, &json)?.layers,
+    };
+    let blobs = layers.iter().map(|blob| Ok::<_, PublishError>((blob.digest, blob.size)));
     let note = &note;
     futures_util::stream::iter(blobs)
         .try_for_each_concurrent(parallel.max(1), |(digest, size)| async move {

@@ -1,0 +1,131 @@
+//! Reading by a span index, whose windows come from a blob of their own.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use soci_fs::reader::LayerReader;
+use soci_fs::source::Source;
+use soci_fs::source::faulty::{Fault, FaultySource};
+use soci_fs::source::memory::MemorySource;
+use soci_fs::store::Store;
+use soci_index::compact;
+use soci_index::index::{Compression, LayerIndex, Windows};
+use soci_index::indexer::{Options, index_bytes};
+use soci_index::limits::Limits;
+use support::{Layer, plain_policy, sample_tar};
+
+const SPAN: u64 = 64 << 10;
+
+/// A layer, and its windows blob.
+fn layer(files: u64) -> (Layer, Vec<u8>) {
+    let mut layer = Layer::gzip(sample_tar(files, 20_000), SPAN);
+    let options = Options { compact: Some(SPAN), ..Options::of(Compression::Gzip) };
+    let blobs = index_bytes(&layer.blob, options).unwrap().compact.unwrap().unwrap();
+    layer.index = Arc::new(compact::decode(&blobs.toc, &Limits::DEFAULT).unwrap());
+    assert!(layer.index.spans.len() > 8, "{}", layer.index.spans.len());
+    (layer, blobs.windows)
+}
+
+fn reader(layer: &Layer, store: &Store, windows: Option<Arc<dyn Source>>) -> LayerReader {
+    let kept = store.layer(&layer.digest(), &layer.index).unwrap();
+    let (index, runtime) = (Arc::clone(&layer.index), tokio::runtime::Handle::current());
+    LayerReader::with_windows(layer.digest(), index, kept, layer.memory(), windows, plain_policy(), &runtime)
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    (directory, store)
+}
+
+fn span(layer: &Layer, span: usize) -> std::ops::Range<usize> {
+    let place = &layer.index.spans.spans()[span].uncompressed;
+    place.start as usize..place.end as usize
+}
+
+#[tokio::test]
+async fn spans_in_any_order_and_all_at_once() {
+    let (layer, windows) = layer(60);
+    for order in [[7, 3, 5, 0], [1, 2, 3, 4]] {
+        let (_directory, store) = store();
+        let reader = reader(&layer, &store, Some(Arc::new(MemorySource::new(Bytes::from(windows.clone())))));
+        for number in order {
+            let place = span(&layer, number);
+            let read = reader.read(place.start as u64, place.len()).await.unwrap();
+            assert!(read == layer.tar[place], "span {number}");
+        }
+        reader.complete().await.unwrap();
+        let size = layer.index.uncompressed_size as usize;
+        assert!(reader.read(0, size).await.unwrap() == layer.tar[..size]);
+    }
+}
+
+/// A span after one that is here needs no window; another one needs its own and no more.
+#[tokio::test]
+async fn only_the_windows_that_are_needed_are_fetched() {
+    let (layer, windows) = layer(400);
+    assert!(windows.len() > 64 << 10, "not fetched whole: {}", windows.len());
+    let (_directory, store) = store();
+    let reader = reader(&layer, &store, Some(Arc::new(MemorySource::new(Bytes::from(windows)))));
+    let fetch = async |number: usize| {
+        let (before, place) = (reader.counts(), span(&layer, number));
+        assert!(reader.read(place.start as u64, place.len()).await.unwrap() == layer.tar[place]);
+        let compressed = layer.index.spans.spans()[number].compressed.clone();
+        let after = reader.counts();
+        (
+            after.requests - before.requests,
+            after.fetched_bytes - before.fetched_bytes - (compressed.end - compressed.start),
+        )
+    };
+    let length = u64::from(layer.index.window_place(20).unwrap().length);
+    assert_eq!(fetch(20).await, (2, length));
+    assert_eq!(fetch(21).await, (1, 0));
+    assert_eq!(fetch(0).await, (1, 0));
+}
+
+/// A windows blob that is wrong yields errors and never wrong bytes; one that was damaged on the way is fetched again.
+#[tokio::test]
+async fn wrong_windows() {
+    let (layer, windows) = layer(400);
+    let place = span(&layer, 20);
+    let read = async |source: Option<Arc<dyn Source>>| {
+        let (_directory, store) = store();
+        reader(&layer, &store, source).read(place.start as u64, place.len()).await
+    };
+    let mut forged = windows.clone();
+    forged.iter_mut().for_each(|byte| *byte ^= 1);
+    for (blob, what) in [(forged, "digest"), (windows[..100].to_vec(), "outside")] {
+        let error = read(Some(Arc::new(MemorySource::new(Bytes::from(blob))))).await.unwrap_err();
+        assert!(error.span == Some(20) && error.to_string().contains(what), "{error}");
+    }
+    let error = read(None).await.unwrap_err();
+    assert!(error.to_string().contains("not at hand"), "{error}");
+    let honest: Arc<dyn Source> = Arc::new(MemorySource::new(Bytes::from(windows.clone())));
+    for fault in [Fault::Flip(10), Fault::Short(3)] {
+        let faulty = FaultySource::new(Arc::clone(&honest), [fault]);
+        assert!(read(Some(Arc::new(faulty))).await.unwrap() == layer.tar[place.clone()]);
+    }
+}
+
+/// A window that the index vouches for and that is not the end of the span before: found when both are here.
+#[tokio::test]
+async fn a_forged_index_is_found_out() {
+    let (mut layer, windows) = layer(60);
+    let mut index = LayerIndex::clone(&layer.index);
+    let Windows::Placed(places) = &mut index.windows else { panic!("held") };
+    // The window of another span, in place of this one's.
+    places[5] = places[7];
+    layer.index = Arc::new(index);
+    let (_directory, store) = store();
+    let reader = reader(&layer, &store, Some(Arc::new(MemorySource::new(Bytes::from(windows)))));
+    let _provisional = reader.read(span(&layer, 5).start as u64, 1).await.unwrap();
+    // The span before shows what the window should have been.
+    let error = reader.read(span(&layer, 4).start as u64, 1).await.unwrap_err();
+    assert!(error.to_string().contains("out of service"), "{error}");
+    assert!(reader.condemned().is_some());
+}

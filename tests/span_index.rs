@@ -1,0 +1,206 @@
+//! The span index beside AWS's: published, found first, read by, and of no harm to others.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, OpenOptions, Way, reopen_layer};
+use soci_fs::reader::Policy;
+use soci_fs::store::Store;
+use soci_index::digest::Digest;
+use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
+use soci_index::image::ImageSource;
+use soci_index::image::platform::PlatformSelection;
+use soci_index::limits::Limits;
+use soci_index::registry::{ClientOptions, CredentialSource, Repository};
+use soci_index::span_index::{SPAN_INDEX, SpanIndex};
+use soci_tests::go::peer;
+use soci_tests::image::{Image, tar, text};
+use soci_tests::registry::{DockerRegistry, Ferro, client};
+use soci_tests::{soci, stdout};
+
+const FLAGS: [&str; 6] = ["--min-layer-size", "0", "--span-size", "100000", "--index-span-size", "50000"];
+
+fn image() -> Image {
+    let names: Vec<String> = (0..40).map(|number| format!("srv/data/{number}")).collect();
+    let files: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), text(7, 60_000))).collect();
+    Image::gzip(vec![tar(&files), tar(&[("etc/motd", text(3, 300_000))])])
+}
+
+fn publish(name: &str, more: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&stdout(soci().args(["publish", name, "--json"]).args(FLAGS).args(more))).unwrap()
+}
+
+fn options(root: &Path) -> OpenOptions {
+    OpenOptions {
+        whole_layers: true,
+        layer_bytes_min: 0,
+        policy: Policy::default(),
+        index: None,
+        modes: IndexModes::default(),
+        index_repositories: Vec::new(),
+        index_store: Some(root.join("content")),
+        parallel: 2,
+        trust: Arc::default(),
+        observer: Arc::new(|_| {}),
+    }
+}
+
+async fn source(name: &str) -> ImageSource {
+    let client = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
+    ImageSource::open(&name.parse().unwrap(), &client).await.unwrap()
+}
+
+async fn open(name: &str, root: &Path, options: OpenOptions) -> ImageOpener {
+    let source = source(name).await;
+    let image = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
+    let store = Arc::new(Store::open(root).unwrap());
+    ImageOpener::new(source, image, store, options, tokio::runtime::Handle::current()).await.unwrap()
+}
+
+/// Opens the image's layers and compares all of their bytes; gives the index and the media type of each table.
+async fn read_all(name: &str, image: &Image, options: OpenOptions, root: &Path) -> (Digest, Vec<String>) {
+    let opener = open(name, root, options).await;
+    let mut kinds = Vec::new();
+    for (layer, tar) in opener.image().manifest.layers.clone().iter().zip(&image.tars) {
+        let opened = opener.open_layer(layer, Digest::of(tar)).await.unwrap();
+        assert_eq!(opened.note.way, Way::Lazy);
+        let length = usize::try_from(opened.reader.index().uncompressed_size).unwrap();
+        assert!(opened.reader.read(0, length).await.unwrap() == tar[..length]);
+        kinds.push(opened.ztoc.unwrap().media_type);
+    }
+    (opener.index().unwrap(), kinds)
+}
+
+async fn spans_of(repository: &Repository, image: &Image) -> SpanIndex {
+    let found = preferred_on_registry(repository, &image.digest(), Which::Newest, &[SPAN_INDEX]).await.unwrap();
+    let Discovery::Found(found) = found else { panic!("no span index: {found:?}") };
+    SpanIndex::parse(&found.raw, &Limits::DEFAULT).unwrap()
+}
+
+/// On registries with and without the referrers API: both indexes are there, ours is read by us, AWS's by AWS.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_each_other() {
+    let (docker, ferro) = (DockerRegistry::start(), Ferro::start());
+    let addresses =
+        docker.iter().map(|registry| &registry.address).chain(ferro.iter().map(|registry| &registry.address));
+    for address in addresses {
+        let (image, repository) = (image(), client(address).repository("team/app"));
+        image.push(&repository, "v1").await;
+        let name = format!("{address}/team/app:v1");
+        let published = publish(&name, &[]);
+        let one = &published["images"][0];
+        let (aws, spans) = (&one["index"]["digest"], &one["spanIndex"]["digest"]);
+        assert!(aws.is_string() && spans.is_string() && aws != spans, "{published:#}");
+
+        let root = tempfile::tempdir().unwrap();
+        let (index, kinds) = read_all(&name, &image, options(root.path()), root.path()).await;
+        assert_eq!((index.to_string().as_str(), kinds), (spans.as_str().unwrap(), vec![TOC.to_owned(); 2]));
+
+        // What only knows AWS's finds AWS's.
+        let Discovery::Found(found) = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap() else {
+            panic!("AWS's index is not found")
+        };
+        assert_eq!((found.digest.to_string().as_str(), found.others), (aws.as_str().unwrap(), 0));
+        if let Some(peer) = peer() {
+            let work = tempfile::tempdir().unwrap();
+            let size = image.manifest.len().to_string();
+            let mut pull = Command::new(&peer);
+            pull.args(["pull", &format!("{address}/team/app"), &image.digest().to_string(), &size]).arg(work.path());
+            let pulled = stdout(&mut pull);
+            assert!(pulled.lines().any(|line| line == aws.as_str().unwrap()), "{address}: {pulled}");
+        }
+
+        // The same again: nothing to do. Without one of its blobs: built again.
+        assert_eq!(publish(&name, &[])["images"][0]["spanIndex"]["status"], "up to date");
+        assert_eq!(stdout(soci().args(["verify", &name])).matches(" identical").count(), 6, "{address}");
+    }
+}
+
+/// One form without the other; and `create` with `push` makes what `publish` makes.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_form_or_the_other() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let mut made = Vec::new();
+    for (tag, format) in [("aws", "aws"), ("span", "span")] {
+        let (image, repository) = (image(), client(&registry.address).repository(&format!("team/{tag}")));
+        image.push(&repository, "v1").await;
+        let name = format!("{}/team/{tag}:v1", registry.address);
+        let published = publish(&name, &["--format", format]);
+        assert!(published["images"][0]["spanIndex"].is_null(), "{published:#}");
+        made.push(published["images"][0]["index"]["digest"].clone());
+        let root = tempfile::tempdir().unwrap();
+        let (_, kinds) = read_all(&name, &image, options(root.path()), root.path()).await;
+        assert_eq!(kinds[0] == TOC, format == "span", "{kinds:?}");
+    }
+    let (image, repository) = (image(), client(&registry.address).repository("team/steps"));
+    image.push(&repository, "v1").await;
+    let (name, root) = (format!("{}/team/steps:v1", registry.address), tempfile::tempdir().unwrap());
+    let _ = stdout(soci().arg("--root").arg(root.path()).args(["create", &name]).args(FLAGS));
+    let pushed = stdout(soci().arg("--root").arg(root.path()).args(["push", &name, "--quiet"]));
+    let pushed: Vec<serde_json::Value> = pushed.lines().map(Into::into).collect();
+    assert_eq!(pushed, made);
+    assert_eq!(spans_of(&repository, &image).await.references().count(), 2);
+}
+
+/// A TOC that is gone or is none costs nothing but the better index.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_span_index_leaves_the_other() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let (image, repository) = (image(), client(&registry.address).repository("team/app"));
+    image.push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let _ = publish(&name, &["--format", "aws"]);
+    let good = {
+        let _ = publish(&name, &["--format", "span"]);
+        spans_of(&repository, &image).await
+    };
+    // A newer one, of which the first layer's TOC is something else.
+    let junk = repository_blob(&repository, b"not a TOC").await;
+    let mut references: Vec<_> = good.references().collect();
+    references[0].toc = junk;
+    let mut bad = serde_json::to_value(SpanIndex::new(&references, &good.subject)).unwrap();
+    bad["annotations"] = serde_json::json!({ "org.opencontainers.image.created": "2030-01-01T00:00:00Z" });
+    let manifest = "application/vnd.oci.image.manifest.v1+json";
+    repository.push_referrer(manifest, bad.to_string().into()).await.unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let (_, kinds) = read_all(&name, &image, options(root.path()), root.path()).await;
+    assert!(kinds[0] != TOC && kinds[1] == TOC, "{kinds:?}");
+}
+
+async fn repository_blob(repository: &Repository, bytes: &'static [u8]) -> (Digest, u64) {
+    let body = soci_index::registry::Body::Bytes(bytes.into());
+    repository.push_blob(&Digest::of(bytes), body, None).await.unwrap();
+    (Digest::of(bytes), bytes.len() as u64)
+}
+
+/// After a restart a layer is opened from what is kept, and its windows come from where they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_needs_nobody() {
+    let Some(registry) = DockerRegistry::start() else { return };
+    let (image, repository) = (image(), client(&registry.address).repository("team/app"));
+    image.push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    // In another repository, where a restarted process does not look.
+    let to = format!("{}/soci/indexes", registry.address);
+    let _ = publish(&name, &["--to", &to]);
+    let (root, runtime) = (tempfile::tempdir().unwrap(), tokio::runtime::Handle::current());
+    let options = OpenOptions {
+        index_repositories: vec![client(&registry.address).repository("soci/indexes")],
+        ..options(root.path())
+    };
+    let opener = open(&name, root.path(), options.clone()).await;
+    let layer = opener.image().manifest.layers[0].clone();
+    let opened = opener.open_layer(&layer, Digest::of(&image.tars[0])).await.unwrap();
+    assert!(opened.reader.read(200_000, 1_000).await.unwrap() == image.tars[0][200_000..201_000]);
+    let kept = KeptLayer { source: source(&name).await, layer, ztoc: opened.ztoc.clone() };
+    drop((opened, opener));
+    let store = Store::open(root.path()).unwrap();
+    let options = OpenOptions { index_repositories: Vec::new(), ..options };
+    let reader = reopen_layer(&kept, &store, &options, &runtime).await.unwrap().unwrap();
+    assert!(reader.store().present_bytes() > 0);
+    let length = usize::try_from(reader.index().uncompressed_size).unwrap();
+    assert!(reader.read(0, length).await.unwrap() == image.tars[0][..length]);
+}
+
+const TOC: &str = soci_index::compact::TOC;
