@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) quick: bool,
     /// The large image, too.
     pub(crate) ml: bool,
+    /// How many starts of each kind, if not as many as usual.
+    pub(crate) rounds: Option<usize>,
     /// Where pictures go.
     pub(crate) pictures: Option<PathBuf>,
 }
@@ -82,6 +84,7 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
         runtime.block_on(shelf.publish(image, &daemons))?;
     }
     let (networks, rounds) = if options.quick { (&NETWORKS[..1], 1) } else { (&NETWORKS[..], ROUNDS) };
+    let rounds = options.rounds.unwrap_or(rounds);
     for network in networks {
         let mut all = Vec::new();
         for (image, workloads) in &jobs {

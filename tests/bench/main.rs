@@ -1,7 +1,7 @@
 //! The benchmarks: the figures that the project promises, measured on this machine.
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
-//! [--compare FILE] [--pictures DIRECTORY] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
+//! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
 //! `pull`, `prepare`, `warm`, `memory`; `stage` only makes the image and waits, for looking into things by hand. The data
 //! are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
 //! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once. Where a goal is a ratio, both sides
@@ -51,11 +51,15 @@ impl Wanted {
                 "--pictures" => {
                     wanted.cold.pictures = Some(arguments.next().context("--pictures needs a directory")?.into());
                 }
+                "--rounds" => {
+                    let rounds = arguments.next().and_then(|text| text.parse().ok()).filter(|rounds| *rounds > 0);
+                    wanted.cold.rounds = Some(rounds.context("--rounds needs a number above 0")?);
+                }
                 "--ml" => wanted.cold.ml = true,
                 name if NAMES.contains(&name) => wanted.names.push(argument),
                 "stage" | "cold" => wanted.names.push(argument),
                 other => bail!(
-                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --ml, cold, {}",
+                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, {}",
                     NAMES.join(", ")
                 ),
             }
@@ -89,7 +93,7 @@ fn main() -> anyhow::Result<()> {
     writeln!(out, "{}\n\n{}", machine(), report.markdown())?;
     if let Some(file) = &wanted.compare {
         let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-        for regression in report.regressions(&serde_json::from_str(&text)?) {
+        for regression in report.regressions(&serde_json::from_str(&text)?, cfg!(debug_assertions)) {
             writeln!(out, "REGRESSION: {regression}")?;
         }
     }

@@ -92,13 +92,14 @@ impl Report {
     }
 
     /// Ratios that are more than a tenth worse than those of an earlier run, in words: what is measured in seconds
-    /// says more of the machine.
-    pub(crate) fn regressions(&self, earlier: &Value) -> Vec<String> {
+    /// says more of the machine. With `bytes_only` times are left alone, as those of a build that is not made for speed.
+    pub(crate) fn regressions(&self, earlier: &Value, bytes_only: bool) -> Vec<String> {
         let figures = earlier["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
         let worse = |row: &Row| {
             let was = figures.iter().find(|figure| figure["figure"] == row.figure)?["median"].as_f64()?;
             let is = row.median();
             let regressed = row.unit.is_empty()
+                && (!bytes_only || row.figure.contains(": bytes"))
                 && match row.goal {
                     Goal::AtMost(_) => is > was * WORSE,
                     Goal::AtLeast(_) => is < was / WORSE,
@@ -154,7 +155,16 @@ mod tests {
         report.add("new", Goal::AtMost(1.0), "", vec![9.0]);
         let figure = |name: &str, median: f64| json!({ "figure": name, "median": median });
         let figures = [figure("much", 0.5), figure("little", 0.5), figure("speed", 1.0), figure("seconds", 1.0)];
-        assert_eq!(report.regressions(&json!({ "figures": figures })), ["much: 0.60 was 0.50", "speed: 0.80 was 1.00"]);
-        assert_eq!(report.regressions(&Value::Null), [""; 0]);
+        assert_eq!(
+            report.regressions(&json!({ "figures": figures }), false),
+            ["much: 0.60 was 0.50", "speed: 0.80 was 1.00"]
+        );
+        report.add("x: bytes, in units of y's", Goal::AtMost(1.0), "", vec![2.0]);
+        let figures = [figure("much", 0.5), figure("x: bytes, in units of y's", 1.0)];
+        assert_eq!(
+            report.regressions(&json!({ "figures": figures }), true),
+            ["x: bytes, in units of y's: 2.00 was 1.00"]
+        );
+        assert_eq!(report.regressions(&Value::Null, false), [""; 0]);
     }
 }
