@@ -21,6 +21,11 @@ bench *names:
     cargo build --release -p soci-cli
     cargo run --release -p soci-tests --bin bench -- {{names}}
 
+# Cold starts beside overlayfs, AWS's and stargz's daemons, and what became worse since docs/benchmarks.json
+bench-cold *options:
+    cargo build --release -p soci-cli
+    cargo run --release -p soci-tests --bin bench -- cold --compare docs/benchmarks.json {{options}}
+
 # Kill workers and supervisors under readers, so many times
 chaos kills="1000":
     SOCI_CHAOS_KILLS={{kills}} cargo test -p soci-fs --test survival

@@ -129,6 +129,7 @@ const FOREIGN: [(&str, &[&str]); 28] = [
         "clap",
         &[
             "soci-cli/src/args.rs",
+            "soci-cli/src/args/bench.rs",
             "soci-cli/src/args/node.rs",
             "soci-cli/src/args/profile.rs",
             "soci-cli/src/args/publish.rs",
@@ -143,7 +144,7 @@ const FOREIGN: [(&str, &[&str]); 28] = [
     ("clap_mangen", &["soci-cli/src/commands/help.rs"]),
     ("axum", &["soci-cli/src/demo/registry.rs", "soci-cli/src/daemon/operations.rs", "soci-cli/src/webhook/server.rs"]),
     ("indicatif", &["soci-cli/src/progress.rs"]),
-    ("shlex", &["soci-cli/src/commands/sign.rs"]),
+    ("shlex", &["soci-cli/src/commands/bench.rs", "soci-cli/src/commands/sign.rs"]),
     ("webpki", &["soci-index/src/signature"]),
 ];
 

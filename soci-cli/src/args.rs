@@ -10,11 +10,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use soci_index::gotime::duration;
 
+mod bench;
 mod node;
 mod profile;
 mod publish;
 mod serve;
 
+pub use bench::Bench;
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
 <<<<<<< HEAD
 pub use publish::{
@@ -149,6 +151,8 @@ pub enum Command {
     Umount(Umount),
     /// See lazy loading work: build, index and mount an image on this machine and compare with a full pull
     Demo(Demo),
+    /// Measure how fast images start with containerd's snapshotters, and what comes over the network
+    Bench(Bench),
     /// Show the layers that the snapshotter of this machine serves
     Status(Status),
     /// Check this machine, containerd and a registry for what lazy loading needs, and say how to mend it

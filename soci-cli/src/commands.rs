@@ -1,5 +1,6 @@
 //! One file per command: each has a `run` that takes the parsed arguments and returns when done.
 
+pub mod bench;
 pub mod convert;
 pub mod create;
 pub mod demo;

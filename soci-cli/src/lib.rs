@@ -4,6 +4,7 @@
 //! command line.
 
 pub mod args;
+pub mod bench;
 pub mod commands;
 pub mod config;
 pub mod daemon;
@@ -51,6 +52,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
         Command::Umount(umount) => commands::mount::run_umount(&umount),
+        Command::Bench(bench) => commands::bench::run(&bench, &global),
         Command::Demo(demo) => commands::demo::run(&demo, timeout),
         Command::Status(status) => commands::status::run(&status, &config),
         Command::Doctor(doctor) => commands::doctor::run(&doctor, &config),

@@ -28,6 +28,8 @@ use crate::snapshots::LABEL_BYTES_MAX;
 const TARGET: &str = "containerd.io/snapshot.ref";
 /// This layer and those above it.
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+/// What annotations of a layer begin with that become labels of its snapshot.
+const INHERITED: &str = "containerd.io/snapshot/";
 /// Bytes of an image's configuration.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
@@ -269,7 +271,8 @@ impl Pull<'_> {
 
     fn snapshot_labels(&self, position: usize, layer: &Descriptor, chain: &str) -> Labels {
         let above = self.image.manifest.layers.iter().skip(position).map(|layer| layer.digest);
-        let mut labels = BTreeMap::from([
+        let mut labels = inherited(&layer.annotations);
+        labels.extend([
             (TARGET.to_owned(), chain.to_owned()),
             (IMAGE.to_owned(), self.name.clone()),
             (MANIFEST.to_owned(), self.image.descriptor.digest.to_string()),
@@ -281,6 +284,15 @@ impl Pull<'_> {
         }
         labels
     }
+}
+
+/// Notes on a layer that are meant for its snapshot, as containerd's own client passes them on: some snapshotters learn by
+/// them what they may trust, as stargz's does the digest of a layer's table of contents. What containerd would refuse for
+/// its length is left out.
+fn inherited(annotations: &BTreeMap<String, String>) -> Labels {
+    let fits = |(key, value): &(&String, &String)| key.len() + value.len() <= LABEL_BYTES_MAX;
+    let notes = annotations.iter().filter(|(key, _)| key.starts_with(INHERITED)).filter(fits);
+    notes.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// As many digests as fit, with commas in between.
@@ -345,6 +357,14 @@ mod tests {
         let both = "sha256:ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb \
                     sha256:ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb";
         assert_eq!(chain_id(&first, &diff_id), Digest::of(both.as_bytes()).to_string());
+    }
+
+    #[test]
+    fn annotations_for_snapshots_are_passed_on() {
+        let toc = ("containerd.io/snapshot/stargz/toc.digest".to_owned(), "sha256:00".to_owned());
+        let long = ("containerd.io/snapshot/long".to_owned(), "x".repeat(LABEL_BYTES_MAX));
+        let other = ("org.opencontainers.image.title".to_owned(), "a".to_owned());
+        assert_eq!(inherited(&BTreeMap::from([toc.clone(), long, other])), BTreeMap::from([toc]));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The benchmarks: the figures that the project promises, measured on this machine.
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
-//! [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `warm`, `memory`; `stage` only makes
-//! the image and waits, for looking into things by hand. The data are made from this machine's own
-//! files, in a directory that goes at the end; nothing is fetched from a network. Where a goal is a ratio, both sides
+//! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
+//! `pull`, `prepare`, `warm`, `memory`; `stage` only makes the image and waits, for looking into things by hand. The data
+//! are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
+//! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once. Where a goal is a ratio, both sides
 //! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
 
+mod cold;
 mod data;
 mod files;
 mod indexing;
@@ -34,6 +36,8 @@ struct Wanted {
     names: Vec<String>,
     quick: bool,
     json: Option<PathBuf>,
+    compare: Option<PathBuf>,
+    cold: cold::Options,
 }
 
 impl Wanted {
@@ -43,11 +47,24 @@ impl Wanted {
             match argument.as_str() {
                 "--quick" => wanted.quick = true,
                 "--json" => wanted.json = Some(arguments.next().context("--json needs a file name")?.into()),
+                "--compare" => wanted.compare = Some(arguments.next().context("--compare needs a file name")?.into()),
+                "--pictures" => {
+                    wanted.cold.pictures = Some(arguments.next().context("--pictures needs a directory")?.into());
+                }
+                "--rounds" => {
+                    let rounds = arguments.next().and_then(|text| text.parse().ok()).filter(|rounds| *rounds > 0);
+                    wanted.cold.rounds = Some(rounds.context("--rounds needs a number above 0")?);
+                }
+                "--ml" => wanted.cold.ml = true,
                 name if NAMES.contains(&name) => wanted.names.push(argument),
-                "stage" => wanted.names.push(argument),
-                other => bail!("{other:?} is none of --quick, --json FILE, {}", NAMES.join(", ")),
+                "stage" | "cold" => wanted.names.push(argument),
+                other => bail!(
+                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, {}",
+                    NAMES.join(", ")
+                ),
             }
         }
+        wanted.cold.quick = wanted.quick;
         if wanted.names.is_empty() {
             wanted.names = NAMES.map(str::to_owned).to_vec();
         }
@@ -74,6 +91,12 @@ fn main() -> anyhow::Result<()> {
     let report = result?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}\n\n{}", machine(), report.markdown())?;
+    if let Some(file) = &wanted.compare {
+        let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        for regression in report.regressions(&serde_json::from_str(&text)?, cfg!(debug_assertions)) {
+            writeln!(out, "REGRESSION: {regression}")?;
+        }
+    }
     if let Some(file) = &wanted.json {
         std::fs::write(file, format!("{:#}\n", report.json()))
             .with_context(|| format!("writing {}", file.display()))?;
@@ -118,6 +141,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("pull") && process::can_mount() {
         pull::pull(runtime, &mut report)?;
+    }
+    if wanted.is("cold") && process::can_mount() {
+        cold::cold(runtime, &wanted.cold, &mut report)?;
     }
     if wanted.is("prepare") {
         node::prepare(runtime, &mut report)?;

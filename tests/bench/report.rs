@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+/// By how much a figure may be worse than in an earlier run without a word: measurements are noisy.
+const WORSE: f64 = 1.1;
+
 /// What a figure should be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Goal {
@@ -88,6 +91,25 @@ impl Report {
         table
     }
 
+    /// Ratios that are more than a tenth worse than those of an earlier run, in words: what is measured in seconds
+    /// says more of the machine. With `bytes_only` times are left alone, as those of a build that is not made for speed.
+    pub(crate) fn regressions(&self, earlier: &Value, bytes_only: bool) -> Vec<String> {
+        let figures = earlier["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let worse = |row: &Row| {
+            let was = figures.iter().find(|figure| figure["figure"] == row.figure)?["median"].as_f64()?;
+            let is = row.median();
+            let regressed = row.unit.is_empty()
+                && (!bytes_only || row.figure.contains(": bytes"))
+                && match row.goal {
+                    Goal::AtMost(_) => is > was * WORSE,
+                    Goal::AtLeast(_) => is < was / WORSE,
+                    Goal::None => false,
+                };
+            regressed.then(|| format!("{}: {} was {}", row.figure, row.shown(is), row.shown(was)))
+        };
+        self.rows.iter().filter_map(worse).collect()
+    }
+
     /// The same for programs.
     pub(crate) fn json(&self) -> Value {
         let row = |row: &Row| {
@@ -117,4 +139,32 @@ pub(crate) fn machine() -> String {
     let memory = memory.map_or_else(String::new, |kib| format!(", {} GiB", (kib + (1 << 19)) >> 20));
     let kernel = read("/proc/sys/kernel/osrelease");
     format!("{processor}, {cores} cores{memory}, Linux {}", kernel.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ratios_that_are_much_worse_are_regressions() {
+        let mut report = Report::default();
+        report.add("much", Goal::AtMost(1.0), "", vec![0.6]);
+        report.add("little", Goal::AtMost(1.0), "", vec![0.54]);
+        report.add("speed", Goal::AtLeast(1.0), "", vec![0.8]);
+        report.add("seconds", Goal::AtMost(1.0), "s", vec![9.0]);
+        report.add("new", Goal::AtMost(1.0), "", vec![9.0]);
+        let figure = |name: &str, median: f64| json!({ "figure": name, "median": median });
+        let figures = [figure("much", 0.5), figure("little", 0.5), figure("speed", 1.0), figure("seconds", 1.0)];
+        assert_eq!(
+            report.regressions(&json!({ "figures": figures }), false),
+            ["much: 0.60 was 0.50", "speed: 0.80 was 1.00"]
+        );
+        report.add("x: bytes, in units of y's", Goal::AtMost(1.0), "", vec![2.0]);
+        let figures = [figure("much", 0.5), figure("x: bytes, in units of y's", 1.0)];
+        assert_eq!(
+            report.regressions(&json!({ "figures": figures }), true),
+            ["x: bytes, in units of y's: 2.00 was 1.00"]
+        );
+        assert_eq!(report.regressions(&Value::Null, false), [""; 0]);
+    }
 }

@@ -1,5 +1,5 @@
 //! Programs written in Go: containerd 2.2 with its client and its shim, a client that pulls as Kubernetes does, one that
-//! asks as the kubelet does, and the distribution project's registry.
+//! asks as the kubelet does, the distribution project's registry, and the snapshotters of AWS and stargz.
 //!
 //! They are built from the module in `conformance/` and the one below it, which pin their versions, once for all tests:
 //! the directory is named after what they are built from, and appears only when all of them are in it. Whoever comes
@@ -97,15 +97,60 @@ pub fn peer() -> Option<PathBuf> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     PROGRAM
         .get_or_init(|| {
-            let zlib = Path::new("/usr/include/zlib.h").exists();
-            if !zlib || go_minor().is_none_or(|minor| minor < PEER_GO_MINOR_MIN) {
-                eprintln!("SKIPPED: AWS's library needs Go 1.{PEER_GO_MINOR_MIN} and zlib1g-dev");
+            if !builds_peers() {
                 return None;
             }
             let sources = ["go.mod", "go.sum", "main.go"];
             Some(built(&module().join("peer"), &sources, &[], &["."]).join("peer"))
         })
         .clone()
+}
+
+/// AWS's snapshotter v0.16.1 as a daemon; `None`, with a word on standard error, where it cannot be built.
+///
+/// # Panics
+/// When it cannot be built although Go and zlib are there.
+#[must_use]
+pub fn aws() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            if !builds_peers() {
+                return None;
+            }
+            let package = "github.com/awslabs/soci-snapshotter/cmd/soci-snapshotter-grpc";
+            let directory = built(&module().join("aws"), &["go.mod", "go.sum"], &[], &[package]);
+            Some(directory.join("soci-snapshotter-grpc"))
+        })
+        .clone()
+}
+
+/// stargz-snapshotter v0.18.1 as a daemon, and its converter; `None`, with a word on standard error, where it cannot be
+/// built.
+///
+/// # Panics
+/// When it cannot be built although Go is there.
+#[must_use]
+pub fn stargz() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            if !builds_peers() {
+                return None;
+            }
+            let sources = ["go.mod", "go.sum", "main.go"];
+            Some(built(&module().join("stargz"), &sources, &[], &["."]).join("stargz"))
+        })
+        .clone()
+}
+
+fn builds_peers() -> bool {
+    let builds =
+        Path::new("/usr/include/zlib.h").exists() && go_minor().is_some_and(|minor| minor >= PEER_GO_MINOR_MIN);
+    if !builds {
+        eprintln!("SKIPPED: the peers need Go 1.{PEER_GO_MINOR_MIN} and zlib1g-dev");
+    }
+    builds
 }
 
 fn built(module: &Path, sources: &[&str], options: &[&str], packages: &[&str]) -> PathBuf {

@@ -108,13 +108,27 @@ impl DockerRegistry {
         Self::start_with(address, &format!("notifications: {{endpoints: [{endpoint}]}}\n"))
     }
 
+    /// Starts one that keeps what it has in `directory`, for the next one.
+    ///
+    /// # Panics
+    /// When it is installed and does not start.
+    #[must_use]
+    pub fn start_keeping(directory: &Path) -> Option<Self> {
+        let data = tempfile::tempdir().expect("a directory");
+        std::os::unix::fs::symlink(directory, data.path().join("data")).expect("a link");
+        Self::start_in(data, &free_address(), "")
+    }
+
     fn start_with(address: &str, more: &str) -> Option<Self> {
+        Self::start_in(tempfile::tempdir().expect("a directory"), address, more)
+    }
+
+    fn start_in(data: tempfile::TempDir, address: &str, more: &str) -> Option<Self> {
         let places = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"];
         let Some(program) = places.iter().find(|path| Path::new(path).exists()) else {
             eprintln!("SKIPPED: docker-registry is not installed (apt-get install docker-registry)");
             return None;
         };
-        let data = tempfile::tempdir().expect("a directory");
         let mut command = Command::new(program);
         command.arg("serve").arg(distribution_config(data.path(), address, more));
         let server = Server::start(command, data, address);

@@ -1,0 +1,140 @@
+//! One start: pull, create, run, each timed and its bytes counted.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use soci_fs::grpc::containerd::Containerd;
+use soci_fs::rpull::{self, PullOptions, PulledLayer};
+use soci_index::image::platform::PlatformSelection;
+use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::registry::{ClientOptions, CredentialSource};
+
+use super::honesty::{self, Seen};
+use super::node::Node;
+use super::relay::Relay;
+use super::series::Sample;
+use crate::exit::{Exit, fail};
+
+/// containerd's own snapshotters: what they have was downloaded and unpacked.
+const WHOLE: [&str; 7] = ["overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"];
+
+/// What is started.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// Where.
+    pub node: &'a Node,
+    /// The registry.
+    pub relay: &'a Relay,
+    /// The snapshotter's name in containerd.
+    pub snapshotter: &'a str,
+    /// The image in the registry that the relay stands before: `NAME:TAG` or `NAME@DIGEST`.
+    pub image: &'a str,
+    /// The program and its arguments.
+    pub command: &'a [String],
+    /// Layers below this size, in bytes, may come whole.
+    pub layer_bytes_min: u64,
+    /// A name that no other container of this machine has.
+    pub container: String,
+}
+
+impl Start<'_> {
+    /// The image's name in containerd.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.relay.address(), self.image)
+    }
+
+    /// Starts the program with nothing here yet, and removes everything afterwards. With `warm` it is started a second
+    /// time before that, and the second sample is of that start.
+    ///
+    /// # Errors
+    /// When a phase fails, or the pull was not what the snapshotter promises. What is left then is left for a look at it.
+    pub async fn measure(&self, warm: bool) -> anyhow::Result<Vec<Sample>> {
+        drop_caches()?;
+        let before = self.relay.bytes_down();
+        let start = Instant::now();
+        if WHOLE.contains(&self.snapshotter) {
+            self.pull_whole().await?;
+        } else {
+            self.pull_lazily().await?;
+        }
+        let mut sample = Sample { pull: start.elapsed().as_secs_f64(), ..Sample::default() };
+        sample.pull_bytes = self.relay.bytes_down() - before;
+        let mut samples = vec![self.start(sample, before)?];
+        if warm {
+            samples.push(self.start(Sample::default(), self.relay.bytes_down())?);
+        }
+        self.node.remove_image(&self.name())?;
+        Ok(samples)
+    }
+
+    /// Makes a container, runs it and removes it.
+    fn start(&self, mut sample: Sample, bytes_before: u64) -> anyhow::Result<Sample> {
+        let start = Instant::now();
+        self.node.create(self.snapshotter, &self.name(), &self.container, self.command)?;
+        sample.create = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        self.node.run(&self.container)?;
+        sample.run = start.elapsed().as_secs_f64();
+        sample.bytes = self.relay.bytes_down() - bytes_before;
+        self.node.remove_container(&self.container)?;
+        Ok(sample)
+    }
+
+    async fn pull_whole(&self) -> anyhow::Result<()> {
+        let before = self.relay.bytes_down();
+        let (node, snapshotter, name) = (self.node.clone(), self.snapshotter.to_owned(), self.name());
+        tokio::task::spawn_blocking(move || node.pull(&snapshotter, &name)).await??;
+        let bytes = self.relay.bytes_down() - before;
+        // Read from the registry itself, this is no part of the measurement.
+        let (_, image, _) = self.resolve().await?;
+        let size: u64 = image.manifest.layers.iter().map(|layer| layer.size).sum();
+        anyhow::ensure!(
+            bytes >= size,
+            "{} pulled {bytes} bytes of an image of {size}: some layers were here already, this is no cold start. Remove \
+             all images that have them",
+            self.snapshotter
+        );
+        Ok(())
+    }
+
+    async fn resolve(&self) -> anyhow::Result<(RegistryReference, PlatformImage, ImageSource)> {
+        let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
+        let reference: Reference = self.name().parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?;
+        let Reference::Registry(name) = &reference else {
+            return Err(fail(Exit::Usage, format!("{} is not in a registry", self.image)));
+        };
+        let source = ImageSource::open(&reference, &options).await?;
+        let image = source.resolve(&PlatformSelection::Host).await?.pop();
+        Ok((name.clone(), image.context("the image has a platform")?, source))
+    }
+
+    async fn pull_lazily(&self) -> anyhow::Result<()> {
+        let containerd = Containerd::connect(&self.node.socket, &self.node.namespace).await?;
+        let (image, platform, source) = self.resolve().await?;
+        let root = source.root().await?;
+        let options = PullOptions { image, snapshotter: self.snapshotter.to_owned(), index: None };
+        let seen = Mutex::new((self.relay.bytes_down(), Vec::new()));
+        let note = |pulled: &PulledLayer| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let (now, PulledLayer { layer, came, .. }) = (self.relay.bytes_down(), pulled);
+            let bytes = now - std::mem::replace(&mut seen.0, now);
+            seen.1.push(Seen { layer: layer.digest, size: layer.size, came: *came, bytes });
+        };
+        rpull::pull(&containerd, &source, &root, &platform, &options, &note).await?;
+        let (_, layers) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        honesty::check(self.snapshotter, &layers, self.layer_bytes_min)?;
+        Ok(())
+    }
+}
+
+/// Has the kernel forget all files' contents and names.
+fn drop_caches() -> anyhow::Result<()> {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| {
+        fail(Exit::Local, format!("the kernel's caches cannot be dropped: {error}; a cold start is measured as root"))
+    })
+}

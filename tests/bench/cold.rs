@@ -1,0 +1,177 @@
+//! Cold starts: ours, containerd's overlayfs, and the daemons of AWS and stargz, all by `soci bench` in the same run.
+//!
+//! Each start has a machine of its own (`machine`), so nothing of the one before is there: neither containerd's content nor
+//! what a daemon keeps. The images (`images`) are made of Debian's and Python's packages, once. Each daemon has what its
+//! makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours the index
+//! beside the plain image. None fetches in the background, so that bytes do not depend on time.
+
+mod images;
+mod machine;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context as _;
+use serde_json::Value;
+use soci_cli::bench::picture;
+use soci_cli::bench::series::{Sample, Series};
+use soci_tests::go;
+use tokio::runtime::Runtime;
+
+use crate::process::{output, soci_path};
+use crate::report::{Goal, Report};
+use images::{Image, Shelf};
+use machine::{Kind, Machine};
+
+/// What was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// One round of one workload, on the nearer network.
+    pub(crate) quick: bool,
+    /// The large image, too.
+    pub(crate) ml: bool,
+    /// How many starts of each kind, if not as many as usual.
+    pub(crate) rounds: Option<usize>,
+    /// Where pictures go.
+    pub(crate) pictures: Option<PathBuf>,
+}
+
+const ROUNDS: usize = 5;
+
+/// What is between node and registry.
+struct Network {
+    name: &'static str,
+    arguments: [&'static str; 4],
+}
+
+const NETWORKS: [Network; 2] = [
+    Network { name: "1 Gbit/s, 2 ms", arguments: ["--sim-rtt", "2ms", "--sim-rate", "1gbit"] },
+    Network { name: "100 Mbit/s, 20 ms", arguments: ["--sim-rtt", "20ms", "--sim-rate", "100mbit"] },
+];
+
+/// What is started in an image.
+#[derive(Debug, Clone, Copy)]
+struct Workload {
+    name: &'static str,
+    command: &'static str,
+    /// Goals: seconds in units of stargz's and of AWS's, bytes in units of stargz's.
+    goals: Option<[f64; 3]>,
+}
+
+const SHELL: Workload = Workload { name: "shell", command: "bash -c true", goals: None };
+const PRINT: Workload = Workload { name: "print", command: "python3 -c 'print()'", goals: Some([0.75, 0.5, 0.75]) };
+const SCIPY: Workload =
+    Workload { name: "scipy", command: "python3 -c 'import numpy, scipy.stats'", goals: Some([0.5, 0.5, 0.95]) };
+const TENSORFLOW: Workload =
+    Workload { name: "tensorflow", command: "python3 -c 'import tensorflow'", goals: Some([0.5, 0.5, 0.95]) };
+
+/// Measures.
+pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let (Some(programs), Some(aws), Some(stargz)) = (go::programs(), go::aws(), go::stargz()) else { return Ok(()) };
+    let daemons = machine::Programs { containerd: programs, aws, stargz };
+    let Some(shelf) = Shelf::open()? else { return Ok(()) };
+    let mut jobs = vec![(Image { name: "py", layers: &["base", "python"] }, vec![SHELL, PRINT])];
+    if options.quick {
+        jobs[0].1 = vec![PRINT];
+    } else {
+        jobs.push((Image { name: "hep", layers: &["base", "python", "hep"] }, vec![SCIPY]));
+    }
+    if options.ml {
+        jobs.push((Image { name: "ml", layers: &["base", "python", "ml"] }, vec![TENSORFLOW]));
+    }
+    for (image, _) in &jobs {
+        runtime.block_on(shelf.publish(image, &daemons))?;
+    }
+    let (networks, rounds) = if options.quick { (&NETWORKS[..1], 1) } else { (&NETWORKS[..], ROUNDS) };
+    let rounds = options.rounds.unwrap_or(rounds);
+    for network in networks {
+        let mut all = Vec::new();
+        for (image, workloads) in &jobs {
+            for workload in workloads {
+                let series = starts(&shelf, &daemons, network, image, *workload, rounds)?;
+                add(report, network, *workload, &series);
+                all.extend(series);
+            }
+        }
+        if let Some(directory) = &options.pictures {
+            let file = directory.join(format!("cold-{}.svg", network.arguments[3]));
+            let title = format!("From nothing to the end of the program, {}", network.name);
+            std::fs::write(&file, picture::svg(&title, &all)).with_context(|| format!("writing {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts by all snapshotters in turn: cold ones, and the warm ones after them.
+fn starts(
+    shelf: &Shelf,
+    daemons: &machine::Programs,
+    network: &Network,
+    image: &Image,
+    workload: Workload,
+    rounds: usize,
+) -> anyhow::Result<Vec<Series>> {
+    let mut found: BTreeMap<(bool, usize), Series> = BTreeMap::new();
+    for round in 0..rounds {
+        for (position, kind) in Kind::ALL.into_iter().enumerate() {
+            let machine = Machine::start(kind, daemons)?;
+            let file = machine.path("starts.json");
+            let mut command = Command::new(soci_path()?);
+            command.env_remove("SOCI_LOG").env("PATH", daemons.search_path()?);
+            command.arg("--root").arg(machine.path("cli")).arg("--address").arg(machine.path("containerd.sock"));
+            command.args(["bench", "--image", &shelf.name(image, kind.tag()), "--snapshotter", kind.name()]);
+            command.args(["--workload", &format!("{}={}", workload.name, workload.command), "--repeat", "1", "--warm"]);
+            command.args(network.arguments).arg("--json").arg(&file);
+            output(&mut command).with_context(|| format!("{}; its log:\n{}", kind.name(), machine.log()))?;
+            let document: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+            for one in document["series"].as_array().into_iter().flatten() {
+                let mut one: Series = serde_json::from_value(one.clone())?;
+                one.image = image.name.to_owned();
+                let samples = std::mem::take(&mut one.samples);
+                found.entry((one.warm, position)).or_insert(one).samples.extend(samples);
+            }
+        }
+        eprintln!("  {}, {}: round {} of {rounds}", network.name, workload.name, round + 1);
+    }
+    Ok(found.into_values().collect())
+}
+
+fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Series]) {
+    let of = |kind: Kind, warm: bool| series.iter().find(|one| one.snapshotter == kind.name() && one.warm == warm);
+    let values = |kind, warm, value: fn(&Sample) -> f64| -> Vec<f64> {
+        of(kind, warm).into_iter().flat_map(|series| series.samples.iter().map(value)).collect()
+    };
+    let ratios = |kind, warm, value: fn(&Sample) -> f64| -> Vec<f64> {
+        values(Kind::Soci, warm, value)
+            .iter()
+            .zip(values(kind, warm, value))
+            .map(|(ours, theirs)| ours / theirs)
+            .collect()
+    };
+    let bytes: fn(&Sample) -> f64 = |sample| sample.bytes as f64 / 1e6;
+    let run: fn(&Sample) -> f64 = |sample| sample.run;
+    let what = format!("cold start, {}, `{}`", network.name, workload.command);
+    let at_most = |index: usize| workload.goals.map_or(Goal::None, |goals| Goal::AtMost(goals[index]));
+    report.add(
+        format!("{what}: time, in units of stargz's"),
+        at_most(0),
+        "",
+        ratios(Kind::Stargz, false, Sample::total),
+    );
+    report.add(format!("{what}: time, in units of AWS's"), at_most(1), "", ratios(Kind::Aws, false, Sample::total));
+    let whole = ratios(Kind::Overlayfs, false, Sample::total);
+    report.add(format!("{what}: time, in units of overlayfs's"), Goal::None, "", whole);
+    report.add(format!("{what}: bytes, in units of stargz's"), at_most(2), "", ratios(Kind::Stargz, false, bytes));
+    let warm = ratios(Kind::Overlayfs, true, run);
+    report.add(format!("{what}, again: running, in units of overlayfs's"), Goal::AtMost(1.03), "", warm);
+    for kind in Kind::ALL {
+        let name = kind.name();
+        for (phase, value) in
+            [("pull", (|sample| sample.pull) as fn(&Sample) -> f64), ("create", |sample| sample.create), ("run", run)]
+        {
+            report.add(format!("{what}, {name}: {phase}"), Goal::None, "s", values(kind, false, value));
+        }
+        report.add(format!("{what}, {name}: bytes"), Goal::None, "MB", values(kind, false, bytes));
+    }
+}
