@@ -226,10 +226,12 @@ async fn recorded_pushed_and_replayed_from_a_pack() {
     let leftovers: Vec<_> = std::fs::read_dir(stage.scratch.path().join("recorder/layers")).unwrap().collect();
     assert!(leftovers.is_empty(), "{leftovers:?}");
 
-    let pushed = stdout(&mut stage.soci("recorder", &["profile", "push", &name, file, "--default", "--pack"]));
+    let mut push = stage.soci("recorder", &["profile", "push", &name, file, "--default", "--pack"]);
+    let pushed = stdout(push.env("SOURCE_DATE_EPOCH", "86400"));
     assert!(pushed.contains("a pack of"), "{pushed}");
     let listed: serde_json::Value =
         serde_json::from_str(&stdout(&mut stage.soci("x", &["profile", "list", &name, "--json"]))).unwrap();
+    assert_eq!(listed[0]["created"], "1970-01-02T00:00:00Z");
     assert!(listed[0]["default"] == true && listed[0]["packBytes"].as_u64() > Some(1000), "{listed}");
     assert!(stdout(&mut stage.soci("x", &["profile", "list", &name])).contains("default"));
 

@@ -59,6 +59,12 @@ pub fn log_filter() -> Option<String> {
     std::env::var("SOCI_LOG").ok()
 }
 
+/// When things are said to be made, in seconds since 1970, where builds are to be reproducible.
+#[must_use]
+pub fn source_date() -> Option<i64> {
+    std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()
+}
+
 /// The file of this program, to start it again.
 ///
 /// # Errors

@@ -162,6 +162,7 @@ const fn of_profiles(error: &ProfilesError) -> Exit {
         ProfilesError::Image(error) => of_image(error),
         ProfilesError::Registry(error) => of_registry(error),
         ProfilesError::Profile { .. } => Exit::BadContent,
+        ProfilesError::Encode(_) => Exit::Failure,
         ProfilesError::Pack { .. } => Exit::Local,
     }
 }

@@ -8,12 +8,14 @@ use anyhow::Context;
 use soci_fs::open::open_image;
 use soci_fs::profile::pack;
 use soci_index::digest::Digest;
+use soci_index::entry::Timestamp;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::profile::Profile;
 use soci_index::profile::artifact::{Notes, Published, is_name};
 use soci_index::publish::profiles;
 use soci_index::registry::RegistryError;
+use soci_index::ztoc::rfc3339;
 use tokio::runtime::Handle;
 
 use super::image::{self, block_on};
@@ -86,7 +88,8 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
     } else {
         None
     };
-    let created = super::now();
+    let created = crate::config::source_date()
+        .map_or_else(super::now, |seconds| rfc3339::format(Timestamp { seconds, nanoseconds: 0 }));
     let notes = Notes {
         name: arguments.name.clone(),
         is_default: arguments.default,

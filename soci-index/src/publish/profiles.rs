@@ -43,6 +43,9 @@ pub enum ProfilesError {
         /// Why.
         source: ProfileError,
     },
+    /// The profile that is to be pushed cannot be written down.
+    #[error("cannot write the profile down: {0}")]
+    Encode(ProfileError),
     /// The pack cannot be read.
     #[error("cannot read the pack {}: {cause}", file.display())]
     Pack {
@@ -116,8 +119,7 @@ pub async fn push(
     pack: Option<&Path>,
     notes: &Notes,
 ) -> Result<PushedReferrer, ProfilesError> {
-    let failed = |source| ProfilesError::Profile { digest: Box::new(Digest::of(&[])), source };
-    let blob = Bytes::from(profile.encode().map_err(failed)?);
+    let blob = Bytes::from(profile.encode().map_err(ProfilesError::Encode)?);
     let pack = match pack {
         Some(file) => Some(push_pack(repository, file).await?),
         None => None,
