@@ -18,14 +18,10 @@ mod serve;
 
 pub use bench::Bench;
 pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
-<<<<<<< HEAD
+pub use profile::{Profile, PushProfile, Record};
 pub use publish::{
     Building, Convert, Create, Existing, Format, FormatName, Forms, Optimization, Prefetch, Publish, Push, Verify,
 };
-=======
-pub use profile::{Profile, PushProfile, Record};
-pub use publish::{Building, Convert, Create, Existing, Format, Optimization, Prefetch, Publish, Push, Verify};
->>>>>>> dev-a
 pub use serve::ServeWebhook;
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
