@@ -16,15 +16,10 @@ lint:
 demo:
     cargo run --release -p soci-cli -- demo
 
-# Measure; the figures of docs/BENCHMARKS.md
+# Measure; the figures of docs/BENCHMARKS.md. `just bench cold --compare docs/benchmarks.json` is beside overlayfs, AWS and stargz
 bench *names:
     cargo build --release -p soci-cli
     cargo run --release -p soci-tests --bin bench -- {{names}}
-
-# Cold starts beside overlayfs, AWS's and stargz's daemons, and what became worse since docs/benchmarks.json
-bench-cold *options:
-    cargo build --release -p soci-cli
-    cargo run --release -p soci-tests --bin bench -- cold --compare docs/benchmarks.json {{options}}
 
 # Kill workers and supervisors under readers, so many times
 chaos kills="1000":

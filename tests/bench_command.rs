@@ -20,14 +20,7 @@ fn bench(node: &Node, image: &str, snapshotters: &str) -> Command {
         "--min-layer-size",
         "1000000",
     ]);
-    command.args([
-        "--image",
-        image,
-        "--snapshotter",
-        snapshotters,
-        "--workload",
-        "read=/bin/sh -c 'head -c 9 /srv/data'",
-    ]);
+    command.args(["--image", image, "--snapshotter", snapshotters, "--workload", "read=/bin/sh -c 'cat /etc/base'"]);
     command
 }
 

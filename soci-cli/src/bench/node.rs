@@ -52,7 +52,8 @@ impl Node {
     /// # Errors
     /// What `ctr` said.
     pub fn create(&self, snapshotter: &str, image: &str, name: &str, command: &[String]) -> anyhow::Result<()> {
-        let mut arguments = vec!["containers", "create", "--snapshotter", snapshotter, image, name];
+        // Before 2.0 `ctr` takes the program's options for its own unless it is told where its own end.
+        let mut arguments = vec!["containers", "create", "--snapshotter", snapshotter, "--", image, name];
         arguments.extend(command.iter().map(String::as_str));
         self.ctr(&arguments).map(drop)
     }

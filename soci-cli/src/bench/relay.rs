@@ -20,7 +20,7 @@ use super::link::Link;
 
 /// Bytes that are sent in one piece.
 const PIECE_BYTES: usize = 16 << 10;
-/// Pieces of a connection that are on their way at most: more than a second at 1 Gbit/s would need with 20 ms.
+/// Pieces of a connection that are on their way at most: three times what 1 Gbit/s and 20 ms have.
 const PIECES_MAX: usize = 512;
 /// How long the line may be busy ahead of time: less than sleeping threads are late.
 const AHEAD: Duration = Duration::from_millis(1);
