@@ -173,7 +173,7 @@ mod tests {
         let subject = Descriptor::of(media_type::MANIFEST, b"{}");
         let json = SpanIndex::new(std::slice::from_ref(&reference), &subject).to_json();
         let read = SpanIndex::parse(&json, &Limits::DEFAULT).unwrap();
-        assert_eq!(read.references().collect::<Vec<_>>(), [reference.clone()]);
+        assert_eq!(read.references().collect::<Vec<_>>(), std::slice::from_ref(&reference));
         assert_eq!(read.toc(&reference.layer), Some(&reference.toc_descriptor()));
         assert_eq!((read.toc(&Digest::of(b"another")), read.subject.digest), (None, subject.digest));
         assert_eq!((read.layers.len(), read.to_json()), (2, json));

@@ -184,7 +184,7 @@ impl Chooser {
         let held_to = self.held_from + self.held.len() as u64;
         let followed = held_to >= last.compressed + FOLLOW_BYTES as u64;
         let over = of_zone < self.open.len() || produced > self.zones.end(zone) || held_to > reach;
-        if !at_end && !(followed && over) {
+        if !(at_end || followed && over) {
             return false;
         }
         let cost = |candidate: &Candidate| self.cost(candidate);
