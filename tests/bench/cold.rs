@@ -83,6 +83,13 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
     for (image, _) in &jobs {
         runtime.block_on(shelf.publish(image, &daemons))?;
     }
+    for (image, workloads) in &jobs {
+        for workload in workloads {
+            for kind in [Kind::Profile, Kind::Pack] {
+                runtime.block_on(shelf.record(image, kind, workload.name, workload.command))?;
+            }
+        }
+    }
     let (networks, rounds) = if options.quick { (&NETWORKS[..1], 1) } else { (&NETWORKS[..], ROUNDS) };
     let rounds = options.rounds.unwrap_or(rounds);
     for network in networks {
@@ -120,7 +127,13 @@ fn starts(
             let mut command = Command::new(soci_path()?);
             command.env_remove("SOCI_LOG").env("PATH", daemons.search_path()?);
             command.arg("--root").arg(machine.path("cli")).arg("--address").arg(machine.path("containerd.sock"));
-            command.args(["bench", "--image", &shelf.name(image, kind.tag()), "--snapshotter", kind.name()]);
+            command.args([
+                "bench",
+                "--image",
+                &shelf.name_for(image, kind, workload.name),
+                "--snapshotter",
+                kind.name(),
+            ]);
             command.args(["--workload", &format!("{}={}", workload.name, workload.command), "--repeat", "1", "--warm"]);
             command.args(network.arguments).arg("--json").arg(&file);
             output(&mut command).with_context(|| format!("{}; its log:\n{}", kind.name(), machine.log()))?;
@@ -128,6 +141,7 @@ fn starts(
             for one in document["series"].as_array().into_iter().flatten() {
                 let mut one: Series = serde_json::from_value(one.clone())?;
                 one.image = image.name.to_owned();
+                one.snapshotter = kind.label().to_owned();
                 let samples = std::mem::take(&mut one.samples);
                 found.entry((one.warm, position)).or_insert(one).samples.extend(samples);
             }
@@ -138,17 +152,14 @@ fn starts(
 }
 
 fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Series]) {
-    let of = |kind: Kind, warm: bool| series.iter().find(|one| one.snapshotter == kind.name() && one.warm == warm);
+    let of = |kind: Kind, warm: bool| series.iter().find(|one| one.snapshotter == kind.label() && one.warm == warm);
     let values = |kind, warm, value: fn(&Sample) -> f64| -> Vec<f64> {
         of(kind, warm).into_iter().flat_map(|series| series.samples.iter().map(value)).collect()
     };
-    let ratios = |kind, warm, value: fn(&Sample) -> f64| -> Vec<f64> {
-        values(Kind::Soci, warm, value)
-            .iter()
-            .zip(values(kind, warm, value))
-            .map(|(ours, theirs)| ours / theirs)
-            .collect()
+    let over = |ours, kind, warm, value: fn(&Sample) -> f64| -> Vec<f64> {
+        values(ours, warm, value).iter().zip(values(kind, warm, value)).map(|(ours, theirs)| ours / theirs).collect()
     };
+    let ratios = |kind, warm, value| over(Kind::Soci, kind, warm, value);
     let bytes: fn(&Sample) -> f64 = |sample| sample.bytes as f64 / 1e6;
     let run: fn(&Sample) -> f64 = |sample| sample.run;
     let what = format!("cold start, {}, `{}`", network.name, workload.command);
@@ -163,10 +174,16 @@ fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Ser
     let whole = ratios(Kind::Overlayfs, false, Sample::total);
     report.add(format!("{what}: time, in units of overlayfs's"), Goal::None, "", whole);
     report.add(format!("{what}: bytes, in units of stargz's"), at_most(2), "", ratios(Kind::Stargz, false, bytes));
+    for ours in [Kind::Profile, Kind::Pack] {
+        for (theirs, name) in [(Kind::Stargz, "stargz's"), (Kind::Aws, "AWS's")] {
+            let time = over(ours, theirs, false, Sample::total);
+            report.add(format!("{what}, {}: time, in units of {name}", ours.label()), Goal::None, "", time);
+        }
+    }
     let warm = ratios(Kind::Overlayfs, true, run);
     report.add(format!("{what}, again: running, in units of overlayfs's"), Goal::AtMost(1.03), "", warm);
     for kind in Kind::ALL {
-        let name = kind.name();
+        let name = kind.label();
         for (phase, value) in
             [("pull", (|sample| sample.pull) as fn(&Sample) -> f64), ("create", |sample| sample.create), ("run", run)]
         {

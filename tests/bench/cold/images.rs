@@ -11,7 +11,7 @@ use bytes::Bytes;
 use soci_tests::image;
 use soci_tests::registry::{DockerRegistry, client};
 
-use super::machine::Programs;
+use super::machine::{Kind, Programs};
 use crate::process::{output, soci};
 
 /// An image.
@@ -52,6 +52,52 @@ impl Shelf {
         format!("{}/cold/{}:{tag}", self.registry.address, image.name)
     }
 
+    /// The name that a snapshotter starts the image by. Profiles stand beside copies in repositories of their own, one for
+    /// each workload.
+    pub(crate) fn name_for(&self, image: &Image, kind: Kind, workload: &str) -> String {
+        let of = |what: &str| format!("{}/cold/{}-{workload}-{what}:latest", self.registry.address, image.name);
+        match kind {
+            Kind::Profile => of("profile"),
+            Kind::Pack => of("pack"),
+            Kind::Overlayfs | Kind::Aws | Kind::Stargz | Kind::Soci => self.name(image, kind.tag()),
+        }
+    }
+
+    /// Copies the image to where its profile is to be, records a start there, and publishes its profile.
+    pub(crate) async fn record(&self, image: &Image, kind: Kind, workload: &str, command: &str) -> anyhow::Result<()> {
+        let (name, root) = (self.name_for(image, kind, workload), tempfile::tempdir()?);
+        let repository = name.rsplit_once(':').and_then(|(name, _)| name.split_once('/')).context("a name")?.1;
+        let done = self.directory.join(format!("{}.pushed", repository.replace('/', "-")));
+        if !done.exists() {
+            self.read(image)?.push(&client(&self.registry.address).repository(repository), "latest").await;
+            std::fs::write(done, Bytes::new())?;
+        }
+        output(soci(root.path())?.args(["publish", &name]))?;
+        let file = root.path().join("start.profile");
+        let words = ["record", &name, "-o"];
+        output(soci(root.path())?.args(words).arg(&file).args(["--", "sh", "-c", command]))?;
+        let mut push = soci(root.path())?;
+        push.args(["profile", "push", &name]).arg(&file).arg("--default");
+        if kind == Kind::Pack {
+            push.arg("--pack");
+        }
+        output(&mut push)?;
+        Ok(())
+    }
+
+    /// The image, from its layers.
+    fn read(&self, image: &Image) -> anyhow::Result<image::Image> {
+        let mut layers = Vec::new();
+        for name in image.layers {
+            let file = self.directory.join(format!("{name}.tar.gz"));
+            let blob = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            let mut tar = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&blob[..]), &mut tar)?;
+            layers.push((image::GZIP, blob, tar));
+        }
+        Ok(image::Image::new(layers))
+    }
+
     /// Makes an image if need be, and publishes what each snapshotter reads.
     pub(crate) async fn publish(&self, image: &Image, programs: &Programs) -> anyhow::Result<()> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/cold/image.sh");
@@ -59,15 +105,7 @@ impl Shelf {
         output(Command::new("bash").arg(script).arg(&self.directory).args(image.layers))?;
         let done = self.directory.join(format!("{}.pushed", image.name));
         if !done.exists() {
-            let mut layers = Vec::new();
-            for name in image.layers {
-                let file = self.directory.join(format!("{name}.tar.gz"));
-                let blob = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-                let mut tar = Vec::new();
-                std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&blob[..]), &mut tar)?;
-                layers.push((image::GZIP, blob, tar));
-            }
-            let pushed = image::Image::new(layers);
+            let pushed = self.read(image)?;
             let repository = client(&self.registry.address).repository(&format!("cold/{}", image.name));
             pushed.push(&repository, "latest").await;
             output(Command::new(&programs.stargz).args(["convert", &self.name(image, "latest"), "esgz"]))?;

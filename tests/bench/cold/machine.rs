@@ -48,11 +48,15 @@ pub(crate) enum Kind {
     Stargz,
     /// Ours.
     Soci,
+    /// Ours, with a published profile of the start.
+    Profile,
+    /// The same, with a pack.
+    Pack,
 }
 
 impl Kind {
     /// All, in the order of their turns.
-    pub(crate) const ALL: [Self; 4] = [Self::Overlayfs, Self::Aws, Self::Stargz, Self::Soci];
+    pub(crate) const ALL: [Self; 6] = [Self::Overlayfs, Self::Aws, Self::Stargz, Self::Soci, Self::Profile, Self::Pack];
 
     /// Its name in containerd.
     pub(crate) const fn name(self) -> &'static str {
@@ -60,14 +64,23 @@ impl Kind {
             Self::Overlayfs => "overlayfs",
             Self::Aws => "aws",
             Self::Stargz => "stargz",
-            Self::Soci => "soci",
+            Self::Soci | Self::Profile | Self::Pack => "soci",
+        }
+    }
+
+    /// Its name in tables and pictures.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Overlayfs | Self::Aws | Self::Stargz | Self::Soci => self.name(),
+            Self::Profile => "soci, profile",
+            Self::Pack => "soci, pack",
         }
     }
 
     /// The tag of the image that it reads.
     pub(crate) const fn tag(self) -> &'static str {
         match self {
-            Self::Overlayfs | Self::Soci => "latest",
+            Self::Overlayfs | Self::Soci | Self::Profile | Self::Pack => "latest",
             Self::Aws => "v2",
             Self::Stargz => "esgz",
         }
@@ -91,7 +104,9 @@ impl Machine {
         let (root, socket, config) = (machine.path("daemon"), machine.path("daemon.sock"), machine.path("daemon.toml"));
         let background = match kind {
             Kind::Stargz => "no_background_fetch = true\n",
-            Kind::Aws | Kind::Soci | Kind::Overlayfs => "[background_fetch]\ndisable = true\n",
+            Kind::Aws | Kind::Overlayfs => "[background_fetch]\ndisable = true\n",
+            Kind::Soci => "[background_fetch]\ndisable = true\n[profile]\nreplay = false\n",
+            Kind::Profile | Kind::Pack => "[background_fetch]\ndisable = true\n[profile]\nreplay = true\n",
         };
         fs::write(&config, background)?;
         let daemon = match kind {
@@ -101,7 +116,7 @@ impl Machine {
                 command.arg("serve").args([&root, &socket, &config]);
                 Some(command)
             }
-            Kind::Aws | Kind::Soci => {
+            Kind::Aws | Kind::Soci | Kind::Profile | Kind::Pack => {
                 let ours = soci_path()?.with_file_name("soci-snapshotter-grpc");
                 let mut command = Command::new(if kind == Kind::Aws { &programs.aws } else { &ours });
                 command.env_remove("SOCI_LOG").arg("--root").arg(&root).arg("--address").arg(&socket);
