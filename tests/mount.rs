@@ -284,6 +284,33 @@ async fn lazy_concurrent_and_kept() {
     assert!(again < 20_000, "{again} bytes were fetched again");
 }
 
+/// `soci pull` brings all of an image, with an index and without one; a mount then asks nobody for a byte of a layer.
+#[tokio::test(flavor = "multi_thread")]
+async fn pulled_whole() {
+    for with_index in [true, false] {
+        let content = text(1, 3_000_000);
+        let stage = Stage::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
+        if with_index {
+            stage.publish();
+        }
+        let name = stage.name();
+        let pull = ["pull", &name, "--min-layer-size", "1000", "--json"];
+        let pulled: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(&pull))).unwrap();
+        assert_eq!(pulled["index"].is_string(), with_index, "{pulled}");
+        assert!(pulled["bytesUnpacked"].as_u64() >= Some(3_000_000), "{pulled}");
+        assert!(pulled["bytesFetched"].as_u64() >= Some(stage.image.blobs[0].len() as u64), "{pulled}");
+        let again: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(&pull))).unwrap();
+        assert_eq!(again["bytesFetched"], 0, "{again}");
+        if can_mount() {
+            let before = stage.registry.traffic().bytes_sent;
+            let _serving = stage.mount(&["--no-profile"]);
+            assert!(std::fs::read(stage.mountpoint().join("file")).unwrap() == content);
+            let cost = stage.registry.traffic().bytes_sent - before;
+            assert!(cost < 20_000, "{cost} bytes for what is here");
+        }
+    }
+}
+
 /// A zTOC that was lost or damaged in the local store is asked for again.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_ztoc_is_fetched_again() {

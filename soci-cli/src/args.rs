@@ -17,7 +17,7 @@ mod publish;
 mod serve;
 
 pub use bench::Bench;
-pub use node::{Doctor, Mount, Provisional, Rpull, Status, Umount};
+pub use node::{Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
 pub use profile::{Profile, PushProfile, Record};
 pub use publish::{
     Building, Convert, Create, Existing, Format, FormatName, Forms, Optimization, Prefetch, Publish, Push, Verify,
@@ -135,6 +135,8 @@ pub enum Command {
     Ztoc(Ztoc),
     /// Mount an image; its files are fetched when they are read
     Mount(Mount),
+    /// Fetch all of an image, on all cores, for `soci mount`s that need no registry
+    Pull(Pull),
     /// Run a command in an image and note what it reads, for faster starts
     Record(Record),
     /// Start-up profiles: publish what `soci record` noted

@@ -12,6 +12,7 @@ pub mod mount;
 pub mod prefetch;
 pub mod profile;
 pub mod publish;
+pub mod pull;
 pub mod push;
 pub mod record;
 pub mod rpull;

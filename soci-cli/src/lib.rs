@@ -48,6 +48,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Index(index) => commands::index::run(&index, &config),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
         Command::Mount(mount) => commands::mount::run(&mount, &config),
+        Command::Pull(pull) => commands::pull::run(&pull, &config, &global),
         Command::Record(record) => commands::record::run(&record, &config),
         Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),

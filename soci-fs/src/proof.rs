@@ -159,6 +159,17 @@ fn hash_data(layer: Digest, store: &LayerStore, diff_id: Digest) -> Result<Verdi
     Ok(Verdict::Undecided)
 }
 
+/// The cheap proof, and the one that fetches the blob once more where that cannot tell.
+///
+/// # Errors
+/// [`ProofError`].
+pub async fn prove(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
+    match by_data(reader, claim.diff_id).await? {
+        Verdict::Proven => Ok(Verdict::Proven),
+        Verdict::Undecided => by_source(reader, claim).await,
+    }
+}
+
 /// Fetches the whole blob once more and compares everything with it. What is absent from the store is not filled in.
 ///
 /// # Errors

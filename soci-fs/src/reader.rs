@@ -250,18 +250,18 @@ impl LayerReader {
     /// # Errors
     /// The first [`ReadError`]; what was fetched until then is kept.
     pub async fn complete(&self) -> Result<(), ReadError> {
-        let count = self.shared.store.spans();
-        let mut span = 0;
-        while span < count {
-            // Two requests' worth at a time keeps the line busy while the first one is decoded.
-            let next = self.shared.batch_end(span, 2 * self.shared.policy.request_bytes_max);
-            self.shared.launch(span..next);
-            for span in span..next {
-                let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
-                let limit = Instant::now() + self.shared.policy.flight_limit;
-                self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
+        let (count, most) = (self.shared.store.spans(), self.shared.policy.request_bytes_max);
+        let mut launched = 0;
+        for span in 0..count {
+            // Two requests are always ahead, so that the line is busy while cores decode.
+            while launched < self.shared.batch_end(span, 2 * most) {
+                let next = self.shared.batch_end(launched, most);
+                self.shared.launch(launched..next);
+                launched = next;
             }
-            span = next;
+            let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
+            let limit = Instant::now() + self.shared.policy.flight_limit;
+            self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
         }
         Ok(())
     }

@@ -68,6 +68,25 @@ pub struct Mount {
     pub access: Access,
 }
 
+/// `soci pull`
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// The image
+    pub image: String,
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Layers below this size are read whole, by one core each
+    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    pub min_layer_size: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+}
+
 /// When an index is used that was not proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Provisional {

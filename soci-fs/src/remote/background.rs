@@ -20,8 +20,7 @@ pub use machine::Pace;
 
 use super::RemoteLayers;
 use crate::metrics::Metrics;
-use crate::proof::{self, ProofError, Verdict};
-use crate::reader::LayerReader;
+use crate::proof::{self, Verdict};
 use crate::unpack::LayerClaim;
 use machine::{Layer, Machine, Step};
 
@@ -112,7 +111,7 @@ impl Background {
         }
         let claim = LayerClaim { digest: layer, size: record.layer.size, diff_id: record.diff_id };
         let verdict = tokio::select! {
-            verdict = both_proofs(&reader, claim) => verdict,
+            verdict = proof::prove(&reader, claim) => verdict,
             () = self.gone(slot, layer) => return true,
         };
         match verdict {
@@ -136,13 +135,5 @@ impl Background {
         while self.layers.0.forest.reader(slot).is_some_and(|reader| reader.digest() == layer) {
             tokio::time::sleep(LOOK).await;
         }
-    }
-}
-
-/// The cheap proof, and the one that fetches the blob once more where that cannot tell.
-async fn both_proofs(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
-    match proof::by_data(reader, claim.diff_id).await? {
-        Verdict::Proven => Ok(Verdict::Proven),
-        Verdict::Undecided => proof::by_source(reader, claim).await,
     }
 }

@@ -1,0 +1,117 @@
+//! `soci pull`: fetches all of an image into this machine's layer store, so that later mounts need nobody.
+//!
+//! With an index the spans of a layer are inflated side by side, without one whole layers are: so the slower of network
+//! and cores decides. What is here is proven before the command says so.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::TryStreamExt as _;
+use soci_fs::open::{IndexModes, OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::proof;
+use soci_fs::reader::Policy;
+use soci_fs::trust::{Provisional, TrustPolicy};
+use soci_fs::unpack::LayerClaim;
+use soci_index::image::{ImageSource, PlatformImage};
+use tokio::runtime::Handle;
+
+use super::image::{self, block_on};
+use super::mount::free_store;
+use crate::args::{Global, Platforms, Pull};
+use crate::config::Config;
+use crate::output;
+use crate::progress::Progress;
+
+/// How often the bar is moved.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Runs the command.
+///
+/// # Errors
+/// When the image cannot be read, a layer is not what the image says, or the store cannot be written.
+pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let reference = image::reference(&arguments.image)?;
+    let client = image::client_options(&arguments.access)?;
+    let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
+    let selection = image::selection(&platforms)?;
+    let store = Arc::new(free_store(&config.layers())?);
+    let opened = block_on(global.timeout, async {
+        let source = ImageSource::open(&reference, &client).await?;
+        let images = source.resolve(&selection).await?;
+        let image = images.first().context("the image has no platform")?;
+        let size = image.manifest.layers.iter().map(|layer| layer.size).sum();
+        let progress = Arc::new(Progress::bytes("fetching", Some(size)));
+        let whole = Arc::new(AtomicU64::new(0));
+        let (fetched, shown) = (Arc::clone(&whole), Arc::clone(&progress));
+        let options = OpenOptions {
+            observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
+            whole_layers: true,
+            layer_bytes_min: arguments.min_layer_size,
+            policy: Policy::default(),
+            index: None,
+            modes: IndexModes::default(),
+            index_repositories: Vec::new(),
+            index_store: Some(config.index_store()),
+            parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
+            // All of it is proven before it is used.
+            trust: Arc::new(TrustPolicy::new(Provisional::Allow, &[], &[])?),
+        };
+        let opened = open_image(&source, image, &store, &options, &Handle::current()).await?;
+        complete(&opened, image, &progress, whole.load(Ordering::Relaxed)).await?;
+        progress.finish();
+        Ok(opened)
+    })
+    .with_context(|| reference.to_string())?;
+    say(arguments, &opened, start.elapsed())
+}
+
+/// Fetches what is lacking of all layers side by side, and proves them.
+async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progress, before: u64) -> anyhow::Result<()> {
+    let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
+    let claims =
+        layers.map(|(layer, diff_id)| LayerClaim { digest: layer.digest, size: layer.size, diff_id: *diff_id });
+    let layers = opened.readers.iter().zip(claims).map(Ok::<_, anyhow::Error>);
+    let work = futures_util::stream::iter(layers).try_for_each_concurrent(None, |(reader, claim)| async move {
+        reader.complete().await?;
+        if !reader.store().is_proven() {
+            proof::prove(reader, claim).await?;
+        }
+        Ok(())
+    });
+    let fetched = || opened.readers.iter().map(|reader| reader.counts().fetched_bytes).sum::<u64>();
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(TICK) => progress.at(before + fetched()),
+        }
+    }
+}
+
+fn say(arguments: &Pull, opened: &OpenedImage, time: Duration) -> anyhow::Result<()> {
+    let fetched: u64 = opened.readers.iter().map(|reader| reader.counts().fetched_bytes).sum();
+    let streamed = opened.notes.iter().filter(|note| matches!(note.way, Way::Streamed(_)));
+    let fetched = fetched + streamed.map(|note| note.layer.size).sum::<u64>();
+    let bytes: u64 = opened.readers.iter().map(|reader| reader.store().size()).sum();
+    if arguments.json {
+        return output::json(&serde_json::json!({
+            "image": arguments.image,
+            "index": opened.index,
+            "layers": opened.notes.iter().map(|note| note.layer.digest).collect::<Vec<_>>(),
+            "bytesFetched": fetched,
+            "bytesUnpacked": bytes,
+            "seconds": time.as_secs_f64(),
+        }));
+    }
+    output::line(format!(
+        "{} layers are here and proven: {} fetched, {} unpacked, {}; `soci mount {} DIR` needs nobody any more",
+        opened.notes.len(),
+        output::size(fetched),
+        output::size(bytes),
+        output::time(time),
+        arguments.image,
+    ))
+}
