@@ -1,7 +1,7 @@
 //! Fetches what a profile names before a program asks for it.
 //!
-//! Without a pack: the profile's spans in its order, neighbours joined to large requests, a few at a time. A request is not
-//! begun while a program waits for bytes that nobody had begun to fetch: those go first, and have the line for themselves.
+//! Without a pack: the profile's spans in its order, neighbours joined to large requests, so many at a time that the line is
+//! busy. While a program waits for bytes that nobody had begun to fetch there are fewer, so that its request comes first.
 //! With a pack: one request, see [`super::pack`]; when that ends early, spans take over.
 //!
 //! Invariants: never more compressed bytes than the budget are asked for; the first failure ends it, with one line in the
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
 use soci_index::profile::Profile;
@@ -25,10 +26,16 @@ use tokio::task::JoinHandle;
 use super::pack::Unpacking;
 use crate::reader::LayerReader;
 
-/// Compressed bytes of one request. At 100 Mbit/s it holds the line for a sixth of a second.
-const REQUEST_BYTES_MAX: u64 = 2 << 20;
-/// Requests at a time: enough to fill a line whose round trip is as long as a request.
-const REQUESTS_MAX: usize = 3;
+/// Compressed bytes of one request.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// Requests at a time. Most are small, since what a program reads lies here and there.
+const REQUESTS_MAX: usize = 16;
+/// Compressed bytes on their way at a time: several times what a line of 1 Gbit/s and 2 ms, or of 100 Mbit/s and 20 ms,
+/// holds, since they count until they are decoded.
+const FLIGHT_BYTES: u64 = 2 << 20;
+/// The same while a program waits for bytes that nobody had begun to fetch: as much as the line holds, so that it is not idle
+/// while the program's request is on its way, nor that request behind much.
+const FLIGHT_BYTES_BESIDE_READS: u64 = 256 << 10;
 /// How far ahead in the profile a neighbour may be to be fetched along.
 const NEIGHBOURS: usize = 256;
 /// How often to look whether programs still wait.
@@ -166,19 +173,36 @@ fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
 
 async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
     let requests = requests(&lacking(wanted, readers), |span| size(readers, span), budget_bytes);
-    let fetching = futures_util::stream::iter(requests).map(|(place, spans)| async move {
-        while readers.iter().any(LayerReader::is_waited_for) {
-            tokio::time::sleep(LOOK).await;
+    let mut requests = requests.into_iter().peekable();
+    let (mut fetching, mut in_flight) = (FuturesUnordered::new(), 0);
+    loop {
+        let is_waited_for = readers.iter().any(LayerReader::is_waited_for);
+        let limit = if is_waited_for { FLIGHT_BYTES_BESIDE_READS } else { FLIGHT_BYTES };
+        while let Some((place, spans)) = requests.next_if(|(place, spans)| {
+            let bytes = bytes_of(readers, *place, spans);
+            in_flight == 0 || in_flight + bytes <= limit && fetching.len() < REQUESTS_MAX
+        }) {
+            let bytes = bytes_of(readers, place, &spans);
+            in_flight += bytes;
+            fetching.push(async move { (bytes, readers[place].fetch_spans(spans).await) });
         }
-        readers[place].fetch_spans(spans).await
-    });
-    let mut fetching = fetching.buffer_unordered(REQUESTS_MAX);
-    while let Some(fetched) = fetching.next().await {
-        if let Err(error) = fetched {
-            tracing::warn!(profile = wanted.name, %error, "what the profile names is not fetched ahead any more");
-            return;
+        let fetched = tokio::select! {
+            fetched = fetching.next() => fetched,
+            () = tokio::time::sleep(LOOK), if requests.peek().is_some() => continue,
+        };
+        match fetched {
+            None => return,
+            Some((bytes, Ok(_))) => in_flight -= bytes,
+            Some((_, Err(error))) => {
+                tracing::warn!(profile = wanted.name, %error, "what the profile names is not fetched ahead any more");
+                return;
+            }
         }
     }
+}
+
+fn bytes_of(readers: &[LayerReader], place: usize, spans: &Range<SpanId>) -> u64 {
+    spans.clone().map(|span| size(readers, (place, span))).sum()
 }
 
 /// The requests for `spans`, which are in the order of the profile. A span's neighbours that come soon after it go along.
@@ -218,12 +242,12 @@ mod tests {
 
     #[test]
     fn requests_keep_order_join_neighbours_and_end_at_the_budget() {
-        let size = |_| 1 << 20;
+        let size = |_| 1 << 19;
         let spans = [(0, 5), (1, 0), (0, 6), (0, 7), (0, 4), (1, 1)];
         let all = [(0, 5..7), (1, 0..2), (0, 7..8), (0, 4..5)];
         assert_eq!(requests(&spans, size, u64::MAX), all);
-        assert_eq!(requests(&spans, size, 3 << 20), [(0, 5..7), (1, 0..1)]);
-        assert_eq!(requests(&spans, size, (2 << 20) - 1), [(0, 5..6)]);
+        assert_eq!(requests(&spans, size, 3 << 19), [(0, 5..7), (1, 0..1)]);
+        assert_eq!(requests(&spans, size, (2 << 19) - 1), [(0, 5..6)]);
         assert!(requests(&spans, size, 100).is_empty());
         assert!(requests(&[], size, 100).is_empty());
     }
