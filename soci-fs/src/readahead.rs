@@ -64,6 +64,8 @@ pub struct ReadAhead {
     window_max: u32,
     read: Bits,
     asked: Bits,
+    /// Fetched because it was read.
+    missed: Bits,
     counts: Counts,
 }
 
@@ -105,8 +107,8 @@ impl ReadAhead {
     /// many spans are read ahead at once; 0 turns reading ahead off.
     #[must_use]
     pub fn new(count: SpanId, span_bytes: u64, window_max: u32) -> Self {
-        let (read, asked, counts) = (Bits::new(count), Bits::new(count), Counts::default());
-        Self { count, span_bytes: span_bytes.max(1), window_max, read, asked, counts }
+        let (read, asked, missed) = (Bits::new(count), Bits::new(count), Bits::new(count));
+        Self { count, span_bytes: span_bytes.max(1), window_max, read, asked, missed, counts: Counts::default() }
     }
 
     /// How far it was right until now.
@@ -138,10 +140,12 @@ impl ReadAhead {
         if read.is_empty() || self.window_max == 0 {
             return Vec::new();
         }
-        let is_ours = read.clone().any(|span| self.asked.has(span));
         self.note_only(read.clone());
-        if !facts.is_miss && !is_ours {
-            // Somebody else had brought it, or it was read before: nothing new is known.
+        for span in read.clone().filter(|span| facts.is_miss && !self.asked.has(*span)) {
+            self.missed.set(span);
+        }
+        if !read.clone().any(|span| self.asked.has(span) || self.missed.has(span)) {
+            // Somebody else has brought it, and knows better.
             return Vec::new();
         }
         let file = facts.file.start..facts.file.end.min(self.count);
