@@ -477,7 +477,8 @@ async fn indexes_of_other_places() {
         assert_eq!(part, content[2_000_000..2_001_000]);
         let read = stage.registry.traffic().bytes_sent - before;
         drop(serving);
-        (1..200_000).contains(&read)
+        // The span and its neighbours, of more than 900 kB.
+        (1..600_000).contains(&read)
     };
 
     let stage = Stage::new(image()).await;

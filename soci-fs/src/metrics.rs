@@ -100,7 +100,13 @@ impl Metrics {
                 self.background(&mut text, name);
             }
         }
-        let ours: [(&str, &str, Figure); 3] = [
+        let ours: [(&str, &str, Figure); 5] = [
+            ("soci_layer_ahead_spans", "Spans that were fetched ahead of reads by a guess.", |layer| {
+                layer.ahead_spans.into()
+            }),
+            ("soci_layer_unread_ahead_spans", "Of these, the ones that were not read yet.", |layer| {
+                layer.unread_ahead_spans.into()
+            }),
             ("soci_layer_present_bytes", "Uncompressed bytes of the layer that are on this node.", |layer| {
                 layer.present_bytes
             }),
@@ -167,6 +173,8 @@ mod tests {
             spans: 3,
             present_spans: 2,
             fetched_bytes: 7,
+            ahead_spans: 2,
+            unread_ahead_spans: 1,
             requests,
             failures: 1,
             proven: false,

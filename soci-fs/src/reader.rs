@@ -34,6 +34,7 @@ mod error;
 mod file;
 mod flight;
 mod history;
+mod line;
 mod spare;
 
 pub use error::{Cause, ReadError};
@@ -92,6 +93,9 @@ struct Counters {
     failures: AtomicU64,
 }
 
+/// The file of a read that is of none.
+const NO_FILE: Range<u64> = 0..0;
+
 /// How a flight ended for one span; `None` while it is under way.
 type Landing = Option<Result<Bytes, Cause>>;
 
@@ -113,6 +117,10 @@ struct Shared {
     runtime: Handle,
     flights: Mutex<HashMap<SpanId, watch::Receiver<Landing>>>,
     ahead: Mutex<ReadAhead>,
+    /// How the line to the source is.
+    meter: Mutex<line::Meter>,
+    /// Who fetches by a plan, so that nobody guesses.
+    planners: AtomicUsize,
     spare: Mutex<spare::Spare>,
     /// One bit per entry: its header in the layer was compared with the index.
     checked: Box<[AtomicU64]>,
@@ -158,6 +166,8 @@ impl LayerReader {
         let span_bytes = index.uncompressed_size.checked_div(index.spans.len() as u64).unwrap_or(0).max(1);
         let ahead_spans = u32::try_from(policy.ahead_bytes_max / span_bytes).unwrap_or(u32::MAX);
         let decoders = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let count = store.spans();
+        let fetched_mean = index.compressed_size / u64::from(count.max(1));
         let shared = Shared {
             digest,
             checked: index.entries.chunks(64).map(|_| AtomicU64::new(0)).collect(),
@@ -168,7 +178,9 @@ impl LayerReader {
             policy,
             runtime: runtime.clone(),
             flights: Mutex::default(),
-            ahead: Mutex::new(ReadAhead::new(ahead_spans)),
+            ahead: Mutex::new(ReadAhead::new(count, fetched_mean, ahead_spans)),
+            meter: Mutex::new(line::Meter::new()),
+            planners: AtomicUsize::new(0),
             spare: Mutex::new(spare::Spare::new(policy.spare_bytes_max)),
             condemned: OnceLock::new(),
             decoders: Arc::new(Semaphore::new(decoders)),
@@ -241,7 +253,7 @@ impl LayerReader {
     /// [`ReadError`], at the latest after [`Policy::read_deadline`].
     pub async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
         let mut buffer = vec![0; length];
-        self.read_into(offset, &mut buffer, self.deadline()).await?;
+        self.read_into(offset, &mut buffer, &NO_FILE, self.deadline()).await?;
         Ok(buffer)
     }
 
@@ -304,7 +316,7 @@ impl LayerReader {
     }
 
     /// Fills `buffer` if that is possible at once; does not wait for the network.
-    fn try_read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, ReadError> {
+    fn try_read_into(&self, offset: u64, buffer: &mut [u8], file: &Range<u64>) -> Result<bool, ReadError> {
         self.in_service(offset)?;
         self.in_range(offset, buffer.len())?;
         let reading = self.shared.store.read(offset, buffer);
@@ -314,23 +326,32 @@ impl LayerReader {
             self.heard(offset, buffer.len());
         }
         if done && self.shared.store.present_bytes() < self.shared.store.size() {
-            self.shared.read_ahead(self.shared.index.spans.covering(offset..offset + buffer.len() as u64));
+            let spans = self.shared.index.spans.covering(offset..offset + buffer.len() as u64);
+            let ahead = self.ahead_of(spans, file, false);
+            self.shared.launch(ahead.into_iter().flatten());
         }
         Ok(done)
     }
 
-    async fn read_into(&self, offset: u64, buffer: &mut [u8], deadline: Instant) -> Result<(), ReadError> {
-        if self.try_read_into(offset, buffer)? {
+    async fn read_into(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        file: &Range<u64>,
+        deadline: Instant,
+    ) -> Result<(), ReadError> {
+        if self.try_read_into(offset, buffer, file)? {
             return Ok(());
         }
-        if self.comes_with_pack(offset, buffer, deadline).await? {
+        if self.comes_with_pack(offset, buffer, file, deadline).await? {
             return Ok(());
         }
         let end = offset + buffer.len() as u64;
         let spans = self.shared.index.spans.covering(offset..end);
-        let _foreground = self.foreground(&spans);
-        self.shared.launch(spans.clone());
-        self.shared.read_ahead(spans.clone());
+        let foreground = self.foreground(&spans);
+        // Asked for together, so that neighbours share a request; what is waited for goes first.
+        let ahead = self.ahead_of(spans.clone(), file, foreground.is_new());
+        self.shared.launch(spans.clone().chain(ahead.into_iter().flatten()));
         for span in spans {
             let Some(place) = self.shared.index.spans.span(span).map(|span| span.uncompressed.clone()) else {
                 continue;
@@ -410,12 +431,6 @@ impl LayerReader {
 }
 
 impl Shared {
-    /// Notes a read and fetches what the history says will be read next.
-    fn read_ahead(self: &Arc<Self>, spans: Range<SpanId>) {
-        let ahead = lock(&self.ahead).note(spans, self.store.spans());
-        self.launch(ahead);
-    }
-
     fn condemn(&self, cause: Cause) {
         if self.condemned.set(cause.clone()).is_ok() {
             tracing::error!(layer = %self.digest, %cause, "a layer is taken out of service");

@@ -30,6 +30,12 @@ pub struct LayerStatus {
     pub fetched_bytes: u64,
     /// Requests made by this process.
     pub requests: u64,
+    /// Spans that this process fetched ahead of reads by a guess.
+    #[serde(default)]
+    pub ahead_spans: u32,
+    /// How many of them were not read yet.
+    #[serde(default)]
+    pub unread_ahead_spans: u32,
     /// Reads that failed in this process.
     pub failures: u64,
     /// Whether the content was proven against the image's own digest; else it is trusted as far as the index is.
@@ -60,7 +66,7 @@ impl LayerStatus {
     #[must_use]
     pub fn of(reader: &LayerReader) -> Self {
         let Counts { requests, fetched_bytes, failures, decoded_spans: _ } = reader.counts();
-        let (index, store) = (reader.index(), reader.store());
+        let (index, store, ahead) = (reader.index(), reader.store(), reader.ahead_counts());
         Self {
             digest: reader.digest().to_string(),
             compressed_bytes: index.compressed_size,
@@ -70,6 +76,8 @@ impl LayerStatus {
             present_spans: store.present_spans(),
             fetched_bytes,
             requests,
+            ahead_spans: ahead.ahead,
+            unread_ahead_spans: ahead.unread,
             failures,
             proven: store.is_proven(),
             last_error: reader.last_error(),

@@ -180,7 +180,8 @@ async fn faults_that_stay_are_typed_errors_in_time() {
     ] {
         let layer = layer();
         let faulty = Arc::new(FaultySource::and_then_always(layer.memory(), [], fault.clone()));
-        let bench = bench(layer, faulty, quick());
+        // A neighbour fetched along may well come whole, and stay.
+        let bench = bench(layer, faulty, Policy { ahead_bytes_max: 0, ..quick() });
         let started = Instant::now();
         let error = bench.reader.read(200_000, 10).await.unwrap_err();
         assert!(started.elapsed() < Duration::from_secs(3));
@@ -291,7 +292,11 @@ async fn walking_reads_ahead_and_jumping_does_not() {
     for span in (0..spans).rev().step_by(3) {
         bench.reader.read(span * SPAN + 5, 10).await.unwrap();
     }
-    assert_eq!(source.requested_bytes().div_ceil(SPAN), spans.div_ceil(3));
+    // How many neighbours a jump is worth depends on how soon this machine answers; not how many there may be in all.
+    let (jumps, credit) = (spans.div_ceil(3), 6);
+    assert!(source.requested_bytes().div_ceil(SPAN) <= jumps + jumps / 3 + credit, "{}", source.requested_bytes());
+    let counts = bench.reader.ahead_counts();
+    assert!(u64::from(counts.unread) <= jumps / 3 + credit && u64::from(counts.read) == jumps, "{counts:?}");
     let walked = tempfile::tempdir().unwrap();
     let store = Store::open(walked.path()).unwrap();
     let source = Arc::new(MemorySource::new(bench.layer.blob.clone()));
@@ -300,7 +305,7 @@ async fn walking_reads_ahead_and_jumping_does_not() {
         reader.read(span * SPAN + 5, 10).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    // The first eight one by one: that is what a program that starts does, too.
+    // The first eight one by one at worst: bytes of no file, from a source that is as near as can be.
     assert!(source.requests() < 8 + (spans - 8) / 4, "{} requests for {spans} spans", source.requests());
     assert_eq!(reader.counts().decoded_spans, spans);
 }

@@ -122,8 +122,10 @@ impl Replay {
         // Readers must know of a pack before the first read, not when the task gets to run.
         let unpacking = pack_of(&wanted, &readers, options)
             .map(|pack| (pack, Unpacking::new(Arc::clone(&wanted.profile), &readers)));
+        let plans: Vec<_> = readers.iter().map(LayerReader::follow_plan).collect();
         Self {
             task: runtime.spawn(async move {
+                let _plans = plans;
                 let mut budget = options.budget_bytes;
                 if let Some((pack, unpacking)) = unpacking {
                     budget = budget.saturating_sub(pack.size);

@@ -1,5 +1,5 @@
-//! What a reader has to do with profiles: it tells what it hands out, waits for what a pack brings, and says when a program
-//! waits for something else.
+//! What a reader has to do with what is fetched before it is read: it guesses what comes next, unless a profile tells; it
+//! tells what it hands out, waits for what a pack brings, and says when a program waits for something else.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,9 +11,27 @@ use tokio::time::Instant;
 
 use super::{LayerReader, ReadError, lock};
 use crate::profile::{Incoming, Listener};
+use crate::readahead::{self, Facts};
 
 /// A read that waits for a flight of its own, for as long as this lives.
 pub(super) struct Foreground<'a>(Option<&'a AtomicUsize>);
+
+impl Foreground<'_> {
+    /// Whether there is such a read.
+    pub(super) const fn is_new(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// While this lives, a reader fetches nothing that was not read: somebody knows better what will be.
+#[derive(Debug)]
+pub(crate) struct Plan(LayerReader);
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        self.0.shared.planners.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 impl Drop for Foreground<'_> {
     fn drop(&mut self) {
@@ -40,6 +58,30 @@ impl LayerReader {
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
         self.shared.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Stops guessing for as long as what it gives lives.
+    pub(crate) fn follow_plan(&self) -> Plan {
+        self.shared.planners.fetch_add(1, Ordering::AcqRel);
+        Plan(self.clone())
+    }
+
+    /// How far reading ahead was right until now.
+    #[must_use]
+    pub fn ahead_counts(&self) -> readahead::Counts {
+        lock(&self.shared.ahead).counts()
+    }
+
+    /// Notes a read of `spans` of the file in the bytes `file`, and says what to fetch besides.
+    pub(super) fn ahead_of(&self, spans: Range<SpanId>, file: &Range<u64>, is_miss: bool) -> Vec<Range<SpanId>> {
+        let shared = &self.shared;
+        if shared.planners.load(Ordering::Acquire) > 0 || self.incoming().is_some() {
+            lock(&shared.ahead).note_only(spans);
+            return Vec::new();
+        }
+        let line = lock(&shared.meter).line();
+        let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, line };
+        lock(&shared.ahead).note(spans, &facts, &|span| !shared.store.is_present(span))
     }
 
     pub(super) fn heard(&self, offset: u64, length: usize) {
@@ -77,6 +119,7 @@ impl LayerReader {
         &self,
         offset: u64,
         buffer: &mut [u8],
+        file: &Range<u64>,
         deadline: Instant,
     ) -> Result<bool, ReadError> {
         let Some(incoming) = self.incoming() else { return Ok(false) };
@@ -91,14 +134,14 @@ impl LayerReader {
         loop {
             let now = *progress.borrow_and_update();
             // What came in the meantime is looked at before anything else is decided.
-            if self.try_read_into(offset, buffer)? {
+            if self.try_read_into(offset, buffer, file)? {
                 return Ok(true);
             }
             let Some(patience) = now.patience(position, span_bytes, Clock::now()) else { return Ok(false) };
             let limit = (start + patience).min(deadline);
             let changed = tokio::time::timeout_at(limit, progress.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
-                return self.try_read_into(offset, buffer);
+                return self.try_read_into(offset, buffer, file);
             }
         }
     }

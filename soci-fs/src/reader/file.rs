@@ -1,5 +1,6 @@
 //! Files of a layer: their bytes are a range of the layer, or several for a sparse file, behind a header to be checked.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use soci_index::entry::{Entry, Piece};
@@ -21,10 +22,11 @@ impl LayerReader {
         buffer: &mut Vec<u8>,
     ) -> Result<bool, ReadError> {
         let entry = self.entry(number)?;
+        let file = extent(entry);
         if !self.is_checked(number) {
             // Headers are small, and when the file is present its header mostly is too.
             let mut header = vec![0; header_length(entry)];
-            if !self.try_read_into(entry.header_offset, &mut header)? {
+            if !self.try_read_into(entry.header_offset, &mut header, &file)? {
                 return Ok(false);
             }
             self.check(number, entry, &header)?;
@@ -37,7 +39,7 @@ impl LayerReader {
         }
         for (piece, at) in pieces(entry, offset, buffer.len()) {
             let part = &mut buffer[at..at + usize::try_from(piece.length).unwrap_or(0)];
-            if !self.try_read_into(piece.data_offset, part).map_err(|error| named(error, entry))? {
+            if !self.try_read_into(piece.data_offset, part, &file).map_err(|error| named(error, entry))? {
                 return Ok(false);
             }
         }
@@ -51,16 +53,17 @@ impl LayerReader {
     pub async fn read_file(&self, number: u32, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
         let deadline = self.deadline();
         let entry = self.entry(number)?;
+        let file = extent(entry);
         let mut buffer = vec![0; readable(entry, offset, length)];
         if !self.is_checked(number) {
             let mut header = vec![0; header_length(entry)];
-            let read = self.read_into(entry.header_offset, &mut header, deadline).await;
+            let read = self.read_into(entry.header_offset, &mut header, &file, deadline).await;
             read.map_err(|error| named(error, entry))?;
             self.check(number, entry, &header)?;
         }
         for (piece, at) in pieces(entry, offset, buffer.len()) {
             let part = &mut buffer[at..at + usize::try_from(piece.length).unwrap_or(0)];
-            let read = self.read_into(piece.data_offset, part, deadline).await;
+            let read = self.read_into(piece.data_offset, part, &file, deadline).await;
             read.map_err(|error| named(error, entry))?;
         }
         Ok(buffer)
@@ -85,6 +88,15 @@ impl LayerReader {
 
 fn named(error: ReadError, entry: &Entry) -> ReadError {
     ReadError { file: Some(String::from_utf8_lossy(&entry.name).into_owned()), ..error }
+}
+
+/// The bytes of the layer that a file lies in, its header included.
+fn extent(entry: &Entry) -> Range<u64> {
+    let end = match entry.sparse() {
+        Some(pieces) => pieces.last().map_or(entry.data_offset, |piece| piece.data_offset.saturating_add(piece.length)),
+        None => entry.data_offset.saturating_add(entry.size),
+    };
+    entry.header_offset..end.max(entry.header_offset)
 }
 
 fn header_length(entry: &Entry) -> usize {

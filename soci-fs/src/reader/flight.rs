@@ -15,6 +15,7 @@ use soci_index::index::{Compression, LayerIndex};
 use soci_index::span::{Span, SpanId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::{Cause, Landing, Shared as Layer, lock};
 
@@ -39,8 +40,9 @@ type Stranded = (Passenger, Cause);
 impl Layer {
     /// Starts flights for those of `spans` that are neither present nor under way. Gives the flight of the first one
     /// if it is new or under way.
-    pub(super) fn launch(self: &Arc<Self>, spans: Range<SpanId>) -> Option<watch::Receiver<Landing>> {
-        let first = spans.start;
+    pub(super) fn launch(self: &Arc<Self>, spans: impl Iterator<Item = SpanId>) -> Option<watch::Receiver<Landing>> {
+        let mut spans = spans.peekable();
+        let first = *spans.peek()?;
         let mut runs: Vec<Vec<Passenger>> = Vec::new();
         let mut flights = lock(&self.flights);
         for span in spans {
@@ -153,6 +155,8 @@ impl Layer {
         let stall = self.policy.stall_limit;
         let stalled = |_| Cause::Deadline { limit: stall };
         let windows = self.fetch_windows(first.span..last.span + 1);
+        let asked = Instant::now();
+        let mut first_bytes: Option<(Instant, u64)> = None;
         let mut chunks = tokio::time::timeout(stall, self.source.read(range.clone())).await.map_err(stalled)??;
         let mut held = BytesMut::new();
         let mut held_from = range.start;
@@ -164,6 +168,7 @@ impl Layer {
                 let chunk = tokio::time::timeout(stall, chunks.next()).await.map_err(stalled)?;
                 let chunk = chunk.ok_or(Cause::Short { expected, found })??;
                 found += chunk.len() as u64;
+                first_bytes.get_or_insert_with(|| (Instant::now(), found));
                 self.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 held.extend_from_slice(&chunk);
                 continue;
@@ -178,6 +183,9 @@ impl Layer {
             let _ = held.split_to(super::within(&(held_from..keep_from), held_from).end);
             held_from = keep_from;
             decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone()));
+        }
+        if let Some((came, bytes)) = first_bytes {
+            lock(&self.meter).note(came - asked, found - bytes, came.elapsed());
         }
         Ok(())
     }
