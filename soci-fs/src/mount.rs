@@ -175,7 +175,10 @@ impl Drop for Mounted {
         let Some(session) = self.session.take() else {
             return;
         };
-        if let Err(error) = self.unmounter.unmount(Lazy::Yes) {
+        // Somebody may have unmounted it before.
+        if is_mountpoint(self.mountpoint())
+            && let Err(error) = self.unmounter.unmount(Lazy::Yes)
+        {
             tracing::warn!(%error, "a mount stays behind");
         }
         session.release(|| is_mountpoint(self.mountpoint()));
