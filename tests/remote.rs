@@ -194,6 +194,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
     publish(&name);
     let kept = tempfile::tempdir().unwrap();
     let profiles = ProfileOptions {
+        follow_names: false,
         replay: true,
         record: true,
         memory: Some(Memory::new(kept.path().join("profiles"))),

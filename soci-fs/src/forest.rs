@@ -38,7 +38,7 @@ use crate::image::FsError;
 use crate::reader::LayerReader;
 use crate::status::ImageStatus;
 use crate::tree::node_id::NodeId;
-use crate::tree::{NodeKind, NodeNumber, TreeError};
+use crate::tree::{NodeKind, NodeNumber, Tree, TreeError};
 
 mod name;
 mod planted;
@@ -261,6 +261,14 @@ impl Forest {
     pub fn reader(&self, slot: u16) -> Option<LayerReader> {
         match &self.read_slots().by_number.get(&slot)?.state {
             SlotState::Open(planted) => Some(planted.reader().clone()),
+            SlotState::Closed | SlotState::Opening(_) => None,
+        }
+    }
+
+    /// The tree of the layer in a slot, if it is open.
+    pub(crate) fn tree(&self, slot: u16) -> Option<Arc<Tree>> {
+        match &self.read_slots().by_number.get(&slot)?.state {
+            SlotState::Open(planted) => Some(Arc::clone(planted.tree())),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }

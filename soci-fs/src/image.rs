@@ -19,6 +19,7 @@ use soci_index::entry::{Entry, Timestamp};
 
 use crate::attributes::Attributes;
 use crate::forest::OpenError;
+use crate::mentions::Names;
 use crate::reader::{LayerReader, ReadError};
 use crate::status::ImageStatus;
 use crate::tree::node_id::{NodeId, SLOTS};
@@ -145,7 +146,7 @@ fn trees(layers: &[LayerReader]) -> Result<Vec<Arc<Tree>>, TreeError> {
 /// An image, ready to be mounted.
 #[derive(Debug)]
 pub struct Image {
-    view: Tree,
+    view: Arc<Tree>,
     layers: Vec<LayerReader>,
     has_xattrs: bool,
     /// Whether the image leaves the name of our directory free.
@@ -164,7 +165,7 @@ impl Image {
                 tracing::debug!(layer = %layer.digest(), entry = skipped.entry, reason = %skipped.reason, "an entry has no place");
             }
         }
-        let view = view::merge(&trees.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
+        let view = Arc::new(view::merge(&trees.iter().map(Arc::as_ref).collect::<Vec<_>>())?);
         let shows_status = view.lookup(NodeNumber::ROOT, STATUS_DIRECTORY).is_none();
         let mut image = Self { view, layers, has_xattrs: false, shows_status };
         image.has_xattrs = image
@@ -177,8 +178,14 @@ impl Image {
 
     /// The merged tree.
     #[must_use]
-    pub const fn view(&self) -> &Tree {
+    pub fn view(&self) -> &Tree {
         &self.view
+    }
+
+    /// Finds the image's files by what others call them.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        Names::of_image(Arc::clone(&self.view), self.layers.iter().map(|layer| Arc::clone(layer.index())).collect())
     }
 
     /// The layers' readers, lowest first.

@@ -17,6 +17,7 @@ pub mod id_map;
 pub mod image;
 pub mod keychain;
 pub mod lock;
+pub mod mentions;
 pub mod metrics;
 pub mod mount;
 pub mod open;

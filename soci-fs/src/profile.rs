@@ -16,6 +16,5 @@ mod replay;
 
 pub(crate) use incoming::Incoming;
 pub use memory::{Memory, MemoryError};
-pub(crate) use recorder::Listener;
 pub use recorder::Recorder;
 pub use replay::{Choice, Replay, ReplayOptions, Wanted, budget, find};

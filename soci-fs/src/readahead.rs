@@ -52,6 +52,8 @@ pub struct Facts {
     pub file: Range<SpanId>,
     /// Some of what is read has to be fetched, so that a request is made anyway.
     pub is_miss: bool,
+    /// Somebody else foresees which files are read, so that what lies behind a file does not count as near.
+    pub is_foreseen: bool,
     /// The network.
     pub line: Line,
 }
@@ -66,6 +68,7 @@ pub struct ReadAhead {
     asked: Bits,
     /// Fetched because it was read.
     missed: Bits,
+    foreseen: Bits,
     counts: Counts,
 }
 
@@ -78,6 +81,10 @@ pub struct Counts {
     pub ahead: u32,
     /// Those of them that were not read yet.
     pub unread: u32,
+    /// Spans that somebody else foresaw and had fetched.
+    pub foreseen: u32,
+    /// Those of them that were not read yet.
+    pub foreseen_unread: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -107,8 +114,17 @@ impl ReadAhead {
     /// many spans are read ahead at once; 0 turns reading ahead off.
     #[must_use]
     pub fn new(count: SpanId, span_bytes: u64, window_max: u32) -> Self {
-        let (read, asked, missed) = (Bits::new(count), Bits::new(count), Bits::new(count));
-        Self { count, span_bytes: span_bytes.max(1), window_max, read, asked, missed, counts: Counts::default() }
+        let [read, asked, missed, foreseen] = [(); 4].map(|()| Bits::new(count));
+        Self {
+            count,
+            span_bytes: span_bytes.max(1),
+            window_max,
+            read,
+            asked,
+            missed,
+            foreseen,
+            counts: Counts::default(),
+        }
     }
 
     /// How far it was right until now.
@@ -122,9 +138,29 @@ impl ReadAhead {
         for span in read.start..read.end.min(self.count) {
             if self.read.set(span) {
                 self.counts.read += 1;
-                self.counts.unread -= u32::from(self.asked.has(span));
+                if self.foreseen.has(span) {
+                    self.counts.foreseen_unread -= 1;
+                } else {
+                    self.counts.unread -= u32::from(self.asked.has(span));
+                }
             }
         }
+    }
+
+    /// Notes that somebody who knows better has those of `spans` fetched that are absent, neither read nor named before,
+    /// and says which.
+    pub fn foresee(&mut self, spans: Range<SpanId>, is_absent: &dyn Fn(SpanId) -> bool) -> Vec<SpanId> {
+        let mut new = Vec::new();
+        for span in spans.start..spans.end.min(self.count) {
+            if !self.read.has(span) && is_absent(span) && self.asked.set(span) {
+                self.foreseen.set(span);
+                new.push(span);
+            }
+        }
+        let count = u32::try_from(new.len()).unwrap_or(u32::MAX);
+        self.counts.foreseen += count;
+        self.counts.foreseen_unread += count;
+        new
     }
 
     /// Notes a read of the spans `read` and says which others of those that are absent to fetch too, the likeliest first.
@@ -137,10 +173,10 @@ impl ReadAhead {
         is_absent: &dyn Fn(SpanId) -> bool,
     ) -> Vec<Range<SpanId>> {
         let read = read.start..read.end.min(self.count);
+        self.note_only(read.clone());
         if read.is_empty() || self.window_max == 0 {
             return Vec::new();
         }
-        self.note_only(read.clone());
         for span in read.clone().filter(|span| facts.is_miss && !self.asked.has(*span)) {
             self.missed.set(span);
         }
@@ -163,7 +199,8 @@ impl ReadAhead {
             ahead.extend(self.name(read.start - before..read.start, is_absent));
         }
         let walk = if run >= WALK { run / 2 } else { 0 };
-        ahead.extend(self.forward(read.end, walk.max(worth / 2), facts.is_miss, is_absent));
+        let behind = if facts.is_foreseen { 0 } else { walk.max(worth / 2) };
+        ahead.extend(self.forward(read.end, behind, facts.is_miss, is_absent));
         ahead
     }
 
@@ -235,7 +272,7 @@ mod tests {
     const SPAN_BYTES: u64 = 85_000;
 
     fn facts(file: Range<u32>, is_miss: bool) -> Facts {
-        Facts { file, is_miss, line: LINE }
+        Facts { file, is_miss, is_foreseen: false, line: LINE }
     }
 
     /// Runs single-span reads, all of them misses unless they were named before, and collects what each one asks for.
@@ -288,7 +325,7 @@ mod tests {
     fn the_line_decides() {
         let ask = |round_trip, bytes_per_second, span_bytes| {
             let line = Line { round_trip: Duration::from_micros(round_trip), bytes_per_second };
-            let facts = Facts { file: 0..0, is_miss: true, line };
+            let facts = Facts { file: 0..0, is_miss: true, is_foreseen: false, line };
             ReadAhead::new(1000, span_bytes, 64).worth(&facts.line)
         };
         assert_eq!((ask(200, 125_000_000, SPAN_BYTES), ask(2_000, 125_000_000, SPAN_BYTES)), (0, 3));
@@ -313,7 +350,7 @@ mod tests {
             let (mut read_spans, mut asked) = (BTreeSet::new(), BTreeSet::new());
             for (start, length, file, file_length, is_miss) in reads {
                 let read = start..(start + length).min(64);
-                let facts = Facts { file: file..file + file_length, is_miss, line };
+                let facts = Facts { file: file..file + file_length, is_miss, is_foreseen: false, line };
                 let ahead = readahead.note(read.clone(), &facts, &|span| span % 7 != 0);
                 read_spans.extend(read);
                 for span in ahead.into_iter().flatten() {

@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::profile::{Incoming, Listener};
+use crate::profile::Incoming;
 use crate::readahead::ReadAhead;
 use crate::source::Source;
 use crate::store::{LayerStore, Reading};
@@ -37,6 +37,7 @@ mod history;
 mod line;
 mod spare;
 
+pub(crate) use ahead::{Foresight, Listener};
 pub use error::{Cause, ReadError};
 
 /// How long to wait and how much to ask for at once.
@@ -121,6 +122,8 @@ struct Shared {
     meter: Mutex<line::Meter>,
     /// Who fetches by a plan, so that nobody guesses.
     planners: AtomicUsize,
+    /// Who foresees which files are read.
+    followers: AtomicUsize,
     spare: Mutex<spare::Spare>,
     /// One bit per entry: its header in the layer was compared with the index.
     checked: Box<[AtomicU64]>,
@@ -130,7 +133,7 @@ struct Shared {
     counters: Counters,
     last_error: Mutex<Option<String>>,
     /// Who wants to know what is read, and whether anybody does.
-    listeners: Mutex<Vec<Listener>>,
+    listeners: Mutex<Vec<Box<dyn Listener>>>,
     is_heard: AtomicBool,
     /// A pack that brings bytes of the layer.
     incoming: Mutex<Option<Arc<Incoming>>>,
@@ -181,6 +184,7 @@ impl LayerReader {
             ahead: Mutex::new(ReadAhead::new(count, fetched_mean, ahead_spans)),
             meter: Mutex::new(line::Meter::new()),
             planners: AtomicUsize::new(0),
+            followers: AtomicUsize::new(0),
             spare: Mutex::new(spare::Spare::new(policy.spare_bytes_max)),
             condemned: OnceLock::new(),
             decoders: Arc::new(Semaphore::new(decoders)),
@@ -349,6 +353,7 @@ impl LayerReader {
         let end = offset + buffer.len() as u64;
         let spans = self.shared.index.spans.covering(offset..end);
         let foreground = self.foreground(&spans);
+        let asked = Instant::now();
         // Asked for together, so that neighbours share a request; what is waited for goes first.
         let ahead = self.ahead_of(spans.clone(), file, foreground.is_new());
         self.shared.launch(spans.clone().chain(ahead.into_iter().flatten()));
@@ -381,6 +386,8 @@ impl LayerReader {
             self.in_service(part.start)?;
         }
         self.heard(offset, buffer.len());
+        let (length, is_new, waited_us) = (buffer.len(), foreground.is_new(), asked.elapsed().as_micros());
+        tracing::debug!(layer = %self.shared.digest, offset, length, ?file, is_new, waited_us, "a read waited");
         Ok(())
     }
 

@@ -260,6 +260,20 @@ impl Tree {
         })
     }
 
+    /// The names in a directory that begin with `prefix`, ascending.
+    pub fn children_with<'tree>(
+        &'tree self,
+        directory: NodeNumber,
+        prefix: &'tree [u8],
+    ) -> impl Iterator<Item = Child<'tree>> {
+        let dirents = &self.dirents[self.dirent_range(directory)];
+        let first = dirents.partition_point(|dirent| self.name(dirent) < prefix);
+        let named = dirents[first..].iter().take_while(move |dirent| self.name(dirent).starts_with(prefix));
+        named
+            .map(|dirent| Child { name: self.name(dirent), node: NodeNumber(dirent.node) })
+            .filter(|child| self.is_shown(child.node))
+    }
+
     /// Entries of the layer that have no place in the tree. Empty for a merged tree.
     #[must_use]
     pub fn skipped(&self) -> &[Skipped] {

@@ -51,6 +51,9 @@ pub struct Mount {
     /// Compressed bytes that a profile may cost [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
     #[arg(long, value_name = "BYTES")]
     pub profile_budget: Option<u64>,
+    /// Do not fetch ahead what the files that are read name, libraries and modules, where there is no profile
+    #[arg(long)]
+    pub no_follow_names: bool,
     /// Let other users see the mount (as root always)
     #[arg(long)]
     pub allow_other: bool,

@@ -86,9 +86,12 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let opened = open_image(&source, found, &store, &open, &Handle::current()).await;
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
-    let ahead = search.follow(&source, &opened.readers).await?;
+    let mut ahead = search.follow(&source, &opened.readers).await?;
     let (index, notes) = (opened.index, opened.notes.clone());
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
+    if !arguments.no_follow_names {
+        ahead.follow_names(&image);
+    }
     let mut options = MountOptions { source: reference.to_string(), ..MountOptions::default() };
     options.allow_other |= arguments.allow_other;
     options.statistics_path = Some(store.root().to_owned());

@@ -9,7 +9,7 @@
 //! directory of that name, the layer wins. Its size is fixed, filled up with spaces, because a size that changes between
 //! `stat` and `read` would cut the text.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 use soci_index::digest::Digest;
@@ -55,7 +55,7 @@ type Xattr<'layer> = (&'layer [u8], &'layer [u8]);
 #[derive(Debug)]
 pub(super) struct Planted {
     reader: LayerReader,
-    tree: Tree,
+    tree: Arc<Tree>,
     /// Whether the layer leaves the name of our directory free.
     shows_state: bool,
     /// The spans that hold files' content, made when first asked for.
@@ -65,7 +65,7 @@ pub(super) struct Planted {
 impl Planted {
     /// Builds the layer's tree: work for a thread that may be busy for a moment.
     pub(super) fn new(reader: LayerReader) -> Result<Self, TreeError> {
-        let tree = Tree::of_layer(&reader.index().entries)?;
+        let tree = Arc::new(Tree::of_layer(&reader.index().entries)?);
         for skipped in tree.skipped() {
             tracing::debug!(layer = %reader.digest(), entry = skipped.entry, reason = %skipped.reason, "an entry has no place");
         }
@@ -83,7 +83,7 @@ impl Planted {
         &self.reader
     }
 
-    pub(super) const fn tree(&self) -> &Tree {
+    pub(super) const fn tree(&self) -> &Arc<Tree> {
         &self.tree
     }
 

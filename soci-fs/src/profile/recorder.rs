@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use soci_index::limits::Limits;
 use soci_index::profile::{Profile, ProfileError, Recording};
 
-use crate::reader::LayerReader;
+use crate::reader::{LayerReader, Listener};
 
 /// Notes what the readers that it was attached to hand out. Clones share everything.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub struct Recorder {
 
 /// A recorder as one layer's reader knows it.
 #[derive(Debug)]
-pub(crate) struct Listener {
+struct OfLayer {
     recorder: Recorder,
     layer: u32,
     size: u64,
@@ -45,7 +45,7 @@ impl Recorder {
     pub fn attach(&self, reader: &LayerReader) {
         let layer = self.lock().layer(&reader.digest());
         let size = reader.store().size();
-        reader.listen(Listener { recorder: self.clone(), layer, size });
+        reader.listen(Box::new(OfLayer { recorder: self.clone(), layer, size }));
     }
 
     /// What was noted until now.
@@ -67,9 +67,8 @@ impl Recorder {
     }
 }
 
-impl Listener {
-    /// Notes that bytes were handed out; whether it wants to hear more.
-    pub(crate) fn note(&self, offset: u64, length: usize) -> bool {
+impl Listener for OfLayer {
+    fn note(&self, offset: u64, length: usize) -> bool {
         if self.recorder.until.is_some_and(|until| Instant::now() > until) {
             return false;
         }

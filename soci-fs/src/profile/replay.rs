@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::pack::Unpacking;
-use crate::reader::LayerReader;
+use crate::reader::{Foresight, LayerReader};
 
 /// Compressed bytes of one request.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -122,7 +122,7 @@ impl Replay {
         // Readers must know of a pack before the first read, not when the task gets to run.
         let unpacking = pack_of(&wanted, &readers, options)
             .map(|pack| (pack, Unpacking::new(Arc::clone(&wanted.profile), &readers)));
-        let plans: Vec<_> = readers.iter().map(LayerReader::follow_plan).collect();
+        let plans: Vec<_> = readers.iter().map(|reader| reader.follow_plan(Foresight::Bytes)).collect();
         Self {
             task: runtime.spawn(async move {
                 let _plans = plans;

@@ -1,6 +1,7 @@
 //! What a reader has to do with what is fetched before it is read: it guesses what comes next, unless a profile tells; it
 //! tells what it hands out, waits for what a pack brings, and says when a program waits for something else.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +11,15 @@ use soci_index::span::SpanId;
 use tokio::time::Instant;
 
 use super::{LayerReader, ReadError, lock};
-use crate::profile::{Incoming, Listener};
+use crate::profile::Incoming;
 use crate::readahead::{self, Facts};
+use crate::store::Reading;
+
+/// Hears of every read of a layer that it listens to.
+pub(crate) trait Listener: fmt::Debug + Send + Sync {
+    /// Notes that `length` bytes from `offset` on were handed out; whether it wants to hear more. Readers wait for it.
+    fn note(&self, offset: u64, length: usize) -> bool;
+}
 
 /// A read that waits for a flight of its own, for as long as this lives.
 pub(super) struct Foreground<'a>(Option<&'a AtomicUsize>);
@@ -23,13 +31,22 @@ impl Foreground<'_> {
     }
 }
 
-/// While this lives, a reader fetches nothing that was not read: somebody knows better what will be.
+/// How much somebody else knows of what will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Foresight {
+    /// All of it: a reader fetches nothing that was not read.
+    Bytes,
+    /// Which files: a reader guesses only within a file.
+    Files,
+}
+
+/// Somebody knows, while this lives.
 #[derive(Debug)]
-pub(crate) struct Plan(LayerReader);
+pub(crate) struct Plan(LayerReader, Foresight);
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        self.0.shared.planners.fetch_sub(1, Ordering::AcqRel);
+        self.0.planners(self.1).fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -43,7 +60,7 @@ impl Drop for Foreground<'_> {
 
 impl LayerReader {
     /// Tells `listener` of every read from now on.
-    pub(crate) fn listen(&self, listener: Listener) {
+    pub(crate) fn listen(&self, listener: Box<dyn Listener>) {
         lock(&self.shared.listeners).push(listener);
         self.shared.is_heard.store(true, Ordering::Release);
     }
@@ -60,10 +77,46 @@ impl LayerReader {
         self.shared.waiting.load(Ordering::Acquire) > 0
     }
 
-    /// Stops guessing for as long as what it gives lives.
-    pub(crate) fn follow_plan(&self) -> Plan {
-        self.shared.planners.fetch_add(1, Ordering::AcqRel);
-        Plan(self.clone())
+    /// Stops guessing, as far as somebody knows, for as long as what it gives lives.
+    pub(crate) fn follow_plan(&self, foresight: Foresight) -> Plan {
+        self.planners(foresight).fetch_add(1, Ordering::AcqRel);
+        Plan(self.clone(), foresight)
+    }
+
+    fn planners(&self, foresight: Foresight) -> &AtomicUsize {
+        match foresight {
+            Foresight::Bytes => &self.shared.planners,
+            Foresight::Files => &self.shared.followers,
+        }
+    }
+
+    /// Reckons with a read of those of `spans` that are absent and not named before; their compressed bytes.
+    pub(crate) fn foresee(&self, spans: Range<SpanId>) -> u64 {
+        let shared = &self.shared;
+        let new = lock(&shared.ahead).foresee(spans, &|span| !shared.store.is_present(span));
+        let size = |span| shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
+        new.into_iter().map(size).sum()
+    }
+
+    /// How the line to the source is.
+    pub(crate) fn line(&self) -> readahead::Line {
+        lock(&self.shared.meter).line()
+    }
+
+    /// Compressed bytes, about, that were foreseen: read since, and not read yet.
+    pub(crate) fn foreseen_bytes(&self) -> (u64, u64) {
+        let counts = self.ahead_counts();
+        let mean = self.shared.index.compressed_size / u64::from(self.shared.store.spans().max(1));
+        (u64::from(counts.foreseen - counts.foreseen_unread) * mean, u64::from(counts.foreseen_unread) * mean)
+    }
+
+    /// Bytes of the layer, fetched if need be, for our own use: nobody hears of it.
+    pub(crate) async fn peek(&self, bytes: Range<u64>) -> Option<Vec<u8>> {
+        let spans = self.shared.index.spans.covering(bytes.clone());
+        self.foresee(spans.clone());
+        self.fetch_spans(spans).await.ok()?;
+        let mut buffer = vec![0; usize::try_from(bytes.end.checked_sub(bytes.start)?).ok()?];
+        matches!(self.shared.store.read(bytes.start, &mut buffer), Ok(Reading::Done)).then_some(buffer)
     }
 
     /// How far reading ahead was right until now.
@@ -80,7 +133,8 @@ impl LayerReader {
             return Vec::new();
         }
         let line = lock(&shared.meter).line();
-        let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, line };
+        let is_foreseen = shared.followers.load(Ordering::Acquire) > 0;
+        let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, is_foreseen, line };
         lock(&shared.ahead).note(spans, &facts, &|span| !shared.store.is_present(span))
     }
 

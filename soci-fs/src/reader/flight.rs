@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt as _, StreamExt as _};
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::decode::{DecodeError, SpanDecoder};
@@ -17,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::history::Windows;
 use super::{Cause, Landing, Shared as Layer, lock};
 
 /// Pauses before a refused request is made again: credentials are renewed somewhere else, and mostly within seconds.
@@ -30,9 +30,6 @@ struct Passenger {
     place: Span,
     landing: watch::Sender<Landing>,
 }
-
-/// The windows of a run, when they have come.
-type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
 
 /// A passenger who has not arrived, and why.
 type Stranded = (Passenger, Cause);
@@ -154,7 +151,7 @@ impl Layer {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let stall = self.policy.stall_limit;
         let stalled = |_| Cause::Deadline { limit: stall };
-        let windows = self.fetch_windows(first.span..last.span + 1);
+        let windows = self.windows(first.span..last.span + 1);
         let asked = Instant::now();
         let mut first_bytes: Option<(Instant, u64)> = None;
         let mut chunks = tokio::time::timeout(stall, self.source.read(range.clone())).await.map_err(stalled)??;
@@ -186,23 +183,24 @@ impl Layer {
         }
         if let Some((came, bytes)) = first_bytes {
             lock(&self.meter).note(came - asked, found - bytes, came.elapsed());
+            let (first_ms, whole_ms) = ((came - asked).as_millis(), asked.elapsed().as_millis());
+            tracing::debug!(layer = %self.digest, range = ?range, first_ms, whole_ms, "spans came");
         }
         Ok(())
     }
 
-    /// Has the windows of `spans` fetched as far as that is needed, from now on and whether or not anybody waits.
-    fn fetch_windows(self: &Arc<Self>, spans: Range<SpanId>) -> Windows {
-        let Some(lacking) = self.histories.lacking(&self.index, &self.store, spans) else {
-            return futures_util::future::ready(Ok(())).boxed().shared();
-        };
-        let shared = Arc::clone(self);
-        let fetching = self.runtime.spawn(async move {
-            shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-            let bytes = shared.histories.fetch(&shared.index, lacking, &shared.policy).await?;
-            shared.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-            Ok(())
-        });
-        fetching.map(|fetched| fetched.unwrap_or(Err(Cause::Abandoned))).boxed().shared()
+    /// The windows of `spans`, as far as they come from a blob of their own.
+    fn windows(self: &Arc<Self>, spans: Range<SpanId>) -> Windows {
+        self.histories.for_flight(&self.index, &self.store, spans, |spans| {
+            let shared = Arc::clone(self);
+            let fetching = self.runtime.spawn(async move {
+                shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+                let bytes = shared.histories.fetch(&shared.index, spans, &shared.policy).await?;
+                shared.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            });
+            fetching.map(|fetched| fetched.unwrap_or(Err(Cause::Abandoned))).boxed().shared()
+        })
     }
 
     /// Decodes and stores one span on the blocking pool and tells those who wait.

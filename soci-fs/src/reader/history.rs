@@ -3,18 +3,22 @@
 //! A span index keeps its windows in a blob of their own, of which a start-up needs a few. Where the span before is in
 //! the store its end is the history, and nothing is asked for; else the window is fetched, beside the span's own bytes
 //! and at the same time, so that it costs no round trip. Spans that are fetched together have their windows in one piece
-//! of the blob.
+//! of the blob, and its neighbours come along: as many bytes as were wanted before, since a layer that is read here and
+//! there will be read between. So most spans of a busy layer need no request for a window, and of a layer that is hardly
+//! read hardly more than the windows in use are fetched.
 //!
-//! Invariants: a window is used only with the digest that the index states; what is held here is bounded; a window that
-//! does not come is an error of its span, which the next try may mend.
+//! Invariants: a window is used only with the digest that the index states; what is held here is bounded; no window is
+//! asked for while it is on its way; one that does not come is an error of its span, which the next try may mend.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use futures_util::future::{self, BoxFuture, Shared};
+use futures_util::{FutureExt as _, StreamExt as _};
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::compact::WindowPlace;
 use soci_index::index::LayerIndex;
 use soci_index::span::SpanId;
 use tokio::time::timeout;
@@ -23,11 +27,16 @@ use super::{Cause, Policy, lock};
 use crate::source::Source;
 use crate::store::{LayerStore, Reading};
 
-/// Bytes of windows that are held, for spans which are on their way and for comparing with the end of a span that comes
-/// later. A request of 8 MiB has about a hundred spans.
-const HELD_BYTES_MAX: usize = 1 << 20;
+/// Bytes of windows that are held, for spans that are on their way or may be wanted, and for comparing with the end of a
+/// span that comes later: those of about a thousand spans.
+const HELD_BYTES_MAX: usize = 2 << 20;
 /// A windows blob of no more than this is fetched whole when the first window is wanted.
 const WHOLE_BYTES_MAX: u64 = 32 << 10;
+/// Most bytes of windows that come along with those that are wanted: a millisecond at 1 Gbit/s.
+const ALONG_BYTES_MAX: u64 = 128 << 10;
+
+/// Windows, when they have come.
+pub(super) type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
 
 /// Windows of one layer on their way to where they are used.
 #[derive(Debug)]
@@ -41,13 +50,17 @@ pub(super) struct Histories {
 struct Held {
     frames: BTreeMap<SpanId, Bytes>,
     bytes: usize,
+    /// Bytes of windows that were wanted for a span.
+    wanted_bytes: u64,
+    /// The windows of which spans are on their way.
+    coming: Vec<(Range<SpanId>, Windows)>,
 }
 
 impl Held {
     fn put(&mut self, span: SpanId, frame: Bytes) {
         if self.bytes + frame.len() > HELD_BYTES_MAX {
             // Left over from spans that never came: whoever still wants one fetches it again.
-            *self = Self::default();
+            (self.frames, self.bytes) = (BTreeMap::new(), 0);
         }
         self.bytes += frame.len();
         if let Some(old) = self.frames.insert(span, frame) {
@@ -67,32 +80,55 @@ impl Histories {
         Self { source, held: Mutex::default() }
     }
 
-    /// The spans of `spans`, neighbours, whose windows have to be fetched: from the first one to behind the last.
-    pub(super) fn lacking(
+    /// The windows that the flight of `spans`, neighbours, needs from the blob. `fetch` starts to fetch those of the spans
+    /// that it is given, from now on and whether or not anybody waits.
+    pub(super) fn for_flight(
         &self,
         index: &LayerIndex,
         store: &LayerStore,
         spans: Range<SpanId>,
-    ) -> Option<Range<SpanId>> {
-        let held = lock(&self.held);
-        let lacks = |span: &SpanId| {
+        fetch: impl FnOnce(Range<SpanId>) -> Windows,
+    ) -> Windows {
+        let mut held = lock(&self.held);
+        held.coming.retain(|(_, windows)| windows.peek().is_none());
+        let (mut awaited, mut lacking): (Vec<Windows>, Vec<SpanId>) = (Vec::new(), Vec::new());
+        for span in spans {
+            let Some(place) = index.window_place(span) else { continue };
             let follows_present = span.checked_sub(1).is_some_and(|before| store.is_present(before));
-            index.window_place(*span).is_some() && !held.frames.contains_key(span) && !follows_present
-        };
-        let first = spans.clone().find(lacks)?;
-        let last = spans.rev().find(lacks)?;
-        Some(first..last + 1)
+            if follows_present {
+                continue;
+            }
+            held.wanted_bytes += u64::from(place.length);
+            if held.frames.contains_key(&span) {
+                continue;
+            }
+            match held.coming.iter().find(|(coming, _)| coming.contains(&span)) {
+                Some((_, windows)) if awaited.iter().any(|known| known.ptr_eq(windows)) => {}
+                Some((_, windows)) => awaited.push(windows.clone()),
+                None => lacking.push(span),
+            }
+        }
+        if let (Some(first), Some(last)) = (lacking.first(), lacking.last()) {
+            let is_lacking = |span: SpanId| {
+                !held.frames.contains_key(&span) && !held.coming.iter().any(|(coming, _)| coming.contains(&span))
+            };
+            let range = along(index, *first..*last + 1, held.wanted_bytes.min(ALONG_BYTES_MAX), &is_lacking);
+            let windows = fetch(range.clone());
+            held.coming.push((range, windows.clone()));
+            awaited.push(windows);
+        }
+        match awaited.len() {
+            0 => future::ready(Ok(())).boxed().shared(),
+            1 => awaited.remove(0),
+            _ => future::try_join_all(awaited).map(|done| done.map(drop)).boxed().shared(),
+        }
     }
 
     /// Fetches the windows of `spans`; says how many bytes came.
     pub(super) async fn fetch(&self, index: &LayerIndex, spans: Range<SpanId>, policy: &Policy) -> Result<u64, Cause> {
         let places = |spans: Range<SpanId>| spans.filter_map(|span| Some((span, *index.window_place(span)?)));
-        let end_of = |(_, place): (SpanId, soci_index::compact::WindowPlace)| place.offset + u64::from(place.length);
-        let count = SpanId::try_from(index.spans.len()).unwrap_or(SpanId::MAX);
-        let whole = places(0..count).next_back().map_or(0, end_of) <= WHOLE_BYTES_MAX;
-        let spans = if whole { 0..count } else { spans };
-        let (Some(first), Some(end)) = (places(spans.clone()).next(), places(spans.clone()).next_back().map(end_of))
-        else {
+        let last = places(spans.clone()).next_back();
+        let (Some(first), Some(end)) = (places(spans.clone()).next(), last.map(|(_, place)| end_of(&place))) else {
             return Ok(0);
         };
         let Some(source) = &self.source else { return Err(Cause::NoWindow { span: first.0 }) };
@@ -140,6 +176,29 @@ impl Histories {
             lock(&self.held).remove(span);
         }
     }
+}
+
+/// The spans whose windows are fetched when those of `spans` are wanted: with neighbours on both sides that lack theirs,
+/// `bytes` in all.
+fn along(index: &LayerIndex, spans: Range<SpanId>, bytes: u64, is_lacking: &dyn Fn(SpanId) -> bool) -> Range<SpanId> {
+    let count = SpanId::try_from(index.spans.len()).unwrap_or(SpanId::MAX);
+    let place = |span: &SpanId| index.window_place(*span);
+    let all = (0..count).rev().find_map(|span| place(&span)).map_or(0, end_of);
+    if all <= WHOLE_BYTES_MAX {
+        return 0..count;
+    }
+    let start = spans.clone().find_map(|span| place(&span)).map_or(0, |place| place.offset);
+    let end = spans.clone().rev().find_map(|span| place(&span)).map_or(all, end_of);
+    let (lowest, highest) = (start.saturating_sub(bytes / 2), end.saturating_add(bytes / 2));
+    let is_before = |span: &SpanId| is_lacking(*span) && place(span).is_none_or(|place| place.offset >= lowest);
+    let is_behind = |span: &SpanId| is_lacking(*span) && place(span).is_none_or(|place| end_of(place) <= highest);
+    let first = (0..spans.start).rev().take_while(is_before).last().unwrap_or(spans.start);
+    let last = (spans.end..count).take_while(is_behind).last().map_or(spans.end, |last| last + 1);
+    first..last
+}
+
+fn end_of(place: &WindowPlace) -> u64 {
+    place.offset + u64::from(place.length)
 }
 
 /// The end of what comes before a span, if that is in the store.

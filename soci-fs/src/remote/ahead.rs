@@ -2,7 +2,7 @@
 //!
 //! When the layers of an image have been asked for, its profile is looked for while they are opened; when they are open,
 //! what it names is fetched, and for a minute and a half the layers' readers are listened to, which is what the node
-//! remembers of the image. A layer that images share is listened to for all of them, so a profile may name more than its
+//! remembers of the image. Where there is no profile, what the files that are read name is fetched as long. A layer that images share is listened to for all of them, so a profile may name more than its
 //! image reads: that costs bytes.
 //!
 //! Invariants: one such start per image at a time; nothing that goes wrong here keeps a layer from being provided.
@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use soci_index::digest::Digest;
+use soci_index::image::model::Descriptor;
 use soci_index::limits::Limits;
 
 use super::{ImageKey, RemoteLayers, Underway};
+use crate::mentions::{Follower, Names};
 use crate::open::ImageOpener;
 use crate::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
 use crate::reader::LayerReader;
+use crate::tree::Tree;
 use crate::trust::Provisional;
 
 /// How long after its layers are there reads belong to the start-up of an image.
@@ -28,6 +31,8 @@ const START_UP: Duration = Duration::from_secs(90);
 pub struct ProfileOptions {
     /// Whether profiles are used: the published default, else what the node remembers.
     pub replay: bool,
+    /// Whether what files name is fetched ahead, where there is no profile.
+    pub follow_names: bool,
     /// Whether start-ups are recorded.
     pub record: bool,
     /// Where they are remembered.
@@ -53,7 +58,9 @@ impl RemoteLayers {
     pub(super) fn run_ahead(&self, key: &ImageKey, image: &Arc<ImageOpener>, layers: Vec<Underway<u16>>) {
         let options = &self.0.options.profiles;
         let manifest = key.manifest;
-        if !(options.replay || options.record) || !self.0.start_ups.change(|known| known.insert(manifest)) {
+        if !(options.replay || options.record || options.follow_names)
+            || !self.0.start_ups.change(|known| known.insert(manifest))
+        {
             return;
         }
         let (this, key, image) = (self.clone(), key.clone(), Arc::clone(image));
@@ -77,7 +84,7 @@ impl RemoteLayers {
             let profile = options.memory.as_ref().filter(|_| options.replay)?.load(&key.manifest)?;
             Some(Wanted { name: "of this node".to_owned(), profile: Arc::new(profile), published: None })
         };
-        let readers = self.readers(image);
+        let (readers, trees) = self.open_layers(image);
         let start_up = options.start_up.unwrap_or(START_UP);
         let recorder = Recorder::for_time(Limits::DEFAULT, start_up);
         if options.record {
@@ -88,11 +95,18 @@ impl RemoteLayers {
             budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)),
             packs: self.0.options.open.trust.provisional() == Provisional::Allow,
         };
-        let replay = published.or_else(remembered).map(|wanted| {
+        let wanted = published.or_else(remembered);
+        let follower = (options.follow_names && wanted.is_none()).then(|| {
+            let layers = trees.into_iter().zip(readers.iter().map(|reader| Arc::clone(reader.index())));
+            Follower::start(Names::of_layers(layers.collect()), readers.clone(), &self.0.runtime)
+        });
+        let replay = wanted.map(|wanted| {
             tracing::info!(image = %key, profile = wanted.name, bytes = wanted.profile.bytes(), "fetching ahead by a profile");
             Replay::start(wanted, source, readers, replay_options, &self.0.runtime)
         });
-        tokio::time::sleep(if options.record { start_up } else { Duration::ZERO }).await;
+        let listens = options.record || follower.is_some();
+        tokio::time::sleep(if listens { start_up } else { Duration::ZERO }).await;
+        drop(follower);
         self.remember(key, &recorder);
         if let Some(replay) = replay {
             replay.finished().await;
@@ -107,9 +121,12 @@ impl RemoteLayers {
         }
     }
 
-    /// The readers of an image's layers that are open.
-    fn readers(&self, image: &ImageOpener) -> Vec<LayerReader> {
-        let layers = image.image().manifest.layers.iter();
-        layers.filter_map(|layer| self.0.forest.reader(self.0.slots.find(&layer.digest)?)).collect()
+    /// The readers and trees of an image's layers that are open, lowest first.
+    fn open_layers(&self, image: &ImageOpener) -> (Vec<LayerReader>, Vec<Arc<Tree>>) {
+        let open = |layer: &Descriptor| {
+            let slot = self.0.slots.find(&layer.digest)?;
+            Some((self.0.forest.reader(slot)?, self.0.forest.tree(slot)?))
+        };
+        image.image().manifest.layers.iter().filter_map(open).unzip()
     }
 }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use soci_fs::image::Image;
+use soci_fs::mentions::Follower;
 use soci_fs::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
 use soci_fs::reader::LayerReader;
 use soci_fs::trust;
@@ -33,7 +35,8 @@ pub(super) struct Search {
 
 /// What runs ahead of a mount's readers, and what listens to them.
 pub(super) struct Ahead {
-    _replay: Option<Replay>,
+    replay: Option<Replay>,
+    follower: Option<Follower>,
     remembering: Option<(Recorder, Memory, Digest)>,
 }
 
@@ -98,11 +101,18 @@ impl Search {
             }
             (recorder, self.memory, self.image)
         });
-        Ok(Ahead { _replay: replay, remembering })
+        Ok(Ahead { replay, follower: None, remembering })
     }
 }
 
 impl Ahead {
+    /// Fetches what the files that are read name, if nobody has said what will be read.
+    pub(super) fn follow_names(&mut self, image: &Image) {
+        if self.replay.is_none() {
+            self.follower = Some(Follower::start(image.names(), image.layers().to_vec(), &Handle::current()));
+        }
+    }
+
     /// Ends with the mount: remembers what its start-up read.
     pub(super) fn end(self) {
         let Some((recorder, memory, image)) = self.remembering else { return };

@@ -12,6 +12,8 @@ use soci_fs::remote::ProfileOptions;
 pub struct Profile {
     /// Fetch ahead what a profile names: the one that is published as default, else what this node saw itself.
     pub replay: bool,
+    /// Where there is no profile: fetch ahead what the files that are read name, libraries and modules.
+    pub follow_names: bool,
     /// Note what start-ups read, and remember it below the root.
     pub record: bool,
     /// Compressed bytes that a profile may cost; 0 is a quarter of the image, 16 MiB at least and 512 MiB at most.
@@ -19,9 +21,9 @@ pub struct Profile {
 }
 
 impl Default for Profile {
-    /// Both: it costs bytes that are wanted soon anyway.
+    /// All: it costs bytes that are wanted soon anyway.
     fn default() -> Self {
-        Self { replay: true, record: true, budget_bytes: 0 }
+        Self { replay: true, follow_names: true, record: true, budget_bytes: 0 }
     }
 }
 
@@ -31,6 +33,7 @@ impl Profile {
     pub fn options(&self, root: &Path) -> ProfileOptions {
         ProfileOptions {
             replay: self.replay,
+            follow_names: self.follow_names,
             record: self.record,
             memory: Some(Memory::new(root.join("profiles"))),
             budget_bytes: (self.budget_bytes > 0).then_some(self.budget_bytes),

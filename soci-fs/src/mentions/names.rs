@@ -1,0 +1,488 @@
+//! Finds the files of an image that names lead to, as a loader, a kernel and Python would.
+//!
+//! It is a guess, and may be wrong in what nobody can know without running the program: search paths come from the files
+//! that were seen so far, variables of the environment do not count, a name of a deleted file of a lower layer may be
+//! found. Pure: it knows trees and tables of files, no bytes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use soci_index::entry::{Entry, EntryKind};
+use soci_index::index::LayerIndex;
+
+use super::Mention;
+use crate::tree::{NodeKind, NodeNumber, Tree};
+
+/// Links on the way to a file.
+const LINKS_MAX: usize = 8;
+/// Roots of modules that are kept.
+const ROOTS_MAX: usize = 16;
+/// Directories that are remembered by their paths.
+const DIRECTORIES_MAX: usize = 4096;
+/// Where libraries lie, if nothing else is said; directories of an architecture are added.
+const LIBRARY_DIRECTORIES: [&str; 6] = ["lib", "usr/lib", "lib64", "usr/lib64", "usr/local/lib", "usr/local/lib64"];
+/// Where Python has the compiled forms of modules.
+const CACHE: &[u8] = b"__pycache__";
+/// Packages that many modules name and no program imports.
+const TESTS: [&[u8]; 2] = [b"test", b"tests"];
+/// Where Python's own library has modules in C.
+const DYNAMIC: &[u8] = b"lib-dynload";
+
+/// A file of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileAt {
+    /// Number of the layer among those that [`Names`] was made of.
+    pub layer: usize,
+    /// Position in the layer's table.
+    pub entry: u32,
+}
+
+/// What a name leads to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meant {
+    /// The files.
+    pub files: Vec<FileAt>,
+    /// A module of another package, by a single word: many a word is called like a module and means something else.
+    pub is_far: bool,
+}
+
+/// The trees of an image, and what was learned of where programs look.
+#[derive(Debug)]
+pub struct Names {
+    views: Vec<View>,
+    layers: Vec<Arc<LayerIndex>>,
+    /// Directories that were looked for, by path.
+    directories: HashMap<Box<[u8]>, Directory>,
+    /// Where Python looks for modules, the one that was found first in front.
+    roots: Vec<Box<[u8]>>,
+    /// Where the loader looks for libraries.
+    libraries: Vec<Box<[u8]>>,
+}
+
+/// A tree, and the numbers of the layers that its nodes speak of.
+#[derive(Debug)]
+struct View {
+    tree: Arc<Tree>,
+    layers: Range<usize>,
+}
+
+/// A directory in those views that have it, by number of the view.
+type Directory = Arc<[(usize, NodeNumber)]>;
+
+impl Names {
+    /// The files of layers that are stacked, lowest first, each with its tree.
+    #[must_use]
+    pub fn of_layers(layers: Vec<(Arc<Tree>, Arc<LayerIndex>)>) -> Self {
+        let view = |(number, (tree, _)): (usize, &(Arc<Tree>, Arc<LayerIndex>))| View {
+            tree: Arc::clone(tree),
+            layers: number..number + 1,
+        };
+        // What is above comes first.
+        let views = layers.iter().enumerate().map(view).rev().collect();
+        Self::new(views, layers.into_iter().map(|(_, index)| index).collect())
+    }
+
+    /// The files of an image whose layers were merged into one tree.
+    #[must_use]
+    pub fn of_image(tree: Arc<Tree>, layers: Vec<Arc<LayerIndex>>) -> Self {
+        Self::new(vec![View { tree, layers: 0..layers.len() }], layers)
+    }
+
+    fn new(views: Vec<View>, layers: Vec<Arc<LayerIndex>>) -> Self {
+        let (directories, roots, libraries) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut names = Self { views, layers, directories, roots, libraries };
+        for usual in LIBRARY_DIRECTORIES {
+            let directory = names.directory(usual.as_bytes());
+            let below = names.children(&directory).filter(|name| name.ends_with(b"-linux-gnu"));
+            let below: Vec<Box<[u8]>> = below.map(|name| join(usual.as_bytes(), name)).collect();
+            names.libraries.extend(below);
+            names.libraries.push(usual.as_bytes().into());
+        }
+        names
+    }
+
+    /// The table of a layer's files.
+    #[must_use]
+    pub fn index(&self, layer: usize) -> Option<&Arc<LayerIndex>> {
+        self.layers.get(layer)
+    }
+
+    /// What the layer says of a file.
+    #[must_use]
+    pub fn entry(&self, file: FileAt) -> Option<&Entry> {
+        self.layers.get(file.layer)?.entries.get(file.entry as usize)
+    }
+
+    /// The files that `mention`, found in `from`, leads to.
+    pub fn find(&mut self, from: FileAt, mention: &Mention) -> Meant {
+        let Some(name) = self.entry(from).map(|entry| entry.name.clone()) else { return Meant::default() };
+        let path = clean(&name);
+        let directory = parent(&path);
+        let sure = |files: Vec<FileAt>| Meant { files, is_far: false };
+        match mention {
+            Mention::Path(path) => sure(self.path(path).into_iter().collect()),
+            Mention::Library { name, directories } => {
+                sure(self.library(directory, name, directories).into_iter().collect())
+            }
+            Mention::Module(name) => self.module(directory, name),
+        }
+    }
+
+    /// The regular file at a path, links followed.
+    fn path(&mut self, path: &[u8]) -> Option<FileAt> {
+        let mut path = clean(path);
+        for _ in 0..LINKS_MAX {
+            let found = self.entry_at(&path)?;
+            let entry = self.entry(found)?;
+            if entry.kind != EntryKind::Symlink {
+                return (entry.kind == EntryKind::Regular).then_some(found);
+            }
+            let link = entry.link.clone();
+            path = if link.starts_with(b"/") { clean(&link) } else { clean(&join(parent(&path), &link)) };
+        }
+        None
+    }
+
+    /// What is at a path whose directories may be links.
+    fn entry_at(&mut self, path: &[u8]) -> Option<FileAt> {
+        let (mut directory, name) = (parent(path).to_vec(), last(path));
+        for _ in 0..LINKS_MAX {
+            let found = self.directory(&directory);
+            if !found.is_empty() {
+                return self.child(&found, name);
+            }
+            // The first part that is a link is replaced.
+            let mut parts = directory.split(|byte| *byte == b'/');
+            let mut walked = Vec::new();
+            let link = loop {
+                let part = parts.next()?;
+                let above = self.directory(&walked);
+                let entry = self.child(&above, part).and_then(|file| self.entry(file));
+                match entry.filter(|entry| entry.kind == EntryKind::Symlink) {
+                    Some(entry) => break entry.link.clone(),
+                    None => walked = join(&walked, part).into(),
+                }
+            };
+            let target = if link.starts_with(b"/") { link } else { join(&walked, &link) };
+            let rest: Vec<&[u8]> = std::iter::once(&target[..]).chain(parts).collect();
+            directory = clean(&rest.join(&b'/')).into();
+        }
+        None
+    }
+
+    fn library(&mut self, directory: &[u8], name: &[u8], said: &[Box<[u8]>]) -> Option<FileAt> {
+        let origin = |path: &[u8]| -> Box<[u8]> {
+            let behind = path.strip_prefix(b"$ORIGIN").or_else(|| path.strip_prefix(b"${ORIGIN}"));
+            behind.map_or_else(|| path.into(), |behind| join(directory, behind.strip_prefix(b"/").unwrap_or(behind)))
+        };
+        let said: Vec<Box<[u8]>> = said.iter().map(|path| origin(path)).collect();
+        let usual = self.libraries.clone();
+        said.iter().chain(&usual).find_map(|directory| self.path(&join(directory, name)))
+    }
+
+    /// The files of a module, and of the packages that it is in: from the directory of the file that names it up to the
+    /// root of that one's package, then from all roots.
+    fn module(&mut self, directory: &[u8], name: &[u8]) -> Meant {
+        if name.split(|byte| *byte == b'.').any(|part| TESTS.contains(&part)) {
+            return Meant::default();
+        }
+        let mut base = if last(directory) == CACHE { parent(directory) } else { directory };
+        loop {
+            let here = self.directory(base);
+            let found = self.module_below(&here, name);
+            if !found.is_empty() {
+                return Meant { files: found, is_far: false };
+            }
+            if base.is_empty() || !self.is_package(&here) {
+                break;
+            }
+            base = parent(base);
+        }
+        self.learn_root(base);
+        for root in self.roots.clone() {
+            let root = self.directory(&root);
+            let mut found = self.module_below(&root, name);
+            if found.is_empty() {
+                found = self.module_below(&self.below(&root, DYNAMIC), name);
+            }
+            if !found.is_empty() {
+                return Meant { files: found, is_far: !name.contains(&b'.') };
+            }
+        }
+        Meant::default()
+    }
+
+    fn learn_root(&mut self, root: &[u8]) {
+        if self.roots.len() < ROOTS_MAX && !self.roots.iter().any(|known| **known == *root) {
+            self.roots.push(root.into());
+        }
+    }
+
+    fn is_package(&self, directory: &Directory) -> bool {
+        self.child(directory, b"__init__.py").is_some() || !self.forms(directory, b"__init__").is_empty()
+    }
+
+    fn module_below(&self, base: &Directory, name: &[u8]) -> Vec<FileAt> {
+        let (mut found, mut directory) = (Vec::new(), Arc::clone(base));
+        for part in name.split(|byte| *byte == b'.') {
+            let package = self.below(&directory, part);
+            if package.is_empty() {
+                found.extend(self.forms(&directory, part));
+                break;
+            }
+            found.extend(self.forms(&package, b"__init__"));
+            directory = package;
+        }
+        found
+    }
+
+    /// The files of the module `name` in a directory: libraries, the compiled form, and the source where there is none.
+    fn forms(&self, directory: &Directory, name: &[u8]) -> Vec<FileAt> {
+        let prefix = [name, b"."].concat();
+        let mut forms = self.regular_with(directory, &prefix, |rest| rest.ends_with(b"so"));
+        let is_plain = |rest: &[u8]| rest.ends_with(b".pyc") && !contains(rest, b"opt-");
+        forms.extend(self.regular_with(&self.below(directory, CACHE), &prefix, is_plain));
+        if forms.is_empty() {
+            forms = self.regular_with(directory, &prefix, |rest| rest == b"py");
+        }
+        forms
+    }
+
+    /// The regular files of a directory whose names begin with `prefix`, and what is behind that is as it should be.
+    fn regular_with(&self, directory: &Directory, prefix: &[u8], is_good: impl Fn(&[u8]) -> bool) -> Vec<FileAt> {
+        let mut found: Vec<(&[u8], FileAt)> = Vec::new();
+        for (view, node) in directory.iter() {
+            let view = &self.views[*view];
+            for child in view.tree.children_with(*node, prefix).filter(|child| is_good(&child.name[prefix.len()..])) {
+                let is_new = found.iter().all(|(name, _)| *name != child.name);
+                found.extend(view.regular(child.node).filter(|_| is_new).map(|file| (child.name, file)));
+            }
+        }
+        found.into_iter().map(|(_, file)| file).collect()
+    }
+
+    fn children<'here>(&'here self, directory: &'here Directory) -> impl Iterator<Item = &'here [u8]> {
+        let of = |(view, node): &(usize, NodeNumber)| self.views[*view].tree.children(*node, 0);
+        directory.iter().flat_map(of).map(|(_, child)| child.name)
+    }
+
+    /// What is called `name` in a directory.
+    fn child(&self, directory: &Directory, name: &[u8]) -> Option<FileAt> {
+        directory.iter().find_map(|(view, node)| {
+            let view = &self.views[*view];
+            view.file(view.tree.lookup(*node, name)?)
+        })
+    }
+
+    /// The directory `name` in a directory; empty if there is none.
+    fn below(&self, directory: &Directory, name: &[u8]) -> Directory {
+        let in_view = |(number, node): &(usize, NodeNumber)| {
+            let node = self.views[*number].tree.lookup(*node, name)?;
+            self.views[*number].is_directory(node).then_some((*number, node))
+        };
+        directory.iter().filter_map(in_view).collect()
+    }
+
+    /// The directory at a path; empty if there is none.
+    fn directory(&mut self, path: &[u8]) -> Directory {
+        if let Some(known) = self.directories.get(path) {
+            return Arc::clone(known);
+        }
+        let in_view = |(number, view): (usize, &View)| {
+            let node = view.tree.find(path)?;
+            view.is_directory(node).then_some((number, node))
+        };
+        let found: Directory = self.views.iter().enumerate().filter_map(in_view).collect();
+        if self.directories.len() >= DIRECTORIES_MAX {
+            self.directories.clear();
+        }
+        self.directories.insert(path.into(), Arc::clone(&found));
+        found
+    }
+}
+
+impl View {
+    fn is_directory(&self, node: NodeNumber) -> bool {
+        self.tree.node(node).is_some_and(|node| node.kind() == NodeKind::Directory)
+    }
+
+    fn file(&self, node: NodeNumber) -> Option<FileAt> {
+        let node = self.tree.node(node)?;
+        let layer = self.layers.start + usize::from(node.layer());
+        (layer < self.layers.end).then_some(FileAt { layer, entry: node.entry()? })
+    }
+
+    fn regular(&self, node: NodeNumber) -> Option<FileAt> {
+        self.file(node).filter(|_| self.tree.node(node).is_some_and(|node| node.kind() == NodeKind::Regular))
+    }
+}
+
+/// A path without a slash in front, without `.` and `..`.
+fn clean(path: &[u8]) -> Box<[u8]> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join(&b'/').into()
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |slash| &path[..slash])
+}
+
+fn last(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(path, |slash| &path[slash + 1..])
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Box<[u8]> {
+    if directory.is_empty() { name.into() } else { [directory, b"/", name].concat().into() }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::tests::entry;
+
+    /// Layers of names; `->` makes a link.
+    fn layers(layers: &[&[&str]]) -> Vec<(Arc<Tree>, Arc<LayerIndex>)> {
+        let layer = |names: &&[&str]| {
+            let one = |name: &&str| match name.split_once("->") {
+                Some((name, target)) => entry(name, EntryKind::Symlink, target, 0),
+                None => entry(name, EntryKind::Regular, "", 0),
+            };
+            let entries: Vec<Entry> = names.iter().map(one).collect();
+            let tree = Arc::new(Tree::of_layer(&entries).unwrap());
+            let mut index = soci_index::indexer::index_bytes(
+                &[0; 1024],
+                soci_index::indexer::Options::of(soci_index::index::Compression::None),
+            )
+            .unwrap()
+            .index;
+            index.entries = entries;
+            (tree, Arc::new(index))
+        };
+        layers.iter().map(layer).collect()
+    }
+
+    const BASE: &[&str] = &[
+        "lib->usr/lib",
+        "lib64->usr/lib64",
+        "usr/lib64/ld-linux-x86-64.so.2->../lib/x86_64-linux-gnu/ld-2.36.so",
+        "usr/lib/x86_64-linux-gnu/ld-2.36.so",
+        "usr/lib/x86_64-linux-gnu/libm.so.6->libm-2.36.so",
+        "usr/lib/x86_64-linux-gnu/libm-2.36.so",
+        "usr/lib/loop.so->loop.so",
+        "usr/bin/python3",
+    ];
+    const PYTHON: &[&str] = &[
+        "usr/lib/python3.11/os.py",
+        "usr/lib/python3.11/__pycache__/os.cpython-311.pyc",
+        "usr/lib/python3.11/__pycache__/os.cpython-311.opt-1.pyc",
+        "usr/lib/python3.11/lib-dynload/_ssl.cpython-311-x86_64-linux-gnu.so",
+        "usr/lib/python3.11/only.py",
+        "usr/lib/python3.11/json/__init__.py",
+        "usr/lib/python3.11/json/decoder.py",
+        "usr/lib/python3.11/json/__pycache__/__init__.cpython-311.pyc",
+    ];
+    const PACKAGES: &[&str] = &[
+        "opt/site/big/__init__.py",
+        "opt/site/big/sub/__init__.py",
+        "opt/site/big/sub/_c.cpython-311-x86_64-linux-gnu.so",
+        "opt/site/big/sub/other.py",
+        "opt/site/big/up.py",
+        "opt/site/big.libs/libblas-1.so",
+    ];
+
+    #[test]
+    fn names_lead_to_files() {
+        let layers = layers(&[BASE, PYTHON, PACKAGES]);
+        let mut names = Names::of_layers(layers);
+        let at = |names: &Names, path: &str| {
+            let find = |(layer, index): (usize, &Arc<LayerIndex>)| {
+                let entry = index.entries.iter().position(|entry| *entry.name == *path.as_bytes())?;
+                Some(FileAt { layer, entry: u32::try_from(entry).unwrap() })
+            };
+            names.layers.iter().enumerate().find_map(find).unwrap_or_else(|| panic!("{path}"))
+        };
+        let path = |path: &str| Mention::Path(path.as_bytes().into());
+        let module = |name: &str| Mention::Module(name.as_bytes().into());
+        let library = |name: &str, directories: &[&str]| Mention::Library {
+            name: name.as_bytes().into(),
+            directories: directories.iter().map(|path| path.as_bytes().into()).collect(),
+        };
+        let extension = "opt/site/big/sub/_c.cpython-311-x86_64-linux-gnu.so";
+        for (from, mention, expected) in [
+            ("usr/bin/python3", path("/lib64/ld-linux-x86-64.so.2"), vec!["usr/lib/x86_64-linux-gnu/ld-2.36.so"]),
+            ("usr/bin/python3", path("/usr/lib/loop.so"), vec![]),
+            ("usr/bin/python3", path("/usr/lib"), vec![]),
+            ("usr/bin/python3", path("/"), vec![]),
+            ("usr/bin/python3", library("libm.so.6", &[]), vec!["usr/lib/x86_64-linux-gnu/libm-2.36.so"]),
+            ("usr/bin/python3", library("libnone.so", &["$ORIGIN"]), vec![]),
+            (
+                extension,
+                library("libblas-1.so", &["/lib", "$ORIGIN/../../big.libs"]),
+                vec!["opt/site/big.libs/libblas-1.so"],
+            ),
+            // Python's own, which makes its directory a root.
+            (
+                "usr/lib/python3.11/os.py",
+                module("json.decoder"),
+                vec![
+                    "usr/lib/python3.11/json/__pycache__/__init__.cpython-311.pyc",
+                    "usr/lib/python3.11/json/decoder.py",
+                ],
+            ),
+            (
+                "usr/lib/python3.11/__pycache__/os.cpython-311.pyc",
+                module("_ssl"),
+                vec!["usr/lib/python3.11/lib-dynload/_ssl.cpython-311-x86_64-linux-gnu.so"],
+            ),
+            (
+                "usr/lib/python3.11/json/__init__.py",
+                module("os"),
+                vec!["usr/lib/python3.11/__pycache__/os.cpython-311.pyc"],
+            ),
+            // A package's: beside, above, from its root, from the other root.
+            ("opt/site/big/sub/other.py", module("_c"), vec![extension]),
+            ("opt/site/big/sub/other.py", module("up"), vec!["opt/site/big/up.py"]),
+            (
+                "opt/site/big/sub/other.py",
+                module("big.sub._c"),
+                vec!["opt/site/big/__init__.py", "opt/site/big/sub/__init__.py", extension],
+            ),
+            ("opt/site/big/up.py", module("only"), vec!["usr/lib/python3.11/only.py"]),
+            ("opt/site/big/up.py", module("nothing.of.this"), vec![]),
+        ] {
+            let start = at(&names, from);
+            let expected: Vec<FileAt> = expected.into_iter().map(|path| at(&names, path)).collect();
+            assert_eq!(names.find(start, &mention).files, expected, "{from}: {mention:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_above_hides_what_is_below() {
+        let all = layers(&[&["a/m.py", "a/x.py"], &["a/m.py"]]);
+        let mut names = Names::of_layers(all.clone());
+        let found = names.find(FileAt { layer: 0, entry: 1 }, &Mention::Module(b"m".as_slice().into()));
+        assert_eq!(found.files, [FileAt { layer: 1, entry: 0 }]);
+        assert!(
+            names.find(FileAt { layer: 7, entry: 0 }, &Mention::Path(b"/a/m.py".as_slice().into())).files.is_empty()
+        );
+        // The same as one tree.
+        let merged = crate::view::merge(&all.iter().map(|(tree, _)| &**tree).collect::<Vec<_>>()).unwrap();
+        let mut names = Names::of_image(Arc::new(merged), all.into_iter().map(|(_, index)| index).collect());
+        let found = names.find(FileAt { layer: 0, entry: 1 }, &Mention::Path(b"/a/m.py".as_slice().into()));
+        assert_eq!(found.files, [FileAt { layer: 1, entry: 0 }]);
+    }
+}

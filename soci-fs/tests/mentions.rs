@@ -1,0 +1,152 @@
+//! Files that others name, fetched before they are read.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::time::Duration;
+
+use soci_fs::image::Image;
+use soci_fs::mentions::Follower;
+use soci_fs::reader::LayerReader;
+use soci_fs::store::Store;
+use support::{Layer, noise, plain_policy};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+const SPAN: u64 = 64 << 10;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A layer of files, in their order; a plain one, so that a span is as large as its bytes.
+fn layer(files: &[(String, Vec<u8>)]) -> Layer {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, name, &content[..]).unwrap();
+    }
+    Layer::plain(builder.into_inner().unwrap(), SPAN)
+}
+
+fn module(name: &str, imports: &str, bytes: usize) -> (String, Vec<u8>) {
+    let mut content = format!("{imports}\nTEXT = '''").into_bytes();
+    content.extend(noise(name.len() as u64 + bytes as u64, bytes));
+    (name.to_owned(), content)
+}
+
+fn other(number: usize) -> (String, Vec<u8>) {
+    (format!("srv/file{number}"), noise(number as u64, 300_000))
+}
+
+fn entry(reader: &LayerReader, name: &str) -> u32 {
+    let found = reader.index().entries.iter().position(|entry| *entry.name == *name.as_bytes());
+    u32::try_from(found.unwrap()).unwrap()
+}
+
+/// Whether all of a file is here.
+fn is_here(reader: &LayerReader, name: &str) -> bool {
+    let entry = &reader.index().entries[entry(reader, name) as usize];
+    let bytes = entry.header_offset..entry.data_offset + entry.size;
+    reader.index().spans.covering(bytes).all(|span| reader.store().is_present(span))
+}
+
+async fn until(what: &str, is_done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_done() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not in time");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The chain of imports is walked over two layers, from what was read; nothing else is fetched.
+#[tokio::test]
+async fn what_is_named_is_fetched() {
+    let lower = layer(&[
+        module("usr/lib/python3.11/os.py", "import sys", 100_000),
+        other(0),
+        module("usr/lib/python3.11/json/__init__.py", "from . import decoder", 1000),
+        other(1),
+        module("usr/lib/python3.11/json/decoder.py", "", 100_000),
+        other(2),
+        module("usr/lib/python3.11/unused.py", "", 100_000),
+        other(3),
+    ]);
+    let upper = layer(&[
+        other(4),
+        module("opt/app/main.py", "import os\nfrom app import part", 1000),
+        other(5),
+        module("opt/app/__init__.py", "", 10),
+        other(6),
+        module("opt/app/part.py", "import json", 1000),
+        other(7),
+    ]);
+    for follows in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let readers: Vec<LayerReader> =
+            [&lower, &upper].iter().map(|layer| layer.reader(&store, layer.memory(), plain_policy())).collect();
+        let [below, above] = &readers[..] else { unreachable!() };
+        let image = Image::new(readers.clone()).unwrap();
+        let follower = follows.then(|| Follower::start(image.names(), readers.clone(), &Handle::current()));
+        // A file of Python's own, by which its directory becomes known.
+        below.read_file(entry(below, "usr/lib/python3.11/os.py"), 0, 100).await.unwrap();
+        above.read_file(entry(above, "opt/app/main.py"), 0, 100).await.unwrap();
+        if follows {
+            until("a sibling", || is_here(above, "opt/app/part.py")).await;
+            // The sibling is no more than named: what it may mean by one word waits until it is read.
+            above.read_file(entry(above, "opt/app/part.py"), 0, 100).await.unwrap();
+            until("another package", || is_here(below, "usr/lib/python3.11/json/decoder.py")).await;
+            assert!(is_here(below, "usr/lib/python3.11/json/__init__.py"));
+        } else {
+            sleep(Duration::from_millis(200)).await;
+            assert!(!is_here(above, "opt/app/part.py"));
+        }
+        assert!(!is_here(below, "usr/lib/python3.11/unused.py"));
+        assert!((0..4).all(|number| !is_here(below, &format!("srv/file{number}"))));
+        assert!((4..8).all(|number| !is_here(above, &format!("srv/file{number}"))));
+        let counts = below.ahead_counts();
+        assert_eq!(counts.foreseen > 0, follows, "{counts:?}");
+        drop(follower);
+    }
+}
+
+/// A file that names much: fetched as far as the credit goes, and on as what was fetched is read.
+#[tokio::test]
+async fn what_may_be_wrong_is_bounded() {
+    const CREDIT: u64 = 8 << 20;
+    let count = 160;
+    let imports: String = (0..count).map(|number| format!("import m{number}\n")).collect();
+    let mut files = vec![module("lib/main.py", &imports, 10)];
+    files.extend((0..count).map(|number| module(&format!("lib/m{number}.py"), "", 128 << 10)));
+    let layer = layer(&files);
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let reader = layer.reader(&store, layer.memory(), plain_policy());
+    let image = Image::new(vec![reader.clone()]).unwrap();
+    let _follower = Follower::start(image.names(), vec![reader.clone()], &Handle::current());
+    reader.read_file(entry(&reader, "lib/main.py"), 0, 100).await.unwrap();
+    let settled = async || {
+        let mut before = 0;
+        let start = Instant::now();
+        loop {
+            sleep(Duration::from_millis(200)).await;
+            let now = reader.counts().fetched_bytes;
+            if now == before {
+                return now;
+            }
+            assert!(start.elapsed() < PATIENCE, "it goes on and on");
+            before = now;
+        }
+    };
+    let first = settled().await;
+    assert!((CREDIT..CREDIT + (2 << 20)).contains(&first), "{first}");
+    for number in 0..30 {
+        reader.read_file(entry(&reader, &format!("lib/m{number}.py")), 0, 128 << 10).await.unwrap();
+    }
+    let second = settled().await;
+    assert!(second > first + (2 << 20) && second < CREDIT + (12 << 20), "{first} {second}");
+    let counts = reader.ahead_counts();
+    assert!(counts.foreseen_unread > 0 && counts.foreseen > counts.foreseen_unread, "{counts:?}");
+}
