@@ -2,8 +2,8 @@
 //!
 //! When the layers of an image have been asked for, its profile is looked for while they are opened; when they are open,
 //! what it names is fetched, and for a minute and a half the layers' readers are listened to, which is what the node
-//! remembers of the image. Where there is no profile, what the files that are read name is fetched as long. A layer that images share is listened to for all of them, so a profile may name more than its
-//! image reads: that costs bytes.
+//! remembers of the image. Where there is no profile, what the files that are read name is fetched for as long. A layer
+//! that images share is listened to for all of them, so a profile may name more than its image reads: that costs bytes.
 //!
 //! Invariants: one such start per image at a time; nothing that goes wrong here keeps a layer from being provided.
 
