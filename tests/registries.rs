@@ -6,8 +6,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -16,16 +14,13 @@ use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::reference::ManifestName;
-use soci_index::registry::referrers::{ApiAnswer, FoundBy};
-use soci_index::registry::upload::PushedBlob;
-use soci_index::registry::{Body, ClientOptions, Registry, Repository, UploadSizes};
+use soci_index::registry::Repository;
+use soci_index::registry::referrers::ApiAnswer;
 use soci_index::span_index::SPAN_INDEX;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{Distribution, DockerRegistry, Ferro, Peryx, client, client_with_password};
 use soci_tests::{run, soci};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
 /// What comes of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -485,68 +480,6 @@ async fn to_where_artifacts_are_refused() {
     }
 }
 
-/// How many publish at the same moment.
-const WRITERS: usize = 16;
-
-/// Many images of one repository never meet; many indexes of one image meet in its fallback tag.
-async fn sixteen_writers(clients: Vec<Repository>, image: &Image) {
-    let subject = Descriptor::of(media_type::MANIFEST, &image.manifest);
-    let config = Descriptor { media_type: SOCI_INDEX_V1.to_owned(), ..Descriptor::of("", b"{}") };
-    let pushed = clients.first().unwrap().push_blob(&config.digest, Body::Bytes("{}".into()), None).await;
-    pushed.unwrap();
-    let mut writers = tokio::task::JoinSet::new();
-    for (number, repository) in clients.iter().cloned().enumerate() {
-        let manifest = json!({
-            "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": config, "layers": [], "subject": subject,
-            "annotations": { "writer": number.to_string() },
-        });
-        let bytes = manifest.to_string();
-        writers.spawn(async move { repository.push_referrer(media_type::MANIFEST, bytes.into()).await });
-    }
-    let (mut digests, mut writes) = (Vec::new(), Vec::new());
-    for pushed in writers.join_all().await {
-        let pushed = pushed.unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(pushed.found_by, FoundBy::FallbackTag);
-        digests.push(pushed.digest);
-        writes.push(pushed.tag_writes);
-    }
-    println!("writes of the tag: {writes:?}");
-    let listed = clients[0].fallback_entries(&image.digest()).await.unwrap().unwrap();
-    assert_eq!(listed.len(), WRITERS, "nobody is listed twice");
-    digests.retain(|digest| listed.iter().all(|entry| entry.digest != *digest));
-    assert_eq!(digests, [], "nobody is lost");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sixteen_writers_on_docker_registry() {
-    let Some(registry) = DockerRegistry::start() else { return };
-    let clients: Vec<Repository> = (0..WRITERS).map(|_| client(&registry.address).repository("team/app")).collect();
-    let image = image();
-    image.push(&clients[0], "v1").await;
-    sixteen_writers(clients, &image).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sixteen_writers_on_ghcr() {
-    sixteen_writers_with(Profile::Ghcr.quirks()).await;
-}
-
-/// What takes long is between reading the tag and writing it: much more is lost, and found again.
-#[tokio::test(flavor = "multi_thread")]
-async fn sixteen_writers_far_away() {
-    sixteen_writers_with(Quirks { latency: Duration::from_millis(150), ..Profile::GitLab.quirks() }).await;
-}
-
-async fn sixteen_writers_with(quirks: Quirks) {
-    let registry = ProfiledRegistry::with(quirks).await;
-    let login = tempfile::tempdir().unwrap();
-    let clients: Vec<Repository> = (0..WRITERS).map(|_| registry.client(login.path()).repository("team/app")).collect();
-    let image = image();
-    image.push(&clients[0], "v1").await;
-    sixteen_writers(clients, &image).await;
-    assert!(registry.requests().iter().all(|line| !line.starts_with("DELETE ")), "nothing is deleted");
-}
-
 /// What a registry does not take is said in words that lead on.
 #[tokio::test(flavor = "multi_thread")]
 async fn dockers_media_types_on_zot() {
@@ -556,80 +489,6 @@ async fn dockers_media_types_on_zot() {
     let name = ManifestName::Tag("v1".to_owned());
     let refused = repository.push_manifest(&name, media_type::DOCKER_MANIFEST, "{}".into()).await.unwrap_err();
     assert!(refused.to_string().contains("does not accept this media type"), "{refused}");
-}
-
-/// Sends a blob in chunks and reads it back. Answers how many requests it took.
-async fn chunks(registry: &Registry) -> u64 {
-    let upload = UploadSizes { whole_bytes_max: 100_000, chunk_bytes: 100_000 };
-    let options = ClientOptions { upload, ..registry.options().clone() };
-    let repository = Registry::new(registry.name(), options).unwrap().repository("team/app");
-    let content = text(9, 1_234_567);
-    let descriptor = Descriptor::of("application/octet-stream", &content);
-    let pushed = repository.push_blob(&descriptor.digest, Body::Bytes(content.clone().into()), None).await;
-    assert_eq!(pushed, Ok(PushedBlob::Uploaded));
-    let requests = repository.registry().traffic().requests;
-    assert_eq!(repository.blob_bytes(&descriptor, 2_000_000).await.unwrap(), content);
-    requests
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chunks_on_docker_registry() {
-    let Some(registry) = DockerRegistry::start() else { return };
-    assert_eq!(chunks(&client(&registry.address)).await, 16, "HEAD, POST, 13 chunks, PUT");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chunks_on_distribution_v3() {
-    let Some(registry) = Distribution::start() else { return };
-    assert_eq!(chunks(&client(&registry.address)).await, 16);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chunks_on_ferro() {
-    let Some(registry) = Ferro::start() else { return };
-    assert_eq!(chunks(&client(&registry.address)).await, 16);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chunks_on_peryx() {
-    let Some(registry) = Peryx::start() else { return };
-    assert!(chunks(&client_with_password(&registry.address, Peryx::PASSWORD)).await >= 16);
-}
-
-/// The state in the upload's place comes back as it was given; every chunk carries a good login.
-#[tokio::test(flavor = "multi_thread")]
-async fn chunks_on_harbor() {
-    let registry = ProfiledRegistry::start(Profile::Harbor215).await;
-    let login = tempfile::tempdir().unwrap();
-    assert!(chunks(&registry.client(login.path())).await >= 16);
-}
-
-/// An index may come before its image: the order is the pusher's.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_image_may_come_later() {
-    let docker = DockerRegistry::start();
-    let harbor = ProfiledRegistry::start(Profile::Harbor215).await;
-    let login = tempfile::tempdir().unwrap();
-    let harbor = (harbor.client(login.path()), FoundBy::Api, Some(harbor));
-    let docker_client = docker.as_ref().map(|docker| (client(&docker.address), FoundBy::FallbackTag, None));
-    for (registry, expected, _) in [Some(harbor), docker_client].into_iter().flatten() {
-        let (repository, image) = (registry.repository("team/later"), image());
-        let pushed = push_empty_index(&repository, &image).await;
-        assert_eq!(pushed, expected);
-        image.push(&repository, "v1").await;
-        let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
-        assert!(matches!(found, Discovery::Found(_)), "{found:?}");
-    }
-}
-
-async fn push_empty_index(repository: &Repository, image: &Image) -> FoundBy {
-    let config = Descriptor { media_type: SOCI_INDEX_V1.to_owned(), ..Descriptor::of("", b"{}") };
-    repository.push_blob(&config.digest, Body::Bytes("{}".into()), None).await.unwrap();
-    let subject = Descriptor::of(media_type::MANIFEST, &image.manifest);
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": config, "layers": [], "subject": subject,
-    });
-    repository.push_referrer(media_type::MANIFEST, manifest.to_string().into()).await.unwrap().found_by
 }
 
 /// A push that was cut between the manifest and the tag leaves an index that nobody finds; the next run lists it.
@@ -667,71 +526,4 @@ async fn nothing_is_read_back() {
     registry.heal();
     let found = on_registry(&repository, &image.digest(), Which::Newest).await.unwrap();
     assert!(matches!(found, Discovery::Found(found) if found.others == 0));
-}
-
-/// Passes everything on, but cuts the connection on which clients send byte number `cut_at`. Says whether it has.
-async fn cutting_front(registry: &str, cut_at: usize) -> (String, Arc<AtomicBool>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, registry) = (listener.local_addr().unwrap().to_string(), registry.to_owned());
-    let (sent, has_cut) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let shared = Arc::clone(&has_cut);
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (sent, has_cut, registry) = (Arc::clone(&sent), Arc::clone(&shared), registry.clone());
-            tokio::spawn(async move {
-                let server = TcpStream::connect(registry).await.unwrap();
-                let (mut client_reads, mut client_writes) = client.into_split();
-                let (mut server_reads, mut server_writes) = server.into_split();
-                let there = async {
-                    let mut piece = vec![0; 10_000];
-                    while let Ok(length @ 1..) = client_reads.read(&mut piece).await {
-                        let before = sent.fetch_add(length, Ordering::Relaxed);
-                        let cut = (before..before + length).contains(&cut_at);
-                        let passed = if cut { cut_at - before } else { length };
-                        if server_writes.write_all(&piece[..passed]).await.is_err() || cut {
-                            has_cut.fetch_or(cut, Ordering::Relaxed);
-                            return;
-                        }
-                    }
-                };
-                tokio::select! {
-                    () = there => {}
-                    _ = tokio::io::copy(&mut server_reads, &mut client_writes) => {}
-                }
-            });
-        }
-    });
-    (address, has_cut)
-}
-
-/// In the middle of a chunk the connection breaks: whatever the registry makes of what it has, the blob arrives.
-async fn a_cut_chunk(address: &str) {
-    let (address, has_cut) = cutting_front(address, 777_777).await;
-    let requests = chunks(&client(&address)).await;
-    println!("{requests} requests");
-    assert!(has_cut.load(Ordering::Relaxed) && requests > 16, "{requests} requests");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_docker_registry() {
-    let Some(registry) = DockerRegistry::start() else { return };
-    a_cut_chunk(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_distribution_v3() {
-    let Some(registry) = Distribution::start() else { return };
-    a_cut_chunk(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_ferro() {
-    let Some(registry) = Ferro::start() else { return };
-    a_cut_chunk(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_the_demonstrations_registry() {
-    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
-    a_cut_chunk(&registry.host()).await;
 }

@@ -101,9 +101,7 @@ impl Metrics {
             }
         }
         let ours: [(&str, &str, Figure); 5] = [
-            ("soci_layer_ahead_spans", "Spans that were fetched ahead of reads by a guess.", |layer| {
-                layer.ahead_spans.into()
-            }),
+            ("soci_layer_ahead_spans", "Spans that were fetched ahead of reads.", |layer| layer.ahead_spans.into()),
             ("soci_layer_unread_ahead_spans", "Of these, the ones that were not read yet.", |layer| {
                 layer.unread_ahead_spans.into()
             }),

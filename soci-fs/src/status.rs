@@ -30,7 +30,7 @@ pub struct LayerStatus {
     pub fetched_bytes: u64,
     /// Requests made by this process.
     pub requests: u64,
-    /// Spans that this process fetched ahead of reads by a guess.
+    /// Spans that this process fetched ahead of reads: by a guess, or because a file that was read names them.
     #[serde(default)]
     pub ahead_spans: u32,
     /// How many of them were not read yet.
@@ -76,8 +76,8 @@ impl LayerStatus {
             present_spans: store.present_spans(),
             fetched_bytes,
             requests,
-            ahead_spans: ahead.ahead,
-            unread_ahead_spans: ahead.unread,
+            ahead_spans: ahead.ahead + ahead.foreseen,
+            unread_ahead_spans: ahead.unread + ahead.foreseen_unread,
             failures,
             proven: store.is_proven(),
             last_error: reader.last_error(),

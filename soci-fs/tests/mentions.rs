@@ -64,7 +64,7 @@ async fn until(what: &str, is_done: impl Fn() -> bool) {
 #[tokio::test]
 async fn what_is_named_is_fetched() {
     let lower = layer(&[
-        module("usr/lib/python3.11/os.py", "import sys", 100_000),
+        module("usr/lib/python3.11/os.py", "", 100_000),
         other(0),
         module("usr/lib/python3.11/json/__init__.py", "from . import decoder", 1000),
         other(1),
@@ -149,4 +149,31 @@ async fn what_may_be_wrong_is_bounded() {
     assert!(second > first + (2 << 20) && second < CREDIT + (12 << 20), "{first} {second}");
     let counts = reader.ahead_counts();
     assert!(counts.foreseen_unread > 0 && counts.foreseen > counts.foreseen_unread, "{counts:?}");
+}
+
+/// Files that all name each other, thousands of them: programs are served meanwhile, and afterwards.
+#[tokio::test]
+async fn a_layer_that_names_everything() {
+    let count = 3000;
+    let imports: String = (0..count).map(|number| format!("import m{number}\n")).collect();
+    let files: Vec<(String, Vec<u8>)> =
+        (0..count).map(|number| (format!("lib/m{number}.py"), imports.clone().into_bytes())).collect();
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in &files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, name, &content[..]).unwrap();
+    }
+    let layer = Layer::gzip(builder.into_inner().unwrap(), SPAN);
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let reader = layer.reader(&store, layer.memory(), plain_policy());
+    let image = Image::new(vec![reader.clone()]).unwrap();
+    let follower = Follower::start(image.names(), vec![reader.clone()], &Handle::current());
+    reader.read_file(entry(&reader, "lib/m0.py"), 0, 100).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(reader.read_file(entry(&reader, "lib/m2999.py"), 0, 9).await.unwrap(), b"import m0");
+    drop(follower);
+    assert_eq!(reader.read_file(entry(&reader, "lib/m1500.py"), 0, 9).await.unwrap(), b"import m0");
 }

@@ -6,7 +6,7 @@
 //! nobody had begun to fetch, little is in flight.
 //!
 //! Invariants: what was fetched here and is not read yet is bounded, by a credit and by what was fetched here and read,
-//! whatever files say; a file is looked through once; nothing that goes wrong here is more than a file that is not fetched ahead;
+//! whatever files say, and so is what is queued; a file is looked through once; nothing that goes wrong here is more than a file that is not fetched ahead;
 //! it ends with its [`Follower`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -46,8 +46,11 @@ const FLIGHT_BYTES_MAX: u64 = 8 << 20;
 const FLIGHT_BYTES_BESIDE_READS: u64 = 256 << 10;
 /// How far back in the queue a neighbour may be to be fetched along.
 const NEIGHBOURS: usize = 128;
-/// How often to look whether there is room again.
+/// How often to look whether there is room on the line again.
 const LOOK: Duration = Duration::from_millis(2);
+/// Works that are queued, and that are remembered of files which were not read yet. A start-up of a thousand modules has
+/// some thousands; a layer whose files all name each other, as many as there is memory.
+const WORKS_MAX: usize = 1 << 15;
 
 /// A task that runs ahead of an image's readers. It ends with this value.
 #[derive(Debug)]
@@ -145,6 +148,7 @@ struct Following {
     taken: HashSet<Work>,
     /// What files that were not read yet name.
     named: HashMap<FileAt, Vec<Work>>,
+    named_works: usize,
     read: HashSet<FileAt>,
     in_flight: u64,
 }
@@ -152,7 +156,7 @@ struct Following {
 impl Following {
     fn new(names: Names, readers: Vec<LayerReader>) -> Self {
         let (queue, taken, named, read) = (VecDeque::new(), HashSet::new(), HashMap::new(), HashSet::new());
-        Self { names: Arc::new(Mutex::new(names)), readers, queue, taken, named, read, in_flight: 0 }
+        Self { names: Arc::new(Mutex::new(names)), readers, queue, taken, named, named_works: 0, read, in_flight: 0 }
     }
 
     async fn run(mut self, mut told: UnboundedReceiver<FileAt>) {
@@ -170,7 +174,8 @@ impl Following {
                     self.is_read(file);
                 }
                 Some(landed) = jobs.next(), if !jobs.is_empty() => self.landed(landed).await,
-                () = tokio::time::sleep(LOOK), if !self.queue.is_empty() => {}
+                // Credit comes with the next file that is read; only the line has to be looked at.
+                () = tokio::time::sleep(LOOK), if !self.queue.is_empty() && self.has_credit() => {}
             }
         }
     }
@@ -180,11 +185,17 @@ impl Following {
         if !self.read.insert(file) {
             return;
         }
-        let named = self.named.remove(&file);
-        for work in named.into_iter().flatten().rev() {
+        let named = self.named.remove(&file).unwrap_or_default();
+        self.named_works -= named.len();
+        for work in named.into_iter().rev() {
             self.queue_first(work);
         }
-        if self.entry(file).is_some_and(|entry| kind(entry).is_some()) {
+        let kind = self.entry(file).and_then(kind);
+        if matches!(kind, Some(Kind::Compiled | Kind::Source)) {
+            // Before what others name is looked for.
+            self.names.lock().unwrap_or_else(PoisonError::into_inner).learn(file);
+        }
+        if kind.is_some() {
             self.queue_first(Work::File(file));
         }
     }
@@ -192,6 +203,20 @@ impl Following {
     fn queue_first(&mut self, work: Work) {
         if !self.taken.contains(&work) {
             self.queue.push_front(work);
+            // What was queued first is the least likely by now.
+            self.queue.truncate(WORKS_MAX);
+        }
+    }
+
+    /// Remembers what a file names until it is read.
+    fn remember(&mut self, file: FileAt, works: Vec<Work>) {
+        if self.named_works + works.len() > WORKS_MAX {
+            self.named.clear();
+            self.named_works = 0;
+        }
+        self.named_works += works.len();
+        if let Some(old) = self.named.insert(file, works) {
+            self.named_works -= old.len();
         }
     }
 
@@ -208,7 +233,7 @@ impl Following {
             if self.read.contains(&file) {
                 works.extend(far);
             } else {
-                self.named.insert(file, works.iter().cloned().chain(far).collect());
+                self.remember(file, works.iter().cloned().chain(far).collect());
             }
             for work in works.into_iter().rev() {
                 self.queue_first(work);
@@ -248,9 +273,7 @@ impl Following {
         } else {
             line.saturating_mul(3).clamp(2 * FLIGHT_BYTES_BESIDE_READS, FLIGHT_BYTES_MAX)
         };
-        let foreseen = self.readers.iter().map(LayerReader::foreseen_bytes);
-        let (read, unread) = foreseen.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-        if jobs >= JOBS_MAX || self.in_flight >= limit || unread > CREDIT_BYTES + read {
+        if jobs >= JOBS_MAX || self.in_flight >= limit || !self.has_credit() {
             return None;
         }
         loop {
@@ -264,6 +287,13 @@ impl Following {
             self.add_neighbours(&mut batch);
             return Some(batch);
         }
+    }
+
+    /// Whether what was fetched here and is not read yet leaves room for more.
+    fn has_credit(&self) -> bool {
+        let foreseen = self.readers.iter().map(LayerReader::foreseen_bytes);
+        let (read, unread) = foreseen.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        unread <= CREDIT_BYTES + read
     }
 
     /// The spans of a layer that something needs.
@@ -411,5 +441,32 @@ async fn program(reader: &LayerReader, offset: u64, size: u64) -> Looked {
                 return Looked { mentions: found.mentions, ranges: ranges.collect() };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever files name, what is queued and remembered is bounded, and the newest is kept.
+    #[test]
+    fn works_are_bounded() {
+        let mut following = Following::new(Names::of_layers(Vec::new()), Vec::new());
+        let file = |entry| FileAt { layer: 0, entry };
+        let count = u32::try_from(WORKS_MAX).unwrap();
+        for entry in 0..count + 10 {
+            following.queue_first(Work::File(file(entry)));
+        }
+        assert_eq!(following.queue.len(), WORKS_MAX);
+        assert_eq!(following.queue.front(), Some(&Work::File(file(count + 9))));
+        for entry in 0..100 {
+            following.remember(file(entry), vec![Work::File(file(0)); 1000]);
+            let remembered: usize = following.named.values().map(Vec::len).sum();
+            assert!(remembered == following.named_works && remembered <= WORKS_MAX, "{remembered}");
+        }
+        // What is remembered of a file goes when it is read.
+        let before = following.named_works;
+        following.is_read(file(99));
+        assert_eq!(following.named_works, before - 1000);
     }
 }

@@ -19,7 +19,7 @@ const LINKS_MAX: usize = 8;
 /// Roots of modules that are kept.
 const ROOTS_MAX: usize = 16;
 /// Directories that are remembered by their paths.
-const DIRECTORIES_MAX: usize = 4096;
+const DIRECTORIES_MAX: usize = 1024;
 /// Where libraries lie, if nothing else is said; directories of an architecture are added.
 const LIBRARY_DIRECTORIES: [&str; 6] = ["lib", "usr/lib", "lib64", "usr/lib64", "usr/local/lib", "usr/local/lib64"];
 /// Where Python has the compiled forms of modules.
@@ -129,6 +129,24 @@ impl Names {
         }
     }
 
+    /// Notes that Python reads a file: where its package begins, other modules are looked for from now on.
+    pub fn learn(&mut self, module: FileAt) {
+        let Some(name) = self.entry(module).map(|entry| entry.name.clone()) else { return };
+        let path = clean(&name);
+        let directory = parent(&path);
+        let mut base = if last(directory) == CACHE { parent(directory) } else { directory };
+        loop {
+            let here = self.directory(base);
+            if base.is_empty() || !self.is_package(&here) {
+                break;
+            }
+            base = parent(base);
+        }
+        if self.roots.len() < ROOTS_MAX && !self.roots.iter().any(|known| **known == *base) {
+            self.roots.push(base.into());
+        }
+    }
+
     /// The regular file at a path, links followed.
     fn path(&mut self, path: &[u8]) -> Option<FileAt> {
         let mut path = clean(path);
@@ -199,8 +217,9 @@ impl Names {
             }
             base = parent(base);
         }
-        self.learn_root(base);
-        for root in self.roots.clone() {
+        // The package's own root first, then those that are known.
+        let own = Box::<[u8]>::from(base);
+        for root in std::iter::once(own).chain(self.roots.clone()) {
             let root = self.directory(&root);
             let mut found = self.module_below(&root, name);
             if found.is_empty() {
@@ -211,12 +230,6 @@ impl Names {
             }
         }
         Meant::default()
-    }
-
-    fn learn_root(&mut self, root: &[u8]) {
-        if self.roots.len() < ROOTS_MAX && !self.roots.iter().any(|known| **known == *root) {
-            self.roots.push(root.into());
-        }
     }
 
     fn is_package(&self, directory: &Directory) -> bool {
@@ -422,6 +435,8 @@ mod tests {
             directories: directories.iter().map(|path| path.as_bytes().into()).collect(),
         };
         let extension = "opt/site/big/sub/_c.cpython-311-x86_64-linux-gnu.so";
+        names.learn(at(&names, "usr/lib/python3.11/json/__pycache__/__init__.cpython-311.pyc"));
+        assert_eq!(names.roots, [Box::from(b"usr/lib/python3.11".as_slice())]);
         for (from, mention, expected) in [
             ("usr/bin/python3", path("/lib64/ld-linux-x86-64.so.2"), vec!["usr/lib/x86_64-linux-gnu/ld-2.36.so"]),
             ("usr/bin/python3", path("/usr/lib/loop.so"), vec![]),
@@ -434,7 +449,7 @@ mod tests {
                 library("libblas-1.so", &["/lib", "$ORIGIN/../../big.libs"]),
                 vec!["opt/site/big.libs/libblas-1.so"],
             ),
-            // Python's own, which makes its directory a root.
+            // Python's own.
             (
                 "usr/lib/python3.11/os.py",
                 module("json.decoder"),
