@@ -93,7 +93,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 28] = [
+const FOREIGN: [(&str, &[&str]); 30] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_client", &["soci-index/src/image/reference.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
@@ -144,6 +144,8 @@ const FOREIGN: [(&str, &[&str]); 28] = [
     ("clap_mangen", &["soci-cli/src/commands/help.rs"]),
     ("axum", &["soci-cli/src/demo/registry.rs", "soci-cli/src/daemon/operations.rs", "soci-cli/src/webhook/server.rs"]),
     ("indicatif", &["soci-cli/src/progress.rs"]),
+    ("png", &["soci-cli/src/bench/picture/pixels.rs"]),
+    ("embedded_graphics", &["soci-cli/src/bench/picture/pixels.rs"]),
     ("shlex", &["soci-cli/src/commands/bench.rs", "soci-cli/src/commands/sign.rs"]),
     ("webpki", &["soci-index/src/signature"]),
 ];

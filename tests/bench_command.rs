@@ -44,7 +44,12 @@ async fn starts_are_measured_and_drawn() {
     drop(stdout(soci().args(["publish", &name, "--min-layer-size", "0", "--span-size", "262144"])));
     let (json, svg) = (node.path("starts.json"), node.path("starts.svg"));
     let mut command = bench(&node, &name, "overlayfs,soci");
-    command.args(["--warm", "--sim-rtt", "4ms", "--sim-rate", "1gbit"]).arg("--json").arg(&json).arg("--svg").arg(&svg);
+    command
+        .args(["--warm", "--sim-rtt", "4ms", "--sim-rate", "1gbit"])
+        .arg("--json")
+        .arg(&json)
+        .arg("--picture")
+        .arg(&svg);
     let table = stdout(&mut command);
     assert!(table.contains("SNAPSHOTTER") && table.contains("overlayfs") && table.contains("soci (warm)"), "{table}");
 
@@ -69,6 +74,17 @@ async fn starts_are_measured_and_drawn() {
     // Nothing is left.
     assert_eq!(stdout(node.ctr().args(["images", "ls", "-q"])), "");
     assert_eq!((node.containers().len(), node.snapshots().len()), (0, 0));
+}
+
+/// A wrong name is said before anything is measured.
+#[test]
+fn pictures_are_svg_or_png() {
+    let mut command = soci();
+    command.args(["bench", "--image", "localhost:1/a", "--snapshotter", "soci", "--workload", "a=b"]);
+    let output = run(command.args(["--picture", "starts.gif"]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("starts.gif") && said.contains("SVG or PNG"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,12 @@
 //! Arguments of `soci bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use soci_index::gotime::duration;
+
+use crate::bench::picture::Format;
 
 /// `soci bench`
 #[derive(Debug, Args)]
@@ -15,7 +17,7 @@ Bytes are counted by a relay before the registry, which speaks HTTP without TLS;
 
   soci bench --image localhost:5000/py:v1 --snapshotter overlayfs,soci --workload 'print=python3 -c \"print()\"'
   soci bench --image localhost:5000/py:v1 --snapshotter soci,stargz:v1-esgz --workload 'shell=bash -c true' \\
-      --sim-rtt 20ms --sim-rate 100mbit --json starts.json --svg starts.svg")]
+      --sim-rtt 20ms --sim-rate 100mbit --json starts.json --picture starts.png")]
 pub struct Bench {
     /// An image in a registry without TLS; may be repeated
     #[arg(long = "image", required = true, value_name = "IMAGE")]
@@ -51,9 +53,25 @@ pub struct Bench {
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Draw bars of pull, create and run into this file
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
+    /// Draw bars of pull, create and run into this file, whose name ends with .svg or .png
+    #[arg(long, alias = "svg", value_name = "FILE", value_parser = drawing)]
+    pub picture: Option<Drawing>,
+}
+
+/// A file for a picture, and how it is written there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawing {
+    /// Where it goes.
+    pub file: PathBuf,
+    /// What the name of the file asks for.
+    pub format: Format,
+}
+
+fn drawing(text: &str) -> Result<Drawing, String> {
+    let format = Format::of(Path::new(text));
+    let format = format
+        .ok_or_else(|| format!("pictures are drawn as SVG or PNG: {text:?} ends neither with .svg nor with .png"))?;
+    Ok(Drawing { file: text.into(), format })
 }
 
 /// Bytes per second of a rate in bits: `100mbit`.
@@ -71,6 +89,16 @@ fn rate(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_pictures() {
+        for (text, expected) in [("a.svg", Format::Svg), ("a.b/c.png", Format::Png), ("A.PNG", Format::Png)] {
+            assert_eq!(drawing(text), Ok(Drawing { file: text.into(), format: expected }));
+        }
+        for wrong in ["", "png", ".png", "a.gif", "a.png.gz", "a."] {
+            assert!(drawing(wrong).unwrap_err().contains("neither with .svg nor with .png"), "{wrong}");
+        }
+    }
 
     #[test]
     fn rates() {

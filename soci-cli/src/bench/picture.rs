@@ -1,10 +1,17 @@
-//! A picture of series: one stacked bar for each, dark the pull, medium the creation, light the run; SVG, by hand.
+//! A picture of series: one stacked bar for each, dark the pull, medium the creation, light the run.
 //!
 //! Lengths are medians. All bars of a picture have one scale; each image and workload has a heading, and each bar's end
 //! says seconds in all and bytes from the network.
+//!
+//! What stands where is decided once, in `layout`, in units of which the picture is 960 wide. Two painters draw that:
+//! `svg` as text, by hand, and `pixels` as PNG, with letters of its own, since servers have no fonts.
 
-use std::fmt::Write as _;
+mod pixels;
+mod svg;
 
+use std::path::Path;
+
+pub use self::pixels::PictureError;
 use super::series::{Sample, Series};
 
 const WIDTH: f64 = 960.0;
@@ -12,90 +19,259 @@ const WIDTH: f64 = 960.0;
 const BARS: (f64, f64) = (190.0, 800.0);
 const ROW: f64 = 24.0;
 const BAR: f64 = 16.0;
+/// Of the squares that say what a colour means.
+const KEY: f64 = 12.0;
 /// Of pull, create and run.
-const PHASES: [(&str, &str); 3] = [("pull", "#1b3a5c"), ("create", "#3f7fb5"), ("run", "#a9cce3")];
+const PHASES: [(&str, Colour); 3] =
+    [("pull", Colour(0x1b, 0x3a, 0x5c)), ("create", Colour(0x3f, 0x7f, 0xb5)), ("run", Colour(0xa9, 0xcc, 0xe3))];
 
-/// Draws the series in their order.
-#[must_use]
-pub fn svg(title: &str, series: &[Series]) -> String {
+/// How a picture is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Text that scales.
+    Svg,
+    /// Pixels, for what shows no SVG.
+    Png,
+}
+
+impl Format {
+    /// What the file's name asks for by its ending, `.svg` or `.png` in letters of either case; `None` for any other.
+    #[must_use]
+    pub fn of(file: &Path) -> Option<Self> {
+        match file.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "svg" => Some(Self::Svg),
+            "png" => Some(Self::Png),
+            _ => None,
+        }
+    }
+
+    /// Draws the series in their order: the bytes of a file.
+    ///
+    /// # Errors
+    /// When a picture of so many series is larger than its format can be.
+    pub fn draw(self, title: &str, series: &[Series]) -> Result<Vec<u8>, PictureError> {
+        let picture = layout(title, series);
+        match self {
+            Self::Svg => Ok(svg::draw(&picture).into_bytes()),
+            Self::Png => pixels::draw(&picture),
+        }
+    }
+}
+
+/// Red, green and blue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Colour(u8, u8, u8);
+
+/// What is on a picture, on white.
+#[derive(Debug)]
+struct Picture {
+    height: f64,
+    shapes: Vec<Shape>,
+}
+
+#[derive(Debug)]
+enum Shape {
+    /// A square of [`KEY`] that says what a colour means.
+    Key { x: f64, y: f64, colour: Colour },
+    /// A part of a bar, [`BAR`] high; `says` is for who points at it.
+    Bar { x: f64, y: f64, width: f64, colour: Colour, says: String },
+    /// A line of black letters, none of them a control character; `y` is what they stand on.
+    Text { x: f64, y: f64, style: Style, text: String },
+}
+
+/// How a line of letters looks, and which end of it `x` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// From `x` on.
+    Plain,
+    /// From `x` on, larger.
+    Title,
+    /// From `x` on, bold.
+    Heading,
+    /// Up to `x`.
+    Label,
+}
+
+fn layout(title: &str, series: &[Series]) -> Picture {
+    let mut shapes = vec![text(12.0, 24.0, Style::Title, title)];
+    let mut x = BARS.0;
+    for (phase, colour) in PHASES {
+        shapes.push(Shape::Key { x, y: 40.0, colour });
+        shapes.push(text(x + 18.0, 50.0, Style::Plain, phase));
+        x += 90.0;
+    }
     let longest = series.iter().map(|series| series.spread(Sample::total).median).fold(0.0, f64::max);
     let scale = if longest > 0.0 { (BARS.1 - BARS.0) / longest } else { 0.0 };
-    let (mut body, mut y, mut heading) = (String::new(), 64.0, String::new());
+    let (mut y, mut heading) = (64.0, String::new());
     for series in series {
         let above = format!("{}, {}", series.image, series.workload);
         if above != heading {
             y += 12.0;
-            text(&mut body, 12.0, y + 12.0, "font-weight=\"bold\"", &above);
+            shapes.push(text(12.0, y + 12.0, Style::Heading, &above));
             y += ROW;
             heading = above;
         }
-        let name = format!("{}{}", series.snapshotter, if series.warm { " (warm)" } else { "" });
-        text(&mut body, BARS.0 - 8.0, y + 12.0, "text-anchor=\"end\"", &name);
-        let mut x = BARS.0;
-        let of: [fn(&Sample) -> f64; 3] = [|sample| sample.pull, |sample| sample.create, |sample| sample.run];
-        for ((phase, colour), of) in PHASES.iter().zip(of) {
-            let seconds = series.spread(of).median;
-            let width = seconds * scale;
-            let _ = writeln!(
-                body,
-                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{BAR}\" fill=\"{colour}\">\
-                 <title>{phase} {seconds:.3} s</title></rect>"
-            );
-            x += width;
-        }
-        let bytes = series.spread(|sample| sample.bytes as f64).median / 1e6;
-        let end = format!("{:.2} s, {bytes:.1} MB", series.spread(Sample::total).median);
-        text(&mut body, x + 8.0, y + 12.0, "", &end);
+        row(&mut shapes, y, scale, series);
         y += ROW;
     }
-    let mut head = String::new();
-    text(&mut head, 12.0, 24.0, "font-size=\"16\"", title);
+    Picture { height: y + 12.0, shapes }
+}
+
+/// A series: its name, its bar, and what the bar comes to.
+fn row(shapes: &mut Vec<Shape>, y: f64, scale: f64, series: &Series) {
+    let name = format!("{}{}", series.snapshotter, if series.warm { " (warm)" } else { "" });
+    shapes.push(text(BARS.0 - 8.0, y + 12.0, Style::Label, &name));
     let mut x = BARS.0;
-    for (phase, colour) in PHASES {
-        let _ = writeln!(head, "<rect x=\"{x}\" y=\"40\" width=\"12\" height=\"12\" fill=\"{colour}\"/>");
-        text(&mut head, x + 18.0, 50.0, "", phase);
-        x += 90.0;
+    let of: [fn(&Sample) -> f64; 3] = [|sample| sample.pull, |sample| sample.create, |sample| sample.run];
+    for ((phase, colour), of) in PHASES.into_iter().zip(of) {
+        let seconds = series.spread(of).median;
+        let width = seconds * scale;
+        shapes.push(Shape::Bar { x, y, width, colour, says: format!("{phase} {seconds:.3} s") });
+        x += width;
     }
-    let height = y + 12.0;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" \
-         font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{head}{body}</svg>\n"
-    )
+    let bytes = series.spread(|sample| sample.bytes as f64).median / 1e6;
+    let end = format!("{:.2} s, {bytes:.1} MB", series.spread(Sample::total).median);
+    shapes.push(text(x + 8.0, y + 12.0, Style::Plain, &end));
 }
 
-fn text(into: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
-    let space = if attributes.is_empty() { "" } else { " " };
-    let _ = writeln!(into, "<text x=\"{x:.1}\" y=\"{y:.1}\"{space}{attributes}>{}</text>", escaped(text));
-}
-
-/// Names come from command lines: they are text, never markup.
-fn escaped(text: &str) -> String {
-    let allowed = |letter: &char| !letter.is_control();
-    let mut escaped = String::new();
-    for letter in text.chars().filter(allowed) {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
+/// Names come from command lines, and could have anything in them.
+fn text(x: f64, y: f64, style: Style, text: &str) -> Shape {
+    Shape::Text { x, y, style, text: text.chars().filter(|letter| !letter.is_control()).collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_picture_of_two_bars() {
-        let series = |snapshotter: &str, pull: f64| Series {
+    fn series(snapshotter: &str, pull: f64) -> Series {
+        Series {
             image: "py".to_owned(),
             snapshotter: snapshotter.to_owned(),
             workload: "a<b".to_owned(),
             warm: false,
             samples: vec![Sample { pull, create: 0.5, run: 1.0, pull_bytes: 0, bytes: 2_500_000 }],
-        };
+        }
+    }
+
+    fn svg(title: &str, series: &[Series]) -> String {
+        String::from_utf8(Format::Svg.draw(title, series).unwrap()).unwrap()
+    }
+
+    /// A decoded PNG.
+    struct Pixels {
+        width: u32,
+        height: u32,
+        bytes: Vec<u8>,
+    }
+
+    impl Pixels {
+        fn of(title: &str, series: &[Series]) -> Self {
+            let file = Format::Png.draw(title, series).unwrap();
+            let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
+            let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+            let info = reader.next_frame(&mut bytes).unwrap();
+            assert_eq!((info.color_type, info.bit_depth), (png::ColorType::Rgb, png::BitDepth::Eight));
+            Self { width: info.width, height: info.height, bytes }
+        }
+
+        fn at(&self, x: u32, y: u32) -> Colour {
+            let at = (y * self.width + x) as usize * 3;
+            Colour(self.bytes[at], self.bytes[at + 1], self.bytes[at + 2])
+        }
+
+        /// Black pixels in a rectangle, as rows of text.
+        fn letters(&self, (x, y): (u32, u32), (width, height): (u32, u32)) -> Vec<String> {
+            let mark = |x, y| if self.at(x, y) == Colour(0, 0, 0) { '#' } else { '.' };
+            (y..y + height).map(|y| (x..x + width).map(|x| mark(x, y)).collect()).collect()
+        }
+    }
+
+    #[test]
+    fn the_same_in_pixels() {
+        let drawn = Pixels::of("two & more", &[series("soci", 0.5), series("overlayfs", 4.6)]);
+        // One and a half pixels for each unit of the SVG below.
+        assert_eq!((drawn.width, drawn.height), (1440, 240));
+        let [pull, create, run] = PHASES.map(|(_, colour)| colour);
+        let white = Colour(255, 255, 255);
+        for (x, y, expected) in [
+            (0, 0, white),
+            (1439, 239, white),
+            // What the colours mean.
+            (285, 60, pull),
+            (302, 77, pull),
+            (303, 60, white),
+            (284, 60, white),
+            (420, 60, create),
+            (555, 60, run),
+            // The first bar: 50, 50 and 100 units from 190 on.
+            (284, 150, white),
+            (285, 150, pull),
+            (359, 173, pull),
+            (360, 150, create),
+            (434, 150, create),
+            (435, 150, run),
+            (584, 150, run),
+            (585, 150, white),
+            (285, 149, white),
+            (285, 174, white),
+            // The second, 460, 50 and 100.
+            (974, 186, pull),
+            (975, 186, create),
+            (1050, 186, run),
+            (1199, 209, run),
+            (1200, 209, white),
+        ] {
+            assert_eq!(drawn.at(x, y), expected, "{x} {y}");
+        }
+        assert_eq!(Pixels::of("nothing", &[]).height, 114);
+    }
+
+    #[test]
+    fn letters_are_in_their_places() {
+        // The last letter of a name ends where names end, at 182 units, and stands on 112.
+        let drawn = Pixels::of("", &[series("soci", 0.5)]);
+        let i = drawn.letters((263, 158), (10, 11));
+        let expected = [
+            "....##....",
+            "....##....",
+            "..........",
+            "..####....",
+            "....##....",
+            "....##....",
+            "....##....",
+            "....##....",
+            "....##....",
+            "....##....",
+            ".########.",
+        ];
+        assert_eq!(i, expected);
+    }
+
+    #[test]
+    fn a_letter_without_a_picture_is_a_box() {
+        let last = |name: &str| Pixels::of("", &[series(name, 0.5)]).letters((263, 150), (10, 24)).join("\n");
+        let missing = last("\u{65e5}");
+        for letter in ["\u{672c}", "\u{1f980}", "\u{5d0}"] {
+            assert_eq!(last(letter), missing, "{letter}");
+        }
+        let drawn = ["a", "?", "\u{e9}", "\u{159}", "\u{416}", "\u{3a9}"].map(last);
+        for (index, letter) in drawn.iter().enumerate() {
+            assert!(letter.contains('#') && *letter != missing && !drawn[..index].contains(letter), "{letter}");
+        }
+        assert!(missing.contains('#'), "{missing}");
+        // What cannot be seen in any font takes no place.
+        assert_eq!(last("a\u{7}"), last("a"));
+    }
+
+    /// Neither a long name nor a large number is anything to fail by.
+    #[test]
+    fn what_is_beyond_an_edge_is_cut_off() {
+        let long = series(&"long".repeat(1000), f64::MAX / 4.0);
+        assert_eq!(Pixels::of(&"title".repeat(1000), &[long]).width, 1440);
+    }
+
+    #[test]
+    fn a_picture_of_two_bars() {
         let drawn = svg("two & more", &[series("soci", 0.5), series("overlayfs", 4.6)]);
         let expected = "\
 <svg xmlns=\"http://www.w3.org/2000/svg\" width=\"960\" height=\"160\" viewBox=\"0 0 960 160\" font-family=\"sans-serif\" font-size=\"13\">

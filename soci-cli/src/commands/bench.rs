@@ -11,11 +11,10 @@ use soci_index::image::reference::{Reference, RegistryReference};
 
 use super::image::{self, block_on};
 use crate::args::{Bench, Global};
-use crate::bench::node::Node;
+use crate::bench::node::{self, Node};
 use crate::bench::relay::{Network, Relay};
 use crate::bench::run::Start;
 use crate::bench::series::{HEADER, Sample, Series};
-use crate::bench::{node, picture};
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -59,10 +58,10 @@ pub fn run(arguments: &Bench, global: &Global) -> anyhow::Result<()> {
             "rttMilliseconds": network.round_trip.as_secs_f64() * 1000.0,
             "bitsPerSecond": network.rate.map(|bytes| bytes * 8),
         });
-        write(file, &format!("{:#}\n", json!({ "network": network, "series": documents })))?;
+        write(file, format!("{:#}\n", json!({ "network": network, "series": documents })).as_bytes())?;
     }
-    if let Some(file) = &arguments.svg {
-        write(file, &picture::svg(&title(network), &series))?;
+    if let Some(picture) = &arguments.picture {
+        write(&picture.file, &picture.format.draw(&title(network), &series)?)?;
     }
     Ok(())
 }
@@ -173,8 +172,8 @@ pub fn title(network: Network) -> String {
     format!("Cold starts, {:.0} ms from the registry{rate}", network.round_trip.as_secs_f64() * 1000.0)
 }
 
-fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]
