@@ -36,7 +36,6 @@ use crate::attributes::Attributes;
 use crate::id_map::IdMap;
 use crate::image::FsError;
 use crate::reader::LayerReader;
-use crate::status::ImageStatus;
 use crate::tree::node_id::NodeId;
 use crate::tree::{NodeKind, NodeNumber, Tree, TreeError};
 
@@ -287,12 +286,6 @@ impl Forest {
             SlotState::Open(planted) => Some(planted.tree().foreign_links().len()),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
-    }
-
-    /// State of the layers that are open, by slot.
-    #[must_use]
-    pub fn status(&self) -> ImageStatus {
-        ImageStatus::of(&self.open_layers().iter().map(|planted| planted.reader().clone()).collect::<Vec<_>>())
     }
 
     /// The slot that has to be opened before a question about `inode`, or about `name` in it, can be answered.

@@ -74,22 +74,6 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
-    /// Whether the disk is full, or the user's share of it.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        match self {
-            Self::Io { cause, .. } => {
-                matches!(
-                    cause.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-                )
-            }
-            Self::Busy { .. } | Self::Length { .. } => false,
-        }
-    }
-}
-
 /// Names the operation and the file of a failed system call.
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |cause| StoreError::Io { operation, path: path.to_owned(), cause: Arc::new(cause) }

@@ -280,15 +280,6 @@ impl Tree {
         &self.skipped
     }
 
-    /// Bytes of memory that the tree keeps.
-    #[must_use]
-    pub fn heap_bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>()
-            + self.dirents.capacity() * size_of::<Dirent>()
-            + self.names.capacity()
-            + self.skipped.capacity() * size_of::<Skipped>()
-    }
-
     fn is_shown(&self, number: NodeNumber) -> bool {
         self.node(number).is_some_and(|node| node.kind != NodeKind::ForeignLink)
     }

@@ -72,13 +72,6 @@ impl Series {
         Spread::of(self.samples.iter().map(of))
     }
 
-    /// What it is, in a line.
-    #[must_use]
-    pub fn title(&self) -> String {
-        let warm = if self.warm { ", warm" } else { "" };
-        format!("{} {}{warm}", self.workload, self.snapshotter)
-    }
-
     /// For programs.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {

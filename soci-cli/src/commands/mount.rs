@@ -15,12 +15,11 @@ use std::time::Instant;
 use anyhow::Context;
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
-use soci_fs::open::{IndexModes, LayerNote, OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::open::{IndexModes, LayerNote, OpenOptions, Way, open_image};
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_fs::trust::TrustPolicy;
 use soci_index::image::ImageSource;
-use soci_index::image::platform::PlatformSelection;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -180,21 +179,6 @@ async fn end(
             Ok(())
         }
     }
-}
-
-/// Opens the one platform that is meant.
-///
-/// # Errors
-/// When there is none, or its layers cannot be opened.
-pub async fn open_platform(
-    source: &ImageSource,
-    selection: &PlatformSelection,
-    store: &Arc<Store>,
-    options: &OpenOptions,
-) -> anyhow::Result<OpenedImage> {
-    let images = source.resolve(selection).await?;
-    let image = images.first().context("the image has no platform")?;
-    Ok(open_image(source, image, store, options, &Handle::current()).await?)
 }
 
 /// The first layer store that no other process has open. Images that are mounted one after the other thus share their

@@ -11,7 +11,7 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::snapshots::SnapshotOptions;
-use crate::snapshots::provider::NoLayers;
+use crate::snapshots::provider::none::NoLayers;
 
 /// A service on a socket of its own, and a connection to it.
 struct Wire {

@@ -102,12 +102,6 @@ impl Names {
         names
     }
 
-    /// The table of a layer's files.
-    #[must_use]
-    pub fn index(&self, layer: usize) -> Option<&Arc<LayerIndex>> {
-        self.layers.get(layer)
-    }
-
     /// What the layer says of a file.
     #[must_use]
     pub fn entry(&self, file: FileAt) -> Option<&Entry> {

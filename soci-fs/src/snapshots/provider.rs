@@ -3,6 +3,9 @@
 //! The store of snapshots decides *that* a snapshot is to stand on a layer and remembers it; a provider knows images,
 //! registries and mounts. It names a layer by a *slot*, a number that means the same after a restart.
 
+#[cfg(test)]
+pub(crate) mod none;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -65,42 +68,4 @@ pub enum Provided {
         /// Why, for the log.
         reason: String,
     },
-}
-
-/// The provider of a daemon that leaves all layers to containerd.
-#[derive(Debug)]
-pub struct NoLayers {
-    directory: PathBuf,
-}
-
-impl NoLayers {
-    /// A provider without layers. Snapshots that stand on one, made in another configuration, look for it below
-    /// `directory`, do not find it and say so.
-    #[must_use]
-    pub const fn new(directory: PathBuf) -> Self {
-        Self { directory }
-    }
-}
-
-impl LayerProvider for NoLayers {
-    fn provide<'a>(&'a self, _: &'a LayerRequest) -> BoxFuture<'a, Provided> {
-        let reason = "this daemon leaves all layers to containerd".to_owned();
-        Box::pin(std::future::ready(Provided::Leave { reason }))
-    }
-
-    fn lower_directory(&self, slot: u16, _: Option<u8>) -> PathBuf {
-        self.directory.join(slot.to_string())
-    }
-
-    fn assign_id_map(&self, _: &IdMap) -> Result<u8, String> {
-        Err("this daemon maps no owners".to_owned())
-    }
-
-    fn id_map(&self, _: u8) -> Option<IdMap> {
-        None
-    }
-
-    fn keep_id_maps(&self, _: &BTreeSet<u8>) {}
-
-    fn release(&self, _: u16) {}
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::provider::{LayerProvider, NoLayers};
+use super::provider::LayerProvider;
+use super::provider::none::NoLayers;
 use super::*;
 
 /// A root with snapshots that can be closed and opened again.

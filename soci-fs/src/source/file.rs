@@ -36,12 +36,6 @@ impl FileSource {
         Ok(Self { file: Arc::new(file), path: Arc::new(path.to_owned()), size })
     }
 
-    /// Size of the blob.
-    #[must_use]
-    pub const fn size(&self) -> u64 {
-        self.size
-    }
-
     async fn chunk(self, offset: u64, length: u64) -> Result<Bytes, SourceError> {
         let path = Arc::clone(&self.path);
         let read = move || {
