@@ -4,109 +4,17 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use soci_cli::demo::registry::DemoRegistry;
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
-use soci_tests::registry::client;
+use soci_tests::mounting::{Mounting, can_mount};
 use soci_tests::{run, soci, stdout};
 
-/// Says loudly why a test does nothing here.
-fn can_mount() -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        eprintln!("SKIPPED: mounting needs /dev/fuse and root");
-    }
-    can
-}
+const NODE: &str = "node";
 
-/// An image in a registry of this process, and a place to mount it.
-struct Stage {
-    registry: DemoRegistry,
-    image: Image,
-    scratch: tempfile::TempDir,
-}
-
-impl Stage {
-    async fn new(image: Image) -> Self {
-        let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
-        image.push(&client(&registry.host()).repository("team/app"), "v1").await;
-        let scratch = tempfile::tempdir().unwrap();
-        std::fs::create_dir(scratch.path().join("mnt")).unwrap();
-        Self { registry, image, scratch }
-    }
-
-    fn name(&self) -> String {
-        format!("{}/team/app:v1", self.registry.host())
-    }
-
-    fn mountpoint(&self) -> PathBuf {
-        self.scratch.path().join("mnt")
-    }
-
-    fn soci(&self, arguments: &[&str]) -> Command {
-        let mut command = soci();
-        command.arg("--root").arg(self.scratch.path().join("root")).args(arguments);
-        command
-    }
-
-    fn publish(&self) {
-        let name = self.name();
-        let _ = stdout(&mut self.soci(&["publish", &name, "--min-layer-size", "1000", "--span-size", "65536"]));
-    }
-
-    /// Mounts in the background; the mount ends with the returned value.
-    fn mount(&self, more: &[&str]) -> Serving {
-        let (name, at) = (self.name(), self.mountpoint());
-        let mut command = self.soci(&["mount", &name, at.to_str().unwrap(), "--min-layer-size", "1000"]);
-        let child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut serving = Serving { child: Some(child), at };
-        let start = Instant::now();
-        while !serving.is_mounted() {
-            if let Some(status) = serving.child.as_mut().unwrap().try_wait().unwrap() {
-                let output = serving.child.take().unwrap().wait_with_output().unwrap();
-                panic!("{status}: {}", String::from_utf8_lossy(&output.stderr));
-            }
-            assert!(start.elapsed() < Duration::from_secs(30), "the mount does not come");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        serving
-    }
-}
-
-struct Serving {
-    child: Option<Child>,
-    at: PathBuf,
-}
-
-impl Serving {
-    fn is_mounted(&self) -> bool {
-        soci_fs::mount::mounts("soci").unwrap().iter().any(|mount| mount.mountpoint == self.at)
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let id = rustix::process::Pid::from_child(self.child.as_ref().unwrap());
-        rustix::process::kill_process(id, signal).unwrap();
-    }
-
-    /// What the process printed, after it ended by itself.
-    fn ended(mut self) -> (i32, String) {
-        let output = self.child.take().unwrap().wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        (output.status.code().unwrap_or(-1), text)
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = soci_fs::mount::unmount(&self.at, soci_fs::mount::Lazy::Yes);
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
+/// With an index of 64 KiB spans.
+const FINE: [&str; 2] = ["--span-size", "65536"];
 
 /// Facts about a file that two trees must share.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,10 +113,10 @@ async fn mounted_tree_equals_extraction() {
         .status()
         .unwrap();
     assert!(status.success());
-    let stage = Stage::new(Image::gzip(vec![layer])).await;
-    stage.publish();
-    let _serving = stage.mount(&[]);
-    let (ours, theirs) = (tree(&stage.mountpoint()), tree(&expected));
+    let stage = Mounting::new(Image::gzip(vec![layer])).await;
+    stage.publish(&FINE);
+    let _serving = stage.mount(NODE, &[]);
+    let (ours, theirs) = (tree(&stage.mountpoint(NODE)), tree(&expected));
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
     for (name, facts) in &theirs {
         let (found, wanted) =
@@ -228,13 +136,13 @@ async fn lazy_concurrent_and_kept() {
     let contents: Vec<Vec<u8>> = (0..20).map(|seed| text(seed, 500_000)).collect();
     let names: Vec<String> = (0..20).map(|number| format!("data/file{number}")).collect();
     let files: Vec<(&str, Vec<u8>)> = names.iter().map(String::as_str).zip(contents.iter().cloned()).collect();
-    let stage = Stage::new(Image::gzip(vec![tar(&files), tar(&[("small", b"tiny".to_vec())])])).await;
-    stage.publish();
+    let stage = Mounting::new(Image::gzip(vec![tar(&files), tar(&[("small", b"tiny".to_vec())])])).await;
+    stage.publish(&FINE);
     let all = stage.image.blobs[0].len() as u64;
     let before = stage.registry.traffic().bytes_sent;
 
-    let serving = stage.mount(&[]);
-    let at = stage.mountpoint();
+    let serving = stage.mount(NODE, &[]);
+    let at = stage.mountpoint(NODE);
     assert_eq!(std::fs::read_dir(at.join("data")).unwrap().count(), 20);
     assert_eq!(std::fs::read(at.join("small")).unwrap(), b"tiny");
     assert_eq!(std::fs::read(at.join("data/file7")).unwrap(), contents[7]);
@@ -267,7 +175,7 @@ async fn lazy_concurrent_and_kept() {
         "hidden from listings"
     );
 
-    let umount = run(&mut stage.soci(&["umount", at.to_str().unwrap()]));
+    let umount = run(&mut stage.soci(NODE, &["umount", at.to_str().unwrap()]));
     assert!(umount.status.success(), "{umount:?}");
     let (code, text) = serving.ended();
     assert_eq!(code, 0, "{text}");
@@ -275,7 +183,7 @@ async fn lazy_concurrent_and_kept() {
 
     // Once more: only the documents of the image are asked for.
     let before = stage.registry.traffic().bytes_sent;
-    let _serving = stage.mount(&[]);
+    let _serving = stage.mount(NODE, &[]);
     for (name, content) in names.iter().zip(&contents) {
         assert!(std::fs::read(at.join(name)).unwrap() == *content);
     }
@@ -289,22 +197,22 @@ async fn lazy_concurrent_and_kept() {
 async fn pulled_whole() {
     for with_index in [true, false] {
         let content = text(1, 3_000_000);
-        let stage = Stage::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
+        let stage = Mounting::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
         if with_index {
-            stage.publish();
+            stage.publish(&FINE);
         }
         let name = stage.name();
         let pull = ["pull", &name, "--min-layer-size", "1000", "--json"];
-        let pulled: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(&pull))).unwrap();
+        let pulled: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(NODE, &pull))).unwrap();
         assert_eq!(pulled["index"].is_string(), with_index, "{pulled}");
         assert!(pulled["bytesUnpacked"].as_u64() >= Some(3_000_000), "{pulled}");
         assert!(pulled["bytesFetched"].as_u64() >= Some(stage.image.blobs[0].len() as u64), "{pulled}");
-        let again: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(&pull))).unwrap();
+        let again: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(NODE, &pull))).unwrap();
         assert_eq!(again["bytesFetched"], 0, "{again}");
         if can_mount() {
             let before = stage.registry.traffic().bytes_sent;
-            let _serving = stage.mount(&["--no-profile"]);
-            assert!(std::fs::read(stage.mountpoint().join("file")).unwrap() == content);
+            let _serving = stage.mount(NODE, &["--no-profile"]);
+            assert!(std::fs::read(stage.mountpoint(NODE).join("file")).unwrap() == content);
             let cost = stage.registry.traffic().bytes_sent - before;
             assert!(cost < 20_000, "{cost} bytes for what is here");
         }
@@ -318,22 +226,23 @@ async fn lost_ztoc_is_fetched_again() {
         return;
     }
     let content = text(1, 600_000);
-    let stage = Stage::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
-    stage.publish();
-    drop(stage.mount(&[]));
-    let spans = stdout(&mut stage.soci(&["index", "list", "-q"])).trim().to_owned();
-    let spans: serde_json::Value = serde_json::from_str(&stdout(&mut stage.soci(&["index", "info", &spans]))).unwrap();
+    let stage = Mounting::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
+    stage.publish(&FINE);
+    drop(stage.mount(NODE, &[]));
+    let spans = stdout(&mut stage.soci(NODE, &["index", "list", "-q"])).trim().to_owned();
+    let spans: serde_json::Value =
+        serde_json::from_str(&stdout(&mut stage.soci(NODE, &["index", "info", &spans]))).unwrap();
     let ztoc = spans["layers"][0]["digest"].as_str().unwrap().replace("sha256:", "");
-    let blob = stage.scratch.path().join("root/content/blobs/sha256").join(ztoc);
+    let blob = stage.scratch.path().join("node/content/blobs/sha256").join(ztoc);
     let good = std::fs::read(&blob).unwrap();
     for damage in [None, Some(vec![0; good.len()])] {
         match damage {
             None => std::fs::remove_file(&blob).unwrap(),
             Some(bytes) => std::fs::write(&blob, bytes).unwrap(),
         }
-        let _serving = stage.mount(&[]);
-        assert!(std::fs::read(stage.mountpoint().join("file")).unwrap() == content);
-        let status = std::fs::read(stage.mountpoint().join(".soci/status.json")).unwrap();
+        let _serving = stage.mount(NODE, &[]);
+        assert!(std::fs::read(stage.mountpoint(NODE).join("file")).unwrap() == content);
+        let status = std::fs::read(stage.mountpoint(NODE).join(".soci/status.json")).unwrap();
         let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
         assert_eq!(status["layers"][0]["proven"], false, "lazy, not streamed: {status}");
     }
@@ -352,16 +261,16 @@ async fn streamed_layers_and_signals() {
     let plain = "application/vnd.oci.image.layer.v1.tar";
     let packed = zstd::bulk::compress(&b, 3).unwrap();
     let image = Image::new(vec![(GZIP, gzip(&a, 6), a), (zstd, packed, b), (plain, c.clone(), c)]);
-    let stage = Stage::new(image).await;
+    let stage = Mounting::new(image).await;
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
-        let serving = stage.mount(&[]);
+        let serving = stage.mount(NODE, &[]);
         for (name, content) in ["a", "b", "c"].iter().zip(&layers) {
-            assert!(std::fs::read(stage.mountpoint().join(name)).unwrap() == *content, "{name}");
+            assert!(std::fs::read(stage.mountpoint(NODE).join(name)).unwrap() == *content, "{name}");
         }
         serving.signal(signal);
         let (code, text) = serving.ended();
         assert_eq!(code, 0, "{text}");
-        assert!(soci_fs::mount::mounts("soci").unwrap().iter().all(|mount| mount.mountpoint != stage.mountpoint()));
+        assert!(soci_fs::mount::mounts("soci").unwrap().iter().all(|mount| mount.mountpoint != stage.mountpoint(NODE)));
     }
 }
 
@@ -371,21 +280,24 @@ async fn detached_and_unprivileged() {
     if !can_mount() {
         return;
     }
-    let stage = Stage::new(Image::gzip(vec![tar(&[("file", text(1, 300_000))])])).await;
-    stage.publish();
-    let (name, at) = (stage.name(), stage.mountpoint());
+    let stage = Mounting::new(Image::gzip(vec![tar(&[("file", text(1, 300_000))])])).await;
+    stage.publish(&FINE);
+    let (name, at) = (stage.name(), stage.mountpoint(NODE));
+    std::fs::create_dir(&at).unwrap();
     let at = at.to_str().unwrap();
-    let said = stdout(&mut stage.soci(&["mount", &name, at, "--detach", "--min-layer-size", "1000"]));
+    let said = stdout(&mut stage.soci(NODE, &["mount", &name, at, "--detach", "--min-layer-size", "1000"]));
     assert!(said.starts_with("mounted "), "{said}");
-    assert_eq!(std::fs::read(stage.mountpoint().join("file")).unwrap().len(), 300_000);
+    assert_eq!(std::fs::read(stage.mountpoint(NODE).join("file")).unwrap().len(), 300_000);
     // A second mount elsewhere, with the first one's store in use.
     let other = stage.scratch.path().join("other");
     std::fs::create_dir(&other).unwrap();
-    let _ = stdout(&mut stage.soci(&["mount", &name, other.to_str().unwrap(), "--detach", "--min-layer-size", "1000"]));
+    let _ = stdout(
+        &mut stage.soci(NODE, &["mount", &name, other.to_str().unwrap(), "--detach", "--min-layer-size", "1000"]),
+    );
     assert_eq!(std::fs::read(other.join("file")).unwrap().len(), 300_000);
-    let _ = stdout(&mut stage.soci(&["umount", at]));
-    let _ = stdout(&mut stage.soci(&["umount", other.to_str().unwrap()]));
-    let failed = run(&mut stage.soci(&["umount", at]));
+    let _ = stdout(&mut stage.soci(NODE, &["umount", at]));
+    let _ = stdout(&mut stage.soci(NODE, &["umount", other.to_str().unwrap()]));
+    let failed = run(&mut stage.soci(NODE, &["umount", at]));
     assert_eq!(failed.status.code(), Some(1));
 
     if !Path::new("/usr/bin/fusermount3").exists() {
@@ -423,11 +335,11 @@ async fn registry_goes_away() {
         return;
     }
     let (first, second) = (text(1, 400_000), text(2, 4_000_000));
-    let stage = Stage::new(Image::gzip(vec![tar(&[("first", first.clone()), ("second", second)])])).await;
-    stage.publish();
-    let serving = stage.mount(&["--read-timeout", "2s"]);
-    let at = stage.mountpoint();
-    let Stage { registry, scratch, .. } = stage;
+    let stage = Mounting::new(Image::gzip(vec![tar(&[("first", first.clone()), ("second", second)])])).await;
+    stage.publish(&FINE);
+    let serving = stage.mount(NODE, &["--read-timeout", "2s"]);
+    let at = stage.mountpoint(NODE);
+    let Mounting { registry, scratch, .. } = stage;
     assert!(std::fs::read(at.join("first")).unwrap() == first);
     drop(registry);
     let start = Instant::now();
@@ -468,11 +380,11 @@ async fn indexes_of_other_places() {
     let content = text(1, 3_000_000);
     let image = || Image::gzip(vec![tar(&[("data", content.clone())])]);
     let building = ["--min-layer-size", "1000", "--span-size", "65536"];
-    let lazy = |stage: &Stage, more: &[&str]| {
-        let serving = stage.mount(more);
+    let lazy = |stage: &Mounting, more: &[&str]| {
+        let serving = stage.mount(NODE, more);
         let before = stage.registry.traffic().bytes_sent;
         let mut part = [0; 1000];
-        let file = std::fs::File::open(stage.mountpoint().join("data")).unwrap();
+        let file = std::fs::File::open(stage.mountpoint(NODE).join("data")).unwrap();
         file.read_exact_at(&mut part, 2_000_000).unwrap();
         assert_eq!(part, content[2_000_000..2_001_000]);
         let read = stage.registry.traffic().bytes_sent - before;
@@ -481,14 +393,14 @@ async fn indexes_of_other_places() {
         (1..600_000).contains(&read)
     };
 
-    let stage = Stage::new(image()).await;
+    let stage = Mounting::new(image()).await;
     let name = stage.name();
-    let _ = stdout(stage.soci(&["publish", &name, "--v2"]).args(building));
+    let _ = stdout(stage.soci(NODE, &["publish", &name, "--v2"]).args(building));
     assert!(lazy(&stage, &[]), "version 2");
 
-    let stage = Stage::new(image()).await;
+    let stage = Mounting::new(image()).await;
     let (name, to) = (stage.name(), format!("{}/soci/index", stage.registry.host()));
-    let _ = stdout(stage.soci(&["publish", &name, "--to", &to]).args(building));
+    let _ = stdout(stage.soci(NODE, &["publish", &name, "--to", &to]).args(building));
     assert!(lazy(&stage, &["--index-from", &to]), "another repository");
     // The index was kept by the first mount; another place on disk knows nothing of it.
     let root = stage.scratch.path().join("another");

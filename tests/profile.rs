@@ -1,13 +1,12 @@
 //! Start-up profiles, end to end: recorded from a program that runs in a mount, pushed beside the image, and fetched ahead
 //! at the next mount: by spans, and from a pack.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use soci_cli::config::Config;
-use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::open::open_image;
 use soci_fs::profile::{Choice, Replay, ReplayOptions, find};
 use soci_fs::store::Store;
@@ -21,65 +20,29 @@ use soci_index::profile::{PAGE_BYTES, Profile, Touched};
 use soci_index::publish::profiles;
 use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, shell_layer, tar, text};
+use soci_tests::mounting::{Mounting, Serving, can_mount};
 use soci_tests::registry::client;
 use soci_tests::{run, soci, stdout};
 use tokio::runtime::Handle;
 
-/// Says loudly why a test does nothing here.
-fn can_mount() -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        eprintln!("SKIPPED: mounting needs /dev/fuse and root");
-    }
-    can
-}
-
 const SPAN_BYTES: u64 = 65_536;
 
-/// An image with one layer of files, indexed, in a registry of this process.
-struct Stage {
-    registry: DemoRegistry,
-    image: Image,
-    scratch: tempfile::TempDir,
+/// An image with one layer of files, indexed.
+struct Stage(Mounting);
+
+impl std::ops::Deref for Stage {
+    type Target = Mounting;
+
+    fn deref(&self) -> &Mounting {
+        &self.0
+    }
 }
 
 impl Stage {
     async fn new(image: Image) -> Self {
-        let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
-        image.push(&client(&registry.host()).repository("team/app"), "v1").await;
-        let stage = Self { registry, image, scratch: tempfile::tempdir().unwrap() };
-        let building = ["--min-layer-size", "1000", "--index-span-size", &SPAN_BYTES.to_string()];
-        let _ = stdout(stage.soci("build", &["publish", &stage.name()]).args(building));
-        stage
-    }
-
-    fn name(&self) -> String {
-        format!("{}/team/app:v1", self.registry.host())
-    }
-
-    /// A command on the node of this name: each has a root directory of its own.
-    fn soci(&self, node: &str, arguments: &[&str]) -> Command {
-        let mut command = soci();
-        command.arg("--root").arg(self.scratch.path().join(node)).args(arguments);
-        command
-    }
-
-    fn mount(&self, node: &str, more: &[&str]) -> Serving {
-        let at = self.scratch.path().join(format!("mnt-{node}"));
-        std::fs::create_dir_all(&at).unwrap();
-        let mut command = self.soci(node, &["mount", &self.name(), at.to_str().unwrap(), "--min-layer-size", "1000"]);
-        let child = command.args(more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut serving = Serving { child: Some(child), at };
-        let start = Instant::now();
-        while !soci_fs::mount::mounts("soci").unwrap().iter().any(|mount| mount.mountpoint == serving.at) {
-            if serving.child.as_mut().unwrap().try_wait().unwrap().is_some() {
-                let output = serving.child.take().unwrap().wait_with_output().unwrap();
-                panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-            }
-            assert!(start.elapsed() < Duration::from_secs(30), "the mount does not come");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        serving
+        let mounting = Mounting::new(image).await;
+        mounting.publish(&["--index-span-size", &SPAN_BYTES.to_string()]);
+        Self(mounting)
     }
 
     /// The published index's digest of the image manifest, and the profile pushed by hand.
@@ -96,49 +59,6 @@ impl Stage {
     fn profile(&self, ranges: &[(u64, u64)]) -> Profile {
         let ranges = ranges.iter().map(|(start, length)| Touched { layer: 0, bytes: *start..start + length });
         Profile::new(vec![Digest::of(&self.image.blobs[0])], ranges.collect(), &Limits::DEFAULT).unwrap()
-    }
-}
-
-struct Serving {
-    child: Option<Child>,
-    at: PathBuf,
-}
-
-impl Serving {
-    fn status(&self) -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(self.at.join(".soci/status.json")).unwrap()).unwrap()
-    }
-
-    /// Waits until nothing has been fetched for a while, and gives the status.
-    fn settled(&self) -> serde_json::Value {
-        let (mut before, mut quiet) = (self.status(), 0);
-        for _ in 0..200 {
-            std::thread::sleep(Duration::from_millis(50));
-            let now = self.status();
-            quiet = if now["layers"] == before["layers"] { quiet + 1 } else { 0 };
-            before = now;
-            if quiet == 8 {
-                break;
-            }
-        }
-        before
-    }
-
-    /// Unmounts, and what the process said on standard error.
-    fn end(mut self) -> String {
-        soci_fs::mount::unmount(&self.at, soci_fs::mount::Lazy::Yes).unwrap();
-        let output = self.child.take().unwrap().wait_with_output().unwrap();
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = soci_fs::mount::unmount(&self.at, soci_fs::mount::Lazy::Yes);
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

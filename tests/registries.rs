@@ -5,43 +5,20 @@
 //! run here (see `support/profile.rs`); the others are the real thing.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
 use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
-use soci_index::image::model::{Descriptor, media_type};
+use soci_index::discover::{Discovery, Which, on_registry};
+use soci_index::image::model::media_type;
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::Repository;
-use soci_index::registry::referrers::ApiAnswer;
-use soci_index::span_index::SPAN_INDEX;
-use soci_tests::image::{Image, tar, text};
+use soci_tests::image::Image;
 use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
+use soci_tests::publishing::{Outcome, image, publish, publish_again, publish_and_find};
 use soci_tests::registry::{Distribution, DockerRegistry, Ferro, Peryx, client, client_with_password};
 use soci_tests::{run, soci};
-
-/// What comes of publishing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// Everybody finds it by the referrers API.
-    Native,
-    /// Everybody finds it by the fallback tag.
-    Tag,
-    /// It is found by the API, with a warning that contains this.
-    NativeBut(&'static str),
-    /// It is found by the fallback tag, with a warning that contains this.
-    TagBut(&'static str),
-    /// It is refused, with a message that contains this.
-    Refused(&'static str),
-}
-
-impl Outcome {
-    fn is_native(self) -> bool {
-        matches!(self, Self::Native | Self::NativeBut(_))
-    }
-}
 
 /// What comes of publishing a version 1 index.
 fn v1_outcome(profile: Profile) -> Outcome {
@@ -105,11 +82,7 @@ async fn v1(profile: Profile) {
         // What is sent is the question for a token, where that is a form.
         let form = if profile.quirks().form.is_some() { 200 } else { 0 };
         publish_again(&name, login.path(), form);
-        let requests = registry.requests().split_off(before);
-        let sends =
-            |line: &&String| !["GET ", "HEAD ", "POST /service/token"].iter().any(|start| line.starts_with(start));
-        let quiet = !requests.iter().any(|line| sends(&line));
-        assert!(quiet, "{profile:?}: nothing is sent: {requests:?}");
+        assert_nothing_is_sent(&registry, before);
     }
     let requests = registry.requests();
     assert!(requests.iter().all(|line| !line.starts_with("DELETE ")), "{profile:?}: {requests:?}");
@@ -168,74 +141,6 @@ async fn v1_on_server(address: &str, repository: &Repository, login: &Path, outc
     let name = format!("{address}/team/app:v1");
     publish_and_find(&name, &image, repository, login, outcome).await;
     publish_again(&name, login, 0);
-}
-
-fn image() -> Image {
-    let base = tar(&[("bin/tool", text(1, 1_500_000)), ("etc/conf", text(2, 500))]);
-    let top = tar(&[("app/data", text(3, 700_000)), ("app/main", text(4, 100))]);
-    Image::gzip(vec![base, top])
-}
-
-fn publish(name: &str, login: &Path) -> Command {
-    let mut command = soci();
-    command.args(["publish", name, "--min-layer-size", "1000", "--span-size", "262144", "--json"]);
-    command.env("DOCKER_CONFIG", login);
-    command
-}
-
-/// Publishes, compares what is said with `outcome`, and looks for the index. Says whether there is one.
-async fn publish_and_find(name: &str, image: &Image, repository: &Repository, login: &Path, outcome: Outcome) -> bool {
-    let output = run(&mut publish(name, login));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    if let Outcome::Refused(reason) = outcome {
-        assert_eq!(output.status.code(), Some(4), "{message}");
-        assert!(message.contains(reason) && message.contains("--to") && message.contains("--v2"), "{message}");
-        return false;
-    }
-    assert!(output.status.success(), "{message}");
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let said = &said["images"][0];
-    assert_eq!(said["status"], "published", "{said}");
-    let by = if outcome.is_native() { "the referrers API" } else { "the fallback tag" };
-    assert_eq!(said["foundBy"], by, "{said}");
-    let warnings = said["warnings"].as_array().unwrap();
-    match outcome {
-        Outcome::NativeBut(part) | Outcome::TagBut(part) => {
-            assert_eq!(warnings.len(), 1, "{said}");
-            assert!(warnings[0].as_str().unwrap().contains(part), "{said}");
-        }
-        Outcome::Native | Outcome::Tag | Outcome::Refused(_) => assert_eq!(warnings.len(), 0, "{said}"),
-    }
-
-    let index: Digest = said["index"]["digest"].as_str().unwrap().parse().unwrap();
-    let entry = looked_up(repository, &image.digest(), outcome).await;
-    assert_eq!((entry.digest, entry.kind()), (index, SOCI_INDEX_V1));
-    let has_right_size = entry.size == said["index"]["size"].as_u64().unwrap();
-    assert_eq!(has_right_size, !matches!(outcome, Outcome::NativeBut(_)));
-    let found = on_registry(repository, &image.digest(), Which::Newest).await.unwrap();
-    assert!(matches!(&found, Discovery::Found(found) if found.digest == index && found.others == 0), "{found:?}");
-    true
-}
-
-/// What a client that goes by the specification finds, and only where it must look: the API, or else the tag.
-async fn looked_up(repository: &Repository, image: &Digest, outcome: Outcome) -> Descriptor {
-    let mut entries = match repository.referrers_api(image, Some(SOCI_INDEX_V1)).await.unwrap() {
-        ApiAnswer::Listed(entries) if outcome.is_native() => entries,
-        ApiAnswer::Unsupported(_) if !outcome.is_native() => repository.fallback_entries(image).await.unwrap().unwrap(),
-        other => panic!("{other:?}"),
-    };
-    // A fallback tag lists all that refers to the image.
-    entries.retain(|entry| entry.kind() != SPAN_INDEX);
-    assert_eq!(entries.len(), 1);
-    entries.remove(0)
-}
-
-fn publish_again(name: &str, login: &Path, bytes_sent_max: u64) {
-    let output = run(&mut publish(name, login));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(said["images"][0]["status"], "up to date", "{said}");
-    assert!(said["bytesSent"].as_u64().unwrap() <= bytes_sent_max, "{said}");
 }
 
 on_each_profile! { v2, v2_on_each_profile:

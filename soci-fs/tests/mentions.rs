@@ -11,7 +11,7 @@ use soci_fs::image::Image;
 use soci_fs::mentions::Follower;
 use soci_fs::reader::LayerReader;
 use soci_fs::store::Store;
-use support::{Layer, noise, plain_policy};
+use support::{Layer, files_tar, noise, plain_policy};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
@@ -20,14 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A layer of files, in their order; a plain one, so that a span is as large as its bytes.
 fn layer(files: &[(String, Vec<u8>)]) -> Layer {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        builder.append_data(&mut header, name, &content[..]).unwrap();
-    }
-    Layer::plain(builder.into_inner().unwrap(), SPAN)
+    Layer::plain(files_tar(files.iter().cloned()), SPAN)
 }
 
 fn module(name: &str, imports: &str, bytes: usize) -> (String, Vec<u8>) {
@@ -158,14 +151,7 @@ async fn a_layer_that_names_everything() {
     let imports: String = (0..count).map(|number| format!("import m{number}\n")).collect();
     let files: Vec<(String, Vec<u8>)> =
         (0..count).map(|number| (format!("lib/m{number}.py"), imports.clone().into_bytes())).collect();
-    let mut builder = tar::Builder::new(Vec::new());
-    for (name, content) in &files {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        builder.append_data(&mut header, name, &content[..]).unwrap();
-    }
-    let layer = Layer::gzip(builder.into_inner().unwrap(), SPAN);
+    let layer = Layer::gzip(files_tar(files), SPAN);
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     let reader = layer.reader(&store, layer.memory(), plain_policy());

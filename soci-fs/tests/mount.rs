@@ -20,7 +20,7 @@ use soci_fs::reader::Policy;
 use soci_fs::source::Source;
 use soci_fs::source::faulty::{Fault, FaultySource};
 use soci_fs::store::Store;
-use support::{Layer, noise, quick, sample_tar};
+use support::{Layer, files_tar, noise, quick, sample_tar};
 use trees::{can_mount, compare, populate, tree};
 
 /// A mounted image and all that it needs.
@@ -120,15 +120,6 @@ fn random_reads_by_many_threads() {
     assert!(counts.decoded_spans <= layer.index.spans.len() as u64 && counts.failures == 0, "{counts:?}");
 }
 
-fn one_file(name: &str, content: &[u8]) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o644);
-    header.set_size(content.len() as u64);
-    builder.append_data(&mut header, name, content).unwrap();
-    builder.into_inner().unwrap()
-}
-
 #[test]
 fn layers_are_merged() {
     if !can_mount() {
@@ -136,9 +127,9 @@ fn layers_are_merged() {
     }
     let tars = [
         sample_tar(30, 1000),
-        one_file("dir0/.wh.file1", b""),
-        one_file("dir1/file10", b"new"),
-        one_file("dir2/.wh..wh..opq", b""),
+        files_tar([("dir0/.wh.file1", b"")]),
+        files_tar([("dir1/file10", b"new")]),
+        files_tar([("dir2/.wh..wh..opq", b"")]),
     ];
     let layers: Vec<(Layer, Arc<dyn Source>)> = tars
         .into_iter()
@@ -184,8 +175,8 @@ fn a_slow_source_holds_up_nobody_else() {
     if !can_mount() {
         return;
     }
-    let slow = Layer::gzip(one_file("slow", &noise(1, 500_000)), 64 << 10);
-    let fast = Layer::gzip(one_file("fast", &noise(2, 500_000)), 64 << 10);
+    let slow = Layer::gzip(files_tar([("slow", noise(1, 500_000))]), 64 << 10);
+    let fast = Layer::gzip(files_tar([("fast", noise(2, 500_000))]), 64 << 10);
     let delay = Fault::Delay(Duration::from_millis(1500));
     let source: Arc<dyn Source> = Arc::new(FaultySource::and_then_always(slow.memory(), [], delay));
     let fast_source = fast.memory();
@@ -211,7 +202,7 @@ fn mounts_end_in_every_way() {
     if !can_mount() {
         return;
     }
-    let layer = Layer::gzip(one_file("a", b"hello"), 64 << 10);
+    let layer = Layer::gzip(files_tar([("a", b"hello")]), 64 << 10);
     // By the caller.
     let mut bench = Bench::of_layer(&layer);
     let root = bench.root();

@@ -35,7 +35,7 @@ use rustix::fs::Advice;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal};
 use soci_fs::mount::{Lazy, unmount};
-use support::{Layer, noise};
+use support::{Layer, files_tar, noise};
 
 const LAYERS: u16 = 3;
 const FILES: u64 = 8;
@@ -50,14 +50,7 @@ fn content(slot: u16, file: u64) -> Vec<u8> {
 }
 
 fn tar_of(slot: u16) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for file in 0..FILES {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(FILE_BYTES as u64);
-        builder.append_data(&mut header, format!("file{file}"), &content(slot, file)[..]).unwrap();
-    }
-    builder.into_inner().unwrap()
+    files_tar((0..FILES).map(|file| (format!("file{file}"), content(slot, file))))
 }
 
 /// A supervisor with its worker, and the readers' expectations.

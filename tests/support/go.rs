@@ -43,23 +43,42 @@ pub fn module() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance")
 }
 
+/// What is built from a module, once for all tests of this process.
+struct Built(OnceLock<Option<PathBuf>>);
+
+impl Built {
+    const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// The directory with the programs of `packages`; `None`, with a word on standard error, where something is lacking.
+    fn get(&self, lacks: Option<String>, module: &Path, sources: &[&str], what: (&[&str], &[&str])) -> Option<PathBuf> {
+        let build = || match lacks {
+            Some(lack) => {
+                eprintln!("SKIPPED: {lack}");
+                None
+            }
+            None => Some(built(module, sources, what.0, what.1)),
+        };
+        self.0.get_or_init(build).clone()
+    }
+}
+
+/// Says so if there is no Go of this age.
+fn lacks_go(what: &str, minor_min: u32) -> Option<String> {
+    go_minor().is_none_or(|minor| minor < minor_min).then(|| format!("{what} needs Go 1.{minor_min}"))
+}
+
 /// The directory with the programs; `None`, with a word on standard error, where there is no Go to build them.
 ///
 /// # Panics
 /// When they cannot be built.
 #[must_use]
 pub fn programs() -> Option<PathBuf> {
-    static PROGRAMS: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAMS
-        .get_or_init(|| {
-            if go_minor().is_none_or(|minor| minor < GO_MINOR_MIN) {
-                eprintln!("SKIPPED: containerd 2.2, and pulling as Kubernetes does it, need Go 1.{GO_MINOR_MIN}");
-                return None;
-            }
-            let sources = ["go.mod", "go.sum", "cri/main.go", "pull/main.go"];
-            Some(built(&module(), &sources, &["-tags", TAGS], &PACKAGES))
-        })
-        .clone()
+    static PROGRAMS: Built = Built::new();
+    let lacks = lacks_go("containerd 2.2, and pulling as Kubernetes does it,", GO_MINOR_MIN);
+    let sources = ["go.mod", "go.sum", "cri/main.go", "pull/main.go"];
+    PROGRAMS.get(lacks, &module(), &sources, (&["-tags", TAGS], &PACKAGES))
 }
 
 /// What the module of the distribution project's registry asks for.
@@ -71,17 +90,10 @@ const DISTRIBUTION_GO_MINOR_MIN: u32 = 25;
 /// When it cannot be built.
 #[must_use]
 pub fn distribution() -> Option<PathBuf> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| {
-            if go_minor().is_none_or(|minor| minor < DISTRIBUTION_GO_MINOR_MIN) {
-                eprintln!("SKIPPED: the distribution project's registry needs Go 1.{DISTRIBUTION_GO_MINOR_MIN}");
-                return None;
-            }
-            let package = "github.com/distribution/distribution/v3/cmd/registry";
-            Some(built(&module().join("distribution"), &["go.mod", "go.sum"], &[], &[package]))
-        })
-        .clone()
+    static PROGRAM: Built = Built::new();
+    let lacks = lacks_go("the distribution project's registry", DISTRIBUTION_GO_MINOR_MIN);
+    let package = "github.com/distribution/distribution/v3/cmd/registry";
+    PROGRAM.get(lacks, &module().join("distribution"), &["go.mod", "go.sum"], (&[], &[package]))
 }
 
 /// What AWS's module asks for.
@@ -94,16 +106,9 @@ const PEER_GO_MINOR_MIN: u32 = 26;
 /// When it cannot be built although these are there.
 #[must_use]
 pub fn peer() -> Option<PathBuf> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| {
-            if !builds_peers() {
-                return None;
-            }
-            let sources = ["go.mod", "go.sum", "main.go"];
-            Some(built(&module().join("peer"), &sources, &[], &["."]).join("peer"))
-        })
-        .clone()
+    static PROGRAM: Built = Built::new();
+    let built = PROGRAM.get(lacks_for_peers(), &module().join("peer"), &["go.mod", "go.sum", "main.go"], (&[], &["."]));
+    built.map(|directory| directory.join("peer"))
 }
 
 /// AWS's snapshotter v0.16.1 as a daemon; `None`, with a word on standard error, where it cannot be built.
@@ -112,17 +117,10 @@ pub fn peer() -> Option<PathBuf> {
 /// When it cannot be built although Go and zlib are there.
 #[must_use]
 pub fn aws() -> Option<PathBuf> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| {
-            if !builds_peers() {
-                return None;
-            }
-            let package = "github.com/awslabs/soci-snapshotter/cmd/soci-snapshotter-grpc";
-            let directory = built(&module().join("aws"), &["go.mod", "go.sum"], &[], &[package]);
-            Some(directory.join("soci-snapshotter-grpc"))
-        })
-        .clone()
+    static PROGRAM: Built = Built::new();
+    let package = "github.com/awslabs/soci-snapshotter/cmd/soci-snapshotter-grpc";
+    let built = PROGRAM.get(lacks_for_peers(), &module().join("aws"), &["go.mod", "go.sum"], (&[], &[package]));
+    built.map(|directory| directory.join("soci-snapshotter-grpc"))
 }
 
 /// stargz-snapshotter v0.18.1 as a daemon, and its converter; `None`, with a word on standard error, where it cannot be
@@ -132,25 +130,16 @@ pub fn aws() -> Option<PathBuf> {
 /// When it cannot be built although Go is there.
 #[must_use]
 pub fn stargz() -> Option<PathBuf> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| {
-            if !builds_peers() {
-                return None;
-            }
-            let sources = ["go.mod", "go.sum", "main.go"];
-            Some(built(&module().join("stargz"), &sources, &[], &["."]).join("stargz"))
-        })
-        .clone()
+    static PROGRAM: Built = Built::new();
+    let module = module().join("stargz");
+    let built = PROGRAM.get(lacks_for_peers(), &module, &["go.mod", "go.sum", "main.go"], (&[], &["."]));
+    built.map(|directory| directory.join("stargz"))
 }
 
-fn builds_peers() -> bool {
-    let builds =
-        Path::new("/usr/include/zlib.h").exists() && go_minor().is_some_and(|minor| minor >= PEER_GO_MINOR_MIN);
-    if !builds {
-        eprintln!("SKIPPED: the peers need Go 1.{PEER_GO_MINOR_MIN} and zlib1g-dev");
-    }
-    builds
+fn lacks_for_peers() -> Option<String> {
+    let has_zlib = Path::new("/usr/include/zlib.h").exists();
+    (!has_zlib || go_minor().is_none_or(|minor| minor < PEER_GO_MINOR_MIN))
+        .then(|| format!("the peers need Go 1.{PEER_GO_MINOR_MIN} and zlib1g-dev"))
 }
 
 fn built(module: &Path, sources: &[&str], options: &[&str], packages: &[&str]) -> PathBuf {
