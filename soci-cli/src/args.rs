@@ -20,7 +20,8 @@ pub use bench::Bench;
 pub use node::{Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
 pub use profile::{Profile, PushProfile, Record};
 pub use publish::{
-    Building, Convert, Create, Existing, Format, FormatName, Forms, Optimization, Prefetch, Publish, Push, Verify,
+    Building, Convert, Create, Existing, Format, FormatName, Forms, Indexing, Optimization, Prefetch, Publish, Push,
+    Verify,
 };
 pub use serve::ServeWebhook;
 
@@ -230,9 +231,9 @@ impl Command {
     #[must_use]
     pub fn shows_requests(&self) -> bool {
         let access = match self {
-            Self::Create(create) => &create.access,
+            Self::Create(create) => &create.indexing.access,
             Self::Push(push) => &push.access,
-            Self::Publish(publish) => &publish.access,
+            Self::Publish(publish) => &publish.indexing.access,
             Self::Convert(convert) => &convert.access,
             Self::Verify(verify) => &verify.access,
             _ => return false,

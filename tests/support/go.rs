@@ -52,13 +52,19 @@ impl Built {
     }
 
     /// The directory with the programs of `packages`; `None`, with a word on standard error, where something is lacking.
-    fn get(&self, lacks: Option<String>, module: &Path, sources: &[&str], what: (&[&str], &[&str])) -> Option<PathBuf> {
-        let build = || match lacks {
+    fn get(
+        &self,
+        lacks: impl FnOnce() -> Option<String>,
+        module: &Path,
+        sources: &[&str],
+        (options, packages): (&[&str], &[&str]),
+    ) -> Option<PathBuf> {
+        let build = || match lacks() {
             Some(lack) => {
                 eprintln!("SKIPPED: {lack}");
                 None
             }
-            None => Some(built(module, sources, what.0, what.1)),
+            None => Some(built(module, sources, options, packages)),
         };
         self.0.get_or_init(build).clone()
     }
@@ -76,7 +82,7 @@ fn lacks_go(what: &str, minor_min: u32) -> Option<String> {
 #[must_use]
 pub fn programs() -> Option<PathBuf> {
     static PROGRAMS: Built = Built::new();
-    let lacks = lacks_go("containerd 2.2, and pulling as Kubernetes does it,", GO_MINOR_MIN);
+    let lacks = || lacks_go("containerd 2.2, and pulling as Kubernetes does it,", GO_MINOR_MIN);
     let sources = ["go.mod", "go.sum", "cri/main.go", "pull/main.go"];
     PROGRAMS.get(lacks, &module(), &sources, (&["-tags", TAGS], &PACKAGES))
 }
@@ -91,7 +97,7 @@ const DISTRIBUTION_GO_MINOR_MIN: u32 = 25;
 #[must_use]
 pub fn distribution() -> Option<PathBuf> {
     static PROGRAM: Built = Built::new();
-    let lacks = lacks_go("the distribution project's registry", DISTRIBUTION_GO_MINOR_MIN);
+    let lacks = || lacks_go("the distribution project's registry", DISTRIBUTION_GO_MINOR_MIN);
     let package = "github.com/distribution/distribution/v3/cmd/registry";
     PROGRAM.get(lacks, &module().join("distribution"), &["go.mod", "go.sum"], (&[], &[package]))
 }
@@ -107,7 +113,7 @@ const PEER_GO_MINOR_MIN: u32 = 26;
 #[must_use]
 pub fn peer() -> Option<PathBuf> {
     static PROGRAM: Built = Built::new();
-    let built = PROGRAM.get(lacks_for_peers(), &module().join("peer"), &["go.mod", "go.sum", "main.go"], (&[], &["."]));
+    let built = PROGRAM.get(lacks_for_peers, &module().join("peer"), &["go.mod", "go.sum", "main.go"], (&[], &["."]));
     built.map(|directory| directory.join("peer"))
 }
 
@@ -119,7 +125,7 @@ pub fn peer() -> Option<PathBuf> {
 pub fn aws() -> Option<PathBuf> {
     static PROGRAM: Built = Built::new();
     let package = "github.com/awslabs/soci-snapshotter/cmd/soci-snapshotter-grpc";
-    let built = PROGRAM.get(lacks_for_peers(), &module().join("aws"), &["go.mod", "go.sum"], (&[], &[package]));
+    let built = PROGRAM.get(lacks_for_peers, &module().join("aws"), &["go.mod", "go.sum"], (&[], &[package]));
     built.map(|directory| directory.join("soci-snapshotter-grpc"))
 }
 
@@ -132,7 +138,7 @@ pub fn aws() -> Option<PathBuf> {
 pub fn stargz() -> Option<PathBuf> {
     static PROGRAM: Built = Built::new();
     let module = module().join("stargz");
-    let built = PROGRAM.get(lacks_for_peers(), &module, &["go.mod", "go.sum", "main.go"], (&[], &["."]));
+    let built = PROGRAM.get(lacks_for_peers, &module, &["go.mod", "go.sum", "main.go"], (&[], &["."]));
     built.map(|directory| directory.join("stargz"))
 }
 

@@ -46,6 +46,23 @@ pub struct Forms {
     pub index_span_size: u64,
 }
 
+/// What the commands that index images have in common.
+#[derive(Debug, Clone, Args)]
+pub struct Indexing {
+    /// How to build.
+    #[command(flatten)]
+    pub building: Building,
+    /// Which forms.
+    #[command(flatten)]
+    pub forms: Forms,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
+}
+
 /// A form of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormatName {
@@ -72,18 +89,9 @@ pub struct Create {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to build.
+    /// What to index, and how.
     #[command(flatten)]
-    pub building: Building,
-    /// Which forms.
-    #[command(flatten)]
-    pub forms: Forms,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
+    pub indexing: Indexing,
 }
 
 /// `soci push`
@@ -152,18 +160,9 @@ pub struct Publish {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to build.
+    /// What to index, and how.
     #[command(flatten)]
-    pub building: Building,
-    /// Which forms.
-    #[command(flatten)]
-    pub forms: Forms,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
+    pub indexing: Indexing,
 }
 
 const PUBLISH_HELP: &str = "\

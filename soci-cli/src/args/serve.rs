@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use soci_index::gotime::duration;
 
-use super::{Access, Building, Forms, Platforms};
+use super::Indexing;
 
 /// `soci serve-webhook`
 #[derive(Debug, Clone, Args)]
@@ -46,18 +46,9 @@ pub struct ServeWebhook {
     /// Run this command for each index that was published, as `soci publish --sign-with` does
     #[arg(long, value_name = "COMMAND")]
     pub sign_with: Option<String>,
-    /// How to build.
+    /// What to index, and how; all platforms, unless some are named.
     #[command(flatten)]
-    pub building: Building,
-    /// Which forms.
-    #[command(flatten)]
-    pub forms: Forms,
-    /// Which platforms; all of them, unless some are named.
-    #[command(flatten)]
-    pub platforms: Platforms,
-    /// How to talk to the registry.
-    #[command(flatten)]
-    pub access: Access,
+    pub indexing: Indexing,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -17,8 +17,9 @@ use crate::output;
 /// When the image cannot be read or indexed, or the store not written.
 pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Result<()> {
     let reference = source::meant(image::reference(&arguments.image)?, global);
-    let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
-    let building = image::build_options_in(&arguments.building, &arguments.forms)?;
+    let indexing = &arguments.indexing;
+    let (options, selection) = (image::client_options(&indexing.access)?, image::selection(&indexing.platforms)?);
+    let building = image::build_options_in(&indexing.building, &indexing.forms)?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let reports = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;
@@ -30,7 +31,7 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         for image in images {
             let labels = StoreLabels { name: source::name(&reference), created: super::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
-            let (image, force) = (&image, arguments.building.force);
+            let (image, force) = (&image, indexing.building.force);
             let job = Job { source: &source, image, options: &building, force, observer: &observer };
             let report = local::store(&job, &layout, &labels).await;
             progress.finish();

@@ -11,7 +11,6 @@ use soci_fs::store::Store;
 use soci_fs::tree::node_id::NodeId;
 use soci_index::build::{BuildOptions, Observer};
 use soci_index::image::layout::Layout;
-use soci_index::image::platform::PlatformSelection;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Job;
 use soci_index::publish::local::{self, StoreLabels};
@@ -64,7 +63,7 @@ async fn own_image(arguments: &Demo) -> anyhow::Result<Report> {
     let index_seconds = Some(start.elapsed().as_secs_f64());
     let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
     let source = ImageSource::open(&stage.name.parse()?, &options).await?;
-    let image = source.resolve(&PlatformSelection::Host).await?.pop().context("the image has a platform")?;
+    let image = image::of_platform(&source, None).await?;
     let scratch = scratch()?;
     let command = match &arguments.command {
         Some(command) => vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()],
@@ -89,7 +88,7 @@ async fn foreign_image(arguments: &Demo, name: &str) -> anyhow::Result<Report> {
     let reference = image::reference(name)?;
     let options = image::client_options(&arguments.access)?;
     let source = ImageSource::open(&reference, &options).await?;
-    let image = source.resolve(&PlatformSelection::Host).await?.pop().context("the image has no platform")?;
+    let image = image::of_platform(&source, None).await?;
     let scratch = scratch()?;
     let index_store = scratch.path().join("index");
     let layout = Layout::open_or_create(&index_store)?;

@@ -11,6 +11,7 @@ use soci_index::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Obs
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
@@ -110,6 +111,16 @@ pub fn selection(platforms: &Platforms) -> anyhow::Result<PlatformSelection> {
     };
     let platforms = platforms.platforms.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
     Ok(if platforms.is_empty() { PlatformSelection::Host } else { PlatformSelection::Only(platforms) })
+}
+
+/// The image for the one platform that is meant: the first of those that are named, else this machine's.
+///
+/// # Errors
+/// When it is no platform, or the image has none of the kind.
+pub async fn of_platform(source: &ImageSource, platform: Option<&str>) -> anyhow::Result<PlatformImage> {
+    let platforms = Platforms { platforms: platform.into_iter().map(str::to_owned).collect(), all_platforms: false };
+    let images = source.resolve(&selection(&platforms)?).await?;
+    images.into_iter().next().context("the image has no platform")
 }
 
 /// How to build.

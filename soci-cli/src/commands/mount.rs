@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::image::{self, run_to_end};
-use crate::args::{Mount, Platforms, Umount};
+use crate::args::{Mount, Umount};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
@@ -74,15 +74,13 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let start = Instant::now();
     let options = image::client_options(&arguments.access)?;
     let reference = image::reference(&arguments.image)?;
-    let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
     let source = ImageSource::open(&reference, &options).await?;
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
-    let images = source.resolve(&image::selection(&platforms)?).await?;
-    let found = images.first().context("the image has no platform")?;
-    let search = Search::start(arguments, config, &source, found);
-    let opened = open_image(&source, found, &store, &open, &Handle::current()).await;
+    let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
+    let search = Search::start(arguments, config, &source, &found);
+    let opened = open_image(&source, &found, &store, &open, &Handle::current()).await;
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
     let mut ahead = search.follow(&source, &opened.readers).await?;

@@ -31,7 +31,7 @@ pub fn run(arguments: &Publish, global: &Global) -> anyhow::Result<()> {
     if let Some(command) = &arguments.sign_with {
         sign::check(command)?;
     }
-    let client = image::client_options(&arguments.access)?;
+    let client = image::client_options(&arguments.indexing.access)?;
     let up_to_date =
         if arguments.v2 { into_image(arguments, client, global)? } else { beside(arguments, &client, global)? };
     if up_to_date && arguments.detailed_exit_code {
@@ -48,8 +48,8 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         target: convert::target(name, &client)?,
         client,
         notes: EntryNotes::Kept,
-        building: &arguments.building,
-        platforms: &arguments.platforms,
+        building: &arguments.indexing.building,
+        platforms: &arguments.indexing.platforms,
         replaces: None,
     };
     let converted = conversion.run(global)?;
@@ -107,9 +107,9 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         image: image::reference(&arguments.image)?,
         to: arguments.to.as_deref(),
         client,
-        building: &arguments.building,
-        forms: &arguments.forms,
-        platforms: &arguments.platforms,
+        building: &arguments.indexing.building,
+        forms: &arguments.indexing.forms,
+        platforms: &arguments.indexing.platforms,
         dry_run: arguments.dry_run,
     };
     let start = Instant::now();

@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::TryStreamExt as _;
-use soci_fs::open::{IndexModes, OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::open::{OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::proof;
-use soci_fs::reader::Policy;
-use soci_fs::trust::{Provisional, TrustPolicy};
 use soci_fs::unpack::LayerClaim;
 use soci_index::image::{ImageSource, PlatformImage};
 use tokio::runtime::Handle;
 
 use super::image::{self, block_on};
 use super::mount::free_store;
-use crate::args::{Global, Platforms, Pull};
+use super::record;
+use crate::args::{Global, Pull};
 use crate::config::Config;
 use crate::output;
 use crate::progress::Progress;
@@ -35,32 +34,21 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
     let start = Instant::now();
     let reference = image::reference(&arguments.image)?;
     let client = image::client_options(&arguments.access)?;
-    let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
-    let selection = image::selection(&platforms)?;
     let store = Arc::new(free_store(&config.layers())?);
     let opened = block_on(global.timeout, async {
         let source = ImageSource::open(&reference, &client).await?;
-        let images = source.resolve(&selection).await?;
-        let image = images.first().context("the image has no platform")?;
+        let image = image::of_platform(&source, arguments.platform.as_deref()).await?;
         let size = image.manifest.layers.iter().map(|layer| layer.size).sum();
         let progress = Arc::new(Progress::bytes("fetching", Some(size)));
         let whole = Arc::new(AtomicU64::new(0));
         let (fetched, shown) = (Arc::clone(&whole), Arc::clone(&progress));
         let options = OpenOptions {
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
-            whole_layers: true,
-            layer_bytes_min: arguments.min_layer_size,
-            policy: Policy::default(),
-            index: None,
-            modes: IndexModes::default(),
-            index_repositories: Vec::new(),
-            index_store: Some(config.index_store()),
-            parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
-            // All of it is proven before it is used.
-            trust: Arc::new(TrustPolicy::new(Provisional::Allow, &[], &[])?),
+            // Nobody need be trusted: all of it is proven before it is used.
+            ..record::open_options(config, arguments.min_layer_size)?
         };
-        let opened = open_image(&source, image, &store, &options, &Handle::current()).await?;
-        complete(&opened, image, &progress, whole.load(Ordering::Relaxed)).await?;
+        let opened = open_image(&source, &image, &store, &options, &Handle::current()).await?;
+        complete(&opened, &image, &progress, whole.load(Ordering::Relaxed)).await?;
         progress.finish();
         Ok(opened)
     })

@@ -133,13 +133,13 @@ impl Settings {
         if parsed.is_none_or(|parsed| parsed.registry() != registry || parsed.repository() != "team/app") {
             return Err(fail(Exit::Usage, format!("--registry {registry} is no registry: expected HOST or HOST:PORT")));
         }
-        let client = image::client_options(&arguments.access)?;
+        let client = image::client_options(&arguments.indexing.access)?;
         if let Some(to) = &arguments.to {
             image::repository(to, &client)?;
         }
         arguments.sign_with.as_deref().map(sign::check).transpose()?;
-        image::build_options_in(&arguments.building, &arguments.forms)?;
-        let mut platforms = arguments.platforms.clone();
+        image::build_options_in(&arguments.indexing.building, &arguments.indexing.forms)?;
+        let mut platforms = arguments.indexing.platforms.clone();
         platforms.all_platforms |= platforms.platforms.is_empty();
         image::selection(&platforms)?;
         Ok(Self {
@@ -148,8 +148,8 @@ impl Settings {
             v2: arguments.v2,
             sign_with: arguments.sign_with.clone(),
             client,
-            building: arguments.building.clone(),
-            forms: arguments.forms.clone(),
+            building: arguments.indexing.building.clone(),
+            forms: arguments.indexing.forms.clone(),
             platforms,
             // Images are in the registry; a containerd that the environment names is no place to look for them.
             global: Global { address: None, namespace: None, ..global.clone() },
