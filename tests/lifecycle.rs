@@ -133,8 +133,9 @@ async fn containers_share_an_image_and_are_committed(version: Containerd) {
     }
     let cost = scene.stage.registry.traffic().bytes_sent - before;
     let layer = image.blobs[1].len() as u64;
-    // Made-up text refers to more of what came before than real files do, so windows are a large part here.
-    assert!(cost < layer + layer / 3, "{cost} bytes for a layer of {layer}");
+    // The windows of made-up text, which refers to more of what came before than real files do, are a ninth of the layer; a
+    // window may be asked for twice, by two flights at the same time.
+    assert!(cost < layer + layer / 6, "{cost} bytes for a layer of {layer}");
 
     // Each sees what it writes, and nothing of the other.
     let write = "echo written > /srv/data/0; rm /srv/data/1; mkdir /srv/new; echo deep > /srv/new/file; ls /srv/data";
