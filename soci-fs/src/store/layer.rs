@@ -177,7 +177,7 @@ impl LayerStore {
     /// Stores a span's bytes, which somebody has checked.
     ///
     /// # Errors
-    /// [`StoreError::Io`], where [`StoreError::is_full`] is worth asking; [`StoreError::Length`].
+    /// [`StoreError::Io`], [`StoreError::Length`].
     pub fn write(&self, span: SpanId, bytes: &[u8]) -> Result<(), StoreError> {
         let place = self.place(span);
         if place.end - place.start != bytes.len() as u64 {
