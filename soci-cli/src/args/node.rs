@@ -48,7 +48,7 @@ pub struct Mount {
     /// Fetch nothing ahead by a profile, and remember none
     #[arg(long, conflicts_with = "profile")]
     pub no_profile: bool,
-    /// Compressed bytes that a profile may cost [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
+    /// Compressed bytes that a profile may have fetched and nobody read [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
     #[arg(long, value_name = "BYTES")]
     pub profile_budget: Option<u64>,
     /// Do not fetch ahead what the files that are read name, libraries and modules, where there is no profile

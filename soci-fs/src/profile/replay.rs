@@ -4,13 +4,16 @@
 //! busy. While a program waits for bytes that nobody had begun to fetch there are fewer, so that its request comes first.
 //! With a pack: one request, see [`super::pack`]; when that ends early, spans take over.
 //!
-//! Invariants: never more compressed bytes than the budget are asked for; the first failure ends it, with one line in the
-//! log; it ends when its [`Replay`] is dropped.
+//! The budget is for what proves wrong: bytes that were fetched and are not read yet. A profile that is right may name more
+//! than that, and goes on as its bytes are read; one that is of something else ends there.
+//!
+//! Invariants: never more compressed bytes are asked for than the budget and what of them was read; the first failure ends
+//! it, with one line in the log; it ends when its [`Replay`] is dropped.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -40,6 +43,8 @@ const FLIGHT_BYTES_BESIDE_READS: u64 = 256 << 10;
 const NEIGHBOURS: usize = 256;
 /// How often to look whether programs still wait.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long nothing of what was fetched may be read before a profile whose budget is spent is given up.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Which profile of an image to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,14 +71,14 @@ pub struct Wanted {
 /// How much may be fetched, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplayOptions {
-    /// Compressed bytes at most.
+    /// Compressed bytes at most that are fetched and not read, about.
     pub budget_bytes: u64,
     /// Whether bytes that only the profile vouches for are taken.
     pub packs: bool,
 }
 
-/// Compressed bytes that a profile of an image of so many may cost, unless somebody says otherwise: a quarter of the image,
-/// at least 16 MiB, since small images are often needed whole, and at most 512 MiB.
+/// Compressed bytes that a profile of an image of so many may cost in vain, unless somebody says otherwise: a quarter of
+/// the image, at least 16 MiB, since small images are often needed whole, and at most 512 MiB.
 #[must_use]
 pub fn budget(image_bytes: u64) -> u64 {
     (image_bytes / 4).clamp(16 << 20, 512 << 20)
@@ -174,32 +179,80 @@ fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
 }
 
 async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
-    let requests = requests(&lacking(wanted, readers), |span| size(readers, span), budget_bytes);
+    let requests = requests(&lacking(wanted, readers), |span| size(readers, span));
     let mut requests = requests.into_iter().peekable();
     let (mut fetching, mut in_flight) = (FuturesUnordered::new(), 0);
+    let mut budget = Budget::new(budget_bytes, Instant::now());
     loop {
         let is_waited_for = readers.iter().any(LayerReader::is_waited_for);
         let limit = if is_waited_for { FLIGHT_BYTES_BESIDE_READS } else { FLIGHT_BYTES };
+        let read = readers.iter().map(|reader| reader.foreseen_bytes().0).sum();
+        budget.note(read, Instant::now());
+        let next = requests.peek().map(|(place, spans)| bytes_of(readers, *place, spans));
+        let is_spent = next.is_some_and(|bytes| !budget.has(bytes));
+        if is_spent && budget.is_given_up(Instant::now()) {
+            tracing::info!(profile = wanted.name, budget_bytes, "what the profile names is not read; it is given up");
+            return;
+        }
         while let Some((place, spans)) = requests.next_if(|(place, spans)| {
             let bytes = bytes_of(readers, *place, spans);
-            in_flight == 0 || in_flight + bytes <= limit && fetching.len() < REQUESTS_MAX
+            let fits = in_flight == 0 || in_flight + bytes <= limit && fetching.len() < REQUESTS_MAX;
+            fits && budget.has(bytes)
         }) {
-            let bytes = bytes_of(readers, place, &spans);
+            let bytes = readers[place].foresee(spans.clone());
+            budget.spend(bytes);
             in_flight += bytes;
             fetching.push(async move { (bytes, readers[place].fetch_spans(spans).await) });
         }
         let fetched = tokio::select! {
-            fetched = fetching.next() => fetched,
-            () = tokio::time::sleep(LOOK), if requests.peek().is_some() => continue,
+            Some(fetched) = fetching.next() => fetched,
+            () = tokio::time::sleep(if is_spent { LOOK * 10 } else { LOOK }), if next.is_some() => continue,
+            else => return,
         };
         match fetched {
-            None => return,
-            Some((bytes, Ok(_))) => in_flight -= bytes,
-            Some((_, Err(error))) => {
+            (bytes, Ok(())) => in_flight -= bytes,
+            (_, Err(error)) => {
                 tracing::warn!(profile = wanted.name, %error, "what the profile names is not fetched ahead any more");
                 return;
             }
         }
+    }
+}
+
+/// What may still be asked for.
+#[derive(Debug)]
+struct Budget {
+    /// For what is not read.
+    bytes: u64,
+    asked: u64,
+    /// What of it was read, about, and when that became more last.
+    read: u64,
+    since: Instant,
+}
+
+impl Budget {
+    const fn new(bytes: u64, now: Instant) -> Self {
+        Self { bytes, asked: 0, read: 0, since: now }
+    }
+
+    const fn has(&self, bytes: u64) -> bool {
+        self.asked.saturating_add(bytes) <= self.bytes.saturating_add(self.read)
+    }
+
+    const fn spend(&mut self, bytes: u64) {
+        self.asked = self.asked.saturating_add(bytes);
+    }
+
+    /// Notes how much was read until now.
+    const fn note(&mut self, read: u64, now: Instant) {
+        if read > self.read {
+            (self.read, self.since) = (read, now);
+        }
+    }
+
+    /// Whether nothing more was read for so long that nothing will be.
+    fn is_given_up(&self, now: Instant) -> bool {
+        now.duration_since(self.since) > PATIENCE
     }
 }
 
@@ -208,32 +261,24 @@ fn bytes_of(readers: &[LayerReader], place: usize, spans: &Range<SpanId>) -> u64
 }
 
 /// The requests for `spans`, which are in the order of the profile. A span's neighbours that come soon after it go along.
-fn requests(
-    spans: &[(usize, SpanId)],
-    size: impl Fn((usize, SpanId)) -> u64,
-    budget_bytes: u64,
-) -> Vec<(usize, Range<SpanId>)> {
-    let (mut requests, mut taken, mut rest) = (Vec::new(), HashSet::new(), budget_bytes);
+fn requests(spans: &[(usize, SpanId)], size: impl Fn((usize, SpanId)) -> u64) -> Vec<(usize, Range<SpanId>)> {
+    let (mut requests, mut taken) = (Vec::new(), HashSet::new());
     for (number, first) in spans.iter().enumerate() {
         if taken.contains(first) {
             continue;
         }
         let mut bytes = size(*first);
-        if bytes > rest {
-            break;
-        }
         let soon = &spans[number..spans.len().min(number + NEIGHBOURS)];
         let (place, mut end) = (first.0, first.1 + 1);
         while let Some(next) = soon.iter().find(|next| **next == (place, end) && !taken.contains(*next)) {
             let more = bytes + size(*next);
-            if more > REQUEST_BYTES_MAX || more > rest {
+            if more > REQUEST_BYTES_MAX {
                 break;
             }
             (bytes, end) = (more, end + 1);
         }
         taken.extend((first.1..end).map(|span| (place, span)));
         requests.push((place, first.1..end));
-        rest -= bytes;
     }
     requests
 }
@@ -243,15 +288,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_keep_order_join_neighbours_and_end_at_the_budget() {
+    fn requests_keep_order_and_join_neighbours() {
         let size = |_| 1 << 19;
         let spans = [(0, 5), (1, 0), (0, 6), (0, 7), (0, 4), (1, 1)];
-        let all = [(0, 5..7), (1, 0..2), (0, 7..8), (0, 4..5)];
-        assert_eq!(requests(&spans, size, u64::MAX), all);
-        assert_eq!(requests(&spans, size, 3 << 19), [(0, 5..7), (1, 0..1)]);
-        assert_eq!(requests(&spans, size, (2 << 19) - 1), [(0, 5..6)]);
-        assert!(requests(&spans, size, 100).is_empty());
-        assert!(requests(&[], size, 100).is_empty());
+        assert_eq!(requests(&spans, size), [(0, 5..7), (1, 0..2), (0, 7..8), (0, 4..5)]);
+        assert!(requests(&[], size).is_empty());
+    }
+
+    #[test]
+    fn what_is_read_is_no_loss() {
+        let start = Instant::now();
+        let mut budget = Budget::new(100, start);
+        assert!(budget.has(100) && !budget.has(101));
+        budget.spend(80);
+        assert!(budget.has(20) && !budget.has(21));
+        let later = start + PATIENCE;
+        budget.note(50, later);
+        assert!(budget.has(70) && !budget.has(71));
+        budget.note(50, later + PATIENCE);
+        assert!(!budget.is_given_up(later + PATIENCE));
+        assert!(budget.is_given_up(later + PATIENCE + LOOK));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct ProfileOptions {
     pub record: bool,
     /// Where they are remembered.
     pub memory: Option<Memory>,
-    /// Compressed bytes that a profile may cost; `None` is a part of the image.
+    /// Compressed bytes that a profile may have fetched and nobody read; `None` is a part of the image.
     pub budget_bytes: Option<u64>,
     /// For how long reads belong to a start-up; `None` is a minute and a half.
     pub start_up: Option<Duration>,
