@@ -14,11 +14,12 @@ use soci_tests::front::Front;
 use soci_tests::image::{GZIP, Image, shell_layer, tar, text};
 use soci_tests::node::Node;
 use soci_tests::stage::Stage;
-use soci_tests::{on_each_containerd, run, stdout};
+use soci_tests::{on_each_containerd, run, soci, stdout};
 
 on_each_containerd!(
     containers_share_an_image_and_are_committed,
     images_share_layers,
+    a_container_s_start_becomes_a_profile,
     a_reboot_costs_what_the_disk_has_lost,
     seventy_layers_with_long_names,
 );
@@ -198,6 +199,43 @@ async fn images_share_layers(version: Containerd) {
     node.stop_container("two");
     node.remove_container("two");
     node.remove_last_images(&[&name_2]);
+}
+
+/// What the snapshotter noted of a start is a profile before anybody has published one, and while the container runs.
+async fn a_container_s_start_becomes_a_profile(version: Containerd) {
+    let Some(mut scene) = Scene::new(version).await else { return };
+    let image = image();
+    let (name, _) = scene.pull(&image, "noted").await;
+    scene.node.start_container(&name, "one");
+    scene.node.assert_reads("one", &path(2), &content(2));
+    let profile = scene.node.path("one.profile");
+    let record = |node: &Node, container: &str| {
+        let mut command = soci();
+        command.arg("--root").arg(node.path("soci")).arg("--address").arg(node.path("containerd.sock"));
+        run(command.args(["record", "--container", container, "--output"]).arg(&profile))
+    };
+    let id = scene.node.container("one");
+    let output = record(&scene.node, &id);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown = stdout(soci().args(["profile", "show", "--json"]).arg(&profile));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let layer = Digest::of(&image.blobs[1]).to_string();
+    let layer = shown["layers"].as_array().unwrap().iter().position(|known| *known == *layer).unwrap();
+    let ranges = shown["ranges"].as_array().unwrap().iter().filter(|range| range[0] == layer);
+    let bytes: u64 = ranges.map(|range| range[2].as_u64().unwrap()).sum();
+    assert!((FILE_BYTES as u64..2 * FILE_BYTES as u64).contains(&bytes), "{bytes} bytes, of one file: {shown}");
+
+    let says = |node: &Node, container: &str, expected: &str| {
+        let output = record(node, container);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(expected), "{text}");
+    };
+    says(&scene.node, "nobody", "containers ls");
+    scene.node.configure("[profile]\nrecord = false\n");
+    says(&scene.node, &id, "record = true");
+    scene.node.stop_container("one");
+    scene.node.remove_container("one");
+    scene.node.remove_last_images(&[&name]);
 }
 
 /// After a power cut a page that was never written is zeros on the disk, and the store must find that out.

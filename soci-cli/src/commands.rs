@@ -1,5 +1,7 @@
-//! One file per command: each has a `run` that takes the parsed arguments and returns when done.
+//! One file per command: each has a `run` that takes the parsed arguments and returns when done. Beside them stands what
+//! several share.
 
+pub mod ask;
 pub mod bench;
 pub mod convert;
 pub mod create;

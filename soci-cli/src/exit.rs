@@ -214,7 +214,7 @@ const fn of_pull(error: &PullError) -> Exit {
 const fn of_containerd(error: &ContainerdError) -> Exit {
     match error {
         ContainerdError::Unreachable { .. } => Exit::Local,
-        ContainerdError::Name { .. } => Exit::Usage,
+        ContainerdError::Name { .. } | ContainerdError::NoContainer { .. } => Exit::Usage,
         ContainerdError::Refused { .. } | ContainerdError::NoImage { .. } | ContainerdError::Answer { .. } => {
             Exit::Failure
         }

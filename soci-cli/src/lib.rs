@@ -49,7 +49,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
         Command::Mount(mount) => commands::mount::run(&mount, &config),
         Command::Pull(pull) => commands::pull::run(&pull, &config, &global),
-        Command::Record(record) => commands::record::run(&record, &config),
+        Command::Record(record) => commands::record::run(&record, &config, &global),
         Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
         Command::Umount(umount) => commands::mount::run_umount(&umount),

@@ -42,7 +42,7 @@ mod registries;
 mod reopen;
 pub mod slots;
 
-pub use ahead::ProfileOptions;
+pub use ahead::{NotNoted, ProfileOptions};
 pub use error::RemoteError;
 pub use provide::Counted;
 pub use registries::Registries;

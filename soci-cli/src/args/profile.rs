@@ -17,10 +17,19 @@ it: record images that you trust. As root it may write, to memory; anybody else 
 
   soci record registry.example/app:v1 -- python3 -c 'import numpy'
   soci record registry.example/web:v1 --for 20s
-  soci profile push registry.example/app:v1 default.profile --default --pack")]
+  soci profile push registry.example/app:v1 default.profile --default --pack
+
+With --container nothing is run: the profile is what the snapshotter of this machine noted when the container's image was
+first started here, within a minute and a half of its pull ([profile] record = true, as it is by default).
+
+  soci --namespace k8s.io record --container 6d1e3f1c8d6b")]
 pub struct Record {
     /// The image
-    pub image: String,
+    #[arg(required_unless_present = "container")]
+    pub image: Option<String>,
+    /// What the snapshotter has noted of the first starts of this container's image
+    #[arg(long, value_name = "ID", conflicts_with_all = ["image", "command", "time"])]
+    pub container: Option<String>,
     /// What to run [default: what the image says]
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,

@@ -21,11 +21,12 @@ use soci_index::profile::Profile;
 use tokio::runtime::Handle;
 
 use super::image::{self, run_to_end};
-use crate::args::{Platforms, Record};
+use crate::args::{Global, Record};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
 
+mod container;
 mod enter;
 
 use enter::{Ending, Errand};
@@ -34,11 +35,16 @@ use enter::{Ending, Errand};
 ///
 /// # Errors
 /// When the image cannot be mounted, or the command fails; what it read until then is written nevertheless.
-pub fn run(arguments: &Record, config: &Config) -> anyhow::Result<()> {
+pub fn run(arguments: &Record, config: &Config, global: &Global) -> anyhow::Result<()> {
+    let name = match (&arguments.container, &arguments.image) {
+        (Some(id), _) => return container::run(arguments, id, config, global),
+        (None, Some(name)) => name,
+        (None, None) => return Err(fail(Exit::Usage, "name an image, or a container by --container")),
+    };
     if !Path::new("/dev/fuse").exists() {
         return Err(fail(Exit::Local, "/dev/fuse is missing: load the fuse module, or give the container the device"));
     }
-    run_to_end(record(arguments, config))
+    run_to_end(record(arguments, name, config))
 }
 
 /// How images are opened by the commands that make profiles.
@@ -60,13 +66,11 @@ pub fn open_options(config: &Config, layer_bytes_min: u64) -> anyhow::Result<Ope
     })
 }
 
-async fn record(arguments: &Record, config: &Config) -> anyhow::Result<()> {
+async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Result<()> {
     let client = image::client_options(&arguments.access)?;
-    let reference = image::reference(&arguments.image)?;
-    let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
+    let reference = image::reference(name)?;
     let source = ImageSource::open(&reference, &client).await?;
-    let images = source.resolve(&image::selection(&platforms)?).await?;
-    let found = images.first().context("the image has no platform")?;
+    let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
     let errand = Errand::new(&found.raw_config, &arguments.command)?;
     let created = std::fs::create_dir_all(config.layers());
     created.with_context(|| format!("creating {}", config.layers().display()))?;
@@ -78,7 +82,7 @@ async fn record(arguments: &Record, config: &Config) -> anyhow::Result<()> {
     }
     let store = Arc::new(Store::open(&scratch.path().join("store"))?);
     let open = open_options(config, arguments.min_layer_size)?;
-    let opened = open_image(&source, found, &store, &open, &Handle::current()).await?;
+    let opened = open_image(&source, &found, &store, &open, &Handle::current()).await?;
     let recorder = Recorder::new(Limits::DEFAULT);
     opened.readers.iter().for_each(|reader| recorder.attach(reader));
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);

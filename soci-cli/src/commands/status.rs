@@ -1,22 +1,13 @@
 //! `soci status`: what the snapshotter of this machine serves.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 
 use crate::args::Status;
 use crate::config::Config;
 use crate::daemon::operations::{DaemonStatus, STATUS_SOCKET};
-use crate::exit::{Exit, fail};
 use crate::output;
-
-/// How long a daemon may take to answer: it has all figures at hand.
-const ANSWER_SECONDS_MAX: u64 = 10;
-/// More than this is no status.
-const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// Runs `status`.
 ///
@@ -61,26 +52,9 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// When none answers, or not as one of ours does.
 pub fn ask(root: &Path) -> anyhow::Result<DaemonStatus> {
-    let socket = root.join(STATUS_SOCKET);
-    let shown = socket.display();
-    let answer = exchange(&socket).map_err(|error| {
-        fail(Exit::Local, format!("{shown}: {error}; is soci-snapshotter-grpc running, and is --root its root?"))
-    })?;
-    let body = answer
-        .strip_prefix("HTTP/1.")
-        .filter(|rest| rest.get(1..5) == Some(" 200"))
-        .and_then(|rest| rest.split_once("\r\n\r\n"));
-    let (_, body) = body.with_context(|| format!("{shown} did not answer as soci-snapshotter-grpc does"))?;
-    serde_json::from_str(body).with_context(|| format!("the answer of {shown}"))
-}
-
-/// One question over HTTP 1.0, whose answer ends with the connection: a client library would bring nothing.
-fn exchange(socket: &Path) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
-    stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    Ok(answer)
+    let answer = super::ask::get(root, "/status")?;
+    let shown = root.join(STATUS_SOCKET);
+    let shown = shown.display();
+    anyhow::ensure!(answer.status == 200, "{shown} answered with status {}", answer.status);
+    serde_json::from_slice(&answer.body).with_context(|| format!("the answer of {shown}"))
 }

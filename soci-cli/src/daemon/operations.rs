@@ -2,7 +2,8 @@
 //!
 //! `/metrics` and `/healthz` over HTTP where the configuration says, on TCP or a socket. `/status` is the same state that
 //! `soci status` shows, as JSON, and is served besides on a socket of its own below the root, always: whoever may read
-//! the root may read it, and no port has to be open.
+//! the root may read it, and no port has to be open. `/noted/DIGEST`, what was noted of an image's start, is served there
+//! only: it tells what programs do.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,18 +11,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path as Named, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use soci_fs::forest::Forest;
 use soci_fs::metrics::Metrics;
+use soci_fs::remote::RemoteLayers;
 use soci_fs::remote::slots::Slots;
 use soci_fs::status::LayerStatus;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::config::MetricsNetwork;
+
+/// What a profile is, to HTTP.
+const PROFILE: &str = "application/octet-stream";
 
 /// Name of the status socket below the root.
 pub const STATUS_SOCKET: &str = "status.sock";
@@ -65,6 +70,8 @@ pub struct Operations {
     pub metrics: Arc<Metrics>,
     /// Where the layers are mounted.
     pub mountpoint: PathBuf,
+    /// Who has noted starts.
+    pub remote: RemoteLayers,
 }
 
 impl Operations {
@@ -114,6 +121,22 @@ async fn status(State(operations): State<Arc<Operations>>) -> Response {
     }
 }
 
+/// What was noted of the start of the image with a manifest.
+async fn noted(State(operations): State<Arc<Operations>>, Named(manifest): Named<String>) -> Response {
+    let Ok(manifest) = manifest.parse() else {
+        return (StatusCode::BAD_REQUEST, format!("{manifest} is no digest\n")).into_response();
+    };
+    let missing = |reason: String| (StatusCode::NOT_FOUND, reason).into_response();
+    match operations.remote.noted(&manifest) {
+        Err(error) => missing(error.to_string()),
+        Ok(None) => missing("no start of it was seen since it was pulled".to_owned()),
+        Ok(Some(profile)) => match profile.encode() {
+            Ok(profile) => ([(header::CONTENT_TYPE, PROFILE)], profile).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        },
+    }
+}
+
 /// Serves on the address of the configuration until the runtime ends. Returns when it listens.
 ///
 /// # Errors
@@ -137,7 +160,9 @@ pub async fn serve(operations: Arc<Operations>, network: MetricsNetwork, address
 /// When it cannot listen.
 pub fn serve_status(operations: Arc<Operations>, root: &Path) -> io::Result<()> {
     let listener = bind(&root.join(STATUS_SOCKET), 0o600)?;
-    spawn(axum::serve(listener, public(operations)).into_future());
+    let router = public(Arc::clone(&operations));
+    let router = router.merge(Router::new().route("/noted/{manifest}", get(noted)).with_state(operations));
+    spawn(axum::serve(listener, router).into_future());
     Ok(())
 }
 

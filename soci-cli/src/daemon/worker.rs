@@ -76,8 +76,13 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
     shop.layers.keep_only(&snapshots.layers_in_use()?);
     shop.look_after(config, &metrics);
-    let operations =
-        Arc::new(Operations { forest: shop.forest, slots: shop.slots, metrics, mountpoint: mountpoint(root) });
+    let operations = Arc::new(Operations {
+        forest: shop.forest,
+        slots: shop.slots,
+        metrics,
+        mountpoint: mountpoint(root),
+        remote: shop.layers,
+    });
     operations::serve_status(Arc::clone(&operations), root)
         .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
     if !config.no_prometheus && !config.metrics_address.is_empty() {

@@ -22,11 +22,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
+mod container;
 mod content;
 mod lease;
 mod messages;
 
 use super::generated::snapshots as proto;
+pub use container::Container;
 pub use lease::Lease;
 use messages as wire;
 use wire::WriteAction;
@@ -71,6 +73,20 @@ pub enum ContainerdError {
     NoImage {
         /// The image.
         name: String,
+        /// Where it was looked for.
+        namespace: String,
+        /// containerd's socket.
+        socket: PathBuf,
+    },
+    /// It does not have a container.
+    #[error(
+        "containerd at {} has no container {id} in the namespace {namespace}; `ctr --namespace {namespace} containers ls` \
+         lists them",
+        socket.display()
+    )]
+    NoContainer {
+        /// The container's whole id.
+        id: String,
         /// Where it was looked for.
         namespace: String,
         /// containerd's socket.

@@ -7,13 +7,15 @@
 //!
 //! Invariants: one such start per image at a time; nothing that goes wrong here keeps a layer from being provided.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use soci_index::digest::Digest;
 use soci_index::image::model::Descriptor;
 use soci_index::limits::Limits;
+use soci_index::profile::Profile;
 
 use super::{ImageKey, RemoteLayers, Underway};
 use crate::mentions::{Follower, Names};
@@ -43,13 +45,29 @@ pub struct ProfileOptions {
     pub start_up: Option<Duration>,
 }
 
-/// The images whose start-up is under way.
+/// Start-ups are not noted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the snapshotter does not note starts: set `record = true` in [profile]")]
+pub struct NotNoted;
+
+/// The images whose start-up is under way, each with what is noted of it.
 #[derive(Debug, Default)]
-pub(super) struct StartUps(Mutex<HashSet<Digest>>);
+pub(super) struct StartUps(Mutex<HashMap<Digest, Option<Recorder>>>);
 
 impl StartUps {
-    fn change<T>(&self, change: impl FnOnce(&mut HashSet<Digest>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Digest, Option<Recorder>>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes that one begins; `false` if it is under way.
+    fn begin(&self, manifest: Digest) -> bool {
+        self.change(|known| match known.entry(manifest) {
+            Entry::Vacant(place) => {
+                place.insert(None);
+                true
+            }
+            Entry::Occupied(_) => false,
+        })
     }
 }
 
@@ -58,15 +76,13 @@ impl RemoteLayers {
     pub(super) fn run_ahead(&self, key: &ImageKey, image: &Arc<ImageOpener>, layers: Vec<Underway<u16>>) {
         let options = &self.0.options.profiles;
         let manifest = key.manifest;
-        if !(options.replay || options.record || options.follow_names)
-            || !self.0.start_ups.change(|known| known.insert(manifest))
-        {
+        if !(options.replay || options.record || options.follow_names) || !self.0.start_ups.begin(manifest) {
             return;
         }
         let (this, key, image) = (self.clone(), key.clone(), Arc::clone(image));
         self.0.runtime.spawn(async move {
             this.start_up(&key, &image, layers).await;
-            this.0.start_ups.change(|known| known.remove(&manifest));
+            this.0.start_ups.change(|known| drop(known.remove(&manifest)));
         });
     }
 
@@ -89,6 +105,8 @@ impl RemoteLayers {
         let recorder = Recorder::for_time(Limits::DEFAULT, start_up);
         if options.record {
             readers.iter().for_each(|reader| recorder.attach(reader));
+            let recorder = recorder.clone();
+            self.0.start_ups.change(|known| known.insert(key.manifest, Some(recorder)));
         }
         let image_bytes = image.image().manifest.layers.iter().map(|layer| layer.size).sum();
         let replay_options = ReplayOptions {
@@ -111,6 +129,22 @@ impl RemoteLayers {
         if let Some(replay) = replay {
             replay.finished().await;
         }
+    }
+
+    /// What is noted of the start-up of the image with this manifest: of the one under way, else what is remembered.
+    ///
+    /// # Errors
+    /// [`NotNoted`] where nothing ever is.
+    pub fn noted(&self, manifest: &Digest) -> Result<Option<Profile>, NotNoted> {
+        let options = &self.0.options.profiles;
+        if !options.record {
+            return Err(NotNoted);
+        }
+        let under_way = self.0.start_ups.change(|known| known.get(manifest).cloned().flatten());
+        let noted = under_way.and_then(|recorder| recorder.profile().ok()).filter(|noted| !noted.ranges().is_empty());
+        let remembered = options.memory.as_ref().and_then(|memory| memory.load(manifest));
+        // A start that found most of its files in the kernel's cache was hardly seen.
+        Ok(noted.into_iter().chain(remembered).max_by_key(Profile::bytes))
     }
 
     fn remember(&self, key: &ImageKey, recorder: &Recorder) {

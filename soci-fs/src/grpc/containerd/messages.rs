@@ -201,3 +201,23 @@ pub(super) struct PluginsResponse {
     #[prost(message, repeated, tag = "1")]
     pub(super) plugins: Vec<Plugin>,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GetContainerRequest {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GetContainerResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) container: Option<Container>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Container {
+    #[prost(string, tag = "3")]
+    pub(super) image: String,
+    #[prost(string, tag = "6")]
+    pub(super) snapshotter: String,
+}
