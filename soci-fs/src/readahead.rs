@@ -58,6 +58,15 @@ pub struct Facts {
     pub line: Line,
 }
 
+/// How much somebody else knows of what will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foresight {
+    /// All of it: nothing is fetched besides.
+    Bytes,
+    /// Which files: what lies within a file is guessed.
+    Files,
+}
+
 /// Remembers what was read of one layer, and what was fetched ahead.
 #[derive(Debug, Clone)]
 pub struct ReadAhead {
@@ -148,14 +157,22 @@ impl ReadAhead {
     }
 
     /// Notes that somebody who knows better has those of `spans` fetched that are absent, neither read nor named before,
-    /// and says which.
-    pub fn foresee(&mut self, spans: Range<SpanId>, is_absent: &dyn Fn(SpanId) -> bool) -> Vec<SpanId> {
+    /// and says which. Who foresees files leaves it to us what comes beside the spans; who foresees bytes does not.
+    pub fn foresee(
+        &mut self,
+        spans: Range<SpanId>,
+        foresight: Foresight,
+        is_absent: &dyn Fn(SpanId) -> bool,
+    ) -> Vec<SpanId> {
         let mut new = Vec::new();
         for span in spans.start..spans.end.min(self.count) {
-            if !self.read.has(span) && is_absent(span) && self.asked.set(span) {
-                self.foreseen.set(span);
-                new.push(span);
+            if self.read.has(span) || self.asked.has(span) || !is_absent(span) || !self.foreseen.set(span) {
+                continue;
             }
+            if foresight == Foresight::Files {
+                self.asked.set(span);
+            }
+            new.push(span);
         }
         let count = u32::try_from(new.len()).unwrap_or(u32::MAX);
         self.counts.foreseen += count;
@@ -245,7 +262,7 @@ impl ReadAhead {
             if self.counts.unread >= self.limit() {
                 break;
             }
-            if self.read.has(span) || !is_absent(span) || !self.asked.set(span) {
+            if self.read.has(span) || self.foreseen.has(span) || !is_absent(span) || !self.asked.set(span) {
                 continue;
             }
             self.counts.unread += 1;

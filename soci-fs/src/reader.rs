@@ -37,7 +37,7 @@ mod history;
 mod line;
 mod spare;
 
-pub(crate) use ahead::{Foresight, Listener};
+pub(crate) use ahead::Listener;
 pub use error::{Cause, ReadError};
 
 /// How long to wait and how much to ask for at once.

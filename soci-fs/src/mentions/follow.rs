@@ -24,7 +24,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use super::{FileAt, Mention, Names, elf, python, script};
-use crate::reader::{Foresight, LayerReader, Listener};
+use crate::readahead::Foresight;
+use crate::reader::{LayerReader, Listener};
 
 /// Compressed bytes that may be fetched here and not be read, beside as many as were fetched here and read.
 const CREDIT_BYTES: u64 = 8 << 20;
@@ -164,7 +165,7 @@ impl Following {
         loop {
             while let Some(batch) = self.next_batch(jobs.len()) {
                 let (reader, names) = (self.readers[batch.layer].clone(), Arc::clone(&self.names));
-                let bytes = reader.foresee(batch.spans.clone());
+                let bytes = reader.foresee(batch.spans.clone(), Foresight::Files);
                 self.in_flight += bytes;
                 jobs.push(async move { Landed { bytes, files: work(&reader, &names, batch).await } });
             }

@@ -27,7 +27,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::pack::Unpacking;
-use crate::reader::{Foresight, LayerReader};
+use crate::readahead::Foresight;
+use crate::reader::LayerReader;
 
 /// Compressed bytes of one request.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -179,7 +180,9 @@ fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
 }
 
 async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
-    let requests = requests(&lacking(wanted, readers), |span| size(readers, span));
+    // A request that does not fit into what is left of the budget is not made: none may be most of it.
+    let largest = REQUEST_BYTES_MAX.min(budget_bytes / 8);
+    let requests = requests(&lacking(wanted, readers), |span| size(readers, span), largest);
     let mut requests = requests.into_iter().peekable();
     let (mut fetching, mut in_flight) = (FuturesUnordered::new(), 0);
     let mut budget = Budget::new(budget_bytes, Instant::now());
@@ -199,7 +202,7 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
             let fits = in_flight == 0 || in_flight + bytes <= limit && fetching.len() < REQUESTS_MAX;
             fits && budget.has(bytes)
         }) {
-            let bytes = readers[place].foresee(spans.clone());
+            let bytes = readers[place].foresee(spans.clone(), Foresight::Bytes);
             budget.spend(bytes);
             in_flight += bytes;
             fetching.push(async move { (bytes, readers[place].fetch_spans(spans).await) });
@@ -260,8 +263,13 @@ fn bytes_of(readers: &[LayerReader], place: usize, spans: &Range<SpanId>) -> u64
     spans.clone().map(|span| size(readers, (place, span))).sum()
 }
 
-/// The requests for `spans`, which are in the order of the profile. A span's neighbours that come soon after it go along.
-fn requests(spans: &[(usize, SpanId)], size: impl Fn((usize, SpanId)) -> u64) -> Vec<(usize, Range<SpanId>)> {
+/// The requests for `spans`, which are in the order of the profile. A span's neighbours that come soon after it go along, up
+/// to `largest` compressed bytes in all.
+fn requests(
+    spans: &[(usize, SpanId)],
+    size: impl Fn((usize, SpanId)) -> u64,
+    largest: u64,
+) -> Vec<(usize, Range<SpanId>)> {
     let (mut requests, mut taken) = (Vec::new(), HashSet::new());
     for (number, first) in spans.iter().enumerate() {
         if taken.contains(first) {
@@ -272,7 +280,7 @@ fn requests(spans: &[(usize, SpanId)], size: impl Fn((usize, SpanId)) -> u64) ->
         let (place, mut end) = (first.0, first.1 + 1);
         while let Some(next) = soon.iter().find(|next| **next == (place, end) && !taken.contains(*next)) {
             let more = bytes + size(*next);
-            if more > REQUEST_BYTES_MAX {
+            if more > largest {
                 break;
             }
             (bytes, end) = (more, end + 1);
@@ -291,8 +299,9 @@ mod tests {
     fn requests_keep_order_and_join_neighbours() {
         let size = |_| 1 << 19;
         let spans = [(0, 5), (1, 0), (0, 6), (0, 7), (0, 4), (1, 1)];
-        assert_eq!(requests(&spans, size), [(0, 5..7), (1, 0..2), (0, 7..8), (0, 4..5)]);
-        assert!(requests(&[], size).is_empty());
+        assert_eq!(requests(&spans, size, 1 << 20), [(0, 5..7), (1, 0..2), (0, 7..8), (0, 4..5)]);
+        assert_eq!(requests(&spans, size, 1).len(), spans.len());
+        assert!(requests(&[], size, 1 << 20).is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{LayerReader, ReadError, lock};
 use crate::profile::Incoming;
-use crate::readahead::{self, Facts};
+use crate::readahead::{self, Facts, Foresight};
 use crate::store::Reading;
 
 /// Hears of every read of a layer that it listens to.
@@ -29,15 +29,6 @@ impl Foreground<'_> {
     pub(super) const fn is_new(&self) -> bool {
         self.0.is_some()
     }
-}
-
-/// How much somebody else knows of what will be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Foresight {
-    /// All of it: a reader fetches nothing that was not read.
-    Bytes,
-    /// Which files: a reader guesses only within a file.
-    Files,
 }
 
 /// Somebody knows, while this lives.
@@ -91,9 +82,9 @@ impl LayerReader {
     }
 
     /// Reckons with a read of those of `spans` that are absent and not named before; their compressed bytes.
-    pub(crate) fn foresee(&self, spans: Range<SpanId>) -> u64 {
+    pub(crate) fn foresee(&self, spans: Range<SpanId>, foresight: Foresight) -> u64 {
         let shared = &self.shared;
-        let new = lock(&shared.ahead).foresee(spans, &|span| !shared.store.is_present(span));
+        let new = lock(&shared.ahead).foresee(spans, foresight, &|span| !shared.store.is_present(span));
         let size = |span| shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
         new.into_iter().map(size).sum()
     }
@@ -113,7 +104,7 @@ impl LayerReader {
     /// Bytes of the layer, fetched if need be, for our own use: nobody hears of it.
     pub(crate) async fn peek(&self, bytes: Range<u64>) -> Option<Vec<u8>> {
         let spans = self.shared.index.spans.covering(bytes.clone());
-        self.foresee(spans.clone());
+        self.foresee(spans.clone(), Foresight::Files);
         self.fetch_spans(spans).await.ok()?;
         let mut buffer = vec![0; usize::try_from(bytes.end.checked_sub(bytes.start)?).ok()?];
         matches!(self.shared.store.read(bytes.start, &mut buffer), Ok(Reading::Done)).then_some(buffer)
