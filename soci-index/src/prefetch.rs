@@ -4,9 +4,14 @@
 //! tar, from the top layer down, and the first layer that has one gives it. A range ends with the span of the byte
 //! *after* the file, so a file that ends with its span names one span more than it needs; the artifacts are compared
 //! byte for byte with theirs, so this is kept.
+//!
+//! A start-up profile is translated by [`of_profile`]. It names bytes, so no span is named for the byte after. The ranges
+//! of an artifact ascend, as AWS's tools write them: a node fetches all of them before it shows the layer, in whatever
+//! order, so the order of the profile would only make more and shorter ranges.
 
 use crate::digest::Digest;
 use crate::manifest::Prefetch;
+use crate::profile::Profile;
 use crate::ztoc::Ztoc;
 
 /// What was found.
@@ -51,6 +56,24 @@ pub fn choose(layers: &[(Digest, Vec<Wanted>)], paths: &[String]) -> Plan {
     }
     let wanted = layers.iter().zip(ranges).filter(|(_, ranges)| !ranges.is_empty());
     Plan { layers: wanted.map(|((digest, _), ranges)| (*digest, Prefetch::new(ranges))).collect(), missing }
+}
+
+/// The spans of `layer` that hold what `profile` names of it; `None` when it names nothing that the layer has. `ztoc` is
+/// the layer's.
+#[must_use]
+pub fn of_profile(profile: &Profile, layer: &Digest, ztoc: &Ztoc) -> Option<Prefetch> {
+    let size = u64::try_from(ztoc.uncompressed_size).unwrap_or_default();
+    let last = u32::try_from(ztoc.max_span_id).unwrap_or_default();
+    let named = profile.ranges().iter().filter(|range| profile.layers().get(range.layer as usize) == Some(layer));
+    // What is beyond the layer's end is nowhere, as for a mount.
+    let within = named.map(|range| (range.bytes.start, range.bytes.end.min(size))).filter(|(start, end)| start < end);
+    let spans = within.map(|(start, end)| {
+        let first = ztoc.span_of(start).min(last);
+        // A zTOC that nobody has judged may have checkpoints in disorder.
+        (first, ztoc.span_of(end - 1).clamp(first, last))
+    });
+    let prefetch = Prefetch::new(spans.collect());
+    (!prefetch.prefetch_spans.is_empty()).then_some(prefetch)
 }
 
 /// The spans of the first entry with this very name.
