@@ -23,6 +23,7 @@ use soci_index::manifest::ManifestError;
 use soci_index::pipeline::PipelineError;
 use soci_index::profile::ProfileError;
 use soci_index::publish::PublishError;
+use soci_index::publish::prefetched::PrefetchedError;
 use soci_index::publish::profiles::ProfilesError;
 use soci_index::registry::RegistryError;
 use soci_index::sink::SinkError;
@@ -117,6 +118,9 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<ProfilesError>() {
         return Some(of_profiles(error));
     }
+    if let Some(error) = error.downcast_ref::<PrefetchedError>() {
+        return Some(of_prefetched(error));
+    }
     if let Some(error) = error.downcast_ref::<PackError>() {
         return Some(of_pack(error));
     }
@@ -136,6 +140,15 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::BadContent);
     }
     error.is::<std::io::Error>().then_some(Exit::Local)
+}
+
+const fn of_prefetched(error: &PrefetchedError) -> Exit {
+    match error {
+        PrefetchedError::Registry(error) => of_registry(error),
+        PrefetchedError::Image(error) => of_image(error),
+        PrefetchedError::NoIndex { .. } | PrefetchedError::NothingNamed { .. } => Exit::Failure,
+        PrefetchedError::Manifest { .. } | PrefetchedError::Ztoc { .. } => Exit::BadContent,
+    }
 }
 
 const fn of_publish(error: &PublishError) -> Exit {

@@ -132,11 +132,6 @@ impl SociIndex {
     }
 
     fn of(kind: &str, ztocs: &[ZtocReference], prefetch: &[(Digest, Descriptor)]) -> Self {
-        let noted = |(layer, artifact): &(Digest, Descriptor)| {
-            let mut artifact = Descriptor::new(PREFETCH, artifact.digest, artifact.size);
-            artifact.annotations.insert(LAYER_DIGEST.to_owned(), layer.to_string());
-            artifact
-        };
         Self {
             schema_version: 2,
             media_type: media_type::MANIFEST.to_owned(),
@@ -145,6 +140,14 @@ impl SociIndex {
             subject: None,
             annotations: BTreeMap::from([(BUILD_TOOL_IDENTIFIER.to_owned(), BUILD_TOOL.to_owned())]),
         }
+    }
+
+    /// The same index with these prefetch artifacts, in the order of the image's layers, instead of those that it has.
+    #[must_use]
+    pub fn with_prefetch(mut self, prefetch: &[(Digest, Descriptor)]) -> Self {
+        self.layers.retain(|blob| blob.media_type != PREFETCH);
+        self.layers.extend(prefetch.iter().map(noted));
+        self
     }
 
     /// Reads an index of either version.
@@ -190,6 +193,13 @@ impl SociIndex {
     }
 }
 
+/// A prefetch artifact as an index refers to it.
+fn noted((layer, artifact): &(Digest, Descriptor)) -> Descriptor {
+    let mut artifact = Descriptor::new(PREFETCH, artifact.digest, artifact.size);
+    artifact.annotations.insert(LAYER_DIGEST.to_owned(), layer.to_string());
+    artifact
+}
+
 /// A prefetch artifact: which spans of one layer a start-up wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prefetch {
@@ -230,6 +240,13 @@ impl Prefetch {
             }
         }
         Self { version: "1.0".to_owned(), prefetch_spans: joined }
+    }
+
+    /// How many spans it names.
+    #[must_use]
+    pub fn spans(&self) -> u64 {
+        let count = |range: &PrefetchRange| u64::from(range.end_span.saturating_sub(range.start_span)) + 1;
+        self.prefetch_spans.iter().map(count).sum()
     }
 
     /// Reads an artifact.

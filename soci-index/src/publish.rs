@@ -6,6 +6,7 @@
 //! A run that finds the same index in place reads no layer and sends nothing.
 
 pub mod local;
+pub mod prefetched;
 pub mod profiles;
 
 use bytes::Bytes;

@@ -120,6 +120,13 @@ pub struct PushProfile {
     /// Push the named bytes along, in order, so that a start-up gets all of them by one request
     #[arg(long)]
     pub pack: bool,
+    /// Publish it for AWS's snapshotter, too: as prefetch artifacts in an index beside the image's own one of AWS's form
+    ///
+    /// The image's index is published once more, with lists of the spans that the profile names; lists that it had are
+    /// replaced. Nodes use it with `[prefetch] enable = true` and `[pull_modes.soci_v1] enable = true`, when the registry
+    /// lists it before the image's other indexes.
+    #[arg(long)]
+    pub as_prefetch: bool,
     /// The command that was recorded, as a note for people
     #[arg(long, value_name = "TEXT")]
     pub command: Option<String>,

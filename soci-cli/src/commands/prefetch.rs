@@ -23,9 +23,7 @@ struct Artifact {
 
 impl Artifact {
     fn spans(&self) -> Option<u64> {
-        let (prefetch, _) = self.content.as_ref().ok()?;
-        let count = |range: &soci_index::manifest::PrefetchRange| u64::from(range.end_span - range.start_span) + 1;
-        Some(prefetch.prefetch_spans.iter().map(count).sum())
+        self.content.as_ref().ok().map(|(prefetch, _)| prefetch.spans())
     }
 }
 

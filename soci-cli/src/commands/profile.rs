@@ -11,10 +11,12 @@ use soci_index::digest::Digest;
 use soci_index::entry::Timestamp;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
+use soci_index::manifest::INDEX_DIGEST;
 use soci_index::profile::Profile;
 use soci_index::profile::artifact::{Notes, Published, is_name};
+use soci_index::publish::prefetched::{self, Prefetched, PrefetchedError};
 use soci_index::publish::profiles;
-use soci_index::registry::RegistryError;
+use soci_index::registry::{RegistryError, Repository};
 use soci_index::ztoc::rfc3339;
 use tokio::runtime::Handle;
 
@@ -78,6 +80,9 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
             return Err(fail(Exit::Usage, format!("{} is not in a registry: {hint}", arguments.image)));
         }
     };
+    // First, since it needs an index that may be missing: then nothing is pushed at all.
+    let prefetched =
+        if arguments.as_prefetch { Some(push_prefetch(arguments, &repository, &found, &profile).await?) } else { None };
     let pack_file = if arguments.pack {
         let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
         let store = Arc::new(mount::free_store(&config.layers())?);
@@ -108,6 +113,7 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
             "ranges": profile.ranges().len(),
             "bytes": profile.bytes(),
             "packBytes": pack_bytes,
+            "prefetch": prefetched.as_ref().map(prefetch_json),
         }));
     }
     let packed = pack_bytes.map(|bytes| format!(", a pack of {}", output::size(bytes))).unwrap_or_default();
@@ -119,7 +125,59 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         output::size(profile.bytes()),
         profile.ranges().len(),
         found_by(&pushed.found_by),
-    ))
+    ))?;
+    prefetched.map_or(Ok(()), |prefetched| say_prefetched(&repository, &prefetched))
+}
+
+/// The profile as AWS's artifacts.
+async fn push_prefetch(
+    arguments: &PushProfile,
+    repository: &Repository,
+    found: &PlatformImage,
+    profile: &Profile,
+) -> anyhow::Result<Prefetched> {
+    let image = &arguments.image;
+    let carries = found.manifest.annotations.contains_key(INDEX_DIGEST);
+    let pushed = prefetched::push(repository, found, profile).await;
+    if pushed.is_ok() && carries {
+        tracing::warn!(
+            "{image} carries an index of version 2: AWS's snapshotter takes that one wherever it is enabled"
+        );
+    }
+    pushed.map_err(|error| match error {
+        PrefetchedError::NoIndex { .. } => {
+            let to = arguments.to.as_ref().map(|to| format!(" --to {to}")).unwrap_or_default();
+            let hint = format!("`soci publish --format aws {image}{to}` makes one");
+            fail(Exit::Failure, format!("{image} has no index to name spans of for --as-prefetch: {error}; {hint}"))
+        }
+        error => error.into(),
+    })
+}
+
+fn prefetch_json(pushed: &Prefetched) -> serde_json::Value {
+    let artifact = |one: &prefetched::Artifact| serde_json::json!({ "layer": one.layer, "digest": one.digest, "spans": one.spans });
+    serde_json::json!({
+        "index": pushed.index.digest,
+        "artifacts": pushed.artifacts.iter().map(artifact).collect::<Vec<_>>(),
+        "otherIndexes": pushed.besides,
+    })
+}
+
+fn say_prefetched(repository: &Repository, pushed: &Prefetched) -> anyhow::Result<()> {
+    let spans: u64 = pushed.artifacts.iter().map(|one| one.spans).sum();
+    let (layers, index) = (pushed.artifacts.len(), &pushed.index);
+    let found_by = found_by(&index.found_by);
+    let digest = index.digest;
+    output::line(format!(
+        "for AWS's snapshotter: {spans} spans of {layers} layers in index {digest}; found by {found_by}"
+    ))?;
+    for other in &pushed.besides {
+        let hint = "AWS's snapshotter takes whichever is listed first";
+        output::line(format!(
+            "beside it {repository}@{other} is listed: {hint}, so delete that one if it is not needed"
+        ))?;
+    }
+    Ok(())
 }
 
 async fn list(name: &str, platform: Option<&str>, json: bool, access: &Access) -> anyhow::Result<()> {
