@@ -35,11 +35,13 @@ mod identity;
 mod layer;
 mod partial;
 mod present;
+mod second_copy;
 #[cfg(test)]
 mod tests;
 
 pub use evict::Evicted;
 pub use layer::{LayerStore, Reading};
+pub use second_copy::Looks;
 
 /// Why the store could not do its work.
 #[derive(Debug, Clone, thiserror::Error)]

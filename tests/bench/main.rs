@@ -2,9 +2,9 @@
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
 //! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
-//! `pull`, `prepare`, `warm`, `memory`; `stage` only makes the image and waits, for looking into things by hand. The data
-//! are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
-//! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once. Where a goal is a ratio, both sides
+//! `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits, for looking into things by hand. The
+//! data are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network.
+//! Only `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once. Where a goal is a ratio, both sides
 //! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
 
 mod cold;
@@ -25,7 +25,7 @@ use anyhow::{Context as _, bail};
 use data::Data;
 use report::{Report, machine};
 
-const NAMES: [&str; 9] = ["ztoc", "publish", "mount", "read", "start", "pull", "prepare", "warm", "memory"];
+const NAMES: [&str; 10] = ["ztoc", "publish", "mount", "read", "start", "pull", "prepare", "warm", "memory", "cached"];
 
 /// Those that work on the large data.
 const ON_DATA: [&str; 4] = ["ztoc", "publish", "mount", "read"];
@@ -153,6 +153,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("memory") && process::can_mount() {
         node::memory(runtime, &mut report)?;
+    }
+    if wanted.is("cached") && process::can_mount() {
+        node::cached(runtime, &mut report)?;
     }
     Ok(report)
 }

@@ -1,7 +1,8 @@
 //! What a node feels: the answer to one `Prepare`, a warm start of a container, the memory of a worker with many layers.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,11 @@ const STARTS: usize = 25;
 /// Layers and files of the measurement of memory.
 const MANY_LAYERS: u64 = 100;
 const FILES_PER_LAYER: u64 = 1000;
+/// Files of the measurement of what is cached.
+const CACHED_FILES: u64 = 100;
+const CACHED_FILE_BYTES: usize = 2 << 20;
+/// The store looks every ten seconds, and asks twice for what it did not see used.
+const CACHED_REST: Duration = Duration::from_secs(40);
 
 /// The snapshots of a daemon in this process, with a registry without any latency.
 struct Desk {
@@ -206,9 +212,54 @@ pub(crate) fn memory(runtime: &Runtime, report: &mut Report) -> anyhow::Result<(
     Ok(())
 }
 
+/// How much memory the kernel takes for what is read: once for the mount, and once more below it for a while.
+pub(crate) fn cached(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()> {
+    let Some(stage) = runtime.block_on(Stage::new()) else { return Ok(()) };
+    let Some(node) = Node::start(Containerd::V2) else { return Ok(()) };
+    let files: Vec<(String, Vec<u8>)> =
+        (0..CACHED_FILES).map(|file| (format!("srv/file{file}"), text(file, CACHED_FILE_BYTES))).collect();
+    let named: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, bytes)| (&**name, bytes.clone())).collect();
+    let image = Image::gzip(vec![shell_layer(("/etc/base", "")), tar(&named)]);
+    let name = runtime.block_on(stage.publish(&image, "cached", 256 << 10));
+    let _ = stage.pull(&node, "soci", &name);
+    let (mut shown, mut stored) = (files_below(&node.path("soci/fs"))?, files_below(&node.path("soci/layers"))?);
+    shown.retain(|path| path.components().any(|part| part.as_os_str() == "srv"));
+    stored.retain(|path| path.ends_with("data"));
+    let mut read = 0;
+    for path in &shown {
+        read += std::fs::read(path).with_context(|| path.display().to_string())?.len();
+    }
+    let of_read = |paths: &[PathBuf]| -> anyhow::Result<f64> { Ok(cached_bytes(paths)? / read as f64) };
+    let what = format!("page cache per byte read, {} MB", read / 1_000_000);
+    report.add(format!("{what}: of the mount"), Goal::None, "", vec![of_read(&shown)?]);
+    report.add(format!("{what}: of the store, at once"), Goal::None, "", vec![of_read(&stored)?]);
+    std::thread::sleep(CACHED_REST);
+    report.add(
+        format!("{what}: of the mount, {} s later", CACHED_REST.as_secs()),
+        Goal::None,
+        "",
+        vec![of_read(&shown)?],
+    );
+    let what = format!("{what}: of the store, {} s later", CACHED_REST.as_secs());
+    report.add(what, Goal::AtMost(0.05), "", vec![of_read(&stored)?]);
+    Ok(())
+}
+
+/// Bytes of files that are in the page cache.
+fn cached_bytes(paths: &[PathBuf]) -> anyhow::Result<f64> {
+    let mut command = Command::new("fincore");
+    command.args(["--bytes", "--noheadings", "--raw", "--output", "RES"]).args(paths);
+    let sizes = output(&mut command).context("`fincore` of util-linux")?;
+    sizes.lines().map(|size| size.trim().parse::<f64>().context("a number of bytes")).sum()
+}
+
 /// Looks at everything below a directory; gives the number of files.
 fn walk(directory: &Path) -> anyhow::Result<u64> {
-    let mut files = 0;
+    Ok(files_below(directory)?.len() as u64)
+}
+
+fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
     let mut todo = vec![directory.to_owned()];
     while let Some(directory) = todo.pop() {
         for entry in std::fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
@@ -217,7 +268,7 @@ fn walk(directory: &Path) -> anyhow::Result<u64> {
             if metadata.is_dir() {
                 todo.push(path);
             } else {
-                files += 1;
+                files.push(path);
             }
         }
     }

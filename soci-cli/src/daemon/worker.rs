@@ -35,6 +35,8 @@ use super::registries;
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How often the quota is looked at.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(10);
+/// How long what was fetched or read stays in the page cache of the store, at least.
+const SECOND_COPY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a worker works with.
 struct Shop {
@@ -185,5 +187,6 @@ impl Shop {
         if let Some(quota) = quota {
             tokio::spawn(Arc::clone(&self.store).keep_within(quota, QUOTA_INTERVAL));
         }
+        tokio::spawn(Arc::clone(&self.store).keep_single(SECOND_COPY_INTERVAL));
     }
 }

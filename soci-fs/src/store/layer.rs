@@ -256,6 +256,7 @@ impl LayerStore {
             if self.set(span, Checksum::of(&bytes))?.is_absent() {
                 self.present_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
+            self.touch(span);
         }
         Ok(())
     }
@@ -349,7 +350,7 @@ impl LayerStore {
         Ok(false)
     }
 
-    fn place(&self, span: SpanId) -> Range<u64> {
+    pub(super) fn place(&self, span: SpanId) -> Range<u64> {
         let index = span as usize;
         let end = self.ends.get(index).copied().unwrap_or(self.size());
         let start = index.checked_sub(1).map_or(0, |before| self.ends.get(before).copied().unwrap_or(end));
