@@ -17,7 +17,7 @@ mod follow;
 mod names;
 pub mod python;
 
-pub use follow::Follower;
+pub use follow::{Follower, Reach};
 pub use names::{FileAt, Meant, Names};
 
 /// What a file names.

@@ -36,6 +36,7 @@ mod flight;
 mod history;
 mod line;
 mod spare;
+mod waits;
 
 pub(crate) use ahead::Listener;
 pub use error::{Cause, ReadError};
@@ -137,8 +138,8 @@ struct Shared {
     is_heard: AtomicBool,
     /// A pack that brings bytes of the layer.
     incoming: Mutex<Option<Arc<Incoming>>>,
-    /// Reads that wait for flights which were started for them.
-    waiting: AtomicUsize,
+    /// Reads that wait for the network.
+    waits: waits::Waits,
 }
 
 impl LayerReader {
@@ -193,7 +194,7 @@ impl LayerReader {
             listeners: Mutex::default(),
             is_heard: AtomicBool::new(false),
             incoming: Mutex::default(),
-            waiting: AtomicUsize::new(0),
+            waits: waits::Waits::new(),
         };
         Self { shared: Arc::new(shared) }
     }

@@ -5,11 +5,17 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use soci_fs::image::Image;
-use soci_fs::mentions::Follower;
+use soci_fs::mentions::{Follower, Reach};
 use soci_fs::reader::LayerReader;
+use soci_fs::source::memory::MemorySource;
+use soci_fs::source::{Chunks, Source, SourceError};
 use soci_fs::store::Store;
 use support::{Layer, files_tar, noise, plain_policy};
 use tokio::runtime::Handle;
@@ -17,6 +23,11 @@ use tokio::time::{Instant, sleep};
 
 const SPAN: u64 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Goes on for as long as a test may take.
+fn patient() -> Reach {
+    Reach { quiet: 2 * PATIENCE, ..Reach::default() }
+}
 
 /// A layer of files, in their order; a plain one, so that a span is as large as its bytes.
 fn layer(files: &[(String, Vec<u8>)]) -> Layer {
@@ -82,7 +93,7 @@ async fn what_is_named_is_fetched() {
             [&lower, &upper].iter().map(|layer| layer.reader(&store, layer.memory(), plain_policy())).collect();
         let [below, above] = &readers[..] else { unreachable!() };
         let image = Image::new(readers.clone()).unwrap();
-        let follower = follows.then(|| Follower::start(image.names(), readers.clone(), &Handle::current()));
+        let follower = follows.then(|| Follower::start(image.names(), readers.clone(), patient(), &Handle::current()));
         // A file of Python's own, by which its directory becomes known.
         below.read_file(entry(below, "usr/lib/python3.11/os.py"), 0, 100).await.unwrap();
         above.read_file(entry(above, "opt/app/main.py"), 0, 100).await.unwrap();
@@ -108,7 +119,7 @@ async fn what_is_named_is_fetched() {
 /// A file that names much: fetched as far as the credit goes, and on as what was fetched is read.
 #[tokio::test]
 async fn what_may_be_wrong_is_bounded() {
-    const CREDIT: u64 = 8 << 20;
+    const CREDIT: u64 = 1 << 20;
     let count = 160;
     let imports: String = (0..count).map(|number| format!("import m{number}\n")).collect();
     let mut files = vec![module("lib/main.py", &imports, 10)];
@@ -118,7 +129,7 @@ async fn what_may_be_wrong_is_bounded() {
     let store = Store::open(directory.path()).unwrap();
     let reader = layer.reader(&store, layer.memory(), plain_policy());
     let image = Image::new(vec![reader.clone()]).unwrap();
-    let _follower = Follower::start(image.names(), vec![reader.clone()], &Handle::current());
+    let _follower = Follower::start(image.names(), vec![reader.clone()], patient(), &Handle::current());
     reader.read_file(entry(&reader, "lib/main.py"), 0, 100).await.unwrap();
     let settled = async || {
         let mut before = 0;
@@ -135,6 +146,7 @@ async fn what_may_be_wrong_is_bounded() {
     };
     let first = settled().await;
     assert!((CREDIT..CREDIT + (2 << 20)).contains(&first), "{first}");
+    assert_eq!(patient().credit_bytes, CREDIT);
     for number in 0..30 {
         reader.read_file(entry(&reader, &format!("lib/m{number}.py")), 0, 128 << 10).await.unwrap();
     }
@@ -142,6 +154,52 @@ async fn what_may_be_wrong_is_bounded() {
     assert!(second > first + (2 << 20) && second < CREDIT + (12 << 20), "{first} {second}");
     let counts = reader.ahead_counts();
     assert!(counts.foreseen_unread > 0 && counts.foreseen > counts.foreseen_unread, "{counts:?}");
+}
+
+/// A source whose answers take a while.
+#[derive(Debug)]
+struct Slow(Arc<MemorySource>);
+
+const ANSWER: Duration = Duration::from_millis(800);
+
+impl Source for Slow {
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
+        async move {
+            sleep(ANSWER).await;
+            self.0.read(range).await
+        }
+        .boxed()
+    }
+}
+
+/// A chain of imports: what takes longer than a program is quiet waits until it reads on.
+#[tokio::test]
+async fn nothing_is_begun_for_a_program_that_is_quiet() {
+    let chain = 4;
+    let import = |number: usize| format!("import m{}", number + 1);
+    let mut files: Vec<_> =
+        (0..chain).map(|number| module(&format!("lib/m{number}.py"), &import(number), 100_000)).collect();
+    files.extend((0..chain).map(other));
+    let layer = layer(&files);
+    for (quiet, is_all) in [(ANSWER / 2, false), (2 * PATIENCE, true)] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let reader = layer.reader(&store, Arc::new(Slow(layer.memory())), plain_policy());
+        let image = Image::new(vec![reader.clone()]).unwrap();
+        let reach = Reach { quiet, ..Reach::default() };
+        let _follower = Follower::start(image.names(), vec![reader.clone()], reach, &Handle::current());
+        reader.read_file(entry(&reader, "lib/m0.py"), 0, 100_000).await.unwrap();
+        // It was waited for just now, however long that took.
+        until("what was read names it", || is_here(&reader, "lib/m1.py")).await;
+        if is_all {
+            until("the end of the chain", || is_here(&reader, "lib/m3.py")).await;
+            continue;
+        }
+        sleep(4 * ANSWER).await;
+        assert!(!is_here(&reader, "lib/m3.py"));
+        reader.read_file(entry(&reader, "srv/file0"), 0, 100).await.unwrap();
+        until("the program goes on", || is_here(&reader, "lib/m2.py")).await;
+    }
 }
 
 /// Files that all name each other, thousands of them: programs are served meanwhile, and afterwards.
@@ -156,7 +214,7 @@ async fn a_layer_that_names_everything() {
     let store = Store::open(directory.path()).unwrap();
     let reader = layer.reader(&store, layer.memory(), plain_policy());
     let image = Image::new(vec![reader.clone()]).unwrap();
-    let follower = Follower::start(image.names(), vec![reader.clone()], &Handle::current());
+    let follower = Follower::start(image.names(), vec![reader.clone()], patient(), &Handle::current());
     reader.read_file(entry(&reader, "lib/m0.py"), 0, 100).await.unwrap();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(reader.read_file(entry(&reader, "lib/m2999.py"), 0, 9).await.unwrap(), b"import m0");

@@ -6,14 +6,14 @@
 //! nobody had begun to fetch, little is in flight.
 //!
 //! Invariants: what was fetched here and is not read yet is bounded, by a credit and by what was fetched here and read,
-//! whatever files say, and so is what is queued; a file is looked through once; nothing that goes wrong here is more than a file that is not fetched ahead;
-//! it ends with its [`Follower`].
+//! whatever files say, and so is what is queued; a file is looked through once; nothing is begun for a program that is
+//! quiet; nothing that goes wrong here is more than a file that is not fetched ahead; it ends with its [`Follower`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use soci_index::entry::{Entry, EntryKind};
@@ -27,8 +27,6 @@ use super::{FileAt, Mention, Names, elf, python, script};
 use crate::readahead::Foresight;
 use crate::reader::{LayerReader, Listener};
 
-/// Compressed bytes that may be fetched here and not be read, beside as many as were fetched here and read.
-const CREDIT_BYTES: u64 = 8 << 20;
 /// A file of no more compressed bytes is fetched whole when it is named: of most that are read, most is.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// The same for a program, of which there are few: what has an interpreter.
@@ -53,6 +51,23 @@ const LOOK: Duration = Duration::from_millis(2);
 /// some thousands; a layer whose files all name each other, as many as there is memory.
 const WORKS_MAX: usize = 1 << 15;
 
+/// How far to run ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Compressed bytes that may be fetched here and not be read, beside as many as were fetched here and read.
+    pub credit_bytes: u64,
+    /// A program that has read nothing new and waited for nothing for so long computes, or has ended: what it may read is
+    /// fetched when it goes on, and the processor is left to the next program.
+    pub quiet: Duration,
+}
+
+impl Default for Reach {
+    /// Measured on starts of Python, numpy, scipy (docs/BENCHMARKS.md): a larger credit brings nothing.
+    fn default() -> Self {
+        Self { credit_bytes: 1 << 20, quiet: Duration::from_millis(100) }
+    }
+}
+
 /// A task that runs ahead of an image's readers. It ends with this value.
 #[derive(Debug)]
 pub struct Follower {
@@ -68,7 +83,7 @@ impl Drop for Follower {
 impl Follower {
     /// Begins to follow what is read by `readers`, which are those of the layers that `names` was made of.
     #[must_use]
-    pub fn start(names: Names, readers: Vec<LayerReader>, runtime: &Handle) -> Self {
+    pub fn start(names: Names, readers: Vec<LayerReader>, reach: Reach, runtime: &Handle) -> Self {
         let (tell, told) = unbounded_channel();
         for (layer, reader) in readers.iter().enumerate() {
             let index = Arc::clone(reader.index());
@@ -76,7 +91,7 @@ impl Follower {
             reader.listen(Box::new(OfLayer { layer, index, seen, tell: tell.clone() }));
         }
         let plans: Vec<_> = readers.iter().map(|reader| reader.follow_plan(Foresight::Files)).collect();
-        let following = Following::new(names, readers);
+        let following = Following::new(names, readers, reach);
         Self {
             task: runtime.spawn(async move {
                 let _plans = plans;
@@ -144,6 +159,7 @@ struct Looked {
 struct Following {
     names: Arc<Mutex<Names>>,
     readers: Vec<LayerReader>,
+    reach: Reach,
     queue: VecDeque<Work>,
     /// What was taken from the queue.
     taken: HashSet<Work>,
@@ -151,13 +167,16 @@ struct Following {
     named: HashMap<FileAt, Vec<Work>>,
     named_works: usize,
     read: HashSet<FileAt>,
+    /// When a new file was read last.
+    heard: Option<Instant>,
     in_flight: u64,
 }
 
 impl Following {
-    fn new(names: Names, readers: Vec<LayerReader>) -> Self {
+    fn new(names: Names, readers: Vec<LayerReader>, reach: Reach) -> Self {
         let (queue, taken, named, read) = (VecDeque::new(), HashSet::new(), HashMap::new(), HashSet::new());
-        Self { names: Arc::new(Mutex::new(names)), readers, queue, taken, named, named_works: 0, read, in_flight: 0 }
+        let (names, heard) = (Arc::new(Mutex::new(names)), None);
+        Self { names, readers, reach, queue, taken, named, named_works: 0, read, heard, in_flight: 0 }
     }
 
     async fn run(mut self, mut told: UnboundedReceiver<FileAt>) {
@@ -176,13 +195,14 @@ impl Following {
                 }
                 Some(landed) = jobs.next(), if !jobs.is_empty() => self.landed(landed).await,
                 // Credit comes with the next file that is read; only the line has to be looked at.
-                () = tokio::time::sleep(LOOK), if !self.queue.is_empty() && self.has_credit() => {}
+                () = tokio::time::sleep(LOOK), if !self.queue.is_empty() && self.is_going_on() && self.has_credit() => {}
             }
         }
     }
 
     /// A program reads a file.
     fn is_read(&mut self, file: FileAt) {
+        self.heard = Some(Instant::now());
         if !self.read.insert(file) {
             return;
         }
@@ -274,7 +294,7 @@ impl Following {
         } else {
             line.saturating_mul(3).clamp(2 * FLIGHT_BYTES_BESIDE_READS, FLIGHT_BYTES_MAX)
         };
-        if jobs >= JOBS_MAX || self.in_flight >= limit || !self.has_credit() {
+        if jobs >= JOBS_MAX || self.in_flight >= limit || !self.is_going_on() || !self.has_credit() {
             return None;
         }
         loop {
@@ -290,11 +310,17 @@ impl Following {
         }
     }
 
+    /// Whether a program has read something new or waited for something just now.
+    fn is_going_on(&self) -> bool {
+        let has_read = self.heard.is_some_and(|heard| heard.elapsed() < self.reach.quiet);
+        has_read || self.readers.iter().any(|reader| reader.waited_within(self.reach.quiet))
+    }
+
     /// Whether what was fetched here and is not read yet leaves room for more.
     fn has_credit(&self) -> bool {
         let foreseen = self.readers.iter().map(LayerReader::foreseen_bytes);
         let (read, unread) = foreseen.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-        unread <= CREDIT_BYTES + read
+        unread <= self.reach.credit_bytes + read
     }
 
     /// The spans of a layer that something needs.
@@ -452,7 +478,7 @@ mod tests {
     /// Whatever files name, what is queued and remembered is bounded, and the newest is kept.
     #[test]
     fn works_are_bounded() {
-        let mut following = Following::new(Names::of_layers(Vec::new()), Vec::new());
+        let mut following = Following::new(Names::of_layers(Vec::new()), Vec::new(), Reach::default());
         let file = |entry| FileAt { layer: 0, entry };
         let count = u32::try_from(WORKS_MAX).unwrap();
         for entry in 0..count + 10 {

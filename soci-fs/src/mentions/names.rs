@@ -20,6 +20,8 @@ const LINKS_MAX: usize = 8;
 const ROOTS_MAX: usize = 16;
 /// Directories that are remembered by their paths.
 const DIRECTORIES_MAX: usize = 1024;
+/// Modules that were looked for, whether they were found or not, and are remembered.
+const MODULES_MAX: usize = 1 << 14;
 /// Where libraries lie, if nothing else is said; directories of an architecture are added.
 const LIBRARY_DIRECTORIES: [&str; 6] = ["lib", "usr/lib", "lib64", "usr/lib64", "usr/local/lib", "usr/local/lib64"];
 /// Where Python has the compiled forms of modules.
@@ -54,6 +56,10 @@ pub struct Names {
     layers: Vec<Arc<LayerIndex>>,
     /// Directories that were looked for, by path.
     directories: HashMap<Box<[u8]>, Directory>,
+    /// What modules led to, by the directory of the file that named them and by name: neighbours name the same ones. Good
+    /// until another root is known.
+    modules: HashMap<Box<[u8]>, HashMap<ModuleName, Meant>>,
+    modules_count: usize,
     /// Where Python looks for modules, the one that was found first in front.
     roots: Vec<Box<[u8]>>,
     /// Where the loader looks for libraries.
@@ -66,6 +72,9 @@ struct View {
     tree: Arc<Tree>,
     layers: Range<usize>,
 }
+
+/// The name of a module, with dots between its parts.
+type ModuleName = Box<[u8]>;
 
 /// A directory in those views that have it, by number of the view.
 type Directory = Arc<[(usize, NodeNumber)]>;
@@ -90,8 +99,8 @@ impl Names {
     }
 
     fn new(views: Vec<View>, layers: Vec<Arc<LayerIndex>>) -> Self {
-        let (directories, roots, libraries) = (HashMap::new(), Vec::new(), Vec::new());
-        let mut names = Self { views, layers, directories, roots, libraries };
+        let (directories, modules, roots, libraries) = (HashMap::new(), HashMap::new(), Vec::new(), Vec::new());
+        let mut names = Self { views, layers, directories, modules, modules_count: 0, roots, libraries };
         for usual in LIBRARY_DIRECTORIES {
             let directory = names.directory(usual.as_bytes());
             let below = names.children(&directory).filter(|name| name.ends_with(b"-linux-gnu"));
@@ -119,7 +128,7 @@ impl Names {
             Mention::Library { name, directories } => {
                 sure(self.library(directory, name, directories).into_iter().collect())
             }
-            Mention::Module(name) => self.module(directory, name),
+            Mention::Module(name) => self.known_module(directory, name),
         }
     }
 
@@ -138,6 +147,7 @@ impl Names {
         }
         if self.roots.len() < ROOTS_MAX && !self.roots.iter().any(|known| **known == *base) {
             self.roots.push(base.into());
+            self.forget_modules();
         }
     }
 
@@ -191,6 +201,25 @@ impl Names {
         let said: Vec<Box<[u8]>> = said.iter().map(|path| origin(path)).collect();
         let usual = self.libraries.clone();
         said.iter().chain(&usual).find_map(|directory| self.path(&join(directory, name)))
+    }
+
+    /// [`Names::module`], looked for once.
+    fn known_module(&mut self, directory: &[u8], name: &[u8]) -> Meant {
+        if let Some(known) = self.modules.get(directory).and_then(|modules| modules.get(name)) {
+            return known.clone();
+        }
+        let meant = self.module(directory, name);
+        if self.modules_count >= MODULES_MAX {
+            self.forget_modules();
+        }
+        self.modules_count += 1;
+        self.modules.entry(directory.into()).or_default().insert(name.into(), meant.clone());
+        meant
+    }
+
+    fn forget_modules(&mut self) {
+        self.modules.clear();
+        self.modules_count = 0;
     }
 
     /// The files of a module, and of the packages that it is in: from the directory of the file that names it up to the

@@ -5,11 +5,12 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use soci_index::span::SpanId;
 use tokio::time::Instant;
 
+use super::waits::Foreground;
 use super::{LayerReader, ReadError, lock};
 use crate::profile::Incoming;
 use crate::readahead::{self, Facts, Foresight};
@@ -21,16 +22,6 @@ pub(crate) trait Listener: fmt::Debug + Send + Sync {
     fn note(&self, offset: u64, length: usize) -> bool;
 }
 
-/// A read that waits for a flight of its own, for as long as this lives.
-pub(super) struct Foreground<'a>(Option<&'a AtomicUsize>);
-
-impl Foreground<'_> {
-    /// Whether there is such a read.
-    pub(super) const fn is_new(&self) -> bool {
-        self.0.is_some()
-    }
-}
-
 /// Somebody knows, while this lives.
 #[derive(Debug)]
 pub(crate) struct Plan(LayerReader, Foresight);
@@ -38,14 +29,6 @@ pub(crate) struct Plan(LayerReader, Foresight);
 impl Drop for Plan {
     fn drop(&mut self) {
         self.0.planners(self.1).fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Drop for Foreground<'_> {
-    fn drop(&mut self) {
-        if let Some(waiting) = self.0 {
-            waiting.fetch_sub(1, Ordering::AcqRel);
-        }
     }
 }
 
@@ -65,7 +48,12 @@ impl LayerReader {
     /// for as long.
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
-        self.shared.waiting.load(Ordering::Acquire) > 0
+        self.shared.waits.any_new()
+    }
+
+    /// Whether a read waits for the network, or did within the last `time`.
+    pub(crate) fn waited_within(&self, time: Duration) -> bool {
+        self.shared.waits.any_within(time)
     }
 
     /// Stops guessing, as far as somebody knows, for as long as what it gives lives.
@@ -147,16 +135,13 @@ impl LayerReader {
         incoming.clone()
     }
 
-    /// Counts a read among those that wait, if some of its spans are neither here nor under way.
+    /// Counts a read among those that wait, as a new one if some of its spans are neither here nor under way.
     pub(super) fn foreground(&self, spans: &Range<SpanId>) -> Foreground<'_> {
         let is_new = {
             let flights = lock(&self.shared.flights);
             spans.clone().any(|span| !self.shared.store.is_present(span) && !flights.contains_key(&span))
         };
-        Foreground(is_new.then(|| {
-            self.shared.waiting.fetch_add(1, Ordering::AcqRel);
-            &self.shared.waiting
-        }))
+        self.shared.waits.begin(is_new)
     }
 
     /// Fills `buffer` from what a pack brings, if it will bring that sooner than spans would come.

@@ -18,7 +18,7 @@ use soci_index::limits::Limits;
 use soci_index::profile::Profile;
 
 use super::{ImageKey, RemoteLayers, Underway};
-use crate::mentions::{Follower, Names};
+use crate::mentions::{Follower, Names, Reach};
 use crate::open::ImageOpener;
 use crate::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
 use crate::reader::LayerReader;
@@ -116,7 +116,7 @@ impl RemoteLayers {
         let wanted = published.or_else(remembered);
         let follower = (options.follow_names && wanted.is_none()).then(|| {
             let layers = trees.into_iter().zip(readers.iter().map(|reader| Arc::clone(reader.index())));
-            Follower::start(Names::of_layers(layers.collect()), readers.clone(), &self.0.runtime)
+            Follower::start(Names::of_layers(layers.collect()), readers.clone(), Reach::default(), &self.0.runtime)
         });
         let replay = wanted.map(|wanted| {
             tracing::info!(image = %key, profile = wanted.name, bytes = wanted.profile.bytes(), "fetching ahead by a profile");

@@ -16,7 +16,6 @@ clean() {
     rm -rf "$work"
 }
 trap clean EXIT
-mirror=http://deb.debian.org/debian
 suite=bookworm
 
 unpacked() { # a layer's tree, for those above it
@@ -50,7 +49,7 @@ for name in "$@"; do
         rm -rf "$work/upper" "$work/inside" "$directory/$name.tree"
         mkdir -p "$work/upper" "$work/inside" "$work/root"
         if [ "$name" = base ]; then
-            debootstrap --variant=minbase "$suite" "$work/upper" "$mirror" > "$work/log" || { tail "$work/log" >&2; exit 1; }
+            debootstrap --variant=minbase "$suite" "$work/upper" > "$work/log" || { tail "$work/log" >&2; exit 1; }
             rm -rf "$work"/upper/var/cache/apt/archives/*.deb "$work"/upper/dev/* "$work"/upper/proc/*
         else
             mount -t overlay overlay -o "lowerdir=$below,upperdir=$work/upper,workdir=$work/inside" "$work/root"

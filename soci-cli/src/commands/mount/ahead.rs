@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use soci_fs::image::Image;
-use soci_fs::mentions::Follower;
+use soci_fs::mentions::{Follower, Reach};
 use soci_fs::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
 use soci_fs::reader::LayerReader;
 use soci_fs::trust;
@@ -109,7 +109,8 @@ impl Ahead {
     /// Fetches what the files that are read name, if nobody has said what will be read.
     pub(super) fn follow_names(&mut self, image: &Image) {
         if self.replay.is_none() {
-            self.follower = Some(Follower::start(image.names(), image.layers().to_vec(), &Handle::current()));
+            self.follower =
+                Some(Follower::start(image.names(), image.layers().to_vec(), Reach::default(), &Handle::current()));
         }
     }
 

@@ -131,3 +131,21 @@ fn what_is_above_hides_what_is_below() {
     let found = names.find(FileAt { layer: 0, entry: 1 }, &Mention::Path(b"/a/m.py".as_slice().into()));
     assert_eq!(found.files, [FileAt { layer: 1, entry: 0 }]);
 }
+
+/// What led nowhere is looked for again when another root is known, and what is remembered is the same.
+#[test]
+fn another_root_is_asked_for_what_was_not_found() {
+    let mut names = Names::of_layers(layers(&[&["a/x.py", "b/m.py", "b/n.py"]]));
+    let (from, mention) = (FileAt { layer: 0, entry: 0 }, Mention::Module(b"n".as_slice().into()));
+    assert!(names.find(from, &mention).files.is_empty());
+    names.learn(FileAt { layer: 0, entry: 1 });
+    let found = names.find(from, &mention);
+    assert_eq!(found, Meant { files: vec![FileAt { layer: 0, entry: 2 }], is_far: true });
+    assert_eq!(names.find(from, &mention), found);
+    // However many are looked for, what is remembered is bounded.
+    for number in 0..=MODULES_MAX {
+        names.find(from, &Mention::Module(format!("m{number}").into_bytes().into()));
+        assert!(names.modules.values().map(HashMap::len).sum::<usize>() <= MODULES_MAX);
+    }
+    assert_eq!(names.find(from, &mention), found);
+}

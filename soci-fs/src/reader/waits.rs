@@ -1,0 +1,86 @@
+//! Reads of a layer that wait for the network: whether there are any, whether somebody had begun to fetch what they wait
+//! for, and when the last one ended. Whoever fetches ahead of a program stands back for it by this, and sees whether it
+//! still runs.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// The reads of one layer.
+#[derive(Debug)]
+pub(super) struct Waits {
+    since: Instant,
+    all: AtomicUsize,
+    /// Those for which a flight was started.
+    new: AtomicUsize,
+    /// When the last one ended: nanoseconds after `since`, and one; 0 for never.
+    ended: AtomicU64,
+}
+
+/// A read that waits, for as long as this lives.
+pub(super) struct Foreground<'a> {
+    waits: &'a Waits,
+    is_new: bool,
+}
+
+impl Waits {
+    pub(super) fn new() -> Self {
+        Self { since: Instant::now(), all: AtomicUsize::new(0), new: AtomicUsize::new(0), ended: AtomicU64::new(0) }
+    }
+
+    /// A read begins to wait; `is_new` says that nobody had begun to fetch what it waits for.
+    pub(super) fn begin(&self, is_new: bool) -> Foreground<'_> {
+        self.all.fetch_add(1, Ordering::AcqRel);
+        self.new.fetch_add(usize::from(is_new), Ordering::AcqRel);
+        Foreground { waits: self, is_new }
+    }
+
+    /// Whether a read waits for what nobody had begun to fetch.
+    pub(super) fn any_new(&self) -> bool {
+        self.new.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether a read waits now, or did within the last `time`.
+    pub(super) fn any_within(&self, time: Duration) -> bool {
+        if self.all.load(Ordering::Acquire) > 0 {
+            return true;
+        }
+        let Some(ended) = self.ended.load(Ordering::Acquire).checked_sub(1) else { return false };
+        self.since.elapsed().saturating_sub(Duration::from_nanos(ended)) < time
+    }
+}
+
+impl Foreground<'_> {
+    /// Whether nobody had begun to fetch what it waits for.
+    pub(super) const fn is_new(&self) -> bool {
+        self.is_new
+    }
+}
+
+impl Drop for Foreground<'_> {
+    fn drop(&mut self) {
+        let ended = u64::try_from(self.waits.since.elapsed().as_nanos()).unwrap_or(u64::MAX - 1) + 1;
+        // Before it stops counting: whoever looks sees it wait, or sees when it ended.
+        self.waits.ended.fetch_max(ended, Ordering::AcqRel);
+        self.waits.new.fetch_sub(usize::from(self.is_new), Ordering::AcqRel);
+        self.waits.all.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_seen_while_and_after() {
+        let (waits, long) = (Waits::new(), Duration::from_secs(1000));
+        assert!(!waits.any_new() && !waits.any_within(long));
+        let known = waits.begin(false);
+        assert!(!waits.any_new() && waits.any_within(Duration::ZERO) && !known.is_new());
+        let new = waits.begin(true);
+        assert!(waits.any_new() && new.is_new());
+        drop(new);
+        assert!(!waits.any_new() && waits.any_within(Duration::ZERO));
+        drop(known);
+        assert!(waits.any_within(long) && !waits.any_within(Duration::ZERO));
+    }
+}
