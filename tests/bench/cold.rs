@@ -46,6 +46,12 @@ pub(crate) struct Options {
 
 const ROUNDS: usize = 5;
 
+impl Options {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 1 } else { ROUNDS })
+    }
+}
+
 /// What is between node and registry.
 #[derive(Debug)]
 struct Network {
@@ -94,20 +100,31 @@ const TENSORFLOW: Workload = Workload {
     index: Some(1.2),
 };
 
-/// Measures.
-pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let (Some(programs), Some(aws), Some(stargz)) = (go::programs(), go::aws(), go::stargz()) else { return Ok(()) };
-    let daemons = Programs { containerd: programs, aws, stargz };
-    let Some(shelf) = Shelf::open()? else { return Ok(()) };
-    let mut jobs = vec![(Image { name: "py", layers: &["base", "python"] }, vec![SHELL, PRINT])];
-    if options.quick {
-        jobs[0].1 = vec![PRINT];
-    } else {
+/// The programs, and a place for the images; `None`, with a word on standard error, where something is lacking.
+fn ready() -> anyhow::Result<Option<(Programs, Shelf)>> {
+    let (Some(containerd), Some(aws), Some(stargz)) = (go::programs(), go::aws(), go::stargz()) else {
+        return Ok(None);
+    };
+    Ok(Shelf::open()?.map(|shelf| (Programs { containerd, aws, stargz }, shelf)))
+}
+
+/// The images, each with what is started in it.
+fn jobs(options: &Options) -> Vec<(Image, Vec<Workload>)> {
+    let py = if options.quick { vec![PRINT] } else { vec![SHELL, PRINT] };
+    let mut jobs = vec![(Image { name: "py", layers: &["base", "python"] }, py)];
+    if !options.quick {
         jobs.push((Image { name: "hep", layers: &["base", "python", "hep"] }, vec![SCIPY]));
     }
     if options.ml {
         jobs.push((Image { name: "ml", layers: &["base", "python", "ml"] }, vec![TENSORFLOW]));
     }
+    jobs
+}
+
+/// Measures starts, and what belongs to them.
+pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let Some((daemons, shelf)) = ready()? else { return Ok(()) };
+    let jobs = jobs(options);
     for (image, _) in &jobs {
         runtime.block_on(shelf.publish(image, &daemons))?;
     }
@@ -118,14 +135,13 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
             }
         }
     }
-    let (networks, rounds) = if options.quick { (&NETWORKS[..1], 1) } else { (&NETWORKS[..], ROUNDS) };
-    let rounds = options.rounds.unwrap_or(rounds);
+    let networks = if options.quick { &NETWORKS[..1] } else { &NETWORKS[..] };
     for network in networks {
         let place = Place { shelf: &shelf, daemons: &daemons, network };
         let mut all = Vec::new();
         for (image, workloads) in &jobs {
             for workload in workloads {
-                let series = place.starts(image, *workload, rounds)?;
+                let series = place.starts(image, *workload, options.rounds())?;
                 add(report, network, *workload, &series);
                 all.extend(series);
             }
@@ -143,9 +159,20 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
         let indexes = runtime.block_on(Indexes::of(&shelf, image))?;
         indexes.add_storage(image, report);
         for workload in workloads {
-            sent::sent(&near, image, *workload, &indexes, rounds, report)?;
+            sent::sent(&near, image, *workload, &indexes, options.rounds(), report)?;
         }
-        whole::whole(runtime, &near, image, rounds, report)?;
+        whole::whole(runtime, &near, image, options.rounds(), report)?;
+    }
+    Ok(())
+}
+
+/// Measures pulls without an index, and nothing else.
+pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let Some((daemons, shelf)) = ready()? else { return Ok(()) };
+    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    for (image, _) in &jobs(options) {
+        shelf.make(image)?;
+        whole::whole(runtime, &near, image, options.rounds(), report)?;
     }
     Ok(())
 }

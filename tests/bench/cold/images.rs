@@ -113,11 +113,17 @@ impl Shelf {
         Ok(image::Image::new(layers))
     }
 
-    /// Makes an image if need be, and publishes what each snapshotter reads.
-    pub(crate) async fn publish(&self, image: &Image, programs: &Programs) -> anyhow::Result<()> {
+    /// Makes the image's layers, those that are not here.
+    pub(crate) fn make(&self, image: &Image) -> anyhow::Result<()> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/cold/image.sh");
         eprintln!("  making the image {}", image.name);
         output(Command::new("bash").arg(script).arg(&self.directory).args(image.layers))?;
+        Ok(())
+    }
+
+    /// Makes an image if need be, and publishes what each snapshotter reads.
+    pub(crate) async fn publish(&self, image: &Image, programs: &Programs) -> anyhow::Result<()> {
+        self.make(image)?;
         let done = self.directory.join(format!("{}.pushed", image.name));
         if !done.exists() {
             let pushed = self.read(image)?;
