@@ -4,9 +4,9 @@
 //! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
 //! `pull`, `prepare`, `warm`, `memory`; `stage` only makes the image and waits, for looking into things by hand. The data
 //! are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
-//! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once (`whole` only pulls
-//! them, without an index). Where a goal is a ratio, both sides
-//! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
+//! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once; `whole` only pulls
+//! them, without an index. Where a goal is a ratio, both sides run in turn, several times, and the ratio of neighbouring
+//! runs counts: machines are noisy, and noise hits both.
 
 mod cold;
 mod data;
