@@ -9,16 +9,17 @@
 //! says; on any failure the layer's directory is removed.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use soci_index::digest::{Algorithm, Digest, Hasher};
 use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::{IndexError, Indexed, Indexer, Options};
+use soci_index::indexer::{IndexError, Indexed, Options};
 use soci_index::limits::Limits;
+use soci_index::pipeline::{self, PipelineError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -30,6 +31,9 @@ const SPAN_BYTES: u64 = 4 << 20;
 
 /// Chunks that may wait between the network and the disk.
 const CHUNKS_WAITING: usize = 64;
+
+/// What is decompressed of a zstd layer at a time.
+const ZSTD_PIECE_BYTES: usize = 64 << 10;
 
 /// What the image says about a layer.
 #[derive(Debug, Clone, Copy)]
@@ -233,10 +237,10 @@ async fn send(source: &dyn Source, claim: LayerClaim, sender: mpsc::Sender<Bytes
     Ok(())
 }
 
-/// Decodes, indexes, writes and checks. Runs on the blocking pool.
+/// Decodes, indexes, writes and checks. Runs on the blocking pool, and hashes and writes on a thread of its own beside it.
 fn write(
     directory: &Path,
-    mut chunks: mpsc::Receiver<Bytes>,
+    chunks: mpsc::Receiver<Bytes>,
     claim: LayerClaim,
     encoding: Encoding,
 ) -> Result<Indexed, UnpackError> {
@@ -252,27 +256,34 @@ fn write(
     }
     std::fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
     let options = File::options().read(true).write(true).create(true).truncate(true).clone();
-    let file = options.open(&path).map_err(failed("create"))?;
+    let mut file = options.open(&path).map_err(failed("create"))?;
+    let broken = OnceLock::new();
+    let mut keep = |tar: &[u8]| {
+        if broken.get().is_none()
+            && let Err(cause) = file.write_all(tar)
+        {
+            let _ = broken.set(cause);
+        }
+    };
+    let mut input = Input::new(chunks, encoding).map_err(|cause| UnpackError::Zstd { layer, cause })?;
+    let next = || match broken.get() {
+        None => input.next().map_err(Halt::Zstd),
+        Some(_) => Err(Halt::Write),
+    };
     let compression = if encoding == Encoding::Gzip { Compression::Gzip } else { Compression::None };
     let options = Options { compression, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
-    let mut sink = Sink {
-        layer,
-        indexer: Indexer::new(options).map_err(|cause| UnpackError::Index { layer, cause })?,
-        file: BufWriter::with_capacity(1 << 20, file),
-        broken: None,
+    let indexed = pipeline::index_chunks(next, options, &mut keep);
+    if let Some(cause) = broken.into_inner() {
+        return Err(failed("write")(cause));
+    }
+    let indexed = match indexed {
+        Ok(indexed) => indexed,
+        Err(PipelineError::Index(cause)) => return Err(UnpackError::Index { layer, cause }),
+        Err(PipelineError::Read(Halt::Zstd(cause))) => return Err(UnpackError::Zstd { layer, cause }),
+        // The file was looked at above.
+        Err(PipelineError::Read(Halt::Write)) => return Err(UnpackError::Abandoned { layer }),
     };
-    let found = match encoding {
-        Encoding::Gzip | Encoding::Tar => {
-            while let Some(chunk) = chunks.blocking_recv() {
-                sink.push(&chunk)?;
-            }
-            None
-        }
-        Encoding::Zstd => Some(write_zstd(chunks, &mut sink)?),
-    };
-    sink.file.flush().map_err(failed("write"))?;
-    let indexed = sink.indexer.finish().map_err(|cause| UnpackError::Index { layer, cause })?;
-    let found = found.unwrap_or(indexed.layer_digest);
+    let found = input.digest().map_err(|cause| UnpackError::Zstd { layer, cause })?.unwrap_or(indexed.layer_digest);
     if found != claim.digest {
         return Err(UnpackError::WrongBlob { layer, found });
     }
@@ -282,51 +293,52 @@ fn write(
     Ok(indexed)
 }
 
-/// Where the bytes that the indexer takes go: its table, and the file.
-struct Sink {
-    layer: Digest,
-    indexer: Indexer,
-    file: BufWriter<File>,
-    broken: Option<io::Error>,
+/// Why no more of the blob is taken.
+enum Halt {
+    /// The file cannot be written.
+    Write,
+    /// The blob is damaged.
+    Zstd(io::Error),
 }
 
-impl Sink {
-    fn push(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
-        let (file, broken) = (&mut self.file, &mut self.broken);
-        let mut keep = |tar: &[u8]| {
-            if broken.is_none() {
-                *broken = file.write_all(tar).err();
+/// What is indexed: the blob as it comes, or what zstd makes of it.
+enum Input {
+    Blob(mpsc::Receiver<Bytes>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<Received>>>),
+}
+
+impl Input {
+    fn new(chunks: mpsc::Receiver<Bytes>, encoding: Encoding) -> io::Result<Self> {
+        Ok(match encoding {
+            Encoding::Gzip | Encoding::Tar => Self::Blob(chunks),
+            Encoding::Zstd => {
+                let received = Received { chunks, current: Bytes::new(), hasher: Hasher::new(Algorithm::Sha256) };
+                Self::Zstd(Box::new(zstd::stream::read::Decoder::new(received)?))
             }
-        };
-        let layer = self.layer;
-        self.indexer.push(bytes, &mut keep).map_err(|cause| UnpackError::Index { layer, cause })?;
-        match self.broken.take() {
-            None => Ok(()),
-            Some(cause) => {
-                let cause = StoreError::Io { operation: "write", path: "data".into(), cause: Arc::new(cause) };
-                Err(UnpackError::Store { layer, cause })
+        })
+    }
+
+    /// The next piece; `None` at the end.
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self {
+            Self::Blob(chunks) => Ok(chunks.blocking_recv()),
+            Self::Zstd(decoder) => {
+                let mut piece = BytesMut::zeroed(ZSTD_PIECE_BYTES);
+                let length = io::Read::read(decoder, &mut piece)?;
+                piece.truncate(length);
+                Ok((length > 0).then(|| piece.freeze()))
             }
         }
     }
-}
 
-/// Decompresses zstd into the sink and gives the digest of the blob.
-fn write_zstd(chunks: mpsc::Receiver<Bytes>, sink: &mut Sink) -> Result<Digest, UnpackError> {
-    let layer = sink.layer;
-    let damaged = |cause| UnpackError::Zstd { layer, cause };
-    let input = Received { chunks, current: Bytes::new(), hasher: Hasher::new(Algorithm::Sha256) };
-    let mut decoder = zstd::stream::read::Decoder::new(input).map_err(damaged)?;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match io::Read::read(&mut decoder, &mut buffer).map_err(damaged)? {
-            0 => break,
-            length => sink.push(&buffer[..length])?,
-        }
+    /// The digest of the blob, where the indexer has not seen that itself.
+    fn digest(self) -> io::Result<Option<Digest>> {
+        let Self::Zstd(decoder) = self else { return Ok(None) };
+        // The decoder may have read ahead into its buffer, which the hash has seen too.
+        let mut rest = decoder.finish().into_inner();
+        io::copy(&mut rest, &mut io::sink())?;
+        Ok(Some(rest.hasher.finish()))
     }
-    // The decoder may have read ahead into its buffer, which the hash has seen too.
-    let mut rest = decoder.finish().into_inner();
-    io::copy(&mut rest, &mut io::sink()).map_err(damaged)?;
-    Ok(rest.hasher.finish())
 }
 
 /// The channel as a reader that hashes what goes through it.
@@ -348,5 +360,34 @@ impl io::Read for Received {
         buffer[..taken.len()].copy_from_slice(&taken);
         self.hasher.update(&taken);
         Ok(taken.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_to_be_the_reason() {
+        let full = Path::new("/dev/full");
+        if !full.exists() {
+            eprintln!("SKIPPED: this machine has no /dev/full");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(full, directory.path().join("data")).unwrap();
+        // More than the buffers on the way hold, so that whoever inflates has to be told.
+        let tar = vec![0; 16 << 20];
+        let claim = LayerClaim { digest: Digest::of(&tar), size: tar.len() as u64, diff_id: Digest::of(&tar) };
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        for chunk in tar.chunks(tar.len() / CHUNKS_WAITING) {
+            sender.try_send(Bytes::copy_from_slice(chunk)).unwrap();
+        }
+        drop(sender);
+        let error = write(directory.path(), receiver, claim, Encoding::Tar).unwrap_err();
+        let UnpackError::Store { cause: StoreError::Io { operation: "write", path, cause }, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((path, cause.kind()), (directory.path().join("data"), io::ErrorKind::StorageFull));
     }
 }

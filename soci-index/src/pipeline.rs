@@ -1,7 +1,8 @@
-//! Runs the indexer on two cores: one inflates and reads the tar, the other hashes.
+//! Runs the indexer on two cores: one inflates and reads the tar, the other hashes and hands the tar on.
 //!
 //! An edge: the only part of the indexing that knows threads. Hashing costs nearly half of what inflating does, so doing
-//! both in turn would leave the second core idle. Memory is bounded: a fixed set of buffers goes round between the two.
+//! both in turn would leave the second core idle; and who writes the tar to a file is better served by the core with less
+//! to do. Memory is bounded: a fixed set of buffers goes round between the two.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
@@ -34,7 +35,8 @@ enum Message {
 }
 
 /// Indexes the layer whose bytes `next` yields, piece by piece, until it says `None`. `tar` sees the uncompressed bytes
-/// in order, each once.
+/// in order, each once, in pieces of 256 KiB, on another thread; all of them when this succeeds, else those up to some
+/// place.
 ///
 /// # Errors
 /// [`PipelineError`]: what `next` says, or why the bytes cannot be indexed.
@@ -44,7 +46,7 @@ enum Message {
 pub fn index_chunks<E>(
     mut next: impl FnMut() -> Result<Option<Bytes>, E>,
     options: Options,
-    tar: &mut dyn FnMut(&[u8]),
+    tar: &mut (dyn FnMut(&[u8]) + Send),
 ) -> Result<Indexed, PipelineError<E>> {
     let mut scanner = Scanner::new(options)?;
     std::thread::scope(|scope| {
@@ -54,13 +56,10 @@ pub fn index_chunks<E>(
             // The receiver lives until the end of this scope.
             let _ = give_back.send(Vec::with_capacity(PIECE_BYTES));
         }
-        let hasher = scope.spawn(move || hash(&receive, &give_back, &options));
+        let hasher = scope.spawn(move || hash(&receive, &give_back, &options, tar));
         let mut handoff = Handoff { send, empty, piece: Vec::with_capacity(PIECE_BYTES) };
         while let Some(chunk) = next().map_err(PipelineError::Read)? {
-            let marks = scanner.push(&chunk, &mut |output| {
-                tar(output);
-                handoff.uncompressed(output);
-            })?;
+            let marks = scanner.push(&chunk, &mut |output| handoff.uncompressed(output))?;
             handoff.send(Message::Compressed(chunk, marks));
         }
         handoff.finish();
@@ -127,13 +126,19 @@ impl Handoff {
     }
 }
 
-fn hash(messages: &Receiver<Message>, give_back: &Sender<Vec<u8>>, options: &Options) -> Hashed {
+fn hash(
+    messages: &Receiver<Message>,
+    give_back: &Sender<Vec<u8>>,
+    options: &Options,
+    tar: &mut (dyn FnMut(&[u8]) + Send),
+) -> Hashed {
     let mut hasher = Hasher::new(options);
     for message in messages {
         match message {
             Message::Compressed(chunk, marks) => hasher.compressed(&chunk, marks),
             Message::Uncompressed(mut piece) => {
                 hasher.uncompressed(&piece);
+                tar(&piece);
                 piece.clear();
                 // Nobody waits for it any more when the other side has finished.
                 let _ = give_back.send(piece);

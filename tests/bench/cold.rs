@@ -4,9 +4,15 @@
 //! what a daemon keeps. The images (`images`) are made of Debian's and Python's packages, once. Each daemon has what its
 //! makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours the index
 //! beside the plain image. None fetches in the background, so that bytes do not depend on time.
+//!
+//! Beside the starts: how much of an index a start has read (`sent`), how much the registry keeps of it (`indexes`), and
+//! how long an image without an index takes to be here (`whole`).
 
 mod images;
+mod indexes;
 mod machine;
+mod sent;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,7 +28,8 @@ use tokio::runtime::Runtime;
 use crate::process::{output, soci_path};
 use crate::report::{Goal, Report};
 use images::{Image, Shelf};
-use machine::{Kind, Machine};
+use indexes::Indexes;
+use machine::{Kind, Machine, Programs};
 
 /// What was asked for.
 #[derive(Debug, Default)]
@@ -39,7 +46,14 @@ pub(crate) struct Options {
 
 const ROUNDS: usize = 5;
 
+impl Options {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 1 } else { ROUNDS })
+    }
+}
+
 /// What is between node and registry.
+#[derive(Debug)]
 struct Network {
     name: &'static str,
     arguments: [&'static str; 4],
@@ -59,42 +73,58 @@ struct Workload {
     goals: Option<[f64; 3]>,
     /// Goals for seconds with a profile, and with a pack on the farther network, in units of the better of the two peers'.
     prepared: Option<[f64; 2]>,
+    /// Goal for the megabytes of the index that a start reads.
+    index: Option<f64>,
 }
 
-const SHELL: Workload = Workload { name: "shell", command: "bash -c true", goals: None, prepared: None };
+const SHELL: Workload = Workload { name: "shell", command: "bash -c true", goals: None, prepared: None, index: None };
 const PRINT: Workload = Workload {
     name: "print",
     command: "python3 -c 'print()'",
     goals: Some([0.75, 0.5, 0.75]),
     prepared: Some([0.5, 0.5]),
+    index: None,
 };
 const SCIPY: Workload = Workload {
     name: "scipy",
     command: "python3 -c 'import numpy, scipy.stats'",
     goals: Some([0.5, 0.5, 0.95]),
     prepared: Some([0.3, 0.35]),
+    index: None,
 };
 const TENSORFLOW: Workload = Workload {
     name: "tensorflow",
     command: "python3 -c 'import tensorflow'",
     goals: Some([0.5, 0.5, 0.95]),
     prepared: Some([0.3, 0.25]),
+    index: Some(1.2),
 };
 
-/// Measures.
-pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let (Some(programs), Some(aws), Some(stargz)) = (go::programs(), go::aws(), go::stargz()) else { return Ok(()) };
-    let daemons = machine::Programs { containerd: programs, aws, stargz };
-    let Some(shelf) = Shelf::open()? else { return Ok(()) };
-    let mut jobs = vec![(Image { name: "py", layers: &["base", "python"] }, vec![SHELL, PRINT])];
-    if options.quick {
-        jobs[0].1 = vec![PRINT];
-    } else {
+/// The programs, and a place for the images; `None`, with a word on standard error, where something is lacking.
+fn ready() -> anyhow::Result<Option<(Programs, Shelf)>> {
+    let (Some(containerd), Some(aws), Some(stargz)) = (go::programs(), go::aws(), go::stargz()) else {
+        return Ok(None);
+    };
+    Ok(Shelf::open()?.map(|shelf| (Programs { containerd, aws, stargz }, shelf)))
+}
+
+/// The images, each with what is started in it.
+fn jobs(options: &Options) -> Vec<(Image, Vec<Workload>)> {
+    let py = if options.quick { vec![PRINT] } else { vec![SHELL, PRINT] };
+    let mut jobs = vec![(Image { name: "py", layers: &["base", "python"] }, py)];
+    if !options.quick {
         jobs.push((Image { name: "hep", layers: &["base", "python", "hep"] }, vec![SCIPY]));
     }
     if options.ml {
         jobs.push((Image { name: "ml", layers: &["base", "python", "ml"] }, vec![TENSORFLOW]));
     }
+    jobs
+}
+
+/// Measures starts, and what belongs to them.
+pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let Some((daemons, shelf)) = ready()? else { return Ok(()) };
+    let jobs = jobs(options);
     for (image, _) in &jobs {
         runtime.block_on(shelf.publish(image, &daemons))?;
     }
@@ -105,13 +135,13 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
             }
         }
     }
-    let (networks, rounds) = if options.quick { (&NETWORKS[..1], 1) } else { (&NETWORKS[..], ROUNDS) };
-    let rounds = options.rounds.unwrap_or(rounds);
+    let networks = if options.quick { &NETWORKS[..1] } else { &NETWORKS[..] };
     for network in networks {
+        let place = Place { shelf: &shelf, daemons: &daemons, network };
         let mut all = Vec::new();
         for (image, workloads) in &jobs {
             for workload in workloads {
-                let series = starts(&shelf, &daemons, network, image, *workload, rounds)?;
+                let series = place.starts(image, *workload, options.rounds())?;
                 add(report, network, *workload, &series);
                 all.extend(series);
             }
@@ -123,48 +153,73 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
             std::fs::write(&file, picture).with_context(|| format!("writing {}", file.display()))?;
         }
     }
+    // Where the network is no matter, or the nearer one is what was asked about.
+    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    for (image, workloads) in &jobs {
+        let indexes = runtime.block_on(Indexes::of(&shelf, image))?;
+        indexes.add_storage(image, report);
+        for workload in workloads {
+            sent::sent(&near, image, *workload, &indexes, options.rounds(), report)?;
+        }
+        whole::whole(runtime, &near, image, options.rounds(), report)?;
+    }
     Ok(())
 }
 
-/// Starts by all snapshotters in turn: cold ones, and the warm ones after them.
-fn starts(
-    shelf: &Shelf,
-    daemons: &machine::Programs,
-    network: &Network,
-    image: &Image,
-    workload: Workload,
-    rounds: usize,
-) -> anyhow::Result<Vec<Series>> {
-    let mut found: BTreeMap<(bool, usize), Series> = BTreeMap::new();
-    for round in 0..rounds {
-        for (position, kind) in Kind::ALL.into_iter().enumerate() {
-            let machine = Machine::start(kind, daemons)?;
-            let file = machine.path("starts.json");
-            let mut command = Command::new(soci_path()?);
-            command.env_remove("SOCI_LOG").env("PATH", daemons.search_path()?);
-            command.arg("--root").arg(machine.path("cli")).arg("--address").arg(machine.path("containerd.sock"));
-            command.args([
-                "bench",
-                "--image",
-                &shelf.name_for(image, kind, workload.name),
-                "--snapshotter",
-                kind.name(),
-            ]);
-            command.args(["--workload", &format!("{}={}", workload.name, workload.command), "--repeat", "1", "--warm"]);
-            command.args(network.arguments).arg("--json").arg(&file);
-            output(&mut command).with_context(|| format!("{}; its log:\n{}", kind.name(), machine.log()))?;
-            let document: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
-            for one in document["series"].as_array().into_iter().flatten() {
-                let mut one: Series = serde_json::from_value(one.clone())?;
-                one.image = image.name.to_owned();
-                one.snapshotter = kind.label().to_owned();
-                let samples = std::mem::take(&mut one.samples);
-                found.entry((one.warm, position)).or_insert(one).samples.extend(samples);
-            }
-        }
-        eprintln!("  {}, {}: round {} of {rounds}", network.name, workload.name, round + 1);
+/// Measures pulls without an index, and nothing else.
+pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let Some((daemons, shelf)) = ready()? else { return Ok(()) };
+    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    for (image, _) in &jobs(options) {
+        shelf.make(image)?;
+        whole::whole(runtime, &near, image, options.rounds(), report)?;
     }
-    Ok(found.into_values().collect())
+    Ok(())
+}
+
+/// What all starts in one network share.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    shelf: &'a Shelf,
+    daemons: &'a Programs,
+    network: &'a Network,
+}
+
+impl Place<'_> {
+    /// Starts by all snapshotters in turn: cold ones, and the warm ones after them.
+    fn starts(&self, image: &Image, workload: Workload, rounds: usize) -> anyhow::Result<Vec<Series>> {
+        let mut found: BTreeMap<(bool, usize), Series> = BTreeMap::new();
+        for round in 0..rounds {
+            for (position, kind) in Kind::ALL.into_iter().enumerate() {
+                for mut one in self.start(image, workload, kind, &["--warm"])? {
+                    let samples = std::mem::take(&mut one.samples);
+                    found.entry((one.warm, position)).or_insert(one).samples.extend(samples);
+                }
+            }
+            eprintln!("  {}, {}: round {} of {rounds}", self.network.name, workload.name, round + 1);
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// One start on a machine of its own, which is gone when this is over.
+    fn start(&self, image: &Image, workload: Workload, kind: Kind, more: &[&str]) -> anyhow::Result<Vec<Series>> {
+        let machine = Machine::start(kind, self.daemons)?;
+        let (file, name) = (machine.path("starts.json"), self.shelf.name_for(image, kind, workload.name));
+        let mut command = Command::new(soci_path()?);
+        command.env_remove("SOCI_LOG").env("PATH", self.daemons.search_path()?);
+        command.arg("--root").arg(machine.path("cli")).arg("--address").arg(machine.path("containerd.sock"));
+        command.args(["bench", "--image", &name, "--snapshotter", kind.name()]);
+        command.args(["--workload", &format!("{}={}", workload.name, workload.command), "--repeat", "1"]).args(more);
+        command.args(self.network.arguments).arg("--json").arg(&file);
+        output(&mut command).with_context(|| format!("{}; its log:\n{}", kind.name(), machine.log()))?;
+        let document: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let series = document["series"].as_array().into_iter().flatten();
+        let named = series.map(|one| {
+            let one: Series = serde_json::from_value(one.clone())?;
+            Ok(Series { image: image.name.to_owned(), snapshotter: kind.label().to_owned(), ..one })
+        });
+        named.collect()
+    }
 }
 
 fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Series]) {

@@ -3,9 +3,10 @@
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
 //! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
 //! `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits, for looking into things by hand. The
-//! data are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network.
-//! Only `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once. Where a goal is a ratio, both sides
-//! run in turn, several times, and the ratio of neighbouring runs counts: machines are noisy, and noise hits both.
+//! data are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
+//! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once; `whole` only pulls
+//! them, without an index. Where a goal is a ratio, both sides run in turn, several times, and the ratio of neighbouring
+//! runs counts: machines are noisy, and noise hits both.
 
 mod cold;
 mod data;
@@ -57,9 +58,9 @@ impl Wanted {
                 }
                 "--ml" => wanted.cold.ml = true,
                 name if NAMES.contains(&name) => wanted.names.push(argument),
-                "stage" | "cold" => wanted.names.push(argument),
+                "stage" | "cold" | "whole" => wanted.names.push(argument),
                 other => bail!(
-                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, {}",
+                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, whole, {}",
                     NAMES.join(", ")
                 ),
             }
@@ -144,6 +145,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("cold") && process::can_mount() {
         cold::cold(runtime, &wanted.cold, &mut report)?;
+    }
+    if wanted.is("whole") && process::can_mount() {
+        cold::pulls(runtime, &wanted.cold, &mut report)?;
     }
     if wanted.is("prepare") {
         node::prepare(runtime, &mut report)?;

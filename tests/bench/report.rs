@@ -46,8 +46,10 @@ impl Row {
             format!("{value:.0}")
         } else if value.abs() >= 10.0 {
             format!("{value:.1}")
-        } else {
+        } else if value.abs() >= 0.1 || value == 0.0 {
             format!("{value:.2}")
+        } else {
+            format!("{value:.3}")
         };
         if self.unit.is_empty() { number } else { format!("{number} {}", self.unit) }
     }

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: the binary, images to work on, registries to work with.
 
+pub mod answers;
 pub mod containerd;
 pub mod daemon;
 pub mod front;

@@ -1,5 +1,6 @@
 //! Registries that tests start on this machine.
 
+use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,7 @@ use serde_json::json;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientOptions, CredentialSource, Registry};
 
+use crate::answers::{self, Answer};
 use crate::go;
 
 /// Debian's docker-registry: no referrers API, so indexes are found by the fallback tag. Ends when dropped.
@@ -16,7 +18,7 @@ use crate::go;
 pub struct DockerRegistry {
     /// `127.0.0.1:PORT`.
     pub address: String,
-    _server: Server,
+    server: Server,
 }
 
 /// peryx: tokens for everything, and the referrers API. Ends when dropped.
@@ -132,7 +134,17 @@ impl DockerRegistry {
         let mut command = Command::new(program);
         command.arg("serve").arg(distribution_config(data.path(), address, more));
         let server = Server::start(command, data, address);
-        Some(Self { address: address.to_owned(), _server: server })
+        Some(Self { address: address.to_owned(), server })
+    }
+
+    /// What it has answered so far, in the order in which the answers ended.
+    ///
+    /// # Panics
+    /// When its log cannot be read.
+    #[must_use]
+    pub fn answers(&self) -> Vec<Answer> {
+        let log = std::fs::read(self.server.data.path().join(LOG)).expect("the registry's log");
+        answers::parse(&String::from_utf8_lossy(&log))
     }
 }
 
@@ -201,17 +213,21 @@ fn distribution_config(directory: &Path, address: &str, more: &str) -> PathBuf {
     file
 }
 
+/// What a server prints, in its directory.
+const LOG: &str = "stdout.log";
+
 /// A process that listens, and its files.
 #[derive(Debug)]
 struct Server {
     child: Child,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Server {
     fn start(mut command: Command, data: tempfile::TempDir, address: &str) -> Self {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
-        let server = Self { child, _data: data };
+        let log = File::create(data.path().join(LOG)).expect("a file");
+        let child = command.stdout(log).stderr(Stdio::null()).spawn().expect("a process");
+        let server = Self { child, data };
         let start = Instant::now();
         while TcpStream::connect(address).is_err() {
             assert!(start.elapsed() < Duration::from_secs(20), "{command:?} does not listen");

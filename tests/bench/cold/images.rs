@@ -27,7 +27,8 @@ pub(crate) struct Image {
 #[derive(Debug)]
 pub(crate) struct Shelf {
     directory: PathBuf,
-    registry: DockerRegistry,
+    /// The registry.
+    pub(crate) registry: DockerRegistry,
 }
 
 impl Shelf {
@@ -63,15 +64,29 @@ impl Shelf {
         }
     }
 
-    /// Copies the image to where its profile is to be, records a start there, and publishes its profile.
-    pub(crate) async fn record(&self, image: &Image, kind: Kind, workload: &str, command: &str) -> anyhow::Result<()> {
-        let (name, root) = (self.name_for(image, kind, workload), tempfile::tempdir()?);
-        let repository = name.rsplit_once(':').and_then(|(name, _)| name.split_once('/')).context("a name")?.1;
+    /// The image without any index: its repository, in which nothing is ever published, and which it is pushed to if need
+    /// be.
+    pub(crate) async fn plain(&self, image: &Image) -> anyhow::Result<String> {
+        let repository = format!("cold/{}-plain", image.name);
+        self.copy(image, &repository).await?;
+        Ok(repository)
+    }
+
+    /// Pushes the image to another repository, once.
+    async fn copy(&self, image: &Image, repository: &str) -> anyhow::Result<()> {
         let done = self.directory.join(format!("{}.pushed", repository.replace('/', "-")));
         if !done.exists() {
             self.read(image)?.push(&client(&self.registry.address).repository(repository), "latest").await;
             std::fs::write(done, Bytes::new())?;
         }
+        Ok(())
+    }
+
+    /// Copies the image to where its profile is to be, records a start there, and publishes its profile.
+    pub(crate) async fn record(&self, image: &Image, kind: Kind, workload: &str, command: &str) -> anyhow::Result<()> {
+        let (name, root) = (self.name_for(image, kind, workload), tempfile::tempdir()?);
+        let repository = name.rsplit_once(':').and_then(|(name, _)| name.split_once('/')).context("a name")?.1;
+        self.copy(image, repository).await?;
         output(soci(root.path())?.args(["publish", &name]))?;
         let file = root.path().join("start.profile");
         let words = ["record", &name, "-o"];
@@ -98,11 +113,17 @@ impl Shelf {
         Ok(image::Image::new(layers))
     }
 
-    /// Makes an image if need be, and publishes what each snapshotter reads.
-    pub(crate) async fn publish(&self, image: &Image, programs: &Programs) -> anyhow::Result<()> {
+    /// Makes the image's layers, those that are not here.
+    pub(crate) fn make(&self, image: &Image) -> anyhow::Result<()> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/cold/image.sh");
         eprintln!("  making the image {}", image.name);
         output(Command::new("bash").arg(script).arg(&self.directory).args(image.layers))?;
+        Ok(())
+    }
+
+    /// Makes an image if need be, and publishes what each snapshotter reads.
+    pub(crate) async fn publish(&self, image: &Image, programs: &Programs) -> anyhow::Result<()> {
+        self.make(image)?;
         let done = self.directory.join(format!("{}.pushed", image.name));
         if !done.exists() {
             let pushed = self.read(image)?;
