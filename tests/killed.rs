@@ -1,12 +1,13 @@
 //! A publish that is killed at any moment leaves nothing half-done that can be found, and the next run completes it.
 
 use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, Which, on_registry};
-use soci_index::image::model::{ImageIndex, ImageManifest};
+use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
+use soci_index::image::model::{Descriptor, ImageIndex, ImageManifest};
 use soci_index::image::reference::ManifestName;
 use soci_index::limits::Limits;
 use soci_index::manifest::{INDEX_DIGEST, SociIndex};
 use soci_index::registry::Repository;
+use soci_index::span_index::{SPAN_INDEX, SpanIndex};
 use soci_tests::gate::{Gate, Moment};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, client};
@@ -18,8 +19,8 @@ fn image() -> Image {
 }
 
 /// Whether all that an index names is there.
-async fn assert_whole(repository: &Repository, index: &SociIndex, what: &str) {
-    for blob in &index.layers {
+async fn assert_whole(repository: &Repository, blobs: &[Descriptor], what: &str) {
+    for blob in blobs {
         let size = repository.blob_size(&blob.digest).await.unwrap();
         assert_eq!(size, Some(blob.size), "{what}: {} is not there", blob.digest);
     }
@@ -30,7 +31,7 @@ async fn referrer(repository: &Repository, image: &Image, what: &str) -> Option<
     match on_registry(repository, &image.digest(), Which::Newest).await.unwrap() {
         Discovery::Found(found) => {
             let index = SociIndex::parse(&found.raw, &Limits::DEFAULT).unwrap();
-            assert_whole(repository, &index, what).await;
+            assert_whole(repository, &index.layers, what).await;
             Some(found.digest)
         }
         Discovery::None { rejected, .. } => {
@@ -40,8 +41,8 @@ async fn referrer(repository: &Repository, image: &Image, what: &str) -> Option<
     }
 }
 
-/// What the tag names: the image as it was, or the new one, whole.
-async fn tagged(repository: &Repository, image: &Image, what: &str) -> Option<Digest> {
+/// What the tag names: the image as it was, or the new one, whole; with its span index, if it has to have one.
+async fn tagged(repository: &Repository, image: &Image, has_spans: bool, what: &str) -> Option<Digest> {
     let raw = repository.manifest(&ManifestName::Tag("v1".to_owned())).await.unwrap().expect("an image");
     if raw.digest == image.digest() {
         return None;
@@ -53,9 +54,15 @@ async fn tagged(repository: &Repository, image: &Image, what: &str) -> Option<Di
         let Ok(index) = SociIndex::parse(&manifest.bytes, &Limits::DEFAULT) else {
             let manifest: ImageManifest = serde_json::from_slice(&manifest.bytes).unwrap();
             assert!(manifest.annotations.contains_key(INDEX_DIGEST), "{what}");
+            if has_spans {
+                let found = preferred_on_registry(repository, &entry.digest, Which::Newest, &[SPAN_INDEX]).await;
+                let Ok(Discovery::Found(found)) = found else { panic!("{what}: no span index: {found:?}") };
+                let spans = SpanIndex::parse(&found.raw, &Limits::DEFAULT).unwrap();
+                assert_whole(repository, &spans.layers, what).await;
+            }
             continue;
         };
-        assert_whole(repository, &index, what).await;
+        assert_whole(repository, &index.layers, what).await;
     }
     Some(raw.digest)
 }
@@ -72,7 +79,13 @@ async fn killed_at_every_request(more: &[&str], v2: bool) {
     let direct = client(&registry.address);
     let found = |repository: Repository, what: String| {
         let image = &image;
-        async move { if v2 { tagged(&repository, image, &what).await } else { referrer(&repository, image, &what).await } }
+        let has_spans = more.contains(&"both");
+        async move {
+            match v2 {
+                true => tagged(&repository, image, has_spans, &what).await,
+                false => referrer(&repository, image, &what).await,
+            }
+        }
     };
 
     image.push(&direct.repository("whole"), "v1").await;
@@ -110,4 +123,5 @@ async fn a_killed_publish_is_completed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_conversion_is_completed() {
     killed_at_every_request(&["--v2"], true).await;
+    killed_at_every_request(&["--v2", "--format", "both"], true).await;
 }

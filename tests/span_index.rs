@@ -17,7 +17,7 @@ use soci_index::span_index::{SPAN_INDEX, SpanIndex};
 use soci_tests::go::peer;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, Ferro, client};
-use soci_tests::{soci, stdout};
+use soci_tests::{run, soci, stdout};
 
 const FLAGS: [&str; 6] = ["--min-layer-size", "0", "--span-size", "100000", "--index-span-size", "50000"];
 
@@ -115,6 +115,73 @@ async fn beside_each_other() {
         assert_eq!(publish(&name, &[])["images"][0]["spanIndex"]["status"], "up to date");
         assert_eq!(stdout(soci().args(["verify", &name])).matches(" identical").count(), 6, "{address}");
     }
+}
+
+/// Beside an image that carries AWS's index: found first, by other tags and repositories too; the image is the same with
+/// it and without it. It comes later, too, and layers that it is there for are not read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_converted_image() {
+    let (docker, ferro) = (DockerRegistry::start(), Ferro::start());
+    let addresses =
+        docker.iter().map(|registry| &registry.address).chain(ferro.iter().map(|registry| &registry.address));
+    for address in addresses {
+        let (image, repository) = (image(), client(address).repository("team/app"));
+        image.push(&repository, "v1").await;
+        let at = |name: &str| format!("{address}/team/{name}");
+        let name = at("app:v1-soci");
+        let publish_to = |to: &str, more: &[&str]| publish(&at("app:v1"), &[&["--v2", "--as", to], more].concat());
+        let plain = publish_to(&name, &[]);
+        assert!(plain["images"][0]["spanIndex"].is_null(), "nobody has asked for it: {plain:#}");
+        let root = tempfile::tempdir().unwrap();
+        let (index, _) = read_all(&name, &image, options(root.path()), root.path()).await;
+        assert_eq!(plain["images"][0]["index"]["digest"], index.to_string());
+
+        let both = publish_to(&name, &["--format", "both"]);
+        let one = &both["images"][0];
+        assert_eq!((&both["digest"], &both["status"]), (&plain["digest"], &"written".into()), "{address}: {both:#}");
+        assert_eq!(one["spanIndex"]["status"], "published", "{both:#}");
+        let root = tempfile::tempdir().unwrap();
+        let (index, kinds) = read_all(&name, &image, options(root.path()), root.path()).await;
+        assert_eq!((one["spanIndex"]["digest"].clone(), kinds), (index.to_string().into(), vec![TOC.to_owned(); 2]));
+
+        let again = publish_to(&name, &["--format", "both"]);
+        let one_again = &again["images"][0];
+        assert_eq!(again["status"], "up to date", "{again:#}");
+        assert_eq!(one_again["spanIndex"]["status"], "up to date", "{again:#}");
+        for layer in one_again["layers"].as_array().unwrap() {
+            assert!(layer["reused"] == true && layer["spans"]["reused"] == true, "it is read again: {layer:#}");
+        }
+        let elsewhere = publish_to(&at("other:v1"), &["--format", "both"]);
+        assert_eq!(elsewhere["images"][0]["spanIndex"]["digest"], one["spanIndex"]["digest"]);
+        let converted = ["convert", &name, &at("third:v1"), "--span-index", "--json"];
+        let converted: serde_json::Value = serde_json::from_str(&stdout(soci().args(converted).args(FLAGS))).unwrap();
+        assert_eq!(converted["images"][0]["spanIndex"]["digest"], one["spanIndex"]["digest"]);
+        for name in ["other:v1", "third:v1"] {
+            let root = tempfile::tempdir().unwrap();
+            let (found, _) = read_all(&at(name), &image, options(root.path()), root.path()).await;
+            assert_eq!(found, index, "{address}: {name}");
+        }
+    }
+}
+
+/// Where nothing refers to an image, and where AWS's form would be missing, is said before anything is read.
+#[test]
+fn no_span_index_without_a_place_for_it() {
+    let place = tempfile::tempdir().unwrap();
+    let layout = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/images/01-single-platform/layout");
+    let (source, to) = (format!("oci:{}", layout.display()), format!("oci:{}/out:v1", place.path().display()));
+    for (arguments, text) in [
+        (vec!["convert", &source, &to, "--span-index"], "in a registry only"),
+        (vec!["publish", "h.example/a:v1", "--v2", "--format", "span"], "--format both"),
+        (vec!["convert", &source, "h.example/a:v1", "--span-index", "--index-span-size", "0"], "--index-span-size"),
+        (vec!["serve-webhook", "--registry", "h.example", "--v2", "--format", "span"], "--format both"),
+    ] {
+        let output = run(soci().args(&arguments));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert!(message.contains(text), "{arguments:?}: {message}");
+    }
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "nothing was begun");
 }
 
 /// One form without the other; and `create` with `push` makes what `publish` makes.

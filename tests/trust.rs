@@ -32,7 +32,7 @@ use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::node::Node;
 use soci_tests::registry::client;
 use soci_tests::signer::{Kind, Signer, push_referrer};
-use soci_tests::{run, soci};
+use soci_tests::{run, soci, stdout};
 
 const SPAN_BYTES: u64 = 65_536;
 
@@ -303,6 +303,30 @@ async fn signatures_are_required() {
     // What is here whole stays in use.
     let third = Signer::new(Kind::P384).unwrap();
     assert_eq!(stage.open("a", required(&[third.path("pub.pem")])).await.notes[0].way, Way::Kept);
+}
+
+/// A span index goes first unless only AWS's is signed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_index_goes_before_an_unsigned_span_index() {
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let keys = [signer.path("pub.pem")];
+    let stage = Stage::new(&ztoc()).await;
+    let options = ["--format", "span", "--min-layer-size", "0", "--json"];
+    let published = stdout(soci().args(["publish", &stage.name()]).args(options));
+    let published: serde_json::Value = serde_json::from_str(&published).unwrap();
+    let spans: Digest = published["images"][0]["index"]["digest"].as_str().unwrap().parse().unwrap();
+    assert_eq!(stage.open("a", TrustPolicy::default()).await.index, Some(spans));
+    let unsigned = stage.open("b", required(&keys)).await;
+    assert!(reason(&unsigned).ends_with("is not trusted: it has no signature"), "{}", reason(&unsigned));
+
+    signer.push_simple(&stage.repository(), &stage.index.digest).await;
+    for (root, signed) in [("c", stage.index.digest), ("d", spans)] {
+        let opened = stage.open(root, required(&keys)).await;
+        assert_eq!((opened.index, &opened.notes[0].way), (Some(signed), &Way::Lazy));
+        let read = read(&opened).await;
+        assert!(read[..] == content()[..read.len()]);
+        signer.push_simple(&stage.repository(), &spans).await;
+    }
 }
 
 /// An index that the image itself names is signed with the image.

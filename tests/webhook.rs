@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, Which, on_registry};
+use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
 use soci_index::image::model::media_type;
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::Repository;
+use soci_index::span_index::SPAN_INDEX;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::profile::{Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{DockerRegistry, client, free_address};
@@ -269,7 +270,10 @@ async fn indexes_go_elsewhere_and_are_signed() {
     }
     assert_eq!(server.outcomes(2), ["up-to-date", "published"], "{}", server.jobs());
     let index = index_of(&elsewhere, &image).await;
-    assert_eq!(std::fs::read_to_string(note).unwrap(), format!("{place}@{index}\n"), "signed once");
+    let spans = preferred_on_registry(&elsewhere, &image.digest(), Which::Newest, &[SPAN_INDEX]).await.unwrap();
+    let Discovery::Found(spans) = spans else { panic!("no span index: {spans:?}") };
+    let expected = format!("{place}@{index}\n{place}@{}\n", spans.digest);
+    assert_eq!(std::fs::read_to_string(note).unwrap(), expected, "each is signed once");
     let requests = registry.requests().split_off(before);
     assert!(requests.iter().all(|line| line.starts_with("GET ") || line.starts_with("HEAD ")), "{requests:?}");
 }

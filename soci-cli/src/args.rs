@@ -20,8 +20,8 @@ pub use bench::Bench;
 pub use node::{Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
 pub use profile::{Profile, PushProfile, Record};
 pub use publish::{
-    Building, Convert, Create, Existing, Format, FormatName, Forms, Indexing, Optimization, Prefetch, Publish, Push,
-    Verify,
+    Building, Convert, Create, Existing, Fineness, Format, FormatName, Forms, Indexing, Optimization, Prefetch,
+    Publish, Push, Verify,
 };
 pub use serve::ServeWebhook;
 

@@ -223,11 +223,7 @@ impl ImageOpener {
             let doubt = options.trust.doubt(&image.descriptor.digest, &[]).await;
             return Ok(Self { source, image, store, options, runtime, found: None, doubt, fallback: OnceCell::new() });
         }
-        let found = find::find_index(&source, &image, &options).await?;
-        let doubt = match &found {
-            Some(found) => found.doubt(&source, &image, &options).await,
-            None => None,
-        };
+        let (found, doubt) = find::find_trusted(&source, &image, &options).await?;
         Ok(Self { source, image, store, options, runtime, found, doubt, fallback: OnceCell::new() })
     }
 

@@ -1,10 +1,12 @@
 //! Converting: from an image to a SOCI-enabled one (version 2), in the same place or another.
 //!
 //! An edge: [`crate::v2`] says what the documents are. Order of things: zTOCs while layers are read, then the layers
-//! themselves where the image goes to another place, then manifests, and last the image index under its name; so an
-//! interrupted run leaves nothing that can be found. The result depends on the image alone: converting twice, or a
-//! converted image again, gives the same bytes, and where they are in place already no layer is read.
+//! themselves where the image goes to another place, then manifests, then span indexes that refer to these, if any, and
+//! last the image index under its name; so an interrupted run leaves nothing that can be found. The result depends on the
+//! image alone: converting twice, or a converted image again, gives the same bytes, and where they are in place already no
+//! layer is read.
 
+mod beside;
 pub mod target;
 
 use std::collections::BTreeMap;
@@ -20,13 +22,14 @@ use crate::image::{ImageSource, PlatformImage};
 use crate::known::{self, Known};
 use crate::manifest::{EMPTY_CONFIG, SociIndex};
 use crate::publish::{Done, Job, PublishError, Report, put_blobs};
+use crate::sink::Sink;
 use crate::v2::document::{Entry, EntryPlatform, Index};
 use crate::v2::{self, Document, Enabled, EntryNotes, Indexed};
 
 /// How to convert.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// How to build the zTOCs.
+    /// How to build the zTOCs. They are always made; a format with spans asks for a span index beside the image, too.
     pub build: BuildOptions,
     /// Which platforms get an index. The others stay in the image.
     pub platforms: PlatformSelection,
@@ -48,7 +51,7 @@ pub struct Converted {
     pub size: u64,
     /// Digest of the image as it was.
     pub was: Digest,
-    /// Whether the target was this very image already, so that nothing was written.
+    /// Whether the target was this very image already, with its span indexes, so that nothing was written.
     pub up_to_date: bool,
     /// The platforms that were indexed, each with its report.
     pub images: Vec<(Platform, Report)>,
@@ -66,6 +69,9 @@ pub async fn convert(
     options: &ConvertOptions,
     observer: impl Fn(&PlatformImage) -> Observer,
 ) -> Result<Converted, PublishError> {
+    if options.build.format.has_spans() && !matches!(target, Target::Registry { .. }) {
+        return Err(PublishError::NoReferrers { target: target.to_string() });
+    }
     let root = Root::read(source, target).await?;
     let images = source.resolve(&options.platforms).await?;
     let place = target.open(source).await?;
@@ -79,7 +85,7 @@ async fn into_place(
     source: &ImageSource,
     root: &Root,
     images: &[PlatformImage],
-    place: Place,
+    mut place: Place,
     options: &ConvertOptions,
     observer: impl Fn(&PlatformImage) -> Observer,
 ) -> Result<Converted, PublishError> {
@@ -111,13 +117,24 @@ async fn into_place(
     }
     let enabled = v2::enable(&root.index, &root.children, &indexed, options.notes)
         .map_err(|error| PublishError::Enable { image: source.to_string(), source: error })?;
-    let was = root.digest;
-    let up_to_date = place.holds(&enabled.index).await?;
-    if !up_to_date || place.may_have_lost() {
-        write(source, root, &enabled, place, options.replaces.as_ref()).await?;
+    let is_there = place.holds(&enabled.index).await?;
+    let is_written = !is_there || place.may_have_lost();
+    if is_written {
+        put_manifests(source, root, &enabled, &mut place).await?;
+    }
+    if let (true, Sink::Registry(repository)) = (options.build.format.has_spans(), place.sink()) {
+        let images = indexed.iter().map(|one| one.image);
+        beside::push(repository, &enabled, images, &mut reports, options.force).await?;
+    }
+    if is_written {
+        if let Some(expected) = &options.replaces {
+            place.expect(expected).await?;
+        }
+        place.finish(source, &enabled.index).await?;
     }
     let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
-    Ok(Converted { digest, size, was, up_to_date, images: reports, skipped })
+    let up_to_date = is_there && beside::were_there(&reports);
+    Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped })
 }
 
 /// zTOCs of what the target is now: an earlier conversion, most likely. That there is none is no error.
@@ -242,30 +259,26 @@ fn malformed(source: &ImageSource, digest: Digest, error: &serde_json::Error) ->
     }
 }
 
-/// Puts everything where the image goes; the index last.
-async fn write(
+/// Puts everything where the image goes but its index, which gives it its name.
+async fn put_manifests(
     source: &ImageSource,
     root: &Root,
     enabled: &Enabled,
-    mut place: Place,
-    replaces: Option<&Digest>,
+    place: &mut Place,
 ) -> Result<(), PublishError> {
     place.sink().add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
     let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
     for made in enabled.manifests.iter().filter(|made| !is_soci(&made.bytes)) {
         let is_whole = enabled.indexed.contains(&made.digest);
-        copy_blobs(source, &made.bytes, made.digest, is_whole, &mut place).await?;
+        copy_blobs(source, &made.bytes, made.digest, is_whole, place).await?;
     }
     for made in socis.iter().copied().chain(enabled.manifests.iter().filter(|made| !is_soci(&made.bytes))) {
         place.sink().add_manifest(made.media_type, made.digest, made.bytes.clone()).await?;
     }
     for entry in &enabled.untouched {
-        copy_tree(source, entry, root.children.get(&entry.digest), &mut place).await?;
+        copy_tree(source, entry, root.children.get(&entry.digest), place).await?;
     }
-    if let Some(expected) = replaces {
-        place.expect(expected).await?;
-    }
-    place.finish(source, &enabled.index).await
+    Ok(())
 }
 
 fn is_soci(bytes: &[u8]) -> bool {

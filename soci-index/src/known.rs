@@ -217,7 +217,7 @@ pub(crate) async fn beside(
 }
 
 /// The span index of an image.
-async fn spans_beside(
+pub(crate) async fn spans_beside(
     repository: &Repository,
     image: &Digest,
 ) -> Result<Option<(Digest, SpanIndex)>, crate::registry::RegistryError> {
@@ -318,7 +318,7 @@ async fn of_tag(
     found
 }
 
-/// The SOCI indexes that an image index of version 2 lists.
+/// The SOCI indexes that an image index of version 2 lists, and the span indexes beside their images.
 pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &BuildOptions, known: &mut Known) {
     let is_soci =
         |entry: &&Descriptor| entry.kind() == INDEX_V2 && entry.annotations.contains_key(IMAGE_MANIFEST_DIGEST);
@@ -327,6 +327,12 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
             && let Ok(index) = SociIndex::parse(&raw.bytes, &Limits::DEFAULT)
         {
             known.add(&index, source, options);
+        }
+        if let (true, ImageSource::Registry { repository, .. }) = (options.format.has_spans(), source)
+            && let Some(image) = entry.annotations.get(IMAGE_MANIFEST_DIGEST).and_then(|image| image.parse().ok())
+            && let Ok(Some((_, spans))) = spans_beside(repository, &image).await
+        {
+            known.add_spans(&spans, source, options);
         }
     }
 }

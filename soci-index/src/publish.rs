@@ -91,6 +91,12 @@ pub enum PublishError {
         /// The manifest.
         digest: Box<Digest>,
     },
+    /// A span index was to be put beside a converted image where nothing can refer to it.
+    #[error("{target}: a span index can be put beside a converted image in a registry only; leave it out here")]
+    NoReferrers {
+        /// Where the image was to go.
+        target: String,
+    },
     /// The tag that was to be replaced names something else by now.
     #[error("{image} no longer names {expected} but {}: nothing was pushed under that tag", is_there(there.as_deref()))]
     Moved {
@@ -196,16 +202,22 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
     let blobs = put_blobs(job, &existing.known, &sink).await?;
     let mut made = Vec::new();
     for json in blobs.documents(job)? {
-        let done = if existing.has(&json) {
-            Done::UpToDate
-        } else {
-            sink.add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
-            let pushed = repository.push_referrer(media_type::MANIFEST, json.clone()).await?;
-            Done::Published(pushed.found_by, pushed.visibility)
-        };
+        let done = if existing.has(&json) { Done::UpToDate } else { refer(repository, json.clone()).await? };
         made.push(Document { json, done });
     }
     Ok(blobs.report_all(made))
+}
+
+/// Pushes an index whose blobs are there.
+pub(crate) async fn refer(repository: &Repository, json: Bytes) -> Result<Done, PublishError> {
+    Sink::Registry(repository.clone()).add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+    let pushed = repository.push_referrer(media_type::MANIFEST, json).await?;
+    Ok(Done::Published(pushed.found_by, pushed.visibility))
+}
+
+/// The layers' parts of the span index.
+pub(crate) fn span_references(layers: &[LayerReport]) -> Vec<SpanReference> {
+    layers.iter().filter_map(|layer| Some(layer.spans.as_ref()?.reference.clone())).collect()
 }
 
 /// Indexes an image and throws the result away.
@@ -346,8 +358,7 @@ impl Blobs {
 
     /// What refers to the job's image, in the forms that it asks for: AWS's first. A layer may have only one of them.
     pub(crate) fn documents(&self, job: &Job<'_>) -> Result<Vec<Bytes>, PublishError> {
-        let spans: Vec<SpanReference> =
-            self.layers.iter().filter_map(|layer| Some(layer.spans.as_ref()?.reference.clone())).collect();
+        let spans = span_references(&self.layers);
         let mut documents = Vec::new();
         if job.options.format.has_ztoc() && (spans.is_empty() || !self.ztocs.is_empty()) {
             documents.push(Bytes::from(self.v1(job)?.to_json()));

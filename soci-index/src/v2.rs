@@ -88,6 +88,15 @@ pub enum EnableError {
     },
 }
 
+impl Enabled {
+    /// What took the place of an image manifest.
+    #[must_use]
+    pub fn manifest_of(&self, image: &Digest) -> Option<&Document> {
+        let new = self.renamed.get(image)?;
+        self.manifests.iter().find(|document| document.digest == *new)
+    }
+}
+
 impl Document {
     fn new(media_type: &'static str, bytes: Vec<u8>) -> Self {
         Self { media_type, digest: Digest::of(&bytes), bytes: bytes.into() }

@@ -38,9 +38,19 @@ pub struct Building {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Building")]
 pub struct Forms {
-    /// Which forms of an index to make. Images that are SOCI-enabled themselves (--v2) have AWS's only
-    #[arg(long, value_enum, default_value_t = FormatName::Both)]
-    pub format: FormatName,
+    /// Which forms of an index to make [default: both; with --v2: aws]. An image that is SOCI-enabled itself carries AWS's
+    /// form; `both` puts the span index beside it, where the registry takes referrers
+    #[arg(long, value_enum)]
+    pub format: Option<FormatName>,
+    /// How fine the span index is.
+    #[command(flatten)]
+    pub fineness: Fineness,
+}
+
+/// How fine a span index is.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Building")]
+pub struct Fineness {
     /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
     #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "BYTES")]
     pub index_span_size: u64,
@@ -169,6 +179,7 @@ const PUBLISH_HELP: &str = "\
 Examples:
   soci publish registry.example/app:v1                       beside the image, as a referrer
   soci publish registry.example/app:v1 --v2                  as part of the image, under the same tag
+  soci publish registry.example/app:v1 --v2 --format both    the same, and the span index beside it
   soci publish docker.io/library/python:3.13 --to registry.example/soci/index
   soci publish registry.example/app:v1 --all-platforms --json | jq -r '.images[].index.digest'
 
@@ -193,12 +204,19 @@ pub struct Convert {
     /// them, and so does this command without the option
     #[arg(long)]
     pub keep_annotations: bool,
+    /// Put a span index beside the new image, too, in its repository: this project's runtime starts it faster by that.
+    /// For destinations in a registry; the image itself stays the same
+    #[arg(long, conflicts_with = "standalone")]
+    pub span_index: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
     /// How to build.
     #[command(flatten)]
     pub building: Building,
+    /// How fine the span index is.
+    #[command(flatten)]
+    pub fineness: Fineness,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
@@ -210,6 +228,7 @@ pub struct Convert {
 const CONVERT_HELP: &str = "\
 Examples:
   soci convert registry.example/app:v1 registry.example/app:v1-soci
+  soci convert registry.example/app:v1 registry.example/app:v1-soci --span-index
   soci convert oci:layout oci-archive:app.tar:v1 --all-platforms
   soci convert --standalone --format oci-dir layout layout-soci
   soci convert containerd:app:v1 containerd:app:v1-soci

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use soci_fs::source::containerd::target::ContainerdTarget;
+use soci_index::build::{BuildOptions, Format};
 use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
@@ -14,8 +15,9 @@ use soci_index::v2::EntryNotes;
 
 use super::create::json;
 use super::image::{self, block_on};
+use super::publish::span_lines;
 use super::source;
-use crate::args::{Building, Convert, Format, Global, Platforms};
+use crate::args::{self, Convert, Global, Platforms};
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -32,15 +34,17 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
         (source, destination(&arguments.destination, &client, global)?)
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
-    let (building, platforms) = (&arguments.building, &arguments.platforms);
-    let conversion = Conversion { source, target, client, notes, building, platforms, replaces: None };
+    let format = if arguments.span_index { Format::Both } else { Format::Aws };
+    let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.fineness)?;
+    let (force, platforms) = (arguments.building.force, &arguments.platforms);
+    let conversion = Conversion { source, target, client, notes, build, force, platforms, replaces: None };
     let converted = conversion.run(global)?;
     if arguments.json {
         return conversion.print_json(&converted);
     }
     // Scripts for AWS's tool read nothing else than these lines.
     converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
-    tracing::info!("{}", conversion.summary(&converted));
+    conversion.summary(&converted).iter().for_each(|line| tracing::info!("{line}"));
     Ok(())
 }
 
@@ -55,8 +59,8 @@ fn standalone(arguments: &Convert) -> anyhow::Result<(Reference, Target)> {
         Reference::Archive { file: input, tag: None }
     };
     let target = match arguments.format {
-        Format::OciDir => Target::NewLayout { directory: output },
-        Format::OciArchive => Target::Archive { file: output, tag: None },
+        args::Format::OciDir => Target::NewLayout { directory: output },
+        args::Format::OciArchive => Target::Archive { file: output, tag: None },
     };
     Ok((source, target))
 }
@@ -112,7 +116,10 @@ pub(crate) struct Conversion<'a> {
     pub(crate) target: Target,
     pub(crate) client: ClientOptions,
     pub(crate) notes: EntryNotes,
-    pub(crate) building: &'a Building,
+    /// How to build.
+    pub(crate) build: BuildOptions,
+    /// Whether to build again what exists already.
+    pub(crate) force: bool,
     pub(crate) platforms: &'a Platforms,
     /// What the target's tag must still name at the end, if that matters.
     pub(crate) replaces: Option<Digest>,
@@ -130,10 +137,10 @@ impl Conversion<'_> {
     /// When the image cannot be read or indexed, or the destination not be written.
     pub(crate) async fn carry_out(&self, global: &Global) -> anyhow::Result<Converted> {
         let options = ConvertOptions {
-            build: image::build_options(self.building)?,
+            build: self.build.clone(),
             platforms: image::selection(self.platforms)?,
             notes: self.notes,
-            force: self.building.force,
+            force: self.force,
             replaces: self.replaces,
         };
         let source = source::open(&self.source, &self.client, global).await?;
@@ -153,10 +160,12 @@ impl Conversion<'_> {
         Ok(converted)
     }
 
-    /// What was done, in one line.
-    pub(crate) fn summary(&self, converted: &Converted) -> String {
+    /// What was done, in a line for the image and one for each span index.
+    pub(crate) fn summary(&self, converted: &Converted) -> Vec<String> {
         let what = if converted.up_to_date { "is up to date" } else { "written" };
-        format!("{}: image index {} {what}, was {}", self.target, converted.digest, converted.was)
+        let image = format!("{}: image index {} {what}, was {}", self.target, converted.digest, converted.was);
+        let spans = converted.images.iter().flat_map(|(platform, report)| span_lines(&platform.to_string(), report));
+        std::iter::once(image).chain(spans).collect()
     }
 
     /// The same for programs.

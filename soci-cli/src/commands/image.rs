@@ -16,7 +16,7 @@ use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
 
-use crate::args::{Access, Building, FormatName, Forms, Optimization, Platforms};
+use crate::args::{Access, Building, Fineness, FormatName, Forms, Optimization, Platforms};
 use crate::exit::{Exit, fail};
 use crate::output;
 use crate::progress::Progress;
@@ -152,15 +152,39 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
 /// # Errors
 /// As [`build_options`], and for a span size that cannot be.
 pub fn build_options_in(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
-    if !(1..=1 << 40).contains(&forms.index_span_size) {
+    let format = match forms.format {
+        Some(FormatName::Aws) => Format::Aws,
+        Some(FormatName::Span) => Format::Span,
+        Some(FormatName::Both) | None => Format::Both,
+    };
+    with_spans(build_options(building)?, format, &forms.fineness)
+}
+
+/// The same for images that carry AWS's form themselves.
+///
+/// # Errors
+/// As [`build_options_in`], and when that form is not wanted.
+pub fn build_options_within(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
+    let format = match forms.format {
+        Some(FormatName::Aws) | None => Format::Aws,
+        Some(FormatName::Both) => Format::Both,
+        Some(FormatName::Span) => {
+            let hint = "--format both puts a span index beside it";
+            return Err(fail(Exit::Usage, format!("a SOCI-enabled image (--v2) carries AWS's form: {hint}")));
+        }
+    };
+    with_spans(build_options(building)?, format, &forms.fineness)
+}
+
+/// The same with the forms that are made.
+///
+/// # Errors
+/// For a span size that cannot be.
+pub fn with_spans(options: BuildOptions, format: Format, fineness: &Fineness) -> anyhow::Result<BuildOptions> {
+    if !(1..=1 << 40).contains(&fineness.index_span_size) {
         return Err(fail(Exit::Usage, "--index-span-size must be between 1 and 2^40"));
     }
-    let format = match forms.format {
-        FormatName::Aws => Format::Aws,
-        FormatName::Span => Format::Span,
-        FormatName::Both => Format::Both,
-    };
-    Ok(BuildOptions { format, compact_span_bytes: forms.index_span_size, ..build_options(building)? })
+    Ok(BuildOptions { format, compact_span_bytes: fineness.index_span_size, ..options })
 }
 
 /// Runs `work` to its end, or until `timeout` (0: none) or an interrupt.

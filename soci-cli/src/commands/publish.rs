@@ -8,7 +8,7 @@ use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::known::Known;
-use soci_index::publish::{self, Done, Job, Report};
+use soci_index::publish::{self, Done, Job, Report, SpanReport};
 use soci_index::registry::{ClientOptions, Repository, Traffic};
 use soci_index::signature::Trust;
 use soci_index::signature::fetch::{Verdict, search};
@@ -48,7 +48,8 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         target: convert::target(name, &client)?,
         client,
         notes: EntryNotes::Kept,
-        building: &arguments.indexing.building,
+        build: image::build_options_within(&arguments.indexing.building, &arguments.indexing.forms)?,
+        force: arguments.indexing.building.force,
         platforms: &arguments.indexing.platforms,
         replaces: None,
     };
@@ -57,11 +58,11 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         conversion.print_json(&converted)?;
     } else {
         converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
-        output::line(conversion.summary(&converted))?;
+        conversion.summary(&converted).into_iter().try_for_each(output::line)?;
     }
     if arguments.sign_with.is_some() {
-        // Whoever pulls looks at the image, a node at the index of its platform.
-        let indexes = converted.images.iter().map(|(_, report)| report.index);
+        // Whoever pulls looks at the image, a node at the indexes of its platform.
+        let indexes = converted.images.iter().flat_map(|(_, report)| report.indexes());
         let signed: Vec<Digest> = std::iter::once(converted.digest).chain(indexes).collect();
         sign_all(arguments, &conversion.target, &signed, converted.up_to_date, global.timeout)?;
     }
@@ -258,15 +259,21 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
         report.index,
         report.layers.len()
     ))?;
-    if let Some(spans) = &report.spans {
-        output::line(format!("{platform}: span index {} {}", spans.index, words(&spans.done)))?;
-    }
-    if let Done::Published(_, visibility) = &report.done {
-        for warning in visibility.warnings() {
-            output::line(format!("{platform}: warning: {warning}"))?;
-        }
-    }
-    Ok(())
+    span_lines(platform, report).into_iter().try_for_each(output::line)
+}
+
+/// The lines about a span index, and about who will not find what was pushed.
+pub(super) fn span_lines(platform: &str, report: &Report) -> Vec<String> {
+    let line = |spans: &SpanReport| format!("{platform}: span index {} {}", spans.index, words(&spans.done));
+    let mut lines: Vec<String> = report.spans.as_ref().map(line).into_iter().collect();
+    // What refers to one image in one registry is found, or not, by the same clients.
+    let done = std::iter::once(&report.done).chain(report.spans.as_ref().map(|spans| &spans.done));
+    let warnings = done.filter_map(|done| match done {
+        Done::Published(_, visibility) => Some(visibility.warnings()),
+        Done::UpToDate | Done::Stored | Done::Nothing => None,
+    });
+    lines.extend(warnings.take(1).flatten().map(|warning| format!("{platform}: warning: {warning}")));
+    lines
 }
 
 fn words(done: &Done) -> String {

@@ -138,7 +138,12 @@ impl Settings {
             image::repository(to, &client)?;
         }
         arguments.sign_with.as_deref().map(sign::check).transpose()?;
-        image::build_options_in(&arguments.indexing.building, &arguments.indexing.forms)?;
+        let (building, forms) = (&arguments.indexing.building, &arguments.indexing.forms);
+        if arguments.v2 {
+            image::build_options_within(building, forms)?;
+        } else {
+            image::build_options_in(building, forms)?;
+        }
         let mut platforms = arguments.indexing.platforms.clone();
         platforms.all_platforms |= platforms.platforms.is_empty();
         image::selection(&platforms)?;
@@ -183,14 +188,9 @@ impl Settings {
         };
         let published = plan.carry_out(&self.global).await?;
         let up_to_date = published.up_to_date();
-        let indexes: Vec<String> =
-            published.reports.iter().map(|(_, report)| format!("{}@{}", published.target, report.index)).collect();
-        // Somebody who was stopped before signing must do it now; who has signed need not do it again.
-        if let Some(command) = self.sign_with.as_ref().filter(|_| !up_to_date || job.begun) {
-            for index in &indexes {
-                sign::sign(command, index).await?;
-            }
-        }
+        let made = published.reports.iter().flat_map(|(_, report)| report.indexes());
+        let indexes: Vec<String> = made.map(|index| format!("{}@{index}", published.target)).collect();
+        self.sign_all(&indexes, up_to_date, job).await?;
         Ok((if up_to_date { Outcome::UpToDate } else { Outcome::Published }, indexes.join(", ")))
     }
 
@@ -201,16 +201,27 @@ impl Settings {
             target: convert::target(&format!("{}/{repository}:{tag}", self.registry), &self.client)?,
             client: self.client.clone(),
             notes: EntryNotes::Kept,
-            building: &self.building,
+            build: image::build_options_within(&self.building, &self.forms)?,
+            force: self.building.force,
             platforms: &self.platforms,
             replaces: Some(*digest),
         };
         let converted: Converted = conversion.carry_out(&self.global).await?;
-        let image = format!("{}/{repository}@{}", self.registry, converted.digest);
-        if let Some(command) = self.sign_with.as_ref().filter(|_| !converted.up_to_date || job.begun) {
-            sign::sign(command, &image).await?;
+        let spans = converted.images.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
+        let name = |digest: Digest| format!("{}/{repository}@{digest}", self.registry);
+        let made: Vec<String> = std::iter::once(converted.digest).chain(spans).map(name).collect();
+        self.sign_all(&made, converted.up_to_date, job).await?;
+        Ok((if converted.up_to_date { Outcome::UpToDate } else { Outcome::Published }, made.join(", ")))
+    }
+
+    /// Has manifests signed. Somebody who was stopped before signing must do it now; who has signed need not do it again.
+    async fn sign_all(&self, manifests: &[String], up_to_date: bool, job: &Job) -> anyhow::Result<()> {
+        if let Some(command) = self.sign_with.as_ref().filter(|_| !up_to_date || job.begun) {
+            for manifest in manifests {
+                sign::sign(command, manifest).await?;
+            }
         }
-        Ok((if converted.up_to_date { Outcome::UpToDate } else { Outcome::Published }, image))
+        Ok(())
     }
 
     /// A name in the one registry.

@@ -22,6 +22,7 @@ use soci_index::span_index::{SPAN_INDEX, SpanReference};
 
 use super::{OpenError, OpenOptions};
 use crate::source::image::ImageBlob;
+use crate::trust::Provisional;
 
 /// The blobs that are kept locally: those that opening takes, and, from where nobody will look again, the windows.
 fn kept_blobs(index: &IndexManifest, elsewhere: bool) -> Vec<Descriptor> {
@@ -129,6 +130,26 @@ pub(super) async fn find_index(
         (Ok(None), None) if options.modes.referring => referring(source, image, options, &[INDEX_V1]).await,
         (Ok(None), None) => Ok(None),
     }
+}
+
+/// The same, with the reason for which it may be used only where it was proven. AWS's index goes first where it alone is
+/// trusted: somebody may have signed only that, or the image that names it.
+pub(super) async fn find_trusted(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &OpenOptions,
+) -> Result<(Option<Found>, Option<String>), OpenError> {
+    let Some(found) = find_index(source, image, options).await? else { return Ok((None, None)) };
+    let doubt = found.doubt(source, image, options).await;
+    if let (Some(doubt), IndexManifest::Spans(_)) = (&doubt, &found.index)
+        && options.trust.provisional() == Provisional::RequireSignature
+        && let Some(aws) = find_aws(source, image, options).await?
+        && aws.doubt(source, image, options).await.is_none()
+    {
+        tracing::info!(index = %aws.digest, doubt, "AWS's index is used, which is trusted");
+        return Ok((Some(aws), None));
+    }
+    Ok((Some(found), doubt))
 }
 
 /// AWS's index alone: what is left when the span index is of no use.

@@ -1,0 +1,44 @@
+//! The span index of a converted image: pushed beside it, with the new image manifest as its subject.
+//!
+//! The image itself carries AWS's index, and is that tool's byte for byte; ours refers to it from outside, as it does to
+//! images that are left as they are. Order of things: the manifest that it refers to is there before it, and the name of
+//! the image comes after it, so that whoever finds the image finds both.
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::image::model::Descriptor;
+use crate::image::platform::Platform;
+use crate::known;
+use crate::publish::{Done, PublishError, Report, SpanReport, refer, span_references};
+use crate::registry::Repository;
+use crate::span_index::SpanIndex;
+use crate::v2::Enabled;
+
+/// Pushes the span index of each of `reports`, whose images had the manifests `images` before; the reports then tell of
+/// it. `force` pushes what is there already.
+pub(super) async fn push(
+    repository: &Repository,
+    enabled: &Enabled,
+    images: impl Iterator<Item = Digest>,
+    reports: &mut [(Platform, Report)],
+    force: bool,
+) -> Result<(), PublishError> {
+    for (image, (_, report)) in images.zip(reports) {
+        let spans = span_references(&report.layers);
+        let Some(manifest) = enabled.manifest_of(&image).filter(|_| !spans.is_empty()) else { continue };
+        let subject = Descriptor::of(manifest.media_type, &manifest.bytes);
+        let json = Bytes::from(SpanIndex::new(&spans, &subject).to_json());
+        let (index, index_size) = (Digest::of(&json), json.len() as u64);
+        let there = if force { None } else { known::spans_beside(repository, &subject.digest).await? };
+        let is_there = there.is_some_and(|(there, _)| there == index);
+        let done = if is_there { Done::UpToDate } else { refer(repository, json).await? };
+        report.spans = Some(SpanReport { index, index_size, done });
+    }
+    Ok(())
+}
+
+/// Whether all span indexes were there already.
+pub(super) fn were_there(reports: &[(Platform, Report)]) -> bool {
+    reports.iter().filter_map(|(_, report)| report.spans.as_ref()).all(|spans| spans.done == Done::UpToDate)
+}
