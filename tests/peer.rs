@@ -11,7 +11,7 @@ use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, ImageManifest, media_type};
 use soci_tests::go::peer;
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
-use soci_tests::registry::{DockerRegistry, Ferro, client};
+use soci_tests::registry::{BothKinds, client};
 use soci_tests::{run, soci, stdout};
 
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -208,10 +208,8 @@ fn our_ztocs_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn through_registries() {
     let Some(peer) = peer() else { return };
-    let (docker, ferro) = (DockerRegistry::start(), Ferro::start());
-    let addresses =
-        docker.iter().map(|registry| &registry.address).chain(ferro.iter().map(|registry| &registry.address));
-    for address in addresses {
+    let registries = BothKinds::start();
+    for address in registries.addresses() {
         let mut dice = Dice(11);
         let image = Image::new(vec![layer(&mut dice), layer(&mut dice)]);
         let flags = ["--span-size", "50000", "--min-layer-size", "0"];

@@ -172,7 +172,28 @@ async fn v2(profile: Profile) {
     let before = registry.requests().len();
     v2_again(&name, &copy, login.path());
     assert_nothing_is_sent(&registry, before);
+    v2_and_spans(profile, &name, &repository, login.path()).await;
     assert_eq!(registry.leaks(), [""; 0], "{profile:?}: no login leaves the registry");
+}
+
+/// The same with a span index beside the image: where version 1 is refused this is, and nothing gets a name.
+async fn v2_and_spans(profile: Profile, name: &str, repository: &Repository, login: &Path) {
+    let copy = format!("{name}-both");
+    let output = run(publish(name, login).args(["--v2", "--as", &copy, "--format", "both"]));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let there = repository.manifest(&ManifestName::Tag("v1-both".to_owned())).await.unwrap();
+    if let Outcome::Refused(reason) = v1_outcome(profile) {
+        assert_eq!((output.status.code(), there), (Some(4), None), "{message}");
+        assert!(message.contains(reason) && message.contains("--format aws"), "{message}");
+        return;
+    }
+    assert!(output.status.success(), "{profile:?}: {message}");
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(there.unwrap().digest.to_string(), text_of(&said["digest"]));
+    assert_eq!(said["images"][0]["spanIndex"]["status"], "published", "{said}");
+    let again = run(publish(name, login).args(["--v2", "--as", &copy, "--format", "both"]));
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(again["status"], "up to date", "{profile:?}: {again}");
 }
 
 fn publish_v2(name: &str, copy: &str, login: &Path) -> Value {

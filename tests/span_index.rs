@@ -16,7 +16,7 @@ use soci_index::registry::{ClientOptions, CredentialSource, Repository};
 use soci_index::span_index::{SPAN_INDEX, SpanIndex};
 use soci_tests::go::peer;
 use soci_tests::image::{Image, tar, text};
-use soci_tests::registry::{DockerRegistry, Ferro, client};
+use soci_tests::registry::{BothKinds, DockerRegistry, client};
 use soci_tests::{run, soci, stdout};
 
 const FLAGS: [&str; 6] = ["--min-layer-size", "0", "--span-size", "100000", "--index-span-size", "50000"];
@@ -78,15 +78,19 @@ async fn spans_of(repository: &Repository, image: &Image) -> SpanIndex {
     SpanIndex::parse(&found.raw, &Limits::DEFAULT).unwrap()
 }
 
+/// The image in a registry, as `team/app:v1`.
+async fn pushed(address: &str) -> (Image, Repository) {
+    let (image, repository) = (image(), client(address).repository("team/app"));
+    image.push(&repository, "v1").await;
+    (image, repository)
+}
+
 /// On registries with and without the referrers API: both indexes are there, ours is read by us, AWS's by AWS.
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_each_other() {
-    let (docker, ferro) = (DockerRegistry::start(), Ferro::start());
-    let addresses =
-        docker.iter().map(|registry| &registry.address).chain(ferro.iter().map(|registry| &registry.address));
-    for address in addresses {
-        let (image, repository) = (image(), client(address).repository("team/app"));
-        image.push(&repository, "v1").await;
+    let registries = BothKinds::start();
+    for address in registries.addresses() {
+        let (image, repository) = pushed(address).await;
         let name = format!("{address}/team/app:v1");
         let published = publish(&name, &[]);
         let one = &published["images"][0];
@@ -121,12 +125,9 @@ async fn beside_each_other() {
 /// it and without it. It comes later, too, and layers that it is there for are not read again.
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_a_converted_image() {
-    let (docker, ferro) = (DockerRegistry::start(), Ferro::start());
-    let addresses =
-        docker.iter().map(|registry| &registry.address).chain(ferro.iter().map(|registry| &registry.address));
-    for address in addresses {
-        let (image, repository) = (image(), client(address).repository("team/app"));
-        image.push(&repository, "v1").await;
+    let registries = BothKinds::start();
+    for address in registries.addresses() {
+        let (image, _) = pushed(address).await;
         let at = |name: &str| format!("{address}/team/{name}");
         let name = at("app:v1-soci");
         let publish_to = |to: &str, more: &[&str]| publish(&at("app:v1"), &[&["--v2", "--as", to], more].concat());

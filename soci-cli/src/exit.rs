@@ -158,7 +158,7 @@ const fn of_publish(error: &PublishError) -> Exit {
         | PublishError::Manifest { .. }
         | PublishError::SpanIndex { .. } => Exit::BadContent,
         PublishError::Build(BuildError::Stopped) => Exit::Failure,
-        PublishError::Registry(error) => of_registry(error),
+        PublishError::Registry(error) | PublishError::Beside { source: error } => of_registry(error),
         PublishError::Store(error) => of_store(error),
         PublishError::Sink(SinkError::Registry(error)) => of_registry(error),
         PublishError::Sink(SinkError::Image(error)) => of_image(error),

@@ -21,7 +21,7 @@ use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::prefetch::{self, Wanted};
 use crate::registry::referrers::{FoundBy, Visibility};
-use crate::registry::{RegistryError, Repository};
+use crate::registry::{Body, RegistryError, Repository};
 use crate::sink::{Sink, SinkError};
 use crate::span_index::{SpanIndex, SpanIndexError, SpanReference};
 use crate::v2::EnableError;
@@ -96,6 +96,14 @@ pub enum PublishError {
     NoReferrers {
         /// Where the image was to go.
         target: String,
+    },
+    /// A span index was to be put beside a converted image, and the registry did not take it.
+    #[error(
+        "the span index has no place beside the new image, whose name is left as it was: {source}; the image alone, with AWS's index in it, needs none: --format aws, or no --span-index"
+    )]
+    Beside {
+        /// Why.
+        source: RegistryError,
     },
     /// The tag that was to be replaced names something else by now.
     #[error("{image} no longer names {expected} but {}: nothing was pushed under that tag", is_there(there.as_deref()))]
@@ -209,8 +217,9 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
 }
 
 /// Pushes an index whose blobs are there.
-pub(crate) async fn refer(repository: &Repository, json: Bytes) -> Result<Done, PublishError> {
-    Sink::Registry(repository.clone()).add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+pub(crate) async fn refer(repository: &Repository, json: Bytes) -> Result<Done, RegistryError> {
+    let config = Bytes::from_static(EMPTY_CONFIG);
+    repository.push_blob(&Digest::of(&config), Body::Bytes(config), None).await?;
     let pushed = repository.push_referrer(media_type::MANIFEST, json).await?;
     Ok(Done::Published(pushed.found_by, pushed.visibility))
 }

@@ -181,6 +181,24 @@ pub struct Ferro {
     _server: Server,
 }
 
+/// Those of Debian's docker-registry, without the referrers API, and of ferro, with it, that are installed.
+#[derive(Debug)]
+pub struct BothKinds(Option<DockerRegistry>, Option<Ferro>);
+
+impl BothKinds {
+    /// Starts them.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(DockerRegistry::start(), Ferro::start())
+    }
+
+    /// `127.0.0.1:PORT` of each.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        let (docker, ferro) = (self.0.as_ref(), self.1.as_ref());
+        docker.map(|registry| &*registry.address).into_iter().chain(ferro.map(|registry| &*registry.address))
+    }
+}
+
 impl Ferro {
     /// Starts one; `None`, with a word on standard error, where it is not installed.
     ///

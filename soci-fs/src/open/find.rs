@@ -143,8 +143,7 @@ pub(super) async fn find_trusted(
     let doubt = found.doubt(source, image, options).await;
     if let (Some(doubt), IndexManifest::Spans(_)) = (&doubt, &found.index)
         && options.trust.provisional() == Provisional::RequireSignature
-        && let Some(aws) = find_aws(source, image, options).await?
-        && aws.doubt(source, image, options).await.is_none()
+        && let Some(aws) = find_trusted_aws(source, image, options).await
     {
         tracing::info!(index = %aws.digest, doubt, "AWS's index is used, which is trusted");
         return Ok((Some(aws), None));
@@ -152,8 +151,18 @@ pub(super) async fn find_trusted(
     Ok((Some(found), doubt))
 }
 
-/// AWS's index alone: what is left when the span index is of no use.
-pub(super) async fn find_aws(
+/// AWS's index alone, if it may be used at once: what is left when the span index is of no use.
+pub(super) async fn find_trusted_aws(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &OpenOptions,
+) -> Option<Found> {
+    let found = find_aws(source, image, options).await;
+    let found = found.inspect_err(|error| tracing::warn!(%error, "AWS's index cannot be looked for")).ok()??;
+    found.doubt(source, image, options).await.is_none().then_some(found)
+}
+
+async fn find_aws(
     source: &ImageSource,
     image: &PlatformImage,
     options: &OpenOptions,

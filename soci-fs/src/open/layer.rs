@@ -172,13 +172,7 @@ impl ImageOpener {
 
     /// AWS's index, if it may be used.
     async fn fallback(&self) -> Option<&Found> {
-        let find = async {
-            let found = find::find_aws(&self.source, &self.image, &self.options).await;
-            let found =
-                found.inspect_err(|error| tracing::warn!(%error, "AWS's index cannot be looked for")).ok()??;
-            // The rule for doubtful indexes is applied once per image, to the index that goes first.
-            found.doubt(&self.source, &self.image, &self.options).await.is_none().then_some(found)
-        };
+        let find = find::find_trusted_aws(&self.source, &self.image, &self.options);
         self.fallback.get_or_init(|| find).await.as_ref()
     }
 

@@ -32,7 +32,10 @@ pub(super) async fn push(
         let (index, index_size) = (Digest::of(&json), json.len() as u64);
         let there = if force { None } else { known::spans_beside(repository, &subject.digest).await? };
         let is_there = there.is_some_and(|(there, _)| there == index);
-        let done = if is_there { Done::UpToDate } else { refer(repository, json).await? };
+        let done = match is_there {
+            true => Done::UpToDate,
+            false => refer(repository, json).await.map_err(|source| PublishError::Beside { source })?,
+        };
         report.spans = Some(SpanReport { index, index_size, done });
     }
     Ok(())
