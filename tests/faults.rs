@@ -14,7 +14,7 @@ use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::errno::of_read;
 use soci_fs::open::{IndexModes, OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::proof::{self, ProofError, Verdict};
-use soci_fs::reader::{LayerReader, Policy, ReadError};
+use soci_fs::reader::{Cause, LayerReader, Policy, ReadError};
 use soci_fs::source::Source;
 use soci_fs::source::memory::MemorySource;
 use soci_fs::store::{Store, StoreError};
@@ -32,7 +32,7 @@ use soci_index::manifest::{EMPTY_CONFIG, SociIndex, ZtocReference};
 use soci_index::registry::{Body, ClientOptions, CredentialSource, Repository};
 use soci_index::ztoc::{Spans, Ztoc};
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
-use soci_tests::registry::client;
+use soci_tests::registry::{DockerRegistry, client};
 use soci_tests::{run, soci, stdout};
 
 const SPAN_BYTES: u64 = 65_536;
@@ -337,6 +337,9 @@ async fn full_disk_serves_reads() {
     }
     assert!(!kept.is_complete() && kept.present_spans() > 0, "{} spans fit the disk", kept.present_spans());
     assert!(full.condemned().is_none());
+    let incomplete = full.complete().await.unwrap_err();
+    let Cause::Store(StoreError::Io { cause, .. }) = &incomplete.cause else { panic!("{incomplete}") };
+    assert_eq!(cause.kind(), std::io::ErrorKind::StorageFull, "{incomplete}");
     // With room again, the next mount keeps everything.
     let bigger = run(Command::new("mount").args(["-o", "remount,size=20m"]).arg(disk.path()));
     assert!(bigger.status.success(), "{bigger:?}");
@@ -344,6 +347,27 @@ async fn full_disk_serves_reads() {
     read_all(&roomy, &content).await.unwrap();
     roomy.complete().await.unwrap();
     assert!(kept.is_complete());
+}
+
+/// `soci pull` onto a full disk says so, once, and what it brought counts when there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_onto_a_full_disk() {
+    let (Some(disk), Some(registry)) = (SmallDisk::new("3m"), DockerRegistry::start()) else { return };
+    let image = Image::gzip(vec![tar(&[("file", text(1, 9_000_000))]), tar(&[("etc/motd", text(2, 2000))])]);
+    image.push(&client(&registry.address).repository("team/app"), "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let small = ["--min-layer-size", "0"];
+    let _ = stdout(soci().args(["publish", &name]).args(small));
+    let pull = || run(soci().arg("--root").arg(disk.path()).args(["pull", &name]).args(small));
+    let output = pull();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(7), "{message}");
+    assert!(message.lines().last().unwrap().contains("No space left"), "{message}");
+    assert!(message.matches("WARN").count() <= image.tars.len(), "a line for a layer, not for a span: {message}");
+    let bigger = run(Command::new("mount").args(["-o", "remount,size=40m"]).arg(disk.path()));
+    assert!(bigger.status.success(), "{bigger:?}");
+    let again = pull();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }
 
 /// The other process of [`two_processes_on_one_root`]: holds a store until it is killed. Does nothing by itself.

@@ -8,6 +8,8 @@ use soci_fs::grpc::containerd::ContainerdError;
 use soci_fs::mount::MountError;
 use soci_fs::open::OpenError;
 use soci_fs::profile::pack::PackError;
+use soci_fs::proof::ProofError;
+use soci_fs::reader::{Cause, ReadError};
 use soci_fs::rpull::PullError;
 use soci_fs::source::SourceError;
 use soci_fs::store::StoreError as LayerStoreError;
@@ -97,6 +99,12 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<OpenError>() {
         return Some(of_open(error));
     }
+    if let Some(error) = error.downcast_ref::<ReadError>() {
+        return Some(of_read(&error.cause));
+    }
+    if let Some(error) = error.downcast_ref::<ProofError>() {
+        return Some(of_proof(error));
+    }
     if let Some(error) = error.downcast_ref::<SignError>() {
         return Some(of_sign(error));
     }
@@ -140,6 +148,35 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::BadContent);
     }
     error.is::<std::io::Error>().then_some(Exit::Local)
+}
+
+const fn of_read(cause: &Cause) -> Exit {
+    match cause {
+        Cause::Source(error) => of_source(error),
+        Cause::Short { .. } | Cause::Deadline { .. } => Exit::Registry,
+        Cause::Store(_) => Exit::Local,
+        Cause::Decode(_)
+        | Cause::WindowBlob(_)
+        | Cause::NoWindow { .. }
+        | Cause::Header(_)
+        | Cause::Window { .. }
+        | Cause::Condemned { .. }
+        | Cause::OutOfRange { .. } => Exit::BadContent,
+        Cause::Abandoned => Exit::Failure,
+    }
+}
+
+const fn of_proof(error: &ProofError) -> Exit {
+    match error {
+        ProofError::Source { cause, .. } => of_source(cause),
+        ProofError::Store { .. } => Exit::Local,
+        ProofError::Index { .. }
+        | ProofError::WrongBlob { .. }
+        | ProofError::WrongTar { .. }
+        | ProofError::Content { .. }
+        | ProofError::Table { .. } => Exit::BadContent,
+        ProofError::Incomplete { .. } | ProofError::Abandoned { .. } => Exit::Failure,
+    }
 }
 
 const fn of_prefetched(error: &PrefetchedError) -> Exit {

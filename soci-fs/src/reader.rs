@@ -265,7 +265,7 @@ impl LayerReader {
     /// Fetches everything that is absent, a few requests at a time.
     ///
     /// # Errors
-    /// The first [`ReadError`]; what was fetched until then is kept.
+    /// The first [`ReadError`], which may be that the store did not take a span; what was fetched until then is kept.
     pub async fn complete(&self) -> Result<(), ReadError> {
         let (count, most) = (self.shared.store.spans(), self.shared.policy.request_bytes_max);
         let mut launched = 0;
@@ -278,9 +278,19 @@ impl LayerReader {
             }
             let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
             let limit = Instant::now() + self.shared.policy.flight_limit;
-            self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
+            let landed = self.landing(span, limit).await.and_then(|_| self.is_kept(span));
+            landed.map_err(|cause| self.failed(Some(span), offset, cause))?;
         }
         Ok(())
+    }
+
+    /// Whether a span that has come is in the store; if not, why.
+    fn is_kept(&self, span: SpanId) -> Result<(), Cause> {
+        let reason = lock(&self.shared.spare).reason().cloned();
+        match reason.filter(|_| !self.shared.store.is_present(span)) {
+            Some(reason) => Err(Cause::Store(reason)),
+            None => Ok(()),
+        }
     }
 
     /// Fetches about `bytes` compressed bytes of what is absent, one span at least, and says how many spans.

@@ -238,8 +238,12 @@ impl Layer {
             return Err(cause);
         }
         if let Err(error) = self.store.write(span, &bytes) {
-            tracing::warn!(layer = %self.digest, span, %error, "a span stays in memory");
-            lock(&self.spare).put(span, bytes.clone());
+            let (layer, why) = (self.digest, error.clone());
+            if lock(&self.spare).put(span, bytes.clone(), why) {
+                tracing::warn!(%layer, span, %error, "what is fetched of a layer is not kept but in memory, for a while");
+            } else {
+                tracing::debug!(%layer, span, %error, "a span stays in memory");
+            }
         }
         Ok(bytes)
     }
