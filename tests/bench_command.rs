@@ -13,7 +13,7 @@ const FILE_BYTES: usize = 6 << 20;
 
 fn bench(node: &Node, image: &str, snapshotters: &str) -> Command {
     let mut command = soci();
-    command.arg("--address").arg(node.path("containerd.sock")).args([
+    command.arg("--root").arg(node.path("soci")).arg("--address").arg(node.path("containerd.sock")).args([
         "bench",
         "--repeat",
         "1",
@@ -69,6 +69,11 @@ async fn starts_are_measured_and_drawn() {
     assert!(bytes[0] >= layers as f64, "overlayfs has all: {bytes:?} of {layers}");
     assert!(bytes[2] < layers as f64 * 0.75, "a part is enough: {bytes:?} of {layers}");
     assert!(bytes[1] < 1.0 && bytes[3] < 1.0, "nothing is fetched twice: {bytes:?}");
+    // How long reads waited only ours says, and in the second start none did.
+    let waits: Vec<&Value> = series.iter().map(|one| &one["samples"][0]["waits"]).collect();
+    assert!(waits[0].is_null() && waits[1].is_null(), "{waits:?}");
+    assert!(number(&waits[2]["reads"]) >= 1.0 && number(&waits[2]["seconds"]) > 0.004, "{waits:?}");
+    assert!(number(&waits[3]["reads"]) < 1.0 && number(&waits[3]["seconds"]) <= 0.0, "{waits:?}");
     let picture = std::fs::read_to_string(svg).unwrap();
     assert!(picture.starts_with("<svg ") && picture.matches("<rect").count() == 1 + 3 + 4 * 3, "{picture}");
     // Nothing is left.

@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
         Command::Umount(umount) => commands::mount::run_umount(&umount),
-        Command::Bench(bench) => commands::bench::run(&bench, &global),
+        Command::Bench(bench) => commands::bench::run(&bench, &config, &global),
         Command::Demo(demo) => commands::demo::run(&demo, timeout),
         Command::Status(status) => commands::status::run(&status, &config),
         Command::Doctor(doctor) => commands::doctor::run(&doctor, &config),

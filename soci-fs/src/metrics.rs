@@ -41,6 +41,30 @@ impl Histogram {
 /// A figure of a layer.
 type Figure = fn(&LayerStatus) -> u64;
 
+/// A figure of a layer that may be of any kind.
+type Number = fn(&LayerStatus) -> f64;
+
+/// Figures of a layer that AWS does not have: name, type, description.
+const OURS: [(&str, &str, &str, Number); 7] = [
+    ("soci_layer_ahead_spans", "gauge", "Spans that were fetched ahead of reads.", |layer| layer.ahead_spans.into()),
+    ("soci_layer_unread_ahead_spans", "gauge", "Of these, the ones that were not read yet.", |layer| {
+        layer.unread_ahead_spans.into()
+    }),
+    ("soci_layer_late_reads_total", "counter", "Reads that had to wait for the network.", |layer| {
+        layer.late_reads as f64
+    }),
+    ("soci_layer_waited_seconds_total", "counter", "How long these waited, together.", |layer| layer.waited_seconds),
+    ("soci_layer_present_bytes", "gauge", "Uncompressed bytes of the layer that are on this node.", |layer| {
+        layer.present_bytes as f64
+    }),
+    ("soci_layer_uncompressed_bytes", "gauge", "Uncompressed size of the layer.", |layer| {
+        layer.uncompressed_bytes as f64
+    }),
+    ("soci_layer_proven", "gauge", "Whether the layer was proven against the image's own digest.", |layer| {
+        u8::from(layer.proven).into()
+    }),
+];
+
 /// Counters of a daemon, as far as they are not kept by its layers.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -100,21 +124,8 @@ impl Metrics {
                 self.background(&mut text, name);
             }
         }
-        let ours: [(&str, &str, Figure); 5] = [
-            ("soci_layer_ahead_spans", "Spans that were fetched ahead of reads.", |layer| layer.ahead_spans.into()),
-            ("soci_layer_unread_ahead_spans", "Of these, the ones that were not read yet.", |layer| {
-                layer.unread_ahead_spans.into()
-            }),
-            ("soci_layer_present_bytes", "Uncompressed bytes of the layer that are on this node.", |layer| {
-                layer.present_bytes
-            }),
-            ("soci_layer_uncompressed_bytes", "Uncompressed size of the layer.", |layer| layer.uncompressed_bytes),
-            ("soci_layer_proven", "Whether the layer was proven against the image's own digest.", |layer| {
-                layer.proven.into()
-            }),
-        ];
-        for (name, help, figure) in ours {
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+        for (name, kind, help, figure) in OURS {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
             for (slot, _, layer) in layers {
                 let _ = writeln!(text, "{name}{{digest=\"{}\",slot=\"{slot}\"}} {}", layer.digest, figure(layer));
             }
@@ -174,6 +185,8 @@ mod tests {
             ahead_spans: 2,
             unread_ahead_spans: 1,
             requests,
+            late_reads: 4,
+            waited_seconds: 1.25,
             failures: 1,
             proven: false,
             last_error: None,
@@ -195,6 +208,8 @@ mod tests {
             "soci_fs_operation_count{operation_type=\"synchronous_read_remote_registry_fetch_count\",layer=\"sha256:00\"} 5",
             "soci_fs_layer_fetched_size_bytes{digest=\"sha256:00\",mountpoint=\"/a \\\"b\\\"\"} 7",
             "soci_layers_prepared_total{outcome=\"left\"} 1",
+            "soci_layer_late_reads_total{digest=\"sha256:00\",slot=\"3\"} 4",
+            "soci_layer_waited_seconds_total{digest=\"sha256:00\",slot=\"3\"} 1.25",
             "soci_layer_present_bytes{digest=\"sha256:00\",slot=\"3\"} 20",
             "soci_layers_open 1",
             "soci_fs_operation_count{operation_type=\"background_span_fetch_count\",layer=\"\"} 0",

@@ -85,6 +85,10 @@ pub struct Counts {
     pub decoded_spans: u64,
     /// Reads that failed.
     pub failures: u64,
+    /// Reads whose bytes were not here, and which are over.
+    pub late_reads: u64,
+    /// How long these waited, together; of reads side by side each counts.
+    pub waited: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -227,11 +231,14 @@ impl LayerReader {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let counters = &self.shared.counters;
+        let (late_reads, waited) = self.shared.waits.so_far();
         Counts {
             requests: counters.requests.load(Ordering::Relaxed),
             fetched_bytes: counters.fetched_bytes.load(Ordering::Relaxed),
             decoded_spans: counters.decoded_spans.load(Ordering::Relaxed),
             failures: counters.failures.load(Ordering::Relaxed),
+            late_reads,
+            waited,
         }
     }
 
@@ -358,13 +365,13 @@ impl LayerReader {
         if self.try_read_into(offset, buffer, file)? {
             return Ok(());
         }
+        let late = self.shared.waits.late();
         if self.comes_with_pack(offset, buffer, file, deadline).await? {
             return Ok(());
         }
         let end = offset + buffer.len() as u64;
         let spans = self.shared.index.spans.covering(offset..end);
         let foreground = self.foreground(&spans);
-        let asked = Instant::now();
         // Asked for together, so that neighbours share a request; what is waited for goes first.
         let ahead = self.ahead_of(spans.clone(), file, foreground.is_new());
         self.shared.launch(spans.clone().chain(ahead.into_iter().flatten()));
@@ -397,7 +404,7 @@ impl LayerReader {
             self.in_service(part.start)?;
         }
         self.heard(offset, buffer.len());
-        let (length, is_new, waited_us) = (buffer.len(), foreground.is_new(), asked.elapsed().as_micros());
+        let (length, is_new, waited_us) = (buffer.len(), foreground.is_new(), late.waited().as_micros());
         tracing::debug!(layer = %self.shared.digest, offset, length, ?file, is_new, waited_us, "a read waited");
         Ok(())
     }

@@ -36,6 +36,12 @@ pub struct LayerStatus {
     /// How many of them were not read yet.
     #[serde(default)]
     pub unread_ahead_spans: u32,
+    /// Reads whose bytes were not here, in this process.
+    #[serde(default)]
+    pub late_reads: u64,
+    /// Seconds that these waited, together; of reads side by side each counts.
+    #[serde(default)]
+    pub waited_seconds: f64,
     /// Reads that failed in this process.
     pub failures: u64,
     /// Whether the content was proven against the image's own digest; else it is trusted as far as the index is.
@@ -65,7 +71,7 @@ impl LayerStatus {
     /// The state of the layer that `reader` reads.
     #[must_use]
     pub fn of(reader: &LayerReader) -> Self {
-        let Counts { requests, fetched_bytes, failures, decoded_spans: _ } = reader.counts();
+        let Counts { requests, fetched_bytes, failures, late_reads, waited, decoded_spans: _ } = reader.counts();
         let (index, store, ahead) = (reader.index(), reader.store(), reader.ahead_counts());
         Self {
             digest: reader.digest().to_string(),
@@ -78,6 +84,8 @@ impl LayerStatus {
             requests,
             ahead_spans: ahead.ahead + ahead.foreseen,
             unread_ahead_spans: ahead.unread + ahead.foreseen_unread,
+            late_reads,
+            waited_seconds: waited.as_secs_f64(),
             failures,
             proven: store.is_proven(),
             last_error: reader.last_error(),

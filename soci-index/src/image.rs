@@ -149,7 +149,33 @@ impl ImageSource {
     /// # Errors
     /// [`ImageError`] when one of them is missing or malformed.
     pub async fn resolve(&self, selection: &PlatformSelection) -> Result<Vec<PlatformImage>, ImageError> {
-        let (mut candidates, root) = self.candidates().await?;
+        let (candidates, root) = self.candidates().await?;
+        self.resolve_among(candidates, root, selection).await
+    }
+
+    /// The same, and [`ImageSource::root`] beside it: a registry is asked for that once, so both are of the same moment.
+    ///
+    /// # Errors
+    /// As both.
+    pub async fn resolve_with_root(
+        &self,
+        selection: &PlatformSelection,
+    ) -> Result<(RawManifest, Vec<PlatformImage>), ImageError> {
+        let (candidates, root) = self.candidates().await?;
+        let root = match root {
+            Some(root) => root,
+            None => self.root().await?,
+        };
+        let images = self.resolve_among(candidates, Some(root.clone()), selection).await?;
+        Ok((root, images))
+    }
+
+    async fn resolve_among(
+        &self,
+        mut candidates: Vec<Descriptor>,
+        root: Option<RawManifest>,
+        selection: &PlatformSelection,
+    ) -> Result<Vec<PlatformImage>, ImageError> {
         if let (Self::Foreign(store), PlatformSelection::All) = (self, selection) {
             candidates = foreign::held(&**store, candidates).await?;
         }

@@ -5,9 +5,11 @@
 //! makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours the index
 //! beside the plain image. None fetches in the background, so that bytes do not depend on time.
 //!
-//! Beside the starts: how much of an index a start has read (`sent`), how much the registry keeps of it (`indexes`), and
-//! how long an image without an index takes to be here (`whole`).
+//! Beside the starts: how much of an index a start has read (`sent`), how much the registry keeps of it (`indexes`),
+//! how long an image without an index takes to be here (`whole`), and what fetching all of one that has an index makes
+//! of line and cores (`fetched`).
 
+mod fetched;
 mod images;
 mod indexes;
 mod machine;
@@ -22,6 +24,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use soci_cli::bench::picture::Format;
 use soci_cli::bench::series::{Sample, Series};
+use soci_cli::bench::waits::Waits;
 use soci_tests::go;
 use tokio::runtime::Runtime;
 
@@ -162,17 +165,19 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
             sent::sent(&near, image, *workload, &indexes, options.rounds(), report)?;
         }
         whole::whole(runtime, &near, image, options.rounds(), report)?;
+        fetched::fetched(&near, image, options.rounds(), report)?;
     }
     Ok(())
 }
 
-/// Measures pulls without an index, and nothing else.
+/// Measures pulls of all of an image, and nothing else.
 pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Some((daemons, shelf)) = ready()? else { return Ok(()) };
     let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
     for (image, _) in &jobs(options) {
-        shelf.make(image)?;
+        runtime.block_on(shelf.publish(image, &daemons))?;
         whole::whole(runtime, &near, image, options.rounds(), report)?;
+        fetched::fetched(&near, image, options.rounds(), report)?;
     }
     Ok(())
 }
@@ -207,7 +212,7 @@ impl Place<'_> {
         let (file, name) = (machine.path("starts.json"), self.shelf.name_for(image, kind, workload.name));
         let mut command = Command::new(soci_path()?);
         command.env_remove("SOCI_LOG").env("PATH", self.daemons.search_path()?);
-        command.arg("--root").arg(machine.path("cli")).arg("--address").arg(machine.path("containerd.sock"));
+        command.arg("--root").arg(machine.path("daemon")).arg("--address").arg(machine.path("containerd.sock"));
         command.args(["bench", "--image", &name, "--snapshotter", kind.name()]);
         command.args(["--workload", &format!("{}={}", workload.name, workload.command), "--repeat", "1"]).args(more);
         command.args(self.network.arguments).arg("--json").arg(&file);
@@ -218,7 +223,10 @@ impl Place<'_> {
             let one: Series = serde_json::from_value(one.clone())?;
             Ok(Series { image: image.name.to_owned(), snapshotter: kind.label().to_owned(), ..one })
         });
-        named.collect()
+        let named: Vec<Series> = named.collect::<anyhow::Result<_>>()?;
+        let told = named.iter().flat_map(|one| &one.samples).all(|sample| sample.waits.is_some());
+        anyhow::ensure!(told || kind.name() != Kind::Soci.name(), "the daemon did not say how long reads waited");
+        Ok(named)
     }
 }
 
@@ -262,5 +270,18 @@ fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Ser
             report.add(format!("{what}, {name}: {phase}"), Goal::None, "s", values(kind, false, value));
         }
         report.add(format!("{what}, {name}: bytes"), Goal::None, "MB", values(kind, false, bytes));
+        if kind.name() == Kind::Soci.name() {
+            let waits = |value: fn(Waits) -> f64| {
+                let samples = of(kind, false).into_iter().flat_map(|series| &series.samples);
+                samples.filter_map(|sample| sample.waits.map(value)).collect::<Vec<_>>()
+            };
+            report.add(
+                format!("{what}, {name}: reads that waited"),
+                Goal::None,
+                "reads",
+                waits(|waits| waits.reads as f64),
+            );
+            report.add(format!("{what}, {name}: their waiting"), Goal::None, "s", waits(|waits| waits.seconds));
+        }
     }
 }

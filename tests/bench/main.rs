@@ -5,8 +5,8 @@
 //! `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits, for looking into things by hand. The
 //! data are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
 //! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once; `whole` only pulls
-//! them, without an index. Where a goal is a ratio, both sides run in turn, several times, and the ratio of neighbouring
-//! runs counts: machines are noisy, and noise hits both.
+//! all of them, without an index and with one. Where a goal is a ratio, both sides run in turn, several times, and the
+//! ratio of neighbouring runs counts: machines are noisy, and noise hits both.
 
 mod cold;
 mod data;

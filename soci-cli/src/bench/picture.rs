@@ -149,7 +149,7 @@ mod tests {
             snapshotter: snapshotter.to_owned(),
             workload: "a<b".to_owned(),
             warm: false,
-            samples: vec![Sample { pull, create: 0.5, run: 1.0, pull_bytes: 0, bytes: 2_500_000 }],
+            samples: vec![Sample { pull, create: 0.5, run: 1.0, pull_bytes: 0, bytes: 2_500_000, waits: None }],
         }
     }
 

@@ -1,5 +1,6 @@
 //! One start: pull, create, run, each timed and its bytes counted.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use soci_fs::grpc::containerd::Containerd;
 use soci_fs::rpull::{self, PullOptions, PulledLayer};
+use soci_index::image::model::RawManifest;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::image::{ImageSource, PlatformImage};
@@ -16,6 +18,7 @@ use super::honesty::{self, Seen};
 use super::node::Node;
 use super::relay::Relay;
 use super::series::Sample;
+use super::waits::Waits;
 use crate::exit::{Exit, fail};
 
 /// containerd's own snapshotters: what they have was downloaded and unpacked.
@@ -36,6 +39,8 @@ pub struct Start<'a> {
     pub command: &'a [String],
     /// Layers below this size, in bytes, may come whole.
     pub layer_bytes_min: u64,
+    /// The root of our daemon, if it is what is measured.
+    pub daemon: &'a Path,
     /// A name that no other container of this machine has.
     pub container: String,
 }
@@ -45,6 +50,13 @@ impl Start<'_> {
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}/{}", self.relay.address(), self.image)
+    }
+
+    /// The repository that it is in, as our daemon names it: that of the relay, so nobody else's.
+    fn repository(&self) -> String {
+        let name = self.image.split('@').next().unwrap_or_default();
+        let name = name.split(':').next().unwrap_or_default();
+        format!("{}/{name}", self.relay.address())
     }
 
     /// Starts the program with nothing here yet, and removes everything afterwards. With `warm` it is started a second
@@ -73,6 +85,8 @@ impl Start<'_> {
 
     /// Makes a container, runs it and removes it.
     fn start(&self, mut sample: Sample, bytes_before: u64) -> anyhow::Result<Sample> {
+        let waited = || Waits::of(self.daemon, &self.repository());
+        let waits_before = waited();
         let start = Instant::now();
         self.node.create(self.snapshotter, &self.name(), &self.container, self.command)?;
         sample.create = start.elapsed().as_secs_f64();
@@ -80,6 +94,7 @@ impl Start<'_> {
         self.node.run(&self.container)?;
         sample.run = start.elapsed().as_secs_f64();
         sample.bytes = self.relay.bytes_down() - bytes_before;
+        sample.waits = waited().map(|waits| waits.since(waits_before.unwrap_or_default()));
         self.node.remove_container(&self.container)?;
         Ok(sample)
     }
@@ -90,7 +105,7 @@ impl Start<'_> {
         tokio::task::spawn_blocking(move || node.pull(&snapshotter, &name)).await??;
         let bytes = self.relay.bytes_down() - before;
         // Read from the registry itself, this is no part of the measurement.
-        let (_, image, _) = self.resolve().await?;
+        let (_, _, image, _) = self.resolve().await?;
         let size: u64 = image.manifest.layers.iter().map(|layer| layer.size).sum();
         anyhow::ensure!(
             bytes >= size,
@@ -101,21 +116,21 @@ impl Start<'_> {
         Ok(())
     }
 
-    async fn resolve(&self) -> anyhow::Result<(RegistryReference, PlatformImage, ImageSource)> {
+    async fn resolve(&self) -> anyhow::Result<(RegistryReference, RawManifest, PlatformImage, ImageSource)> {
         let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
         let reference: Reference = self.name().parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?;
         let Reference::Registry(name) = &reference else {
             return Err(fail(Exit::Usage, format!("{} is not in a registry", self.image)));
         };
         let source = ImageSource::open(&reference, &options).await?;
-        let image = source.resolve(&PlatformSelection::Host).await?.pop();
-        Ok((name.clone(), image.context("the image has a platform")?, source))
+        let (root, mut images) = source.resolve_with_root(&PlatformSelection::Host).await?;
+        let image = images.pop().context("the image has a platform")?;
+        Ok((name.clone(), root, image, source))
     }
 
     async fn pull_lazily(&self) -> anyhow::Result<()> {
         let containerd = Containerd::connect(&self.node.socket, &self.node.namespace).await?;
-        let (image, platform, source) = self.resolve().await?;
-        let root = source.root().await?;
+        let (image, root, platform, source) = self.resolve().await?;
         let options = PullOptions { image, snapshotter: self.snapshotter.to_owned(), index: None };
         let seen = Mutex::new((self.relay.bytes_down(), Vec::new()));
         let note = |pulled: &PulledLayer| {

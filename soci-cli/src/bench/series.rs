@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::waits::Waits;
+
 /// A start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -16,6 +18,9 @@ pub struct Sample {
     pub pull_bytes: u64,
     /// Bytes that came from the registry in all.
     pub bytes: u64,
+    /// Reads of the program that waited for them, if the snapshotter says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Waits>,
 }
 
 impl Sample {
@@ -86,6 +91,15 @@ impl Series {
         })
     }
 
+    /// How long reads waited, and how many; `None` when the snapshotter does not say.
+    fn waited(&self) -> Option<String> {
+        let of = |value: fn(Waits) -> f64| self.spread(|sample| sample.waits.map_or(0.0, value)).median;
+        self.samples
+            .iter()
+            .any(|sample| sample.waits.is_some())
+            .then(|| format!("{:.2} s ({:.0})", of(|waits| waits.seconds), of(|waits| waits.reads as f64)))
+    }
+
     /// For people: the cells of [`HEADER`].
     #[must_use]
     pub fn row(&self) -> Vec<String> {
@@ -102,13 +116,14 @@ impl Series {
             seconds(total),
             format!("{:.2}-{:.2}", total.min, total.max),
             format!("{:.1} MB", bytes / 1e6),
+            self.waited().unwrap_or_default(),
         ]
     }
 }
 
 /// What the cells of a row are.
-pub const HEADER: [&str; 9] =
-    ["IMAGE", "WORKLOAD", "SNAPSHOTTER", "PULL", "CREATE", "RUN", "TOTAL", "MIN-MAX", "NETWORK"];
+pub const HEADER: [&str; 10] =
+    ["IMAGE", "WORKLOAD", "SNAPSHOTTER", "PULL", "CREATE", "RUN", "TOTAL", "MIN-MAX", "NETWORK", "WAITS"];
 
 #[cfg(test)]
 mod tests {

@@ -15,6 +15,7 @@ use crate::bench::node::{self, Node};
 use crate::bench::relay::{Network, Relay};
 use crate::bench::run::Start;
 use crate::bench::series::{HEADER, Sample, Series};
+use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -35,7 +36,7 @@ struct Workload {
 ///
 /// # Errors
 /// When a start fails, or was not what it would be reported as.
-pub fn run(arguments: &Bench, global: &Global) -> anyhow::Result<()> {
+pub fn run(arguments: &Bench, config: &Config, global: &Global) -> anyhow::Result<()> {
     let snapshotters: Vec<Snapshotter> = arguments.snapshotters.iter().map(|text| snapshotter(text)).collect();
     let workloads: Vec<Workload> = arguments.workloads.iter().map(|text| workload(text)).collect::<Result<_, _>>()?;
     let network = Network { round_trip: arguments.sim_rtt, rate: arguments.sim_rate };
@@ -47,7 +48,7 @@ pub fn run(arguments: &Bench, global: &Global) -> anyhow::Result<()> {
             return Err(fail(Exit::Usage, format!("{text} is not in a registry")));
         };
         let relay = Relay::start(address(&name, arguments.plain_http)?, network).context("starting the relay")?;
-        let job = Job { arguments, global, node: &node, relay: &relay, image: &name, text };
+        let job = Job { arguments, config, global, node: &node, relay: &relay, image: &name, text };
         series.extend(job.measure(&snapshotters, &workloads)?);
     }
     let rows: Vec<Vec<String>> = series.iter().map(Series::row).collect();
@@ -69,6 +70,7 @@ pub fn run(arguments: &Bench, global: &Global) -> anyhow::Result<()> {
 /// All starts of an image.
 struct Job<'a> {
     arguments: &'a Bench,
+    config: &'a Config,
     global: &'a Global,
     node: &'a Node,
     relay: &'a Relay,
@@ -118,6 +120,7 @@ impl Job<'_> {
             image: &image,
             command: &workload.command,
             layer_bytes_min: self.arguments.min_layer_size,
+            daemon: &self.config.root,
             container: format!("soci-bench-{}-{round}", std::process::id()),
         };
         let samples = block_on(self.global.timeout, start.measure(self.arguments.warm))?;

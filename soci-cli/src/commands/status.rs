@@ -26,13 +26,14 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
             format!("{} of {}", output::size(layer.present_bytes), output::size(layer.uncompressed_bytes)),
             output::size(layer.fetched_bytes),
             layer.requests.to_string(),
+            format!("{} in {:.2} s", layer.late_reads, layer.waited_seconds),
             layer.failures.to_string(),
             if layer.proven { "proven" } else { "provisional" }.to_owned(),
             held.image.split('@').next().unwrap_or_default().to_owned(),
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    output::table(&["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "ERRORS", "TRUST", "FROM"], &rows)?;
+    output::table(&["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "WAITS", "ERRORS", "TRUST", "FROM"], &rows)?;
     for held in &status.layers {
         if let Some(error) = &held.layer.last_error {
             output::line(format!("slot {}: {error}", held.slot))?;

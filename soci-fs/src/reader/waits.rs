@@ -1,6 +1,6 @@
 //! Reads of a layer that wait for the network: whether there are any, whether somebody had begun to fetch what they wait
 //! for, and when the last one ended. Whoever fetches ahead of a program stands back for it by this, and sees whether it
-//! still runs.
+//! still runs. How many there were, and how long they waited, is what lazy loading costs a program.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,14 @@ pub(super) struct Waits {
     new: AtomicUsize,
     /// When the last one ended: nanoseconds after `since`, and one; 0 for never.
     ended: AtomicU64,
+    reads: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+/// A read whose bytes are not here, from then on until it has them or fails.
+pub(super) struct Late<'a> {
+    waits: &'a Waits,
+    since: Instant,
 }
 
 /// A read that waits, for as long as this lives.
@@ -24,7 +32,25 @@ pub(super) struct Foreground<'a> {
 
 impl Waits {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), all: AtomicUsize::new(0), new: AtomicUsize::new(0), ended: AtomicU64::new(0) }
+        Self {
+            since: Instant::now(),
+            all: AtomicUsize::new(0),
+            new: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
+        }
+    }
+
+    /// A read finds that its bytes are not here.
+    pub(super) fn late(&self) -> Late<'_> {
+        Late { waits: self, since: Instant::now() }
+    }
+
+    /// How many reads were late and are over, and how long they waited together. Of reads side by side each counts.
+    pub(super) fn so_far(&self) -> (u64, Duration) {
+        let waited = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed));
+        (self.reads.load(Ordering::Relaxed), waited)
     }
 
     /// A read begins to wait; `is_new` says that nobody had begun to fetch what it waits for.
@@ -46,6 +72,21 @@ impl Waits {
         }
         let Some(ended) = self.ended.load(Ordering::Acquire).checked_sub(1) else { return false };
         self.since.elapsed().saturating_sub(Duration::from_nanos(ended)) < time
+    }
+}
+
+impl Late<'_> {
+    /// For how long it has waited.
+    pub(super) fn waited(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        let waited = u64::try_from(self.waited().as_nanos()).unwrap_or(u64::MAX);
+        self.waits.nanoseconds.fetch_add(waited, Ordering::Relaxed);
+        self.waits.reads.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -82,5 +123,18 @@ mod tests {
         assert!(!waits.any_new() && waits.any_within(Duration::ZERO));
         drop(known);
         assert!(waits.any_within(long) && !waits.any_within(Duration::ZERO));
+    }
+
+    #[test]
+    fn late_reads_count_when_they_end() {
+        let waits = Waits::new();
+        let (one, other) = (waits.late(), waits.late());
+        assert_eq!(waits.so_far(), (0, Duration::ZERO));
+        std::thread::sleep(Duration::from_millis(2));
+        drop(one);
+        let (reads, waited) = waits.so_far();
+        assert!(reads == 1 && waited >= Duration::from_millis(2), "{waited:?}");
+        drop(other);
+        assert!(waits.so_far().0 == 2 && waits.so_far().1 >= Duration::from_millis(4));
     }
 }

@@ -114,7 +114,7 @@ impl Shelf {
     }
 
     /// Makes the image's layers, those that are not here.
-    pub(crate) fn make(&self, image: &Image) -> anyhow::Result<()> {
+    fn make(&self, image: &Image) -> anyhow::Result<()> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/cold/image.sh");
         eprintln!("  making the image {}", image.name);
         output(Command::new("bash").arg(script).arg(&self.directory).args(image.layers))?;
