@@ -99,6 +99,7 @@ impl Stage {
             index_store: None,
             parallel: 1,
             trust: Arc::default(),
+            listing: None,
             observer: Arc::new(|_| {}),
         };
         let runtime = tokio::runtime::Handle::current();

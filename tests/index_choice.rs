@@ -102,6 +102,7 @@ fn options(modes: IndexModes) -> OpenOptions {
         index_store: None,
         parallel: 1,
         trust: Arc::default(),
+        listing: None,
         observer: Arc::new(|_| {}),
     }
 }

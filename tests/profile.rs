@@ -257,7 +257,7 @@ async fn slow_pack_holds_nobody_up() {
     let (config, runtime) = (Config { root: stage.scratch.path().join("node") }, Handle::current());
     let open = soci_cli::commands::record::open_options(&config, 1000).unwrap();
     let opened = open_image(&source, &found, &store, &open, &runtime).await.unwrap();
-    let wanted = find(&source, &found.descriptor.digest, &Choice::Default).await.unwrap().unwrap();
+    let wanted = find(&source, &found.descriptor.digest, None, &Choice::Default).await.unwrap().unwrap();
     front.set(Fault::Slow { late: Duration::from_millis(1), bytes_per_second: 100_000 });
     let options = ReplayOptions { budget_bytes: 1 << 30, packs: true };
     let readers = opened.readers.clone();

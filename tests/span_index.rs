@@ -42,6 +42,7 @@ fn options(root: &Path) -> OpenOptions {
         index_store: Some(root.join("content")),
         parallel: 2,
         trust: Arc::default(),
+        listing: None,
         observer: Arc::new(|_| {}),
     }
 }

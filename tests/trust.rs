@@ -143,6 +143,7 @@ impl Stage {
             index_store: Some(self.root.path().join(root).join("content")),
             parallel: 1,
             trust: Arc::new(trust),
+            listing: None,
             observer: Arc::new(|_| {}),
         }
     }

@@ -26,6 +26,7 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 use soci_index::index_manifest::IndexManifestError;
+use soci_index::registry::referrers::Listing;
 use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
@@ -39,6 +40,7 @@ use crate::unpack::UnpackError;
 mod find;
 mod layer;
 
+pub use find::early;
 pub use layer::{KeptLayer, OpenedLayer, reopen_layer};
 
 /// How to open an image.
@@ -64,6 +66,8 @@ pub struct OpenOptions {
     pub parallel: usize,
     /// Which indexes may be used before they are proven.
     pub trust: Arc<TrustPolicy>,
+    /// What refers to the image, where somebody has begun to ask for it before this.
+    pub listing: Option<Arc<Listing>>,
 }
 
 /// Which kinds of indexes are looked for.
@@ -95,6 +99,7 @@ impl fmt::Debug for OpenOptions {
             index_store,
             parallel,
             trust,
+            listing,
         } = self;
         f.debug_struct("OpenOptions")
             .field("layer_bytes_min", layer_bytes_min)
@@ -106,6 +111,7 @@ impl fmt::Debug for OpenOptions {
             .field("index_store", index_store)
             .field("parallel", parallel)
             .field("trust", trust)
+            .field("listing", listing)
             .finish_non_exhaustive()
     }
 }
@@ -231,6 +237,12 @@ impl ImageOpener {
     #[must_use]
     pub const fn image(&self) -> &PlatformImage {
         &self.image
+    }
+
+    /// What refers to the image, if that was asked for a moment ago.
+    #[must_use]
+    pub fn listing(&self) -> Option<&Listing> {
+        self.options.listing.as_deref().filter(|listing| listing.is_of(&self.image.descriptor.digest))
     }
 
     /// The index that is used, if any.

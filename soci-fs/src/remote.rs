@@ -20,14 +20,16 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use soci_index::digest::Digest;
+use soci_index::image::ImageSource;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::PlatformSelection;
+use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use crate::forest::Forest;
-use crate::open::{ImageOpener, OpenOptions};
+use crate::open::{self, ImageOpener, OpenOptions};
 use crate::reader::LayerReader;
 use crate::store::Store;
 
@@ -334,11 +336,12 @@ impl RemoteLayers {
 
     async fn look_up(&self, key: &ImageKey) -> Result<ImageOpener, RemoteError> {
         let source = self.0.registries.source(&key.registry, &key.repository, key.manifest)?;
+        let listing = self.listing(&source, key);
         let found = async {
             let image = source.resolve(&PlatformSelection::Host).await?.pop();
             let image = image.ok_or_else(|| RemoteError::NoImage { image: key.to_string() })?;
             let index_repositories = self.0.registries.index_repositories(&key.registry, &key.repository)?;
-            let options = OpenOptions { index: key.index, index_repositories, ..self.0.options.open.clone() };
+            let options = OpenOptions { index: key.index, index_repositories, listing, ..self.0.options.open.clone() };
             let (store, runtime) = (Arc::clone(&self.0.store), self.0.runtime.clone());
             Ok(ImageOpener::new(source, image, store, options, runtime).await?)
         };
@@ -354,6 +357,18 @@ impl RemoteLayers {
             None => {}
         }
         found
+    }
+
+    /// Begins to ask what refers to an image, if somebody will want to know, while its own documents are on their way.
+    fn listing(&self, source: &ImageSource, key: &ImageKey) -> Option<Arc<Listing>> {
+        let RemoteOptions { open, profiles, .. } = &self.0.options;
+        let is_wanted = profiles.replay || open.modes.referring && key.index.is_none();
+        let ImageSource::Registry { repository, .. } = source else { return None };
+        let listing = is_wanted.then(|| Arc::new(Listing::new(repository.clone(), key.manifest, open::early)))?;
+        let asking = Arc::clone(&listing);
+        // Who needs it asks again where this has failed, and says why.
+        self.0.runtime.spawn(async move { asking.ask().await.is_ok() });
+        Some(listing)
     }
 
     /// Starts to open a layer unless that is under way or done.

@@ -30,8 +30,6 @@ const TARGET: &str = "containerd.io/snapshot.ref";
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 /// What annotations of a layer begin with that become labels of its snapshot.
 const INHERITED: &str = "containerd.io/snapshot/";
-/// Bytes of an image's configuration.
-const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
 /// Why an image was not pulled.
 #[derive(Debug, thiserror::Error)]
@@ -188,8 +186,7 @@ impl Pull<'_> {
         let layers = manifest.layers.iter().enumerate().map(|(number, layer)| (format!("l.{number}"), layer.digest));
         let labels = self.labels(layers.chain([("config".to_owned(), manifest.config.digest)]));
         self.document(&raw.descriptor(), &raw.bytes, &labels).await?;
-        let config = self.source.blob_bytes(&manifest.config, CONFIG_BYTES_MAX).await?;
-        self.document(&manifest.config, &config, &self.labels([])).await
+        self.document(&manifest.config, &self.image.raw_config, &self.labels([])).await
     }
 
     async fn document(&self, descriptor: &Descriptor, bytes: &bytes::Bytes, labels: &Labels) -> Result<(), PullError> {

@@ -11,9 +11,8 @@ use crate::digest::Digest;
 use crate::image::ImageError;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageManifest, RawManifest, annotation, media_type};
-use crate::image::reference::ManifestName;
 use crate::image::store::{Store, StoreError};
-use crate::registry::referrers::FoundBy;
+use crate::registry::referrers::{FoundBy, Listing, Lists};
 use crate::registry::{RegistryError, Repository};
 
 /// The configuration media type of a version 1 index, which is also its artifact type.
@@ -101,12 +100,29 @@ pub async fn preferred_on_registry(
     which: Which<'_>,
     kinds: &[&'static str],
 ) -> Result<Discovery, RegistryError> {
+    preferred(Lists::Repository(repository), image, which, kinds).await
+}
+
+/// The same for the newest index, by a list that was asked for early.
+///
+/// # Errors
+/// As [`preferred_on_registry`].
+pub async fn preferred_listed(listing: &Listing, kinds: &[&'static str]) -> Result<Discovery, RegistryError> {
+    preferred(Lists::Early(listing), listing.subject(), Which::Newest, kinds).await
+}
+
+async fn preferred(
+    lists: Lists<'_>,
+    image: &Digest,
+    which: Which<'_>,
+    kinds: &[&'static str],
+) -> Result<Discovery, RegistryError> {
     let (listed, nothing) = match which {
         // One that is named need not be listed: it says itself whose it is.
         Which::Named(digest) => (vec![Descriptor::new("", *digest, 0)], format!("the registry has no index {digest}")),
         Which::Newest => {
             let one_kind = if let [kind] = kinds { Some(*kind) } else { None };
-            let referrers = repository.referrers(image, one_kind).await?;
+            let referrers = lists.referrers(image, one_kind).await?;
             let nothing = match &referrers.found_by {
                 FoundBy::Api => "the registry lists no such referrer".to_owned(),
                 FoundBy::FallbackTag => "the fallback tag lists no such referrer".to_owned(),
@@ -120,7 +136,7 @@ pub async fn preferred_on_registry(
         // What was listed as another kind need not be fetched, unless the list was to be of one kind anyway.
         let may_be = |entry: &&Descriptor| kinds.len() == 1 || may_be(entry, kind);
         let candidates = listed.iter().filter(may_be).map(|entry| entry.digest);
-        match of_kind(repository, image, candidates, kind, &nothing).await? {
+        match of_kind(lists, image, candidates, kind, &nothing).await? {
             Discovery::None { rejected, .. } => none.extend(rejected),
             found @ Discovery::Found(_) => return Ok(found),
         }
@@ -130,7 +146,7 @@ pub async fn preferred_on_registry(
 
 /// Looks at the manifests of a list that may be of one kind.
 async fn of_kind(
-    repository: &Repository,
+    lists: Lists<'_>,
     image: &Digest,
     listed: impl Iterator<Item = Digest>,
     kind: &'static str,
@@ -138,7 +154,7 @@ async fn of_kind(
 ) -> Result<Discovery, RegistryError> {
     let mut search = Search::new(image, kind);
     for digest in listed.take(CANDIDATES_MAX) {
-        match repository.manifest(&ManifestName::Digest(digest)).await {
+        match lists.manifest(digest).await {
             Ok(Some(raw)) => search.consider(raw),
             Ok(None) => search.reject(digest, "it is not there"),
             Err(error @ (RegistryError::Deadline { .. } | RegistryError::Unauthorized { .. })) => return Err(error),

@@ -70,6 +70,7 @@ impl Desk {
             index_store: Some(root.path().join("content")),
             parallel: 1,
             trust: Arc::default(),
+            listing: None,
         };
         let options = RemoteOptions {
             open,

@@ -108,6 +108,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
         index_store: Some(at.join("index")),
         parallel: 4,
         trust: std::sync::Arc::default(),
+        listing: None,
     };
     let (mountpoint, store) = (at.join("mnt"), std::sync::Arc::new(Store::open(&at.join("store"))?));
     std::fs::create_dir_all(&mountpoint)?;

@@ -153,6 +153,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
         index_store: Some(play.index_store.clone()),
         parallel: 4,
         trust: Arc::default(),
+        listing: None,
     };
     let mount = (fuse && runs).then_some(mountpoint.as_path());
     let opened = Opened::new(source, image, &store, &options, mount).await?;

@@ -161,6 +161,7 @@ fn open_options(
         index_store: Some(config.index_store()),
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
         trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
+        listing: None,
     })
 }
 
@@ -215,10 +216,13 @@ fn summary(image: &Image) -> anyhow::Result<()> {
     let (fetched, all) = (sum(|layer| layer.fetched_bytes), sum(|layer| layer.compressed_bytes));
     let (present, spans) = (sum(|layer| layer.present_spans.into()), sum(|layer| layer.spans.into()));
     output::line(format!(
-        "unmounted; {} of {} fetched in {} requests, {present} of {spans} spans are here",
+        "unmounted; {} of {} fetched in {} requests, {present} of {spans} spans are here; {} reads waited for them, \
+         {:.1} s in all",
         output::size(fetched),
         output::size(all),
         sum(|layer| layer.requests),
+        sum(|layer| layer.late_reads),
+        status.layers.iter().map(|layer| layer.waited_seconds).sum::<f64>(),
     ))
 }
 

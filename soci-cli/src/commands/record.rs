@@ -63,6 +63,7 @@ pub fn open_options(config: &Config, layer_bytes_min: u64) -> anyhow::Result<Ope
         index_store: Some(config.index_store()),
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
         trust: Arc::new(TrustPolicy::new(soci_fs::trust::Provisional::Allow, &[], &[])?),
+        listing: None,
     })
 }
 

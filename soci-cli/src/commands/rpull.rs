@@ -34,8 +34,7 @@ pub fn run(arguments: &Rpull, global: &Global) -> anyhow::Result<()> {
     let pulled = block_on(global.timeout, async {
         let containerd = Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await?;
         let source = ImageSource::open(&Reference::Registry(name), &options).await?;
-        let root = source.root().await?;
-        let mut images = source.resolve(&selection).await?;
+        let (root, mut images) = source.resolve_with_root(&selection).await?;
         let image = images.pop().filter(|_| images.is_empty());
         let image =
             image.ok_or_else(|| fail(Exit::Usage, "one platform of the image is pulled: name it by --platform"))?;

@@ -142,6 +142,7 @@ impl Shop {
             index_store: Some(root.join("content")),
             parallel: 1,
             trust: Arc::new(config.trust.policy().context("[trust]")?),
+            listing: None,
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);

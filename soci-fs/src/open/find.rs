@@ -16,8 +16,9 @@ use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::index_manifest::{IndexManifest, REFERRING};
 use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, SociIndex};
+use soci_index::profile::artifact::ARTIFACT as PROFILE;
 use soci_index::publish::local::IMAGE_NAME;
-use soci_index::registry::Repository;
+use soci_index::registry::{RegistryError, Repository};
 use soci_index::span_index::{SPAN_INDEX, SpanReference};
 
 use super::{OpenError, OpenOptions};
@@ -227,9 +228,7 @@ async fn referring(
         }
     }
     let (discovery, layout) = match source {
-        ImageSource::Registry { repository, .. } => {
-            (discover::preferred_on_registry(repository, &subject, which, kinds).await?, None)
-        }
+        ImageSource::Registry { repository, .. } => (beside(repository, &subject, options, kinds).await?, None),
         ImageSource::Store { store: BlobStore::Layout(layout), .. } => (in_layout(layout)?, Some(layout)),
         ImageSource::Store { .. } | ImageSource::Foreign(_) => {
             (Discovery::None { reason: "archives hold none".to_owned(), rejected: Vec::new() }, None)
@@ -243,6 +242,30 @@ async fn referring(
         (None, Some(digest)) => Err(OpenError::NoSuchIndex { digest: Box::new(digest) }),
         (None, None) => Ok(None),
     }
+}
+
+/// An index beside the image, by the list that was asked for early if there is one.
+async fn beside(
+    repository: &Repository,
+    image: &Digest,
+    options: &OpenOptions,
+    kinds: &[&'static str],
+) -> Result<Discovery, RegistryError> {
+    match (&options.index, options.listing.as_deref().filter(|listing| listing.is_of(image))) {
+        (None, Some(listing)) => discover::preferred_listed(listing, kinds).await,
+        (None, None) => discover::preferred_on_registry(repository, image, Which::Newest, kinds).await,
+        (Some(named), _) => discover::preferred_on_registry(repository, image, Which::Named(named), kinds).await,
+    }
+}
+
+/// Of all that refers to an image, what opening and starting it will want to see: span indexes, else AWS's, and profiles.
+#[must_use]
+pub fn early(entries: &[Descriptor]) -> Vec<Digest> {
+    let of =
+        |kind: &str| entries.iter().filter(|entry| entry.kind() == kind).map(|entry| entry.digest).collect::<Vec<_>>();
+    let spans = of(SPAN_INDEX);
+    let indexes = if spans.is_empty() { of(INDEX_V1) } else { spans };
+    indexes.into_iter().chain(of(PROFILE)).collect()
 }
 
 /// The version 2 index that the image's own manifest names, and which is thereby as much part of it as its layers.

@@ -22,6 +22,7 @@ use soci_index::image::ImageSource;
 use soci_index::profile::Profile;
 use soci_index::profile::artifact::{self, Published};
 use soci_index::publish::profiles::{self, ProfilesError};
+use soci_index::registry::referrers::Listing;
 use soci_index::span::SpanId;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -85,17 +86,25 @@ pub fn budget(image_bytes: u64) -> u64 {
     (image_bytes / 4).clamp(16 << 20, 512 << 20)
 }
 
-/// Finds a published profile.
+/// Finds a published profile, by the list that was asked for early if there is one.
 ///
 /// # Errors
 /// [`ProfilesError`] when nobody can be asked, or what is there is no profile.
-pub async fn find(source: &ImageSource, image: &Digest, choice: &Choice) -> Result<Option<Wanted>, ProfilesError> {
+pub async fn find(
+    source: &ImageSource,
+    image: &Digest,
+    listing: Option<&Listing>,
+    choice: &Choice,
+) -> Result<Option<Wanted>, ProfilesError> {
     let name = match choice {
         Choice::None => return Ok(None),
         Choice::Default => None,
         Choice::Named(name) => Some(name.as_str()),
     };
-    let listed = profiles::list(source, image).await?;
+    let listed = match listing {
+        Some(listing) => profiles::list_early(listing).await?,
+        None => profiles::list(source, image).await?,
+    };
     let Some(published) = artifact::choose(&listed, name) else { return Ok(None) };
     let profile = Arc::new(profiles::fetch(source, published).await?);
     Ok(Some(Wanted { name: published.name.clone(), profile, published: Some(published.clone()) }))

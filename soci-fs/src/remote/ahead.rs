@@ -91,7 +91,8 @@ impl RemoteLayers {
         let source = self.0.registries.source(&key.registry, &key.repository, key.manifest);
         let Ok(source) = source else { return };
         let choice = if options.replay { Choice::Default } else { Choice::None };
-        let (found, _) = tokio::join!(find(&source, &key.manifest, &choice), futures_util::future::join_all(layers));
+        let found = find(&source, &key.manifest, image.listing(), &choice);
+        let (found, _) = tokio::join!(found, futures_util::future::join_all(layers));
         let published = found.unwrap_or_else(|error| {
             tracing::debug!(image = %key, %error, "no published profile can be had");
             None

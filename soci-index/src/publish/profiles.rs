@@ -7,22 +7,24 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 
 use crate::digest::Digest;
-use crate::image::model::{Descriptor, media_type};
-use crate::image::reference::ManifestName;
+use crate::image::model::{Descriptor, RawManifest, media_type};
 use crate::image::store::Store;
 use crate::image::{ImageError, ImageSource};
 use crate::limits::Limits;
 use crate::manifest::EMPTY_CONFIG;
 use crate::profile::artifact::{self, ARTIFACT, Notes, Published};
 use crate::profile::{PACK, PROFILE, Profile, ProfileError};
-use crate::registry::referrers::PushedReferrer;
+use crate::registry::referrers::{Listing, Lists, PushedReferrer};
 use crate::registry::{Body, RegistryError, Repository};
 use crate::sink::file_body;
 
 /// Manifests that are fetched at most. Stops a repository full of profiles from holding up a mount.
 const CANDIDATES_MAX: usize = 32;
+/// Manifests that are fetched at the same time: each costs a round trip.
+const PARALLEL: usize = 8;
 /// Bytes of a profile blob at most: the largest that keeps the limits is smaller.
 const BLOB_BYTES_MAX: u64 = 64 << 20;
 
@@ -61,37 +63,52 @@ pub enum ProfilesError {
 /// # Errors
 /// [`ProfilesError`] when nobody can be asked. What cannot be read is passed over.
 pub async fn list(source: &ImageSource, image: &Digest) -> Result<Vec<Published>, ProfilesError> {
-    let mut found = Vec::new();
-    let mut consider = |digest: Digest, bytes: &[u8]| match artifact::parse(digest, bytes, image) {
-        Ok(published) => found.push(published),
-        Err(reason) => tracing::debug!(%digest, reason, "not a profile of this image"),
-    };
     match source {
-        ImageSource::Registry { repository, .. } => {
-            let mut entries = repository.referrers(image, Some(ARTIFACT)).await?.entries;
-            entries.sort_by_key(|entry| entry.digest);
-            entries.dedup_by_key(|entry| entry.digest);
-            for entry in entries.into_iter().take(CANDIDATES_MAX) {
-                match repository.manifest(&ManifestName::Digest(entry.digest)).await {
-                    Ok(Some(raw)) => consider(raw.digest, &raw.bytes),
-                    Ok(None) => {}
-                    Err(error) => tracing::debug!(digest = %entry.digest, %error, "a profile cannot be read"),
-                }
-            }
-        }
+        ImageSource::Registry { repository, .. } => of_registry(Lists::Repository(repository), image).await,
         ImageSource::Store { store: Store::Layout(layout), .. } => {
             let store = Store::Layout(layout.clone());
             let ours = |entry: &Descriptor| entry.kind() == ARTIFACT;
+            let mut raws = Vec::new();
             for entry in store.entries().map_err(ImageError::from)?.iter().filter(|entry| ours(entry)) {
-                if let Some(raw) = store.manifest(entry).map_err(ImageError::from)? {
-                    consider(raw.digest, &raw.bytes);
-                }
+                raws.extend(store.manifest(entry).map_err(ImageError::from)?);
             }
+            Ok(profiles(&raws, image))
         }
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => {}
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => Ok(Vec::new()),
     }
+}
+
+/// The same by a list that was asked for early.
+///
+/// # Errors
+/// As [`list`].
+pub async fn list_early(listing: &Listing) -> Result<Vec<Published>, ProfilesError> {
+    of_registry(Lists::Early(listing), listing.subject()).await
+}
+
+async fn of_registry(lists: Lists<'_>, image: &Digest) -> Result<Vec<Published>, ProfilesError> {
+    let mut entries = lists.referrers(image, Some(ARTIFACT)).await?.entries;
+    entries.sort_by_key(|entry| entry.digest);
+    entries.dedup_by_key(|entry| entry.digest);
+    let fetched = futures_util::stream::iter(entries.into_iter().take(CANDIDATES_MAX))
+        .map(|entry| async move {
+            let raw = lists.manifest(entry.digest).await;
+            raw.inspect_err(|error| tracing::debug!(digest = %entry.digest, %error, "a profile cannot be read")).ok()?
+        })
+        .buffered(PARALLEL);
+    let raws: Vec<RawManifest> = fetched.filter_map(std::future::ready).collect().await;
+    Ok(profiles(&raws, image))
+}
+
+/// Those of some manifests that are profiles of `image`.
+fn profiles(raws: &[RawManifest], image: &Digest) -> Vec<Published> {
+    let profile = |raw: &RawManifest| {
+        let parsed = artifact::parse(raw.digest, &raw.bytes, image);
+        parsed.inspect_err(|reason| tracing::debug!(digest = %raw.digest, reason, "not a profile of this image")).ok()
+    };
+    let mut found: Vec<Published> = raws.iter().filter_map(profile).collect();
     artifact::order(&mut found);
-    Ok(found)
+    found
 }
 
 /// A published profile's content.

@@ -23,8 +23,11 @@ use crate::registry::redirect;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
 
+mod listing;
 mod visibility;
 
+pub(crate) use self::listing::Lists;
+pub use self::listing::{Choose, Listing};
 pub use self::visibility::{Blemish, NoApi, Visibility};
 
 /// Pages of one list. Stops a server whose pages lead on for ever.
@@ -64,6 +67,24 @@ pub struct Referrers {
     pub found_by: FoundBy,
 }
 
+/// In which order a registry's two lists are asked for.
+#[derive(Debug, Clone, Copy)]
+enum Asking {
+    /// The fallback tag when there turns out to be no API.
+    InTurn,
+    /// Both.
+    AtOnce,
+}
+
+impl Referrers {
+    /// Keeps what is of this kind or does not say what it is.
+    fn keep(&mut self, artifact_type: Option<&str>) {
+        if let Some(wanted) = artifact_type {
+            self.entries.retain(|entry| entry.kind() == wanted || entry.kind().is_empty());
+        }
+    }
+}
+
 /// A referrer that was pushed and that consumers will find, though perhaps not all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedReferrer {
@@ -86,9 +107,24 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when the registry cannot be asked.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Referrers, RegistryError> {
+        self.listed(subject, artifact_type, Asking::InTurn).await
+    }
+
+    /// The same, of all kinds, with the API and the fallback tag asked at the same time: a round trip less where there is
+    /// no API, a question more where there is one.
+    pub(crate) async fn referrers_at_once(&self, subject: &Digest) -> Result<Referrers, RegistryError> {
+        self.listed(subject, None, Asking::AtOnce).await
+    }
+
+    async fn listed(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        asking: Asking,
+    ) -> Result<Referrers, RegistryError> {
         let empty = &Mutex::new(None);
         let found = self.first(Need::Referrers, |place| async move {
-            let found = place.referrers(subject, artifact_type).await?;
+            let found = place.referrers(subject, artifact_type, asking).await?;
             if found.entries.is_empty() && !place.is_last() {
                 if !matches!(found.found_by, FoundBy::Nothing(_)) {
                     *empty.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
@@ -141,10 +177,29 @@ impl Repository {
 }
 
 impl Place {
-    async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Referrers, RegistryError> {
-        let (mut entries, found_by) = match self.referrers_api(subject, artifact_type).await? {
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        asking: Asking,
+    ) -> Result<Referrers, RegistryError> {
+        let (api, tag) = match asking {
+            Asking::InTurn => (self.referrers_api(subject, artifact_type).await?, None),
+            Asking::AtOnce => {
+                let (api, tag) =
+                    tokio::join!(self.referrers_api(subject, artifact_type), self.fallback_entries(subject));
+                (api?, Some(tag))
+            }
+        };
+        let tagged = async {
+            match tag {
+                Some(tag) => tag,
+                None => self.fallback_entries(subject).await,
+            }
+        };
+        let (entries, found_by) = match api {
             ApiAnswer::Listed(entries) => (entries, FoundBy::Api),
-            ApiAnswer::Unsupported(reason) => match self.fallback_entries(subject).await {
+            ApiAnswer::Unsupported(reason) => match tagged.await {
                 Ok(Some(entries)) => (entries, FoundBy::FallbackTag),
                 Ok(None) => (Vec::new(), FoundBy::Nothing(reason.to_string())),
                 // Somebody else's tag lists nothing; only writing to it would be wrong.
@@ -152,10 +207,9 @@ impl Place {
                 Err(error) => return Err(error),
             },
         };
-        if let Some(wanted) = artifact_type {
-            entries.retain(|entry| entry.kind() == wanted || entry.kind().is_empty());
-        }
-        Ok(Referrers { entries, found_by })
+        let mut found = Referrers { entries, found_by };
+        found.keep(artifact_type);
+        Ok(found)
     }
 
     async fn referrers_api(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<ApiAnswer, RegistryError> {

@@ -17,6 +17,8 @@ mod fallback;
 #[cfg(test)]
 mod images;
 #[cfg(test)]
+mod listing;
+#[cfg(test)]
 mod manifests;
 #[cfg(test)]
 mod mirrors;

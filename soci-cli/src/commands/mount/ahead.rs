@@ -57,7 +57,7 @@ impl Search {
         let (image, memory) = (image.descriptor.digest, Memory::new(config.profiles()));
         let found = tokio::spawn({
             let (source, choice) = (source.clone(), choice.clone());
-            async move { find(&source, &image, &choice).await }
+            async move { find(&source, &image, None, &choice).await }
         });
         Self { choice, found, memory, image, options }
     }
