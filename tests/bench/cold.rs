@@ -159,11 +159,7 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
     // Where the network is no matter, or the nearer one is what was asked about.
     let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
     for (image, workloads) in &jobs {
-        let indexes = runtime.block_on(Indexes::of(&shelf, image))?;
-        indexes.add_storage(image, report);
-        for workload in workloads {
-            sent::sent(&near, image, *workload, &indexes, options.rounds(), report)?;
-        }
+        near.indexes(runtime, image, workloads, options.rounds(), report)?;
         whole::whole(runtime, &near, image, options.rounds(), report)?;
         fetched::fetched(&near, image, options.rounds(), report)?;
     }
@@ -178,6 +174,17 @@ pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -
         runtime.block_on(shelf.publish(image, &daemons))?;
         whole::whole(runtime, &near, image, options.rounds(), report)?;
         fetched::fetched(&near, image, options.rounds(), report)?;
+    }
+    Ok(())
+}
+
+/// Measures what a start reads of an index, what the registry keeps of it, and nothing else.
+pub(crate) fn index(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let Some((daemons, shelf)) = ready()? else { return Ok(()) };
+    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    for (image, workloads) in &jobs(options) {
+        runtime.block_on(shelf.publish(image, &daemons))?;
+        near.indexes(runtime, image, workloads, options.rounds(), report)?;
     }
     Ok(())
 }
@@ -204,6 +211,23 @@ impl Place<'_> {
             eprintln!("  {}, {}: round {} of {rounds}", self.network.name, workload.name, round + 1);
         }
         Ok(found.into_values().collect())
+    }
+
+    /// The indexes of an image: what is kept of them, and what is sent for starts.
+    fn indexes(
+        &self,
+        runtime: &Runtime,
+        image: &Image,
+        workloads: &[Workload],
+        rounds: usize,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let indexes = runtime.block_on(Indexes::of(self.shelf, image))?;
+        indexes.add_storage(image, report);
+        for workload in workloads {
+            sent::sent(self, image, *workload, &indexes, rounds, report)?;
+        }
+        Ok(())
     }
 
     /// One start on a machine of its own, which is gone when this is over.

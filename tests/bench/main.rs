@@ -5,7 +5,7 @@
 //! `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits, for looking into things by hand. The
 //! data are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
 //! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once; `whole` only pulls
-//! all of them, without an index and with one. Where a goal is a ratio, both sides run in turn, several times, and the
+//! all of them, without an index and with one, and `index` only looks at their indexes. Where a goal is a ratio, both sides run in turn, several times, and the
 //! ratio of neighbouring runs counts: machines are noisy, and noise hits both.
 
 mod cold;
@@ -58,9 +58,9 @@ impl Wanted {
                 }
                 "--ml" => wanted.cold.ml = true,
                 name if NAMES.contains(&name) => wanted.names.push(argument),
-                "stage" | "cold" | "whole" => wanted.names.push(argument),
+                "stage" | "cold" | "whole" | "index" => wanted.names.push(argument),
                 other => bail!(
-                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, whole, {}",
+                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, whole, index, {}",
                     NAMES.join(", ")
                 ),
             }
@@ -148,6 +148,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("whole") && process::can_mount() {
         cold::pulls(runtime, &wanted.cold, &mut report)?;
+    }
+    if wanted.is("index") && process::can_mount() {
+        cold::index(runtime, &wanted.cold, &mut report)?;
     }
     if wanted.is("prepare") {
         node::prepare(runtime, &mut report)?;

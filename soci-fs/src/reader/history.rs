@@ -4,7 +4,7 @@
 //! the store its end is the history, and nothing is asked for; else the window is fetched, beside the span's own bytes
 //! and at the same time, so that it costs no round trip. Spans that are fetched together have their windows in one piece
 //! of the blob, and its neighbours come along: as many bytes as were wanted before, since a layer that is read here and
-//! there will be read between. So most spans of a busy layer need no request for a window, and of a layer that is hardly
+//! there will be read between, unless many that came so were not of use yet. So most spans of a busy layer need no request for a window, and of a layer that is hardly
 //! read hardly more than the windows in use are fetched.
 //!
 //! Invariants: a window is used only with the digest that the index states; what is held here is bounded; no window is
@@ -28,8 +28,10 @@ use crate::source::Source;
 use crate::store::{LayerStore, Reading};
 
 /// Bytes of windows that are held, for spans that are on their way or may be wanted, and for comparing with the end of a
-/// span that comes later: those of about a thousand spans.
+/// span that comes later: those of about a thousand spans at most.
 const HELD_BYTES_MAX: usize = 2 << 20;
+/// As long as so much of it is of spans that did not come yet, no more windows come along with those that are wanted.
+const UNUSED_BYTES_MAX: usize = HELD_BYTES_MAX / 2;
 /// A windows blob of no more than this is fetched whole when the first window is wanted.
 const WHOLE_BYTES_MAX: u64 = 32 << 10;
 /// Most bytes of windows that come along with those that are wanted: a millisecond at 1 Gbit/s.
@@ -48,30 +50,61 @@ pub(super) struct Histories {
 
 #[derive(Debug, Default)]
 struct Held {
-    frames: BTreeMap<SpanId, Bytes>,
+    frames: BTreeMap<SpanId, Frame>,
     bytes: usize,
+    /// Of these, what no span was decoded with yet.
+    unused_bytes: usize,
     /// Bytes of windows that were wanted for a span.
     wanted_bytes: u64,
     /// The windows of which spans are on their way.
     coming: Vec<(Range<SpanId>, Windows)>,
 }
 
+/// A window as the blob has it.
+#[derive(Debug)]
+struct Frame {
+    bytes: Bytes,
+    /// Its span was decoded: it is kept for comparing only.
+    is_used: bool,
+}
+
 impl Held {
-    fn put(&mut self, span: SpanId, frame: Bytes) {
-        if self.bytes + frame.len() > HELD_BYTES_MAX {
-            // Left over from spans that never came: whoever still wants one fetches it again.
-            (self.frames, self.bytes) = (BTreeMap::new(), 0);
+    /// Makes room for a window and keeps it. What is only for comparing goes first, since whoever still wants one of the
+    /// others has to fetch it again.
+    fn put(&mut self, span: SpanId, bytes: Bytes) {
+        self.remove(span);
+        if self.bytes + bytes.len() > HELD_BYTES_MAX {
+            self.frames.retain(|_, frame| !frame.is_used);
+            self.bytes = self.unused_bytes;
         }
-        self.bytes += frame.len();
-        if let Some(old) = self.frames.insert(span, frame) {
-            self.bytes -= old.len();
+        if self.bytes + bytes.len() > HELD_BYTES_MAX {
+            // Left over from spans that never came.
+            (self.frames, self.bytes, self.unused_bytes) = (BTreeMap::new(), 0, 0);
         }
+        self.bytes += bytes.len();
+        self.unused_bytes += bytes.len();
+        self.frames.insert(span, Frame { bytes, is_used: false });
     }
 
     fn remove(&mut self, span: SpanId) {
-        if let Some(old) = self.frames.remove(&span) {
-            self.bytes -= old.len();
+        self.note_use(span);
+        if let Some(frame) = self.frames.remove(&span) {
+            self.bytes -= frame.bytes.len();
         }
+    }
+
+    fn note_use(&mut self, span: SpanId) {
+        if let Some(frame) = self.frames.get_mut(&span)
+            && !std::mem::replace(&mut frame.is_used, true)
+        {
+            self.unused_bytes -= frame.bytes.len();
+        }
+    }
+
+    /// How many bytes of windows may come along with those that are wanted.
+    fn along_bytes(&self) -> u64 {
+        let room = UNUSED_BYTES_MAX.saturating_sub(self.unused_bytes) as u64;
+        self.wanted_bytes.min(ALONG_BYTES_MAX).min(room)
     }
 }
 
@@ -112,7 +145,7 @@ impl Histories {
             let is_lacking = |span: SpanId| {
                 !held.frames.contains_key(&span) && !held.coming.iter().any(|(coming, _)| coming.contains(&span))
             };
-            let range = along(index, *first..*last + 1, held.wanted_bytes.min(ALONG_BYTES_MAX), &is_lacking);
+            let range = along(index, *first..*last + 1, held.along_bytes(), &is_lacking);
             let windows = fetch(range.clone());
             held.coming.push((range, windows.clone()));
             awaited.push(windows);
@@ -156,7 +189,7 @@ impl Histories {
 
     /// The window that was fetched for a span, if it was.
     fn fetched(&self, index: &LayerIndex, span: SpanId) -> Result<Option<Window>, Cause> {
-        let frame = lock(&self.held).frames.get(&span).cloned();
+        let frame = lock(&self.held).frames.get(&span).map(|frame| frame.bytes.clone());
         let (Some(frame), Some(place)) = (frame, index.window_place(span)) else { return Ok(None) };
         let window = place.window(&frame);
         if window.is_err() {
@@ -172,9 +205,9 @@ impl Histories {
 
     /// The span was decoded: its window is of use only as long as nobody knows what it should be.
     pub(super) fn done(&self, store: &LayerStore, span: SpanId) {
-        if span.checked_sub(1).is_none_or(|before| store.is_present(before)) {
-            lock(&self.held).remove(span);
-        }
+        let is_known = span.checked_sub(1).is_none_or(|before| store.is_present(before));
+        let mut held = lock(&self.held);
+        if is_known { held.remove(span) } else { held.note_use(span) }
     }
 }
 
@@ -222,4 +255,55 @@ async fn read(source: &dyn Source, range: Range<u64>, policy: &Policy) -> Result
         bytes.extend_from_slice(&chunk.ok_or(Cause::Short { expected, found: bytes.len() as u64 })??);
     }
     Ok(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: usize = 64 << 10;
+    const FIT: u32 = (HELD_BYTES_MAX / FRAME) as u32;
+
+    fn full() -> Held {
+        let mut held = Held { wanted_bytes: u64::MAX, ..Held::default() };
+        for span in 0..FIT {
+            held.put(span, Bytes::from(vec![0; FRAME]));
+        }
+        held
+    }
+
+    #[test]
+    fn room_is_made_of_windows_that_were_used() {
+        let mut held = full();
+        assert_eq!(held.bytes, HELD_BYTES_MAX);
+        held.note_use(3);
+        held.note_use(3);
+        held.put(FIT, Bytes::from(vec![1; FRAME]));
+        assert_eq!(held.bytes, HELD_BYTES_MAX);
+        assert_eq!(held.unused_bytes, HELD_BYTES_MAX);
+        assert!(!held.frames.contains_key(&3), "what was used is gone");
+        assert_eq!(held.frames.len(), FIT as usize, "and nothing else");
+    }
+
+    #[test]
+    fn what_never_came_does_not_stay_for_ever() {
+        let mut held = full();
+        held.put(FIT, Bytes::from(vec![1; FRAME]));
+        assert_eq!((held.frames.len(), held.bytes, held.unused_bytes), (1, FRAME, FRAME));
+    }
+
+    #[test]
+    fn nothing_comes_along_while_much_is_unused() {
+        let mut held = full();
+        assert_eq!(held.along_bytes(), 0);
+        for span in 0..FIT {
+            held.note_use(span);
+        }
+        assert_eq!(held.along_bytes(), ALONG_BYTES_MAX);
+        held.put(0, Bytes::from(vec![0; FRAME]));
+        held.remove(1);
+        assert_eq!((held.unused_bytes, held.bytes), (FRAME, HELD_BYTES_MAX - FRAME));
+        let nearly = Held { unused_bytes: UNUSED_BYTES_MAX - 1, wanted_bytes: u64::MAX, ..Held::default() };
+        assert_eq!(nearly.along_bytes(), 1);
+    }
 }
