@@ -16,6 +16,7 @@ pub mod elf;
 mod follow;
 mod names;
 pub mod python;
+mod stems;
 
 pub use follow::{Follower, Reach};
 pub use names::{FileAt, Meant, Names};

@@ -284,6 +284,11 @@ impl Tree {
         self.node(number).is_some_and(|node| node.kind != NodeKind::ForeignLink)
     }
 
+    /// All names in all directories.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Child<'_>> + Clone {
+        self.dirents.iter().map(|dirent| Child { name: self.name(dirent), node: NodeNumber(dirent.node) })
+    }
+
     /// All children, foreign links too.
     pub(crate) fn all_children(&self, directory: NodeNumber) -> impl Iterator<Item = Child<'_>> {
         let dirents = &self.dirents[self.dirent_range(directory)];

@@ -129,7 +129,8 @@ async fn what_may_be_wrong_is_bounded() {
     let store = Store::open(directory.path()).unwrap();
     let reader = layer.reader(&store, layer.memory(), plain_policy());
     let image = Image::new(vec![reader.clone()]).unwrap();
-    let _follower = Follower::start(image.names(), vec![reader.clone()], patient(), &Handle::current());
+    let reach = Reach { credit_bytes: CREDIT, ..patient() };
+    let _follower = Follower::start(image.names(), vec![reader.clone()], reach, &Handle::current());
     reader.read_file(entry(&reader, "lib/main.py"), 0, 100).await.unwrap();
     let settled = async || {
         let mut before = 0;
@@ -146,7 +147,6 @@ async fn what_may_be_wrong_is_bounded() {
     };
     let first = settled().await;
     assert!((CREDIT..CREDIT + (2 << 20)).contains(&first), "{first}");
-    assert_eq!(patient().credit_bytes, CREDIT);
     for number in 0..30 {
         reader.read_file(entry(&reader, &format!("lib/m{number}.py")), 0, 128 << 10).await.unwrap();
     }

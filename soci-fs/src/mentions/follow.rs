@@ -62,9 +62,10 @@ pub struct Reach {
 }
 
 impl Default for Reach {
-    /// Measured on starts of Python, numpy, scipy (docs/BENCHMARKS.md): a larger credit brings nothing.
+    /// Measured on starts of Python, numpy, scipy (docs/BENCHMARKS.md): a larger credit brings nothing, a smaller one is
+    /// slower where the line is.
     fn default() -> Self {
-        Self { credit_bytes: 1 << 20, quiet: Duration::from_millis(100) }
+        Self { credit_bytes: 4 << 20, quiet: Duration::from_millis(100) }
     }
 }
 

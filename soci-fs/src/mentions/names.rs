@@ -12,6 +12,7 @@ use soci_index::entry::{Entry, EntryKind};
 use soci_index::index::LayerIndex;
 
 use super::Mention;
+use super::stems::Stems;
 use crate::tree::{NodeKind, NodeNumber, Tree};
 
 /// Links on the way to a file.
@@ -64,6 +65,8 @@ pub struct Names {
     roots: Vec<Box<[u8]>>,
     /// Where the loader looks for libraries.
     libraries: Vec<Box<[u8]>>,
+    /// What modules may be called; made when the first one is looked for.
+    stems: Option<Stems>,
 }
 
 /// A tree, and the numbers of the layers that its nodes speak of.
@@ -100,7 +103,7 @@ impl Names {
 
     fn new(views: Vec<View>, layers: Vec<Arc<LayerIndex>>) -> Self {
         let (directories, modules, roots, libraries) = (HashMap::new(), HashMap::new(), Vec::new(), Vec::new());
-        let mut names = Self { views, layers, directories, modules, modules_count: 0, roots, libraries };
+        let mut names = Self { views, layers, directories, modules, modules_count: 0, roots, libraries, stems: None };
         for usual in LIBRARY_DIRECTORIES {
             let directory = names.directory(usual.as_bytes());
             let below = names.children(&directory).filter(|name| name.ends_with(b"-linux-gnu"));
@@ -119,6 +122,11 @@ impl Names {
 
     /// The files that `mention`, found in `from`, leads to.
     pub fn find(&mut self, from: FileAt, mention: &Mention) -> Meant {
+        if let Mention::Module(name) = mention
+            && !self.may_have_module(name)
+        {
+            return Meant::default();
+        }
         let Some(name) = self.entry(from).map(|entry| entry.name.clone()) else { return Meant::default() };
         let path = clean(&name);
         let directory = parent(&path);
@@ -201,6 +209,11 @@ impl Names {
         let said: Vec<Box<[u8]>> = said.iter().map(|path| origin(path)).collect();
         let usual = self.libraries.clone();
         said.iter().chain(&usual).find_map(|directory| self.path(&join(directory, name)))
+    }
+
+    fn may_have_module(&mut self, name: &[u8]) -> bool {
+        let views = &self.views;
+        self.stems.get_or_insert_with(|| Stems::of(views.iter().flat_map(View::names))).may_have(name)
     }
 
     /// [`Names::module`], looked for once.
@@ -339,6 +352,11 @@ impl Names {
 }
 
 impl View {
+    /// All names, and which of them are directories'.
+    fn names(&self) -> impl Iterator<Item = (&[u8], bool)> + Clone {
+        self.tree.names().map(|child| (child.name, self.is_directory(child.node)))
+    }
+
     fn is_directory(&self, node: NodeNumber) -> bool {
         self.tree.node(node).is_some_and(|node| node.kind() == NodeKind::Directory)
     }
