@@ -88,6 +88,29 @@ async fn only_the_windows_that_are_needed_are_fetched() {
     assert_eq!(fetch(0).await, (1, 0));
 }
 
+/// Windows of spans that somebody will have fetched come in one request, over others that nobody wants.
+#[tokio::test]
+async fn planned_windows_come_together() {
+    let (layer, windows) = layer(400);
+    let requests = async |plan: &[u32]| {
+        let (_directory, store) = store();
+        let source = Arc::new(MemorySource::new(Bytes::from(windows.clone())));
+        let reader = reader(&layer, &store, Some(source));
+        reader.plan(plan.iter().copied());
+        for number in [20, 22, 24] {
+            let place = span(&layer, number);
+            assert!(reader.read(place.start as u64, place.len()).await.unwrap() == layer.tar[place]);
+        }
+        reader.counts().requests
+    };
+    let length = |span| u64::from(layer.index.window_place(span).unwrap().length);
+    assert!(length(21) < 8 << 10 && length(23) < 8 << 10);
+    // The spans, and their windows.
+    assert_eq!(requests(&[20, 22, 24]).await, 3 + 1);
+    // A plan of something else brings nothing along.
+    assert_eq!(requests(&[2]).await, 3 + 3);
+}
+
 /// A windows blob that is wrong yields errors and never wrong bytes; one that was damaged on the way is fetched again.
 #[tokio::test]
 async fn wrong_windows() {

@@ -191,7 +191,11 @@ fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
 async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
     // A request that does not fit into what is left of the budget is not made: none may be most of it.
     let largest = REQUEST_BYTES_MAX.min(budget_bytes / 8);
-    let requests = requests(&lacking(wanted, readers), |span| size(readers, span), largest);
+    let spans = lacking(wanted, readers);
+    for (place, reader) in readers.iter().enumerate() {
+        reader.plan(spans.iter().filter(|(of, _)| *of == place).map(|(_, span)| *span));
+    }
+    let requests = requests(&spans, |span| size(readers, span), largest);
     let mut requests = requests.into_iter().peekable();
     let (mut fetching, mut in_flight) = (FuturesUnordered::new(), 0);
     let mut budget = Budget::new(budget_bytes, Instant::now());

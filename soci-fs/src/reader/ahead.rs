@@ -29,6 +29,9 @@ pub(crate) struct Plan(LayerReader, Foresight);
 impl Drop for Plan {
     fn drop(&mut self) {
         self.0.planners(self.1).fetch_sub(1, Ordering::AcqRel);
+        if self.1 == Foresight::Bytes {
+            self.0.plan(std::iter::empty());
+        }
     }
 }
 
@@ -75,6 +78,12 @@ impl LayerReader {
         let new = lock(&shared.ahead).foresee(spans, foresight, &|span| !shared.store.is_present(span));
         let size = |span| shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
         new.into_iter().map(size).sum()
+    }
+
+    /// Reckons with all of these spans being fetched, so that what they need comes in few requests; until it is told
+    /// otherwise, or a profile ends.
+    pub fn plan(&self, spans: impl Iterator<Item = SpanId>) {
+        self.shared.histories.plan(spans);
     }
 
     /// How the line to the source is.

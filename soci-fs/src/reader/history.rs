@@ -3,14 +3,15 @@
 //! A span index keeps its windows in a blob of their own, of which a start-up needs a few. Where the span before is in
 //! the store its end is the history, and nothing is asked for; else the window is fetched, beside the span's own bytes
 //! and at the same time, so that it costs no round trip. Spans that are fetched together have their windows in one piece
-//! of the blob, and its neighbours come along: as many bytes as were wanted before, since a layer that is read here and
-//! there will be read between, unless many that came so were not of use yet. So most spans of a busy layer need no request for a window, and of a layer that is hardly
-//! read hardly more than the windows in use are fetched.
+//! of the blob, and others come along ([`together`]): those that a plan will want, or else as many bytes of neighbours as
+//! were wanted before, since a layer that is read here and there will be read between, unless many that came so were not
+//! of use yet. So most spans of a busy layer need no request for a window, and of a layer that is hardly read hardly more
+//! than the windows in use are fetched.
 //!
 //! Invariants: a window is used only with the digest that the index states; what is held here is bounded; no window is
 //! asked for while it is on its way; one that does not come is an error of its span, which the next try may mend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -27,15 +28,19 @@ use super::{Cause, Policy, lock};
 use crate::source::Source;
 use crate::store::{LayerStore, Reading};
 
+mod together;
+
+use together::Blob;
+
 /// Bytes of windows that are held, for spans that are on their way or may be wanted, and for comparing with the end of a
-/// span that comes later: those of about a thousand spans at most.
-const HELD_BYTES_MAX: usize = 2 << 20;
+/// span that comes later: those of some eight hundred spans.
+const HELD_BYTES_MAX: usize = 6 << 20;
 /// As long as so much of it is of spans that did not come yet, no more windows come along with those that are wanted.
-const UNUSED_BYTES_MAX: usize = HELD_BYTES_MAX / 2;
-/// A windows blob of no more than this is fetched whole when the first window is wanted.
-const WHOLE_BYTES_MAX: u64 = 32 << 10;
+const UNUSED_BYTES_MAX: usize = HELD_BYTES_MAX / 3 * 2;
 /// Most bytes of windows that come along with those that are wanted: a millisecond at 1 Gbit/s.
 const ALONG_BYTES_MAX: u64 = 128 << 10;
+/// The same when it is known which will be wanted.
+const PLANNED_BYTES_MAX: u64 = 512 << 10;
 
 /// Windows, when they have come.
 pub(super) type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
@@ -56,6 +61,8 @@ struct Held {
     unused_bytes: usize,
     /// Bytes of windows that were wanted for a span.
     wanted_bytes: u64,
+    /// Spans that will be fetched, if somebody knows.
+    planned: BTreeSet<SpanId>,
     /// The windows of which spans are on their way.
     coming: Vec<(Range<SpanId>, Windows)>,
 }
@@ -103,14 +110,23 @@ impl Held {
 
     /// How many bytes of windows may come along with those that are wanted.
     fn along_bytes(&self) -> u64 {
-        let room = UNUSED_BYTES_MAX.saturating_sub(self.unused_bytes) as u64;
-        self.wanted_bytes.min(ALONG_BYTES_MAX).min(room)
+        self.wanted_bytes.min(ALONG_BYTES_MAX).min(self.room())
+    }
+
+    /// How many bytes may come that no span on its way needs.
+    const fn room(&self) -> u64 {
+        UNUSED_BYTES_MAX.saturating_sub(self.unused_bytes) as u64
     }
 }
 
 impl Histories {
     pub(super) fn new(source: Option<Arc<dyn Source>>) -> Self {
         Self { source, held: Mutex::default() }
+    }
+
+    /// Reckons with all of these spans being fetched, until there is another plan.
+    pub(super) fn plan(&self, spans: impl Iterator<Item = SpanId>) {
+        lock(&self.held).planned = spans.collect();
     }
 
     /// The windows that the flight of `spans`, neighbours, needs from the blob. `fetch` starts to fetch those of the spans
@@ -145,7 +161,14 @@ impl Histories {
             let is_lacking = |span: SpanId| {
                 !held.frames.contains_key(&span) && !held.coming.iter().any(|(coming, _)| coming.contains(&span))
             };
-            let range = along(index, *first..*last + 1, held.along_bytes(), &is_lacking);
+            let place = |span: SpanId| index.window_place(span).map(|place| place.offset..end_of(place));
+            let blob = Blob { count: store.spans(), place: &place };
+            let range = if held.planned.is_empty() {
+                blob.with_near(*first..*last + 1, held.along_bytes(), &is_lacking)
+            } else {
+                let room = held.room().min(PLANNED_BYTES_MAX);
+                blob.with_planned(*first..*last + 1, room, &is_lacking, &held.planned)
+            };
             let windows = fetch(range.clone());
             held.coming.push((range, windows.clone()));
             awaited.push(windows);
@@ -209,25 +232,6 @@ impl Histories {
         let mut held = lock(&self.held);
         if is_known { held.remove(span) } else { held.note_use(span) }
     }
-}
-
-/// The spans whose windows are fetched when those of `spans` are wanted: with neighbours on both sides that lack theirs,
-/// `bytes` in all.
-fn along(index: &LayerIndex, spans: Range<SpanId>, bytes: u64, is_lacking: &dyn Fn(SpanId) -> bool) -> Range<SpanId> {
-    let count = SpanId::try_from(index.spans.len()).unwrap_or(SpanId::MAX);
-    let place = |span: &SpanId| index.window_place(*span);
-    let all = (0..count).rev().find_map(|span| place(&span)).map_or(0, end_of);
-    if all <= WHOLE_BYTES_MAX {
-        return 0..count;
-    }
-    let start = spans.clone().find_map(|span| place(&span)).map_or(0, |place| place.offset);
-    let end = spans.clone().rev().find_map(|span| place(&span)).map_or(all, end_of);
-    let (lowest, highest) = (start.saturating_sub(bytes / 2), end.saturating_add(bytes / 2));
-    let is_before = |span: &SpanId| is_lacking(*span) && place(span).is_none_or(|place| place.offset >= lowest);
-    let is_behind = |span: &SpanId| is_lacking(*span) && place(span).is_none_or(|place| end_of(place) <= highest);
-    let first = (0..spans.start).rev().take_while(is_before).last().unwrap_or(spans.start);
-    let last = (spans.end..count).take_while(is_behind).last().map_or(spans.end, |last| last + 1);
-    first..last
 }
 
 fn end_of(place: &WindowPlace) -> u64 {
