@@ -96,7 +96,7 @@ async fn planned_windows_come_together() {
         let (_directory, store) = store();
         let source = Arc::new(MemorySource::new(Bytes::from(windows.clone())));
         let reader = reader(&layer, &store, Some(source));
-        reader.plan(plan.iter().copied());
+        plan.iter().for_each(|span| reader.plan(*span..*span + 1));
         for number in [20, 22, 24] {
             let place = span(&layer, number);
             assert!(reader.read(place.start as u64, place.len()).await.unwrap() == layer.tar[place]);

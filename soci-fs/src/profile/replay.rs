@@ -191,12 +191,9 @@ fn size(readers: &[LayerReader], (place, span): (usize, SpanId)) -> u64 {
 async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
     // A request that does not fit into what is left of the budget is not made: none may be most of it.
     let largest = REQUEST_BYTES_MAX.min(budget_bytes / 8);
-    let spans = lacking(wanted, readers);
-    for (place, reader) in readers.iter().enumerate() {
-        reader.plan(spans.iter().filter(|(of, _)| *of == place).map(|(_, span)| *span));
-    }
-    let requests = requests(&spans, |span| size(readers, span), largest);
-    let mut requests = requests.into_iter().peekable();
+    let requests = requests(&lacking(wanted, readers), |span| size(readers, span), largest);
+    let (mut plan, mut planned_bytes) = (requests.iter().peekable(), 0);
+    let mut requests = requests.iter().cloned().peekable();
     let (mut fetching, mut in_flight) = (FuturesUnordered::new(), 0);
     let mut budget = Budget::new(budget_bytes, Instant::now());
     loop {
@@ -204,6 +201,14 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
         let limit = if is_waited_for { FLIGHT_BYTES_BESIDE_READS } else { FLIGHT_BYTES };
         let read = readers.iter().map(|reader| reader.foreseen_bytes().0).sum();
         budget.note(read, Instant::now());
+        // What the budget will never reach is not prepared for.
+        while let Some((place, spans)) = plan.next_if(|(place, spans)| {
+            let bytes = bytes_of(readers, *place, spans);
+            budget.reaches(planned_bytes + bytes)
+        }) {
+            planned_bytes += bytes_of(readers, *place, spans);
+            readers[*place].plan(spans.clone());
+        }
         let next = requests.peek().map(|(place, spans)| bytes_of(readers, *place, spans));
         let is_spent = next.is_some_and(|bytes| !budget.has(bytes));
         if is_spent && budget.is_given_up(Instant::now()) {
@@ -252,7 +257,12 @@ impl Budget {
     }
 
     const fn has(&self, bytes: u64) -> bool {
-        self.asked.saturating_add(bytes) <= self.bytes.saturating_add(self.read)
+        self.reaches(self.asked.saturating_add(bytes))
+    }
+
+    /// Whether so many bytes in all may be asked for, as far as is known now.
+    const fn reaches(&self, bytes: u64) -> bool {
+        bytes <= self.bytes.saturating_add(self.read)
     }
 
     const fn spend(&mut self, bytes: u64) {

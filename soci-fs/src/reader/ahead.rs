@@ -28,9 +28,9 @@ pub(crate) struct Plan(LayerReader, Foresight);
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        self.0.planners(self.1).fetch_sub(1, Ordering::AcqRel);
-        if self.1 == Foresight::Bytes {
-            self.0.plan(std::iter::empty());
+        let before = self.0.planners(self.1).fetch_sub(1, Ordering::AcqRel);
+        if before == 1 && self.1 == Foresight::Bytes {
+            self.0.shared.histories.forget_plans();
         }
     }
 }
@@ -80,9 +80,9 @@ impl LayerReader {
         new.into_iter().map(size).sum()
     }
 
-    /// Reckons with all of these spans being fetched, so that what they need comes in few requests; until it is told
-    /// otherwise, or a profile ends.
-    pub fn plan(&self, spans: impl Iterator<Item = SpanId>) {
+    /// Reckons with these spans being fetched, too, so that what they need comes in few requests. Plans end with the last
+    /// profile that is followed.
+    pub fn plan(&self, spans: Range<SpanId>) {
         self.shared.histories.plan(spans);
     }
 

@@ -124,9 +124,13 @@ impl Histories {
         Self { source, held: Mutex::default() }
     }
 
-    /// Reckons with all of these spans being fetched, until there is another plan.
-    pub(super) fn plan(&self, spans: impl Iterator<Item = SpanId>) {
-        lock(&self.held).planned = spans.collect();
+    /// Reckons with these spans being fetched, too.
+    pub(super) fn plan(&self, spans: Range<SpanId>) {
+        lock(&self.held).planned.extend(spans);
+    }
+
+    pub(super) fn forget_plans(&self) {
+        lock(&self.held).planned.clear();
     }
 
     /// The windows that the flight of `spans`, neighbours, needs from the blob. `fetch` starts to fetch those of the spans
