@@ -20,6 +20,7 @@ use soci_index::entry::Entry;
 use soci_index::index::LayerIndex;
 use soci_index::indexer::{IndexError, Indexed, Indexer, Options};
 use soci_index::limits::Limits;
+use tokio::sync::watch;
 
 use crate::reader::LayerReader;
 use crate::source::SourceError;
@@ -30,6 +31,9 @@ use crate::unpack::LayerClaim;
 const PADDING_BYTES_MAX: u64 = 1 << 20;
 
 const TAR_BLOCK_BYTES: u64 = 512;
+
+/// Bytes that are read from the store at a time.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What a proof found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,38 +129,86 @@ pub enum ProofError {
 /// # Errors
 /// [`ProofError::Incomplete`], [`ProofError::Store`].
 pub async fn by_data(reader: &LayerReader, diff_id: Digest) -> Result<Verdict, ProofError> {
-    let (layer, store) = (reader.digest(), Arc::clone(reader.store()));
-    let work = tokio::task::spawn_blocking(move || hash_data(layer, &store, diff_id));
+    let (_, landed) = watch::channel(reader.store().size());
+    by_data_as_it_comes(reader, diff_id, landed).await
+}
+
+/// The same beside whoever brings the layer: `landed` says how far from its start all of it is present. What is lacking when
+/// its sender has gone must be present then.
+///
+/// # Errors
+/// [`ProofError::Incomplete`], [`ProofError::Store`].
+pub async fn by_data_as_it_comes(
+    reader: &LayerReader,
+    diff_id: Digest,
+    mut landed: watch::Receiver<u64>,
+) -> Result<Verdict, ProofError> {
+    let (layer, size) = (reader.digest(), reader.store().size());
+    let mut hashing = Hashing::new(reader, diff_id);
+    loop {
+        let end = *landed.borrow_and_update();
+        let work = tokio::task::spawn_blocking(move || hashing.go_to(end).map(|()| hashing));
+        hashing = work.await.map_err(|_| ProofError::Abandoned { layer })??;
+        if hashing.offset >= size || landed.changed().await.is_err() {
+            break;
+        }
+    }
+    let work = tokio::task::spawn_blocking(move || hashing.finish());
     work.await.map_err(|_| ProofError::Abandoned { layer })?
 }
 
-fn hash_data(layer: Digest, store: &LayerStore, diff_id: Digest) -> Result<Verdict, ProofError> {
-    let failed = |cause| ProofError::Store { layer, cause };
-    let mut hasher = Hasher::new(diff_id.algorithm());
-    let mut buffer = vec![0; 1 << 20];
-    let mut offset = 0;
-    while offset < store.size() {
-        let length = usize::try_from(store.size() - offset).map_or(buffer.len(), |rest| rest.min(buffer.len()));
-        let part = &mut buffer[..length];
-        if let Reading::Absent(span) = store.read(offset, part).map_err(failed)? {
-            return Err(ProofError::Incomplete { layer, span });
-        }
-        hasher.update(part);
-        offset += length as u64;
+/// A stored tar on its way through a hash, from its start on.
+struct Hashing {
+    layer: Digest,
+    store: Arc<LayerStore>,
+    diff_id: Digest,
+    hasher: Hasher,
+    buffer: Vec<u8>,
+    offset: u64,
+}
+
+impl Hashing {
+    fn new(reader: &LayerReader, diff_id: Digest) -> Self {
+        let (layer, store) = (reader.digest(), Arc::clone(reader.store()));
+        let hasher = Hasher::new(diff_id.algorithm());
+        Self { layer, store, diff_id, hasher, buffer: vec![0; PIECE_BYTES], offset: 0 }
     }
-    let to_block = (TAR_BLOCK_BYTES - offset % TAR_BLOCK_BYTES) % TAR_BLOCK_BYTES;
-    let zeros = [0; 512];
-    let mut padding = 0;
-    while padding <= PADDING_BYTES_MAX {
-        if hasher.clone().finish() == diff_id {
-            store.set_proven().map_err(failed)?;
-            return Ok(Verdict::Proven);
-        }
-        let step = if padding == 0 && to_block > 0 { to_block } else { TAR_BLOCK_BYTES };
-        hasher.update(&zeros[..usize::try_from(step).unwrap_or(512)]);
-        padding += step;
+
+    fn failed(&self, cause: StoreError) -> ProofError {
+        ProofError::Store { layer: self.layer, cause }
     }
-    Ok(Verdict::Undecided)
+
+    fn go_to(&mut self, end: u64) -> Result<(), ProofError> {
+        while self.offset < end {
+            let length = usize::try_from(end - self.offset).map_or(PIECE_BYTES, |rest| rest.min(PIECE_BYTES));
+            let part = &mut self.buffer[..length];
+            match self.store.read(self.offset, part) {
+                Ok(Reading::Done) => {}
+                Ok(Reading::Absent(span)) => return Err(ProofError::Incomplete { layer: self.layer, span }),
+                Err(cause) => return Err(self.failed(cause)),
+            }
+            self.hasher.update(part);
+            self.offset += length as u64;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Verdict, ProofError> {
+        self.go_to(self.store.size())?;
+        let to_block = (TAR_BLOCK_BYTES - self.offset % TAR_BLOCK_BYTES) % TAR_BLOCK_BYTES;
+        let zeros = [0; 512];
+        let mut padding = 0;
+        while padding <= PADDING_BYTES_MAX {
+            if self.hasher.clone().finish() == self.diff_id {
+                self.store.set_proven().map_err(|cause| self.failed(cause))?;
+                return Ok(Verdict::Proven);
+            }
+            let step = if padding == 0 && to_block > 0 { to_block } else { TAR_BLOCK_BYTES };
+            self.hasher.update(&zeros[..usize::try_from(step).unwrap_or(512)]);
+            padding += step;
+        }
+        Ok(Verdict::Undecided)
+    }
 }
 
 /// The cheap proof, and the one that fetches the blob once more where that cannot tell.
@@ -164,7 +216,20 @@ fn hash_data(layer: Digest, store: &LayerStore, diff_id: Digest) -> Result<Verdi
 /// # Errors
 /// [`ProofError`].
 pub async fn prove(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
-    match by_data(reader, claim.diff_id).await? {
+    let (_, landed) = watch::channel(reader.store().size());
+    prove_as_it_comes(reader, claim, landed).await
+}
+
+/// The same beside whoever brings the layer, see [`by_data_as_it_comes`].
+///
+/// # Errors
+/// [`ProofError`].
+pub async fn prove_as_it_comes(
+    reader: &LayerReader,
+    claim: LayerClaim,
+    landed: watch::Receiver<u64>,
+) -> Result<Verdict, ProofError> {
+    match by_data_as_it_comes(reader, claim.diff_id, landed).await? {
         Verdict::Proven => Ok(Verdict::Proven),
         Verdict::Undecided => by_source(reader, claim).await,
     }

@@ -274,6 +274,14 @@ impl LayerReader {
     /// # Errors
     /// The first [`ReadError`], which may be that the store did not take a span; what was fetched until then is kept.
     pub async fn complete(&self) -> Result<(), ReadError> {
+        self.complete_telling(&watch::Sender::new(0)).await
+    }
+
+    /// The same, telling how many bytes of the uncompressed layer are present from its start on.
+    ///
+    /// # Errors
+    /// As [`LayerReader::complete`].
+    pub async fn complete_telling(&self, landed: &watch::Sender<u64>) -> Result<(), ReadError> {
         let (count, most) = (self.shared.store.spans(), self.shared.policy.request_bytes_max);
         let mut launched = 0;
         for span in 0..count {
@@ -283,10 +291,11 @@ impl LayerReader {
                 self.shared.launch(launched..next);
                 launched = next;
             }
-            let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
+            let place = self.shared.index.spans.span(span).map_or(0..0, |span| span.uncompressed.clone());
             let limit = Instant::now() + self.shared.policy.flight_limit;
-            let landed = self.landing(span, limit).await.and_then(|_| self.is_kept(span));
-            landed.map_err(|cause| self.failed(Some(span), offset, cause))?;
+            let kept = self.landing(span, limit).await.and_then(|_| self.is_kept(span));
+            kept.map_err(|cause| self.failed(Some(span), place.start, cause))?;
+            landed.send_replace(place.end);
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ use soci_fs::unpack::{Encoding, LayerClaim, UnpackError, unpack};
 use soci_index::checkpoint::Window;
 use soci_index::digest::Digest;
 use soci_index::index::Windows;
+use tokio::sync::watch;
+
 use support::{Layer, noise, plain_policy, sample_tar};
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -107,6 +109,33 @@ async fn good_layers_are_proven_both_ways() {
         assert_eq!(proof::by_data(&reader, layer.claim.diff_id).await.unwrap(), Verdict::Proven);
         assert_eq!(proof::by_data(&reader, Digest::of(b"other")).await.unwrap(), Verdict::Undecided);
     }
+}
+
+/// A layer is hashed beside whoever brings it. What did not come when that one has ended is missed.
+#[tokio::test]
+async fn a_layer_is_proven_as_it_comes() {
+    let (_directory, store) = store();
+    for (seed, (diff_id, expected)) in [(42, (None, Verdict::Proven)), (43, (Some(b"other"), Verdict::Undecided))] {
+        let layer = Layer::gzip(sample_tar(seed, 50_000), 64 << 10);
+        let diff_id = diff_id.map_or(layer.claim.diff_id, |other| Digest::of(other));
+        let reader = layer.reader(&store, layer.memory(), Policy::default());
+        let (landed, so_far) = watch::channel(0);
+        let proving = tokio::spawn({
+            let reader = reader.clone();
+            async move { proof::by_data_as_it_comes(&reader, diff_id, so_far).await }
+        });
+        reader.complete_telling(&landed).await.unwrap();
+        assert_eq!(*landed.borrow(), reader.store().size());
+        assert_eq!(proving.await.unwrap().unwrap(), expected);
+        assert_eq!(reader.store().is_proven(), expected == Verdict::Proven);
+    }
+    let layer = Layer::gzip(sample_tar(44, 50_000), 64 << 10);
+    let reader = layer.reader(&store, layer.memory(), Policy::default());
+    reader.read(0, 10).await.unwrap();
+    let (landed, so_far) = watch::channel(10);
+    drop(landed);
+    let failed = proof::by_data_as_it_comes(&reader, layer.claim.diff_id, so_far).await;
+    assert!(matches!(failed, Err(ProofError::Incomplete { span, .. }) if span > 0), "{failed:?}");
 }
 
 /// The attack that digests of spans do not see: right compressed bytes, a changed window. The last span has no

@@ -14,6 +14,7 @@ use soci_fs::proof;
 use soci_fs::unpack::LayerClaim;
 use soci_index::image::{ImageSource, PlatformImage};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::image::{self, block_on};
 use super::mount::free_store;
@@ -63,10 +64,14 @@ async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progre
         layers.map(|(layer, diff_id)| LayerClaim { digest: layer.digest, size: layer.size, diff_id: *diff_id });
     let layers = opened.readers.iter().zip(claims).map(Ok::<_, anyhow::Error>);
     let work = futures_util::stream::iter(layers).try_for_each_concurrent(None, |(reader, claim)| async move {
-        reader.complete().await?;
-        if !reader.store().is_proven() {
-            proof::prove(reader, claim).await?;
+        if reader.store().is_proven() {
+            return Ok(reader.complete().await?);
         }
+        // Hashed as it comes: a pass of its own at the end would leave the line and the other cores idle.
+        let (landed, so_far) = watch::channel(0);
+        let fetching = async move { anyhow::Ok(reader.complete_telling(&landed).await?) };
+        let proving = async { anyhow::Ok(proof::prove_as_it_comes(reader, claim, so_far).await?) };
+        tokio::try_join!(fetching, proving)?;
         Ok(())
     });
     let fetched = || opened.readers.iter().map(|reader| reader.counts().fetched_bytes).sum::<u64>();
