@@ -119,7 +119,7 @@ async fn what_is_named_is_fetched() {
 /// A file that names much: fetched as far as the credit goes, and on as what was fetched is read.
 #[tokio::test]
 async fn what_may_be_wrong_is_bounded() {
-    const CREDIT: u64 = 1 << 20;
+    const CREDIT: u64 = 4 << 20;
     let count = 160;
     let imports: String = (0..count).map(|number| format!("import m{number}\n")).collect();
     let mut files = vec![module("lib/main.py", &imports, 10)];
@@ -129,8 +129,7 @@ async fn what_may_be_wrong_is_bounded() {
     let store = Store::open(directory.path()).unwrap();
     let reader = layer.reader(&store, layer.memory(), plain_policy());
     let image = Image::new(vec![reader.clone()]).unwrap();
-    let reach = Reach { credit_bytes: CREDIT, ..patient() };
-    let _follower = Follower::start(image.names(), vec![reader.clone()], reach, &Handle::current());
+    let _follower = Follower::start(image.names(), vec![reader.clone()], patient(), &Handle::current());
     reader.read_file(entry(&reader, "lib/main.py"), 0, 100).await.unwrap();
     let settled = async || {
         let mut before = 0;
@@ -147,6 +146,7 @@ async fn what_may_be_wrong_is_bounded() {
     };
     let first = settled().await;
     assert!((CREDIT..CREDIT + (2 << 20)).contains(&first), "{first}");
+    assert_eq!(patient().credit_bytes, CREDIT);
     for number in 0..30 {
         reader.read_file(entry(&reader, &format!("lib/m{number}.py")), 0, 128 << 10).await.unwrap();
     }
