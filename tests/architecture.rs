@@ -95,7 +95,7 @@ const IMPURE: [&str; 17] = [
 /// Foreign protocols and libraries, each with the only files that may name it.
 const FOREIGN: [(&str, &[&str]); 30] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
-    ("oci_client", &["soci-index/src/image/reference.rs"]),
+    ("oci_spec", &["soci-index/src/image/reference/grammar.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
     ("planus", &["soci-index/src/ztoc/flat_read.rs", "soci-index/src/ztoc/zinfo.rs"]),

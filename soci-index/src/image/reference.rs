@@ -1,16 +1,16 @@
 //! Names of images: a registry reference, an OCI layout directory, an archive file, a name that containerd knows.
 //!
-//! The registry form rests on the grammar of the distribution project as `oci_client` implements it, wrapped here so
-//! that nothing else depends on that crate. Invariants: a [`RegistryReference`] has a tag, a digest or both; its digest
-//! is one that we can check; `docker.io` names are spelt out (`docker.io/library/debian:latest`).
+//! The registry form rests on the grammar of the distribution project (`grammar`). Invariants: a [`RegistryReference`]
+//! has a tag, a digest or both; its digest is one that we can check; `docker.io` names are spelt out
+//! (`docker.io/library/debian:latest`).
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use oci_client::Reference as Grammar;
-
 use crate::digest::Digest;
+
+mod grammar;
 
 /// A registry's answer to "which manifest": by tag or by digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -114,25 +114,10 @@ impl FromStr for RegistryReference {
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let bad = |reason: String| ReferenceError::Malformed { text: shown(text), reason };
-        // The grammar has no IPv6 hosts: put a name in place of one while parsing.
-        let (literal, rest) = match text.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
-            Some((address, rest)) => {
-                address.parse::<std::net::Ipv6Addr>().map_err(|error| bad(error.to_string()))?;
-                (Some(format!("[{address}]")), format!("ipv6.invalid{rest}"))
-            }
-            None => (None, text.to_owned()),
-        };
-        let parsed = Grammar::try_from(rest.as_str()).map_err(|error| bad(error.to_string()))?;
-        let registry = match literal {
-            Some(literal) => parsed.registry().replacen("ipv6.invalid", &literal, 1),
-            None => parsed.registry().to_owned(),
-        };
-        // The grammar takes an upper-case first part for a host, and then finds that it is none.
-        if parsed.repository().contains(|letter: char| letter.is_ascii_uppercase()) {
-            return Err(bad("repository names are lower-case".to_owned()));
-        }
-        let digest = parsed.digest().map(str::parse).transpose().map_err(|error| bad(format!("{error}")))?;
-        Ok(Self { registry, repository: parsed.repository().to_owned(), tag: parsed.tag().map(str::to_owned), digest })
+        let parts = grammar::parse(text).map_err(|error| bad(error.to_string()))?;
+        let digest = parts.digest.map(str::parse).transpose().map_err(|error| bad(format!("{error}")))?;
+        let tag = parts.tag.map(str::to_owned);
+        Ok(Self { registry: parts.registry, repository: parts.repository, tag, digest })
     }
 }
 
