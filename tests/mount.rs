@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use soci_tests::front::Front;
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::mounting::{Mounting, can_mount};
 use soci_tests::{run, soci, stdout};
@@ -216,6 +217,35 @@ async fn pulled_whole() {
             let cost = stage.registry.traffic().bytes_sent - before;
             assert!(cost < 20_000, "{cost} bytes for what is here");
         }
+    }
+}
+
+/// What refers to an image is listed once, for index and profile together; with an index that is here and no profile wanted
+/// it is not listed at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_are_listed_once() {
+    let stage = Mounting::new(Image::gzip(vec![tar(&[("file", text(1, 600_000))])])).await;
+    stage.publish(&FINE);
+    let front = Front::start(&stage.registry.host()).await.unwrap();
+    let name = stage.name().replace(&stage.registry.host(), &front.host());
+    let (_, repository) = name.split_once('/').unwrap();
+    let repository = repository.trim_end_matches(":v1");
+    let lists = || front.requests(&format!("/v2/{repository}/referrers/"));
+    let pulled = stdout(&mut stage.soci("pulling", &["pull", &name, "--min-layer-size", "1000", "--json"]));
+    assert!(pulled.contains("\"index\": \"sha256:"), "{pulled}");
+    assert_eq!(lists(), 1);
+    if !can_mount() {
+        return;
+    }
+    let at = stage.mountpoint(NODE);
+    std::fs::create_dir(&at).unwrap();
+    for (more, lists_now) in [(None, 2), (Some("--no-profile"), 2)] {
+        let at = at.to_str().unwrap();
+        let mut command = stage.soci(NODE, &["mount", &name, at, "--detach", "--min-layer-size", "1000"]);
+        let _ = stdout(command.args(more));
+        assert_eq!(std::fs::read(stage.mountpoint(NODE).join("file")).unwrap().len(), 600_000);
+        assert_eq!(lists(), lists_now, "{more:?}");
+        let _ = stdout(&mut stage.soci(NODE, &["umount", at]));
     }
 }
 

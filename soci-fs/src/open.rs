@@ -40,7 +40,7 @@ use crate::unpack::UnpackError;
 mod find;
 mod layer;
 
-pub use find::early;
+pub use find::ask_early;
 pub use layer::{KeptLayer, OpenedLayer, reopen_layer};
 
 /// How to open an image.

@@ -363,12 +363,7 @@ impl RemoteLayers {
     fn listing(&self, source: &ImageSource, key: &ImageKey) -> Option<Arc<Listing>> {
         let RemoteOptions { open, profiles, .. } = &self.0.options;
         let is_wanted = profiles.replay || open.modes.referring && key.index.is_none();
-        let ImageSource::Registry { repository, .. } = source else { return None };
-        let listing = is_wanted.then(|| Arc::new(Listing::new(repository.clone(), key.manifest, open::early)))?;
-        let asking = Arc::clone(&listing);
-        // Who needs it asks again where this has failed, and says why.
-        self.0.runtime.spawn(async move { asking.ask().await.is_ok() });
-        Some(listing)
+        is_wanted.then(|| open::ask_early(source, key.manifest, &self.0.runtime))?
     }
 
     /// Starts to open a layer unless that is under way or done.

@@ -149,8 +149,20 @@ impl ImageSource {
     /// # Errors
     /// [`ImageError`] when one of them is missing or malformed.
     pub async fn resolve(&self, selection: &PlatformSelection) -> Result<Vec<PlatformImage>, ImageError> {
+        self.resolve_telling(selection, |_| {}).await
+    }
+
+    /// The same; `told` hears the digest of each of these images as soon as it is known, which is before the image is here.
+    ///
+    /// # Errors
+    /// As [`ImageSource::resolve`].
+    pub async fn resolve_telling(
+        &self,
+        selection: &PlatformSelection,
+        told: impl FnMut(&Digest),
+    ) -> Result<Vec<PlatformImage>, ImageError> {
         let (candidates, root) = self.candidates().await?;
-        self.resolve_among(candidates, root, selection).await
+        self.resolve_among(candidates, root, selection, told).await
     }
 
     /// The same, and [`ImageSource::root`] beside it: a registry is asked for that once, so both are of the same moment.
@@ -166,7 +178,7 @@ impl ImageSource {
             Some(root) => root,
             None => self.root().await?,
         };
-        let images = self.resolve_among(candidates, Some(root.clone()), selection).await?;
+        let images = self.resolve_among(candidates, Some(root.clone()), selection, |_| {}).await?;
         Ok((root, images))
     }
 
@@ -175,10 +187,16 @@ impl ImageSource {
         mut candidates: Vec<Descriptor>,
         root: Option<RawManifest>,
         selection: &PlatformSelection,
+        mut told: impl FnMut(&Digest),
     ) -> Result<Vec<PlatformImage>, ImageError> {
         if let (Self::Foreign(store), PlatformSelection::All) = (self, selection) {
             candidates = foreign::held(&**store, candidates).await?;
         }
+        let only = match (&candidates[..], selection) {
+            ([only], PlatformSelection::All | PlatformSelection::Host) => Some(only.digest),
+            _ => None,
+        };
+        only.iter().for_each(&mut told);
         let mut offered = Vec::new();
         for descriptor in candidates {
             // Without a platform in the index only the configuration can tell.
@@ -193,6 +211,9 @@ impl ImageSource {
         let mut images = Vec::new();
         for place in self.choose(selection, offered.iter().map(|(platform, ..)| platform))? {
             let Some((_, descriptor, loaded)) = offered.get(place) else { continue };
+            if only.is_none() {
+                told(&descriptor.digest);
+            }
             images.push(match loaded {
                 Some(image) => image.clone(),
                 None => self.load(descriptor, root.as_ref()).await?,

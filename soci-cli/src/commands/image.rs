@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use soci_fs::open::ask_early;
 use soci_index::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
+use soci_index::digest::Digest;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
+use soci_index::registry::referrers::Listing;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
+use tokio::runtime::Handle;
 
 use crate::args::{Access, Building, Fineness, FormatName, Forms, Optimization, Platforms};
 use crate::exit::{Exit, fail};
@@ -118,8 +122,30 @@ pub fn selection(platforms: &Platforms) -> anyhow::Result<PlatformSelection> {
 /// # Errors
 /// When it is no platform, or the image has none of the kind.
 pub async fn of_platform(source: &ImageSource, platform: Option<&str>) -> anyhow::Result<PlatformImage> {
+    of_platform_telling(source, platform, |_| {}).await
+}
+
+/// The same, and what refers to that image, which is asked for beside it.
+///
+/// # Errors
+/// As [`of_platform`].
+pub async fn of_platform_with_listing(
+    source: &ImageSource,
+    platform: Option<&str>,
+) -> anyhow::Result<(PlatformImage, Option<Arc<Listing>>)> {
+    let mut listing = None;
+    let ask = |image: &Digest| listing = ask_early(source, *image, &Handle::current());
+    let image = of_platform_telling(source, platform, ask).await?;
+    Ok((image, listing))
+}
+
+async fn of_platform_telling(
+    source: &ImageSource,
+    platform: Option<&str>,
+    told: impl FnMut(&Digest),
+) -> anyhow::Result<PlatformImage> {
     let platforms = Platforms { platforms: platform.into_iter().map(str::to_owned).collect(), all_platforms: false };
-    let images = source.resolve(&selection(&platforms)?).await?;
+    let images = source.resolve_telling(&selection(&platforms)?, told).await?;
     images.into_iter().next().context("the image has no platform")
 }
 

@@ -38,13 +38,14 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
     let store = Arc::new(free_store(&config.layers())?);
     let opened = block_on(global.timeout, async {
         let source = ImageSource::open(&reference, &client).await?;
-        let image = image::of_platform(&source, arguments.platform.as_deref()).await?;
+        let (image, listing) = image::of_platform_with_listing(&source, arguments.platform.as_deref()).await?;
         let size = image.manifest.layers.iter().map(|layer| layer.size).sum();
         let progress = Arc::new(Progress::bytes("fetching", Some(size)));
         let whole = Arc::new(AtomicU64::new(0));
         let (fetched, shown) = (Arc::clone(&whole), Arc::clone(&progress));
         let options = OpenOptions {
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
+            listing,
             // Nobody need be trusted: all of it is proven before it is used.
             ..record::open_options(config, arguments.min_layer_size)?
         };

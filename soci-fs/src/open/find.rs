@@ -3,6 +3,7 @@
 //! An index that comes from a registry is kept locally together with its zTOCs, so that the next mount asks nobody.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -18,8 +19,10 @@ use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, SociIndex};
 use soci_index::profile::artifact::ARTIFACT as PROFILE;
 use soci_index::publish::local::IMAGE_NAME;
+use soci_index::registry::referrers::Listing;
 use soci_index::registry::{RegistryError, Repository};
 use soci_index::span_index::{SPAN_INDEX, SpanReference};
+use tokio::runtime::Handle;
 
 use super::{OpenError, OpenOptions};
 use crate::source::image::ImageBlob;
@@ -258,9 +261,20 @@ async fn beside(
     }
 }
 
-/// Of all that refers to an image, what opening and starting it will want to see: span indexes, else AWS's, and profiles.
+/// Begins to ask what refers to the image `image` of `source`, while its own documents are on their way. None where that is
+/// no question for a registry.
 #[must_use]
-pub fn early(entries: &[Descriptor]) -> Vec<Digest> {
+pub fn ask_early(source: &ImageSource, image: Digest, runtime: &Handle) -> Option<Arc<Listing>> {
+    let ImageSource::Registry { repository, .. } = source else { return None };
+    let listing = Arc::new(Listing::new(repository.clone(), image, wanted));
+    let asking = Arc::clone(&listing);
+    // Who needs it asks again where this has failed, and says why.
+    runtime.spawn(async move { asking.ask().await.is_ok() });
+    Some(listing)
+}
+
+/// Of all that refers to an image, what opening and starting it will want to see: span indexes, else AWS's, and profiles.
+fn wanted(entries: &[Descriptor]) -> Vec<Digest> {
     let of =
         |kind: &str| entries.iter().filter(|entry| entry.kind() == kind).map(|entry| entry.digest).collect::<Vec<_>>();
     let spans = of(SPAN_INDEX);

@@ -3,6 +3,7 @@
 //! The profile is looked for while the layers are opened. One that was named must be there; a default is a convenience, so
 //! when it cannot be had, that is said and the mount goes on with what this machine remembers itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use soci_fs::image::Image;
@@ -14,6 +15,7 @@ use soci_index::digest::Digest;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::publish::profiles::ProfilesError;
+use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -42,7 +44,13 @@ pub(super) struct Ahead {
 
 impl Search {
     /// Begins to look for the profile that is meant.
-    pub(super) fn start(arguments: &Mount, config: &Config, source: &ImageSource, image: &PlatformImage) -> Self {
+    pub(super) fn start(
+        arguments: &Mount,
+        config: &Config,
+        source: &ImageSource,
+        image: &PlatformImage,
+        listing: Option<Arc<Listing>>,
+    ) -> Self {
         let choice = match &arguments.profile {
             _ if arguments.no_profile => Choice::None,
             Some(name) => Choice::Named(name.clone()),
@@ -57,7 +65,7 @@ impl Search {
         let (image, memory) = (image.descriptor.digest, Memory::new(config.profiles()));
         let found = tokio::spawn({
             let (source, choice) = (source.clone(), choice.clone());
-            async move { find(&source, &image, None, &choice).await }
+            async move { find(&source, &image, listing.as_deref(), &choice).await }
         });
         Self { choice, found, memory, image, options }
     }
