@@ -41,6 +41,10 @@ pub(crate) struct Options {
     pub(crate) quick: bool,
     /// The large image, too.
     pub(crate) ml: bool,
+    /// The image with a C++ interpreter, too.
+    pub(crate) cppyy: bool,
+    /// Names of the only workloads that are measured, if not all.
+    pub(crate) only: Vec<String>,
     /// How many starts of each kind, if not as many as usual.
     pub(crate) rounds: Option<usize>,
     /// Where pictures go.
@@ -95,6 +99,13 @@ const SCIPY: Workload = Workload {
     prepared: Some([0.3, 0.35]),
     index: None,
 };
+const CPPYY: Workload = Workload {
+    name: "cppyy",
+    command: "python3 -c 'import cppyy'",
+    goals: Some([0.5, 0.5, 0.95]),
+    prepared: Some([0.3, 0.35]),
+    index: None,
+};
 const TENSORFLOW: Workload = Workload {
     name: "tensorflow",
     command: "python3 -c 'import tensorflow'",
@@ -112,22 +123,35 @@ fn ready() -> anyhow::Result<Option<(Programs, Shelf)>> {
 }
 
 /// The images, each with what is started in it.
-fn jobs(options: &Options) -> Vec<(Image, Vec<Workload>)> {
+fn jobs(options: &Options) -> anyhow::Result<Vec<(Image, Vec<Workload>)>> {
     let py = if options.quick { vec![PRINT] } else { vec![SHELL, PRINT] };
     let mut jobs = vec![(Image { name: "py", layers: &["base", "python"] }, py)];
     if !options.quick {
         jobs.push((Image { name: "hep", layers: &["base", "python", "hep"] }, vec![SCIPY]));
     }
+    if options.cppyy {
+        jobs.push((Image { name: "cppyy", layers: &["base", "python", "hep", "cppyy"] }, vec![CPPYY]));
+    }
     if options.ml {
         jobs.push((Image { name: "ml", layers: &["base", "python", "ml"] }, vec![TENSORFLOW]));
     }
-    jobs
+    for name in &options.only {
+        let known = jobs.iter().flat_map(|(_, workloads)| workloads).any(|workload| workload.name == name);
+        anyhow::ensure!(known, "--only {name}: no image has that workload; --ml and --cppyy add images");
+    }
+    let is_wanted =
+        |workload: &Workload| options.only.is_empty() || options.only.iter().any(|name| name == workload.name);
+    for (_, workloads) in &mut jobs {
+        workloads.retain(is_wanted);
+    }
+    jobs.retain(|(_, workloads)| !workloads.is_empty());
+    Ok(jobs)
 }
 
 /// Measures starts, and what belongs to them.
 pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Some((daemons, shelf)) = ready()? else { return Ok(()) };
-    let jobs = jobs(options);
+    let jobs = jobs(options)?;
     for (image, _) in &jobs {
         runtime.block_on(shelf.publish(image, &daemons))?;
     }
@@ -170,7 +194,7 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
 pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Some((daemons, shelf)) = ready()? else { return Ok(()) };
     let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
-    for (image, _) in &jobs(options) {
+    for (image, _) in &jobs(options)? {
         runtime.block_on(shelf.publish(image, &daemons))?;
         whole::whole(runtime, &near, image, options.rounds(), report)?;
         fetched::fetched(&near, image, options.rounds(), report)?;
@@ -182,7 +206,7 @@ pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -
 pub(crate) fn index(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Some((daemons, shelf)) = ready()? else { return Ok(()) };
     let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
-    for (image, workloads) in &jobs(options) {
+    for (image, workloads) in &jobs(options)? {
         runtime.block_on(shelf.publish(image, &daemons))?;
         near.indexes(runtime, image, workloads, options.rounds(), report)?;
     }

@@ -1,12 +1,14 @@
 //! The benchmarks: the figures that the project promises, measured on this machine.
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
-//! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [NAMES]` with names out of `ztoc`, `publish`, `mount`, `read`, `start`,
-//! `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits, for looking into things by hand. The
-//! data are made from this machine's own files, in a directory that goes at the end; nothing is fetched from a network. Only
-//! `cold`, which must be asked for, starts images of Debian's and Python's packages, which it fetches once; `whole` only pulls
-//! all of them, without an index and with one, and `index` only looks at their indexes. Where a goal is a ratio, both sides run in turn, several times, and the
-//! ratio of neighbouring runs counts: machines are noisy, and noise hits both.
+//! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [--cppyy] [--only WORKLOAD] [NAMES]` with names out of `ztoc`,
+//! `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits,
+//! for looking into things by hand. The data are made from this machine's own files, in a directory that goes at the end;
+//! nothing is fetched from a network. Only `cold`, which must be asked for, starts images of Debian's and Python's packages,
+//! which it fetches once; `whole` only pulls all of them, without an index and with one, and `index` only looks at their
+//! indexes. `--ml` and `--cppyy` add the images with tensorflow and with cppyy, `--only` keeps those workloads that it names.
+//! Where a goal is a ratio, both sides run in turn, several times, and the ratio of neighbouring runs counts: machines are
+//! noisy, and noise hits both.
 
 mod cold;
 mod data;
@@ -57,10 +59,12 @@ impl Wanted {
                     wanted.cold.rounds = Some(rounds.context("--rounds needs a number above 0")?);
                 }
                 "--ml" => wanted.cold.ml = true,
+                "--cppyy" => wanted.cold.cppyy = true,
+                "--only" => wanted.cold.only.push(arguments.next().context("--only needs the name of a workload")?),
                 name if NAMES.contains(&name) => wanted.names.push(argument),
                 "stage" | "cold" | "whole" | "index" => wanted.names.push(argument),
                 other => bail!(
-                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, cold, whole, index, {}",
+                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, --cppyy, --only WORKLOAD, cold, whole, index, {}",
                     NAMES.join(", ")
                 ),
             }
