@@ -192,6 +192,7 @@ impl ImageSource {
         if let (Self::Foreign(store), PlatformSelection::All) = (self, selection) {
             candidates = foreign::held(&**store, candidates).await?;
         }
+        // The only one is meant, whatever its configuration will say.
         let only = match (&candidates[..], selection) {
             ([only], PlatformSelection::All | PlatformSelection::Host) => Some(only.digest),
             _ => None,
