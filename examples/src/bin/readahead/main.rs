@@ -72,10 +72,11 @@ fn outcomes(log: &Log, network: Network) -> [(&'static str, Outcome); 3] {
 mod tests {
     use super::*;
 
-    const LOGS: [(&str, &str); 3] = [
+    const LOGS: [(&str, &str); 4] = [
         ("print", include_str!("../../../logs/print.log")),
         ("modules", include_str!("../../../logs/modules.log")),
         ("scipy", include_str!("../../../logs/scipy.log")),
+        ("cppyy", include_str!("../../../logs/cppyy.log")),
     ];
 
     /// On recorded start-ups the product's policy waits for less time than the others, and what it fetches for nothing
