@@ -268,7 +268,7 @@ pub fn ask_early(source: &ImageSource, image: Digest, runtime: &Handle) -> Optio
     let ImageSource::Registry { repository, .. } = source else { return None };
     let listing = Arc::new(Listing::new(repository.clone(), image, wanted));
     let asking = Arc::clone(&listing);
-    // Who needs it asks again where this has failed, and says why.
+    // Who needs it hears why this has failed, or asks again.
     runtime.spawn(async move { asking.ask().await.is_ok() });
     Some(listing)
 }

@@ -128,3 +128,16 @@ async fn a_failure_is_not_remembered() {
     assert_eq!(listing.referrers(None).await.unwrap().entries.len(), 1);
     assert_eq!(listing.manifest(Digest::of(text.as_bytes())).await, Ok(None));
 }
+
+/// A registry that cannot list keeps nobody waiting twice: what one has asked in vain is the answer of all who waited for it.
+#[tokio::test]
+async fn a_failure_is_that_of_all_who_waited() {
+    let server = Server::start(|_: &Recorded| reply(403)).await;
+    let listing = Listing::new(server.repository(), image(), first);
+    let (one, other, third) = tokio::join!(listing.ask(), listing.referrers(None), listing.referrers(Some(KIND)));
+    let error = one.unwrap_err();
+    assert_eq!((other.unwrap_err(), third.unwrap_err()), (error.clone(), error));
+    assert_eq!(server.requests().len(), 2, "{:?}", server.lines());
+    assert!(listing.ask().await.is_err());
+    assert_eq!(server.requests().len(), 4);
+}

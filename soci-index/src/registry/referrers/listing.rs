@@ -3,10 +3,12 @@
 //! Whoever opens an image wants its index and its profiles, which are found by the same list, and on a far registry each
 //! question is a round trip that somebody waits for. A [`Listing`] is asked as soon as the image's digest is known, while
 //! the image's own documents are on their way. It asks the referrers API and for the fallback tag at the same time, and
-//! then for the manifests that will be wanted. Invariants: it knows nothing that its repository would not say; what has
-//! failed is asked again by whoever needs it; what it has heard is forgotten after half a minute, since lists change.
+//! then for the manifests that will be wanted. Invariants: it knows nothing that its repository would not say; a failure is
+//! that of all who waited for it, and whoever comes later asks again; what it has heard is forgotten after half a minute,
+//! since lists change.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -34,6 +36,14 @@ pub struct Listing {
     choose: Choose,
     since: Instant,
     heard: OnceCell<Heard>,
+    failures: Mutex<Failures>,
+}
+
+/// Attempts that came to nothing.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u64,
+    last: Option<RegistryError>,
 }
 
 #[derive(Debug)]
@@ -46,7 +56,7 @@ impl Listing {
     /// Of what refers to `subject`, with the manifests that `choose` picks. Nothing is asked yet.
     #[must_use]
     pub fn new(repository: Repository, subject: Digest, choose: Choose) -> Self {
-        Self { repository, subject, choose, since: Instant::now(), heard: OnceCell::new() }
+        Self { repository, subject, choose, since: Instant::now(), heard: OnceCell::new(), failures: Mutex::default() }
     }
 
     /// Whether this is of `subject`, and young enough.
@@ -91,7 +101,30 @@ impl Listing {
     }
 
     async fn heard(&self) -> Result<&Heard, RegistryError> {
-        self.heard.get_or_try_init(|| self.hear()).await
+        let before = self.failures().count;
+        let ask = || async {
+            // Somebody else has asked while this one waited.
+            if let Some(error) = self.failure_since(before) {
+                return Err(error);
+            }
+            self.hear().await.inspect_err(|error| self.note_failure(error))
+        };
+        self.heard.get_or_try_init(ask).await
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure_since(&self, before: u64) -> Option<RegistryError> {
+        let failures = self.failures();
+        failures.last.clone().filter(|_| failures.count > before)
+    }
+
+    fn note_failure(&self, error: &RegistryError) {
+        let mut failures = self.failures();
+        failures.count += 1;
+        failures.last = Some(error.clone());
     }
 
     async fn hear(&self) -> Result<Heard, RegistryError> {
