@@ -150,7 +150,7 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     error.is::<std::io::Error>().then_some(Exit::Local)
 }
 
-const fn of_read(cause: &Cause) -> Exit {
+fn of_read(cause: &Cause) -> Exit {
     match cause {
         Cause::Source(error) => of_source(error),
         Cause::Short { .. } | Cause::Deadline { .. } => Exit::Registry,
@@ -158,15 +158,17 @@ const fn of_read(cause: &Cause) -> Exit {
         Cause::Decode(_)
         | Cause::WindowBlob(_)
         | Cause::NoWindow { .. }
+        | Cause::Suspended { .. }
         | Cause::Header(_)
         | Cause::Window { .. }
         | Cause::Condemned { .. }
         | Cause::OutOfRange { .. } => Exit::BadContent,
+        Cause::Windows(cause) => of_read(cause),
         Cause::Abandoned => Exit::Failure,
     }
 }
 
-const fn of_proof(error: &ProofError) -> Exit {
+fn of_proof(error: &ProofError) -> Exit {
     match error {
         ProofError::Source { cause, .. } => of_source(cause),
         ProofError::Store { .. } => Exit::Local,
@@ -241,13 +243,14 @@ const fn of_policy(error: &PolicyError) -> Exit {
     }
 }
 
-const fn of_open(error: &OpenError) -> Exit {
+fn of_open(error: &OpenError) -> Exit {
     match error {
         OpenError::Image(error) => of_image(error),
         OpenError::Registry(error) => of_registry(error),
         OpenError::IndexStore(error) => of_store(error),
         OpenError::NoSuchIndex { .. } | OpenError::NotLazy { .. } | OpenError::Abandoned => Exit::Failure,
-        OpenError::Index { .. } => Exit::BadContent,
+        OpenError::Index { .. } | OpenError::Condemned { .. } => Exit::BadContent,
+        OpenError::Profile(error) => of_profiles(error),
         OpenError::Unpack(error) => of_unpack(error),
         OpenError::Store(_) => Exit::Local,
     }
@@ -273,7 +276,7 @@ const fn of_containerd(error: &ContainerdError) -> Exit {
     }
 }
 
-const fn of_unpack(error: &UnpackError) -> Exit {
+fn of_unpack(error: &UnpackError) -> Exit {
     match error {
         UnpackError::Source { cause, .. } => of_source(cause),
         UnpackError::Index { .. }
@@ -286,13 +289,18 @@ const fn of_unpack(error: &UnpackError) -> Exit {
     }
 }
 
-const fn of_source(error: &SourceError) -> Exit {
+fn of_source(error: &SourceError) -> Exit {
     match error {
         SourceError::Local { .. } => Exit::Local,
         SourceError::Registry(error) => of_registry(error),
         SourceError::OutOfRange { .. } => Exit::BadContent,
         SourceError::Denied { .. } => Exit::Credentials,
-        SourceError::Unavailable { .. } | SourceError::Missing { .. } | SourceError::Protocol { .. } => Exit::Registry,
+        // The image's own place is asked first.
+        SourceError::Everywhere { causes } => causes.first().map_or(Exit::Registry, of_source),
+        SourceError::Unavailable { .. }
+        | SourceError::Missing { .. }
+        | SourceError::Empty
+        | SourceError::Protocol { .. } => Exit::Registry,
     }
 }
 

@@ -41,6 +41,8 @@ pub const fn of_read(cause: &Cause) -> Errno {
         | Cause::Header(_)
         | Cause::Window { .. }
         | Cause::WindowBlob(_)
+        | Cause::Windows(_)
+        | Cause::Suspended { .. }
         | Cause::NoWindow { .. }
         | Cause::Condemned { .. }
         | Cause::OutOfRange { .. }
@@ -69,6 +71,8 @@ const fn of_source(error: &SourceError) -> Errno {
         | SourceError::OutOfRange { .. }
         | SourceError::Unavailable { .. }
         | SourceError::Missing { .. }
+        | SourceError::Empty
+        | SourceError::Everywhere { .. }
         | SourceError::Protocol { .. } => Errno::IO,
     }
 }
@@ -76,6 +80,9 @@ const fn of_source(error: &SourceError) -> Errno {
 const fn of_store(error: &StoreError) -> Errno {
     match error {
         // Not ENOSPC: a reader has written nothing.
-        StoreError::Io { .. } | StoreError::Busy { .. } | StoreError::Length { .. } => Errno::IO,
+        StoreError::Io { .. }
+        | StoreError::Busy { .. }
+        | StoreError::Length { .. }
+        | StoreError::Unproven { .. } => Errno::IO,
     }
 }

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -35,6 +35,7 @@ use soci_index::entry::Timestamp;
 use crate::attributes::Attributes;
 use crate::id_map::IdMap;
 use crate::image::FsError;
+use crate::kernel_cache::Mounted;
 use crate::reader::LayerReader;
 use crate::tree::node_id::NodeId;
 use crate::tree::{NodeKind, NodeNumber, Tree, TreeError};
@@ -166,6 +167,9 @@ impl Default for ForestOptions {
 pub struct Forest {
     options: ForestOptions,
     slots: RwLock<Slots>,
+    mounted: Arc<Mounted>,
+    /// The id maps by which layers were ever shown.
+    maps_shown: Arc<Mutex<BTreeSet<u8>>>,
 }
 
 #[derive(Debug)]
@@ -200,7 +204,25 @@ impl Forest {
     pub fn new(options: ForestOptions) -> Self {
         let slots =
             Slots { by_number: BTreeMap::new(), id_maps: HashMap::new(), changed: now(), missed: BTreeSet::new() };
-        Self { options, slots: RwLock::new(slots) }
+        let maps_shown = Arc::new(Mutex::new(BTreeSet::from([0])));
+        Self { options, slots: RwLock::new(slots), mounted: Arc::default(), maps_shown }
+    }
+
+    /// The kernel that it is mounted in.
+    pub(crate) const fn mounted(&self) -> &Arc<Mounted> {
+        &self.mounted
+    }
+
+    /// Has the kernel forget what it was shown of a layer, should that turn out to be wrong.
+    fn guard(&self, slot: u16, planted: &Arc<Planted>) {
+        let (mounted, maps, planted_then) = (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(planted));
+        planted.reader().on_distrust(Arc::new(move || {
+            let Some(planted) = planted_then.upgrade() else { return };
+            let maps = maps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for id_map in maps {
+                mounted.forget(planted.tree(), |node| NodeId { id_map, slot, node });
+            }
+        }));
     }
 
     /// Puts a layer into a slot, in the place of what was there. Builds the layer's tree, which takes a moment.
@@ -210,6 +232,7 @@ impl Forest {
     pub fn insert(&self, slot: u16, reader: LayerReader) -> Result<(), PlantError> {
         let digest = reader.digest();
         let planted = Arc::new(Planted::new(reader)?);
+        self.guard(slot, &planted);
         self.put(slot, Slot { digest, state: SlotState::Open(planted) })
     }
 
@@ -240,6 +263,7 @@ impl Forest {
         if number == 0 {
             return Err(PlantError::IdMap);
         }
+        self.maps_shown.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
         self.write().id_maps.insert(number, Arc::new(map));
         Ok(())
     }
@@ -351,6 +375,9 @@ impl Forest {
             return;
         };
         if matches!(&held.state, SlotState::Opening(current) if current.ptr_eq(opening)) {
+            if let Some(planted) = opened {
+                self.guard(slot, planted);
+            }
             held.state = opened.map_or(SlotState::Closed, |planted| SlotState::Open(Arc::clone(planted)));
         }
     }

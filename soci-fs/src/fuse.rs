@@ -11,14 +11,20 @@
 //! An image is mounted by the library and served until it is unmounted. A forest is served on a device that somebody
 //! else has opened, mounted and keeps; see [`takeover`].
 
+use std::ffi::OsStr;
+use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use fuser::{BackgroundSession, Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
+use fuser::{
+    BackgroundSession, Config, INodeNo, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL,
+};
 use tokio::runtime::Handle;
 
 use crate::image::Image;
+use crate::kernel_cache::KernelCache;
 use crate::mount::MountOptions;
 
 mod adapter;
@@ -85,9 +91,31 @@ pub(crate) fn serve(
     let mut config = session_config(acl, options.threads);
     config.mount_options = mount_options;
     let (serving, ended) = mpsc::channel();
+    let mounted = Arc::clone(image.mounted());
     let adapter = Adapter::new(image, runtime, serving, options.statistics_path.clone());
-    let session = Session::new(adapter, mountpoint, &config)?.spawn()?;
+    let session = Session::new(adapter, mountpoint, &config)?;
+    mounted.set(Box::new(Kernel(session.notifier())));
+    let session = session.spawn()?;
     Ok(Serving { session, ended: Mutex::new(ended) })
+}
+
+/// The kernel, by the notifications of a session.
+struct Kernel(Notifier);
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kernel")
+    }
+}
+
+impl KernelCache for Kernel {
+    fn forget_inode(&self, inode: u64) -> io::Result<()> {
+        self.0.inval_inode(INodeNo(inode), 0, 0)
+    }
+
+    fn forget_name(&self, directory: u64, name: &[u8]) -> io::Result<()> {
+        self.0.inval_entry(INodeNo(directory), OsStr::from_bytes(name))
+    }
 }
 
 fn session_config(acl: SessionACL, threads: usize) -> Config {

@@ -19,6 +19,7 @@ use soci_index::entry::{Entry, Timestamp};
 
 use crate::attributes::Attributes;
 use crate::forest::OpenError;
+use crate::kernel_cache::Mounted;
 use crate::mentions::Names;
 use crate::reader::{LayerReader, ReadError};
 use crate::status::ImageStatus;
@@ -151,6 +152,7 @@ pub struct Image {
     has_xattrs: bool,
     /// Whether the image leaves the name of our directory free.
     shows_status: bool,
+    mounted: Arc<Mounted>,
 }
 
 impl Image {
@@ -167,13 +169,29 @@ impl Image {
         }
         let view = Arc::new(view::merge(&trees.iter().map(Arc::as_ref).collect::<Vec<_>>())?);
         let shows_status = view.lookup(NodeNumber::ROOT, STATUS_DIRECTORY).is_none();
-        let mut image = Self { view, layers, has_xattrs: false, shows_status };
+        let mounted = Arc::<Mounted>::default();
+        for layer in &layers {
+            // Names of one layer hide those of others, so all of the view is in doubt.
+            let (view, mounted) = (Arc::clone(&view), Arc::clone(&mounted));
+            layer.on_distrust(Arc::new(move || mounted.forget(&view, NodeId::single)));
+        }
+        let mut image = Self { view, layers, has_xattrs: false, shows_status, mounted };
         image.has_xattrs = image
             .view
             .nodes()
             .iter()
             .any(|node| image.entry_of(node).is_some_and(|entry| entry.xattrs().next().is_some()));
         Ok(image)
+    }
+
+    /// The kernel that it is mounted in.
+    pub(crate) const fn mounted(&self) -> &Arc<Mounted> {
+        &self.mounted
+    }
+
+    /// That all layers are in service: a view of which one is wrong is wrong as a whole.
+    fn in_service(&self) -> Result<(), FsError> {
+        self.layers.iter().try_for_each(|layer| Ok(layer.check_service()?))
     }
 
     /// The merged tree.
@@ -226,11 +244,11 @@ impl Image {
         if node.kind() != NodeKind::Directory {
             return Err(FsError::NotDirectory);
         }
-        match self.view.lookup(number, name) {
-            Some(found) => self.attributes(inode_of(found)),
-            None if number == NodeNumber::ROOT && name == STATUS_DIRECTORY => self.attributes(STATUS_DIRECTORY_INODE),
-            None => Err(FsError::NotFound),
+        if number == NodeNumber::ROOT && name == STATUS_DIRECTORY && self.shows_status {
+            return self.attributes(STATUS_DIRECTORY_INODE);
         }
+        self.in_service()?;
+        self.view.lookup(number, name).map_or(Err(FsError::NotFound), |found| self.attributes(inode_of(found)))
     }
 
     /// What `stat` shows.
@@ -241,7 +259,10 @@ impl Image {
         if self.shows_status && matches!(inode, STATUS_DIRECTORY_INODE | STATUS_FILE_INODE) {
             return Ok(self.status_attributes(inode));
         }
-        let (_, node) = self.node(inode)?;
+        let (number, node) = self.node(inode)?;
+        if number != NodeNumber::ROOT {
+            self.in_service()?;
+        }
         Ok(Attributes::new(inode, node, self.entry_of(node)))
     }
 
@@ -258,6 +279,7 @@ impl Image {
             if node.kind() != NodeKind::Directory {
                 return Err(FsError::NotDirectory);
             }
+            self.in_service()?;
             Some(number)
         };
         let from = usize::try_from(from).unwrap_or(usize::MAX);
@@ -286,6 +308,7 @@ impl Image {
     /// [`FsError::NotLink`], [`FsError::NoInode`].
     pub fn read_link(&self, inode: u64) -> Result<&[u8], FsError> {
         let (_, node) = self.node(inode)?;
+        self.in_service()?;
         match (node.kind(), self.entry_of(node)) {
             (NodeKind::Symlink, Some(entry)) => Ok(&entry.link),
             _ => Err(FsError::NotLink),
@@ -298,7 +321,10 @@ impl Image {
     /// [`FsError::NoInode`].
     pub fn xattrs(&self, inode: u64) -> Result<impl Iterator<Item = (&[u8], &[u8])>, FsError> {
         let node = match self.node(inode) {
-            Ok((_, node)) => Some(node),
+            Ok((_, node)) => {
+                self.in_service()?;
+                Some(node)
+            }
             Err(_) if matches!(inode, STATUS_DIRECTORY_INODE | STATUS_FILE_INODE) => None,
             Err(error) => return Err(error),
         };

@@ -15,6 +15,7 @@ pub mod glob;
 pub mod grpc;
 pub mod id_map;
 pub mod image;
+mod kernel_cache;
 pub mod keychain;
 pub mod lock;
 pub mod mentions;

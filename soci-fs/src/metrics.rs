@@ -45,7 +45,7 @@ type Figure = fn(&LayerStatus) -> u64;
 type Number = fn(&LayerStatus) -> f64;
 
 /// Figures of a layer that AWS does not have: name, type, description.
-const OURS: [(&str, &str, &str, Number); 7] = [
+const OURS: [(&str, &str, &str, Number); 9] = [
     ("soci_layer_ahead_spans", "gauge", "Spans that were fetched ahead of reads.", |layer| layer.ahead_spans.into()),
     ("soci_layer_unread_ahead_spans", "gauge", "Of these, the ones that were not read yet.", |layer| {
         layer.unread_ahead_spans.into()
@@ -63,6 +63,12 @@ const OURS: [(&str, &str, &str, Number); 7] = [
     ("soci_layer_proven", "gauge", "Whether the layer was proven against the image's own digest.", |layer| {
         u8::from(layer.proven).into()
     }),
+    ("soci_layer_condemned", "gauge", "Whether the layer was found wrong and is out of service.", |layer| {
+        u8::from(layer.condemned.is_some()).into()
+    }),
+    ("soci_layer_suspended", "gauge", "Whether the layer is out of service until it is proven.", |layer| {
+        u8::from(layer.suspended.is_some()).into()
+    }),
 ];
 
 /// Counters of a daemon, as far as they are not kept by its layers.
@@ -78,6 +84,8 @@ pub struct Metrics {
     pub background_spans: AtomicU64,
     /// Such fetches that failed.
     pub background_failures: AtomicU64,
+    /// Claims whose proof found them wrong.
+    pub condemned: AtomicU64,
 }
 
 impl Metrics {
@@ -159,6 +167,9 @@ impl Metrics {
         let _ = write!(text, "# HELP {name} Layers that containerd asked for.\n# TYPE {name} counter\n");
         let _ = writeln!(text, "{name}{{outcome=\"provided\"}} {}", self.provided.load(Ordering::Relaxed));
         let _ = writeln!(text, "{name}{{outcome=\"left\"}} {}", self.left.load(Ordering::Relaxed));
+        let name = "soci_claims_condemned_total";
+        let condemned = self.condemned.load(Ordering::Relaxed);
+        let _ = write!(text, "# HELP {name} Layers whose proof found them wrong.\n# TYPE {name} counter\n{name} {condemned}\n");
         let name = "soci_layers_open";
         let _ = write!(text, "# HELP {name} Layers that are open.\n# TYPE {name} gauge\n{name} {open}\n");
     }
@@ -189,6 +200,9 @@ mod tests {
             waited_seconds: 1.25,
             failures: 1,
             proven: false,
+            condemned: None,
+            suspended: None,
+            origins: Vec::new(),
             last_error: None,
         }
     }

@@ -4,15 +4,15 @@
 //!
 //! | layer | way |
 //! |---|---|
-//! | has a TOC or zTOC that is sound and may be used ([`TrustPolicy`]), and is not small | lazy: spans on demand |
-//! | was streamed before and is complete | kept: nothing is read |
+//! | its diff_id was proven here, under whichever claim | by that: nothing is read |
+//! | has a TOC or zTOC that is sound, may be used ([`TrustPolicy`]) and was not found to be wrong, and is not small | lazy: spans on demand |
 //! | all others: small, without an index, index malformed | streamed whole, checked, indexed on the fly |
 //!
 //! The span index goes before AWS's; where a layer's part of it cannot be had or read, AWS's is asked.
 //!
-//! All layers are opened at the same time. The index comes from the local index store when it has one, so a mounted
-//! image can be mounted again without asking for it; an index from a registry is put there. Invariant: a zTOC that does
-//! not fit its layer never stops a mount, it only costs laziness, and the note says so.
+//! All layers are opened at the same time. What is opened lazily is kept under the claim that this image makes, and no other
+//! image gets it unless it would have made the same ([`crate::store::Claim`]). Invariant: a zTOC that does not fit its layer
+//! never stops a mount, it only costs laziness, and the note says so.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,22 +26,27 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 use soci_index::index_manifest::IndexManifestError;
+use soci_index::profile::artifact::Published;
+use soci_index::publish::profiles::ProfilesError;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
+use crate::profile::{Choice, Wanted, fetch, find_published};
 use crate::reader::{LayerReader, Policy};
 use crate::source::watched::Observer;
-use crate::store::{Store, StoreError};
+use crate::store::{Condemned, Store, StoreError};
 use crate::trust::{Provisional, TrustPolicy};
 use crate::unpack::UnpackError;
 
 mod find;
 mod layer;
+mod reopen;
 
 pub use find::ask_early;
-pub use layer::{KeptLayer, OpenedLayer, reopen_layer};
+pub use layer::OpenedLayer;
+pub use reopen::{KeptLayer, LayerOrigin, reopen_layer};
 
 /// How to open an image.
 #[derive(Clone)]
@@ -66,8 +71,10 @@ pub struct OpenOptions {
     pub parallel: usize,
     /// Which indexes may be used before they are proven.
     pub trust: Arc<TrustPolicy>,
-    /// What refers to the image, where somebody has begun to ask for it before this.
+    /// What refers to the image, where that was asked for before this.
     pub listing: Option<Arc<Listing>>,
+    /// Which start-up profile of the image will be used: its pack is part of what is claimed of a layer.
+    pub profile: Choice,
 }
 
 /// Which kinds of indexes are looked for.
@@ -100,6 +107,7 @@ impl fmt::Debug for OpenOptions {
             parallel,
             trust,
             listing,
+            profile,
         } = self;
         f.debug_struct("OpenOptions")
             .field("layer_bytes_min", layer_bytes_min)
@@ -112,6 +120,7 @@ impl fmt::Debug for OpenOptions {
             .field("parallel", parallel)
             .field("trust", trust)
             .field("listing", listing)
+            .field("profile", profile)
             .finish_non_exhaustive()
     }
 }
@@ -148,6 +157,17 @@ pub enum OpenError {
         /// The layer.
         layer: Box<Digest>,
         /// Why.
+        reason: String,
+    },
+    /// The profile that was named cannot be had.
+    #[error(transparent)]
+    Profile(#[from] ProfilesError),
+    /// What the image says of the layer was found to be wrong before.
+    #[error("layer {layer}: {reason}; the image is wrong, or somebody has changed it: pull one that was built anew")]
+    Condemned {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What was found.
         reason: String,
     },
     /// A layer could not be streamed.
@@ -192,6 +212,8 @@ pub struct OpenedImage {
     pub notes: Vec<LayerNote>,
     /// The index that is used, if any.
     pub index: Option<Digest>,
+    /// The profile that was chosen.
+    pub profile: Option<Wanted>,
     /// Bytes of the index manifest and of all zTOCs that were read, from wherever.
     pub index_bytes: u64,
 }
@@ -205,8 +227,11 @@ pub struct ImageOpener {
     options: OpenOptions,
     runtime: Handle,
     found: Option<find::Found>,
-    /// Why the index may be used only for layers of which it was proven here.
+    /// Why the index may not be used.
     doubt: Option<String>,
+    profile: Option<Published>,
+    /// The pack whose pages may be shown before they are compared.
+    pack: Option<Digest>,
     /// AWS's index, looked for when the span index turned out to be of no use.
     fallback: OnceCell<Option<find::Found>>,
 }
@@ -223,14 +248,21 @@ impl ImageOpener {
         options: OpenOptions,
         runtime: Handle,
     ) -> Result<Self, OpenError> {
-        // An index that nothing was proven of will not be used: it need not be fetched.
-        let nothing_here = || !image.manifest.layers.iter().any(|layer| store.layer_directory(&layer.digest).exists());
-        if options.trust.provisional() == Provisional::Deny && nothing_here() {
-            let doubt = options.trust.doubt(&image.descriptor.digest, &[]).await;
-            return Ok(Self { source, image, store, options, runtime, found: None, doubt, fallback: OnceCell::new() });
-        }
-        let (found, doubt) = find::find_trusted(&source, &image, &options).await?;
-        Ok(Self { source, image, store, options, runtime, found, doubt, fallback: OnceCell::new() })
+        let index = async {
+            // An index that is not used need not be fetched.
+            if options.trust.provisional() == Provisional::Deny {
+                return Ok((None, options.trust.doubt(&image.descriptor.digest, &[]).await));
+            }
+            find::find_trusted(&source, &image, &options).await
+        };
+        let profile = find_published(&source, &image.descriptor.digest, options.listing.as_deref(), &options.profile);
+        let (index, profile) = tokio::join!(index, profile);
+        let ((found, doubt), profile) = (index?, optional(profile, &options.profile)?);
+        let pack = match &profile {
+            Some(published) => usable_pack(&source, &store, &options, published).await,
+            None => None,
+        };
+        Ok(Self { source, image, store, options, runtime, found, doubt, profile, pack, fallback: OnceCell::new() })
     }
 
     /// The image.
@@ -245,13 +277,40 @@ impl ImageOpener {
         self.options.listing.as_deref().filter(|listing| listing.is_of(&self.image.descriptor.digest))
     }
 
+    /// Where the image is.
+    #[must_use]
+    pub const fn source(&self) -> &ImageSource {
+        &self.source
+    }
+
+    /// Where the parts of its index are, if they are not beside the image.
+    #[must_use]
+    pub fn index_from(&self) -> Option<ImageSource> {
+        self.found.as_ref().and_then(find::Found::elsewhere)
+    }
+
+    /// The profile that was chosen by the options.
+    #[must_use]
+    pub const fn profile(&self) -> Option<&Published> {
+        self.profile.as_ref()
+    }
+
+    /// Fetches the profile that was chosen.
+    ///
+    /// # Errors
+    /// [`OpenError::Profile`] for one that was named; a default that cannot be had is only told of.
+    pub async fn fetch_profile(&self) -> Result<Option<Wanted>, OpenError> {
+        let Some(published) = &self.profile else { return Ok(None) };
+        optional(fetch(&self.source, published).await.map(Some), &self.options.profile)
+    }
+
     /// The index that is used, if any.
     #[must_use]
     pub fn index(&self) -> Option<Digest> {
         self.found.as_ref().map(|found| found.digest)
     }
 
-    /// Why the index is not used but for what was proven by it, if that is so.
+    /// Why the index is not used, if that is so.
     #[must_use]
     pub fn doubt(&self) -> Option<&str> {
         self.doubt.as_deref()
@@ -272,21 +331,56 @@ pub async fn open_image(
     let opener =
         ImageOpener::new(source.clone(), image.clone(), Arc::clone(store), options.clone(), runtime.clone()).await?;
     let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
-    let mut unique: HashMap<Digest, (&Descriptor, &Digest)> = HashMap::new();
+    let mut unique: HashMap<(Digest, Digest), &Descriptor> = HashMap::new();
     for (layer, diff_id) in layers {
-        unique.insert(layer.digest, (layer, diff_id));
+        unique.insert((layer.digest, *diff_id), layer);
     }
-    let work = unique.into_values().map(|(layer, diff_id)| opener.open_layer(layer, *diff_id)).collect::<Vec<_>>();
+    let open = async |diff_id, layer| Ok::<_, OpenError>(((layer, diff_id), opener.open_layer(layer, diff_id).await?));
+    let work = unique.iter().map(|((_, diff_id), layer)| open(*diff_id, *layer)).collect::<Vec<_>>();
     let opened = futures_util::stream::iter(work).buffer_unordered(options.parallel.max(1));
-    let opened: Vec<OpenedLayer> = opened.try_collect().await?;
-    let index_bytes = opened.iter().map(|layer| layer.index_bytes).sum();
-    let opened: HashMap<Digest, OpenedLayer> =
-        opened.into_iter().map(|layer| (layer.note.layer.digest, layer)).collect();
-    let in_order = || image.manifest.layers.iter().filter_map(|layer| opened.get(&layer.digest));
+    let opened = async { opened.try_collect::<Vec<((&Descriptor, Digest), OpenedLayer)>>().await };
+    let (opened, profile) = tokio::try_join!(opened, opener.fetch_profile())?;
+    let index_bytes = opened.iter().map(|(_, layer)| layer.index_bytes).sum();
+    let opened: HashMap<(Digest, Digest), OpenedLayer> =
+        opened.into_iter().map(|((layer, diff_id), opened)| ((layer.digest, diff_id), opened)).collect();
+    let all = || image.manifest.layers.iter().zip(&image.config.diff_ids);
+    let in_order = || all().filter_map(|(layer, diff_id)| opened.get(&(layer.digest, *diff_id)));
     Ok(OpenedImage {
         readers: in_order().map(|layer| layer.reader.clone()).collect(),
         notes: in_order().map(|layer| layer.note.clone()).collect(),
         index: opener.index(),
+        profile,
         index_bytes,
     })
+}
+
+/// What became of a profile: a default is a convenience, one that was named must be there.
+fn optional<T>(found: Result<Option<T>, ProfilesError>, choice: &Choice) -> Result<Option<T>, OpenError> {
+    match (found, choice) {
+        (Err(error), Choice::Named(_)) => Err(error.into()),
+        (Err(error), _) => {
+            tracing::warn!(%error, "no published profile can be had");
+            Ok(None)
+        }
+        (Ok(found), _) => Ok(found),
+    }
+}
+
+/// The pack of a profile, if its pages may be shown before they are compared.
+async fn usable_pack(
+    source: &ImageSource,
+    store: &Store,
+    options: &OpenOptions,
+    published: &Published,
+) -> Option<Digest> {
+    let pack = published.pack.as_ref()?.digest;
+    if let Some(reason) = store.condemned(Condemned::Pack(pack)) {
+        tracing::warn!(profile = published.name, %pack, reason, "a start-up pack that was found to be wrong is not used");
+        return None;
+    }
+    if options.trust.provisional() != Provisional::Allow {
+        tracing::info!(%source, profile = published.name, %pack, "a start-up pack is not used: it is not trusted");
+        return None;
+    }
+    Some(pack)
 }

@@ -4,9 +4,10 @@
 //! layers, a [`Memory`] keeps what it heard for the next time, and [`Replay`] has the readers fetch what a profile names
 //! before a program asks for it: span by span, or all at once from a [`pack`].
 //!
-//! A profile is a hint. It may come from anybody who may push beside the image, like an index that nobody signed: so spans
-//! are checked as always, the bytes of a pack are taken only where such an index would be, and the proof of a layer that is
-//! complete covers them. What a wrong profile costs is bounded by a budget of bytes.
+//! A profile is a hint. It may come from anybody who may push beside the image, like an index without a signature: so spans
+//! are checked as always, and what a wrong profile costs is bounded by a budget of bytes. The bytes of a pack go only to
+//! layers whose claim names that pack, which no image has that would not have chosen it by itself; they are compared when
+//! their span comes, and a difference condemns the pack.
 
 mod incoming;
 mod memory;
@@ -17,4 +18,4 @@ mod replay;
 pub(crate) use incoming::Incoming;
 pub use memory::{Memory, MemoryError};
 pub use recorder::Recorder;
-pub use replay::{Choice, Replay, ReplayOptions, Wanted, budget, find};
+pub use replay::{Choice, Replay, ReplayOptions, Wanted, budget, fetch, find_published};

@@ -1,30 +1,33 @@
 //! Proves that a layer is what the image says, and not only what its index says.
 //!
 //! Until then a layer is *provisional*: span digests come from the index, and so do the windows that decoding starts
-//! from, so whoever made the index could have made right compressed bytes decode to other content. Two proofs exist.
+//! from and the table of files, so an index can be forged that shows other bytes, names, links or owners. Two proofs exist,
+//! and both are of bytes and table:
 //!
-//! * [`by_data`]: the stored tar, all of it, has the SHA-256 that the image's configuration names. Cheap, and it fetches
-//!   nothing; but a zTOC ends where the tar ends, and the padding behind it counts in the digest. Padding is zeros in
-//!   practice, so every plausible length of zeros is tried.
+//! * [`by_data`]: the stored tar, all of it, has the SHA-256 that the image's configuration names, and the tar reader finds
+//!   in it the entries of the table, all of them and no others. Cheap, and it fetches nothing; but a zTOC ends where the tar
+//!   ends, and the padding behind it counts in the digest. Padding is zeros in practice, so every plausible length of zeros
+//!   is tried.
 //! * [`by_source`]: the blob once more from the source, decoded from its first byte without the index. Its digest, the
-//!   tar's digest, every stored byte and every entry of the table are compared. Nothing escapes this one.
+//!   tar's digest, every stored byte and every entry of the table are compared. It decides what the first cannot.
 //!
-//! A layer that fails is taken out of service. Only the second proves the index as well, with the names and attributes of
-//! files that it gives; a policy that does not trust indexes ([`crate::trust`]) asks for that one.
+//! A proof leaves marks behind ([`crate::store`]), so that spans that are fetched again are held to the same bytes. A claim
+//! that fails is condemned: the layer goes out of service, and the claim is not believed again.
 
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use soci_index::digest::{Digest, Hasher};
+use soci_index::digest::{Algorithm, Digest, Hasher};
 use soci_index::entry::Entry;
 use soci_index::index::LayerIndex;
-use soci_index::indexer::{IndexError, Indexed, Indexer, Options};
+use soci_index::indexer::{IndexError, Indexer, Options};
 use soci_index::limits::Limits;
+use soci_index::tar::TarReader;
 use tokio::sync::watch;
 
 use crate::reader::LayerReader;
-use crate::source::SourceError;
-use crate::store::{LayerStore, Reading, StoreError};
+use crate::source::{Chunks, Delivery, OriginId, Source as _, SourceError};
+use crate::store::{LayerStore, Mark, Proof, Reading, StoreError};
 use crate::unpack::LayerClaim;
 
 /// Zeros behind the tar that [`by_data`] tries, in blocks of 512: archives are padded to 10 KiB, some builders to more.
@@ -124,20 +127,20 @@ pub enum ProofError {
     },
 }
 
-/// Compares the stored tar with `diff_id`. All of it must be present.
+/// Compares the stored tar with `diff_id`, and its entries with the table. All of it must be present.
 ///
 /// # Errors
-/// [`ProofError::Incomplete`], [`ProofError::Store`].
+/// [`ProofError::Incomplete`], [`ProofError::Store`], [`ProofError::Table`]; after the last the claim is condemned.
 pub async fn by_data(reader: &LayerReader, diff_id: Digest) -> Result<Verdict, ProofError> {
     let (_, landed) = watch::channel(reader.store().size());
     by_data_as_it_comes(reader, diff_id, landed).await
 }
 
-/// The same beside whoever brings the layer: `landed` says how far from its start all of it is present. What is lacking when
-/// its sender has gone must be present then.
+/// The same beside a download: `landed` says how far from its start all of the layer is present. What is lacking when its
+/// sender has gone must be present then.
 ///
 /// # Errors
-/// [`ProofError::Incomplete`], [`ProofError::Store`].
+/// As [`by_data`].
 pub async fn by_data_as_it_comes(
     reader: &LayerReader,
     diff_id: Digest,
@@ -154,15 +157,22 @@ pub async fn by_data_as_it_comes(
         }
     }
     let work = tokio::task::spawn_blocking(move || hashing.finish());
-    work.await.map_err(|_| ProofError::Abandoned { layer })?
+    let result = work.await.map_err(|_| ProofError::Abandoned { layer })?;
+    if let Err(error @ ProofError::Table { .. }) = &result {
+        reader.condemn(error.to_string());
+    }
+    result
 }
 
-/// A stored tar on its way through a hash, from its start on.
+/// A stored tar on its way through hash and tar reader, from its start on.
 struct Hashing {
     layer: Digest,
     store: Arc<LayerStore>,
     diff_id: Digest,
-    hasher: Hasher,
+    marks: Marks,
+    /// Of a diff_id that is no SHA-256.
+    other: Option<Hasher>,
+    table: TableCheck,
     buffer: Vec<u8>,
     offset: u64,
 }
@@ -170,8 +180,9 @@ struct Hashing {
 impl Hashing {
     fn new(reader: &LayerReader, diff_id: Digest) -> Self {
         let (layer, store) = (reader.digest(), Arc::clone(reader.store()));
-        let hasher = Hasher::new(diff_id.algorithm());
-        Self { layer, store, diff_id, hasher, buffer: vec![0; PIECE_BYTES], offset: 0 }
+        let (marks, other) = (Marks::new(reader.index()), other_hasher(&diff_id));
+        let table = TableCheck::new(Arc::clone(reader.index()));
+        Self { layer, store, diff_id, marks, other, table, buffer: vec![0; PIECE_BYTES], offset: 0 }
     }
 
     fn failed(&self, cause: StoreError) -> ProofError {
@@ -187,7 +198,11 @@ impl Hashing {
                 Ok(Reading::Absent(span)) => return Err(ProofError::Incomplete { layer: self.layer, span }),
                 Err(cause) => return Err(self.failed(cause)),
             }
-            self.hasher.update(part);
+            self.marks.push(part);
+            self.table.push(part);
+            if let Some(other) = &mut self.other {
+                other.update(part);
+            }
             self.offset += length as u64;
         }
         Ok(())
@@ -195,19 +210,112 @@ impl Hashing {
 
     fn finish(mut self) -> Result<Verdict, ProofError> {
         self.go_to(self.store.size())?;
+        if !self.is_the_tar() {
+            return Ok(Verdict::Undecided);
+        }
+        if let Some(entry) = self.table.finish() {
+            return Err(ProofError::Table { layer: self.layer, entry });
+        }
+        self.store.set_proven(&Proof::Marks(self.marks.ends)).map_err(|cause| ProofError::Store {
+            layer: self.layer,
+            cause,
+        })?;
+        Ok(Verdict::Proven)
+    }
+
+    /// Whether the bytes, with some padding, have the digest.
+    fn is_the_tar(&self) -> bool {
         let to_block = (TAR_BLOCK_BYTES - self.offset % TAR_BLOCK_BYTES) % TAR_BLOCK_BYTES;
-        let zeros = [0; 512];
-        let mut padding = 0;
+        let (mut hash, mut other, mut padding) = (self.marks.hash.clone(), self.other.clone(), 0);
         while padding <= PADDING_BYTES_MAX {
-            if self.hasher.clone().finish() == self.diff_id {
-                self.store.set_proven().map_err(|cause| self.failed(cause))?;
-                return Ok(Verdict::Proven);
+            let digest = match &other {
+                Some(other) => other.clone().finish(),
+                None => hash.digest(self.offset + padding),
+            };
+            if digest == self.diff_id {
+                return true;
             }
             let step = if padding == 0 && to_block > 0 { to_block } else { TAR_BLOCK_BYTES };
-            self.hasher.update(&zeros[..usize::try_from(step).unwrap_or(512)]);
+            let zeros = &[0; 512][..usize::try_from(step).unwrap_or(512)];
+            hash.update(zeros);
+            if let Some(other) = &mut other {
+                other.update(zeros);
+            }
             padding += step;
         }
-        Ok(Verdict::Undecided)
+        false
+    }
+}
+
+/// A hasher for a digest that is no SHA-256.
+fn other_hasher(digest: &Digest) -> Option<Hasher> {
+    (digest.algorithm() != Algorithm::Sha256).then(|| Hasher::new(digest.algorithm()))
+}
+
+/// A tar on its way through a hash that is marked at the end of each span.
+struct Marks {
+    index: Arc<LayerIndex>,
+    hash: Mark,
+    offset: u64,
+    ends: Vec<Mark>,
+}
+
+impl Marks {
+    fn new(index: &Arc<LayerIndex>) -> Self {
+        Self { index: Arc::clone(index), hash: Mark::START, offset: 0, ends: Vec::with_capacity(index.spans.len()) }
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let end = self.index.spans.spans().get(self.ends.len()).map(|span| span.uncompressed.end);
+            let rest = end.and_then(|end| usize::try_from(end - self.offset).ok()).unwrap_or(bytes.len());
+            let (part, after) = bytes.split_at(rest.min(bytes.len()));
+            self.hash.update(part);
+            self.offset += part.len() as u64;
+            bytes = after;
+            while self.index.spans.spans().get(self.ends.len()).is_some_and(|span| span.uncompressed.end == self.offset) {
+                self.ends.push(self.hash.clone());
+            }
+        }
+    }
+}
+
+/// A tar on its way through the tar reader, its entries compared with a table as they come.
+struct TableCheck {
+    index: Arc<LayerIndex>,
+    tar: TarReader,
+    next: usize,
+    /// The first entry that is not what the table says.
+    different: Option<usize>,
+}
+
+impl TableCheck {
+    fn new(index: Arc<LayerIndex>) -> Self {
+        // One more than the table has is found out at once.
+        let limits = Limits { entries_max: index.entries.len().saturating_add(1), ..Limits::DEFAULT };
+        Self { index, tar: TarReader::new(limits), next: 0, different: None }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if self.different.is_some() {
+            return;
+        }
+        let parsed = self.tar.push(bytes);
+        for entry in self.tar.take_entries() {
+            if !self.index.entries.get(self.next).is_some_and(|said| same_entry(&entry, said)) {
+                self.different.get_or_insert(self.next);
+            }
+            self.next += 1;
+        }
+        if parsed.is_err() {
+            self.different.get_or_insert(self.next);
+        }
+    }
+
+    /// The first entry that is not what the table says.
+    fn finish(self) -> Option<usize> {
+        let is_short = self.next < self.index.entries.len() || self.tar.finish().is_err();
+        self.different.or(is_short.then_some(self.next))
     }
 }
 
@@ -220,7 +328,7 @@ pub async fn prove(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, P
     prove_as_it_comes(reader, claim, landed).await
 }
 
-/// The same beside whoever brings the layer, see [`by_data_as_it_comes`].
+/// The same beside a download, see [`by_data_as_it_comes`].
 ///
 /// # Errors
 /// [`ProofError`].
@@ -238,68 +346,68 @@ pub async fn prove_as_it_comes(
 /// Fetches the whole blob once more and compares everything with it. What is absent from the store is not filled in.
 ///
 /// # Errors
-/// [`ProofError`]. After [`ProofError::WrongTar`], [`ProofError::Content`] and [`ProofError::Table`] the layer is out of
-/// service.
+/// [`ProofError`]. After [`ProofError::WrongTar`], [`ProofError::Content`] and [`ProofError::Table`] the claim is condemned.
 pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
     let layer = reader.digest();
-    let result = compare(reader, claim).await;
-    match &result {
-        Err(error @ (ProofError::WrongTar { .. } | ProofError::Content { .. } | ProofError::Table { .. })) => {
-            reader.condemn(error.to_string());
+    let mut tries = reader.source().choices();
+    let result = loop {
+        let (result, from) = compare(reader, claim).await;
+        tries = tries.saturating_sub(1);
+        match (&result, from) {
+            // It says something of the origin and nothing of the layer.
+            (Err(ProofError::WrongBlob { .. } | ProofError::Index { .. }), Some(from)) if tries > 0 => {
+                reader.source().blame(from);
+            }
+            _ => break result,
         }
-        Ok(Verdict::Proven) => {
-            let (store, index) = (Arc::clone(reader.store()), Arc::clone(reader.index()));
-            let noted = tokio::task::spawn_blocking(move || store.set_index_proven(&index)).await;
+    };
+    match result {
+        Err(error @ (ProofError::WrongTar { .. } | ProofError::Content { .. } | ProofError::Table { .. })) => {
+            if matches!(error, ProofError::WrongTar { .. }) {
+                condemn_diff_id(reader, &error).await;
+            }
+            reader.condemn(error.to_string());
+            Err(error)
+        }
+        Ok(marks) => {
+            let store = Arc::clone(reader.store());
+            let noted = tokio::task::spawn_blocking(move || store.set_proven(&Proof::Marks(marks))).await;
             let noted = noted.map_err(|_| ProofError::Abandoned { layer })?;
             noted.map_err(|cause| ProofError::Store { layer, cause })?;
+            Ok(Verdict::Proven)
         }
-        _ => {}
+        Err(error) => Err(error),
     }
-    result
 }
 
-async fn compare(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
+/// The blob is what its digest says, so no index can make this diff_id true.
+async fn condemn_diff_id(reader: &LayerReader, error: &ProofError) {
+    let (store, reason) = (Arc::clone(reader.store()), error.to_string());
+    let noted = tokio::task::spawn_blocking(move || store.condemn_diff_id(&reason)).await;
+    if let Ok(Err(error)) = noted {
+        tracing::error!(layer = %reader.digest(), %error, "a verdict is not on disk");
+    }
+}
+
+/// What the whole blob says of the stored bytes and the table, and which origin it came from.
+async fn compare(reader: &LayerReader, claim: LayerClaim) -> (Result<Vec<Mark>, ProofError>, Option<OriginId>) {
+    let cause = |cause| ProofError::Source { layer: reader.digest(), cause };
+    match reader.source().fetch(0..claim.size).await {
+        Ok(Delivery { chunks, from }) => (compare_with(reader, claim, chunks).await, from),
+        Err(error) => (Err(cause(error)), None),
+    }
+}
+
+async fn compare_with(reader: &LayerReader, claim: LayerClaim, mut chunks: Chunks) -> Result<Vec<Mark>, ProofError> {
     let layer = reader.digest();
-    let index = reader.index();
-    let options =
-        Options { compression: index.compression, span_bytes: 4 << 20, compact: None, limits: Limits::DEFAULT };
-    let indexer = Indexer::new(options).map_err(|cause| ProofError::Index { layer, cause })?;
-    let mut comparison = Comparison { layer, store: Arc::clone(reader.store()), indexer, offset: 0, different: None };
-    let source = |cause| ProofError::Source { layer, cause };
-    let mut chunks = reader.source().read(0..claim.size).await.map_err(source)?;
+    let mut comparison = Comparison::new(reader, claim)?;
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(source)?;
+        let chunk = chunk.map_err(|cause| ProofError::Source { layer, cause })?;
         // One chunk at a time on the blocking pool: a proof is in no hurry.
         let work = tokio::task::spawn_blocking(move || comparison.push(&chunk).map(|()| comparison));
         comparison = work.await.map_err(|_| ProofError::Abandoned { layer })??;
     }
-    let different = comparison.different;
-    let indexed = comparison.indexer.finish().map_err(|cause| ProofError::Index { layer, cause })?;
-    judge(layer, claim, &indexed, index, different)
-}
-
-fn judge(
-    layer: Digest,
-    claim: LayerClaim,
-    indexed: &Indexed,
-    index: &LayerIndex,
-    different: Option<u64>,
-) -> Result<Verdict, ProofError> {
-    if indexed.layer_digest != claim.digest {
-        return Err(ProofError::WrongBlob { layer, found: indexed.layer_digest });
-    }
-    if indexed.diff_id != claim.diff_id {
-        return Err(ProofError::WrongTar { layer, expected: claim.diff_id, found: indexed.diff_id });
-    }
-    if let Some(offset) = different {
-        return Err(ProofError::Content { layer, offset });
-    }
-    let (found, said) = (&indexed.index.entries, &index.entries);
-    let same = found.iter().zip(said).take_while(|(found, said)| same_entry(found, said)).count();
-    if same < found.len().max(said.len()) {
-        return Err(ProofError::Table { layer, entry: same });
-    }
-    Ok(Verdict::Proven)
+    comparison.judge(claim)
 }
 
 /// Whether an index says of an entry what the tar says. An index may be unable to say a time, and one that says fewer
@@ -323,15 +431,32 @@ struct Comparison {
     layer: Digest,
     store: Arc<LayerStore>,
     indexer: Indexer,
+    marks: Marks,
+    /// Of digests that are no SHA-256: of the blob, of the tar.
+    others: [Option<Hasher>; 2],
     offset: u64,
     /// Where stored bytes differ first.
     different: Option<u64>,
 }
 
 impl Comparison {
+    fn new(reader: &LayerReader, claim: LayerClaim) -> Result<Self, ProofError> {
+        let (layer, index) = (reader.digest(), reader.index());
+        let options =
+            Options { compression: index.compression, span_bytes: 4 << 20, compact: None, limits: Limits::DEFAULT };
+        let indexer = Indexer::new(options).map_err(|cause| ProofError::Index { layer, cause })?;
+        let others = [&claim.digest, &claim.diff_id].map(other_hasher);
+        let (store, marks) = (Arc::clone(reader.store()), Marks::new(index));
+        Ok(Self { layer, store, indexer, marks, others, offset: 0, different: None })
+    }
+
     fn push(&mut self, chunk: &[u8]) -> Result<(), ProofError> {
         let layer = self.layer;
-        let (store, offset, different) = (&self.store, &mut self.offset, &mut self.different);
+        let (store, offset, different, marks) = (&self.store, &mut self.offset, &mut self.different, &mut self.marks);
+        let [of_blob, of_tar] = &mut self.others;
+        if let Some(of_blob) = of_blob {
+            of_blob.update(chunk);
+        }
         let mut stored = Vec::new();
         let mut failure = None;
         let mut compare = |tar: &[u8]| {
@@ -345,10 +470,40 @@ impl Comparison {
                 Ok(_) => {}
                 Err(cause) => failure = Some(cause),
             }
+            marks.push(&tar[..inside]);
+            if let Some(of_tar) = of_tar {
+                of_tar.update(tar);
+            }
             *offset += tar.len() as u64;
         };
         self.indexer.push(chunk, &mut compare).map_err(|cause| ProofError::Index { layer, cause })?;
         failure.map_or(Ok(()), |cause| Err(ProofError::Store { layer, cause }))
+    }
+
+    fn judge(self, claim: LayerClaim) -> Result<Vec<Mark>, ProofError> {
+        let (layer, index) = (self.layer, Arc::clone(&self.marks.index));
+        let indexed = self.indexer.finish().map_err(|cause| ProofError::Index { layer, cause })?;
+        let [of_blob, of_tar] = self.others.map(|other| other.map(Hasher::finish));
+        let (of_blob, of_tar) = (of_blob.unwrap_or(indexed.layer_digest), of_tar.unwrap_or(indexed.diff_id));
+        if of_blob != claim.digest {
+            return Err(ProofError::WrongBlob { layer, found: of_blob });
+        }
+        if of_tar != claim.diff_id {
+            return Err(ProofError::WrongTar { layer, expected: claim.diff_id, found: of_tar });
+        }
+        if let Some(offset) = self.different {
+            return Err(ProofError::Content { layer, offset });
+        }
+        // A table that goes on behind the end of the tar is caught by its entries, or says nothing that is shown.
+        if self.marks.ends.len() < index.spans.len() {
+            return Err(ProofError::Content { layer, offset: self.offset });
+        }
+        let (found, said) = (&indexed.index.entries, &index.entries);
+        let same = found.iter().zip(said).take_while(|(found, said)| same_entry(found, said)).count();
+        if same < found.len().max(said.len()) {
+            return Err(ProofError::Table { layer, entry: same });
+        }
+        Ok(self.marks.ends)
     }
 }
 

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,13 +26,15 @@ use tokio::time::Instant;
 
 use crate::profile::Incoming;
 use crate::readahead::ReadAhead;
-use crate::source::Source;
+use crate::source::origins::Origins;
 use crate::store::{LayerStore, Reading};
 
 mod ahead;
+mod chain;
 mod error;
 mod file;
 mod flight;
+mod health;
 mod history;
 mod line;
 mod spare;
@@ -116,7 +118,7 @@ struct Shared {
     digest: Digest,
     index: Arc<LayerIndex>,
     store: Arc<LayerStore>,
-    source: Arc<dyn Source>,
+    source: Origins,
     histories: history::Histories,
     policy: Policy,
     /// Where flights run: reads that are answered at once come from threads that know no runtime.
@@ -132,14 +134,16 @@ struct Shared {
     spare: Mutex<spare::Spare>,
     /// One bit per entry: its header in the layer was compared with the index.
     checked: Box<[AtomicU64]>,
-    /// Why the layer is out of service.
-    condemned: OnceLock<Cause>,
+    health: health::Health,
     decoders: Arc<Semaphore>,
+    /// Held while spans are decoded one after the other.
+    chaining: tokio::sync::Mutex<()>,
     counters: Counters,
-    last_error: Mutex<Option<String>>,
     /// Who wants to know what is read, and whether anybody does.
     listeners: Mutex<Vec<Box<dyn Listener>>>,
     is_heard: AtomicBool,
+    /// Something was read.
+    is_used: AtomicBool,
     /// A pack that brings bytes of the layer.
     incoming: Mutex<Option<Arc<Incoming>>>,
     /// Reads that wait for the network.
@@ -153,7 +157,7 @@ impl LayerReader {
         digest: Digest,
         index: Arc<LayerIndex>,
         store: Arc<LayerStore>,
-        source: Arc<dyn Source>,
+        source: impl Into<Origins>,
         policy: Policy,
         runtime: &Handle,
     ) -> Self {
@@ -166,8 +170,8 @@ impl LayerReader {
         digest: Digest,
         index: Arc<LayerIndex>,
         store: Arc<LayerStore>,
-        source: Arc<dyn Source>,
-        windows: Option<Arc<dyn Source>>,
+        source: impl Into<Origins>,
+        windows: Option<Origins>,
         policy: Policy,
         runtime: &Handle,
     ) -> Self {
@@ -181,7 +185,7 @@ impl LayerReader {
             checked: index.entries.chunks(64).map(|_| AtomicU64::new(0)).collect(),
             index,
             store,
-            source,
+            source: source.into(),
             histories: history::Histories::new(windows),
             policy,
             runtime: runtime.clone(),
@@ -191,12 +195,13 @@ impl LayerReader {
             planners: AtomicUsize::new(0),
             followers: AtomicUsize::new(0),
             spare: Mutex::new(spare::Spare::new(policy.spare_bytes_max)),
-            condemned: OnceLock::new(),
+            health: health::Health::default(),
             decoders: Arc::new(Semaphore::new(decoders)),
+            chaining: tokio::sync::Mutex::default(),
             counters: Counters::default(),
-            last_error: Mutex::default(),
             listeners: Mutex::default(),
             is_heard: AtomicBool::new(false),
+            is_used: AtomicBool::new(false),
             incoming: Mutex::default(),
             waits: waits::Waits::new(),
         };
@@ -221,10 +226,16 @@ impl LayerReader {
         &self.shared.store
     }
 
-    /// Where the layer's bytes come from.
+    /// Where the layer's bytes come from; more origins may be added.
     #[must_use]
-    pub fn source(&self) -> &Arc<dyn Source> {
+    pub fn source(&self) -> &Origins {
         &self.shared.source
+    }
+
+    /// Where the windows of its span index come from, if it is read by one.
+    #[must_use]
+    pub fn windows(&self) -> Option<&Origins> {
+        self.shared.histories.source()
     }
 
     /// What was done so far.
@@ -240,23 +251,6 @@ impl LayerReader {
             late_reads,
             waited,
         }
-    }
-
-    /// The latest failure, in words.
-    #[must_use]
-    pub fn last_error(&self) -> Option<String> {
-        lock(&self.shared.last_error).clone()
-    }
-
-    /// Why the layer is out of service, if it is.
-    #[must_use]
-    pub fn condemned(&self) -> Option<&Cause> {
-        self.shared.condemned.get()
-    }
-
-    /// Takes the layer out of service: all reads fail from now on.
-    pub fn condemn(&self, what: String) {
-        self.shared.condemn(Cause::Condemned { what });
     }
 
     /// Reads `length` bytes of the uncompressed layer from `offset` on.
@@ -436,8 +430,8 @@ impl LayerReader {
     }
 
     fn in_service(&self, offset: u64) -> Result<(), ReadError> {
-        match self.shared.condemned.get() {
-            Some(cause) => Err(self.failed(None, offset, cause.clone())),
+        match self.shared.out_of_service() {
+            Some(cause) => Err(self.failed(None, offset, cause)),
             None => Ok(()),
         }
     }
@@ -453,7 +447,7 @@ impl LayerReader {
     fn failed(&self, span: Option<SpanId>, offset: u64, cause: Cause) -> ReadError {
         let error = ReadError { layer: self.shared.digest, span, offset, file: None, cause };
         self.shared.counters.failures.fetch_add(1, Ordering::Relaxed);
-        *lock(&self.shared.last_error) = Some(error.to_string());
+        self.shared.note_error(&error);
         error
     }
 
@@ -461,14 +455,6 @@ impl LayerReader {
         let size = self.shared.index.uncompressed_size;
         let entry = self.shared.index.entries.get(number as usize);
         entry.ok_or_else(|| self.failed(None, size, Cause::OutOfRange { size }))
-    }
-}
-
-impl Shared {
-    fn condemn(&self, cause: Cause) {
-        if self.condemned.set(cause.clone()).is_ok() {
-            tracing::error!(layer = %self.digest, %cause, "a layer is taken out of service");
-        }
     }
 }
 

@@ -5,8 +5,12 @@
 //! asked layer and those above it are opened at the same time. Layers that cannot be read lazily (small ones, without an
 //! index, zstd) are streamed whole into the layer store meanwhile. Nobody is asked about a layer that is here already.
 //!
-//! What is done is remembered only when it succeeded; who asks again after a failure gets a new try. A layer that we
+//! What is done is remembered only when it succeeded; after a failure the next question is a new try. A layer that we
 //! cannot provide is left to containerd, with the reason.
+//!
+//! A slot is of a *claim*, not of a layer: an image gets a slot of another one only if it would have made the same claim,
+//! or if what it claims (the diff_id) was proven on this node. Every image that comes to use a slot becomes an origin of its
+//! bytes. A slot whose claim is condemned is handed out to no other image.
 //!
 //! Invariants: no lock is held while waiting; one look-up per image and one opening per layer at a time, however many
 //! ask; a layer that was brought for a question still to come is not taken away before that had time to come.
@@ -30,14 +34,16 @@ use tokio::task::AbortHandle;
 
 use crate::forest::Forest;
 use crate::open::{self, ImageOpener, OpenOptions};
+use crate::profile::Choice;
 use crate::reader::LayerReader;
-use crate::store::Store;
+use crate::store::{Claim, Store};
 
 mod ahead;
 pub mod background;
 pub mod elsewhere;
 mod error;
 pub mod id_maps;
+mod identity;
 pub mod labels;
 mod provide;
 mod registries;
@@ -51,6 +57,7 @@ pub use registries::Registries;
 pub use reopen::Reopener;
 
 use id_maps::IdMaps;
+use identity::origin_of;
 use labels::WantedLayer;
 use slots::{SlotRecord, Slots};
 
@@ -152,8 +159,8 @@ impl LookUp {
 struct State {
     /// In the order of their last use.
     images: Vec<LookUp>,
-    layers: HashMap<Digest, Bringing>,
-    /// Slots that nobody has asked for yet, and since when.
+    layers: HashMap<Claim, Bringing>,
+    /// Slots that were not asked for yet, and since when.
     unclaimed: HashMap<u16, Instant>,
 }
 
@@ -175,7 +182,7 @@ impl RemoteLayers {
             forest.define_id_map(number, map)?;
         }
         for (slot, record) in slots.all() {
-            forest.expect(slot, record.layer.digest)?;
+            forest.expect(slot, record.claim.layer)?;
         }
         let gate = Semaphore::new(options.layers_at_once.max(1));
         Ok(Self(Arc::new(Inner {
@@ -198,15 +205,15 @@ impl RemoteLayers {
     /// [`RemoteError`]: the layer is containerd's to fetch.
     pub async fn provide(&self, labels: &BTreeMap<String, String>) -> Result<u16, Failure> {
         let wanted = WantedLayer::of(labels).map_err(RemoteError::from)?;
-        if let Some(slot) = self.claim(&wanted.layer) {
-            return Ok(slot);
-        }
         let key = ImageKey {
             registry: wanted.image.registry().to_owned(),
             repository: wanted.image.repository().to_owned(),
             manifest: wanted.manifest,
             index: wanted.index,
         };
+        if let Some(slot) = self.of_same_image(&key, &wanted.layer).and_then(|slot| self.take(slot)) {
+            return Ok(slot);
+        }
         let image = self.image(&key).await?;
         let layers = &image.image().manifest.layers;
         let first = layers.iter().position(|layer| layer.digest == wanted.layer);
@@ -217,11 +224,11 @@ impl RemoteLayers {
         let brought = (first..layers.len()).map(|position| self.bring(&key, &image, position));
         let brought: Vec<_> = brought.collect::<Result<_, _>>()?;
         self.run_ahead(&key, &image, brought.iter().map(|(underway, _)| underway.clone()).collect());
-        if let Some((underway, _)) = brought.first() {
-            underway.clone().await?;
-        }
-        // Whoever swept in between was quicker than ten minutes.
-        self.claim(&wanted.layer).ok_or_else(|| RemoteError::Abandoned.into())
+        let Some((underway, _)) = brought.first() else { return Err(RemoteError::Abandoned.into()) };
+        let slot = underway.clone().await?;
+        self.join_all(&key, &image, slot, &wanted.layer).await;
+        // It may have been swept in between, by a sweep that was quicker than ten minutes.
+        self.take(slot).ok_or_else(|| RemoteError::Abandoned.into())
     }
 
     /// The directory that shows a slot's layer, with owners mapped if `id_map` is given.
@@ -247,13 +254,13 @@ impl RemoteLayers {
         }
     }
 
-    /// Ends fetches that nobody has waited for since so long: whoever pulled the image has given up.
+    /// Ends fetches that were not waited for since so long: the pull was given up.
     pub fn end_idle(&self, life: Duration) {
         let mut state = self.0.state();
         let idle = state.layers.iter().filter(|(_, bringing)| bringing.is_idle(life));
-        for layer in idle.map(|(layer, _)| *layer).collect::<Vec<_>>() {
-            tracing::info!(%layer, "nobody waits for a layer any more; its fetch is ended");
-            if let Some(bringing) = state.layers.remove(&layer) {
+        for claim in idle.map(|(claim, _)| *claim).collect::<Vec<_>>() {
+            tracing::info!(layer = %claim.layer, "a layer is not waited for any more; its fetch is ended");
+            if let Some(bringing) = state.layers.remove(&claim) {
                 bringing.work.abort();
             }
         }
@@ -283,9 +290,12 @@ impl RemoteLayers {
         match self.0.slots.release(slot) {
             Ok(None) => {}
             Ok(Some(record)) => {
-                let layer = record.layer.digest;
-                state.layers.remove(&layer);
-                match self.0.store.set_aside(&layer) {
+                let layer = record.claim.layer;
+                // The claim by which it was asked for may be another one, whose proof was here.
+                state.layers.retain(|claim, bringing| {
+                    *claim != record.claim && !matches!(bringing.underway.peek(), Some(Ok(brought)) if *brought == slot)
+                });
+                match self.0.store.set_aside(&record.claim) {
                     Ok(removed) => drop(self.0.runtime.spawn_blocking(move || removed.delete())),
                     Err(error) => tracing::warn!(slot, %layer, %error, "the data of a layer stay behind"),
                 }
@@ -295,15 +305,17 @@ impl RemoteLayers {
         }
     }
 
-    /// The slot of a layer that is here.
-    fn claim(&self, layer: &Digest) -> Option<u16> {
-        let mut state = self.0.state();
-        // One that is still being opened may yet turn out to be containerd's.
-        if state.layers.get(layer).is_some_and(|bringing| !bringing.work.is_finished()) {
-            return None;
-        }
+    /// Whether the layer of a slot is still being opened: it may yet turn out to be containerd's.
+    fn is_being_opened(&self, slot: u16) -> bool {
+        let Some(record) = self.0.slots.get(slot) else { return false };
+        self.0.state().layers.get(&record.claim).is_some_and(|bringing| !bringing.work.is_finished())
+    }
+
+    /// Hands out a slot that can be read.
+    fn take(&self, slot: u16) -> Option<u16> {
         // A slot is on disk a moment before it can be read.
-        let slot = self.0.slots.find(layer).filter(|slot| self.0.forest.has(*slot))?;
+        let mut state = self.0.state();
+        let slot = Some(slot).filter(|slot| self.0.forest.has(*slot))?;
         state.unclaimed.remove(&slot);
         Some(slot)
     }
@@ -341,7 +353,9 @@ impl RemoteLayers {
             let image = source.resolve(&PlatformSelection::Host).await?.pop();
             let image = image.ok_or_else(|| RemoteError::NoImage { image: key.to_string() })?;
             let index_repositories = self.0.registries.index_repositories(&key.registry, &key.repository)?;
-            let options = OpenOptions { index: key.index, index_repositories, listing, ..self.0.options.open.clone() };
+            let profile = if self.0.options.profiles.replay { Choice::Default } else { Choice::None };
+            let open = self.0.options.open.clone();
+            let options = OpenOptions { index: key.index, index_repositories, listing, profile, ..open };
             let (store, runtime) = (Arc::clone(&self.0.store), self.0.runtime.clone());
             Ok(ImageOpener::new(source, image, store, options, runtime).await?)
         };
@@ -378,12 +392,15 @@ impl RemoteLayers {
                 (Some(layer), Some(diff_id)) => (layer.clone(), *diff_id),
                 _ => return Err(RemoteError::Abandoned),
             };
+        let claim = image.claim(&layer, diff_id);
         let mut state = self.0.state();
-        let digest = layer.digest;
-        // A failure is worth another try.
-        if let Some(bringing) =
-            state.layers.get_mut(&digest).filter(|known| !matches!(known.underway.peek(), Some(Err(_))))
-        {
+        // A failure is worth another try, and what turned out to be a lie is worth another way.
+        let is_good = |known: &&mut Bringing| match known.underway.peek() {
+            None => true,
+            Some(Ok(slot)) => self.is_believed(*slot),
+            Some(Err(_)) => false,
+        };
+        if let Some(bringing) = state.layers.get_mut(&claim).filter(is_good) {
             bringing.asked = Instant::now();
             return Ok((bringing.underway.clone(), Arc::clone(&bringing.wanted)));
         }
@@ -393,7 +410,7 @@ impl RemoteLayers {
         let wanted = Arc::new(());
         let bringing =
             Bringing { underway: underway.clone(), wanted: Arc::clone(&wanted), asked: Instant::now(), work };
-        state.layers.insert(digest, bringing);
+        state.layers.insert(claim, bringing);
         Ok((underway, wanted))
     }
 
@@ -404,14 +421,22 @@ impl RemoteLayers {
         layer: Descriptor,
         diff_id: Digest,
     ) -> Result<u16, RemoteError> {
-        if let Some(slot) = self.0.slots.find(&layer.digest) {
+        if let Some(slot) = self.shared_slot(image, &layer, diff_id).await {
             return Ok(slot);
         }
         let _permit = self.0.gate.acquire().await.map_err(|_| RemoteError::Abandoned)?;
         let opened = image.open_layer(&layer, diff_id).await?;
         tracing::debug!(layer = %layer.digest, way = ?opened.note.way, "a layer is open");
-        let record = SlotRecord { layer, diff_id, image: key.to_string(), ztoc: opened.ztoc };
-        let slot = self.0.slots.assign(record)?;
+        let origin = origin_of(key, image, &layer, opened.index_from.as_ref());
+        let record = SlotRecord { claim: opened.claim, origins: vec![origin] };
+        // Under the same claim as another image after all, once its table was looked at.
+        let known = self.0.slots.find(&opened.claim).filter(|slot| self.is_believed(*slot));
+        let slots = Arc::clone(&self.0.slots);
+        let assigned = tokio::task::spawn_blocking(move || slots.assign(record)).await;
+        let slot = assigned.map_err(|_| RemoteError::Abandoned)??;
+        if known == Some(slot) && self.0.forest.has(slot) {
+            return Ok(slot);
+        }
         self.0.state().unclaimed.insert(slot, Instant::now());
         let planted = self.plant(slot, opened.reader).await;
         if planted.is_err() {

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use soci_index::registry::RegistryError;
@@ -24,20 +25,52 @@ pub mod faulty;
 pub mod file;
 pub mod image;
 pub mod memory;
+pub mod origins;
 pub mod watched;
 
 /// The bytes of one range, as they arrive.
 pub type Chunks = BoxStream<'static, Result<Bytes, SourceError>>;
 
+/// One of the places that a source may deliver from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OriginId(pub(crate) u64);
+
+/// The bytes of one range, and where they come from.
+pub struct Delivery {
+    /// The bytes.
+    pub chunks: Chunks,
+    /// Which of several places delivers; `None` for a source that has one.
+    pub from: Option<OriginId>,
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery").field("from", &self.from).finish_non_exhaustive()
+    }
+}
+
 /// Reads ranges of one layer blob.
 pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// Asks for the compressed bytes `range`.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>>;
+
+    /// The same, with the place that delivers.
+    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Delivery, SourceError>> {
+        async move { Ok(Delivery { chunks: self.read(range).await?, from: None }) }.boxed()
+    }
+
+    /// Notes that what a place delivered were not the bytes that were indexed: the next request goes elsewhere if it can.
+    fn blame(&self, _from: OriginId) {}
+
+    /// How many places there are to ask.
+    fn choices(&self) -> usize {
+        1
+    }
 }
 
 /// Why a source did not deliver.
 ///
-/// Texts are for people: whoever makes one removes credentials and signed query strings first.
+/// Texts are for people: credentials and signed query strings are removed before one is made.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// A local file could not be read.
@@ -83,6 +116,15 @@ pub enum SourceError {
         /// Who was asked.
         origin: String,
     },
+    /// The answer had no bytes.
+    #[error("the answer was empty")]
+    Empty,
+    /// No origin delivered.
+    #[error("no origin of the blob delivered: {}", causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Everywhere {
+        /// What each said, in the order in which they were asked.
+        causes: Arc<[Self]>,
+    },
     /// The answer makes no sense.
     #[error("{origin} answered nonsense: {what}")]
     Protocol {
@@ -100,10 +142,12 @@ impl SourceError {
         match self {
             Self::Denied { .. } => true,
             Self::Registry(error) => error.is_refusal(),
+            Self::Everywhere { causes } => causes.iter().any(Self::is_refusal),
             Self::Local { .. }
             | Self::OutOfRange { .. }
             | Self::Unavailable { .. }
             | Self::Missing { .. }
+            | Self::Empty
             | Self::Protocol { .. } => false,
         }
     }

@@ -46,6 +46,15 @@ pub struct LayerStatus {
     pub failures: u64,
     /// Whether the content was proven against the image's own digest; else it is trusted as far as the index is.
     pub proven: bool,
+    /// Why the layer was found wrong and is out of service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condemned: Option<String>,
+    /// Why the layer is out of service until it is proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<String>,
+    /// Where its bytes come from, the place that is asked first first.
+    #[serde(default)]
+    pub origins: Vec<String>,
     /// The latest failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -60,7 +69,10 @@ impl ImageStatus {
 
     /// Cuts error texts to `bytes` bytes.
     pub(crate) fn shorten_errors(&mut self, bytes: usize) {
-        for error in self.layers.iter_mut().filter_map(|layer| layer.last_error.as_mut()) {
+        for layer in &mut self.layers {
+            layer.origins.truncate(3);
+        }
+        for error in self.layers.iter_mut().flat_map(LayerStatus::errors) {
             let end = (0..=bytes.min(error.len())).rev().find(|end| error.is_char_boundary(*end)).unwrap_or(0);
             error.truncate(end);
         }
@@ -68,6 +80,10 @@ impl ImageStatus {
 }
 
 impl LayerStatus {
+    fn errors(&mut self) -> impl Iterator<Item = &mut String> {
+        [&mut self.last_error, &mut self.condemned, &mut self.suspended].into_iter().flatten()
+    }
+
     /// The state of the layer that `reader` reads.
     #[must_use]
     pub fn of(reader: &LayerReader) -> Self {
@@ -88,6 +104,9 @@ impl LayerStatus {
             waited_seconds: waited.as_secs_f64(),
             failures,
             proven: store.is_proven(),
+            condemned: reader.condemned().map(ToString::to_string),
+            suspended: reader.suspended(),
+            origins: reader.source().names(),
             last_error: reader.last_error(),
         }
     }

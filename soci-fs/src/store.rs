@@ -1,22 +1,26 @@
-//! The layer store: one sparse file per layer that holds its uncompressed tar, filled span by span.
+//! The layer store: one sparse file per claim of a layer that holds its uncompressed tar, filled span by span.
 //!
 //! ```text
-//! ROOT/lock                       the process that writes here
-//! ROOT/layers/sha256-HEX/data     the uncompressed layer, with holes
-//! ROOT/layers/sha256-HEX/present  a checksum per span: see `present`
+//! ROOT/lock                   the process that writes here
+//! ROOT/layers/ID/record.json  the claim, and which table is kept: see `record`
+//! ROOT/layers/ID/table        the TOC or zTOC by which the layer is read
+//! ROOT/layers/ID/data         the uncompressed layer, with holes
+//! ROOT/layers/ID/present      a checksum per span: see `present`
+//! ROOT/layers/ID/proof        the layer was proven: see `proven`
+//! ROOT/condemned              claims and packs that are not believed again: see `condemned`
 //! ```
 //!
-//! Everything else a caller wants to keep about a layer (its index, say) may live in the same directory, which is
-//! removed as a whole. Keyed by layer digest, so images share layers and a restart finds them.
+//! A directory is removed as a whole. It is named by the identity of its [`Claim`], so images share what they would have got
+//! by themselves and nothing else; what was proven is found by diff_id ([`Store::proven`]) and shared by all.
 //!
 //! Why not a file per span or a database: a read of a present file must be one `pread`, and a crash must not lose what
 //! was fetched. A span is published by one aligned eight-byte write after its bytes were written, both into the page
 //! cache, which outlives the process. What does not outlive a power cut is told apart by the boot id: after a reboot the
-//! checksum of each span is compared at its first use. So nothing is ever synced.
+//! checksum of each span is compared at its first use. So nothing is ever synced but verdicts.
 //!
 //! Invariants: one process per root (a lock file names it); bytes are never handed out unless their span was published,
 //! and, if it was published in another boot, its checksum has been compared; an eviction that overlaps a read makes the
-//! read start again, never yields zeros.
+//! read start again, never yields zeros; a proven layer takes no bytes but those that were proven.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,22 +29,31 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use soci_index::digest::Digest;
 use soci_index::index::LayerIndex;
 
 use crate::lock::{Lock, LockError};
 
+mod claim;
+mod condemned;
 mod evict;
-mod identity;
 mod layer;
+mod marks;
 mod partial;
 mod present;
+mod proven;
+mod record;
 mod second_copy;
 #[cfg(test)]
 mod tests;
 
+pub use claim::{Claim, ClaimId, ClaimIdError};
+pub use condemned::Condemned;
 pub use evict::Evicted;
 pub use layer::{LayerStore, Reading};
+pub(crate) use marks::Mark;
+pub use partial::Parts;
+pub(crate) use proven::Proof;
+pub use record::Record;
 pub use second_copy::Looks;
 
 /// Why the store could not do its work.
@@ -63,6 +76,14 @@ pub enum StoreError {
         path: PathBuf,
         /// The process, if it could write its number down.
         pid: Option<u32>,
+    },
+    /// A span's bytes are not those that were proven.
+    #[error("span {span} of the proven layer {layer} was fetched again with other bytes")]
+    Unproven {
+        /// The layer.
+        layer: soci_index::digest::Digest,
+        /// The span.
+        span: u32,
     },
     /// A span's bytes have another length than its place.
     #[error("span {span} holds {expected} bytes, {found} were given")]
@@ -103,17 +124,22 @@ impl BootId {
 pub struct Store {
     root: PathBuf,
     boot: BootId,
-    layers: Mutex<HashMap<Digest, Weak<LayerStore>>>,
-    clock: Arc<Clock>,
+    layers: Mutex<HashMap<ClaimId, Weak<LayerStore>>>,
+    /// Claims that are being read whole.
+    turns: Mutex<HashMap<ClaimId, Weak<tokio::sync::Mutex<()>>>>,
+    common: Arc<Common>,
     _lock: Lock,
 }
 
-/// Counts uses, for eviction of what was not used for longest.
-#[derive(Debug, Default)]
-struct Clock {
+/// What the layers of a store have in common.
+#[derive(Debug)]
+struct Common {
+    root: PathBuf,
+    /// Counts uses, for eviction of what was not used for longest.
     ticks: AtomicU32,
     removals: AtomicU64,
     written: AtomicU64,
+    proven: proven::Proven,
 }
 
 impl Store {
@@ -130,15 +156,40 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_in_boot(root: &Path, boot: BootId) -> Result<Self, StoreError> {
-        let layers = root.join("layers");
-        std::fs::create_dir_all(&layers).map_err(io_error("create", &layers))?;
+        let directory = root.join(LAYERS);
+        make_directory(&directory)?;
         let lock = lock(root)?;
         // What a process before has not come to delete.
         let removed = root.join(REMOVED);
         Removed { directory: removed.exists().then(|| removed.clone()) }.delete();
-        std::fs::create_dir_all(&removed).map_err(io_error("create", &removed))?;
-        let (layers, clock) = (Mutex::new(HashMap::new()), Arc::default());
-        Ok(Self { root: root.to_owned(), boot, layers, clock, _lock: lock })
+        make_directory(&removed)?;
+        make_directory(&root.join(condemned::DIRECTORY))?;
+        let common = Common {
+            root: root.to_owned(),
+            ticks: AtomicU32::new(0),
+            removals: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            proven: proven::Proven::default(),
+        };
+        let (layers, common) = (Mutex::new(HashMap::new()), Arc::new(common));
+        let store = Self { root: root.to_owned(), boot, layers, turns: Mutex::default(), common, _lock: lock };
+        store.take_stock()?;
+        store.sweep_condemned()?;
+        Ok(store)
+    }
+
+    /// Finds what was proven. What is no layer of this store, an older version's too, is removed: it can be fetched again.
+    fn take_stock(&self) -> Result<(), StoreError> {
+        let layers = self.root.join(LAYERS);
+        for entry in std::fs::read_dir(&layers).map_err(io_error("list", &layers))? {
+            let directory = entry.map_err(io_error("list", &layers))?.path();
+            match record::read(&directory) {
+                None => self.move_aside(&directory)?.delete(),
+                Some(record) if proven::has_proof(&directory) => self.common.proven.add(record.claim),
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The root directory.
@@ -147,58 +198,83 @@ impl Store {
         &self.root
     }
 
-    /// The part of the store that belongs to one layer. All callers share one object per layer.
+    /// The part of the store that belongs to one claim, read by `index`. All callers share one object per claim.
     ///
     /// Spans kept under another index are forgotten: their borders mean nothing any more, and an index vouches only for
     /// what was decoded by itself.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn layer(&self, digest: &Digest, index: &LayerIndex) -> Result<Arc<LayerStore>, StoreError> {
-        let fingerprint = present::fingerprint(index);
+    pub fn layer(&self, claim: &Claim, index: &LayerIndex) -> Result<Arc<LayerStore>, StoreError> {
+        let (fingerprint, id) = (present::fingerprint(index), claim.id());
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = layers.get(digest).and_then(Weak::upgrade)
+        if let Some(open) = layers.get(&id).and_then(Weak::upgrade)
             && open.fingerprint() == fingerprint
         {
             return Ok(open);
         }
-        let layer =
-            LayerStore::open(&self.layer_directory(digest), index, fingerprint, self.boot, Arc::clone(&self.clock))?;
+        let directory = self.directory(&id);
+        make_directory(&directory)?;
+        let record = Record { claim: *claim, layer_bytes: index.compressed_size, table_kept: None };
+        record::write_if_absent(&directory, &record)?;
+        let layer = LayerStore::open(&directory, claim, index, fingerprint, self.boot, Arc::clone(&self.common))?;
         let layer = Arc::new(layer);
         layers.retain(|_, layer| layer.strong_count() > 0);
-        layers.insert(*digest, Arc::downgrade(&layer));
+        layers.insert(id, Arc::downgrade(&layer));
         Ok(layer)
     }
 
-    /// Where the files of a layer are.
+    /// Waits until nothing else fills the claim's directory as a whole, and keeps others from it while the guard lives.
+    pub async fn turn(&self, claim: &Claim) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let known = turns.get(&claim.id()).and_then(Weak::upgrade);
+            let turn = known.unwrap_or_default();
+            turns.insert(claim.id(), Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
+    }
+
+    /// Where the files of a claim are.
     #[must_use]
-    pub fn layer_directory(&self, digest: &Digest) -> PathBuf {
-        self.root.join("layers").join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
+    pub fn directory(&self, id: &ClaimId) -> PathBuf {
+        self.root.join(LAYERS).join(id.to_string())
     }
 
-    /// Removes all that is kept of a layer. Readers that have it open keep their files.
+    /// Removes all that is kept of a claim. Readers that have it open keep their files.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.set_aside(digest).map(|removed| removed.delete())
+    pub fn remove(&self, claim: &Claim) -> Result<(), StoreError> {
+        self.set_aside(claim).map(|removed| removed.delete())
     }
 
-    /// Removes a layer from the store at once, and leaves the freeing of the disk, which takes a while, to the caller.
+    /// Removes a claim from the store at once, and leaves the freeing of the disk, which takes a while, to the caller.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn set_aside(&self, digest: &Digest) -> Result<Removed, StoreError> {
+    pub fn set_aside(&self, claim: &Claim) -> Result<Removed, StoreError> {
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.remove(digest);
-        let directory = self.layer_directory(digest);
-        let aside = self.root.join(REMOVED).join(self.clock.removals.fetch_add(1, Ordering::Relaxed).to_string());
-        match std::fs::rename(&directory, &aside) {
+        layers.remove(&claim.id());
+        self.common.proven.forget(claim);
+        self.move_aside(&self.directory(&claim.id()))
+    }
+
+    fn move_aside(&self, directory: &Path) -> Result<Removed, StoreError> {
+        let aside = self.root.join(REMOVED).join(self.common.removals.fetch_add(1, Ordering::Relaxed).to_string());
+        match std::fs::rename(directory, &aside) {
             Ok(()) => Ok(Removed { directory: Some(aside) }),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Removed { directory: None }),
-            Err(cause) => Err(io_error("remove", &directory)(cause)),
+            Err(cause) => Err(io_error("remove", directory)(cause)),
         }
     }
+}
+
+/// Makes a directory that may be there already.
+fn make_directory(directory: &Path) -> Result<(), StoreError> {
+    std::fs::create_dir_all(directory).map_err(io_error("create", directory))
 }
 
 /// Takes the lock of a directory that one process at a time may write to.
@@ -210,6 +286,8 @@ pub(crate) fn lock(root: &Path) -> Result<Lock, StoreError> {
     })
 }
 
+/// Where the directories of claims are.
+const LAYERS: &str = "layers";
 /// Where removed layers wait for their space to be freed.
 const REMOVED: &str = "removed";
 
@@ -223,9 +301,13 @@ pub struct Removed {
 impl Removed {
     /// Frees the disk. What cannot be deleted is tried again when the store is opened next.
     pub fn delete(self) {
-        if let Some(directory) = &self.directory
-            && let Err(cause) = std::fs::remove_dir_all(directory)
-        {
+        let Some(directory) = &self.directory else { return };
+        let removed = match std::fs::remove_dir_all(directory) {
+            // Not everything that is in the way is a directory.
+            Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(directory),
+            result => result,
+        };
+        if let Err(cause) = removed {
             tracing::warn!(directory = %directory.display(), %cause, "the data of a removed layer stay behind");
         }
     }

@@ -16,15 +16,17 @@ use std::sync::{Arc, OnceLock};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use soci_index::digest::{Algorithm, Digest, Hasher};
+use soci_index::image::model::Descriptor;
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::indexer::{IndexError, Indexed, Options};
 use soci_index::limits::Limits;
+use soci_index::manifest::ZTOC;
 use soci_index::pipeline::{self, PipelineError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::source::{Source, SourceError};
-use crate::store::{LayerStore, Store, StoreError};
+use crate::store::{Claim, LayerStore, Proof, Record, Store, StoreError};
 
 /// Spans of an unpacked layer. Nothing is decoded from them; they are what a checksum covers.
 const SPAN_BYTES: u64 = 4 << 20;
@@ -44,6 +46,14 @@ pub struct LayerClaim {
     pub size: u64,
     /// Digest of the uncompressed tar, from the image's configuration.
     pub diff_id: Digest,
+}
+
+impl LayerClaim {
+    /// The claim under which the store keeps the layer when it is read whole.
+    #[must_use]
+    pub const fn whole(&self) -> Claim {
+        Claim::whole(self.digest, self.diff_id)
+    }
 }
 
 /// How a layer blob is compressed.
@@ -150,8 +160,8 @@ pub struct Unpacked {
     pub index: Arc<LayerIndex>,
     /// Its bytes, all present and proven.
     pub store: Arc<LayerStore>,
-    /// The index as a zTOC, to be kept; `None` for the rare layer that no zTOC can tell.
-    pub ztoc: Option<Vec<u8>>,
+    /// What the store says of it. Its table is kept, but for the rare layer that no zTOC can tell.
+    pub record: Record,
 }
 
 /// Streams the layer into the store and checks it.
@@ -173,8 +183,8 @@ pub async fn unpack(
         }
     }
     let failed = |cause| UnpackError::Store { layer, cause };
-    store.remove(&layer).map_err(failed)?;
-    let unfinished = Unfinished { store, layer };
+    store.remove(&claim.whole()).map_err(failed)?;
+    let unfinished = Unfinished { store, claim: claim.whole() };
     let unpacked = fill(store, source, claim, encoding).await?;
     std::mem::forget(unfinished);
     Ok(unpacked)
@@ -183,15 +193,15 @@ pub async fn unpack(
 /// A layer that is being streamed; what was written of it goes when this is dropped.
 struct Unfinished<'s> {
     store: &'s Store,
-    layer: Digest,
+    claim: Claim,
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        match (self.store.set_aside(&self.layer), Handle::try_current()) {
+        match (self.store.set_aside(&self.claim), Handle::try_current()) {
             (Ok(removed), Ok(runtime)) => drop(runtime.spawn_blocking(move || removed.delete())),
             (Ok(removed), Err(_)) => removed.delete(),
-            (Err(error), _) => tracing::warn!(layer = %self.layer, %error, "a layer that failed is left behind"),
+            (Err(error), _) => tracing::warn!(layer = %self.claim.layer, %error, "a layer that failed is left behind"),
         }
     }
 }
@@ -204,7 +214,7 @@ async fn fill(
 ) -> Result<Unpacked, UnpackError> {
     let layer = claim.digest;
     let failed = |cause| UnpackError::Store { layer, cause };
-    let directory = store.layer_directory(&layer);
+    let directory = store.directory(&claim.whole().id());
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
     let writer = tokio::task::spawn_blocking(move || write(&directory, receiver, claim, encoding));
     let sent = send(source, claim, sender).await;
@@ -216,16 +226,25 @@ async fn fill(
         (Err(error), _) => return Err(error),
         (Ok(_), Err(None)) => return Err(UnpackError::Abandoned { layer }),
     };
-    let kept = store.layer(&layer, &indexed.index).map_err(failed)?;
+    let kept = store.layer(&claim.whole(), &indexed.index).map_err(failed)?;
     let adopting = Arc::clone(&kept);
-    let adopted = tokio::task::spawn_blocking(move || adopting.adopt().and_then(|()| adopting.set_proven()));
+    let adopted =
+        tokio::task::spawn_blocking(move || adopting.adopt().and_then(|()| adopting.set_proven(&Proof::OwnTable)));
     adopted.await.map_err(|_| UnpackError::Abandoned { layer })?.map_err(failed)?;
     if encoding == Encoding::Zstd {
         kept.pin();
     }
     let index = Arc::new(indexed.index.clone());
     let ztoc = indexed.into_ztoc().ok().and_then(|ztoc| Some(ztoc.encode().ok()?.to_vec()));
-    Ok(Unpacked { index, store: kept, ztoc })
+    let table_kept = ztoc.as_ref().map(|ztoc| Descriptor::of(ZTOC, ztoc));
+    let record = Record { claim: claim.whole(), layer_bytes: claim.size, table_kept };
+    // Without it the layer is only streamed again.
+    if let Some(ztoc) = &ztoc
+        && let Err(error) = store.keep_table(&record, ztoc)
+    {
+        tracing::warn!(%layer, %error, "the layer's table is not kept: after a restart the layer will be streamed again");
+    }
+    Ok(Unpacked { index, store: kept, record })
 }
 
 /// Moves the blob's chunks into the channel. `Err(None)`: nobody takes them any more.

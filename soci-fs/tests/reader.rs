@@ -219,7 +219,7 @@ async fn what_is_present_needs_no_source() {
     assert!(reader.read(0, size).await.unwrap() == layer.tar[..size]);
     drop((reader, store));
     // Another boot, and the disk has lost a byte: found at first use, and fetched again.
-    let data = Store::open(directory.path()).unwrap().layer_directory(&layer.digest()).join("data");
+    let data = Store::open(directory.path()).unwrap().directory(&layer.indexed().id()).join("data");
     let mut bytes = std::fs::read(&data).unwrap();
     bytes[150_000] ^= 1;
     std::fs::write(&data, bytes).unwrap();

@@ -78,14 +78,14 @@ async fn a_layer_that_is_not_what_the_image_says_leaves_nothing() {
         let other = Digest::of(b"other");
         let wrong_tar = unpack(&store, &*memory(), LayerClaim { diff_id: other, ..right }, encoding).await;
         assert!(matches!(wrong_tar, Err(UnpackError::WrongTar { .. })), "{wrong_tar:?}");
-        assert!(!store.layer_directory(&right.digest).exists());
+        assert!(!store.directory(&right.whole().id()).exists());
         let wrong_blob = unpack(&store, &*memory(), LayerClaim { digest: other, ..right }, encoding).await;
         assert!(matches!(wrong_blob, Err(UnpackError::WrongBlob { .. })), "{wrong_blob:?}");
         for fault in [Fault::Refuse, Fault::Short(100_000), Fault::Break(100_000), Fault::Flip(1_000_000)] {
             let faulty = FaultySource::new(memory(), [fault.clone()]);
             let failed = unpack(&store, &faulty, right, encoding).await;
             assert!(failed.is_err(), "{encoding:?} {fault:?}");
-            assert!(!store.layer_directory(&right.digest).exists());
+            assert!(!store.directory(&right.whole().id()).exists());
         }
     }
     let (_directory, store) = store();

@@ -32,9 +32,9 @@ fn layer(files: u64) -> (Layer, Vec<u8>) {
 }
 
 fn reader(layer: &Layer, store: &Store, windows: Option<Arc<dyn Source>>) -> LayerReader {
-    let kept = store.layer(&layer.digest(), &layer.index).unwrap();
+    let kept = store.layer(&layer.indexed(), &layer.index).unwrap();
     let (index, runtime) = (Arc::clone(&layer.index), tokio::runtime::Handle::current());
-    LayerReader::with_windows(layer.digest(), index, kept, layer.memory(), windows, plain_policy(), &runtime)
+    LayerReader::with_windows(layer.digest(), index, kept, layer.memory(), windows.map(Into::into), plain_policy(), &runtime)
 }
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -111,28 +111,53 @@ async fn planned_windows_come_together() {
     assert_eq!(requests(&[2]).await, 3 + 3);
 }
 
-/// A windows blob that is wrong yields errors and never wrong bytes; one that was damaged on the way is fetched again.
+/// Windows that are wrong, or gone, cost bytes and never yield wrong ones: spans are decoded from the nearest one that is here.
+/// One window that was damaged on the way is fetched again.
 #[tokio::test]
 async fn wrong_windows() {
     let (layer, windows) = layer(400);
-    let place = span(&layer, 20);
+    let (place, near) = (span(&layer, 20), span(&layer, 22));
     let read = async |source: Option<Arc<dyn Source>>| {
         let (_directory, store) = store();
-        reader(&layer, &store, source).read(place.start as u64, place.len()).await
+        let reader = reader(&layer, &store, source);
+        let read = reader.read(place.start as u64, place.len()).await.unwrap();
+        assert!(read == layer.tar[place.clone()]);
+        (reader.counts().decoded_spans, reader, store, _directory)
     };
     let mut forged = windows.clone();
     forged.iter_mut().for_each(|byte| *byte ^= 1);
-    for (blob, what) in [(forged, "digest"), (windows[..100].to_vec(), "outside")] {
-        let error = read(Some(Arc::new(MemorySource::new(Bytes::from(blob))))).await.unwrap_err();
-        assert!(error.span == Some(20) && error.to_string().contains(what), "{error}");
+    let wrong = [Some(forged), Some(windows[..100].to_vec()), None];
+    for blob in wrong {
+        let source = blob.map(|blob| Arc::new(MemorySource::new(Bytes::from(blob))) as Arc<dyn Source>);
+        let (decoded, reader, _store, _directory) = read(source).await;
+        assert_eq!(decoded, 21, "all that is before it");
+        // And from there on only what lies between.
+        assert!(reader.read(near.start as u64, near.len()).await.unwrap() == layer.tar[near.clone()]);
+        assert_eq!(reader.counts().decoded_spans, 23);
+        assert!(reader.condemned().is_none() && reader.last_error().is_none());
     }
-    let error = read(None).await.unwrap_err();
-    assert!(error.to_string().contains("not at hand"), "{error}");
     let honest: Arc<dyn Source> = Arc::new(MemorySource::new(Bytes::from(windows.clone())));
     for fault in [Fault::Flip(10), Fault::Short(3)] {
         let faulty = FaultySource::new(Arc::clone(&honest), [fault]);
-        assert!(read(Some(Arc::new(faulty))).await.unwrap() == layer.tar[place.clone()]);
+        assert_eq!(read(Some(Arc::new(faulty))).await.0, 1);
     }
+}
+
+/// Many spans at once of a layer whose windows are gone: each is decoded once.
+#[tokio::test]
+async fn without_windows_all_is_decoded_once() {
+    let (layer, _) = layer(400);
+    let (_directory, store) = store();
+    let reader = reader(&layer, &store, None);
+    let count = layer.index.spans.len();
+    let reads = [7, 3, count - 1, 11, 3].map(|number| {
+        let (reader, place) = (reader.clone(), span(&layer, number));
+        async move { (reader.read(place.start as u64, place.len()).await.unwrap(), place) }
+    });
+    for (read, place) in futures_util::future::join_all(reads).await {
+        assert!(read == layer.tar[place]);
+    }
+    assert_eq!((reader.counts().decoded_spans, reader.store().is_complete()), (count as u64, true));
 }
 
 /// A window that the index vouches for and that is not the end of the span before: found when both are here.

@@ -63,6 +63,8 @@ pub struct TarReader {
     block: Box<[u8; BLOCK]>,
     ahead: Ahead,
     entries: Vec<Entry>,
+    /// How many entries were taken away.
+    taken: usize,
     texts: Texts,
     obstacle: Option<Obstacle>,
 }
@@ -121,7 +123,7 @@ impl TarReader {
         let (ahead, texts) = (Ahead::default(), Texts::default());
         let state = State::Block { have: 0, zero: false };
         let block = Box::new([0; BLOCK]);
-        Self { limits, offset, state, block, ahead, entries: Vec::new(), texts, obstacle: None }
+        Self { limits, offset, state, block, ahead, entries: Vec::new(), taken: 0, texts, obstacle: None }
     }
 
     /// How many bytes have been taken, plus where it began.
@@ -134,6 +136,13 @@ impl TarReader {
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Takes the entries so far away, for a caller that looks at each once: memory stays bounded by what comes between two
+    /// calls. They are missing from [`Table::entries`].
+    pub fn take_entries(&mut self) -> std::vec::Drain<'_, Entry> {
+        self.taken += self.entries.len();
+        self.entries.drain(..)
     }
 
     /// The size of the file within whose data the reader stands, if it does.
@@ -378,7 +387,7 @@ impl TarReader {
     }
 
     fn keep(&mut self, entry: Entry) -> Result<(), TarError> {
-        if self.entries.len() >= self.limits.entries_max {
+        if self.taken + self.entries.len() >= self.limits.entries_max {
             let (offset, cap) = (entry.header_offset, self.limits.entries_max as u64);
             return Err(TarError::Limit { offset, limit: "entries_max", cap });
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::profile::Choice;
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_fs::tree::node_id::NodeId;
@@ -154,6 +155,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
         parallel: 4,
         trust: Arc::default(),
         listing: None,
+        profile: Choice::None,
     };
     let mount = (fuse && runs).then_some(mountpoint.as_path());
     let opened = Opened::new(source, image, &store, &options, mount).await?;

@@ -34,7 +34,7 @@ use crate::progress::Progress;
 
 mod ahead;
 
-use ahead::Search;
+use ahead::Plan;
 
 /// What a detached process prints when its mount is ready.
 const READY: &str = "ready";
@@ -80,12 +80,12 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
     let (found, listing) = find(arguments, &source).await?;
-    let search = Search::start(arguments, config, &source, &found, listing.clone());
+    let plan = Plan::new(arguments, config, &found);
     let open = OpenOptions { listing, ..open };
     let opened = open_image(&source, &found, &store, &open, &Handle::current()).await;
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
-    let mut ahead = search.follow(&source, &opened.readers).await?;
+    let mut ahead = plan.follow(&source, &opened.readers, opened.profile)?;
     let (index, notes) = (opened.index, opened.notes.clone());
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
     if !arguments.no_follow_names {
@@ -173,6 +173,7 @@ fn open_options(
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
         trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
         listing: None,
+        profile: ahead::choice(arguments),
     })
 }
 

@@ -12,6 +12,7 @@ use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, mount};
 use soci_fs::open::{IndexModes, OpenOptions, open_image};
 use soci_fs::profile::Recorder;
+use soci_fs::profile::Choice;
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_fs::trust::TrustPolicy;
@@ -64,6 +65,7 @@ pub fn open_options(config: &Config, layer_bytes_min: u64) -> anyhow::Result<Ope
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
         trust: Arc::new(TrustPolicy::new(soci_fs::trust::Provisional::Allow, &[], &[])?),
         listing: None,
+        profile: Choice::None,
     })
 }
 

@@ -28,6 +28,9 @@ pub use sections::*;
 pub use trust::*;
 pub use values::*;
 
+/// How long after the last read that waited a start counts as over, and a claim in use is proven.
+const START_QUIET: Duration = Duration::from_secs(3);
+
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
 const WITH_EFFECT: [&str; 33] = [
     "background_fetch.disable",
@@ -197,8 +200,12 @@ impl DaemonConfig {
         let time = |milliseconds: i64, default: u64| {
             Duration::from_millis(u64::try_from(milliseconds).ok().filter(|given| *given > 0).unwrap_or(default))
         };
-        let pace =
-            Pace { silence: time(given.silence_period_msec, 30_000), period: time(given.fetch_period_msec, 500) };
+        let pace = Pace {
+            silence: time(given.silence_period_msec, 30_000),
+            period: time(given.fetch_period_msec, 500),
+            quiet: START_QUIET,
+            withheld: self.trust.withheld(),
+        };
         (!given.disable).then_some(pace)
     }
 

@@ -81,7 +81,7 @@ impl Operations {
     }
 
     fn slot(&self, slot: u16, layer: LayerStatus) -> SlotStatus {
-        let image = self.slots.get(slot).map(|record| record.image).unwrap_or_default();
+        let image = self.slots.get(slot).map(|record| record.image().to_owned()).unwrap_or_default();
         SlotStatus { slot, image, layer }
     }
 

@@ -14,6 +14,7 @@ use soci_fs::grpc;
 use soci_fs::metrics::Metrics;
 use soci_fs::mount::device::{self, ServeOptions};
 use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::profile::Choice;
 use soci_fs::reader::Policy;
 use soci_fs::remote::background::Background;
 use soci_fs::remote::id_maps::IdMaps;
@@ -143,6 +144,7 @@ impl Shop {
             parallel: 1,
             trust: Arc::new(config.trust.policy().context("[trust]")?),
             listing: None,
+            profile: Choice::None,
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);

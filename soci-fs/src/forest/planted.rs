@@ -105,15 +105,19 @@ impl Planted {
             return Err(FsError::NotDirectory);
         }
         let is_ours = self.shows_state && directory.node == NodeNumber::ROOT && name == STATE_DIRECTORY;
+        if is_ours {
+            return Ok(STATE_DIRECTORY_NODE);
+        }
+        self.reader.check_service()?;
         let found = self.tree.lookup(directory.node, name);
-        found.or_else(|| is_ours.then_some(STATE_DIRECTORY_NODE)).ok_or(FsError::NotFound)
+        found.ok_or(FsError::NotFound)
     }
 
     pub(super) fn attributes(&self, id: NodeId, map: Option<&IdMap>) -> Result<Attributes, FsError> {
         if self.is_state(id.node) {
             return Ok(state_attributes(id));
         }
-        let node = self.node(id)?;
+        let node = self.shown(id)?;
         let mut attributes = Attributes::new(id.pack(), node, self.entry_of(node));
         if let (Some(map), false) = (map, node.kind() == NodeKind::Whiteout) {
             attributes.uid = map.uid(attributes.uid);
@@ -127,7 +131,7 @@ impl Planted {
         if self.is_state(id.node) {
             return if id.node == STATE_DIRECTORY_NODE { Ok(()) } else { Err(FsError::NotDirectory) };
         }
-        match self.node(id)?.kind() {
+        match self.shown(id)?.kind() {
             NodeKind::Directory => Ok(()),
             _ => Err(FsError::NotDirectory),
         }
@@ -146,7 +150,7 @@ impl Planted {
         if self.is_state(id.node) {
             return Err(FsError::NotLink);
         }
-        let node = self.node(id)?;
+        let node = self.shown(id)?;
         match (node.kind(), self.entry_of(node)) {
             (NodeKind::Symlink, Some(entry)) => Ok(entry.link.to_vec()),
             _ => Err(FsError::NotLink),
@@ -158,7 +162,7 @@ impl Planted {
         if self.is_state(id.node) {
             return Ok(Vec::new());
         }
-        let node = self.node(id)?;
+        let node = self.shown(id)?;
         let own = self.entry_of(node).into_iter().flat_map(Entry::xattrs);
         let shown = own.filter(|(name, _)| !OVERLAY_NAMES.iter().any(|space| name.starts_with(space)));
         Ok(shown.chain(node.is_opaque().then_some((opaque.name(), &b"y"[..]))).collect())
@@ -200,6 +204,14 @@ impl Planted {
             (NodeKind::Directory, _) => Err(FsError::IsDirectory),
             _ => Err(FsError::NotRegular),
         }
+    }
+
+    /// A node, unless the layer is out of service: then nothing of it is shown but its state, and its root, which leads there.
+    fn shown(&self, id: NodeId) -> Result<&Node, FsError> {
+        if id.node != NodeNumber::ROOT {
+            self.reader.check_service()?;
+        }
+        self.node(id)
     }
 
     fn node(&self, id: NodeId) -> Result<&Node, FsError> {

@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::runtime::Handle;
 
 use super::adapter::Adapter;
-use super::{negotiate, session_config};
+use super::{Kernel, negotiate, session_config};
 use crate::descriptor;
 use crate::forest::Forest;
 
@@ -120,8 +120,10 @@ pub(crate) fn take_over(
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(io::Error::from)?;
     rustix::io::write(&kernels, &greeting(agreed))?;
     let (serving, _) = mpsc::channel();
+    let mounted = Arc::clone(forest.mounted());
     let adapter = Adapter::new(forest, runtime, serving, statistics_path);
     let session = Session::from_fd(adapter, ours, SessionACL::All, session_config(SessionACL::All, threads))?;
+    mounted.set(Box::new(Kernel(session.notifier())));
     check_answer(&kernels)?;
     descriptor::replace(&session, &device)?;
     // Where the kernel cannot, the keeper has a relay that does.

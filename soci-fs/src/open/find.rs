@@ -62,6 +62,11 @@ impl Found {
         })
     }
 
+    /// The repository that has its blobs, if that is not the image's own.
+    pub(super) fn elsewhere(&self) -> Option<ImageSource> {
+        self.elsewhere.as_ref().map(ImageSource::of_repository)
+    }
+
     /// Where the windows are that a span index's TOC names; `source` is the image's. None for a zTOC.
     pub(super) fn windows(&self, source: &ImageSource, table: &Descriptor) -> Option<ImageBlob> {
         let own = self.elsewhere.as_ref().map_or_else(|| source.clone(), ImageSource::of_repository);
@@ -91,6 +96,11 @@ impl Found {
         }
         options.trust.doubt(&self.digest, &signed).await
     }
+}
+
+/// The windows blob that a TOC's descriptor names; none for a zTOC.
+pub(super) fn windows_blob(table: &Descriptor) -> Option<Descriptor> {
+    Some(SpanReference::of(table)?.windows_descriptor())
 }
 
 /// Where the windows are that a TOC names: in the local store if it has them, else in `source`.

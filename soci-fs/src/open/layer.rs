@@ -15,20 +15,16 @@ use soci_index::index::LayerIndex;
 use soci_index::index_manifest::IndexManifest;
 use soci_index::limits::Limits;
 use soci_index::ztoc::{Ztoc, ZtocError};
-use tokio::runtime::Handle;
 
-use super::find::{self, Found, open_layout};
-use super::{ImageOpener, LayerNote, OpenError, OpenOptions, Way};
+use super::find::Found;
+use super::{ImageOpener, LayerNote, OpenError, Way};
 use crate::reader::LayerReader;
 use crate::source::Source;
 use crate::source::image::ImageBlob;
+use crate::source::origins::Origins;
 use crate::source::watched::WatchedSource;
-use crate::store::{LayerStore, Store};
-use crate::trust::Provisional;
+use crate::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
 use crate::unpack::{Encoding, LayerClaim, UnpackError, unpack};
-
-/// The index of a streamed layer, beside its data.
-const INDEX_FILE: &str = "index.ztoc";
 
 /// A layer that can be read.
 #[derive(Debug)]
@@ -37,150 +33,172 @@ pub struct OpenedLayer {
     pub reader: LayerReader,
     /// How it was opened.
     pub note: LayerNote,
-    /// Bytes of its zTOC, from wherever it came.
+    /// Bytes of its TOC or zTOC, from wherever it came.
     pub index_bytes: u64,
-    /// The zTOC by which it is read; `None` for a layer that was fetched whole.
-    pub ztoc: Option<Descriptor>,
+    /// The claim under which it is kept. It may be one that another image has made and this node has proven.
+    pub claim: Claim,
+    /// Where the parts of its index are, if they are not beside the image.
+    pub index_from: Option<ImageSource>,
 }
 
-/// What is known of a layer that was open before.
-#[derive(Debug, Clone)]
-pub struct KeptLayer {
-    /// Where its image is. Nobody is asked until a byte is missing.
-    pub source: ImageSource,
-    /// Its descriptor.
-    pub layer: Descriptor,
-    /// The zTOC by which it was read, see [`OpenedLayer::ztoc`].
-    pub ztoc: Option<Descriptor>,
+/// What a layer is read by.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// The TOC or zTOC.
+    pub(super) descriptor: Descriptor,
+    pub(super) bytes: Bytes,
+    pub(super) index: LayerIndex,
+    /// Has the windows of a span index.
+    pub(super) windows: Option<Origins>,
+    /// The repository that has its parts, if that is not the image's own.
+    index_from: Option<ImageSource>,
 }
 
-/// Opens a layer again from what is on this node; `None` when the node no longer has what that takes.
-///
-/// # Errors
-/// [`OpenError`] when the local stores cannot be read.
-pub async fn reopen_layer(
-    kept_layer: &KeptLayer,
-    store: &Store,
-    options: &OpenOptions,
-    runtime: &Handle,
-) -> Result<Option<LayerReader>, OpenError> {
-    let KeptLayer { source, layer, ztoc } = kept_layer;
-    let only_proven = options.trust.provisional() != Provisional::Allow;
-    let blob = Arc::new(ImageBlob::new(source.clone(), layer.clone()));
-    let reader = |(index, store), windows| {
-        LayerReader::with_windows(layer.digest, index, store, blob, windows, options.policy, runtime)
-    };
-    // One that came whole needs no trust, and to look at it by another index would forget it.
-    if (ztoc.is_none() || only_proven)
-        && let Some(found) = kept(store, layer).await?
-    {
-        return Ok(Some(reader(found, None)));
-    }
-    let (Some(ztoc), Some(directory)) = (ztoc, &options.index_store) else { return Ok(None) };
-    let layout = open_layout(directory).await?;
-    if !layout.has_blob(&ztoc.digest) {
-        return Ok(None);
-    }
-    let index = match decode(read_blob(&layout, ztoc).await?, ztoc, layer.size).await? {
-        Ok(index) => index,
-        Err(error) => {
-            tracing::warn!(layer = %layer.digest, table = %ztoc.digest, %error, "the local index cannot be used");
-            return Ok(None);
-        }
-    };
-    let (kept, index) = (store.layer(&layer.digest, &index)?, Arc::new(index));
-    // Whether the index was signed is not kept, for whom one trusts may have changed.
-    if only_proven && !is_proven(&index, &kept).await? {
-        return Ok(None);
-    }
-    let windows = find::windows(ztoc, Some(&layout), source).map(|windows| Arc::new(windows) as Arc<dyn Source>);
-    Ok(Some(reader((index, kept), windows)))
+/// A layer of the store that can be read.
+pub(super) struct Stored {
+    pub(super) index: Arc<LayerIndex>,
+    pub(super) store: Arc<LayerStore>,
+    pub(super) record: Record,
 }
 
 impl ImageOpener {
-    /// Opens one layer of the image: lazily where there is a way, else by fetching all of it.
+    /// Opens one layer of the image: by what was proven here, else lazily where there is a way, else by fetching all of it.
     ///
     /// # Errors
     /// [`OpenError`]; nothing of a layer that was not fetched whole is left then.
     pub async fn open_layer(&self, layer: &Descriptor, diff_id: Digest) -> Result<OpenedLayer, OpenError> {
         let start = Instant::now();
-        let blob: Arc<dyn Source> = Arc::new(ImageBlob::new(self.source.clone(), layer.clone()));
-        let done = |index, store, way, table: Option<Table>| {
-            let (ztoc, windows) = table.map_or((None, None), |table| (Some(table.descriptor), table.windows));
-            let (source, policy) = (Arc::clone(&blob), self.options.policy);
-            let reader = LayerReader::with_windows(layer.digest, index, store, source, windows, policy, &self.runtime);
-            let note = LayerNote { layer: layer.clone(), way, time: start.elapsed() };
-            let index_bytes = ztoc.as_ref().map_or(0, |ztoc| ztoc.size);
-            Ok(OpenedLayer { reader, note, index_bytes, ztoc })
-        };
-        // To look at the store by an index that may not be used would forget what is kept by another one.
-        if self.doubt.is_some()
-            && let Some((index, kept)) = kept(&self.store, layer).await?
-        {
-            return done(index, kept, Way::Kept, None);
+        let note = |way| LayerNote { layer: layer.clone(), way, time: start.elapsed() };
+        if let Some(stored) = self.proven(layer, diff_id).await? {
+            let way = if stored.store.is_complete() { Way::Kept } else { Way::Lazy };
+            return Ok(self.opened(layer, stored, None, note(way)));
         }
-        let reason = match self.lazy_index(layer).await? {
-            Ok((index, table)) => {
-                let (kept, index) = (self.store.layer(&layer.digest, &index)?, Arc::new(index));
-                match &self.doubt {
-                    Some(doubt) if !is_proven(&index, &kept).await? => doubt.clone(),
-                    _ => return done(index, kept, Way::Lazy, Some(table)),
-                }
+        if let Some(reason) = self.store.condemned(Condemned::Claim(Claim::whole(layer.digest, diff_id).id())) {
+            return Err(OpenError::Condemned { layer: Box::new(layer.digest), reason });
+        }
+        let reason = match self.lazy(layer, diff_id).await? {
+            Ok((table, claim)) => {
+                let (stored, table) = self.keep(layer, claim, table).await?;
+                return Ok(self.opened(layer, stored, Some(table), note(Way::Lazy)));
             }
             Err(reason) => reason,
         };
-        if let Some((index, kept)) = kept(&self.store, layer).await? {
-            return done(index, kept, Way::Kept, None);
-        }
         if !self.options.whole_layers {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
-        let claim = LayerClaim { digest: layer.digest, size: layer.size, diff_id };
-        let encoding = self.encoding(layer, &*blob).await?;
-        let watched = WatchedSource::new(Arc::clone(&blob), Arc::clone(&self.options.observer));
-        let unpacked = unpack(&self.store, &watched, claim, encoding).await?;
-        if let Some(ztoc) = unpacked.ztoc {
-            self.keep_index(layer, &ztoc);
-        }
-        done(unpacked.index, unpacked.store, Way::Streamed(reason), None)
+        let stored = self.stream(layer, diff_id).await?;
+        Ok(self.opened(layer, stored, None, note(Way::Streamed(reason))))
     }
 
-    /// The index of a layer that can be read lazily, and what it was read from; or why there is none.
-    async fn lazy_index(&self, layer: &Descriptor) -> Result<Result<(LayerIndex, Table), String>, OpenError> {
+    /// The claim under which a layer would be opened lazily, as far as is known without its table: what two images must have
+    /// in common to share the opening.
+    #[must_use]
+    pub fn claim(&self, layer: &Descriptor, diff_id: Digest) -> Claim {
+        let is_lazy = layer.size >= self.options.layer_bytes_min && self.doubt.is_none();
+        let table = self.found.as_ref().filter(|_| is_lazy).and_then(|found| found.index.table(&layer.digest));
+        let table = table.map(|table| table.digest);
+        Claim { layer: layer.digest, diff_id, table, pack: table.and(self.pack) }
+    }
+
+    fn opened(&self, layer: &Descriptor, stored: Stored, table: Option<Table>, note: LayerNote) -> OpenedLayer {
+        let Stored { index, store, record } = stored;
+        let claim = *store.claim();
+        // What is kept may be of another blob with the same tar.
+        let blob = if claim.layer == layer.digest {
+            layer.clone()
+        } else {
+            Descriptor { digest: claim.layer, size: record.layer_bytes, ..layer.clone() }
+        };
+        let place = self.source.place();
+        let origins = Origins::new(place, Arc::new(ImageBlob::new(self.source.clone(), blob)));
+        let index_bytes = table.as_ref().map_or(0, |table| table.descriptor.size);
+        let (kept_windows, index_from) = match table {
+            Some(table) => (table.windows, table.index_from),
+            None => (windows_of(&record, [&self.source]), None),
+        };
+        let policy = self.options.policy;
+        let reader =
+            LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
+        OpenedLayer { reader, note, index_bytes, claim, index_from }
+    }
+
+    /// What this node has proven of the diff_id, whichever layer it was proven of.
+    async fn proven(&self, layer: &Descriptor, diff_id: Digest) -> Result<Option<Stored>, OpenError> {
+        let mut claims = self.store.proven(&diff_id);
+        claims.sort_by_key(|claim| claim.layer != layer.digest);
+        for claim in claims {
+            let Some(stored) = stored(&self.store, claim).await? else { continue };
+            let is_whole = stored.store.is_complete();
+            let is_own = claim.layer == layer.digest;
+            // Spans of a blob that this image does not have, or that are in no form to be fetched, must not be lost.
+            if !is_own || stored.index.compressed_size != layer.size {
+                if !is_whole {
+                    continue;
+                }
+                stored.store.pin();
+            }
+            if stored.store.is_proven() && (is_whole || layer.size >= self.options.layer_bytes_min) {
+                return Ok(Some(stored));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The table by which a layer can be read lazily, and the claim that this makes; or why there is none.
+    async fn lazy(&self, layer: &Descriptor, diff_id: Digest) -> Result<Result<(Table, Claim), String>, OpenError> {
         if layer.size < self.options.layer_bytes_min {
             return Ok(Err("it is small".to_owned()));
         }
-        // What is not here cannot have been proven here.
-        if let Some(doubt) = self.doubt.as_ref().filter(|_| !self.store.layer_directory(&layer.digest).exists()) {
+        if let Some(doubt) = &self.doubt {
             return Ok(Err(doubt.clone()));
         }
         let Some(found) = &self.found else { return Ok(Err("the image has no index".to_owned())) };
-        let reason = match self.table(found, layer).await? {
+        let reason = match self.believed(found, layer, diff_id).await? {
             Ok(table) => return Ok(Ok(table)),
             Err(reason) => reason,
         };
         // Both leave out the same layers.
-        let is_told_of = found.index.table(&layer.digest).is_some();
-        if let (IndexManifest::Spans(_), None, true) = (&found.index, &self.doubt, is_told_of)
+        let is_named = found.index.table(&layer.digest).is_some();
+        if let (IndexManifest::Spans(_), true) = (&found.index, is_named)
             && let Some(fallback) = self.fallback().await
         {
             tracing::warn!(layer = %layer.digest, reason, "the span index is of no use for this layer; asking AWS's");
-            return self.table(fallback, layer).await;
+            return self.believed(fallback, layer, diff_id).await;
         }
         Ok(Err(reason))
     }
 
     /// AWS's index, if it may be used.
     async fn fallback(&self) -> Option<&Found> {
-        let find = find::find_trusted_aws(&self.source, &self.image, &self.options);
+        let find = super::find::find_trusted_aws(&self.source, &self.image, &self.options);
         self.fallback.get_or_init(|| find).await.as_ref()
     }
 
-    /// What an index says of a layer; or why that is of no use.
-    async fn table(&self, found: &Found, layer: &Descriptor) -> Result<Result<(LayerIndex, Table), String>, OpenError> {
-        let Some(table) = found.index.table(&layer.digest) else {
+    /// What an index says of a layer, unless that was found to be a lie.
+    async fn believed(
+        &self,
+        found: &Found,
+        layer: &Descriptor,
+        diff_id: Digest,
+    ) -> Result<Result<(Table, Claim), String>, OpenError> {
+        let Some(descriptor) = found.index.table(&layer.digest) else {
             return Ok(Err("the index leaves it out".to_owned()));
         };
+        let claim = Claim { layer: layer.digest, diff_id, table: Some(descriptor.digest), pack: None };
+        if let Some(reason) = self.store.condemned(Condemned::Claim(claim.id())) {
+            return Ok(Err(format!("its index was found to be wrong: {reason}")));
+        }
+        let table = self.table(found, layer, descriptor).await?;
+        Ok(table.map(|table| (table, Claim { pack: self.pack, ..claim })))
+    }
+
+    /// What an index says of a layer; or why that is of no use.
+    async fn table(
+        &self,
+        found: &Found,
+        layer: &Descriptor,
+        table: &Descriptor,
+    ) -> Result<Result<Table, String>, OpenError> {
         let what = if table.media_type == compact::TOC { "TOC" } else { "zTOC" };
         let bytes = match self.table_bytes(found, table).await {
             Ok(bytes) => bytes,
@@ -189,11 +207,12 @@ impl ImageOpener {
                 return Ok(Err(format!("its {what} cannot be had: {error}")));
             }
         };
-        match decode(bytes, table, layer.size).await? {
+        match decode(bytes.clone(), table, layer.size).await? {
             Ok(index) => {
-                let windows = found.windows(&self.source, table);
-                let windows = windows.map(|windows| Arc::new(windows) as Arc<dyn Source>);
-                Ok(Ok((index, Table { descriptor: table.clone(), windows })))
+                let places = found.windows(&self.source, table);
+                let windows = origins(places.into_iter().map(|blob| (blob.place(), Arc::new(blob) as Arc<dyn Source>)));
+                let index_from = found.elsewhere();
+                Ok(Ok(Table { descriptor: table.clone(), bytes, index, windows, index_from }))
             }
             Err(error) => {
                 tracing::warn!(layer = %layer.digest, table = %table.digest, %error, "the {what} cannot be used");
@@ -213,17 +232,35 @@ impl ImageOpener {
         found.blob(&self.source, table).await
     }
 
-    /// Writes the index of a streamed layer beside its data. Without it the layer is only streamed again.
-    fn keep_index(&self, layer: &Descriptor, ztoc: &[u8]) {
-        let directory = self.store.layer_directory(&layer.digest);
-        let write = || {
-            let temporary = directory.join(".index.ztoc.new");
-            std::fs::write(&temporary, ztoc)?;
-            std::fs::rename(&temporary, directory.join(INDEX_FILE))
-        };
-        if let Err(error) = write() {
-            tracing::warn!(layer = %layer.digest, %error, "the layer's index is not kept: it will be streamed again");
+    /// Puts the table of a claim into the store, and opens the claim's part of it.
+    async fn keep(&self, layer: &Descriptor, claim: Claim, table: Table) -> Result<(Stored, Table), OpenError> {
+        let record = Record { claim, layer_bytes: layer.size, table_kept: Some(table.descriptor.clone()) };
+        let store = Arc::clone(&self.store);
+        let kept = tokio::task::spawn_blocking(move || {
+            if store.record(&claim.id()).is_none_or(|known| known != record) {
+                store.keep_table(&record, &table.bytes)?;
+            }
+            let layer = store.layer(&claim, &table.index)?;
+            Ok::<_, StoreError>((layer, record, table))
+        });
+        let (store, record, table) = kept.await.map_err(|_| OpenError::Abandoned)??;
+        Ok((Stored { index: Arc::new(table.index.clone()), store, record }, table))
+    }
+
+    /// Fetches a layer whole, and proves it as it comes.
+    async fn stream(&self, layer: &Descriptor, diff_id: Digest) -> Result<Stored, OpenError> {
+        let blob: Arc<dyn Source> = Arc::new(ImageBlob::new(self.source.clone(), layer.clone()));
+        // Two images may come to this at the same time, and need it once.
+        let _turn = self.store.turn(&Claim::whole(layer.digest, diff_id)).await;
+        if let Some(stored) = self.proven(layer, diff_id).await? {
+            return Ok(stored);
         }
+        let claim = LayerClaim { digest: layer.digest, size: layer.size, diff_id };
+        let encoding = self.encoding(layer, &*blob).await?;
+        let watched = WatchedSource::new(blob, Arc::clone(&self.options.observer));
+        let unpacked = unpack(&self.store, &watched, claim, encoding).await?;
+        let (index, store, record) = (unpacked.index, unpacked.store, unpacked.record);
+        Ok(Stored { index, store, record })
     }
 
     /// How the blob is compressed: its first bytes decide, since media types may be wrong.
@@ -243,36 +280,47 @@ impl ImageOpener {
     }
 }
 
-/// A layer that was streamed before and is still complete.
-async fn kept(store: &Store, layer: &Descriptor) -> Result<Option<(Arc<LayerIndex>, Arc<LayerStore>)>, OpenError> {
-    let file = store.layer_directory(&layer.digest).join(INDEX_FILE);
-    // Anything wrong with it means streaming again, which replaces it.
-    let read = tokio::task::spawn_blocking(move || {
-        let ztoc = Ztoc::decode(&Bytes::from(std::fs::read(file).ok()?), &Limits::DEFAULT).ok()?;
-        let size = u64::try_from(ztoc.compressed_size).ok()?;
-        ztoc.into_index(size, &Limits::DEFAULT).ok()
-    });
-    let Some(index) = read.await.map_err(|_| OpenError::Abandoned)? else { return Ok(None) };
-    let kept = store.layer(&layer.digest, &index)?;
-    if index.compressed_size != layer.size {
-        // The index is of another form than the blob (zstd): what is lost of it cannot be fetched again span by span.
-        kept.pin();
+/// Several origins as one; none if there is none.
+pub(super) fn origins(places: impl IntoIterator<Item = (String, Arc<dyn Source>)>) -> Option<Origins> {
+    let mut all: Option<Origins> = None;
+    for (name, source) in places {
+        match &all {
+            Some(all) => all.add(name, source),
+            None => all = Some(Origins::new(name, source)),
+        }
     }
-    Ok((kept.is_complete() && kept.is_proven()).then(|| (Arc::new(index), kept)))
+    all
 }
 
-/// Whether the layer was proven by this index, which to tell takes as long as hashing it.
-async fn is_proven(index: &Arc<LayerIndex>, store: &Arc<LayerStore>) -> Result<bool, OpenError> {
-    let (index, store) = (Arc::clone(index), Arc::clone(store));
-    tokio::task::spawn_blocking(move || store.is_index_proven(&index)).await.map_err(|_| OpenError::Abandoned)
+/// Where the windows of a recorded layer are, if it is read by a span index.
+pub(super) fn windows_of<'a>(record: &Record, places: impl IntoIterator<Item = &'a ImageSource>) -> Option<Origins> {
+    let blob = super::find::windows_blob(record.table_kept.as_ref()?)?;
+    let source = |place: &ImageSource| Arc::new(ImageBlob::new(place.clone(), blob.clone())) as Arc<dyn Source>;
+    origins(places.into_iter().map(|place| (place.place(), source(place))))
 }
 
-/// What a layer is read by.
-struct Table {
-    /// The TOC or zTOC.
-    descriptor: Descriptor,
-    /// Has the windows of a span index.
-    windows: Option<Arc<dyn Source>>,
+/// A claim's part of the store, opened by the table that is kept with it; `None` when that is not there.
+pub(super) async fn stored(store: &Arc<Store>, claim: Claim) -> Result<Option<Stored>, OpenError> {
+    let store = Arc::clone(store);
+    let opened = tokio::task::spawn_blocking(move || {
+        let Some(record) = store.record(&claim.id()) else { return Ok(None) };
+        let (Some(table), Some(descriptor)) = (store.table(&record), &record.table_kept) else { return Ok(None) };
+        match decode_now(&table, descriptor, None) {
+            Ok(index) => {
+                let layer = store.layer(&claim, &index)?;
+                if index.compressed_size != record.layer_bytes {
+                    // The index is of another form than the blob (zstd): what is lost of it cannot be fetched again.
+                    layer.pin();
+                }
+                Ok(Some(Stored { index: Arc::new(index), store: layer, record }))
+            }
+            Err(error) => {
+                tracing::warn!(layer = %claim.layer, table = %descriptor.digest, %error, "a stored table cannot be used");
+                Ok(None)
+            }
+        }
+    });
+    opened.await.map_err(|_| OpenError::Abandoned)?
 }
 
 /// Why a TOC or zTOC is none.
@@ -284,6 +332,8 @@ enum TableError {
     Toc(#[from] CompactError),
     #[error("it is for a layer of {found} bytes, not {expected}")]
     LayerSize { expected: u64, found: u64 },
+    #[error("its size is negative")]
+    Negative,
 }
 
 /// Decodes a TOC or zTOC on the blocking pool: a large one takes tens of milliseconds.
@@ -292,16 +342,24 @@ async fn decode(
     table: &Descriptor,
     layer_bytes: u64,
 ) -> Result<Result<LayerIndex, TableError>, OpenError> {
-    let is_toc = table.media_type == compact::TOC;
-    let decoded = tokio::task::spawn_blocking(move || {
-        if !is_toc {
-            return Ok(Ztoc::decode(&bytes, &Limits::DEFAULT)?.into_index(layer_bytes, &Limits::DEFAULT)?);
-        }
-        let index = compact::decode(&bytes, &Limits::DEFAULT)?;
-        let found = index.compressed_size;
-        if found == layer_bytes { Ok(index) } else { Err(TableError::LayerSize { expected: layer_bytes, found }) }
-    });
+    let table = table.clone();
+    let decoded = tokio::task::spawn_blocking(move || decode_now(&bytes, &table, Some(layer_bytes)));
     decoded.await.map_err(|_| OpenError::Abandoned)
+}
+
+/// Decodes a TOC or zTOC of a layer of so many bytes; of as many as it says itself where that is `None`.
+fn decode_now(bytes: &Bytes, table: &Descriptor, layer_bytes: Option<u64>) -> Result<LayerIndex, TableError> {
+    if table.media_type != compact::TOC {
+        let ztoc = Ztoc::decode(bytes, &Limits::DEFAULT)?;
+        let own = u64::try_from(ztoc.compressed_size).map_err(|_| TableError::Negative)?;
+        return Ok(ztoc.into_index(layer_bytes.unwrap_or(own), &Limits::DEFAULT)?);
+    }
+    let index = compact::decode(bytes, &Limits::DEFAULT)?;
+    let found = index.compressed_size;
+    match layer_bytes {
+        Some(expected) if expected != found => Err(TableError::LayerSize { expected, found }),
+        _ => Ok(index),
+    }
 }
 
 async fn read_blob(layout: &Layout, blob: &Descriptor) -> Result<Bytes, OpenError> {

@@ -120,11 +120,13 @@ pub(super) struct Unpacking {
 }
 
 impl Unpacking {
-    /// Tells the readers what will come.
-    pub(super) fn new(profile: Arc<Profile>, readers: &[LayerReader]) -> Self {
+    /// Announces to the readers what will come; `None` if none of them takes bytes of this pack.
+    pub(super) fn new(profile: Arc<Profile>, pack: Digest, readers: &[LayerReader]) -> Option<Self> {
         let (progress, watching) = watch::channel(Progress::new());
         let places = profile.places(&readers.iter().map(LayerReader::digest).collect::<Vec<_>>());
-        let of_layer = |number: u32| places.get(&number).and_then(|place| readers.get(*place)).cloned();
+        let taking: Vec<bool> = readers.iter().map(|reader| reader.takes_pack(pack)).collect();
+        let takes = |place: &&usize| taking.get(**place).is_some_and(|takes| *takes);
+        let of_layer = |number: u32| places.get(&number).filter(takes).and_then(|place| readers.get(*place)).cloned();
         let by_layer: Vec<Option<LayerReader>> = (0_u32..).map(of_layer).take(profile.layers().len()).collect();
         let mut promised = vec![Vec::new(); by_layer.len()];
         let mut position = 0;
@@ -138,7 +140,7 @@ impl Unpacking {
                 reader.expect(Arc::new(Incoming::new(ranges, watching.clone())));
             }
         }
-        Self { profile, readers: by_layer, progress }
+        by_layer.iter().any(Option::is_some).then_some(Self { profile, readers: by_layer, progress })
     }
 
     /// Unpacks a stream as it arrives.
@@ -175,7 +177,8 @@ impl Unpacking {
             if sha256(&buffer) != *digest {
                 return Err(PackError::Range { number, of, layer: layer(), offset });
             }
-            if let Some(reader) = &self.readers[range.layer as usize] {
+            // One that was condemned meanwhile brings no more.
+            if let Some(reader) = self.readers[range.layer as usize].as_ref().filter(|reader| reader.pack().is_some()) {
                 reader.store().write_part(offset, &buffer)?;
             }
             self.progress.send_modify(|progress| progress.unpacked += range.length());

@@ -75,8 +75,6 @@ pub struct Wanted {
 pub struct ReplayOptions {
     /// Compressed bytes at most that are fetched and not read, about.
     pub budget_bytes: u64,
-    /// Whether bytes that only the profile vouches for are taken.
-    pub packs: bool,
 }
 
 /// Compressed bytes that a profile of an image of so many may cost in vain, unless somebody says otherwise: a quarter of
@@ -86,16 +84,16 @@ pub fn budget(image_bytes: u64) -> u64 {
     (image_bytes / 4).clamp(16 << 20, 512 << 20)
 }
 
-/// Finds a published profile, by the list that was asked for early if there is one.
+/// Finds a published profile's manifest, by the list that was asked for early if there is one.
 ///
 /// # Errors
-/// [`ProfilesError`] when nobody can be asked, or what is there is no profile.
-pub async fn find(
+/// [`ProfilesError`] when nobody can be asked.
+pub async fn find_published(
     source: &ImageSource,
     image: &Digest,
     listing: Option<&Listing>,
     choice: &Choice,
-) -> Result<Option<Wanted>, ProfilesError> {
+) -> Result<Option<Published>, ProfilesError> {
     let name = match choice {
         Choice::None => return Ok(None),
         Choice::Default => None,
@@ -105,9 +103,16 @@ pub async fn find(
         Some(listing) => profiles::list_early(listing).await?,
         None => profiles::list(source, image).await?,
     };
-    let Some(published) = artifact::choose(&listed, name) else { return Ok(None) };
+    Ok(artifact::choose(&listed, name).cloned())
+}
+
+/// Fetches a profile that was found.
+///
+/// # Errors
+/// [`ProfilesError`] when it cannot be had, or is none.
+pub async fn fetch(source: &ImageSource, published: &Published) -> Result<Wanted, ProfilesError> {
     let profile = Arc::new(profiles::fetch(source, published).await?);
-    Ok(Some(Wanted { name: published.name.clone(), profile, published: Some(published.clone()) }))
+    Ok(Wanted { name: published.name.clone(), profile, published: Some(published.clone()) })
 }
 
 /// A replay that is under way. It ends with this value.
@@ -136,13 +141,13 @@ impl Replay {
         let readers: Vec<LayerReader> = readers.into_iter().filter(|reader| seen.insert(reader.digest())).collect();
         // Readers must know of a pack before the first read, not when the task gets to run.
         let unpacking = pack_of(&wanted, &readers, options)
-            .map(|pack| (pack, Unpacking::new(Arc::clone(&wanted.profile), &readers)));
+            .and_then(|pack| Some((Unpacking::new(Arc::clone(&wanted.profile), pack.digest, &readers)?, pack)));
         let plans: Vec<_> = readers.iter().map(|reader| reader.follow_plan(Foresight::Bytes)).collect();
         Self {
             task: runtime.spawn(async move {
                 let _plans = plans;
                 let mut budget = options.budget_bytes;
-                if let Some((pack, unpacking)) = unpacking {
+                if let Some((unpacking, pack)) = unpacking {
                     budget = budget.saturating_sub(pack.size);
                     match unpacking.run(source.open_blob(&pack)).await {
                         Ok(()) => return,
@@ -172,7 +177,7 @@ fn pack_of(
     let pack = wanted.published.as_ref()?.pack.clone()?;
     let has_digests = !wanted.profile.digests().is_empty();
     let by_spans: u64 = lacking(wanted, readers).into_iter().map(|span| size(readers, span)).sum();
-    (options.packs && has_digests && pack.size <= options.budget_bytes.min(by_spans)).then_some(pack)
+    (has_digests && pack.size <= options.budget_bytes.min(by_spans)).then_some(pack)
 }
 
 /// The spans of a profile that are not here, in its order.

@@ -54,6 +54,12 @@ impl LayerReader {
         self.shared.waits.any_new()
     }
 
+    /// Whether anything of the layer was read in this process.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.shared.is_used.load(Ordering::Relaxed)
+    }
+
     /// Whether a read waits for the network, or did within the last `time`.
     pub(crate) fn waited_within(&self, time: Duration) -> bool {
         self.shared.waits.any_within(time)
@@ -127,6 +133,7 @@ impl LayerReader {
     }
 
     pub(super) fn heard(&self, offset: u64, length: usize) {
+        self.shared.is_used.store(true, Ordering::Relaxed);
         if !self.shared.is_heard.load(Ordering::Acquire) {
             return;
         }

@@ -94,6 +94,15 @@ pub enum Cause {
         /// The span whose window is wrong.
         span: SpanId,
     },
+    /// The windows of a span index cannot be had.
+    #[error("the windows of its index cannot be had: {0}")]
+    Windows(Box<Self>),
+    /// The layer cannot be proven for too long.
+    #[error("the layer is suspended: {why}")]
+    Suspended {
+        /// Why it is not proven.
+        why: String,
+    },
     /// The layer has failed its proof.
     #[error("the layer was proven wrong and is out of service: {what}")]
     Condemned {

@@ -18,10 +18,15 @@ use tokio::time::Instant;
 
 use super::history::Windows;
 use super::{Cause, Landing, Shared as Layer, lock};
+use crate::source::{OriginId, Source as _};
+use crate::store::{Parts, StoreError};
 
 /// Pauses before a refused request is made again: credentials are renewed somewhere else, and mostly within seconds.
 const PAUSES_AFTER_REFUSAL: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
+/// Origins that are tried, one after the other, when each delivers wrong bytes.
+const ORIGINS_TRIED: usize = 4;
 
 /// A span that somebody waits for.
 #[derive(Debug)]
@@ -84,14 +89,24 @@ impl Layer {
         last.span + 1 == next.span && bytes <= self.policy.request_bytes_max
     }
 
-    /// Brings a run of neighbouring spans in, trying again what did not come well.
+    /// Brings a run of neighbouring spans in, trying again what did not come well, and without windows what cannot come with
+    /// them.
     async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
-        let (mut waiting, mut attempts) = (run, 0);
+        let lost = self.histories.are_lost();
+        let needs_lost = |passenger: &Passenger| lost && self.histories.lacks(&self.index, &self.store, passenger.span);
+        let (mut alone, mut waiting): (Vec<_>, Vec<_>) = run.into_iter().partition(needs_lost);
+        let mut attempts = 0;
         while !waiting.is_empty() {
             let stranded = self.attempt(std::mem::take(&mut waiting)).await;
             let mut longest = Duration::ZERO;
             for (passenger, cause) in stranded {
-                match pause_before_next(&cause, attempts).filter(|_| self.condemned.get().is_none()) {
+                if self.can_chain(&cause, attempts) {
+                    tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "decoding from the nearest span that is here instead");
+                    alone.push(passenger);
+                    continue;
+                }
+                let pause = pause_before_next(&cause, attempts, self.source.choices());
+                match pause.filter(|_| self.out_of_service().is_none()) {
                     Some(pause) => {
                         tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "a span did not come well; trying again");
                         longest = longest.max(pause);
@@ -103,6 +118,31 @@ impl Layer {
             waiting.sort_by_key(|passenger| passenger.span);
             attempts += 1;
             tokio::time::sleep(longest).await;
+        }
+        alone.sort_by_key(|passenger| passenger.span);
+        for passenger in alone {
+            let landing = self.chain(passenger.span).await;
+            self.land(&passenger, landing);
+        }
+    }
+
+    /// Whether the bytes of a span are well, and only what it is decoded from is not. What was damaged on the way is worth one
+    /// more try.
+    fn can_chain(&self, cause: &Cause, attempts: usize) -> bool {
+        let is_gzip = self.index.compression == Compression::Gzip;
+        let is_of_history = match cause {
+            Cause::Windows(cause) => attempts > 0 || matches!(**cause, Cause::Source(_)),
+            Cause::WindowBlob(_) | Cause::NoWindow { .. } => attempts > 0,
+            Cause::Store(StoreError::Unproven { .. }) | Cause::Decode(DecodeError::Gzip { .. }) => true,
+            _ => false,
+        };
+        is_gzip && is_of_history && self.out_of_service().is_none()
+    }
+
+    /// Tells an origin's wrong bytes from everything else.
+    pub(super) fn blame(&self, cause: &Cause, from: Option<OriginId>) {
+        if let (Cause::Decode(DecodeError::Digest { .. } | DecodeError::Input { .. }), Some(from)) = (cause, from) {
+            self.source.blame(from);
         }
     }
 
@@ -154,7 +194,8 @@ impl Layer {
         let windows = self.windows(first.span..last.span + 1);
         let asked = Instant::now();
         let mut first_bytes: Option<(Instant, u64)> = None;
-        let mut chunks = tokio::time::timeout(stall, self.source.read(range.clone())).await.map_err(stalled)??;
+        let delivery = tokio::time::timeout(stall, self.source.fetch(range.clone())).await.map_err(stalled)??;
+        let (mut chunks, from) = (delivery.chunks, delivery.from);
         let mut held = BytesMut::new();
         let mut held_from = range.start;
         let mut found = 0;
@@ -179,7 +220,7 @@ impl Layer {
             let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
             let _ = held.split_to(super::within(&(held_from..keep_from), held_from).end);
             held_from = keep_from;
-            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone()));
+            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone(), from));
         }
         if let Some((came, bytes)) = first_bytes {
             lock(&self.meter).note(came - asked, found - bytes, came.elapsed());
@@ -204,9 +245,15 @@ impl Layer {
     }
 
     /// Decodes and stores one span on the blocking pool and tells those who wait.
-    async fn decode(self: Arc<Self>, passenger: Passenger, compressed: Bytes, windows: Windows) -> Option<Stranded> {
+    async fn decode(
+        self: Arc<Self>,
+        passenger: Passenger,
+        compressed: Bytes,
+        windows: Windows,
+        from: Option<OriginId>,
+    ) -> Option<Stranded> {
         if let Err(cause) = windows.await {
-            return Some((passenger, cause));
+            return Some((passenger, Cause::Windows(Box::new(cause))));
         }
         let permit = Arc::clone(&self.decoders).acquire_owned().await;
         let span = passenger.span;
@@ -220,29 +267,48 @@ impl Layer {
                 self.land(&passenger, Ok(bytes));
                 None
             }
-            Ok(Err(cause)) => Some((passenger, cause)),
+            Ok(Err(cause)) => {
+                self.blame(&cause, from);
+                Some((passenger, cause))
+            }
             Err(_) => Some((passenger, Cause::Abandoned)),
         }
     }
 
-    fn decode_now(&self, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
+    fn decode_now(self: &Arc<Self>, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
         let history = self.histories.of(&self.index, &self.store, span)?;
-        let bytes = Bytes::from(decode_span(&self.index, span, &history, compressed)?);
+        self.decode_with(span, &history, compressed)
+    }
+
+    /// Decodes a span, compares what comes with what is known of it, and stores it.
+    pub(super) fn decode_with(
+        self: &Arc<Self>,
+        span: SpanId,
+        history: &Window,
+        compressed: &[u8],
+    ) -> Result<Bytes, Cause> {
+        let bytes = Bytes::from(decode_span(&self.index, span, history, compressed)?);
         self.counters.decoded_spans.fetch_add(1, Ordering::Relaxed);
         self.histories.done(&self.store, span);
         let next = self.index.spans.span(span + 1).and_then(|_| self.histories.known(&self.index, span + 1));
         let is_gzip = self.index.compression == Compression::Gzip;
-        if is_gzip && next.is_some_and(|window| !follows(&window, &bytes)) {
+        if is_gzip && next.is_some_and(|window| !follows(&window, &bytes)) && !self.store.is_proven() {
             let cause = Cause::Window { span: span + 1 };
             self.condemn(cause.clone());
             return Err(cause);
         }
-        if let Err(error) = self.store.write(span, &bytes) {
-            let (layer, why) = (self.digest, error.clone());
-            if lock(&self.spare).put(span, bytes.clone(), why) {
-                tracing::warn!(%layer, span, %error, "what is fetched of a layer is not kept but in memory, for a while");
-            } else {
-                tracing::debug!(%layer, span, %error, "a span stays in memory");
+        match self.store.write(span, &bytes) {
+            Ok(Parts::Agree) => {}
+            Ok(Parts::Differ { offset }) => self.condemn_pack(offset),
+            // Not what was proven: nothing of it may be shown.
+            Err(error @ StoreError::Unproven { .. }) => return Err(error.into()),
+            Err(error) => {
+                let (layer, why) = (self.digest, error.clone());
+                if lock(&self.spare).put(span, bytes.clone(), why) {
+                    tracing::warn!(%layer, span, %error, "what is fetched of a layer is not kept but in memory, for a while");
+                } else {
+                    tracing::debug!(%layer, span, %error, "a span stays in memory");
+                }
             }
         }
         Ok(bytes)
@@ -257,10 +323,13 @@ impl Layer {
 
 /// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
 /// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer that
-/// was damaged on the way, which is fetched once more, and a refusal.
-fn pause_before_next(cause: &Cause, attempts: usize) -> Option<Duration> {
+/// was damaged on the way, which is fetched once more from each origin, and a refusal.
+fn pause_before_next(cause: &Cause, attempts: usize, choices: usize) -> Option<Duration> {
     let is_refusal = matches!(cause, Cause::Source(error) if error.is_refusal());
-    if is_refusal { PAUSES_AFTER_REFUSAL.get(attempts).copied() } else { (attempts == 0).then_some(Duration::ZERO) }
+    if is_refusal {
+        return PAUSES_AFTER_REFUSAL.get(attempts).copied();
+    }
+    (attempts < choices.clamp(1, ORIGINS_TRIED)).then_some(Duration::ZERO)
 }
 
 /// Decodes a span and checks it against the index.

@@ -13,7 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{self, BoxFuture, Shared};
@@ -22,10 +23,11 @@ use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::compact::WindowPlace;
 use soci_index::index::LayerIndex;
 use soci_index::span::SpanId;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Cause, Policy, lock};
-use crate::source::Source;
+use crate::source::origins::Origins;
+use crate::source::{OriginId, Source as _};
 use crate::store::{LayerStore, Reading};
 
 mod together;
@@ -42,6 +44,9 @@ const ALONG_BYTES_MAX: u64 = 128 << 10;
 /// The same when it is known which will be wanted.
 const PLANNED_BYTES_MAX: u64 = 512 << 10;
 
+/// How long windows that no origin had are not asked for again; spans are decoded in order meanwhile.
+const LOST_FOR: Duration = Duration::from_secs(60);
+
 /// Windows, when they have come.
 pub(super) type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
 
@@ -49,8 +54,10 @@ pub(super) type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
 #[derive(Debug)]
 pub(super) struct Histories {
     /// Has the windows blob; none when the index holds its windows.
-    source: Option<Arc<dyn Source>>,
+    source: Option<Origins>,
     held: Mutex<Held>,
+    /// Until when no origin of the windows is asked, since none had them.
+    lost_until: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +78,7 @@ struct Held {
 #[derive(Debug)]
 struct Frame {
     bytes: Bytes,
+    from: Option<OriginId>,
     /// Its span was decoded: it is kept for comparing only.
     is_used: bool,
 }
@@ -78,7 +86,7 @@ struct Frame {
 impl Held {
     /// Makes room for a window and keeps it. What is only for comparing goes first, since whoever still wants one of the
     /// others has to fetch it again.
-    fn put(&mut self, span: SpanId, bytes: Bytes) {
+    fn put(&mut self, span: SpanId, bytes: Bytes, from: Option<OriginId>) {
         self.remove(span);
         if self.bytes + bytes.len() > HELD_BYTES_MAX {
             self.frames.retain(|_, frame| !frame.is_used);
@@ -90,7 +98,7 @@ impl Held {
         }
         self.bytes += bytes.len();
         self.unused_bytes += bytes.len();
-        self.frames.insert(span, Frame { bytes, is_used: false });
+        self.frames.insert(span, Frame { bytes, from, is_used: false });
     }
 
     fn remove(&mut self, span: SpanId) {
@@ -120,8 +128,23 @@ impl Held {
 }
 
 impl Histories {
-    pub(super) fn new(source: Option<Arc<dyn Source>>) -> Self {
-        Self { source, held: Mutex::default() }
+    pub(super) fn new(source: Option<Origins>) -> Self {
+        Self { source, held: Mutex::default(), lost_until: Mutex::default() }
+    }
+
+    pub(super) const fn source(&self) -> Option<&Origins> {
+        self.source.as_ref()
+    }
+
+    /// Whether the windows could not be had a moment ago.
+    pub(super) fn are_lost(&self) -> bool {
+        lock(&self.lost_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether the span needs a window from elsewhere that is not held.
+    pub(super) fn lacks(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> bool {
+        let follows_present = span.checked_sub(1).is_some_and(|before| store.is_present(before));
+        index.window_place(span).is_some() && !follows_present && !lock(&self.held).frames.contains_key(&span)
     }
 
     /// Reckons with these spans being fetched, too.
@@ -193,12 +216,14 @@ impl Histories {
         };
         let Some(source) = &self.source else { return Err(Cause::NoWindow { span: first.0 }) };
         let start = first.1.offset;
-        let bytes = read(&**source, start..end, policy).await?;
+        let read = read(source, start..end, policy).await;
+        *lock(&self.lost_until) = read.is_err().then(|| Instant::now() + LOST_FOR);
+        let (bytes, from) = read?;
         let mut held = lock(&self.held);
         for (span, place) in places(spans) {
             let at = super::within(&(place.offset..place.offset + u64::from(place.length)), start);
             // A copy: a slice would keep all of the answer in memory for one window.
-            held.put(span, Bytes::copy_from_slice(bytes.get(at).unwrap_or_default()));
+            held.put(span, Bytes::copy_from_slice(bytes.get(at).unwrap_or_default()), from);
         }
         Ok(bytes.len() as u64)
     }
@@ -214,13 +239,22 @@ impl Histories {
         self.fetched(index, span)?.ok_or(Cause::NoWindow { span })
     }
 
+    /// The history of a span whose neighbour before is here, or whose window the index holds.
+    pub(super) fn of_neighbour(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> Result<Window, Cause> {
+        let window = end_before(index, store, span).or_else(|| index.window(span).cloned());
+        window.ok_or(Cause::NoWindow { span })
+    }
+
     /// The window that was fetched for a span, if it was.
     fn fetched(&self, index: &LayerIndex, span: SpanId) -> Result<Option<Window>, Cause> {
-        let frame = lock(&self.held).frames.get(&span).map(|frame| frame.bytes.clone());
-        let (Some(frame), Some(place)) = (frame, index.window_place(span)) else { return Ok(None) };
+        let frame = lock(&self.held).frames.get(&span).map(|frame| (frame.bytes.clone(), frame.from));
+        let (Some((frame, from)), Some(place)) = (frame, index.window_place(span)) else { return Ok(None) };
         let window = place.window(&frame);
         if window.is_err() {
             lock(&self.held).remove(span);
+            if let (Some(source), Some(from)) = (&self.source, from) {
+                source.blame(from);
+            }
         }
         Ok(Some(window?))
     }
@@ -252,17 +286,18 @@ fn end_before(index: &LayerIndex, store: &LayerStore, span: SpanId) -> Option<Wi
     matches!(reading, Ok(Reading::Done)).then(|| Window::from_bytes(window.into())).flatten()
 }
 
-async fn read(source: &dyn Source, range: Range<u64>, policy: &Policy) -> Result<Bytes, Cause> {
+async fn read(source: &Origins, range: Range<u64>, policy: &Policy) -> Result<(Bytes, Option<OriginId>), Cause> {
     let limit = policy.stall_limit;
     let late = |_| Cause::Deadline { limit };
     let expected = range.end - range.start;
-    let mut chunks = timeout(limit, source.read(range)).await.map_err(late)??;
+    let delivery = timeout(limit, source.fetch(range)).await.map_err(late)??;
+    let (mut chunks, from) = (delivery.chunks, delivery.from);
     let mut bytes = BytesMut::new();
     while (bytes.len() as u64) < expected {
         let chunk = timeout(limit, chunks.next()).await.map_err(late)?;
         bytes.extend_from_slice(&chunk.ok_or(Cause::Short { expected, found: bytes.len() as u64 })??);
     }
-    Ok(bytes.freeze())
+    Ok((bytes.freeze(), from))
 }
 
 #[cfg(test)]
@@ -275,7 +310,7 @@ mod tests {
     fn full() -> Held {
         let mut held = Held { wanted_bytes: u64::MAX, ..Held::default() };
         for span in 0..FIT {
-            held.put(span, Bytes::from(vec![0; FRAME]));
+            held.put(span, Bytes::from(vec![0; FRAME]), None);
         }
         held
     }
@@ -286,7 +321,7 @@ mod tests {
         assert_eq!(held.bytes, HELD_BYTES_MAX);
         held.note_use(3);
         held.note_use(3);
-        held.put(FIT, Bytes::from(vec![1; FRAME]));
+        held.put(FIT, Bytes::from(vec![1; FRAME]), None);
         assert_eq!(held.bytes, HELD_BYTES_MAX);
         assert_eq!(held.unused_bytes, HELD_BYTES_MAX);
         assert!(!held.frames.contains_key(&3), "what was used is gone");
@@ -296,7 +331,7 @@ mod tests {
     #[test]
     fn what_never_came_does_not_stay_for_ever() {
         let mut held = full();
-        held.put(FIT, Bytes::from(vec![1; FRAME]));
+        held.put(FIT, Bytes::from(vec![1; FRAME]), None);
         assert_eq!((held.frames.len(), held.bytes, held.unused_bytes), (1, FRAME, FRAME));
     }
 
@@ -308,7 +343,7 @@ mod tests {
             held.note_use(span);
         }
         assert_eq!(held.along_bytes(), ALONG_BYTES_MAX);
-        held.put(0, Bytes::from(vec![0; FRAME]));
+        held.put(0, Bytes::from(vec![0; FRAME]), None);
         held.remove(1);
         assert_eq!((held.unused_bytes, held.bytes), (FRAME, HELD_BYTES_MAX - FRAME));
         let nearly = Held { unused_bytes: UNUSED_BYTES_MAX - 1, wanted_bytes: u64::MAX, ..Held::default() };

@@ -13,17 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use soci_index::digest::Digest;
-use soci_index::image::model::Descriptor;
 use soci_index::limits::Limits;
 use soci_index::profile::Profile;
 
 use super::{ImageKey, RemoteLayers, Underway};
 use crate::mentions::{Follower, Names, Reach};
 use crate::open::ImageOpener;
-use crate::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
+use crate::profile::{Memory, Recorder, Replay, ReplayOptions, Wanted, budget};
 use crate::reader::LayerReader;
 use crate::tree::Tree;
-use crate::trust::Provisional;
 
 /// How long after its layers are there reads belong to the start-up of an image.
 const START_UP: Duration = Duration::from_secs(90);
@@ -88,20 +86,14 @@ impl RemoteLayers {
 
     async fn start_up(&self, key: &ImageKey, image: &ImageOpener, layers: Vec<Underway<u16>>) {
         let options = &self.0.options.profiles;
-        let source = self.0.registries.source(&key.registry, &key.repository, key.manifest);
-        let Ok(source) = source else { return };
-        let choice = if options.replay { Choice::Default } else { Choice::None };
-        let found = find(&source, &key.manifest, image.listing(), &choice);
-        let (found, _) = tokio::join!(found, futures_util::future::join_all(layers));
-        let published = found.unwrap_or_else(|error| {
-            tracing::debug!(image = %key, %error, "no published profile can be had");
-            None
-        });
+        let source = image.source().clone();
+        let (published, _) = tokio::join!(image.fetch_profile(), futures_util::future::join_all(layers));
+        let published = published.ok().flatten();
         let remembered = || {
             let profile = options.memory.as_ref().filter(|_| options.replay)?.load(&key.manifest)?;
             Some(Wanted { name: "of this node".to_owned(), profile: Arc::new(profile), published: None })
         };
-        let (readers, trees) = self.open_layers(image);
+        let (readers, trees) = self.open_layers(image).await;
         let start_up = options.start_up.unwrap_or(START_UP);
         let recorder = Recorder::for_time(Limits::DEFAULT, start_up);
         if options.record {
@@ -112,7 +104,6 @@ impl RemoteLayers {
         let image_bytes = image.image().manifest.layers.iter().map(|layer| layer.size).sum();
         let replay_options = ReplayOptions {
             budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)),
-            packs: self.0.options.open.trust.provisional() == Provisional::Allow,
         };
         let wanted = published.or_else(remembered);
         let follower = (options.follow_names && wanted.is_none()).then(|| {
@@ -157,11 +148,13 @@ impl RemoteLayers {
     }
 
     /// The readers and trees of an image's layers that are open, lowest first.
-    fn open_layers(&self, image: &ImageOpener) -> (Vec<LayerReader>, Vec<Arc<Tree>>) {
-        let open = |layer: &Descriptor| {
-            let slot = self.0.slots.find(&layer.digest)?;
-            Some((self.0.forest.reader(slot)?, self.0.forest.tree(slot)?))
-        };
-        image.image().manifest.layers.iter().filter_map(open).unzip()
+    async fn open_layers(&self, image: &ImageOpener) -> (Vec<LayerReader>, Vec<Arc<Tree>>) {
+        let layers = image.image().manifest.layers.iter().zip(&image.image().config.diff_ids);
+        let mut open = Vec::new();
+        for (layer, diff_id) in layers {
+            let Some(slot) = self.shared_slot(image, layer, *diff_id).await else { continue };
+            open.extend(self.0.forest.reader(slot).zip(self.0.forest.tree(slot)));
+        }
+        open.into_iter().unzip()
     }
 }

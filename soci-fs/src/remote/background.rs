@@ -1,7 +1,7 @@
 //! Fetches the rest of layers while nothing else goes on, and then proves them.
 //!
 //! A layer that is here whole needs no registry and no credentials any more, and can be compared with the digest that
-//! the image itself names: until then it is *provisional*, trusted as far as its index is. What to do next is decided by
+//! the image itself names: until then it is a *claim*, trusted as far as its index is. What to do next is decided by
 //! `machine`; here it is done, a few megabytes at a time, so that a program that starts waits for one request at most.
 //!
 //! Invariants: a layer that is removed is left alone at once; nothing is fetched that the quota would only throw out
@@ -26,6 +26,8 @@ use machine::{Layer, Machine, Step};
 
 /// Compressed bytes of one fetch: less than a tenth of a second at 1 Gbit/s.
 const FETCH_BYTES: u64 = 4 << 20;
+/// Between two fetches of a claim that is to be proven: enough for a read to be seen.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How often a proof under way looks whether its layer is still wanted.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -52,27 +54,45 @@ impl Background {
             match machine.step(Instant::now(), added, self.has_room().await, &layers) {
                 Step::Wait(time) => tokio::time::sleep(time).await,
                 Step::Fetch(slot) => {
-                    let is_good = self.fetch(slot).await;
-                    machine.ended(Instant::now(), slot, is_good);
+                    self.done(&mut machine, slot, self.fetch(slot).await);
                     tokio::time::sleep(self.pace.period).await;
                 }
-                Step::Prove(slot) => {
-                    let is_good = self.prove(slot).await;
-                    machine.ended(Instant::now(), slot, is_good);
+                Step::FetchOn(slot) => {
+                    self.done(&mut machine, slot, self.fetch(slot).await);
+                    tokio::time::sleep(self.pace.period.min(PAUSE)).await;
                 }
+                Step::Prove(slot) => self.done(&mut machine, slot, self.prove(slot, true).await),
+                Step::ProveBySource(slot) => self.done(&mut machine, slot, self.prove(slot, false).await),
+                Step::Suspend(slot) => self.suspend(slot),
             }
         }
     }
 
-    /// The layers that are open: those that are not are opened when somebody looks.
+    fn done(&self, machine: &mut Machine, slot: u16, is_good: bool) {
+        let is_proven = self.layers.0.forest.reader(slot).is_some_and(|reader| reader.store().is_proven());
+        machine.ended(Instant::now(), slot, is_good, is_proven);
+    }
+
+    fn suspend(&self, slot: u16) {
+        if let Some(reader) = self.layers.0.forest.reader(slot) {
+            let cause = reader.last_error().unwrap_or_else(|| "its source does not deliver".to_owned());
+            reader.suspend(format!("it could not be proven for {} s: {cause}", self.pace.withheld.unwrap_or_default().as_secs()));
+        }
+    }
+
+    /// The layers that are open: those that are not are opened when they are looked at.
     fn state(&self) -> Vec<Layer> {
         let slots = self.layers.0.forest.slots().into_iter();
         let open = slots.filter_map(|(slot, _)| Some((slot, self.layers.0.forest.reader(slot)?)));
         open.map(|(slot, reader)| Layer {
             slot,
             is_complete: reader.store().is_complete(),
-            is_settled: reader.store().is_proven() && reader.store().is_complete() || reader.condemned().is_some(),
+            is_proven: reader.store().is_proven(),
+            is_condemned: reader.condemned().is_some(),
+            is_suspended: reader.suspended().is_some(),
+            is_used: reader.is_used(),
             is_busy: reader.is_busy(),
+            is_awaited: reader.waited_within(self.pace.quiet),
         })
         .collect()
     }
@@ -101,28 +121,35 @@ impl Background {
         }
     }
 
-    async fn prove(&self, slot: u16) -> bool {
+    /// Proves a layer: by what is stored, all of which is there, or else by the blob alone.
+    async fn prove(&self, slot: u16, is_whole: bool) -> bool {
         let (Some(reader), Some(record)) = (self.layers.0.forest.reader(slot), self.layers.0.slots.get(slot)) else {
             return true;
         };
         let layer = reader.digest();
-        if record.layer.digest != layer {
+        if record.claim.layer != layer {
             return true;
         }
-        let claim = LayerClaim { digest: layer, size: record.layer.size, diff_id: record.diff_id };
+        let size = reader.index().compressed_size;
+        let claim = LayerClaim { digest: layer, size, diff_id: record.claim.diff_id };
+        let proof = async { if is_whole { proof::prove(&reader, claim).await } else { proof::by_source(&reader, claim).await } };
         let verdict = tokio::select! {
-            verdict = proof::prove(&reader, claim) => verdict,
+            verdict = proof => verdict,
             () = self.gone(slot, layer) => return true,
         };
         match verdict {
             Ok(Verdict::Proven) => {
-                tracing::info!(slot, %layer, "a layer is here whole and proven");
+                tracing::info!(slot, %layer, is_whole, "a layer is proven");
+                reader.resume();
                 true
             }
             // Both say so about a layer that cannot be judged; asking again soon would not help.
             Ok(Verdict::Undecided) => false,
             // The log has it: see `LayerReader::condemn`.
-            Err(_) if reader.condemned().is_some() => true,
+            Err(_) if reader.condemned().is_some() => {
+                self.metrics.condemned.fetch_add(1, Ordering::Relaxed);
+                true
+            }
             Err(error) => {
                 tracing::warn!(slot, %layer, %error, "a layer cannot be proven yet");
                 false

@@ -1,8 +1,8 @@
 //! Opens layers again that an earlier process provided.
 //!
 //! After a restart the forest knows which layers are in which slots and opens none of them; the first question about
-//! one comes here. Everything that takes is on this node, so no registry is asked. Only when the local index was lost
-//! the image is looked up again, and then the network may fail: that read fails, and the next one tries again.
+//! one comes here. Everything that takes is on this node, so no registry is asked. Only when the layer's directory was lost
+//! one of its images is looked up again, and then the network may fail: that read fails, and the next one tries again.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use soci_index::digest::Digest;
 use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::Reference;
 use tokio::runtime::Handle;
 
+use super::identity::place_of;
 use super::slots::Slots;
 use super::{Registries, RemoteError};
 use crate::forest::{OpenError as ForestError, Opener};
-use crate::open::{ImageOpener, KeptLayer, OpenOptions, reopen_layer};
+use crate::open::{ImageOpener, KeptLayer, LayerOrigin, OpenOptions, reopen_layer};
 use crate::reader::LayerReader;
-use crate::store::Store;
+use crate::store::{Claim, Store};
 
 /// The [`Opener`] of a daemon's forest.
 #[derive(Debug)]
@@ -37,25 +37,37 @@ pub struct Reopener {
 
 impl Reopener {
     async fn reopen(&self, slot: u16, digest: Digest) -> Result<LayerReader, RemoteError> {
-        let record = self.slots.get(slot).filter(|record| record.layer.digest == digest);
+        let record = self.slots.get(slot).filter(|record| record.claim.layer == digest);
         let record = record.ok_or_else(|| RemoteError::NoLayer { image: format!("slot {slot}"), layer: digest })?;
-        let no_image = || RemoteError::NoImage { image: record.image.clone() };
-        let (registry, repository, manifest) = match record.image.parse() {
-            Ok(Reference::Registry(image)) => {
-                (image.registry().to_owned(), image.repository().to_owned(), image.digest().ok_or_else(no_image)?)
-            }
-            _ => return Err(no_image()),
-        };
-        let source = self.registries.source(&registry, &repository, manifest)?;
-        let kept = KeptLayer { source, layer: record.layer.clone(), ztoc: record.ztoc.clone() };
+        let origins: Vec<_> = record.origins.iter().filter_map(|origin| place_of(origin, &self.registries)).collect();
+        let kept = KeptLayer { claim: record.claim, origins };
         if let Some(reader) = reopen_layer(&kept, &self.store, &self.options, &self.runtime).await? {
             return Ok(reader);
         }
-        tracing::warn!(layer = %digest, image = record.image, "what is kept of the layer does not suffice; asking the registry");
-        let image = kept.source.resolve(&PlatformSelection::Host).await?.pop().ok_or_else(no_image)?;
+        let mut last = RemoteError::NoImage { image: record.image().to_owned() };
+        // Another blob with the same tar is no way to open this one.
+        for origin in kept.origins.into_iter().filter(|origin| origin.layer.digest == digest) {
+            tracing::warn!(layer = %digest, origin = %origin.image, "what is kept of the layer does not suffice; asking the registry");
+            match self.look_up(origin, &record.claim).await {
+                Ok(reader) => return Ok(reader),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Opens the layer as one of its images would anew. It must be what the slot has shown: the same diff_id of the same blob.
+    async fn look_up(&self, origin: LayerOrigin, claim: &Claim) -> Result<LayerReader, RemoteError> {
+        let no_image = || RemoteError::NoImage { image: origin.image.to_string() };
+        let image = origin.image.resolve(&PlatformSelection::Host).await?.pop().ok_or_else(no_image)?;
+        let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
+        let is_claimed = layers.into_iter().any(|(layer, diff_id)| (layer.digest, *diff_id) == (claim.layer, claim.diff_id));
+        if !is_claimed {
+            return Err(RemoteError::NoLayer { image: origin.image.to_string(), layer: claim.layer });
+        }
         let (store, options) = (Arc::clone(&self.store), self.options.clone());
-        let image = ImageOpener::new(kept.source, image, store, options, self.runtime.clone()).await?;
-        Ok(image.open_layer(&record.layer, record.diff_id).await?.reader)
+        let image = ImageOpener::new(origin.image.clone(), image, store, options, self.runtime.clone()).await?;
+        Ok(image.open_layer(&origin.layer, claim.diff_id).await?.reader)
     }
 }
 

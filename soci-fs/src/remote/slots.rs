@@ -1,13 +1,13 @@
-//! Which layer is in which slot, kept across restarts and reboots.
+//! Which claim of a layer is in which slot, and which images use it, kept across restarts and reboots.
 //!
 //! A slot's number is part of every inode number that the kernel has seen, and of the lower directories of running
 //! containers, so it must mean the same layer to the next process. One small file per slot, written beside and renamed:
-//! a database would bring nothing but a second writer's lock. What a record holds is what it takes to open the layer
-//! again without asking anybody.
+//! a database would bring nothing but a second writer's lock. With the claim's directory in the layer store a record holds
+//! what it takes to open the layer again without a registry, and every place that its bytes can be had from.
 //!
-//! Invariants: a slot is on disk before anybody learns its number; a number is not given again while others are free,
+//! Invariants: a slot is on disk before its number is handed out; a number is not given again while others are free,
 //! so that what still points at an old layer fails instead of finding a new one; a record that cannot be read costs its
-//! own layer only, and is left for a person to look at.
+//! own layer only, and is left for a person to look at. All calls that write a file block: they are for threads that may.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,22 +18,76 @@ use serde::{Deserialize, Serialize};
 use soci_index::digest::Digest;
 use soci_index::image::model::Descriptor;
 
+use crate::store::Claim;
+
 /// Slots are 1 to this.
 const SLOT_MAX: u16 = u16::MAX - 1;
 
+/// Images that are remembered of one slot. Stops a thousand images on one layer from making a record of a thousand lines.
+const ORIGINS_MAX: usize = 64;
+
 /// What is known of the layer in a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "AnyRecord")]
 pub struct SlotRecord {
-    /// The layer.
-    pub layer: Descriptor,
-    /// Digest of its uncompressed tar.
-    pub diff_id: Digest,
-    /// The image it was first wanted for, as `host/repository@digest`.
+    /// What is claimed of it.
+    pub claim: Claim,
+    /// The images that use it, the first one first. There is at least one.
+    pub origins: Vec<SlotOrigin>,
+}
+
+/// An image that uses a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotOrigin {
+    /// The image, as `host/repository@digest`.
     pub image: String,
-    /// The zTOC by which it is read; none for a layer that was fetched whole.
+    /// The layer as the image names it: another blob with the same tar, perhaps.
+    pub layer: Descriptor,
+    /// The index by which the image would be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ztoc: Option<Descriptor>,
+    pub index: Option<Digest>,
+    /// Where that index and its parts are, as `host/repository`, if not beside the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_from: Option<String>,
+}
+
+impl SlotRecord {
+    /// The image that it was first wanted for.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        self.origins.first().map_or("", |origin| &origin.image)
+    }
+}
+
+/// A record as this version writes it, or as one before did: one image, whatever others used the layer.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyRecord {
+    Now {
+        claim: Claim,
+        origins: Vec<SlotOrigin>,
+    },
+    #[serde(rename_all = "camelCase")]
+    Before {
+        layer: Descriptor,
+        diff_id: Digest,
+        image: String,
+        #[serde(default)]
+        ztoc: Option<Descriptor>,
+    },
+}
+
+impl From<AnyRecord> for SlotRecord {
+    fn from(record: AnyRecord) -> Self {
+        match record {
+            AnyRecord::Now { claim, origins } => Self { claim, origins },
+            AnyRecord::Before { layer, diff_id, image, ztoc } => {
+                let claim = Claim { layer: layer.digest, diff_id, table: ztoc.map(|ztoc| ztoc.digest), pack: None };
+                Self { claim, origins: vec![SlotOrigin { image, layer, index: None, index_from: None }] }
+            }
+        }
+    }
 }
 
 /// Why slots could not be read or written.
@@ -64,6 +118,8 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Slo
 pub struct Slots {
     directory: PathBuf,
     table: Mutex<Table>,
+    /// Held while a file is written, so that of two versions of a record the later one stays.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +156,7 @@ impl Slots {
                 }
             }
         }
-        Ok(Self { directory: directory.to_owned(), table: Mutex::new(table) })
+        Ok(Self { directory: directory.to_owned(), table: Mutex::new(table), writing: Mutex::default() })
     }
 
     /// All slots with their layers.
@@ -115,31 +171,70 @@ impl Slots {
         self.lock().records.get(&slot).cloned()
     }
 
-    /// The slot of a layer.
+    /// The slot of a claim.
     #[must_use]
-    pub fn find(&self, layer: &Digest) -> Option<u16> {
-        self.lock().records.iter().find(|(_, record)| record.layer.digest == *layer).map(|(slot, _)| *slot)
+    pub fn find(&self, claim: &Claim) -> Option<u16> {
+        self.lock().records.iter().find(|(_, record)| record.claim == *claim).map(|(slot, _)| *slot)
     }
 
-    /// Gives a layer a slot: the one that it has already, or a new one.
+    /// The slots that an image (`host/repository@digest`) uses for a layer.
+    #[must_use]
+    pub fn of_image(&self, image: &str, layer: &Digest) -> Vec<(u16, SlotOrigin)> {
+        let table = self.lock();
+        let is_it = |origin: &&SlotOrigin| origin.image == image && origin.layer.digest == *layer;
+        let of = table.records.iter().filter_map(|(slot, record)| Some((*slot, record.origins.iter().find(is_it)?.clone())));
+        of.collect()
+    }
+
+    /// Gives a claim a slot: the one that it has already, which the record's images join, or a new one.
     ///
     /// # Errors
     /// [`SlotError`].
     pub fn assign(&self, record: SlotRecord) -> Result<u16, SlotError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = self.find(&record.claim) {
+            for origin in record.origins {
+                self.join_now(slot, origin)?;
+            }
+            return Ok(slot);
+        }
+        let slot = self.lock().free().ok_or(SlotError::Full)?;
+        self.write(slot, &record)?;
         let mut table = self.lock();
-        let known = table.records.iter().find(|(_, known)| known.layer.digest == record.layer.digest);
-        let slot = match known.map(|(slot, _)| *slot) {
-            Some(slot) => slot,
-            None => table.free().ok_or(SlotError::Full)?,
-        };
-        let path = self.path(slot);
-        let new = self.directory.join(format!(".{slot}.new"));
-        let text = serde_json::to_vec_pretty(&record).map_err(|error| failed("write", &new)(error.into()))?;
-        write_through(&new, &text).map_err(failed("write", &new))?;
-        std::fs::rename(&new, &path).map_err(failed("rename", &path))?;
         table.last = table.last.max(slot);
         table.records.insert(slot, record);
         Ok(slot)
+    }
+
+    /// Notes that an image uses the layer in a slot, too. `false` if that was known, or the slot is free.
+    ///
+    /// # Errors
+    /// [`SlotError::Io`].
+    pub fn join(&self, slot: u16, origin: SlotOrigin) -> Result<bool, SlotError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.join_now(slot, origin)
+    }
+
+    fn join_now(&self, slot: u16, origin: SlotOrigin) -> Result<bool, SlotError> {
+        let Some(mut record) = self.get(slot).filter(|record| !record.origins.contains(&origin)) else {
+            return Ok(false);
+        };
+        record.origins.retain(|known| (&known.image, known.layer.digest) != (&origin.image, origin.layer.digest));
+        if record.origins.len() >= ORIGINS_MAX {
+            // The first one is what people see.
+            record.origins.remove(1);
+        }
+        record.origins.push(origin);
+        self.write(slot, &record)?;
+        self.lock().records.insert(slot, record);
+        Ok(true)
+    }
+
+    fn write(&self, slot: u16, record: &SlotRecord) -> Result<(), SlotError> {
+        let (path, new) = (self.path(slot), self.directory.join(format!(".{slot}.new")));
+        let text = serde_json::to_vec_pretty(record).map_err(|error| failed("write", &new)(error.into()))?;
+        write_through(&new, &text).map_err(failed("write", &new))?;
+        std::fs::rename(&new, &path).map_err(failed("rename", &path))
     }
 
     /// Frees a slot, and says what was in it.
@@ -147,11 +242,11 @@ impl Slots {
     /// # Errors
     /// [`SlotError::Io`]; the slot is still taken then.
     pub fn release(&self, slot: u16) -> Result<Option<SlotRecord>, SlotError> {
-        let mut table = self.lock();
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.path(slot);
         match std::fs::remove_file(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(cause)),
-            _ => Ok(table.records.remove(&slot)),
+            _ => Ok(self.lock().records.remove(&slot)),
         }
     }
 
@@ -159,7 +254,7 @@ impl Slots {
         self.directory.join(format!("{slot}.json"))
     }
 
-    /// Locks for the writing of a small file at most. A panic cannot leave the table half changed.
+    /// Locks for a few instructions. A panic cannot leave the table half changed.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -187,13 +282,50 @@ pub(super) fn write_through(path: &Path, text: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn origin(image: &str, name: &str) -> SlotOrigin {
+        let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", name.as_bytes());
+        SlotOrigin { image: format!("registry.example/{image}@sha256:00"), layer, index: None, index_from: None }
+    }
+
     fn record(name: &str) -> SlotRecord {
-        SlotRecord {
-            layer: Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", name.as_bytes()),
-            diff_id: Digest::of(b"tar"),
-            image: "registry.example/team/app@sha256:00".to_owned(),
-            ztoc: None,
+        let origin = origin("team/app", name);
+        SlotRecord { claim: Claim::whole(origin.layer.digest, Digest::of(b"tar")), origins: vec![origin] }
+    }
+
+    #[test]
+    fn images_join() {
+        let directory = tempfile::tempdir().unwrap();
+        let slots = Slots::open(directory.path()).unwrap();
+        assert_eq!(slots.assign(record("a")).unwrap(), 1);
+        let other = origin("other/app", "a");
+        assert!(slots.join(1, other.clone()).unwrap() && !slots.join(1, other.clone()).unwrap());
+        assert!(!slots.join(7, other.clone()).unwrap(), "a slot that is free");
+        // The same claim of another image joins; another claim of the same layer does not.
+        let third = SlotRecord { origins: vec![origin("third/app", "a")], ..record("a") };
+        assert_eq!(slots.assign(third).unwrap(), 1);
+        let lie = Claim { diff_id: Digest::of(b"lie"), ..record("a").claim };
+        assert_eq!(slots.assign(SlotRecord { claim: lie, origins: vec![other.clone()] }).unwrap(), 2);
+        let slots = Slots::open(directory.path()).unwrap();
+        assert_eq!(slots.get(1).unwrap().origins.len(), 3);
+        assert_eq!(slots.get(1).unwrap().image(), record("a").origins[0].image);
+        let of_other: Vec<u16> = slots.of_image(&other.image, &other.layer.digest).into_iter().map(|(slot, _)| slot).collect();
+        assert_eq!((of_other, slots.find(&lie)), (vec![1, 2], Some(2)));
+        for number in 0..2 * ORIGINS_MAX {
+            slots.join(1, origin(&format!("many/{number}"), "a")).unwrap();
         }
+        let all = slots.get(1).unwrap().origins;
+        assert_eq!((all.len(), &all[0]), (ORIGINS_MAX, &record("a").origins[0]));
+    }
+
+    /// What a version before this one has written.
+    #[test]
+    fn records_of_one_image() {
+        let now = record("a");
+        let before = serde_json::json!({
+            "layer": now.origins[0].layer, "diffId": now.claim.diff_id, "image": now.origins[0].image,
+        });
+        assert_eq!(serde_json::from_value::<SlotRecord>(before).unwrap(), now);
+        assert_eq!(serde_json::from_str::<SlotRecord>(&serde_json::to_string(&now).unwrap()).unwrap(), now);
     }
 
     #[test]
@@ -209,7 +341,8 @@ mod tests {
         drop(slots);
         let slots = Slots::open(directory.path()).unwrap();
         assert_eq!(slots.all(), [(1, a.clone()), (3, record("c"))]);
-        assert_eq!((slots.get(1), slots.find(&a.layer.digest), slots.find(&b.layer.digest)), (Some(a), Some(1), None));
+        assert_eq!((slots.find(&a.claim), slots.find(&b.claim)), (Some(1), None));
+        assert_eq!(slots.get(1), Some(a));
         assert_eq!(slots.assign(b).unwrap(), 4);
     }
 

@@ -22,6 +22,12 @@ impl ImageBlob {
     pub const fn new(image: ImageSource, blob: Descriptor) -> Self {
         Self { image, blob }
     }
+
+    /// Where it is, in words: `HOST/REPOSITORY`, or a path.
+    #[must_use]
+    pub fn place(&self) -> String {
+        self.image.place()
+    }
 }
 
 impl Source for ImageBlob {

@@ -1,7 +1,8 @@
 //! Keeps the store within a number of bytes: what was not used for longest goes first.
 //!
-//! Layers that nobody has open go first and whole, oldest first. Of open layers single spans go, by the store's clock of
-//! uses. Space is counted as the file system counts it, so holes and partial blocks need no bookkeeping.
+//! The bytes of layers that are not open go first and whole, oldest first; their records and tables stay, so that they can
+//! be opened again. Of open layers single spans go, by the store's clock of uses. If that is not enough, layers that are not
+//! open go altogether. Space is counted as the file system counts it, so holes and partial blocks need no bookkeeping.
 
 use std::fs::Metadata;
 use std::io;
@@ -12,7 +13,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::layer::LayerStore;
-use super::{Store, StoreError, io_error};
+use super::{Store, StoreError, io_error, proven, record};
 
 /// What an eviction did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,11 +28,13 @@ pub struct Evicted {
     pub spans: u32,
 }
 
-/// A layer's directory that nobody has open.
+/// The directory of a layer that is not open.
 struct Closed {
     used: SystemTime,
     directory: PathBuf,
     bytes: u64,
+    /// Of these, the bytes of `data` and `present`.
+    data_bytes: u64,
 }
 
 impl Store {
@@ -59,16 +62,29 @@ impl Store {
         let mut closed = self.directories()?;
         closed.retain(|closed| open.iter().all(|open| open.directory() != closed.directory));
         closed.sort_by_key(|closed| closed.used);
-        for Closed { directory, bytes, .. } in closed {
+        for closed in closed.iter().filter(|closed| closed.data_bytes > 0) {
             if evicted.after <= quota {
                 return Ok(evicted);
             }
-            std::fs::remove_dir_all(&directory).map_err(io_error("remove", &directory))?;
-            evicted.after = evicted.after.saturating_sub(bytes);
+            for name in ["present", "data"] {
+                let file = closed.directory.join(name);
+                std::fs::remove_file(&file).or_else(ignore_absent).map_err(io_error("remove", &file))?;
+            }
+            evicted.after = evicted.after.saturating_sub(closed.data_bytes);
             evicted.layers += 1;
         }
-        drop(layers);
         evict_spans(&open, quota, &mut evicted)?;
+        for closed in &closed {
+            if evicted.after <= quota {
+                break;
+            }
+            if let Some(record) = record::read(&closed.directory) {
+                self.common.proven.forget(&record.claim);
+            }
+            self.move_aside(&closed.directory)?.delete();
+            evicted.after = evicted.after.saturating_sub(closed.bytes - closed.data_bytes);
+        }
+        drop(layers);
         evicted.after = self.disk_bytes()?;
         Ok(evicted)
     }
@@ -78,7 +94,7 @@ impl Store {
     pub async fn keep_within(self: Arc<Self>, quota: u64, interval: Duration) {
         let mut seen = None;
         loop {
-            let written = self.clock.written.load(Ordering::Relaxed);
+            let written = self.common.written.load(Ordering::Relaxed);
             if seen.replace(written) != Some(written) {
                 let store = Arc::clone(&self);
                 match tokio::task::spawn_blocking(move || store.evict_to(quota)).await {
@@ -98,10 +114,14 @@ impl Store {
         for entry in std::fs::read_dir(&root).map_err(io_error("list", &root))? {
             let directory = entry.map_err(io_error("list", &root))?.path();
             let (data, present) = (size(&directory.join("data"))?, size(&directory.join("present"))?);
-            let bytes =
-                512 * (data.as_ref().map_or(0, Metadata::blocks) + present.as_ref().map_or(0, Metadata::blocks));
+            let others = [size(&directory.join("table"))?, size(&directory.join(proven::FILE))?];
+            let sum = |files: &[&Option<Metadata>]| {
+                512 * files.iter().filter_map(|file| file.as_ref()).map(Metadata::blocks).sum::<u64>()
+            };
+            let data_bytes = sum(&[&data, &present]);
+            let bytes = data_bytes + sum(&[&others[0], &others[1]]);
             let used = present.and_then(|present| present.modified().ok()).unwrap_or(SystemTime::UNIX_EPOCH);
-            directories.push(Closed { used, directory, bytes });
+            directories.push(Closed { used, directory, bytes, data_bytes });
         }
         Ok(directories)
     }
@@ -123,6 +143,10 @@ fn evict_spans(open: &[Arc<LayerStore>], quota: u64, evicted: &mut Evicted) -> R
         evicted.spans += 1;
     }
     Ok(())
+}
+
+fn ignore_absent(cause: io::Error) -> io::Result<()> {
+    if cause.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(cause) }
 }
 
 fn size(path: &std::path::Path) -> Result<Option<Metadata>, StoreError> {

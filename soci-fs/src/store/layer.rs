@@ -6,15 +6,16 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use soci_index::index::LayerIndex;
 use soci_index::span::SpanId;
 
-use super::partial::Partial;
-use super::present::{Checksum, HEADER_BYTES, Header, table};
-use super::{BootId, Clock, StoreError, io_error};
+use super::claim::Claim;
+use super::partial::{Partial, Parts};
+use super::present::{Checksum, HEADER_BYTES, Header};
+use super::{BootId, Common, Record, StoreError, io_error, proven, record};
 
 /// How a read of the store went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,14 +26,16 @@ pub enum Reading {
     Absent(SpanId),
 }
 
-/// One layer of the store.
+/// One claim's part of the store.
 #[derive(Debug)]
 pub struct LayerStore {
+    claim: Claim,
     directory: PathBuf,
     pub(super) data: File,
     present: File,
     header: Header,
-    proven: AtomicBool,
+    /// Set once the claim is proven.
+    pub(super) proof: OnceLock<proven::Opened>,
     pinned: AtomicBool,
     /// Where each span ends in the uncompressed layer; it begins where the one before ends.
     ends: Box<[u64]>,
@@ -46,18 +49,18 @@ pub struct LayerStore {
     /// Shared by writers of spans, exclusive for eviction, so that no span is written into a range being punched out.
     /// Held only over local file calls.
     pub(super) writing: RwLock<()>,
-    pub(super) clock: Arc<Clock>,
+    pub(super) common: Arc<Common>,
 }
 
 impl LayerStore {
     pub(super) fn open(
         directory: &Path,
+        claim: &Claim,
         index: &LayerIndex,
         fingerprint: u64,
         boot: BootId,
-        clock: Arc<Clock>,
+        common: Arc<Common>,
     ) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
         let open = |name| {
             let path = directory.join(name);
             let options = File::options().read(true).write(true).create(true).truncate(false).clone();
@@ -71,14 +74,16 @@ impl LayerStore {
             data.set_len(size).map_err(io_error("extend", &data_path))?;
         }
         #[expect(clippy::cast_possible_truncation, reason = "Limits::spans_max is far below 2^32")]
-        let header = Header { spans: index.spans.len() as u32, fingerprint, boot, proven: false, table: table(index) };
-        let (stored, proven) = load(&present, &header).map_err(io_error("read", &directory.join("present")))?;
+        let header = Header { spans: index.spans.len() as u32, fingerprint, boot };
+        let stored = load(&present, &header).map_err(io_error("read", &directory.join("present")))?;
+        let proof = proven::open(directory, header.spans).map(OnceLock::from).unwrap_or_default();
         let layer = Self {
+            claim: *claim,
             directory: directory.to_owned(),
             data,
             present,
             header,
-            proven: AtomicBool::new(proven),
+            proof,
             pinned: AtomicBool::new(false),
             used: ends.iter().map(|_| AtomicU32::new(0)).collect(),
             present_bytes: AtomicU64::new(0),
@@ -87,7 +92,7 @@ impl LayerStore {
             partial: Partial::default(),
             generation: AtomicU64::new(0),
             writing: RwLock::new(()),
-            clock,
+            common,
         };
         let present: u64 =
             (0..header.spans).filter(|span| layer.is_present(*span)).map(|span| layer.length(span)).sum();
@@ -95,8 +100,19 @@ impl LayerStore {
         Ok(layer)
     }
 
-    /// Where the layer's files are. A caller may keep files of its own here, under other names than `data` and
-    /// `present`.
+    /// What is claimed of the layer.
+    #[must_use]
+    pub const fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// What its directory says of the layer.
+    #[must_use]
+    pub fn record(&self) -> Option<Record> {
+        record::read(&self.directory)
+    }
+
+    /// Where the layer's files are.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -138,23 +154,6 @@ impl LayerStore {
         !self.checksum(span).is_absent()
     }
 
-    /// Whether the layer was proven to be what the image says.
-    #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.proven.load(Ordering::Relaxed)
-    }
-
-    /// Remembers that the layer is proven.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn set_proven(&self) -> Result<(), StoreError> {
-        let header = Header { proven: true, ..self.header };
-        self.present.write_all_at(&header.encode(), 0).map_err(self.failed("write", "present"))?;
-        self.proven.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Fills `buffer` with the bytes of the uncompressed layer from `offset` on, which lie inside it.
     ///
     /// Never waits for anything but the local disk. A span whose checksum turns out wrong counts as absent from then on.
@@ -174,35 +173,40 @@ impl LayerStore {
         }
     }
 
-    /// Stores a span's bytes, which somebody has checked.
+    /// Stores a span's bytes, which were checked against the index. Says whether pages of it that a pack has brought were
+    /// the same.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Length`].
-    pub fn write(&self, span: SpanId, bytes: &[u8]) -> Result<(), StoreError> {
+    /// [`StoreError::Io`], [`StoreError::Length`], [`StoreError::Unproven`].
+    pub fn write(&self, span: SpanId, bytes: &[u8]) -> Result<Parts, StoreError> {
         let place = self.place(span);
         if place.end - place.start != bytes.len() as u64 {
             let (expected, found) = (place.end - place.start, bytes.len() as u64);
             return Err(StoreError::Length { span, expected, found });
         }
+        if !self.agrees(span, bytes)? {
+            return Err(StoreError::Unproven { layer: self.claim.layer, span });
+        }
         let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
         let _filling = self.partial.filling();
         if self.is_present(span) && self.checksum(span).matches(bytes) && self.checksum(span).is_fresh() {
-            return Ok(());
+            return Ok(Parts::Agree);
         }
+        let parts = self.compare_parts(span, &place, bytes)?;
         self.data.write_all_at(bytes, place.start).map_err(self.failed("write", "data"))?;
         let was_absent = self.set(span, Checksum::of(bytes))?.is_absent();
         if was_absent {
             self.present_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         self.partial.forget(span);
-        self.clock.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.common.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.touch(span);
-        Ok(())
+        Ok(parts)
     }
 
     /// Notes that a span is used now.
     pub(super) fn touch(&self, span: SpanId) {
-        let now = self.clock.ticks.fetch_add(1, Ordering::Relaxed);
+        let now = self.common.ticks.fetch_add(1, Ordering::Relaxed);
         if let Some(used) = self.used.get(span as usize) {
             used.store(now, Ordering::Relaxed);
         }
@@ -266,6 +270,11 @@ impl LayerStore {
         self.pinned.store(true, Ordering::Relaxed);
     }
 
+    /// Lets evictions have the layer again.
+    pub fn unpin(&self) {
+        self.pinned.store(false, Ordering::Relaxed);
+    }
+
     /// Whether evictions pass the layer by.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
@@ -291,7 +300,7 @@ impl LayerStore {
         if range.is_empty() {
             return Ok(None);
         }
-        let now = self.clock.ticks.fetch_add(1, Ordering::Relaxed);
+        let now = self.common.ticks.fetch_add(1, Ordering::Relaxed);
         let first = self.ends.partition_point(|end| *end <= range.start);
         let last = self.ends.partition_point(|end| *end < range.end);
         for index in first..=last {
@@ -393,7 +402,7 @@ impl LayerStore {
 /// Reads the file `present`, or starts it over when it is not about these spans. In another boot than the one that
 /// wrote it, all its records become stale: first the records are rewritten, then the boot id, so that a crash in
 /// between only repeats this.
-fn load(present: &File, header: &Header) -> io::Result<(Vec<Checksum>, bool)> {
+fn load(present: &File, header: &Header) -> io::Result<Vec<Checksum>> {
     let spans = header.spans as usize;
     let mut bytes = vec![0; HEADER_BYTES + 8 * spans];
     let stored = match present.read_exact_at(&mut bytes, 0) {
@@ -405,7 +414,7 @@ fn load(present: &File, header: &Header) -> io::Result<(Vec<Checksum>, bool)> {
         present.set_len(0)?;
         present.write_all_at(&vec![0; 8 * spans], HEADER_BYTES as u64)?;
         present.write_all_at(&header.encode(), 0)?;
-        return Ok((vec![Checksum::ABSENT; spans], false));
+        return Ok(vec![Checksum::ABSENT; spans]);
     };
     let records = bytes[HEADER_BYTES..].chunks_exact(8);
     let mut checksums: Vec<Checksum> =
@@ -414,8 +423,7 @@ fn load(present: &File, header: &Header) -> io::Result<(Vec<Checksum>, bool)> {
         checksums.iter_mut().for_each(|checksum| *checksum = checksum.stale());
         let records: Vec<u8> = checksums.iter().flat_map(|checksum| checksum.0.to_le_bytes()).collect();
         present.write_all_at(&records, HEADER_BYTES as u64)?;
-        present.write_all_at(&Header { proven: stored.proven, table: stored.table, ..*header }.encode(), 0)?;
+        present.write_all_at(&header.encode(), 0)?;
     }
-    // A proof was of one table; another one needs its own.
-    Ok((checksums, stored.proven && stored.table == header.table))
+    Ok(checksums)
 }

@@ -2,12 +2,13 @@
 //!
 //! A start-up pack brings the pages that a program will touch, not whole spans. They are written where they belong in the
 //! layer's file at once, and a bit for each page in memory says so; a read whose pages all have their bit is answered. A
-//! span whose pages are all there becomes an ordinary present one, with its checksum.
+//! span stays absent however many of its pages are there: a pack is believed only until the span itself comes, with which
+//! its pages are compared.
 //!
 //! The bits are in memory only: what a restart forgets is fetched again by spans, which costs bytes and no trust. A page
 //! that two spans share has a bit in each, for the part that lies in it. Invariants: bytes of a present span are never
-//! written here; a span that is evicted, distrusted or written as a whole has no bits left; no lock is held over anything
-//! but local file calls.
+//! written here, nor any of a proven layer; a span that is evicted, distrusted or written as a whole has no bits left; no
+//! lock is held over anything but local file calls.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,7 +21,6 @@ use soci_index::span::SpanId;
 
 use super::StoreError;
 use super::layer::LayerStore;
-use super::present::Checksum;
 
 #[cfg(test)]
 mod tests;
@@ -41,16 +41,26 @@ struct Pages {
     /// Number of its first page in the layer.
     first: u64,
     bits: Box<[u64]>,
-    /// How many pages lack their bit.
-    missing: u64,
+}
+
+/// What became of a span's pages when the span came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Parts {
+    /// There were none, or they were the same.
+    Agree,
+    /// A page had other bytes: the pack that brought it is forged or damaged.
+    Differ {
+        /// Where in the layer the page begins, as far as it lies in the span.
+        offset: u64,
+    },
 }
 
 impl Pages {
     fn of(span: &Range<u64>) -> Self {
         let pages = touching(span);
-        let missing = pages.end - pages.start;
-        let words = usize::try_from(missing.div_ceil(64)).unwrap_or(0);
-        Self { first: pages.start, bits: vec![0; words].into(), missing }
+        let words = usize::try_from((pages.end - pages.start).div_ceil(64)).unwrap_or(0);
+        Self { first: pages.start, bits: vec![0; words].into() }
     }
 
     fn place(&self, page: u64) -> Option<(usize, u64)> {
@@ -60,10 +70,9 @@ impl Pages {
 
     fn set(&mut self, page: u64) {
         if let Some((word, bit)) = self.place(page)
-            && let Some(word) = self.bits.get_mut(word).filter(|word| **word & bit == 0)
+            && let Some(word) = self.bits.get_mut(word)
         {
             *word |= bit;
-            self.missing -= 1;
         }
     }
 
@@ -148,34 +157,49 @@ impl LayerStore {
     ) -> Result<(), StoreError> {
         let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
         let _filling = self.partial.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_present(span) {
+        if self.is_present(span) || self.is_proven() {
             return Ok(());
         }
         self.data.write_all_at(bytes, part.start).map_err(self.failed("write", "data"))?;
-        self.clock.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.common.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.touch(span);
-        let is_whole = {
-            let mut all = self.partial.lock();
-            let pages = all.entry(span).or_insert_with(|| Pages::of(place));
-            for page in touching(part) {
-                let filled = (page * PAGE_BYTES).max(place.start)..((page + 1) * PAGE_BYTES).min(place.end);
-                if part.start <= filled.start && filled.end <= part.end {
-                    pages.set(page);
-                }
+        let mut all = self.partial.lock();
+        let pages = all.entry(span).or_insert_with(|| Pages::of(place));
+        for page in touching(part) {
+            let filled = within(page, place);
+            if part.start <= filled.start && filled.end <= part.end {
+                pages.set(page);
             }
-            pages.missing == 0
-        };
-        if is_whole { self.publish_parts(span, place) } else { Ok(()) }
-    }
-
-    /// Makes a span of which all pages are there a present one.
-    fn publish_parts(&self, span: SpanId, place: &Range<u64>) -> Result<(), StoreError> {
-        let mut bytes = vec![0; usize::try_from(place.end - place.start).unwrap_or(0)];
-        self.data.read_exact_at(&mut bytes, place.start).map_err(self.failed("read", "data"))?;
-        if self.set(span, Checksum::of(&bytes))?.is_absent() {
-            self.present_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
-        self.partial.forget(span);
         Ok(())
     }
+
+    /// Compares the pages of a span that are there with the span's own bytes.
+    pub(super) fn compare_parts(&self, span: SpanId, place: &Range<u64>, bytes: &[u8]) -> Result<Parts, StoreError> {
+        if !self.partial.has_any(span) {
+            return Ok(Parts::Agree);
+        }
+        let mut stored = vec![0; bytes.len()];
+        self.data.read_exact_at(&mut stored, place.start).map_err(self.failed("read", "data"))?;
+        let all = self.partial.lock();
+        let Some(pages) = all.get(&span) else { return Ok(Parts::Agree) };
+        let differs = |page: &u64| {
+            let part = within(*page, place);
+            let at = |offset: u64| usize::try_from(offset - place.start).unwrap_or(bytes.len());
+            let part = at(part.start)..at(part.end);
+            pages.has(*page) && stored.get(part.clone()) != bytes.get(part)
+        };
+        let differing = touching(place).find(differs);
+        Ok(differing.map_or(Parts::Agree, |page| Parts::Differ { offset: within(page, place).start }))
+    }
+
+    /// Forgets the pages of all spans that are not there.
+    pub fn forget_parts(&self) {
+        self.partial.lock().clear();
+    }
+}
+
+/// That of a page which lies in a span.
+fn within(page: u64, span: &Range<u64>) -> Range<u64> {
+    (page * PAGE_BYTES).max(span.start)..((page + 1) * PAGE_BYTES).min(span.end)
 }

@@ -5,16 +5,14 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0..8 | `SOCIspan` |
-//! | 8..12 | version, 1 |
+//! | 8..12 | version, 2 |
 //! | 12..16 | number of spans |
 //! | 16..24 | fingerprint of spans and windows (XXH3-64) |
 //! | 24..40 | boot id |
-//! | 40..48 | flags: bit 0, the layer is proven |
-//! | 48..56 | fingerprint of the file table that was proven (XXH3-64) |
-//! | 56..64 | zero |
+//! | 40..64 | zero |
 //! | 64.. | per span: 0 for absent, else the top 63 bits of its XXH3-64; bit 0 says that this boot has seen the bytes |
 //!
-//! A header that is not exactly what this process would write, apart from boot id and flags, means "nothing is
+//! A header that is not exactly what this process would write, apart from the boot id, means "nothing is
 //! present": the file only saves work, so any doubt is settled by starting over. The numbers are a commitment of the
 //! on-disk format; a change needs another version.
 
@@ -27,7 +25,7 @@ use super::BootId;
 pub(super) const HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"SOCIspan";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A span's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +73,6 @@ pub(super) struct Header {
     pub(super) spans: u32,
     pub(super) fingerprint: u64,
     pub(super) boot: BootId,
-    pub(super) proven: bool,
-    pub(super) table: u64,
 }
 
 impl Header {
@@ -87,8 +83,6 @@ impl Header {
         bytes[12..16].copy_from_slice(&self.spans.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.fingerprint.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.boot.0);
-        bytes[40] = u8::from(self.proven);
-        bytes[48..56].copy_from_slice(&self.table.to_le_bytes());
         bytes
     }
 
@@ -98,9 +92,7 @@ impl Header {
         let (version, rest) = rest.split_first_chunk::<4>()?;
         let (spans, rest) = rest.split_first_chunk::<4>()?;
         let (fingerprint, rest) = rest.split_first_chunk::<8>()?;
-        let (boot, rest) = rest.split_first_chunk::<16>()?;
-        let (flags, rest) = rest.split_first_chunk::<8>()?;
-        let (table, _) = rest.split_first_chunk::<8>()?;
+        let (boot, _) = rest.split_first_chunk::<16>()?;
         if *magic != MAGIC || u32::from_le_bytes(*version) != VERSION {
             return None;
         }
@@ -108,8 +100,6 @@ impl Header {
             spans: u32::from_le_bytes(*spans),
             fingerprint: u64::from_le_bytes(*fingerprint),
             boot: BootId(*boot),
-            proven: flags[0] == 1,
-            table: u64::from_le_bytes(*table),
         })
     }
 }
@@ -138,34 +128,16 @@ pub(super) fn fingerprint(index: &LayerIndex) -> u64 {
     hasher.digest()
 }
 
-/// Tells file tables apart, by what every form of an index can say of an entry.
-pub(super) fn table(index: &LayerIndex) -> u64 {
-    let mut hasher = Xxh3::new();
-    for entry in &index.entries {
-        for text in [&*entry.name, &*entry.link] {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text);
-        }
-        let ids = u64::from(entry.uid) << 32 | u64::from(entry.gid);
-        let kind = u64::from(entry.permissions()) << 8 | entry.kind as u64;
-        for number in [entry.header_offset, entry.data_offset, entry.size, ids, kind] {
-            hasher.update(&number.to_le_bytes());
-        }
-    }
-    hasher.digest()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn header_round_trip() {
-        let header =
-            Header { spans: 7, fingerprint: 0x0102_0304_0506_0708, boot: BootId([9; 16]), proven: true, table: 9 };
+        let header = Header { spans: 7, fingerprint: 0x0102_0304_0506_0708, boot: BootId([9; 16]) };
         assert_eq!(Header::decode(&header.encode()), Some(header));
         let mut other = header.encode();
-        other[8] = 2;
+        other[8] = 1;
         assert_eq!(Header::decode(&other), None);
         assert_eq!(Header::decode(&header.encode()[..63]), None);
         assert_eq!(Header::decode(&[0; 64]), None);

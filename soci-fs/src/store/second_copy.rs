@@ -48,7 +48,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]. The other layers are looked at nevertheless.
     pub fn drop_second_copies(&self, looks: &mut Looks) -> Result<u64, StoreError> {
-        let uses = looks.look(self.clock.ticks.load(Ordering::Relaxed));
+        let uses = looks.look(self.common.ticks.load(Ordering::Relaxed));
         let open: Vec<Arc<LayerStore>> = {
             let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
             layers.values().filter_map(Weak::upgrade).collect()
@@ -114,7 +114,8 @@ mod tests {
 
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-    use super::super::tests::{digest, table};
+    use super::super::Parts;
+    use super::super::tests::{claim, table};
     use super::*;
 
     const SPAN: usize = 1 << 20;
@@ -136,9 +137,9 @@ mod tests {
         let program = std::env::current_exe().unwrap();
         let directory = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let layer = store.layer(&digest(1), &table(4, SPAN as u64)).unwrap();
+        let layer = store.layer(&claim(1), &table(4, SPAN as u64)).unwrap();
         for span in 0..3 {
-            layer.write(span, &vec![7; SPAN]).unwrap();
+            assert_eq!(layer.write(span, &vec![7; SPAN]).unwrap(), Parts::Agree);
         }
         let (middle, mut looks) = (SPAN / 2, Looks::default());
         if is_cached(&layer, middle) != Some(true) {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use soci_fs::reader::{LayerReader, Policy};
 use soci_fs::source::Source;
 use soci_fs::source::memory::MemorySource;
-use soci_fs::store::Store;
+use soci_fs::store::{Claim, Store};
 use soci_fs::unpack::LayerClaim;
 use soci_index::digest::Digest;
 use soci_index::index::{Compression, LayerIndex};
@@ -49,6 +49,11 @@ impl Layer {
         self.claim.digest
     }
 
+    /// The claim of an image that reads the layer by its index.
+    pub fn indexed(&self) -> Claim {
+        Claim { table: Some(Digest::of(b"its table")), ..self.claim.whole() }
+    }
+
     pub fn memory(&self) -> Arc<MemorySource> {
         Arc::new(MemorySource::new(self.blob.clone()))
     }
@@ -65,7 +70,7 @@ impl Layer {
         policy: Policy,
         runtime: &tokio::runtime::Handle,
     ) -> LayerReader {
-        let kept = store.layer(&self.digest(), &self.index).unwrap();
+        let kept = store.layer(&self.indexed(), &self.index).unwrap();
         LayerReader::new(self.digest(), Arc::clone(&self.index), kept, source, policy, runtime)
     }
 }

@@ -3,21 +3,16 @@
 //! The profile is looked for while the layers are opened. One that was named must be there; a default is a convenience, so
 //! when it cannot be had, that is said and the mount goes on with what this machine remembers itself.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use soci_fs::image::Image;
 use soci_fs::mentions::{Follower, Reach};
-use soci_fs::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget, find};
+use soci_fs::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget};
 use soci_fs::reader::LayerReader;
-use soci_fs::trust;
 use soci_index::digest::Digest;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
-use soci_index::publish::profiles::ProfilesError;
-use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
 use crate::args::Mount;
 use crate::config::Config;
@@ -26,10 +21,9 @@ use crate::exit::{Exit, fail};
 /// How long after the mount reads belong to the start-up, which is remembered.
 const START_UP: Duration = Duration::from_secs(60);
 
-/// A search for a profile that is under way.
-pub(super) struct Search {
+/// How a mount runs ahead of programs.
+pub(super) struct Plan {
     choice: Choice,
-    found: JoinHandle<Result<Option<Wanted>, ProfilesError>>,
     memory: Memory,
     image: Digest,
     options: ReplayOptions,
@@ -42,53 +36,37 @@ pub(super) struct Ahead {
     remembering: Option<(Recorder, Memory, Digest)>,
 }
 
-impl Search {
-    /// Begins to look for the profile that is meant.
-    pub(super) fn start(
-        arguments: &Mount,
-        config: &Config,
-        source: &ImageSource,
-        image: &PlatformImage,
-        listing: Option<Arc<Listing>>,
-    ) -> Self {
-        let choice = match &arguments.profile {
-            _ if arguments.no_profile => Choice::None,
-            Some(name) => Choice::Named(name.clone()),
-            None => Choice::Default,
-        };
+/// The profile that is meant.
+pub(super) fn choice(arguments: &Mount) -> Choice {
+    match &arguments.profile {
+        _ if arguments.no_profile => Choice::None,
+        Some(name) => Choice::Named(name.clone()),
+        None => Choice::Default,
+    }
+}
+
+impl Plan {
+    pub(super) fn new(arguments: &Mount, config: &Config, image: &PlatformImage) -> Self {
         let image_bytes = image.manifest.layers.iter().map(|layer| layer.size).sum();
-        let options = ReplayOptions {
-            budget_bytes: arguments.profile_budget.unwrap_or_else(|| budget(image_bytes)),
-            // What a pack brings is vouched for by nobody but who pushed it.
-            packs: trust::Provisional::from(arguments.provisional) == trust::Provisional::Allow,
-        };
-        let (image, memory) = (image.descriptor.digest, Memory::new(config.profiles()));
-        let found = tokio::spawn({
-            let (source, choice) = (source.clone(), choice.clone());
-            async move { find(&source, &image, listing.as_deref(), &choice).await }
-        });
-        Self { choice, found, memory, image, options }
+        let options = ReplayOptions { budget_bytes: arguments.profile_budget.unwrap_or_else(|| budget(image_bytes)) };
+        let memory = Memory::new(config.profiles());
+        Self { choice: choice(arguments), memory, image: image.descriptor.digest, options }
     }
 
-    /// Runs ahead of `readers` by what was found.
+    /// Runs ahead of `readers` by the profile that was published, if there is one.
     ///
     /// # Errors
     /// When a profile was named and is not there.
-    pub(super) async fn follow(self, source: &ImageSource, readers: &[LayerReader]) -> anyhow::Result<Ahead> {
-        let found = self.found.await;
-        let published = match (found, &self.choice) {
-            (Ok(Ok(found)), Choice::Named(name)) if found.is_none() => {
-                let hint = format!("`soci profile list {source}` shows what there is");
-                return Err(fail(Exit::Failure, format!("{source} has no profile {name}; {hint}")));
-            }
-            (Ok(Err(error)), Choice::Named(_)) => return Err(error.into()),
-            (Ok(Ok(found)), _) => found,
-            (Ok(Err(error)), _) => {
-                tracing::warn!(%error, "no published profile can be had");
-                None
-            }
-            (Err(_), _) => None,
-        };
+    pub(super) fn follow(
+        self,
+        source: &ImageSource,
+        readers: &[LayerReader],
+        published: Option<Wanted>,
+    ) -> anyhow::Result<Ahead> {
+        if let (Choice::Named(name), None) = (&self.choice, &published) {
+            let hint = format!("`soci profile list {source}` shows what there is");
+            return Err(fail(Exit::Failure, format!("{source} has no profile {name}; {hint}")));
+        }
         let is_published = published.is_some();
         let remembered = || {
             let profile = self.memory.load(&self.image)?.into();

@@ -1,12 +1,13 @@
 //! Which indexes are used before they are proven. A section of our own: AWS's snapshotter uses all.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use soci_fs::trust::{self, PolicyError, TrustPolicy};
 
 /// Which indexes are used before they are proven.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trust {
     /// When an index is used that was not proven here.
@@ -15,6 +16,15 @@ pub struct Trust {
     pub keys: Vec<PathBuf>,
     /// Files with certificates of signers, or of authorities for signers, as notation uses them.
     pub certificates: Vec<PathBuf>,
+    /// Seconds in all for which the source of a layer may fail before the layer, if it is in use and not proven, is suspended;
+    /// negative is for ever.
+    pub withheld_sec: i64,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self { provisional: Provisional::default(), keys: Vec::new(), certificates: Vec::new(), withheld_sec: 3600 }
+    }
 }
 
 /// When an index is used that was not proven here.
@@ -31,6 +41,11 @@ pub enum Provisional {
 }
 
 impl Trust {
+    /// How long in all the source of a layer may fail before the layer is suspended.
+    pub(super) fn withheld(&self) -> Option<Duration> {
+        u64::try_from(self.withheld_sec).ok().map(Duration::from_secs)
+    }
+
     /// The policy, with the files read.
     ///
     /// # Errors

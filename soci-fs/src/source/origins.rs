@@ -1,0 +1,246 @@
+//! A blob that can be had from several places: each image that uses a layer adds the one that it came from.
+//!
+//! A repository may be removed, its registry be down, a secret be revoked, a mirror deliver wrong bytes. None of that may
+//! touch an image that is elsewhere as well, so an origin that fails is passed over while another one delivers:
+//!
+//! * an error, a refusal or a missing blob turns to the next origin at once;
+//! * an origin that is silent for [`HEDGE`] gets company: the next one is asked beside it, and the first that answers wins;
+//! * one that broke off, or whose bytes did not agree with the index ([`Source::blame`]), goes to the end of the line.
+//!
+//! An origin that failed rests, longer each time, and is asked all the same when nothing else is left: a failure of all is
+//! an error, never the lack of a try. Credentials belong to the origin that they came with, and never leave it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::time::Instant;
+
+use super::{Chunks, Delivery, OriginId, Source, SourceError};
+
+/// How long an origin may be silent before the next one is asked beside it: far longer than a registry at work takes, and
+/// short for a program that waits.
+const HEDGE: Duration = Duration::from_secs(2);
+/// How long an origin rests after its first failure; twice as long after each further one.
+const REST_FIRST: Duration = Duration::from_secs(5);
+/// No rest is longer.
+const REST_LONGEST: Duration = Duration::from_secs(300);
+/// Origins that are kept: the oldest that failed goes first. Stops a thousand images on one layer from making a list of a
+/// thousand places.
+const ORIGINS_MAX: usize = 64;
+
+/// Several places that have the same blob, the best first. Clones share everything.
+#[derive(Clone)]
+pub struct Origins(Arc<Mutex<State>>);
+
+struct State {
+    origins: Vec<Origin>,
+    next: u64,
+}
+
+struct Origin {
+    id: OriginId,
+    name: String,
+    source: Arc<dyn Source>,
+    failures: u32,
+    rests_until: Option<Instant>,
+}
+
+impl Origin {
+    fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+}
+
+impl Origins {
+    /// One origin; more may be added. Names tell origins apart and are shown to people.
+    #[must_use]
+    pub fn new(name: impl Into<String>, source: Arc<dyn Source>) -> Self {
+        let origins = Self(Arc::new(Mutex::new(State { origins: Vec::new(), next: 0 })));
+        origins.add(name, source);
+        origins
+    }
+
+    /// Adds an origin, unless there is one of this name; a name that failed gets its new source, which may have other
+    /// credentials, and another try.
+    pub fn add(&self, name: impl Into<String>, source: Arc<dyn Source>) {
+        let name = name.into();
+        let mut state = self.state();
+        if let Some(known) = state.origins.iter_mut().find(|origin| origin.name == name) {
+            if known.failures > 0 {
+                (known.source, known.failures, known.rests_until) = (source, 0, None);
+            }
+            return;
+        }
+        if state.origins.len() >= ORIGINS_MAX {
+            let worst = state.origins.iter().enumerate().max_by_key(|(place, origin)| (origin.failures, ORIGINS_MAX - place));
+            if let Some(place) = worst.map(|(place, _)| place) {
+                state.origins.remove(place);
+            }
+        }
+        state.next += 1;
+        let id = OriginId(state.next);
+        state.origins.push(Origin { id, name, source, failures: 0, rests_until: None });
+    }
+
+    /// The names of all origins, the one that is asked first first.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.state().origins.iter().map(|origin| origin.name.clone()).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Held for a few instructions; a panic cannot leave the list half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All origins in the order in which they are asked: those that rest last.
+    fn order(&self) -> Vec<(OriginId, Arc<dyn Source>)> {
+        let (state, now) = (self.state(), Instant::now());
+        let mut all: Vec<&Origin> = state.origins.iter().collect();
+        all.sort_by_key(|origin| (origin.rests(now), origin.rests_until.filter(|_| origin.rests(now))));
+        all.into_iter().map(|origin| (origin.id, Arc::clone(&origin.source))).collect()
+    }
+
+    fn failed(&self, id: OriginId, why: &dyn fmt::Display) {
+        let mut state = self.state();
+        let others = state.origins.len() > 1;
+        let Some(origin) = state.origins.iter_mut().find(|origin| origin.id == id) else { return };
+        let rest = REST_FIRST.saturating_mul(1 << origin.failures.min(10)).min(REST_LONGEST);
+        origin.failures += 1;
+        origin.rests_until = Some(Instant::now() + rest);
+        if others {
+            let seconds = rest.as_secs();
+            tracing::warn!(origin = origin.name, %why, seconds, "an origin of a layer is passed over for a while");
+        }
+    }
+
+    /// The origin that has delivered is asked first from now on.
+    fn delivered(&self, id: OriginId) {
+        let mut state = self.state();
+        if let Some(place) = state.origins.iter().position(|origin| origin.id == id) {
+            let origin = &mut state.origins[place];
+            (origin.failures, origin.rests_until) = (0, None);
+            state.origins[..=place].rotate_right(1);
+        }
+    }
+
+    /// Asks one origin after the other, the next one when one fails or is silent.
+    async fn first(&self, range: Range<u64>) -> Result<Delivery, SourceError> {
+        let mut waiting = self.order().into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut errors = Vec::new();
+        loop {
+            let can_ask = waiting.len() > 0;
+            if asked.is_empty() {
+                let Some((id, source)) = waiting.next() else { return Err(together(errors)) };
+                asked.push(begin(id, source, range.clone()));
+                continue;
+            }
+            tokio::select! {
+                Some((id, result)) = asked.next() => match result {
+                    Ok(chunks) => {
+                        self.delivered(id);
+                        return Ok(Delivery { chunks: self.watched(id, chunks), from: Some(id) });
+                    }
+                    // Our own mistake, which every origin would find.
+                    Err(error @ SourceError::OutOfRange { .. }) => return Err(error),
+                    Err(error) => {
+                        self.failed(id, &error);
+                        errors.push(error);
+                        asked.extend(waiting.next().map(|(id, source)| begin(id, source, range.clone())));
+                    }
+                },
+                () = tokio::time::sleep(HEDGE), if can_ask => {
+                    asked.extend(waiting.next().map(|(id, source)| begin(id, source, range.clone())));
+                }
+            }
+        }
+    }
+
+    /// Notes when an answer breaks off.
+    fn watched(&self, id: OriginId, chunks: Chunks) -> Chunks {
+        let origins = self.clone();
+        chunks.inspect(move |chunk| {
+            if let Err(error) = chunk {
+                origins.failed(id, error);
+            }
+        })
+        .boxed()
+    }
+}
+
+/// Asks one origin, and waits for the first bytes: only these show that it has the blob.
+fn begin(
+    id: OriginId,
+    source: Arc<dyn Source>,
+    range: Range<u64>,
+) -> BoxFuture<'static, (OriginId, Result<Chunks, SourceError>)> {
+    async move {
+        let is_empty = range.is_empty();
+        let first = async {
+            let mut chunks = source.read(range).await?;
+            Ok(match chunks.next().await.transpose()? {
+                Some(first) => futures_util::stream::iter([Ok(first)]).chain(chunks).boxed(),
+                None if is_empty => chunks,
+                None => return Err(SourceError::Empty),
+            })
+        };
+        (id, first.await)
+    }
+    .boxed()
+}
+
+/// The errors of all origins as one.
+fn together(mut errors: Vec<SourceError>) -> SourceError {
+    match errors.len() {
+        0 => SourceError::Empty,
+        1 => errors.remove(0),
+        _ => SourceError::Everywhere { causes: errors.into() },
+    }
+}
+
+impl Source for Origins {
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
+        async move { Ok(self.first(range).await?.chunks) }.boxed()
+    }
+
+    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Delivery, SourceError>> {
+        self.first(range).boxed()
+    }
+
+    fn blame(&self, from: OriginId) {
+        self.failed(from, &"its bytes are not those that were indexed");
+    }
+
+    fn choices(&self) -> usize {
+        self.state().origins.len()
+    }
+}
+
+impl<S: Source> From<Arc<S>> for Origins {
+    /// A single origin without a name.
+    fn from(source: Arc<S>) -> Self {
+        Self::new("", source)
+    }
+}
+
+impl From<Arc<dyn Source>> for Origins {
+    /// A single origin without a name.
+    fn from(source: Arc<dyn Source>) -> Self {
+        Self::new("", source)
+    }
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
