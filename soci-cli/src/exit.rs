@@ -247,7 +247,7 @@ const fn of_open(error: &OpenError) -> Exit {
         OpenError::Registry(error) => of_registry(error),
         OpenError::IndexStore(error) => of_store(error),
         OpenError::NoSuchIndex { .. } | OpenError::NotLazy { .. } | OpenError::Abandoned => Exit::Failure,
-        OpenError::Index { .. } => Exit::BadContent,
+        OpenError::NoPart { .. } => Exit::Failure,
         OpenError::Unpack(error) => of_unpack(error),
         OpenError::Store(_) => Exit::Local,
     }

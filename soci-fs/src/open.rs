@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use soci_index::digest::Digest;
+use soci_index::find::choose::Choice;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
-use soci_index::index_manifest::IndexManifestError;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
@@ -134,13 +134,13 @@ pub enum OpenError {
         /// What was asked for.
         digest: Box<Digest>,
     },
-    /// The index that was found cannot be read.
-    #[error("index {digest}: {source}")]
-    Index {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why.
-        source: IndexManifestError,
+    /// No place has a part of the index.
+    #[error("no place has the index's blob {blob}: {tried}")]
+    NoPart {
+        /// The blob.
+        blob: Box<Digest>,
+        /// What each place said.
+        tried: String,
     },
     /// The layer cannot be read lazily, and nothing else was allowed.
     #[error("layer {layer} cannot be read lazily: {reason}")]
@@ -192,6 +192,8 @@ pub struct OpenedImage {
     pub notes: Vec<LayerNote>,
     /// The index that is used, if any.
     pub index: Option<Digest>,
+    /// Where that index is, and why the others were passed over.
+    pub choice: Choice,
     /// Bytes of the index manifest and of all zTOCs that were read, from wherever.
     pub index_bytes: u64,
 }
@@ -287,6 +289,7 @@ pub async fn open_image(
         readers: in_order().map(|layer| layer.reader.clone()).collect(),
         notes: in_order().map(|layer| layer.note.clone()).collect(),
         index: opener.index(),
+        choice: opener.found.as_ref().map(|found| found.choice.clone()).unwrap_or_default(),
         index_bytes,
     })
 }

@@ -191,7 +191,7 @@ impl ImageOpener {
         };
         match decode(bytes, table, layer.size).await? {
             Ok(index) => {
-                let windows = found.windows(&self.source, table);
+                let windows = found.windows(&self.source, table).into_iter().next();
                 let windows = windows.map(|windows| Arc::new(windows) as Arc<dyn Source>);
                 Ok(Ok((index, Table { descriptor: table.clone(), windows })))
             }
