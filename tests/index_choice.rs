@@ -203,8 +203,9 @@ async fn an_index_may_be_elsewhere() {
         (named(&[&others], false), theirs),
         (named(&[&nobody, &others], false), theirs),
         (named(&[&nobody], false), ours),
-        // What the image names itself is part of it.
-        (named(&[&others], true), Digest::of(&stage.v2)),
+        // The operator's word goes before that of the image.
+        (named(&[&others], true), theirs),
+        (named(&[&nobody], true), Digest::of(&stage.v2)),
         (OpenOptions { index: Some(theirs), ..named(&[&others], true) }, theirs),
         (OpenOptions { index: Some(ours), ..named(&[&others], true) }, ours),
     ] {

@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod bench;
+pub mod choice;
 pub mod convert;
 pub mod create;
 pub mod demo;

@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use soci_index::digest::Digest;
+use soci_index::find::choose::Choice;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
-use soci_index::index_manifest::IndexManifestError;
 use soci_index::profile::artifact::Published;
 use soci_index::publish::profiles::ProfilesError;
 use soci_index::registry::referrers::Listing;
@@ -33,7 +33,7 @@ use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
-use crate::profile::{Choice, Wanted, fetch, find_published};
+use crate::profile::{self, Wanted, fetch, find_published};
 use crate::reader::{LayerReader, Policy};
 use crate::source::watched::Observer;
 use crate::store::{Condemned, Store, StoreError};
@@ -74,7 +74,7 @@ pub struct OpenOptions {
     /// What refers to the image, where that was asked for before this.
     pub listing: Option<Arc<Listing>>,
     /// Which start-up profile of the image will be used: its pack is part of what is claimed of a layer.
-    pub profile: Choice,
+    pub profile: profile::Choice,
 }
 
 /// Which kinds of indexes are looked for.
@@ -143,13 +143,13 @@ pub enum OpenError {
         /// What was asked for.
         digest: Box<Digest>,
     },
-    /// The index that was found cannot be read.
-    #[error("index {digest}: {source}")]
-    Index {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why.
-        source: IndexManifestError,
+    /// No place has a part of the index.
+    #[error("no place has the index's blob {blob}: {tried}")]
+    NoPart {
+        /// The blob.
+        blob: Box<Digest>,
+        /// What each place said.
+        tried: String,
     },
     /// The layer cannot be read lazily, and nothing else was allowed.
     #[error("layer {layer} cannot be read lazily: {reason}")]
@@ -214,6 +214,8 @@ pub struct OpenedImage {
     pub index: Option<Digest>,
     /// The profile that was chosen.
     pub profile: Option<Wanted>,
+    /// Where that index is, and why the others were passed over.
+    pub choice: Choice,
     /// Bytes of the index manifest and of all zTOCs that were read, from wherever.
     pub index_bytes: u64,
 }
@@ -286,7 +288,7 @@ impl ImageOpener {
     /// Where the parts of its index are, if they are not beside the image.
     #[must_use]
     pub fn index_from(&self) -> Option<ImageSource> {
-        self.found.as_ref().and_then(find::Found::elsewhere)
+        self.found.as_ref().and_then(|found| found.elsewhere(&self.source))
     }
 
     /// The profile that was chosen by the options.
@@ -350,14 +352,15 @@ pub async fn open_image(
         notes: in_order().map(|layer| layer.note.clone()).collect(),
         index: opener.index(),
         profile,
+        choice: opener.found.as_ref().map(|found| found.choice.clone()).unwrap_or_default(),
         index_bytes,
     })
 }
 
 /// What became of a profile: a default is a convenience, one that was named must be there.
-fn optional<T>(found: Result<Option<T>, ProfilesError>, choice: &Choice) -> Result<Option<T>, OpenError> {
+fn optional<T>(found: Result<Option<T>, ProfilesError>, choice: &profile::Choice) -> Result<Option<T>, OpenError> {
     match (found, choice) {
-        (Err(error), Choice::Named(_)) => Err(error.into()),
+        (Err(error), profile::Choice::Named(_)) => Err(error.into()),
         (Err(error), _) => {
             tracing::warn!(%error, "no published profile can be had");
             Ok(None)

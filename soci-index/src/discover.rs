@@ -1,17 +1,22 @@
-//! Finding the SOCI index of an image.
+//! What one place has of an image's indexes: a repository, or an OCI layout.
 //!
-//! A version 1 index is a manifest whose `subject` is the image's manifest. Registries list such manifests in no
-//! defined order, and anybody who may push can add one; so the choice is made here and made the same everywhere: the
-//! newest by its `created` annotation, then the smallest digest. Invariants: a manifest is chosen by what it says
-//! itself, never by what a list says of it; its `subject` is the image; its raw bytes are returned.
+//! The low-level half of [`crate::find`], which knows all places of an image; who wants the index of one known repository
+//! asks here. Registries list manifests in no defined order, and anybody who may push can add one. Invariants: a manifest
+//! is judged by what it says itself, never by what a list says of it; its `subject` is the image; it can be read as an
+//! index; its raw bytes are returned. Of several the order is that of [`crate::find`].
+
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
 use crate::digest::Digest;
+use crate::find::choose::{Created, newest_first};
 use crate::image::ImageError;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageManifest, RawManifest, annotation, media_type};
 use crate::image::store::{Store, StoreError};
+use crate::index_manifest::IndexManifest;
+use crate::limits::Limits;
 use crate::registry::referrers::{FoundBy, Listing, Lists};
 use crate::registry::{RegistryError, Repository};
 
@@ -117,7 +122,53 @@ async fn preferred(
     which: Which<'_>,
     kinds: &[&'static str],
 ) -> Result<Discovery, RegistryError> {
-    let (listed, nothing) = match which {
+    Ok(list(lists, image, which, kinds, Depth::FirstKind, &HashMap::new()).await?.discovery(image))
+}
+
+/// How much of a list is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// All kinds.
+    AllKinds,
+    /// The first kind of which there is one, in the order in which they are given.
+    FirstKind,
+}
+
+/// What a place has.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// The indexes of the image.
+    pub(crate) found: Vec<Fitting>,
+    /// What was listed and does not fit.
+    pub(crate) rejected: Vec<Rejected>,
+    /// What was listed and not looked at, by [`Depth::FirstKind`] or for its place in a long list.
+    pub(crate) unread: Vec<Descriptor>,
+    /// Why there is none, when nothing was listed.
+    nothing: String,
+}
+
+/// An index of the image.
+#[derive(Debug)]
+pub(crate) struct Fitting {
+    pub(crate) raw: RawManifest,
+    manifest: ImageManifest,
+    pub(crate) index: IndexManifest,
+    /// When it was made.
+    pub(crate) created: Option<Created>,
+    /// Its artifact type.
+    kind: &'static str,
+}
+
+/// Asks a registry. `kept` are manifests that are here already.
+pub(crate) async fn list(
+    lists: Lists<'_>,
+    image: &Digest,
+    which: Which<'_>,
+    kinds: &[&'static str],
+    depth: Depth,
+    kept: &HashMap<Digest, Bytes>,
+) -> Result<Listed, RegistryError> {
+    let (mut listed, nothing) = match which {
         // One that is named need not be listed: it says itself whose it is.
         Which::Named(digest) => (vec![Descriptor::new("", *digest, 0)], format!("the registry has no index {digest}")),
         Which::Newest => {
@@ -131,37 +182,44 @@ async fn preferred(
             (ordered(referrers.entries), nothing)
         }
     };
-    let mut none = Vec::new();
+    // What is of another kind is none of ours, unless the list was to be of one kind anyway.
+    let may_be_of = |entry: &Descriptor, kind: &str| kinds.len() == 1 || may_be(entry, kind);
+    listed.retain(|entry| kinds.iter().any(|kind| may_be_of(entry, kind)));
+    let mut all = Listed { found: Vec::new(), rejected: Vec::new(), unread: Vec::new(), nothing };
+    let mut tried = Vec::new();
     for kind in kinds {
-        // What was listed as another kind need not be fetched, unless the list was to be of one kind anyway.
-        let may_be = |entry: &&Descriptor| kinds.len() == 1 || may_be(entry, kind);
-        let candidates = listed.iter().filter(may_be).map(|entry| entry.digest);
-        match of_kind(lists, image, candidates, kind, &nothing).await? {
-            Discovery::None { rejected, .. } => none.extend(rejected),
-            found @ Discovery::Found(_) => return Ok(found),
+        if depth == Depth::FirstKind && !all.found.is_empty() {
+            break;
+        }
+        let candidates = listed.iter().filter(|entry| may_be_of(entry, kind)).map(|entry| entry.digest);
+        for digest in candidates.take(CANDIDATES_MAX) {
+            tried.push(digest);
+            match manifest(lists, digest, kept).await {
+                Ok(Some(raw)) => all.consider(raw, image, kind, None),
+                Ok(None) => all.reject(digest, "it is not there".to_owned()),
+                Err(error @ (RegistryError::Deadline { .. } | RegistryError::Unauthorized { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => all.reject(digest, error.to_string()),
+            }
         }
     }
-    Ok(Discovery::None { reason: none.first().map_or(nothing, why), rejected: none })
+    all.rejected.retain(|rejected| !all.found.iter().any(|found| found.raw.digest == rejected.digest));
+    all.unread = listed.into_iter().filter(|entry| !tried.contains(&entry.digest)).collect();
+    Ok(all)
 }
 
-/// Looks at the manifests of a list that may be of one kind.
-async fn of_kind(
+async fn manifest(
     lists: Lists<'_>,
-    image: &Digest,
-    listed: impl Iterator<Item = Digest>,
-    kind: &'static str,
-    nothing: &str,
-) -> Result<Discovery, RegistryError> {
-    let mut search = Search::new(image, kind);
-    for digest in listed.take(CANDIDATES_MAX) {
-        match lists.manifest(digest).await {
-            Ok(Some(raw)) => search.consider(raw),
-            Ok(None) => search.reject(digest, "it is not there"),
-            Err(error @ (RegistryError::Deadline { .. } | RegistryError::Unauthorized { .. })) => return Err(error),
-            Err(error) => search.reject(digest, &error.to_string()),
+    digest: Digest,
+    kept: &HashMap<Digest, Bytes>,
+) -> Result<Option<RawManifest>, RegistryError> {
+    match kept.get(&digest) {
+        Some(bytes) => {
+            Ok(Some(RawManifest { media_type: media_type::MANIFEST.to_owned(), digest, bytes: bytes.clone() }))
         }
+        None => lists.manifest(digest).await,
     }
-    Ok(search.finish(nothing))
 }
 
 /// Searches an OCI layout for the index of `image`: every manifest that index.json names is looked at.
@@ -169,7 +227,7 @@ async fn of_kind(
 /// # Errors
 /// [`ImageError`] when index.json cannot be read. A candidate that cannot be read is passed over.
 pub fn in_layout(layout: &Layout, image: &Digest, which: Which<'_>) -> Result<Discovery, ImageError> {
-    in_layout_of(layout, image, which, SOCI_INDEX_V1)
+    preferred_in_layout(layout, image, which, &[SOCI_INDEX_V1])
 }
 
 /// Searches an OCI layout for an index of `image` that is of the first of `kinds`, artifact types, of which there is
@@ -183,37 +241,37 @@ pub fn preferred_in_layout(
     which: Which<'_>,
     kinds: &[&'static str],
 ) -> Result<Discovery, ImageError> {
-    let mut last = Discovery::None { reason: "nothing was asked for".to_owned(), rejected: Vec::new() };
-    for kind in kinds {
-        last = in_layout_of(layout, image, which, kind)?;
-        if matches!(last, Discovery::Found(_)) {
-            break;
-        }
-    }
-    Ok(last)
+    let mut all = list_layout(layout, image, which, kinds)?;
+    let first = kinds.iter().find(|kind| all.found.iter().any(|found| found.kind == **kind));
+    all.found.retain(|found| Some(&found.kind) == first);
+    Ok(all.discovery(image))
 }
 
-fn in_layout_of(
+/// What a layout has. A local one may hold the indexes of thousands of images; reading them all is still cheap.
+pub(crate) fn list_layout(
     layout: &Layout,
     image: &Digest,
     which: Which<'_>,
-    kind: &'static str,
-) -> Result<Discovery, ImageError> {
+    kinds: &[&'static str],
+) -> Result<Listed, StoreError> {
     let store = Store::Layout(layout.clone());
-    let mut search = Search::new(image, kind);
-    // A local layout may hold the indexes of thousands of images; reading them all is still cheap.
+    let nothing = "the layout holds no such index of this image".to_owned();
+    let mut all = Listed { found: Vec::new(), rejected: Vec::new(), unread: Vec::new(), nothing };
     for entry in ordered(store.entries()?) {
-        if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) || !may_be(&entry, kind) {
+        if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) {
             continue;
         }
-        match store.manifest(&entry) {
-            Ok(Some(raw)) => search.consider_quietly(raw),
-            Ok(None) => {}
-            Err(error @ StoreError::Io { .. }) => return Err(error.into()),
-            Err(error) => search.reject(entry.digest, &error.to_string()),
+        for kind in kinds.iter().filter(|kind| may_be(&entry, kind)) {
+            match store.manifest(&entry) {
+                // Much of what is here was never meant for this image.
+                Ok(Some(raw)) => drop(all.judge(raw, image, kind, created(&entry.annotations))),
+                Ok(None) => {}
+                Err(error @ StoreError::Io { .. }) => return Err(error),
+                Err(error) => all.reject(entry.digest, error.to_string()),
+            }
         }
     }
-    Ok(search.finish("the layout holds no such index of this image"))
+    Ok(all)
 }
 
 fn may_be(entry: &Descriptor, artifact_type: &str) -> bool {
@@ -222,68 +280,67 @@ fn may_be(entry: &Descriptor, artifact_type: &str) -> bool {
 
 /// The most promising first: registries copy annotations into their lists, so the newest is usually known beforehand.
 fn ordered(mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
-    entries.sort_by_key(|entry| (std::cmp::Reverse(created(&entry.annotations)), entry.digest));
+    entries.sort_by_key(|entry| newest_first(created(&entry.annotations), &entry.digest));
     entries.dedup_by_key(|entry| entry.digest);
     entries
 }
 
-struct Search<'a> {
-    image: &'a Digest,
-    artifact_type: &'static str,
-    found: Vec<(RawManifest, ImageManifest)>,
-    rejected: Vec<Rejected>,
-}
-
-impl<'a> Search<'a> {
-    fn new(image: &'a Digest, artifact_type: &'static str) -> Self {
-        Self { image, artifact_type, found: Vec::new(), rejected: Vec::new() }
+impl Listed {
+    /// What a place has that was not asked for anything.
+    pub(crate) const fn nothing() -> Self {
+        Self { found: Vec::new(), rejected: Vec::new(), unread: Vec::new(), nothing: String::new() }
     }
 
-    fn reject(&mut self, digest: Digest, reason: &str) {
-        self.rejected.push(Rejected { digest, reason: reason.to_owned() });
-    }
-
-    fn consider(&mut self, raw: RawManifest) {
-        let digest = raw.digest;
-        if let Err(reason) = self.judge(raw) {
-            self.reject(digest, &reason);
+    fn reject(&mut self, digest: Digest, reason: String) {
+        if !self.rejected.iter().any(|rejected| rejected.digest == digest) {
+            self.rejected.push(Rejected { digest, reason });
         }
     }
 
-    /// For lists that hold much that was never meant for this image.
-    fn consider_quietly(&mut self, raw: RawManifest) {
-        let _ = self.judge(raw);
+    fn consider(&mut self, raw: RawManifest, image: &Digest, kind: &'static str, listed: Option<Created>) {
+        let digest = raw.digest;
+        if let Err(reason) = self.judge(raw, image, kind, listed) {
+            self.reject(digest, reason);
+        }
     }
 
-    fn judge(&mut self, raw: RawManifest) -> Result<(), String> {
+    /// Takes an index of the image that is of this kind. `listed` is the time that counts where it names none itself.
+    fn judge(
+        &mut self,
+        raw: RawManifest,
+        image: &Digest,
+        kind: &'static str,
+        listed: Option<Created>,
+    ) -> Result<(), String> {
         let manifest: ImageManifest = serde_json::from_slice(&raw.bytes).map_err(|error| error.to_string())?;
         // The AWS tools say it by the configuration's type alone; others may use the field that is made for it.
-        if manifest.config.media_type != self.artifact_type && manifest.kind() != self.artifact_type {
+        if manifest.config.media_type != kind && manifest.kind() != kind {
             return Err(format!("it is {:?}", manifest.kind()));
         }
         match &manifest.subject {
-            Some(subject) if subject.digest == *self.image => {}
+            Some(subject) if subject.digest == *image => {}
             Some(subject) => return Err(format!("it belongs to {}", subject.digest)),
             None => return Err("it names no subject".to_owned()),
         }
-        self.found.push((raw, manifest));
+        let index = IndexManifest::parse(kind, &raw.bytes, &Limits::DEFAULT).map_err(|error| error.to_string())?;
+        let created = match manifest.annotations.contains_key(annotation::CREATED) {
+            true => created(&manifest.annotations),
+            false => listed,
+        };
+        self.found.push(Fitting { raw, manifest, index, created, kind });
         Ok(())
     }
 
-    fn finish(mut self, nothing: &str) -> Discovery {
-        self.found.sort_by_key(|(raw, manifest)| (std::cmp::Reverse(created(&manifest.annotations)), raw.digest));
+    fn discovery(mut self, image: &Digest) -> Discovery {
+        self.found.sort_by_key(|found| newest_first(found.created, &found.raw.digest));
         let others = self.found.len().saturating_sub(1);
-        let Some((raw, manifest)) = self.found.into_iter().next() else {
-            let reason = match self.rejected.first() {
-                None => nothing.to_owned(),
-                Some(first) => why(first),
-            };
+        let Some(Fitting { raw, manifest, kind, .. }) = self.found.into_iter().next() else {
+            let reason = self.rejected.first().map_or(self.nothing, why);
             return Discovery::None { reason, rejected: self.rejected };
         };
         if others > 0 {
-            tracing::info!(image = %self.image, chosen = %raw.digest, others, "several indexes: taking the newest");
+            tracing::info!(%image, chosen = %raw.digest, others, "several indexes: taking the newest");
         }
-        let kind = self.artifact_type;
         Discovery::Found(Box::new(FoundIndex { digest: raw.digest, raw: raw.bytes, manifest, others, kind }))
     }
 }
@@ -292,73 +349,7 @@ fn why(first: &Rejected) -> String {
     format!("none of the listed manifests fits; {}: {}", first.digest, first.reason)
 }
 
-/// The `created` annotation as seconds and nanoseconds since 1970; `None`, the oldest of all, when there is none.
-fn created(annotations: &std::collections::BTreeMap<String, String>) -> Option<(i64, u32)> {
-    timestamp(annotations.get(annotation::CREATED)?)
-}
-
-/// Reads an RFC 3339 time. Texts would not compare right: offsets and fractions differ.
-fn timestamp(text: &str) -> Option<(i64, u32)> {
-    let number = |range: std::ops::Range<usize>| {
-        let digits = text.get(range)?;
-        if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse::<i64>().ok() } else { None }
-    };
-    let separators = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
-    let bytes = text.as_bytes();
-    if !separators.iter().all(|(place, separator)| bytes.get(*place) == Some(separator)) {
-        return None;
-    }
-    if !matches!(bytes.get(10), Some(b'T' | b't' | b' ')) {
-        return None;
-    }
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let rest = text.get(19..)?;
-    let digits = rest.strip_prefix('.').map_or("", |fraction| {
-        &fraction[..fraction.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(fraction.len())]
-    });
-    let zone = if digits.is_empty() { rest } else { rest.get(1 + digits.len()..)? };
-    let nanoseconds = format!("{digits:0<9}").get(..9)?.parse().ok()?;
-    let offset = match zone.as_bytes() {
-        [b'Z' | b'z'] => 0,
-        [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] if [h1, h2, m1, m2].iter().all(|digit| digit.is_ascii_digit()) => {
-            let two = |tens: &u8, ones: &u8| i64::from(tens - b'0') * 10 + i64::from(ones - b'0');
-            let seconds = two(h1, h2) * 3600 + two(m1, m2) * 60;
-            if *sign == b'+' { seconds } else { -seconds }
-        }
-        _ => return None,
-    };
-    // Days since 1970 by counting years from March, so that the leap day is the last of its year.
-    let (shifted_year, shifted_month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
-    let leap_days = shifted_year.div_euclid(4) - shifted_year.div_euclid(100) + shifted_year.div_euclid(400);
-    let days = 365 * shifted_year + leap_days + day_of_year - 719_468;
-    Some((days * 86_400 + hour * 3600 + minute * 60 + second - offset, nanoseconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timestamps() {
-        for (text, expected) in [
-            ("1970-01-01T00:00:00Z", Some((0, 0))),
-            ("2000-02-29T12:34:56Z", Some((951_827_696, 0))),
-            ("2026-08-01T00:00:00.5Z", Some((1_785_542_400, 500_000_000))),
-            ("2026-08-01T02:00:00.123456789+02:00", Some((1_785_542_400, 123_456_789))),
-            ("2026-07-31T19:00:00-05:00", Some((1_785_542_400, 0))),
-            ("2026-08-01", None),
-            ("2026-13-01T00:00:00Z", None),
-            ("2026-08-01T00:00:00", None),
-            ("2026-08-01T00:00:00+2", None),
-            ("2026-08-01T00:00:0éZ", None),
-            ("", None),
-        ] {
-            assert_eq!(timestamp(text), expected, "{text}");
-        }
-    }
+/// The `created` annotation; `None`, the oldest of all, when there is none or it cannot be read.
+fn created(annotations: &std::collections::BTreeMap<String, String>) -> Option<Created> {
+    Created::parse(annotations.get(annotation::CREATED)?)
 }

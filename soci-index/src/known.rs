@@ -10,16 +10,19 @@ use futures_util::StreamExt;
 
 use crate::build::{self, BuildOptions, Existing, LayerReport};
 use crate::digest::Digest;
-use crate::discover::{self, Discovery, Which};
+use crate::find::Search;
+use crate::find::choose::Candidate;
 use crate::image::model::{Descriptor, ImageIndex, ImageManifest};
 use crate::image::platform::Platform;
 use crate::image::reference::ManifestName;
 use crate::image::{ImageSource, PlatformImage};
+use crate::index_manifest::IndexManifest;
 use crate::limits::Limits;
 use crate::manifest::{
-    DISABLE_XATTRS, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, INDEX_V2, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex, ZTOC,
-    ZtocReference,
+    DISABLE_XATTRS, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex,
+    ZTOC, ZtocReference,
 };
+use crate::registry::RegistryError;
 use crate::registry::Repository;
 use crate::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
 
@@ -78,6 +81,14 @@ impl Known {
             if !self.spans.iter().any(|known| known.reference.layer == reference.layer) {
                 self.spans.push(One { reference, origin: origin.clone(), confirmed: false });
             }
+        }
+    }
+
+    /// The same for an index of either form.
+    pub fn add_any(&mut self, index: &IndexManifest, origin: &ImageSource, options: &BuildOptions) {
+        match index {
+            IndexManifest::Soci(index) => self.add(index, origin, options),
+            IndexManifest::Spans(index) => self.add_spans(index, origin, options),
         }
     }
 
@@ -184,10 +195,8 @@ fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
 /// What refers to `image` in `repository`.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
-    /// Its version 1 index.
-    pub(crate) index: Option<Digest>,
-    /// Its span index.
-    pub(crate) spans: Option<Digest>,
+    /// Its indexes, the one that is used first.
+    pub(crate) indexes: Vec<Digest>,
     pub(crate) known: Known,
 }
 
@@ -196,34 +205,43 @@ pub(crate) async fn beside(
     repository: &Repository,
     image: &PlatformImage,
     options: &BuildOptions,
-) -> Result<Beside, crate::registry::RegistryError> {
+) -> Result<Beside, RegistryError> {
     let mut beside = Beside::default();
-    let (subject, origin) = (image.descriptor.digest, ImageSource::of_repository(repository));
-    if options.format.has_ztoc()
-        && let Discovery::Found(found) = discover::on_registry(repository, &subject, Which::Newest).await?
-    {
-        beside.index = Some(found.digest);
-        if let Ok(index) = SociIndex::parse(&found.raw, &Limits::DEFAULT) {
-            beside.known.add(&index, &origin, options);
-        }
-    }
-    if options.format.has_spans()
-        && let Some((digest, index)) = spans_beside(repository, &subject).await?
-    {
-        beside.spans = Some(digest);
-        beside.known.add_spans(&index, &origin, options);
+    let origin = ImageSource::of_repository(repository);
+    for index in indexes(repository, &image.descriptor.digest, options).await? {
+        beside.known.add_any(&index.index, &origin, options);
+        beside.indexes.push(index.digest);
     }
     Ok(beside)
 }
 
-/// The span index of an image.
-pub(crate) async fn spans_beside(
+/// The indexes of the wanted forms that refer to an image, the one that is used first. Whatever is wrong with one, it is
+/// none.
+async fn indexes(
     repository: &Repository,
     image: &Digest,
-) -> Result<Option<(Digest, SpanIndex)>, crate::registry::RegistryError> {
-    let found = discover::preferred_on_registry(repository, image, Which::Newest, &[SPAN_INDEX]).await?;
-    let Discovery::Found(found) = found else { return Ok(None) };
-    Ok(SpanIndex::parse(&found.raw, &Limits::DEFAULT).ok().map(|index| (found.digest, index)))
+    options: &BuildOptions,
+) -> Result<Vec<Candidate>, RegistryError> {
+    let format = options.format;
+    let kinds = [format.has_spans().then_some(SPAN_INDEX), format.has_ztoc().then_some(INDEX_V1)];
+    let kinds: Vec<&'static str> = kinds.into_iter().flatten().collect();
+    refers(repository, image, &kinds).await
+}
+
+/// The same of certain kinds.
+pub(crate) async fn refers(
+    repository: &Repository,
+    image: &Digest,
+    kinds: &[&'static str],
+) -> Result<Vec<Candidate>, RegistryError> {
+    let own = ImageSource::of_repository(repository);
+    let search = Search { referring: kinds, own: Some(&own), thorough: true, ..Search::of(*image) };
+    // Only a layout on this machine can make it fail.
+    let gathered = search.gather().await.unwrap_or_default();
+    match gathered.failure() {
+        Some(error) => Err(error.clone()),
+        None => Ok(gathered.order(None).candidates),
+    }
 }
 
 /// What the manifest of an image names itself: its version 2 index.
@@ -258,20 +276,12 @@ pub(crate) async fn beside_tags(
         .buffered(TAGS_AT_A_TIME);
     let mut found = std::pin::pin!(found);
     let origin = ImageSource::of_repository(repository);
-    while let Some(OfTag { indexes, spans }) = found.next().await {
-        indexes.iter().for_each(|index| known.add(index, &origin, options));
-        spans.iter().for_each(|index| known.add_spans(index, &origin, options));
+    while let Some(indexes) = found.next().await {
+        indexes.iter().for_each(|index| known.add_any(index, &origin, options));
         if known.lacking(image, options).is_empty() {
             break;
         }
     }
-}
-
-/// What there is of a tag's image.
-#[derive(Default)]
-struct OfTag {
-    indexes: Vec<SociIndex>,
-    spans: Vec<SpanIndex>,
 }
 
 /// The indexes of a tag's image for `platform`, if it shares one of the `wanted` layers. Whatever goes wrong, there are
@@ -282,8 +292,8 @@ async fn of_tag(
     platform: &Platform,
     wanted: &[Digest],
     options: &BuildOptions,
-) -> OfTag {
-    let mut found = OfTag::default();
+) -> Vec<IndexManifest> {
+    let mut found = Vec::new();
     let Ok(Some(root)) = repository.manifest(&ManifestName::Tag(tag)).await else { return found };
     let mut manifests = Vec::new();
     if root.descriptor().is_index() {
@@ -304,15 +314,10 @@ async fn of_tag(
             continue;
         }
         if options.format.has_ztoc() {
-            found.indexes.extend(named_by(&origin, &manifest).await);
-            if let Ok(Discovery::Found(there)) = discover::on_registry(repository, &raw.digest, Which::Newest).await {
-                found.indexes.extend(SociIndex::parse(&there.raw, &Limits::DEFAULT).ok());
-            }
+            found.extend(named_by(&origin, &manifest).await.map(IndexManifest::Soci));
         }
-        if options.format.has_spans()
-            && let Ok(Some((_, spans))) = spans_beside(repository, &raw.digest).await
-        {
-            found.spans.push(spans);
+        if let Ok(there) = indexes(repository, &raw.digest, options).await {
+            found.extend(there.into_iter().map(|index| index.index));
         }
     }
     found
@@ -330,9 +335,9 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
         }
         if let (true, ImageSource::Registry { repository, .. }) = (options.format.has_spans(), source)
             && let Some(image) = entry.annotations.get(IMAGE_MANIFEST_DIGEST).and_then(|image| image.parse().ok())
-            && let Ok(Some((_, spans))) = spans_beside(repository, &image).await
+            && let Ok(there) = refers(repository, &image, &[SPAN_INDEX]).await
         {
-            known.add_spans(&spans, source, options);
+            there.iter().for_each(|index| known.add_any(&index.index, source, options));
         }
     }
 }

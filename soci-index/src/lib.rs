@@ -10,7 +10,7 @@
 //!
 //! The modules fall in two halves. The *pure* half turns bytes into values and back: it knows no file, socket, clock,
 //! environment, thread or runtime, and a test in `tests/` holds it to that. The *edges* (`image`, `registry`,
-//! [`publish`], [`discover`]) move bytes between it and the world.
+//! [`publish`], [`find`]) move bytes between it and the world.
 //!
 //! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 
@@ -23,6 +23,7 @@ pub mod decode;
 pub mod digest;
 pub mod discover;
 pub mod entry;
+pub mod find;
 pub mod format;
 pub mod gojson;
 pub mod gotime;

@@ -253,29 +253,25 @@ pub(crate) struct Document {
 /// What is there already, with all its blobs.
 #[derive(Default)]
 struct Existing {
-    /// The version 1 index of this very image.
-    index: Option<Digest>,
-    /// Its span index.
-    spans: Option<Digest>,
+    /// The indexes of this very image.
+    indexes: Vec<Digest>,
     known: Known,
 }
 
 impl Existing {
     fn has(&self, json: &[u8]) -> bool {
-        let digest = Some(Digest::of(json));
-        self.index == digest || self.spans == digest
+        self.indexes.contains(&Digest::of(json))
     }
 }
 
 async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known) -> Result<Existing, PublishError> {
     let (true, Some(repository)) = (!job.force, repository) else { return Ok(Existing::default()) };
-    let known::Beside { mut index, mut spans, known: mut all } =
-        known::beside(repository, job.image, job.options).await?;
+    let known::Beside { mut indexes, known: mut all } = known::beside(repository, job.image, job.options).await?;
     let before = all.len();
     all.confirm(job.image).await;
     // What a clean-up has taken away is built again.
     if all.len() < before {
-        (index, spans) = (None, None);
+        indexes.clear();
     }
     all.extend(known);
     known::named(job.source, job.image, job.options, &mut all).await;
@@ -287,7 +283,7 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
         known::beside_tags(images, own, job.image, job.options, &mut all).await;
     }
     all.confirm(job.image).await;
-    Ok(Existing { index, spans, known: all })
+    Ok(Existing { indexes, known: all })
 }
 
 /// What an index is made of, put where it goes.

@@ -57,7 +57,7 @@ pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
     findings.extend(containerd(&arguments.containerd_config));
     findings.push(daemon(config));
     if let Some(name) = &arguments.image {
-        findings.extend(image::run_to_end(publishing::findings(arguments, name))?);
+        findings.extend(image::run_to_end(publishing::findings(arguments, name, config))?);
     }
     if arguments.json {
         output::json(&findings)?;

@@ -44,7 +44,7 @@ impl Entry {
     }
 }
 
-pub(super) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
+pub(crate) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
     let directory = config.index_store();
     // A store that nobody has written to yet is empty, not broken.
     if !directory.exists() { Ok(None) } else { Ok(Some(Layout::open(&directory)?)) }

@@ -25,6 +25,7 @@ use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::choice;
 use super::image::{self, run_to_end};
 use crate::args::{Mount, Umount};
 use crate::config::Config;
@@ -86,7 +87,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
     let mut ahead = plan.follow(&source, &opened.readers, opened.profile)?;
-    let (index, notes) = (opened.index, opened.notes.clone());
+    let (index, notes) = (opened.choice.chosen.clone(), opened.notes.clone());
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
     if !arguments.no_follow_names {
         ahead.follow_names(&image);
@@ -103,7 +104,9 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         output::line(READY)?;
         leave_terminal();
     } else {
-        let how = index.map_or_else(|| "without an index".to_owned(), |index| format!("by index {index}"));
+        let how = index
+            .as_ref()
+            .map_or_else(|| "without an index".to_owned(), |index| format!("by {}", choice::words(index)));
         report(&notes)?;
         if index.is_none() && notes.iter().any(|note| note.layer.size >= arguments.min_layer_size) {
             output::line(format!(

@@ -16,6 +16,7 @@ use soci_index::image::{ImageSource, PlatformImage};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::choice;
 use super::image::{self, block_on};
 use super::mount::free_store;
 use super::record;
@@ -91,17 +92,21 @@ fn say(arguments: &Pull, opened: &OpenedImage, time: Duration) -> anyhow::Result
     let fetched = fetched + streamed.map(|note| note.layer.size).sum::<u64>();
     let bytes: u64 = opened.readers.iter().map(|reader| reader.store().size()).sum();
     if arguments.json {
-        return output::json(&serde_json::json!({
+        let mut document = serde_json::json!({
             "image": arguments.image,
             "index": opened.index,
             "layers": opened.notes.iter().map(|note| note.layer.digest).collect::<Vec<_>>(),
             "bytesFetched": fetched,
             "bytesUnpacked": bytes,
             "seconds": time.as_secs_f64(),
-        }));
+        });
+        document.as_object_mut().into_iter().for_each(|document| document.extend(choice::json(&opened.choice)));
+        return output::json(&document);
     }
+    let chosen = opened.choice.chosen.as_ref();
+    let how = chosen.map_or_else(|| "without an index".to_owned(), |chosen| format!("by {}", choice::words(chosen)));
     output::line(format!(
-        "{} layers are here and proven: {} fetched, {} unpacked, {}; `soci mount {} DIR` needs nobody any more",
+        "{} layers are here and proven, {how}: {} fetched, {} unpacked, {}; `soci mount {} DIR` needs nobody any more",
         opened.notes.len(),
         output::size(fetched),
         output::size(bytes),

@@ -5,8 +5,10 @@ use std::time::Duration;
 use anyhow::Context;
 use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
+use soci_index::find::Search;
+use soci_index::find::choose::Choice;
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, ImageManifest, annotation};
+use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::manifest::INDEX_V1;
 use soci_index::publish::local;
@@ -15,6 +17,7 @@ use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::span_index::SPAN_INDEX;
 
+use super::choice;
 use super::image::{self, block_on};
 use crate::args::{Existing, Push};
 use crate::config::Config;
@@ -38,13 +41,12 @@ pub fn run(arguments: &Push, config: &Config, timeout: Duration) -> anyhow::Resu
         };
         let mut pushed = Vec::new();
         for image in source.resolve(&selection).await? {
-            let newest = [INDEX_V1, SPAN_INDEX].map(|kind| newest(&layout, &image, kind));
-            let [aws, spans] = newest;
-            let indexes: Vec<Descriptor> = [aws?, spans?].into_iter().flatten().collect();
+            let (aws, spans) = (first(&layout, &image, INDEX_V1).await?, first(&layout, &image, SPAN_INDEX).await?);
+            let indexes: Vec<Choice> = [aws, spans].into_iter().flatten().collect();
             if indexes.is_empty() {
                 return Err(nothing(&image));
             }
-            for index in indexes {
+            for index in &indexes {
                 pushed.extend(one(arguments, &layout, &image, repository, index).await?);
             }
         }
@@ -61,8 +63,11 @@ async fn one(
     layout: &Layout,
     image: &PlatformImage,
     repository: &Repository,
-    index: Descriptor,
+    choice: &Choice,
 ) -> anyhow::Result<Option<serde_json::Value>> {
+    let Some(chosen) = &choice.chosen else { return Ok(None) };
+    let mut index = Descriptor::of(media_type::MANIFEST, &chosen.raw);
+    index.artifact_type = Some(chosen.index.kind().to_owned());
     let say = |text: String| if arguments.quiet || arguments.json { Ok(()) } else { output::line(text) };
     let kind = if index.kind() == SPAN_INDEX { SPAN_INDEX } else { INDEX_V1 };
     if arguments.existing_index != Existing::Allow {
@@ -107,30 +112,23 @@ async fn one(
     for warning in &warnings {
         say(format!("[WARN] {warning}"))?;
     }
-    Ok(Some(serde_json::json!({
+    let mut document = serde_json::json!({
         "platform": image.platform.to_string(),
         "image": image.descriptor.digest,
         "index": index.digest,
         "foundBy": super::found_by(&pushed.found_by),
         "warnings": warnings,
-    })))
+    });
+    document.as_object_mut().into_iter().for_each(|document| document.extend(choice::json(choice)));
+    Ok(Some(document))
 }
 
-/// The newest local index of an image that is of one kind.
-fn newest(layout: &Layout, image: &PlatformImage, kind: &'static str) -> anyhow::Result<Option<Descriptor>> {
-    let mut newest: Option<Descriptor> = None;
-    for entry in layout.entries()?.into_iter().filter(|entry| entry.kind() == kind) {
-        let bytes = std::fs::read(layout.blob_path(&entry.digest))
-            .with_context(|| format!("reading index {}", entry.digest))?;
-        let manifest: ImageManifest =
-            serde_json::from_slice(&bytes).with_context(|| format!("index {}", entry.digest))?;
-        let of_image = manifest.subject.is_some_and(|subject| subject.digest == image.descriptor.digest);
-        let created = |entry: &Descriptor| entry.annotations.get(annotation::CREATED).cloned().unwrap_or_default();
-        if of_image && newest.as_ref().is_none_or(|newest| created(&entry) > created(newest)) {
-            newest = Some(entry);
-        }
-    }
-    Ok(newest)
+/// The index of an image that was made here, of the kind that is first by the rules of the finder.
+async fn first(layout: &Layout, image: &PlatformImage, kind: &'static str) -> anyhow::Result<Option<Choice>> {
+    let search = Search { local: Some(layout), referring: &[kind], ..Search::of(image.descriptor.digest) };
+    let choice = search.gather().await?.order(None).first();
+    choice::log(&choice.passed_over);
+    Ok(choice.chosen.is_some().then_some(choice))
 }
 
 fn nothing(image: &PlatformImage) -> anyhow::Error {

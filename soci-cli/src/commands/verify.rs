@@ -1,44 +1,39 @@
 //! `soci verify`: build the index of an image again from its layers and compare.
+//!
+//! What is checked is what a runtime uses, found as a runtime finds it, and beside it the first index of the other form.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use soci_fs::trust::{Provisional, TrustPolicy};
 use soci_index::digest::Digest;
-use soci_index::discover::{self, Discovery, Which};
+use soci_index::find::Search;
+use soci_index::find::choose::{Candidate, PassedOver, Place};
 use soci_index::image::layout::Layout;
 use soci_index::image::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::index_manifest::IndexManifest;
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_DIGEST, INDEX_V1, INDEX_V2};
+use soci_index::manifest::INDEX_V2;
 use soci_index::registry::Repository;
 use soci_index::signature::fetch as signature;
-use soci_index::span_index::SPAN_INDEX;
 use soci_index::verify::{Checked, Verdict, verify, verify_spans};
 
 use super::image::{self, block_on};
-use super::source;
+use super::{choice, index, source};
 use crate::args::{Global, Verify};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
 
-/// An index that was found, and where its blobs are.
-struct Found {
-    digest: Digest,
-    index: IndexManifest,
-    origin: ImageSource,
-    place: String,
-}
-
-/// One platform's index and what it turned out to be.
+/// One index of a platform and what it turned out to be.
 struct Outcome {
     platform: String,
-    found: Found,
+    found: Candidate,
     checked: Vec<Checked>,
     /// Whether somebody who is trusted has signed, where that was asked.
     signature: Option<signature::Verdict>,
+    /// What was passed over for it, if it is the one that is used.
+    used: Option<Vec<PassedOver>>,
 }
 
 impl Outcome {
@@ -64,20 +59,19 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
         .transpose()?;
     let outcomes = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;
+        let finder =
+            Finder { source: &source, elsewhere: &elsewhere, wanted: wanted.as_ref(), policy: policy.as_ref() };
+        let layout = index::layout(config)?;
         let mut outcomes = Vec::new();
         for image in source.resolve(&selection).await? {
-            let mut indexes = Vec::new();
-            for kind in [INDEX_V1, SPAN_INDEX] {
-                indexes.extend(find(&source, &image, wanted.as_ref(), &elsewhere, config, kind).await?);
-            }
-            if indexes.is_empty() {
+            let found = finder.find(&image, layout.as_ref()).await?;
+            if found.is_empty() {
                 let hint = format!("`soci publish {reference}` makes one");
                 return Err(fail(Exit::Failure, format!("{reference} has no index for {}; {hint}", image.platform)));
             }
-            for found in indexes {
-                let checked = check(&source, &image, &found).await?;
-                let signature = signature(policy.as_ref(), &image, &found).await?;
-                outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature });
+            for Found { candidate: found, signature, used } in found {
+                let checked = check(&source, &image, &found, &finder.origin(&found, layout.as_ref())).await?;
+                outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature, used });
             }
         }
         Ok(outcomes)
@@ -95,103 +89,122 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     Ok(())
 }
 
-async fn check(source: &ImageSource, image: &PlatformImage, found: &Found) -> anyhow::Result<Vec<Checked>> {
+async fn check(
+    source: &ImageSource,
+    image: &PlatformImage,
+    found: &Candidate,
+    origin: &ImageSource,
+) -> anyhow::Result<Vec<Checked>> {
     let building = soci_index::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
     let indexed = image.manifest.layers.iter().filter(|layer| found.index.table(&layer.digest).is_some());
     let (progress, observer) = image::watch("verifying", indexed, &building);
     let checked = match &found.index {
-        IndexManifest::Soci(index) => verify(source, image, index, &found.origin, &observer).await,
-        IndexManifest::Spans(index) => verify_spans(source, image, index, &found.origin, &observer).await,
+        IndexManifest::Soci(index) => verify(source, image, index, origin, &observer).await,
+        IndexManifest::Spans(index) => verify_spans(source, image, index, origin, &observer).await,
     };
     progress.finish();
     checked.with_context(|| format!("verifying index {}", found.digest))
 }
 
-/// Whether the index is signed, or the image that names it.
-async fn signature(
-    policy: Option<&TrustPolicy>,
-    image: &PlatformImage,
-    found: &Found,
-) -> anyhow::Result<Option<signature::Verdict>> {
-    let Some(policy) = policy else { return Ok(None) };
-    let ImageSource::Registry { repository, .. } = &found.origin else {
-        let hint = "signatures are looked for in registries only";
-        return Err(fail(Exit::Usage, format!("the index {} is in {}: {hint}", found.digest, found.place)));
-    };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let verdict = signature::search(repository, &found.digest, policy.trust(), now).await;
-    if found.index.kind() == INDEX_V2 && matches!(verdict, signature::Verdict::None(_)) {
-        let of_image = signature::search(repository, &image.descriptor.digest, policy.trust(), now).await;
-        if matches!(of_image, signature::Verdict::Good(_)) {
-            return Ok(Some(of_image));
-        }
-    }
-    Ok(Some(verdict))
+/// What is looked for, and where.
+struct Finder<'a> {
+    source: &'a ImageSource,
+    elsewhere: &'a [Repository],
+    wanted: Option<&'a Digest>,
+    policy: Option<&'a TrustPolicy>,
 }
 
-/// The index that a runtime would use: one that is named; in repositories that were given; the image's own; beside the
-/// image; in the local index store.
-async fn find(
-    source: &ImageSource,
-    image: &PlatformImage,
-    wanted: Option<&Digest>,
-    elsewhere: &[Repository],
-    config: &Config,
-    kind: &'static str,
-) -> anyhow::Result<Option<Found>> {
-    let kinds = &[kind];
-    let which = wanted.map_or(Which::Newest, Which::Named);
-    let subject = &image.descriptor.digest;
-    for repository in elsewhere {
-        if let Some(found) = accept(discover::preferred_on_registry(repository, subject, which, kinds).await?)? {
-            return Ok(Some(found.at(ImageSource::of_repository(repository), repository.name())));
-        }
-    }
-    let named = image.manifest.annotations.get(INDEX_DIGEST).and_then(|digest| digest.parse::<Digest>().ok());
-    let is_meant = |digest: &Digest| kind == INDEX_V1 && wanted.is_none_or(|wanted| wanted == digest);
-    if let Some(digest) = named.filter(is_meant) {
-        let raw = source.manifest_by_digest(digest).await?;
-        let raw = raw.with_context(|| format!("the image names the index {digest}, which is not there"))?;
-        let index =
-            IndexManifest::parse(kind, &raw.bytes, &Limits::DEFAULT).with_context(|| format!("index {digest}"))?;
-        return Ok(Some(Found { digest, index, origin: source.clone(), place: "the image itself".to_owned() }));
-    }
-    let discovery = match source {
-        ImageSource::Registry { repository, .. } => {
-            Some(discover::preferred_on_registry(repository, subject, which, kinds).await?)
-        }
-        ImageSource::Store { store: Store::Layout(layout), .. } => {
-            Some(discover::preferred_in_layout(layout, subject, which, kinds)?)
-        }
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-    };
-    if let Some(found) = discovery.map(accept).transpose()?.flatten() {
-        return Ok(Some(found.at(source.clone(), "beside the image")));
-    }
-    let store = config.index_store();
-    if !store.join("oci-layout").exists() {
-        return Ok(None);
-    }
-    let layout = Layout::open(&store)?;
-    let found = accept(discover::preferred_in_layout(&layout, subject, which, kinds)?)?;
-    let origin = ImageSource::Store { store: Store::Layout(layout), tag: None };
-    Ok(found.map(|found| found.at(origin, "the local index store")))
+/// An index that is to be checked.
+struct Found {
+    candidate: Candidate,
+    signature: Option<signature::Verdict>,
+    used: Option<Vec<PassedOver>>,
 }
 
-/// An index whose place is yet to be said.
-struct Accepted(Digest, IndexManifest);
-
-impl Accepted {
-    fn at(self, origin: ImageSource, place: &str) -> Found {
-        Found { digest: self.0, index: self.1, origin, place: place.to_owned() }
+impl Finder<'_> {
+    /// The index that a runtime uses, by the rules of the finder, then the first of the other form: another runtime, or one
+    /// for which the first turns out to be of no use, takes that.
+    async fn find(&self, image: &PlatformImage, local: Option<&Layout>) -> anyhow::Result<Vec<Found>> {
+        let search = Search {
+            named: self.wanted,
+            repositories: self.elsewhere,
+            local,
+            thorough: true,
+            ..Search::new(self.source, image)
+        };
+        let gathered = search.gather().await?;
+        let failure = gathered.failure().cloned();
+        let ordered = gathered.order(self.wanted);
+        if let (true, Some(failure)) = (ordered.candidates.is_empty(), failure) {
+            return Err(failure.into());
+        }
+        let mut signatures = Vec::new();
+        for candidate in &ordered.candidates {
+            signatures.push(self.signature(image, candidate).await?);
+        }
+        let is_good = |place: &usize| !matches!(signatures.get(*place), Some(Some(signature::Verdict::None(_))));
+        let first = |is_meant: &dyn Fn(&Candidate) -> bool| {
+            let meant = ordered.candidates.iter().enumerate().filter(|(_, candidate)| is_meant(candidate));
+            let places: Vec<usize> = meant.map(|(place, _)| place).collect();
+            places.iter().find(|place| is_good(place)).or(places.first()).copied()
+        };
+        let Some(used) = first(&|_| true) else { return Ok(Vec::new()) };
+        let is_spans = |candidate: &Candidate| matches!(candidate.index, IndexManifest::Spans(_));
+        let form = ordered.candidates.get(used).map(is_spans);
+        let other = first(&|candidate| Some(is_spans(candidate)) != form);
+        let take = |place: usize| Some((ordered.candidates.get(place)?.clone(), signatures.get(place)?.clone()));
+        let other = other.and_then(take);
+        let mut found = Vec::new();
+        if let Some((candidate, signature)) = take(used) {
+            let doubt = |signature: &Option<signature::Verdict>| signature.as_ref().map(ToString::to_string);
+            let doubts: Vec<String> = signatures.iter().map(|signature| doubt(signature).unwrap_or_default()).collect();
+            let passed_over = ordered.take(used, &doubts).passed_over;
+            choice::log(&passed_over);
+            found.push(Found { candidate, signature, used: Some(passed_over) });
+        }
+        found.extend(other.map(|(candidate, signature)| Found { candidate, signature, used: None }));
+        Ok(found)
     }
-}
 
-fn accept(discovery: Discovery) -> anyhow::Result<Option<Accepted>> {
-    let Discovery::Found(found) = discovery else { return Ok(None) };
-    let index = IndexManifest::parse(found.kind, &found.raw, &Limits::DEFAULT);
-    let index = index.with_context(|| format!("index {}", found.digest))?;
-    Ok(Some(Accepted(found.digest, index)))
+    /// Where the blobs of an index are.
+    fn origin(&self, found: &Candidate, local: Option<&Layout>) -> ImageSource {
+        let in_layout = |layout: &Layout| ImageSource::Store { store: Store::Layout(layout.clone()), tag: None };
+        match (&found.place, local) {
+            (Place::Local, Some(layout)) => in_layout(layout),
+            (_, Some(layout)) if found.cached => in_layout(layout),
+            (Place::Named { position, .. }, _) => {
+                self.elsewhere.get(*position).map_or_else(|| self.source.clone(), ImageSource::of_repository)
+            }
+            (Place::Local | Place::Image | Place::Beside, _) => self.source.clone(),
+        }
+    }
+
+    /// Whether the index is signed, or the image that names it; looked for where a runtime looks.
+    async fn signature(&self, image: &PlatformImage, found: &Candidate) -> anyhow::Result<Option<signature::Verdict>> {
+        let Some(policy) = self.policy else { return Ok(None) };
+        let own = match self.source {
+            ImageSource::Registry { repository, .. } => Some(repository),
+            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
+        };
+        let names_it = (found.index.kind() == INDEX_V2).then_some((own, image.descriptor.digest));
+        let of_image = names_it.into_iter().filter_map(|(own, digest)| Some((own?, digest)));
+        let repositories = own.into_iter().chain(self.elsewhere);
+        let signed = repositories.map(|repository| (repository, found.digest)).chain(of_image);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut last = None;
+        for (repository, digest) in signed {
+            let verdict = signature::search(repository, &digest, policy.trust(), now).await;
+            if matches!(verdict, signature::Verdict::Good(_)) {
+                return Ok(Some(verdict));
+            }
+            last.get_or_insert(verdict);
+        }
+        if last.is_none() {
+            let hint = "signatures are looked for in registries only";
+            return Err(fail(Exit::Usage, format!("the index {} is {}: {hint}", found.digest, found.whereabouts())));
+        }
+        Ok(last)
+    }
 }
 
 /// AWS's have versions.
@@ -216,15 +229,20 @@ fn words(verdict: &Verdict) -> String {
 }
 
 fn print(outcome: &Outcome) -> anyhow::Result<()> {
-    let Found { digest, index, place, .. } = &outcome.found;
-    output::line(format!("{}: index {digest} ({}, {place})", outcome.platform, form(index)))?;
+    let Outcome { platform, found, .. } = outcome;
+    let Candidate { digest, index, .. } = found;
+    output::line(format!("{platform}: index {digest} ({}, {})", form(index), found.whereabouts()))?;
     if let Some(signature) = &outcome.signature {
         output::line(format!("index {digest} {signature}"))?;
     }
     for Checked { blob, layer, verdict } in &outcome.checked {
         output::line(format!("layer {layer} -> {blob} {}", words(verdict)))?;
     }
-    Ok(())
+    let others = outcome.used.iter().flatten().filter(|other| !other.reason.is_usual() && other.digest.is_some());
+    match others.count() {
+        0 => Ok(()),
+        count => output::line(format!("{platform}: this one is used; {count} more are passed over, see --json")),
+    }
 }
 
 fn json(outcome: &Outcome) -> serde_json::Value {
@@ -248,7 +266,9 @@ fn json(outcome: &Outcome) -> serde_json::Value {
         "index": outcome.found.digest,
         "version": version(&outcome.found.index),
         "form": outcome.found.index.form(),
-        "place": outcome.found.place,
+        "place": outcome.found.whereabouts(),
+        "used": outcome.used.is_some(),
+        "passedOver": outcome.used.as_deref().map(choice::passed_over_json),
         "signature": outcome.signature.as_ref().map(ToString::to_string),
         "good": outcome.faults() == 0,
         "checked": outcome.checked.iter().map(checked).collect::<Vec<_>>(),

@@ -211,7 +211,7 @@ impl ImageOpener {
             Ok(index) => {
                 let places = found.windows(&self.source, table);
                 let windows = origins(places.into_iter().map(|blob| (blob.place(), Arc::new(blob) as Arc<dyn Source>)));
-                let index_from = found.elsewhere();
+                let index_from = found.elsewhere(&self.source);
                 Ok(Ok(Table { descriptor: table.clone(), bytes, index, windows, index_from }))
             }
             Err(error) => {

@@ -12,7 +12,7 @@ use crate::image::platform::Platform;
 use crate::known;
 use crate::publish::{Done, PublishError, Report, SpanReport, refer, span_references};
 use crate::registry::Repository;
-use crate::span_index::SpanIndex;
+use crate::span_index::{SPAN_INDEX, SpanIndex};
 use crate::v2::Enabled;
 
 /// Pushes the span index of each of `reports`, whose images had the manifests `images` before; the reports then tell of
@@ -30,8 +30,8 @@ pub(super) async fn push(
         let subject = Descriptor::of(manifest.media_type, &manifest.bytes);
         let json = Bytes::from(SpanIndex::new(&spans, &subject).to_json());
         let (index, index_size) = (Digest::of(&json), json.len() as u64);
-        let there = if force { None } else { known::spans_beside(repository, &subject.digest).await? };
-        let is_there = there.is_some_and(|(there, _)| there == index);
+        let there = if force { Vec::new() } else { known::refers(repository, &subject.digest, &[SPAN_INDEX]).await? };
+        let is_there = there.iter().any(|there| there.digest == index);
         let done = match is_there {
             true => Done::UpToDate,
             false => refer(repository, json).await.map_err(|source| PublishError::Beside { source })?,

@@ -117,6 +117,15 @@ impl Layout {
         Ok(LayoutWriter { layout: self.clone(), _lock: lock })
     }
 
+    /// Stores a blob whose digest is known beforehand, without taking the layout for writing: for what arrives slowly. A
+    /// clean-up may take it away until a manifest in index.json names it.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read or written, or is something else.
+    pub fn add_early(&self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
+        self.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
+    }
+
     pub(crate) fn index_bytes(&self) -> Result<Bytes, StoreError> {
         read_bounded(&self.directory.join("index.json"), "index.json")?.ok_or_else(|| StoreError::NotALayout {
             path: self.directory.clone(),
@@ -133,6 +142,38 @@ impl Layout {
         };
         let length = file.metadata().map_err(|error| StoreError::io(&path, "cannot read", &error))?.len();
         Ok(Some(Located::file(&Arc::new(file), 0, length)))
+    }
+
+    fn write_blob(
+        &self,
+        algorithm: Algorithm,
+        expected: Option<&Digest>,
+        mut content: impl Read,
+    ) -> Result<(Digest, u64), StoreError> {
+        let directory = self.directory.join("blobs").join(algorithm.name());
+        let failed = |error: io::Error| StoreError::io(&directory, "cannot write a blob", &error);
+        fs::create_dir_all(&directory).map_err(failed)?;
+        let mut file = temporary(&directory).map_err(failed)?;
+        let (mut hasher, mut length) = (Hasher::new(algorithm), 0);
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            let piece = buffer.get(..count).unwrap_or_default();
+            hasher.update(piece);
+            file.write_all(piece).map_err(failed)?;
+            length += count as u64;
+        }
+        let digest = hasher.finish();
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
+            return Err(Store::Layout(self.clone()).wrong_digest(expected, digest));
+        }
+        persist(file, &self.blob_path(&digest))?;
+        Ok((digest, length))
     }
 
     /// Replaces a file of the layout in one step.
@@ -168,7 +209,7 @@ impl LayoutWriter {
     /// # Errors
     /// [`StoreError::Io`] when it cannot be read or written.
     pub fn add_blob_from(&mut self, content: impl Read) -> Result<(Digest, u64), StoreError> {
-        self.write_blob(Algorithm::Sha256, None, content)
+        self.layout.write_blob(Algorithm::Sha256, None, content)
     }
 
     /// Stores a blob whose digest is known beforehand.
@@ -176,39 +217,7 @@ impl LayoutWriter {
     /// # Errors
     /// [`StoreError`] when it cannot be read or written, or is something else.
     pub fn copy_blob(&mut self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
-        self.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
-    }
-
-    fn write_blob(
-        &self,
-        algorithm: Algorithm,
-        expected: Option<&Digest>,
-        mut content: impl Read,
-    ) -> Result<(Digest, u64), StoreError> {
-        let directory = self.layout.directory.join("blobs").join(algorithm.name());
-        let failed = |error: io::Error| StoreError::io(&directory, "cannot write a blob", &error);
-        fs::create_dir_all(&directory).map_err(failed)?;
-        let mut file = temporary(&directory).map_err(failed)?;
-        let (mut hasher, mut length) = (Hasher::new(algorithm), 0);
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let count = match content.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(failed(error)),
-            };
-            let piece = buffer.get(..count).unwrap_or_default();
-            hasher.update(piece);
-            file.write_all(piece).map_err(failed)?;
-            length += count as u64;
-        }
-        let digest = hasher.finish();
-        if let Some(expected) = expected.filter(|expected| **expected != digest) {
-            return Err(Store::Layout(self.layout.clone()).wrong_digest(expected, digest));
-        }
-        persist(file, &self.layout.blob_path(&digest))?;
-        Ok((digest, length))
+        self.layout.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
     }
 
     /// Stores a manifest and puts `entry` in index.json, whose digest and size are set here. An entry of the same

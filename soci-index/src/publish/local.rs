@@ -8,22 +8,22 @@ use futures_util::TryStreamExt;
 
 use super::{Document, Done, Job, PublishError, Report, parse, put_blobs};
 use crate::digest::Digest;
-use crate::discover::{self, Discovery, Which};
+use crate::find::{Search, origin};
 use crate::image::ImageSource;
 use crate::image::layout::{Layout, LayoutWriter};
 use crate::image::model::{Descriptor, ImageManifest, annotation, media_type};
 use crate::image::store::Store;
+use crate::index_manifest::IndexManifest;
 use crate::known::Known;
 use crate::limits::Limits;
-use crate::manifest::{EMPTY_CONFIG, INDEX_V1, SociIndex};
+use crate::manifest::{EMPTY_CONFIG, INDEX_V1};
 use crate::registry::referrers::PushedReferrer;
 use crate::registry::upload::PushedBlob;
 use crate::registry::{Body, Repository};
 use crate::sink::{Sink, file_body, on_disk};
 use crate::span_index::{SPAN_INDEX, SpanIndex};
 
-/// Annotation in the local store's index.json: what the user called the image.
-pub const IMAGE_NAME: &str = "io.containerd.image.name";
+pub use crate::find::origin::IMAGE_NAME;
 
 /// What the local store notes beside an index.
 #[derive(Debug, Clone)]
@@ -63,35 +63,34 @@ pub async fn store(job: &Job<'_>, layout: &Layout, labels: &StoreLabels) -> Resu
     Ok(blobs.report_all(made))
 }
 
-/// The newest indexes of the image, and what the store's indexes tell of: images share layers, so those of any will do.
+/// The indexes of the image that were made here, and what the store's indexes tell of: images share layers, so those of
+/// any will do that was made here or comes from the image's own repository.
 async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Vec<Digest>, Known), PublishError> {
     let origin = ImageSource::Store { store: Store::Layout(layout.clone()), tag: None };
     let mut known = Known::default();
-    let mut newest = Vec::new();
-    for kind in [INDEX_V1, SPAN_INDEX] {
-        let found = discover::preferred_in_layout(layout, &job.image.descriptor.digest, Which::Newest, &[kind])?;
-        if let Discovery::Found(found) = found {
-            newest.push(found.digest);
-            note(&mut known, kind, &found.raw, &origin, job);
-        }
+    let search = Search { local: Some(layout), thorough: true, ..Search::of(job.image.descriptor.digest) };
+    let mut there = Vec::new();
+    for index in search.gather().await?.order(None).candidates {
+        known.add_any(&index.index, &origin, job.options);
+        there.push(index.digest);
     }
-    for entry in layout.entries()?.iter().filter(|entry| matches!(entry.kind(), INDEX_V1 | SPAN_INDEX)) {
+    let own = match job.source {
+        ImageSource::Registry { repository, .. } => Some(repository.to_string()),
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
+    };
+    let is_ours = |entry: &&Descriptor| {
+        let is_own = |origins: Vec<String>| own.as_ref().is_some_and(|own| origins.contains(own));
+        matches!(entry.kind(), INDEX_V1 | SPAN_INDEX) && origin::origins(entry).is_none_or(is_own)
+    };
+    for entry in layout.entries()?.iter().filter(is_ours) {
         let blobs = Store::Layout(layout.clone());
         let bytes = blobs.blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max)?.unwrap_or_default();
-        note(&mut known, entry.kind(), &bytes, &origin, job);
+        if let Ok(index) = IndexManifest::parse(entry.kind(), &bytes, &Limits::DEFAULT) {
+            known.add_any(&index, &origin, job.options);
+        }
     }
     known.confirm(job.image).await;
-    Ok((newest, known))
-}
-
-fn note(known: &mut Known, kind: &str, json: &[u8], origin: &ImageSource, job: &Job<'_>) {
-    if kind == SPAN_INDEX {
-        if let Ok(index) = SpanIndex::parse(json, &Limits::DEFAULT) {
-            known.add_spans(&index, origin, job.options);
-        }
-    } else if let Ok(index) = SociIndex::parse(json, &Limits::DEFAULT) {
-        known.add(&index, origin, job.options);
-    }
+    Ok((there, known))
 }
 
 /// Pushes an index of the local store, with its blobs, into `repository`. `note` is told of each blob that is done.

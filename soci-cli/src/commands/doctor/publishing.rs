@@ -5,16 +5,20 @@
 //! begun and given up where that was asked for.
 
 use soci_index::build::{BuildOptions, compression};
+use soci_index::find::Search;
+use soci_index::find::choose::Ordered;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::manifest::{INDEX_DIGEST, INDEX_V1};
-use soci_index::registry::referrers::{FoundBy, Referrers};
+use soci_index::manifest::{INDEX_V1, INDEX_V2};
+use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::upload::Trial;
 use soci_index::registry::{RegistryError, Repository};
+use soci_index::span_index::SPAN_INDEX;
 
 use super::{Finding, bad, good, note};
 use crate::args::Doctor;
-use crate::commands::image;
+use crate::commands::{choice, image, index as local};
+use crate::config::Config;
 use crate::exit::{self, Exit, fail};
 use crate::output;
 
@@ -22,7 +26,7 @@ use crate::output;
 ///
 /// # Errors
 /// When the arguments make no sense.
-pub(super) async fn findings(arguments: &Doctor, name: &str) -> anyhow::Result<Vec<Finding>> {
+pub(super) async fn findings(arguments: &Doctor, name: &str, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let reference = image::reference(name)?;
     let options = image::client_options(&arguments.access)?;
     let source = ImageSource::open(&reference, &options).await?;
@@ -35,7 +39,7 @@ pub(super) async fn findings(arguments: &Doctor, name: &str) -> anyhow::Result<V
     }
     let mut findings = match source.resolve(&PlatformSelection::Host).await {
         Ok(images) => match images.first() {
-            Some(image) => of_image(repository, image, name).await,
+            Some(image) => of_image(&source, repository, image, name, config).await?,
             None => vec![bad("image", format!("{name} has no platform"), "name another image")],
         },
         Err(error) => vec![bad("image", error.to_string(), "check the name, the network and the login")],
@@ -46,18 +50,24 @@ pub(super) async fn findings(arguments: &Doctor, name: &str) -> anyhow::Result<V
     Ok(findings)
 }
 
-async fn of_image(repository: Option<&Repository>, image: &PlatformImage, name: &str) -> Vec<Finding> {
+async fn of_image(
+    source: &ImageSource,
+    repository: Option<&Repository>,
+    image: &PlatformImage,
+    name: &str,
+    config: &Config,
+) -> anyhow::Result<Vec<Finding>> {
     let mut findings = vec![good("image", format!("{} layers, {}", image.manifest.layers.len(), image.platform))];
     findings.push(layers(image, name));
-    let Some(repository) = repository else { return findings };
+    let Some(repository) = repository else { return Ok(findings) };
     match repository.referrers(&image.descriptor.digest, Some(INDEX_V1)).await {
-        Ok(referrers) => {
-            let listing = listing(repository, image, &referrers.found_by, name).await;
-            findings.extend([listing, index(image, &referrers, name)]);
-        }
+        Ok(referrers) => findings.push(listing(repository, image, &referrers.found_by, name).await),
         Err(error) => findings.push(bad("referrers", error.to_string(), "see the registry's documentation")),
     }
-    findings
+    let layout = local::layout(config)?;
+    let search = Search { local: layout.as_ref(), thorough: true, ..Search::new(source, image) };
+    findings.push(index(search.gather().await?.order(None), name));
+    Ok(findings)
 }
 
 /// How many of the layers an index can be made of, by default.
@@ -108,15 +118,24 @@ async fn listing(repository: &Repository, image: &PlatformImage, found_by: &Foun
     }
 }
 
-fn index(image: &PlatformImage, referrers: &Referrers, name: &str) -> Finding {
-    let named = image.manifest.annotations.contains_key(INDEX_DIGEST);
-    match (named, referrers.entries.len()) {
-        (true, 0) => good("index", "the image names its index (version 2)"),
-        (true, count) => {
-            good("index", format!("the image names its index (version 2); {count} of version 1 beside it"))
+/// Which indexes there are, and the one that a runtime uses.
+fn index(found: Ordered, name: &str) -> Finding {
+    let count = |kind: &str| found.candidates.iter().filter(|one| one.index.kind() == kind).count();
+    let mut there = Vec::new();
+    if count(INDEX_V2) > 0 {
+        there.push("the image names its index (version 2)".to_owned());
+    }
+    for (kind, what) in [(INDEX_V1, "of version 1"), (SPAN_INDEX, "of spans")] {
+        there.extend(Some(count(kind)).filter(|count| *count > 0).map(|count| format!("{count} {what}")));
+    }
+    let choice = found.first();
+    let others = choice.passed_over.iter().filter(|other| !other.reason.is_usual());
+    let others: String = others.map(|other| format!("; {other}")).collect();
+    match &choice.chosen {
+        Some(chosen) => good("index", format!("{}; used: {}{others}", there.join(", "), choice::words(chosen))),
+        None => {
+            bad("index", format!("the image has none, and is read whole{others}"), format!("run: soci publish {name}"))
         }
-        (false, 0) => bad("index", "the image has none, and is read whole", format!("run: soci publish {name}")),
-        (false, count) => good("index", format!("{count} of version 1")),
     }
 }
 

@@ -1,0 +1,44 @@
+//! How the commands say which index they take, where it is, and why the others were passed over.
+
+use soci_index::find::choose::{Candidate, Choice, PassedOver};
+
+/// An index that was taken, in words.
+#[must_use]
+pub fn words(chosen: &Candidate) -> String {
+    format!("index {} ({}, {})", chosen.digest, chosen.index.form(), chosen.whereabouts())
+}
+
+/// What was passed over, for programs.
+#[must_use]
+pub fn passed_over_json(passed_over: &[PassedOver]) -> serde_json::Value {
+    let one = |other: &PassedOver| {
+        serde_json::json!({
+            "digest": other.digest,
+            "place": other.place.to_string(),
+            "reason": other.reason.to_string(),
+        })
+    };
+    passed_over.iter().map(one).collect()
+}
+
+/// A choice for programs: `place`, `form` and `passedOver`, beside the digest that the document has already.
+#[must_use]
+pub fn json(choice: &Choice) -> serde_json::Map<String, serde_json::Value> {
+    let mut fields = serde_json::Map::new();
+    let chosen = choice.chosen.as_ref();
+    fields.insert("place".to_owned(), chosen.map(Candidate::whereabouts).into());
+    fields.insert("form".to_owned(), chosen.map(|chosen| chosen.index.form()).into());
+    fields.insert("passedOver".to_owned(), passed_over_json(&choice.passed_over));
+    fields
+}
+
+/// Logs what was passed over: what an image has as a rule only for those who ask for details.
+pub fn log(passed_over: &[PassedOver]) {
+    for other in passed_over {
+        if other.reason.is_usual() {
+            tracing::debug!("{other}");
+        } else {
+            tracing::info!("{other}");
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Which index of an image is meant: the one finder, for everything that uses, pushes, checks or reuses an index.
+//!
+//! The rules of the choice, in this order:
+//!
+//! 1. An index that was named by its digest: that one and no other.
+//! 2. Only an index that can be read and whose `subject` is the image's manifest, or (version 2) that the image's manifest
+//!    names in an annotation.
+//! 3. One in a repository that the operator named for the image goes before all others, in the order in which they were
+//!    named: the operator's word against that of anybody who may push.
+//! 4. The span index goes before the version 2 index that the image names, and that before AWS's version 1.
+//! 5. The newest, by the instant that `created` names, in whatever zone and with whatever fraction it is written. No time,
+//!    or one that cannot be read, is the oldest. An entry of a layout has its manifest's time, else that of index.json.
+//! 6. The smallest digest.
+//!
+//! A policy of trust may pass over what it doubts, in the same order ([`choose::Ordered::take`]).
+//!
+//! The places are the repositories that were named, the image's own place (what its manifest names, and what refers to
+//! it), and the local index store. In the local store an index that was made on this machine counts for its image wherever
+//! that is; one that was *fetched* is a copy of what another place has ([`origin`]). It is a candidate only for an image
+//! that has this place among its own, and only when the place cannot be asked now; if it answers, its answer counts. So no
+//! repository gets an index that was fetched for another one. Two copies need no question: an index that was named by
+//! digest, and the one that the image's manifest names, for no answer can change them. A place that cannot be asked is noted
+//! as passed over with its error; only where it matters to the caller it is one ([`Gathered::failure`]).
+//!
+//! [`choose`] is pure; this module asks. Road not taken: to stop at the first place that has an index, local store first.
+//! It saves a question, and lets a stale or foreign copy speak for the image.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+
+use crate::digest::Digest;
+use crate::discover::{Depth, Fitting, Listed, Which, list, list_layout};
+use crate::image::layout::Layout;
+use crate::image::model::Descriptor;
+use crate::image::store::{Store, StoreError};
+use crate::image::{ImageError, ImageSource, PlatformImage};
+use crate::index_manifest::{IndexManifest, REFERRING};
+use crate::limits::Limits;
+use crate::manifest::{INDEX_DIGEST, SociIndex};
+use crate::registry::referrers::{Listing, Lists};
+use crate::registry::{RegistryError, Repository};
+
+pub mod choose;
+pub mod keep;
+pub mod origin;
+
+use self::choose::{Candidate, Ordered, PassedOver, Place, Reason};
+
+/// How long a place may take to answer while there is a copy of what it had.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Repositories that are asked at the same time.
+const PARALLEL: usize = 8;
+
+/// A search for the index of one image.
+#[derive(Debug, Clone, Copy)]
+pub struct Search<'a> {
+    /// The image's manifest.
+    pub subject: Digest,
+    /// The version 2 index that it names, if that is looked for.
+    pub annotated: Option<Digest>,
+    /// The index that was asked for by its digest.
+    pub named: Option<&'a Digest>,
+    /// The kinds of referring indexes that are looked for, the better one first.
+    pub referring: &'a [&'static str],
+    /// The repositories that were named for the image.
+    pub repositories: &'a [Repository],
+    /// The image's own place.
+    pub own: Option<&'a ImageSource>,
+    /// What refers to the image, where that was asked for early.
+    pub listing: Option<&'a Listing>,
+    /// The local index store.
+    pub local: Option<&'a Layout>,
+    /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and for
+    /// policies that may refuse the first.
+    pub thorough: bool,
+}
+
+/// What a search has found.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// All that may be taken.
+    pub candidates: Vec<Candidate>,
+    /// What may not.
+    pub passed_over: Vec<PassedOver>,
+    failures: Vec<RegistryError>,
+}
+
+/// An index of the local store.
+struct Kept {
+    candidate: Candidate,
+    /// Where it was fetched; `None` if it was made here.
+    origins: Option<Vec<String>>,
+}
+
+impl Kept {
+    fn is_of(&self, place: &str) -> bool {
+        self.origins.as_ref().is_some_and(|origins| origins.iter().any(|origin| origin == place))
+    }
+
+    fn as_copy_of(&self, place: Place) -> Candidate {
+        Candidate { place, cached: true, ..self.candidate.clone() }
+    }
+}
+
+impl<'a> Search<'a> {
+    /// For any index of `image`, in its own place only.
+    #[must_use]
+    pub fn new(source: &'a ImageSource, image: &PlatformImage) -> Self {
+        let annotated = image.manifest.annotations.get(INDEX_DIGEST);
+        let annotated = annotated.and_then(|digest| {
+            let parsed = digest.parse();
+            let image = image.descriptor.digest;
+            parsed.inspect_err(|error| tracing::warn!(%image, %error, "the image names no proper index")).ok()
+        });
+        Self { annotated, own: Some(source), ..Self::of(image.descriptor.digest) }
+    }
+
+    /// For indexes that refer to the manifest `subject`, nowhere yet.
+    #[must_use]
+    pub const fn of(subject: Digest) -> Self {
+        Self {
+            subject,
+            annotated: None,
+            named: None,
+            referring: REFERRING,
+            repositories: &[],
+            own: None,
+            listing: None,
+            local: None,
+            thorough: false,
+        }
+    }
+
+    /// Asks the places.
+    ///
+    /// # Errors
+    /// [`StoreError`] when a layout that is on this machine cannot be read. A registry that cannot be asked is no error.
+    pub async fn gather(&self) -> Result<Gathered, StoreError> {
+        let mut gathered = Gathered::default();
+        let kept = self.kept(&mut gathered)?;
+        let (made, fetched): (Vec<Kept>, Vec<Kept>) = kept.into_iter().partition(|kept| kept.origins.is_none());
+        gathered.candidates.extend(made.into_iter().map(|kept| kept.candidate));
+        self.copies_of_what_is_named(&fetched, &mut gathered);
+        if self.named.is_some() && !gathered.candidates.is_empty() {
+            return Ok(gathered);
+        }
+        self.named_repositories(&fetched, &mut gathered).await;
+        let is_decided = gathered.candidates.iter().any(|found| matches!(found.place, Place::Named { .. }));
+        if self.own.is_some() && is_decided && !self.thorough {
+            gathered.passed_over.push(PassedOver::place(Place::Beside, Reason::NotNeeded));
+        } else if let Some(own) = self.own {
+            self.own_place(own, &fetched, &mut gathered).await?;
+        }
+        self.explain(&fetched, &mut gathered);
+        Ok(gathered)
+    }
+
+    /// The local store's indexes of the image.
+    fn kept(&self, gathered: &mut Gathered) -> Result<Vec<Kept>, StoreError> {
+        let Some(layout) = self.local else { return Ok(Vec::new()) };
+        let entries: HashMap<Digest, Descriptor> =
+            layout.entries()?.into_iter().map(|entry| (entry.digest, entry)).collect();
+        let origins = |digest: &Digest| entries.get(digest).and_then(origin::origins);
+        let which = self.named.map_or(Which::Newest, Which::Named);
+        let listed = list_layout(layout, &self.subject, which, self.referring)?;
+        gathered.reject(&listed, &Place::Local);
+        let mut kept: Vec<Kept> = listed
+            .found
+            .into_iter()
+            .map(|found| Kept { origins: origins(&found.raw.digest), candidate: candidate(found, Place::Local) })
+            .collect();
+        if let Some(entry) = self.wanted_annotation().and_then(|digest| entries.get(&digest))
+            && let Some(raw) = Store::Layout(layout.clone()).manifest(entry)?
+        {
+            match version_2(entry.digest, raw.bytes, Place::Local) {
+                Ok(candidate) => kept.push(Kept { origins: origins(&entry.digest), candidate }),
+                Err(reason) => gathered.unfit(entry.digest, Place::Local, reason),
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The version 2 index, unless another one was named.
+    fn wanted_annotation(&self) -> Option<Digest> {
+        self.annotated.filter(|digest| self.named.is_none_or(|named| named == digest))
+    }
+
+    /// `HOST/REPOSITORY` of the image itself.
+    fn own_name(&self) -> Option<String> {
+        match self.own? {
+            ImageSource::Registry { repository, .. } => Some(repository.to_string()),
+            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
+        }
+    }
+
+    /// The image's places with their names.
+    fn places(&self) -> impl Iterator<Item = (Place, String)> + '_ {
+        let named = self.repositories.iter().enumerate();
+        let named = named.map(|(position, repository)| (named_place(position, repository), repository.to_string()));
+        named.chain(self.own_name().map(|name| (Place::Beside, name)))
+    }
+
+    /// Copies that no answer can change.
+    fn copies_of_what_is_named(&self, fetched: &[Kept], gathered: &mut Gathered) {
+        for kept in fetched {
+            let digest = &kept.candidate.digest;
+            if self.named.is_none() && self.annotated.as_ref() != Some(digest) {
+                continue;
+            }
+            let Some((place, _)) = self.places().find(|(_, name)| kept.is_of(name)) else { continue };
+            let place = if self.annotated.as_ref() == Some(digest) { Place::Image } else { place };
+            gathered.candidates.push(kept.as_copy_of(place));
+        }
+    }
+
+    async fn named_repositories(&self, fetched: &[Kept], gathered: &mut Gathered) {
+        let ask = |repository: &'a Repository| async move {
+            let name = repository.to_string();
+            self.ask(Lists::Repository(repository), &name, fetched, self.referring).await
+        };
+        let asking: Vec<_> = self.repositories.iter().map(ask).collect();
+        let asked: Vec<_> = futures_util::stream::iter(asking).buffered(PARALLEL).collect().await;
+        for ((position, repository), answer) in self.repositories.iter().enumerate().zip(asked) {
+            let (place, name) = (named_place(position, repository), repository.to_string());
+            gathered.add(answer, &place, &name, fetched);
+        }
+    }
+
+    /// Asks one repository; not for long if it can be done without.
+    async fn ask(
+        &self,
+        lists: Lists<'_>,
+        name: &str,
+        fetched: &[Kept],
+        kinds: &[&'static str],
+    ) -> Result<Listed, Unasked> {
+        if kinds.is_empty() {
+            return Ok(Listed::nothing());
+        }
+        let which = self.named.map_or(Which::Newest, Which::Named);
+        let depth = if self.thorough { Depth::AllKinds } else { Depth::FirstKind };
+        let raw = |kept: &Kept| (kept.candidate.digest, kept.candidate.raw.clone());
+        let here: HashMap<Digest, Bytes> = fetched.iter().map(raw).collect();
+        let asking = list(lists, &self.subject, which, kinds, depth, &here);
+        if !fetched.iter().any(|kept| kept.is_of(name)) {
+            return asking.await.map_err(Unasked::Failed);
+        }
+        match tokio::time::timeout(PATIENCE, asking).await {
+            Ok(answer) => answer.map_err(Unasked::Failed),
+            Err(_) => Err(Unasked::Slow),
+        }
+    }
+
+    /// What the image names, and what refers to it, where the image is.
+    async fn own_place(&self, own: &ImageSource, fetched: &[Kept], gathered: &mut Gathered) -> Result<(), StoreError> {
+        match own {
+            ImageSource::Registry { repository, .. } => {
+                let early = self.listing.filter(|listing| self.named.is_none() && listing.is_of(&self.subject));
+                let lists = early.map_or(Lists::Repository(repository), Lists::Early);
+                self.own_repository(own, lists, &repository.to_string(), fetched, gathered).await;
+            }
+            ImageSource::Store { store: Store::Layout(layout), .. } => {
+                let which = self.named.map_or(Which::Newest, Which::Named);
+                let listed = list_layout(layout, &self.subject, which, self.referring)?;
+                gathered.add(Ok(listed), &Place::Beside, "", &[]);
+                self.annotated(own, gathered).await;
+            }
+            ImageSource::Store { .. } | ImageSource::Foreign(_) => self.annotated(own, gathered).await,
+        }
+        Ok(())
+    }
+
+    async fn own_repository(
+        &self,
+        own: &ImageSource,
+        lists: Lists<'_>,
+        name: &str,
+        fetched: &[Kept],
+        gathered: &mut Gathered,
+    ) {
+        // AWS's version 1 is of use only where the image names no index, so one question does for most images.
+        let in_turn = self.annotated.is_some() && self.named.is_none() && !self.thorough;
+        let (first, rest) = match self.referring {
+            [first, rest @ ..] if in_turn => (std::slice::from_ref(first), rest),
+            all => (all, &[][..]),
+        };
+        let (listed, ()) = tokio::join!(self.ask(lists, name, fetched, first), self.annotated(own, gathered));
+        gathered.add(listed, &Place::Beside, name, fetched);
+        if !rest.is_empty() && !gathered.candidates.iter().any(Candidate::is_before_version_1) {
+            let listed = self.ask(lists, name, fetched, rest).await;
+            gathered.add(listed, &Place::Beside, name, fetched);
+        }
+    }
+
+    /// The version 2 index that the image's own manifest names, and which is thereby as much part of it as its layers.
+    async fn annotated(&self, own: &ImageSource, gathered: &mut Gathered) {
+        let Some(digest) = self.wanted_annotation() else { return };
+        if gathered.candidates.iter().any(|found| found.digest == digest) {
+            return;
+        }
+        match own.manifest_by_digest(digest).await {
+            Ok(Some(raw)) => match version_2(digest, raw.bytes, Place::Image) {
+                Ok(candidate) => gathered.candidates.push(candidate),
+                Err(reason) => gathered.unfit(digest, Place::Image, reason),
+            },
+            Ok(None) => gathered.unfit(digest, Place::Image, "it is not there".to_owned()),
+            Err(ImageError::Registry(error)) => gathered.fail(Place::Image, Unasked::Failed(error)),
+            Err(error) => gathered.unfit(digest, Place::Image, error.to_string()),
+        }
+    }
+
+    /// Says of copies that were of no use why.
+    fn explain(&self, fetched: &[Kept], gathered: &mut Gathered) {
+        for kept in fetched {
+            let digest = kept.candidate.digest;
+            if gathered.candidates.iter().any(|found| found.digest == digest) {
+                continue;
+            }
+            let ours = self.places().find(|(_, name)| kept.is_of(name));
+            let origin = kept.origins.iter().flatten().cloned().collect::<Vec<_>>().join(", ");
+            let (place, reason) = match ours {
+                Some((place, _)) => (place, Reason::Gone),
+                None => (Place::Local, Reason::Foreign { origin }),
+            };
+            // A place that was not asked, or could not be, is mentioned already.
+            let is_told = gathered.passed_over.iter().any(|other| other.digest.is_none() && other.place == place);
+            let is_told = is_told || gathered.passed_over.iter().any(|other| other.digest == Some(digest));
+            if !is_told {
+                gathered.passed_over.push(PassedOver { digest: Some(digest), place, reason });
+            }
+        }
+    }
+}
+
+/// Why a place gave no answer.
+enum Unasked {
+    Failed(RegistryError),
+    Slow,
+}
+
+impl Gathered {
+    /// Puts what was found in order. `named` is the digest that was asked for.
+    #[must_use]
+    pub fn order(self, named: Option<&Digest>) -> Ordered {
+        let mut ordered = choose::order(self.candidates, named);
+        ordered.others.extend(self.passed_over);
+        ordered
+    }
+
+    /// The first error of a registry that could not be asked. It is one of the caller where there is no index and the
+    /// caller has to say for certain that there is none.
+    #[must_use]
+    pub fn failure(&self) -> Option<&RegistryError> {
+        self.failures.first()
+    }
+
+    fn add(&mut self, answer: Result<Listed, Unasked>, place: &Place, name: &str, fetched: &[Kept]) {
+        match answer {
+            Ok(listed) => {
+                self.reject(&listed, place);
+                self.candidates.extend(listed.found.into_iter().map(|found| candidate(found, place.clone())));
+            }
+            Err(why) => {
+                let copies = fetched.iter().filter(|kept| kept.is_of(name)).map(|kept| kept.as_copy_of(place.clone()));
+                self.candidates.extend(copies);
+                self.fail(place.clone(), why);
+            }
+        }
+    }
+
+    fn fail(&mut self, place: Place, why: Unasked) {
+        let text = match why {
+            Unasked::Failed(error) => {
+                let text = error.to_string();
+                self.failures.push(error);
+                text
+            }
+            Unasked::Slow => format!("it did not answer within {PATIENCE:?}"),
+        };
+        tracing::warn!("{place}: the place of indexes cannot be asked: {text}");
+        self.passed_over.push(PassedOver::place(place, Reason::Unasked(text)));
+    }
+
+    fn unfit(&mut self, digest: Digest, place: Place, reason: String) {
+        tracing::warn!(index = %digest, "{place}: the index cannot be used: {reason}");
+        self.passed_over.push(PassedOver { digest: Some(digest), place, reason: Reason::Unfit(reason) });
+    }
+
+    fn reject(&mut self, listed: &Listed, place: &Place) {
+        let over = |digest: Digest, reason| PassedOver { digest: Some(digest), place: place.clone(), reason };
+        let unfit = listed.rejected.iter().map(|no| over(no.digest, Reason::Unfit(no.reason.clone())));
+        self.passed_over.extend(unfit);
+        let taken = listed.found.first().map_or("", |found| found.index.form());
+        self.passed_over.extend(listed.unread.iter().map(|entry| over(entry.digest, Reason::Form { taken })));
+    }
+}
+
+fn candidate(found: Fitting, place: Place) -> Candidate {
+    let Fitting { raw, index, created, .. } = found;
+    Candidate { digest: raw.digest, raw: raw.bytes, index, created, place, cached: false }
+}
+
+/// Reads the index that an image names.
+fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, String> {
+    match SociIndex::parse(&raw, &Limits::DEFAULT) {
+        Ok(index) if index.version() == 2 => {
+            // An image names one only, so its time decides nothing.
+            let index = IndexManifest::Soci(index);
+            Ok(Candidate { digest, raw, index, created: None, place, cached: false })
+        }
+        Ok(_) => Err("it is of version 1, and the image names it".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn named_place(position: usize, repository: &Repository) -> Place {
+    Place::Named { position, repository: repository.to_string() }
+}
