@@ -29,6 +29,7 @@ use soci_index::digest::Digest;
 use soci_index::index::LayerIndex;
 
 use crate::lock::{Lock, LockError};
+use crate::private::ensure_private_dir;
 
 mod evict;
 mod identity;
@@ -131,12 +132,14 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_in_boot(root: &Path, boot: BootId) -> Result<Self, StoreError> {
         let layers = root.join("layers");
-        std::fs::create_dir_all(&layers).map_err(io_error("create", &layers))?;
+        ensure_private_dir(root)
+            .and_then(|()| ensure_private_dir(&layers))
+            .map_err(|error| io_error("use", root)(error.into()))?;
         let lock = lock(root)?;
         // What a process before has not come to delete.
         let removed = root.join(REMOVED);
         Removed { directory: removed.exists().then(|| removed.clone()) }.delete();
-        std::fs::create_dir_all(&removed).map_err(io_error("create", &removed))?;
+        ensure_private_dir(&removed).map_err(|error| io_error("use", &removed)(error.into()))?;
         let (layers, clock) = (Mutex::new(HashMap::new()), Arc::default());
         Ok(Self { root: root.to_owned(), boot, layers, clock, _lock: lock })
     }

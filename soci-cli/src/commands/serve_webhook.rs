@@ -44,6 +44,7 @@ pub fn run(arguments: &ServeWebhook, config: &Config, global: &Global) -> anyhow
         return Err(fail(Exit::Usage, format!("{listen} is open to other machines: {hint}")));
     }
     let manners = Manners { token, patterns: arguments.patterns.clone() };
+    config.keep_private()?;
     let (journal, left) = Journal::open(&config.root).map_err(|error| fail(Exit::Local, error.to_string()))?;
     if !left.is_empty() {
         tracing::info!("{} images are left to do", left.len());

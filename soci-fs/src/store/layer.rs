@@ -57,7 +57,7 @@ impl LayerStore {
         boot: BootId,
         clock: Arc<Clock>,
     ) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+        crate::private::ensure_private_dir(directory).map_err(|error| io_error("use", directory)(error.into()))?;
         let open = |name| {
             let path = directory.join(name);
             let options = File::options().read(true).write(true).create(true).truncate(false).clone();
