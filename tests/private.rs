@@ -167,6 +167,7 @@ fn a_root_that_others_can_change_is_refused() {
     }
     chown(path("theirs"), Some(65_533), None).unwrap();
     fs::write(path("shared/thesis.tex"), "").unwrap();
+    fs::set_permissions(path("shared"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::set_permissions(path("drop"), fs::Permissions::from_mode(0o777)).unwrap();
     symlink(path("drop/root"), path("link")).unwrap();
     for (name, hint) in [("theirs", "chown 0"), ("shared", "thesis.tex"), ("link", "drop")] {

@@ -6,8 +6,8 @@
 //! the umask ([`set_umask`]); the directories would do, but a file may be passed on or copied with its mode.
 //!
 //! A directory that another user owns, or could replace by way of a symbolic link, cannot be made private: it is refused.
-//! So is one that holds other things, before its mode is changed: a root that was mistyped as `/tmp` must not lock all
-//! other users out of it.
+//! So is one that is shared, before its mode is changed: a root that was mistyped as `/tmp` must not lock all other users
+//! out of it.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
@@ -40,6 +40,9 @@ const NAMES: [&str; 15] = [
     "status.sock",
     "webhook",
 ];
+
+/// Where the system has its own files. What is directly below `/` is a place of many, too.
+const SYSTEM: [&str; 6] = ["/usr", "/etc", "/boot", "/dev", "/proc", "/sys"];
 
 /// Why a directory cannot be private.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +86,9 @@ pub enum PrivateError {
         /// What others may write to.
         place: PathBuf,
     },
-    /// It is open to others and not a root: changing its mode would lock them out of what is theirs.
+    /// It is shared with others and not a root: changing its mode would lock them out of what is theirs.
     #[error(
-        "{} is open to other users and holds other things ({name}): name a directory of its own by --root, or close \
+        "{} is shared with other users and holds other things ({name}): name a directory of its own by --root, or close \
          it first (chmod 700)",
         path.display()
     )]
@@ -131,7 +134,7 @@ pub fn ensure_private_dir(path: &Path) -> Result<(), PrivateError> {
 pub fn ensure_private_root(path: &Path) -> Result<PathBuf, PrivateError> {
     let (directory, metadata) = open(path)?;
     if metadata.mode() & OTHERS != 0 {
-        refuse_foreign(path)?;
+        refuse_foreign(path, &metadata)?;
     }
     tighten(path, &directory, &metadata)?;
     path.canonicalize().map_err(failed("resolve", path))
@@ -180,16 +183,26 @@ fn is_trusted(owner: u32) -> bool {
     [0, OVERFLOW_USER, rustix::process::geteuid().as_raw()].contains(&owner)
 }
 
-fn refuse_foreign(path: &Path) -> Result<(), PrivateError> {
+/// Refuses a place whose closing would lock others out of what is theirs: one that they may write to, that is of the
+/// system's own, or in which something is theirs. A root is known by its names.
+fn refuse_foreign(path: &Path, metadata: &Metadata) -> Result<(), PrivateError> {
+    let target = path.canonicalize().map_err(failed("resolve", path))?;
+    let is_of_system = target.components().count() <= 2 || SYSTEM.iter().any(|place| target.starts_with(place));
+    let mut is_shared = is_of_system || metadata.mode() & 0o002 != 0;
     let mut other = None;
     for entry in fs::read_dir(path).map_err(failed("list", path))? {
-        let name = entry.map_err(failed("list", path))?.file_name().to_string_lossy().into_owned();
+        let entry = entry.map_err(failed("list", path))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
         if NAMES.contains(&name.as_str()) {
             return Ok(());
         }
+        is_shared |= entry.metadata().is_ok_and(|entry| entry.uid() != metadata.uid());
         other = Some(name);
     }
-    other.map_or(Ok(()), |name| Err(PrivateError::Foreign { path: path.to_owned(), name }))
+    match other {
+        Some(name) if is_shared => Err(PrivateError::Foreign { path: path.to_owned(), name }),
+        _ => Ok(()),
+    }
 }
 
 fn tighten(path: &Path, directory: &File, metadata: &Metadata) -> Result<(), PrivateError> {
@@ -245,6 +258,22 @@ mod tests {
         assert!(matches!(&error, PrivateError::Foreign { name, .. } if name == "thesis.tex"), "{error}");
         assert!(error.to_string().contains("--root"), "{error}");
         assert_eq!(mode(&shared), 0o1777);
+        // Where only its owner can have put something, and something of a stranger.
+        let (own, mixed) = (place.path().join("own"), place.path().join("mixed"));
+        for directory in [&own, &mixed] {
+            open_directory(directory, 0o755);
+            fs::write(directory.join("thesis.tex"), "").unwrap();
+        }
+        ensure_private_root(&own).unwrap();
+        assert_eq!(mode(&own), 0o700);
+        if rustix::process::geteuid().is_root() {
+            chown(mixed.join("thesis.tex"), Some(65_533), None).unwrap();
+            assert!(matches!(ensure_private_root(&mixed), Err(PrivateError::Foreign { .. })));
+        }
+        assert!(matches!(
+            ensure_private_root(Path::new("/usr/lib")),
+            Err(PrivateError::Foreign { .. }) | Err(PrivateError::Owner { .. })
+        ));
         // A root of before may hold more than is known.
         fs::create_dir(shared.join("snapshotter")).unwrap();
         ensure_private_root(&shared).unwrap();
