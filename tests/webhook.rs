@@ -53,7 +53,11 @@ impl Server {
     }
 
     fn request(&self, method: &str, path: &str, authorization: Option<&str>, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
+        Self::request_at(&self.address, method, path, authorization, body)
+    }
+
+    fn request_at(address: &str, method: &str, path: &str, authorization: Option<&str>, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let authorization = authorization.map(|text| format!("Authorization: {text}\r\n")).unwrap_or_default();
         let head =
@@ -363,6 +367,69 @@ fn what_is_no_event() {
 /// A registry that takes its time.
 async fn slow() -> ProfiledRegistry {
     ProfiledRegistry::with(Quirks { latency: Duration::from_millis(400), ..Profile::Harbor215.quirks() }).await
+}
+
+/// Connections that send nothing, or half a head, keep nobody out: neither events, nor probes, there or beside.
+#[test]
+fn silent_connections_shut_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::start("registry.invalid", root.path(), &["--health-listen", "127.0.0.1:0"]);
+    let probes = {
+        let said = server.said.lock().unwrap();
+        let rest = said.split_once("probes at ").expect("a second address").1;
+        rest.split(' ').next().unwrap().to_owned()
+    };
+    let mut silent = Vec::new();
+    for number in 0..300 {
+        for address in [&server.address, &probes] {
+            let mut stream = TcpStream::connect(address).unwrap();
+            if number % 2 == 0 {
+                // It may be turned away already.
+                let _ = stream.write_all(b"POST /webhook HTTP/1.1\r\nHost: h\r\n");
+            }
+            silent.push(stream);
+        }
+    }
+    let start = Instant::now();
+    for address in [&server.address, &probes] {
+        let (status, answer) = Server::request_at(address, "GET", "/healthz", None, "");
+        assert!(status == 200 && answer.ends_with("ok\n"), "{answer}");
+    }
+    assert_eq!(server.tell(&harbor("team/app", "v1", &Digest::of(b"x"))).0, 202);
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    // Nobody keeps a place for longer than a head may take.
+    let mut last = silent.pop().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    assert!(matches!(last.read(&mut [0; 1]), Ok(0) | Err(_)));
+    assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
+    // Probes get no further than they need to.
+    assert_eq!(Server::request_at(&probes, "GET", "/jobs", Some(TOKEN), "").0, 404);
+    assert_eq!(Server::request_at(&probes, "GET", "/metrics", None, "").0, 200);
+}
+
+/// Heads and bodies that go on and on are cut off.
+#[test]
+fn endless_requests_end() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::start("registry.invalid", root.path(), &[]);
+    let endless = |begin: &str, piece: &[u8]| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.write_all(begin.as_bytes()).unwrap();
+        let mut sent = 0_usize;
+        while sent < 64 << 20 && stream.write_all(piece).is_ok() {
+            sent += piece.len();
+        }
+        sent
+    };
+    let header = format!("X-More: {}\r\n", "x".repeat(1000));
+    let sent = endless("POST /webhook HTTP/1.1\r\nHost: h\r\n", header.as_bytes());
+    // What is sent may be ahead of what is read by the buffers between.
+    assert!(sent < 16 << 20, "{sent} bytes of a head are taken");
+    let chunk = format!("{:x}\r\n{}\r\n", 1 << 16, " ".repeat(1 << 16));
+    let begin = "POST /webhook HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let sent = endless(begin, chunk.as_bytes());
+    assert!(sent < 16 << 20, "{sent} bytes of a body are taken");
+    assert_eq!(server.request("GET", "/healthz", None, "").0, 200);
 }
 
 /// More than may wait is refused, to be sent again; a second push of what waits is not more.

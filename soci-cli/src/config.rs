@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use soci_fs::private::{ensure_private_root, set_umask};
+
 use crate::args::Global;
 
 /// Where things are kept.
@@ -27,6 +29,17 @@ impl Config {
                 .join("soci"),
         };
         Ok(Self { root })
+    }
+
+    /// Makes the root, and all that this process makes from now on, this user's alone. For every command that keeps
+    /// something below the root; what it writes elsewhere for others has its mode set.
+    ///
+    /// # Errors
+    /// When the root belongs to another user, or cannot be kept from others.
+    pub fn keep_private(&self) -> anyhow::Result<()> {
+        set_umask();
+        ensure_private_root(&self.root)?;
+        Ok(())
     }
 
     /// The index store, an OCI layout directory.

@@ -15,12 +15,12 @@ mod registries;
 mod worker;
 
 use std::ffi::OsString;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use soci_fs::mount::device::DeviceOptions;
+use soci_fs::private::{ensure_private_root, set_umask};
 use soci_fs::snapshots::check_overlay;
 use soci_fs::supervisor::{self, Address, SupervisorOptions};
 
@@ -53,6 +53,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return output::line(loaded.config.to_string().trim_end());
     }
     log::start(if loaded.config.debug { arguments.log_level.or_debug() } else { arguments.log_level });
+    set_umask();
     if arguments.worker {
         return worker::run(&arguments.root, &loaded.config);
     }
@@ -94,9 +95,8 @@ fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The root as an absolute path: a relative one would mean another place to whoever carries out the mounts.
+/// The root as an absolute path, since a relative one would mean another place to containerd, which carries out the
+/// mounts; and closed to other users, since set-uid programs of images and the files of private ones are below it.
 fn root(root: &Path) -> anyhow::Result<PathBuf> {
-    let mut directory = std::fs::DirBuilder::new();
-    directory.recursive(true).mode(0o700).create(root).with_context(|| format!("cannot create {}", root.display()))?;
-    root.canonicalize().with_context(|| format!("cannot resolve {}", root.display()))
+    Ok(ensure_private_root(root)?)
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use soci_fs::grpc::containerd::ContainerdError;
 use soci_fs::mount::MountError;
 use soci_fs::open::OpenError;
+use soci_fs::private::PrivateError;
 use soci_fs::profile::pack::PackError;
 use soci_fs::proof::ProofError;
 use soci_fs::reader::{Cause, ReadError};
@@ -111,7 +112,7 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<PolicyError>() {
         return Some(of_policy(error));
     }
-    if error.is::<MountError>() || error.is::<LayerStoreError>() {
+    if error.is::<MountError>() || error.is::<LayerStoreError>() || error.is::<PrivateError>() {
         return Some(Exit::Local);
     }
     if let Some(error) = error.downcast_ref::<PullError>() {

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod door;
 pub mod exit;
 pub mod logging;
 pub mod output;

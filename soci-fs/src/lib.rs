@@ -22,6 +22,7 @@ pub mod mentions;
 pub mod metrics;
 pub mod mount;
 pub mod open;
+pub mod private;
 pub mod profile;
 pub mod proof;
 pub mod readahead;

@@ -29,7 +29,8 @@ pub struct MountOptions {
     pub subtype: String,
     /// Whether other users may enter, subject to the files' permissions.
     pub allow_other: bool,
-    /// Whether set-uid bits and devices are honoured. Only root can have that.
+    /// Whether set-uid bits and devices are honoured. Only root can have that, and whoever made the image could then
+    /// become root by way of any user of this machine.
     pub privileged: bool,
     /// Threads that take requests. Reads that wait for the network do not occupy one.
     pub threads: usize,
@@ -41,14 +42,14 @@ pub struct MountOptions {
 }
 
 impl Default for MountOptions {
-    /// As fits the user: root lets others in and honours set-uid bits, nobody else does.
+    /// As fits the user: root lets others in, nobody else does.
     fn default() -> Self {
         let is_root = rustix::process::geteuid().is_root();
         Self {
             source: "soci".to_owned(),
             subtype: "soci".to_owned(),
             allow_other: is_root,
-            privileged: is_root,
+            privileged: false,
             threads: 4,
             read_ahead_kib: Some(128),
             statistics_path: None,

@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use soci_index::index::LayerIndex;
 
 use crate::lock::{Lock, LockError};
+use crate::private::ensure_private_dir;
 
 mod claim;
 mod condemned;
@@ -156,8 +157,8 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_in_boot(root: &Path, boot: BootId) -> Result<Self, StoreError> {
-        let directory = root.join(LAYERS);
-        make_directory(&directory)?;
+        make_directory(root)?;
+        make_directory(&root.join(LAYERS))?;
         let lock = lock(root)?;
         // What a process before has not come to delete.
         let removed = root.join(REMOVED);
@@ -272,9 +273,9 @@ impl Store {
     }
 }
 
-/// Makes a directory that may be there already.
+/// Makes a directory that may be there already, for its owner alone.
 fn make_directory(directory: &Path) -> Result<(), StoreError> {
-    std::fs::create_dir_all(directory).map_err(io_error("create", directory))
+    ensure_private_dir(directory).map_err(|error| io_error("use", directory)(error.into()))
 }
 
 /// Takes the lock of a directory that one process at a time may write to.

@@ -273,7 +273,7 @@ fn write(
         // Given up before it began: there must not be a directory again.
         return Err(UnpackError::Abandoned { layer });
     }
-    std::fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
+    crate::private::ensure_private_dir(directory).map_err(|error| failed("use the directory of")(error.into()))?;
     let options = File::options().read(true).write(true).create(true).truncate(true).clone();
     let mut file = options.open(&path).map_err(failed("create"))?;
     let broken = OnceLock::new();

@@ -57,6 +57,10 @@ pub struct Mount {
     /// Let other users see the mount (as root always)
     #[arg(long)]
     pub allow_other: bool,
+    /// Honour set-user-ID programs and device files of the image: for an image that is trusted with this machine, and
+    /// for root only
+    #[arg(long)]
+    pub suid: bool,
     /// Longest wait for one read before it fails
     #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
     pub read_timeout: Duration,

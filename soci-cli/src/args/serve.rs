@@ -19,6 +19,10 @@ pub struct ServeWebhook {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8480")]
     pub listen: SocketAddr,
+    /// Where to answer /healthz and /metrics besides: a listener of its own, which events and strangers cannot keep busy.
+    /// For probes [default: nowhere else]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub health_listen: Option<SocketAddr>,
     /// A file with the value that the Authorization header of events must have, the whole of it
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -60,7 +64,10 @@ Events: Harbor's PUSH_ARTIFACT, in its default form or as CloudEvents, and the n
 project's registry. Only what has a tag is indexed. All platforms are, unless some are named.
 
   POST /webhook   events              GET /jobs      what waits, runs and has ended (with the token)
-  GET /metrics    for Prometheus      GET /healthz   ok
+  GET /metrics    for Prometheus      GET /healthz   ok (both also at --health-listen)
+
+A request's head has 5 seconds and 32 KiB, a connection 30 seconds; there are 256 connections, 64 of one peer (an IPv4
+address, or a network of 64 bits of IPv6). Beyond that the oldest one that has sent no head gives way.
 
 Example:
   soci serve-webhook --registry harbor.example --listen 0.0.0.0:8480 --token-file /run/secrets/token --match 'team/*'

@@ -20,6 +20,7 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
     let indexing = &arguments.indexing;
     let (options, selection) = (image::client_options(&indexing.access)?, image::selection(&indexing.platforms)?);
     let building = image::build_options_in(&indexing.building, &indexing.forms)?;
+    config.keep_private()?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let reports = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;

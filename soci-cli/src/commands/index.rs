@@ -124,6 +124,7 @@ fn missing(digest: &Digest) -> anyhow::Error {
 }
 
 fn remove(config: &Config, digests: &[String], of: Option<&str>) -> anyhow::Result<()> {
+    config.keep_private()?;
     let mut wanted: Vec<Digest> = Vec::new();
     for digest in digests {
         wanted.push(digest.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?);

@@ -4,8 +4,9 @@
 //! unmounts itself. `--detach` starts the same command again as a process of its own and returns when that one says
 //! that the mount is ready.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::fs::{File, Permissions};
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use anyhow::Context;
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
 use soci_fs::open::{IndexModes, LayerNote, OpenOptions, Way, open_image};
+use soci_fs::private::ensure_private_dir;
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_fs::trust::TrustPolicy;
@@ -49,6 +51,10 @@ const STORES_MAX: u32 = 256;
 /// When the image cannot be opened or the directory not mounted on.
 pub fn run(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     check_directory(&arguments.directory)?;
+    if arguments.suid && !rustix::process::geteuid().is_root() {
+        return Err(fail(Exit::Usage, "--suid is for root: the kernel does not let others mount that way"));
+    }
+    config.keep_private()?;
     if arguments.detach {
         return detach(arguments, config);
     }
@@ -94,11 +100,11 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     }
     let mut options = MountOptions { source: reference.to_string(), ..MountOptions::default() };
     options.allow_other |= arguments.allow_other;
+    options.privileged = arguments.suid;
     options.statistics_path = Some(store.root().to_owned());
     let mounted = mount(Arc::clone(&image), &arguments.directory, &options, Handle::current())?;
     if let Some(file) = &arguments.pid_file {
-        let written = std::fs::write(file, format!("{}\n", std::process::id()));
-        written.with_context(|| format!("writing {}", file.display()))?;
+        write_pid(file).with_context(|| format!("writing {}", file.display()))?;
     }
     if arguments.serve_detached {
         output::line(READY)?;
@@ -126,6 +132,16 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(file);
     }
     summary(&image)
+}
+
+/// The number of this process, for all who may look into the directory: it is no secret.
+fn write_pid(path: &Path) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    writeln!(file, "{}", std::process::id())?;
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o644))?;
+    }
+    Ok(())
 }
 
 /// The image, and where somebody will want to know it anyway, what refers to it: an index that is here need not be listed.
@@ -244,7 +260,7 @@ fn summary(image: &Image) -> anyhow::Result<()> {
 /// Starts a process that serves, and waits until it says that it is ready.
 fn detach(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let log = config.layers().join("mount.log");
-    std::fs::create_dir_all(config.layers()).with_context(|| format!("creating {}", config.layers().display()))?;
+    ensure_private_dir(&config.layers())?;
     let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let program = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new(program);

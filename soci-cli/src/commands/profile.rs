@@ -85,6 +85,7 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         if arguments.as_prefetch { Some(push_prefetch(arguments, &repository, &found, &profile).await?) } else { None };
     let pack_file = if arguments.pack {
         let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
+        config.keep_private()?;
         let store = Arc::new(mount::free_store(&config.layers())?);
         let options = record::open_options(config, 0)?;
         let opened = open_image(&source, &found, &store, &options, &Handle::current()).await?;

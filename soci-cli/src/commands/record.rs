@@ -11,6 +11,7 @@ use anyhow::Context;
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, mount};
 use soci_fs::open::{IndexModes, OpenOptions, open_image};
+use soci_fs::private::ensure_private_dir;
 use soci_fs::profile::Recorder;
 use soci_fs::profile::Choice;
 use soci_fs::reader::Policy;
@@ -75,8 +76,8 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     let source = ImageSource::open(&reference, &client).await?;
     let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
     let errand = Errand::new(&found.raw_config, &arguments.command)?;
-    let created = std::fs::create_dir_all(config.layers());
-    created.with_context(|| format!("creating {}", config.layers().display()))?;
+    config.keep_private()?;
+    ensure_private_dir(&config.layers())?;
     let scratch = tempfile::Builder::new().prefix("record-").tempdir_in(config.layers());
     let scratch = scratch.with_context(|| format!("creating a directory in {}", config.layers().display()))?;
     let (mountpoint, room) = (scratch.path().join("image"), scratch.path().join("room"));

@@ -1,10 +1,12 @@
 //! `soci serve-webhook`: index every image that a registry tells of.
 
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use soci_fs::private::set_umask;
 use soci_index::convert::Converted;
 use soci_index::digest::Digest;
 use soci_index::image::ImageError;
@@ -14,7 +16,7 @@ use soci_index::registry::ClientOptions;
 use soci_index::v2::EntryNotes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::convert::{self, Conversion};
 use super::publish::Plan;
@@ -25,7 +27,7 @@ use crate::exit::{Exit, code, fail};
 use crate::webhook::event::Push;
 use crate::webhook::journal::Journal;
 use crate::webhook::queue::{Bounds, End, Job, Outcome, Queue};
-use crate::webhook::server::Manners;
+use crate::webhook::server::{Listeners, Manners};
 use crate::webhook::{Work, clerk, now, server};
 
 /// Bytes of a token file. A header is shorter.
@@ -44,6 +46,8 @@ pub fn run(arguments: &ServeWebhook, config: &Config, global: &Global) -> anyhow
         return Err(fail(Exit::Usage, format!("{listen} is open to other machines: {hint}")));
     }
     let manners = Manners { token, patterns: arguments.patterns.clone() };
+    // Of the root only one directory is used, which is closed by itself: a volume of a cluster may belong to its group.
+    set_umask();
     let (journal, left) = Journal::open(&config.root).map_err(|error| fail(Exit::Local, error.to_string()))?;
     if !left.is_empty() {
         tracing::info!("{} images are left to do", left.len());
@@ -66,24 +70,25 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    let listen = arguments.listen;
-    let busy = |error: std::io::Error| fail(Exit::Local, format!("cannot listen at {listen}: {error}"));
-    let listener = TcpListener::bind(listen).await.map_err(busy)?;
-    let address = listener.local_addr().map_err(busy)?;
+    let (events, address) = listen(arguments.listen).await?;
+    let health = match arguments.health_listen {
+        Some(wanted) => {
+            let (listener, address) = listen(wanted).await?;
+            tracing::info!("answering probes at {address} besides");
+            Some(listener)
+        }
+        None => None,
+    };
     let mailbox = clerk::start(queue, journal, work);
     tracing::info!("listening at {address} for events of {}", arguments.registry);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let serving = server::serve(listener, manners, mailbox.clone(), async move {
-        // A sender that is gone means the same.
-        let _ = stopped.await;
-    });
-    let serving = tokio::spawn(serving);
+    let (stop, stopped) = watch::channel(false);
+    let serving = tokio::spawn(server::serve(Listeners { events, health }, manners, mailbox.clone(), stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     // The other end may have failed already.
-    let _ = stop.send(());
+    let _ = stop.send(true);
     tracing::info!("ending: what runs has {:?}", arguments.drain);
     tokio::select! {
         closed = mailbox.close() => closed.context("what runs was lost sight of")?,
@@ -95,6 +100,14 @@ async fn serve(
     }
     serving.abort();
     Ok(())
+}
+
+/// Listens, and says where: the port may be any.
+async fn listen(wanted: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let busy = |error: std::io::Error| fail(Exit::Local, format!("cannot listen at {wanted}: {error}"));
+    let listener = TcpListener::bind(wanted).await.map_err(busy)?;
+    let address = listener.local_addr().map_err(busy)?;
+    Ok((listener, address))
 }
 
 /// The secret's digest: more is not kept.

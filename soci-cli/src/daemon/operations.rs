@@ -24,9 +24,13 @@ use soci_fs::status::LayerStatus;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::config::MetricsNetwork;
+use crate::door::{Door, Places, one_request_each};
 
 /// What a profile is, to HTTP.
 const PROFILE: &str = "application/octet-stream";
+
+/// Connections that ask for metrics over TCP, where strangers may come.
+const PLACES: Places = Places { all: 64, per_peer: 16 };
 
 /// Name of the status socket below the root.
 pub const STATUS_SOCKET: &str = "status.sock";
@@ -147,7 +151,7 @@ pub async fn serve(operations: Arc<Operations>, network: MetricsNetwork, address
         MetricsNetwork::Tcp => {
             let listener = TcpListener::bind(address).await?;
             tracing::info!(address = %listener.local_addr()?, "serving metrics");
-            spawn(axum::serve(listener, router).into_future());
+            spawn(axum::serve(Door::new(listener, PLACES), one_request_each(router)).into_future());
         }
         MetricsNetwork::Unix => spawn(axum::serve(bind(Path::new(address), 0o660)?, router).into_future()),
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use soci_fs::lock::{Lock, LockError};
+use soci_fs::private::ensure_private_dir;
 
 use super::queue::Job;
 
@@ -70,7 +71,7 @@ impl Journal {
     /// [`JournalError`].
     pub fn open(root: &Path) -> Result<(Self, Vec<Job>), JournalError> {
         let directory = root.join("webhook");
-        std::fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
+        ensure_private_dir(&directory).map_err(|error| failed("use", &directory)(error.into()))?;
         let lock = directory.join("lock");
         let lock = Lock::take(&lock).map_err(|error| match error {
             LockError::Busy { pid } => JournalError::Busy { directory: directory.display().to_string(), pid },

@@ -1,41 +1,40 @@
 //! The HTTP side: events in, state out.
 //!
 //! `POST /webhook` takes events, `GET /jobs` shows the queue (both want the token), `GET /metrics` the sums, `GET
-//! /healthz` that we are there. Registries and strangers alike can connect, so everything has a bound: bytes of a body,
-//! connections, and the life of each of them, in which one request is answered.
+//! /healthz` that we are there; the last two also on a listener of their own, where no stranger needs to come. Registries
+//! and strangers alike can connect, so everything has a bound: bytes of a body, bytes of all bodies at the same time, and
+//! what a [`Door`] bounds, connections and their lives, in which one request is answered.
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::Router;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Router, middleware};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use soci_fs::glob::is_like;
 use soci_index::digest::Digest;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::clerk::{Answer, Gone, Mailbox};
 use super::event::{Events, Push};
 use super::queue::Seen;
+use crate::door::{Door, Places, one_request_each};
 
 /// Bytes of a body. Harbor's events have some hundred; a registry's notifications come in batches.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// How long a connection lives. Whoever sends slowly does not hold a place for longer.
-const CONNECTION_LIFE: Duration = Duration::from_secs(30);
-/// Connections at the same time.
-const CONNECTIONS_MAX: usize = 256;
+/// Bytes of all bodies that are coming in. More is refused, to be sent again.
+const BODIES_BYTES_MAX: usize = 32 << 20;
+/// Connections for events. Those of one peer may be a registry's, or all of them through a reverse proxy.
+const EVENT_PLACES: Places = Places { all: 256, per_peer: 64 };
+/// Connections that ask whether all is well.
+const HEALTH_PLACES: Places = Places { all: 32, per_peer: 8 };
 /// When to come again, if too many wait.
 const RETRY_AFTER_SECONDS: &str = "60";
 
@@ -52,40 +51,61 @@ pub struct Manners {
 struct Server {
     manners: Manners,
     mailbox: Mailbox,
+    /// A permit for each byte of a body that is held.
+    room: Semaphore,
     received: AtomicU64,
     ignored: AtomicU64,
     refused: AtomicU64,
 }
 
-/// Serves until `end` comes, and some moments longer for requests that are under way.
+/// Where the server is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// By registries.
+    pub events: TcpListener,
+    /// By whoever watches over it, if that is another place.
+    pub health: Option<TcpListener>,
+}
+
+/// Serves until `end` changes, and some moments longer for requests that are under way.
 ///
 /// # Errors
 /// When connections cannot be taken any more.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     manners: Manners,
     mailbox: Mailbox,
-    end: impl Future<Output = ()> + Send + 'static,
+    end: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let server = Server { manners, mailbox, received: 0.into(), ignored: 0.into(), refused: 0.into() };
+    let room = Semaphore::new(BODIES_BYTES_MAX);
+    let server = Server { manners, mailbox, room, received: 0.into(), ignored: 0.into(), refused: 0.into() };
     let server = Arc::new(server);
-    let router = Router::new()
-        .route("/webhook", post(webhook))
-        .route("/jobs", get(jobs))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
-        .layer(middleware::map_response(async |mut response: Response| {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            response
-        }))
-        .with_state(server);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    axum::serve(Door { listener, places }, router).with_graceful_shutdown(end).await
+    let watched = Router::new().route("/metrics", get(metrics)).route("/healthz", get(async || "ok\n"));
+    let events = watched.clone().route("/webhook", post(webhook)).route("/jobs", get(jobs));
+    let (events, watched) = (events.with_state(Arc::clone(&server)), watched.with_state(server));
+    let ended = |mut end: watch::Receiver<bool>| async move {
+        // A sender that is gone means the same.
+        let _ = end.wait_for(|is_over| *is_over).await;
+    };
+    let door = Door::new(listeners.events, EVENT_PLACES);
+    let serving = axum::serve(door, one_request_each(events)).with_graceful_shutdown(ended(end.clone()));
+    let Some(health) = listeners.health else { return serving.await };
+    let door = Door::new(health, HEALTH_PLACES);
+    let beside = axum::serve(door, one_request_each(watched)).with_graceful_shutdown(ended(end));
+    let (served, beside) = tokio::join!(serving, beside);
+    served.and(beside)
 }
 
 /// Answers with one line, in JSON.
 fn say(status: StatusCode, message: &impl ToString) -> Response {
     document(status, &json!({ "message": message.to_string() }))
+}
+
+/// Refuses what may be sent again.
+fn later(reason: &str) -> Response {
+    let mut full = say(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}; send it again later"));
+    full.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    full
 }
 
 fn document(status: StatusCode, value: &Value) -> Response {
@@ -116,11 +136,7 @@ async fn webhook(State(server): State<Arc<Server>>, request: Request) -> Respons
     }
     match server.mailbox.pushed(events.pushes).await {
         Ok(Answer::Accepted) => document(StatusCode::ACCEPTED, &accepted),
-        Ok(Answer::Full) => {
-            let mut full = say(StatusCode::SERVICE_UNAVAILABLE, &"too many images wait; send it again later");
-            full.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-            full
-        }
+        Ok(Answer::Full) => later("too many images wait"),
         Ok(Answer::NotKept(_)) => {
             say(StatusCode::INTERNAL_SERVER_ERROR, &"it could not be written down; the log says why; send it again")
         }
@@ -161,15 +177,29 @@ impl Server {
     }
 
     async fn events(&self, body: Body) -> Result<Events, Response> {
-        let body = to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| {
-            let message = format!("the body did not arrive, or has more than {BODY_BYTES_MAX} bytes: {error}");
-            say(StatusCode::PAYLOAD_TOO_LARGE, &message)
-        })?;
+        let (body, _held) = self.read(body.into_data_stream()).await?;
         let events = Events::parse(&body).map_err(|error| {
             tracing::warn!(%error, "an event was not understood");
             say(StatusCode::BAD_REQUEST, &error)
         })?;
         Ok(events.only(|push| self.is_wanted(push)))
+    }
+
+    /// Reads a body, and takes a permit for each of its bytes.
+    async fn read(&self, mut body: BodyDataStream) -> Result<(Vec<u8>, Vec<SemaphorePermit<'_>>), Response> {
+        let (mut bytes, mut held) = (Vec::new(), Vec::new());
+        while let Some(piece) = body.next().await {
+            let piece =
+                piece.map_err(|error| say(StatusCode::BAD_REQUEST, &format!("the body did not arrive: {error}")))?;
+            if bytes.len() + piece.len() > BODY_BYTES_MAX {
+                let message = format!("the body has more than {BODY_BYTES_MAX} bytes");
+                return Err(say(StatusCode::PAYLOAD_TOO_LARGE, &message));
+            }
+            let wanted = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            held.push(self.room.try_acquire_many(wanted).map_err(|_| later("too many events come at the same time"))?);
+            bytes.extend_from_slice(&piece);
+        }
+        Ok((bytes, held))
     }
 
     fn is_wanted(&self, push: &Push) -> bool {
@@ -212,67 +242,6 @@ fn is_token(given: &[u8], expected: &Digest) -> bool {
     let given = Digest::of(given);
     let pairs = given.bytes().iter().zip(expected.bytes());
     std::hint::black_box(pairs.fold(0, |difference, (one, other)| difference | (one ^ other))) == 0
-}
-
-/// Lets so many in.
-struct Door {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for Door {
-    type Io = Visitor;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Visitor, SocketAddr) {
-        // The semaphore is never closed; if it were, nobody would come in.
-        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { std::future::pending().await };
-        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        (Visitor { stream, end: Box::pin(tokio::time::sleep(CONNECTION_LIFE)), _place: place }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that ends after a time.
-struct Visitor {
-    stream: TcpStream,
-    end: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Visitor {
-    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
-        self.end.as_mut().poll(context).is_ready()
-    }
-}
-
-impl AsyncRead for Visitor {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.is_over(context) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, to)
-    }
-}
-
-impl AsyncWrite for Visitor {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_over(context) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }
 
 #[cfg(test)]

@@ -71,7 +71,8 @@ impl Memory {
             let path = path.to_owned();
             move |cause| MemoryError::Io { operation, path, cause }
         };
-        std::fs::create_dir_all(&self.directory).map_err(failed("create", &self.directory))?;
+        crate::private::ensure_private_dir(&self.directory)
+            .map_err(|error| failed("use", &self.directory)(error.into()))?;
         self.make_room().map_err(failed("list", &self.directory))?;
         let file = self.file(image);
         let temporary = file.with_extension(format!("new-{}", std::process::id()));

@@ -136,7 +136,7 @@ impl Slots {
     /// # Errors
     /// [`SlotError::Io`] when the directory cannot be used.
     pub fn open(directory: &Path) -> Result<Self, SlotError> {
-        std::fs::create_dir_all(directory).map_err(failed("create", directory))?;
+        crate::private::ensure_private_dir(directory).map_err(|error| failed("use", directory)(error.into()))?;
         let mut table = Table::default();
         for entry in std::fs::read_dir(directory).map_err(failed("list", directory))? {
             let path = entry.map_err(failed("list", directory))?.path();

@@ -32,7 +32,7 @@ pub(super) struct Mapped {
 
 impl Mapped {
     pub(super) fn open(top: PathBuf) -> Result<Self, SnapshotError> {
-        directories::make(&top, 0o711)?;
+        directories::make(&top, 0o700)?;
         Ok(Self { top, busy: Mutex::default() })
     }
 

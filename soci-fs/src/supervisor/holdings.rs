@@ -119,7 +119,7 @@ fn new_mount(options: &SupervisorOptions, manager: &Manager) -> Result<Kept, Sup
     device::clear(&options.mountpoint)?;
     fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o711)
+        .mode(0o700)
         .create(&options.mountpoint)
         .map_err(|cause| SupervisorError::Directory { path: options.mountpoint.clone(), cause })?;
     let kept = device::mount(&options.mountpoint, &options.device)?;
@@ -168,7 +168,7 @@ fn lock(mountpoint: &Path) -> Result<Lock, SupervisorError> {
     name.push(".lock");
     let path = PathBuf::from(name);
     if let Some(parent) = path.parent() {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.map_err(|cause| SupervisorError::Directory { path: parent.to_owned(), cause })?;
     }
     Lock::take(&path).map_err(|error| match error {
