@@ -17,7 +17,7 @@ use soci_fs::proof::{self, ProofError, Verdict};
 use soci_fs::reader::{Cause, LayerReader, Policy, ReadError};
 use soci_fs::source::Source;
 use soci_fs::source::memory::MemorySource;
-use soci_fs::store::{Store, StoreError};
+use soci_fs::store::{Claim, Parts, Store, StoreError};
 use soci_fs::unpack::LayerClaim;
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::digest::Digest;
@@ -100,6 +100,7 @@ impl Stage {
             parallel: 1,
             trust: Arc::default(),
             listing: None,
+            profile: soci_fs::profile::Choice::None,
             observer: Arc::new(|_| {}),
         };
         let runtime = tokio::runtime::Handle::current();
@@ -229,14 +230,14 @@ async fn proof_by_data_tells_forged_from_right() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path()).unwrap();
         let index = ztoc(&layer).into_index(layer.len() as u64, &Limits::DEFAULT).unwrap();
-        let kept = store.layer(&claim.digest, &index).unwrap();
+        let kept = store.layer(&claim.whole(), &index).unwrap();
         // The store as a reader that followed a forged window would have left it.
         for (id, span) in index.spans.spans().iter().enumerate() {
             let range =
                 usize::try_from(span.uncompressed.start).unwrap()..usize::try_from(span.uncompressed.end).unwrap();
             let mut bytes = content[range].to_vec();
             bytes[0] ^= u8::from(forge && id == 2);
-            kept.write(u32::try_from(id).unwrap(), &bytes).unwrap();
+            assert_eq!(kept.write(u32::try_from(id).unwrap(), &bytes).unwrap(), Parts::Agree);
         }
         let source = Arc::new(MemorySource::new(layer.clone()));
         let runtime = tokio::runtime::Handle::current();
@@ -325,7 +326,7 @@ async fn full_disk_serves_reads() {
     let index = Arc::new(ztoc(&layer).into_index(layer.len() as u64, &Limits::DEFAULT).unwrap());
     let store = Store::open(disk.path()).unwrap();
     let digest = Digest::of(&layer);
-    let kept = store.layer(&digest, &index).unwrap();
+    let kept = store.layer(&Claim::whole(digest, Digest::of(&content)), &index).unwrap();
     let runtime = tokio::runtime::Handle::current();
     let source = Arc::new(MemorySource::new(layer.clone()));
     let reader = || {

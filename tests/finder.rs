@@ -120,6 +120,7 @@ fn options(root: &Path) -> OpenOptions {
         parallel: 1,
         trust: Arc::default(),
         listing: None,
+        profile: soci_fs::profile::Choice::None,
         observer: Arc::new(|_| {}),
     }
 }

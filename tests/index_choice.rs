@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, OpenError, OpenOptions, Way, reopen_layer};
+use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, LayerOrigin, OpenError, OpenOptions, Way, reopen_layer};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
@@ -103,6 +103,7 @@ fn options(modes: IndexModes) -> OpenOptions {
         parallel: 1,
         trust: Arc::default(),
         listing: None,
+        profile: soci_fs::profile::Choice::None,
         observer: Arc::new(|_| {}),
     }
 }
@@ -150,10 +151,10 @@ async fn an_index_is_kept_and_suffices() {
         let opened = opener.open_layer(&layer, Digest::of(&stage.image.tars[0])).await.unwrap();
         assert_eq!(opened.note.way, Way::Lazy);
         opened.reader.complete().await.unwrap();
-        let (source, ztoc) = (stage.source().await, opened.ztoc.clone());
+        let (image, claim) = (stage.source().await, opened.claim);
         drop((opened, opener, stage.registry));
-        let store = Store::open(root.path()).unwrap();
-        let kept = KeptLayer { source, layer, ztoc };
+        let store = Arc::new(Store::open(root.path()).unwrap());
+        let kept = KeptLayer { claim, origins: vec![LayerOrigin { image, layer, index_from: None }] };
         let runtime = tokio::runtime::Handle::current();
         let reader = reopen_layer(&kept, &store, &options, &runtime).await.unwrap().unwrap();
         let length = usize::try_from(reader.index().uncompressed_size).unwrap();

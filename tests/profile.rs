@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use soci_cli::config::Config;
-use soci_fs::open::open_image;
-use soci_fs::profile::{Choice, Replay, ReplayOptions, find};
+use soci_fs::open::{OpenOptions, open_image};
+use soci_fs::profile::{Choice, Replay, ReplayOptions};
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
@@ -256,10 +256,11 @@ async fn slow_pack_holds_nobody_up() {
     let store = Arc::new(Store::open(&stage.scratch.path().join("store")).unwrap());
     let (config, runtime) = (Config { root: stage.scratch.path().join("node") }, Handle::current());
     let open = soci_cli::commands::record::open_options(&config, 1000).unwrap();
+    let open = OpenOptions { profile: Choice::Default, ..open };
     let opened = open_image(&source, &found, &store, &open, &runtime).await.unwrap();
-    let wanted = find(&source, &found.descriptor.digest, None, &Choice::Default).await.unwrap().unwrap();
+    let wanted = opened.profile.clone().unwrap();
     front.set(Fault::Slow { late: Duration::from_millis(1), bytes_per_second: 100_000 });
-    let options = ReplayOptions { budget_bytes: 1 << 30, packs: true };
+    let options = ReplayOptions { budget_bytes: 1 << 30 };
     let readers = opened.readers.clone();
     let replay = Replay::start(wanted, source, readers, options, &runtime);
     let reader = &opened.readers[0];

@@ -1,110 +1,22 @@
 //! Layers for snapshots: found by labels, opened side by side, opened again after a restart.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::forest::{Forest, ForestOptions};
 use soci_fs::metrics::Metrics;
-use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::profile::Memory;
-use soci_fs::reader::Policy;
 use soci_fs::remote::background::{Background, Pace};
-use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
-use soci_fs::remote::slots::Slots;
-use soci_fs::remote::{ProfileOptions, Registries, RemoteError, RemoteLayers, RemoteOptions, Reopener};
-use soci_fs::store::Store;
+use soci_fs::remote::{ProfileOptions, RemoteError};
 use soci_index::digest::Digest;
-use soci_index::registry::{Backoff, ClientOptions, CredentialSource};
 use soci_tests::front::{Fault, Front};
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
+use soci_tests::layers::{Daemon, labels};
 use soci_tests::registry::client;
 use soci_tests::{soci, stdout};
-
-/// What a daemon has of its own.
-struct Daemon {
-    forest: Arc<Forest>,
-    layers: RemoteLayers,
-}
-
-impl Daemon {
-    fn start(root: &Path, whole_layers: bool) -> Self {
-        Self::start_with(root, whole_layers, ProfileOptions::default())
-    }
-
-    fn start_with(root: &Path, whole_layers: bool, profiles: ProfileOptions) -> Self {
-        let runtime = tokio::runtime::Handle::current();
-        let client = ClientOptions {
-            credentials: CredentialSource::Anonymous,
-            deadline: Duration::from_secs(2),
-            backoff: Backoff::default(),
-            ..ClientOptions::default()
-        };
-        let open = OpenOptions {
-            whole_layers,
-            layer_bytes_min: 10_000,
-            policy: Policy { read_deadline: Duration::from_secs(5), ..Policy::default() },
-            index: None,
-            modes: IndexModes::default(),
-            index_repositories: Vec::new(),
-            index_store: Some(root.join("content")),
-            parallel: 4,
-            trust: Arc::default(),
-            listing: None,
-            observer: Arc::new(|_| {}),
-        };
-        let store = Arc::new(Store::open(root).unwrap());
-        let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
-        let id_maps = IdMaps::open(root.join("id-maps.json")).unwrap();
-        let registries = Arc::new(Registries::new(client, Vec::new()));
-        let reopener = Reopener {
-            slots: Arc::clone(&slots),
-            store: Arc::clone(&store),
-            registries: Arc::clone(&registries),
-            options: open.clone(),
-            runtime: runtime.clone(),
-        };
-        let forest =
-            Arc::new(Forest::new(ForestOptions { opener: Some(Arc::new(reopener)), ..ForestOptions::default() }));
-        let options = RemoteOptions {
-            open,
-            images_max: 2,
-            layers_at_once: 4,
-            open_limit: Duration::from_secs(10),
-            mountpoint: root.join("fs"),
-            profiles,
-        };
-        let layers =
-            RemoteLayers::new(Arc::clone(&forest), store, slots, id_maps, registries, options, runtime).unwrap();
-        Self { forest, layers }
-    }
-
-    /// Waits until there are so many slots.
-    async fn until_slots(&self, count: usize) {
-        for _ in 0..500 {
-            if self.forest.slots().len() == count {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{} slots instead of {count}", self.forest.slots().len());
-    }
-
-    /// A file of a slot, asked for as the kernel does.
-    async fn read(&self, slot: u16, path: &str) -> Vec<u8> {
-        self.forest.open(slot).await.unwrap();
-        let mut inode = self.forest.lookup(1, slot.to_string().as_bytes()).unwrap().inode;
-        for name in path.split('/') {
-            inode = self.forest.lookup(inode, name.as_bytes()).unwrap().inode;
-        }
-        let size = usize::try_from(self.forest.attributes(inode).unwrap().size).unwrap();
-        self.forest.read(inode, 0, size).await.unwrap()
-    }
-}
 
 /// Three layers: one for spans, one too small, one that is zstd.
 fn image() -> (Image, Vec<Vec<u8>>) {
@@ -126,15 +38,6 @@ async fn push(registry: &DemoRegistry, image: &Image) -> String {
 
 fn publish(name: &str) {
     drop(stdout(soci().args(["publish", name, "--min-layer-size", "10000", "--span-size", "65536"])));
-}
-
-fn labels(name: &str, image: &Image, layer: usize) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        (IMAGE.to_owned(), name.to_owned()),
-        (MANIFEST.to_owned(), image.digest().to_string()),
-        (LAYER.to_owned(), Digest::of(&image.blobs[layer]).to_string()),
-        (INDEX.to_owned(), String::new()),
-    ])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,7 +143,7 @@ async fn what_nobody_uses_is_swept() {
     assert_eq!(daemon.forest.slots().len(), 3, "swept too early");
     daemon.layers.sweep(Duration::ZERO);
     assert_eq!(daemon.forest.slots().len(), 1, "only one was asked for");
-    let directory = root.path().join("layers").join(Digest::of(&image.blobs[0]).to_string().replace(':', "-"));
+    let directory = daemon.directory(slot);
     assert!(daemon.forest.has(slot) && directory.exists());
     daemon.layers.release(slot);
     assert!(!daemon.forest.has(slot) && !directory.exists());
@@ -329,7 +232,12 @@ async fn the_rest_comes_in_the_background() {
     let reader = daemon.forest.reader(slot).unwrap();
     assert!(!reader.store().is_complete() && !reader.store().is_proven());
     let metrics = Arc::new(Metrics::default());
-    let pace = Pace { silence: Duration::from_millis(300), period: Duration::from_millis(5) };
+    let pace = Pace {
+        silence: Duration::from_millis(300),
+        period: Duration::from_millis(5),
+        quiet: Duration::from_millis(100),
+        withheld: None,
+    };
     let background = |quota| Background { layers: daemon.layers.clone(), pace, quota, metrics: Arc::clone(&metrics) };
     // A store that is nearly full is left as it is.
     let full = tokio::time::timeout(Duration::from_secs(1), background(Some(1)).run()).await;

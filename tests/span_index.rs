@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, OpenOptions, Way, reopen_layer};
+use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, LayerOrigin, OpenOptions, Way, reopen_layer};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
@@ -43,6 +43,7 @@ fn options(root: &Path) -> OpenOptions {
         parallel: 2,
         trust: Arc::default(),
         listing: None,
+        profile: soci_fs::profile::Choice::None,
         observer: Arc::new(|_| {}),
     }
 }
@@ -68,7 +69,7 @@ async fn read_all(name: &str, image: &Image, options: OpenOptions, root: &Path) 
         assert_eq!(opened.note.way, Way::Lazy);
         let length = usize::try_from(opened.reader.index().uncompressed_size).unwrap();
         assert!(opened.reader.read(0, length).await.unwrap() == tar[..length]);
-        kinds.push(opened.ztoc.unwrap().media_type);
+        kinds.push(opened.table.unwrap().media_type);
     }
     (opener.index().unwrap(), kinds)
 }
@@ -262,9 +263,10 @@ async fn a_restart_needs_nobody() {
     let layer = opener.image().manifest.layers[0].clone();
     let opened = opener.open_layer(&layer, Digest::of(&image.tars[0])).await.unwrap();
     assert!(opened.reader.read(200_000, 1_000).await.unwrap() == image.tars[0][200_000..201_000]);
-    let kept = KeptLayer { source: source(&name).await, layer, ztoc: opened.ztoc.clone() };
+    let origin = LayerOrigin { image: source(&name).await, layer, index_from: opened.index_from.clone() };
+    let kept = KeptLayer { claim: opened.claim, origins: vec![origin] };
     drop((opened, opener));
-    let store = Store::open(root.path()).unwrap();
+    let store = Arc::new(Store::open(root.path()).unwrap());
     let options = OpenOptions { index_repositories: Vec::new(), ..options };
     let reader = reopen_layer(&kept, &store, &options, &runtime).await.unwrap().unwrap();
     assert!(reader.store().present_bytes() > 0);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::open::{IndexModes, KeptLayer, OpenOptions, OpenedImage, Way, open_image, reopen_layer};
+use soci_fs::open::{IndexModes, KeptLayer, LayerOrigin, OpenOptions, OpenedImage, Way, open_image, reopen_layer};
 use soci_fs::proof::{self, Verdict};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
@@ -144,6 +144,7 @@ impl Stage {
             parallel: 1,
             trust: Arc::new(trust),
             listing: None,
+            profile: soci_fs::profile::Choice::None,
             observer: Arc::new(|_| {}),
         }
     }
@@ -213,28 +214,29 @@ async fn forged_indexes_are_not_used() {
     }
 }
 
-/// A proof is of one index, down to the names of files, and survives the process.
+/// What was proven is used under every policy, and survives the process.
 #[tokio::test(flavor = "multi_thread")]
-async fn proven_indexes_are_used_under_every_policy() {
+async fn proven_layers_are_used_under_every_policy() {
     let Some(signer) = Signer::new(Kind::P256) else { return };
-    let stage = Stage::new(&ztoc()).await;
-    let opened = stage.open("a", TrustPolicy::default()).await;
-    opened.readers[0].complete().await.unwrap();
-    // The data alone say nothing of the table of files.
-    assert_eq!(proof::by_data(&opened.readers[0], stage.claim().diff_id).await.unwrap(), Verdict::Proven);
-    let index = Arc::clone(opened.readers[0].index());
-    assert!(!opened.readers[0].store().is_index_proven(&index));
-    assert_eq!(proof::by_source(&opened.readers[0], stage.claim()).await.unwrap(), Verdict::Proven);
-    assert!(opened.readers[0].store().is_index_proven(&index));
-    let mut renamed = (*index).clone();
-    renamed.entries[0].name = b"evil"[..].into();
-    assert!(!opened.readers[0].store().is_index_proven(&renamed));
-    drop(opened);
-    for trust in [deny(), required(&[signer.path("pub.pem")])] {
-        let opened = stage.open("a", trust).await;
-        assert_eq!(opened.notes[0].way, Way::Lazy);
-        let read = read(&opened).await;
-        assert!(read[..] == content()[..read.len()]);
+    for by_data in [true, false] {
+        let stage = Stage::new(&ztoc()).await;
+        let opened = stage.open("a", TrustPolicy::default()).await;
+        let reader = &opened.readers[0];
+        reader.complete().await.unwrap();
+        assert!(!reader.store().is_proven());
+        let proof = if by_data {
+            proof::by_data(reader, stage.claim().diff_id).await
+        } else {
+            proof::by_source(reader, stage.claim()).await
+        };
+        assert_eq!(proof.unwrap(), Verdict::Proven);
+        drop(opened);
+        for trust in [deny(), required(&[signer.path("pub.pem")])] {
+            let opened = stage.open("a", trust).await;
+            assert_eq!(opened.notes[0].way, Way::Kept);
+            let read = read(&opened).await;
+            assert!(read[..] == content()[..read.len()]);
+        }
     }
 }
 
@@ -252,17 +254,17 @@ async fn restarts_follow_the_policy() {
         runtime.clone(),
     );
     let opened = opener.await.unwrap().open_layer(&image.manifest.layers[0], stage.claim().diff_id).await.unwrap();
-    let ztoc = opened.ztoc.clone();
-    assert!(ztoc.is_some() && opened.note.way == Way::Lazy);
-    let kept = KeptLayer { source: stage.source().await, layer: image.manifest.layers[0].clone(), ztoc };
+    assert!(opened.claim.table.is_some() && opened.note.way == Way::Lazy);
+    let (image, layer) = (stage.source().await, image.manifest.layers[0].clone());
+    let kept = KeptLayer { claim: opened.claim, origins: vec![LayerOrigin { image, layer, index_from: None }] };
     let reader = opened.reader.clone();
     drop(opened);
-    let again = async |trust: TrustPolicy, store: &Store| {
+    let again = async |trust: TrustPolicy, store: &Arc<Store>| {
         reopen_layer(&kept, store, &stage.options("a", trust), &runtime).await.unwrap().is_some()
     };
     reader.complete().await.unwrap();
     drop(reader);
-    let store = Store::open(&stage.root.path().join("a")).unwrap();
+    let store = Arc::new(Store::open(&stage.root.path().join("a")).unwrap());
     assert!(again(TrustPolicy::default(), &store).await);
     assert!(!again(deny(), &store).await);
     let reader = reopen_layer(&kept, &store, &stage.options("a", TrustPolicy::default()), &runtime).await;

@@ -71,6 +71,7 @@ impl Desk {
             parallel: 1,
             trust: Arc::default(),
             listing: None,
+            profile: soci_fs::profile::Choice::None,
         };
         let options = RemoteOptions {
             open,

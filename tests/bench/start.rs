@@ -109,6 +109,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
         parallel: 4,
         trust: std::sync::Arc::default(),
         listing: None,
+        profile: soci_fs::profile::Choice::None,
     };
     let (mountpoint, store) = (at.join("mnt"), std::sync::Arc::new(Store::open(&at.join("store"))?));
     std::fs::create_dir_all(&mountpoint)?;

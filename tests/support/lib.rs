@@ -7,6 +7,7 @@ pub mod front;
 pub mod gate;
 pub mod go;
 pub mod image;
+pub mod layers;
 pub mod mounting;
 pub mod node;
 pub mod profile;

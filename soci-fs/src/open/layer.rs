@@ -35,6 +35,8 @@ pub struct OpenedLayer {
     pub note: LayerNote,
     /// Bytes of its TOC or zTOC, from wherever it came.
     pub index_bytes: u64,
+    /// The TOC or zTOC of an index by which it is read; `None` for a layer that was fetched whole.
+    pub table: Option<Descriptor>,
     /// The claim under which it is kept. It may be one that another image has made and this node has proven.
     pub claim: Claim,
     /// Where the parts of its index are, if they are not beside the image.
@@ -112,6 +114,7 @@ impl ImageOpener {
         let place = self.source.place();
         let origins = Origins::new(place, Arc::new(ImageBlob::new(self.source.clone(), blob)));
         let index_bytes = table.as_ref().map_or(0, |table| table.descriptor.size);
+        let descriptor = record.table_kept.clone().filter(|_| claim.table.is_some());
         let (kept_windows, index_from) = match table {
             Some(table) => (table.windows, table.index_from),
             None => (windows_of(&record, [&self.source]), None),
@@ -119,7 +122,7 @@ impl ImageOpener {
         let policy = self.options.policy;
         let reader =
             LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
-        OpenedLayer { reader, note, index_bytes, claim, index_from }
+        OpenedLayer { reader, note, index_bytes, table: descriptor, claim, index_from }
     }
 
     /// What this node has proven of the diff_id, whichever layer it was proven of.

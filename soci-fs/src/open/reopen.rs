@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use soci_index::image::ImageSource;
 use soci_index::image::model::Descriptor;
+use soci_index::image::store::Store as BlobStore;
 use tokio::runtime::Handle;
 
 use super::layer::{Stored, origins, stored, windows_of};
@@ -13,7 +14,7 @@ use crate::reader::LayerReader;
 use crate::source::Source;
 use crate::source::image::ImageBlob;
 use crate::source::origins::Origins;
-use crate::store::{Claim, Condemned, Store};
+use crate::store::{Claim, Condemned, Record, Store};
 use crate::trust::Provisional;
 
 /// An image that uses a layer, as one place from which its parts can be had.
@@ -86,9 +87,18 @@ pub async fn reopen_layer(
     let Some(source) = origins(own.map(|origin| (origin.name(), origin.blob()))).or_else(|| any_origin(kept)) else {
         return Ok(None);
     };
+    let local = local_place(&record, options).await?;
     let places = kept.origins.iter().flat_map(|origin| origin.index_from.iter().chain([&origin.image]));
-    let windows = windows_of(&record, places);
+    let windows = windows_of(&record, local.iter().chain(places));
     Ok(Some(LayerReader::with_windows(claim.layer, index, store, source, windows, options.policy, runtime)))
+}
+
+/// The local index store, if it has the windows of a layer.
+async fn local_place(record: &Record, options: &OpenOptions) -> Result<Option<ImageSource>, OpenError> {
+    let windows = record.table_kept.as_ref().and_then(super::find::windows_blob);
+    let (Some(windows), Some(directory)) = (windows, &options.index_store) else { return Ok(None) };
+    let layout = super::find::open_layout(directory).await?;
+    Ok(layout.has_blob(&windows.digest).then(|| ImageSource::Store { store: BlobStore::Layout(layout), tag: None }))
 }
 
 /// Images that have another blob with the same tar: it is here whole, so there is hardly anything to ask them.
