@@ -14,7 +14,7 @@ use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use soci_fs::remote::slots::{SlotRecord, Slots};
 use soci_fs::remote::{ProfileOptions, Registries, RemoteLayers, RemoteOptions, Reopener};
-use soci_fs::store::Store;
+use soci_fs::store::{Store, StoreError};
 use soci_index::digest::Digest;
 use soci_index::registry::{Backoff, ClientOptions, CredentialSource};
 
@@ -78,7 +78,7 @@ impl Daemon {
             profile: soci_fs::profile::Choice::None,
             observer: Arc::new(|_| {}),
         });
-        let store = Arc::new(Store::open(root).unwrap());
+        let store = Arc::new(open_store(root));
         let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
         let id_maps = IdMaps::open(root.join("id-maps.json")).unwrap();
         let registries = Arc::new(Registries::new(client, Vec::new()));
@@ -183,6 +183,17 @@ impl Daemon {
         }
         Ok(inode)
     }
+}
+
+/// Opens a store, which a daemon before may hold for a moment longer: until its last task has ended.
+fn open_store(root: &Path) -> Store {
+    for _ in 0..100 {
+        match Store::open(root) {
+            Err(StoreError::Busy { .. }) => std::thread::sleep(Duration::from_millis(50)),
+            result => return result.expect("a store"),
+        }
+    }
+    panic!("{} is in use", root.display());
 }
 
 /// What containerd says when it wants a layer of an image.

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, StreamExt as _};
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::decode::{DecodeError, SpanDecoder};
+use soci_index::digest::{Digest, hex};
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::span::{Span, SpanId};
 use tokio::sync::watch;
@@ -338,9 +339,22 @@ fn decode_span(index: &LayerIndex, span: SpanId, history: &Window, compressed: &
     // Limits::span_bytes_max bounds the length.
     let mut output = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     let mut decoder = SpanDecoder::with_window(index, span, history)?;
-    decoder.push(compressed, &mut output)?;
-    decoder.finish()?;
+    let decoded = decoder.push(compressed, &mut output).and_then(|()| decoder.finish());
+    decoded.map_err(|error| compressed_first(index, span, compressed, error))?;
     Ok(output)
+}
+
+/// What is wrong with a span that cannot be decoded: its compressed bytes, if they are not the indexed ones, which is the
+/// mistake of the origin that delivered them; else what it is decoded from.
+fn compressed_first(index: &LayerIndex, span: SpanId, compressed: &[u8], error: DecodeError) -> DecodeError {
+    let expected = index.spans.span(span).and_then(|span| span.digest);
+    let found = Digest::of(compressed);
+    match expected {
+        Some(expected) if found.bytes() != expected => {
+            DecodeError::Digest { span, expected: hex(&expected), found: found.hex() }
+        }
+        _ => error,
+    }
 }
 
 /// Whether the window of the next span agrees with the end of this one, `bytes`. An index may leave out (as zeros) the
