@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use soci_index::digest::{Algorithm, Digest, Hasher};
-use soci_index::entry::Entry;
+use soci_index::entry::{Entry, Timestamp};
 use soci_index::index::LayerIndex;
 use soci_index::indexer::{IndexError, Indexer, Options};
 use soci_index::limits::Limits;
@@ -419,11 +419,23 @@ fn same_entry(tar: &Entry, index: &Entry) -> bool {
         && tar.data_offset == index.data_offset
         && tar.size == index.size
         && tar.permissions() == index.permissions()
-        && (index.modified.is_none() || tar.modified == index.modified)
+        && same_time(tar.modified, index.modified)
         && (tar.uid, tar.gid, tar.kind) == (index.uid, index.gid, index.kind)
         && tar.device() == index.device()
         && tar.sparse() == index.sparse()
         && tar.xattrs().eq(index.xattrs())
+}
+
+/// Whether an index says the time that the tar says, as far as a zTOC can: its text knows no years beyond 9999, and offsets
+/// of time zones in minutes only, so the zones of a hundred years ago lose up to a minute.
+fn same_time(tar: Option<Timestamp>, index: Option<Timestamp>) -> bool {
+    match (tar, index) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(tar), Some(index)) => {
+            tar.nanoseconds == index.nanoseconds && tar.seconds.abs_diff(index.seconds) < 60
+        }
+    }
 }
 
 /// The blob on its way through an indexer, compared with what is stored.

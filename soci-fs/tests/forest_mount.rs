@@ -241,3 +241,54 @@ fn the_state_file_follows() {
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
     assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o500);
 }
+
+/// What the kernel was shown of a layer that turns out to be wrong is gone from its caches: bytes, links and names.
+#[test]
+fn a_condemned_layer_is_forgotten_by_the_kernel() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let mut builder = tar::Builder::new(support::files_tar([("etc/file", noise(1, 100_000))]));
+    let end = builder.get_ref().len() - 1024;
+    builder.get_mut().truncate(end);
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    builder.append_link(&mut header, "etc/link", "file").unwrap();
+    let mut layer = Layer::gzip(builder.into_inner().unwrap(), 32 << 10);
+    let mut index = soci_index::index::LayerIndex::clone(&layer.index);
+    let link = index.entries.iter_mut().find(|entry| &*entry.name == b"etc/link").unwrap();
+    link.link = b"evil"[..].into();
+    layer.index = Arc::new(index);
+    bench.insert(7, &layer);
+    for way in ["below the mount", "under overlayfs"] {
+        let root = match way {
+            "below the mount" => bench.root().join("7"),
+            _ => bench.overlay("condemned", &["7".to_owned()]),
+        };
+        assert_eq!(fs::read_link(root.join("etc/link")).unwrap(), Path::new("evil"), "{way}");
+        assert_eq!(fs::read(root.join("etc/file")).unwrap(), noise(1, 100_000), "{way}");
+    }
+    let reader = bench.forest.reader(7).unwrap();
+    let proof = bench.runtime.block_on(async {
+        reader.complete().await.unwrap();
+        soci_fs::proof::prove(&reader, layer.claim).await
+    });
+    assert!(matches!(proof, Err(soci_fs::proof::ProofError::Table { .. })), "{proof:?}");
+    let merged = bench.overlays[0].clone();
+    let is_gone = || {
+        [bench.root().join("7"), merged.clone()].iter().all(|root| {
+            fs::read_link(root.join("etc/link")).is_err() && fs::read(root.join("etc/file")).is_err()
+        })
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !is_gone() {
+        assert!(std::time::Instant::now() < deadline, "the kernel still shows what it was told");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // The state file says why.
+    let name = format!(".soci-snapshotter/{}.json", layer.digest());
+    let state = fs::read_to_string(bench.root().join("7").join(name)).unwrap();
+    assert!(state.contains("proven wrong"), "{state}");
+}

@@ -17,9 +17,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use soci_fs::attributes::Attributes;
+use soci_fs::proof::{Verdict, prove};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_fs::tree::{NodeKind, NodeNumber, Tree};
+use soci_fs::unpack::LayerClaim;
 use soci_index::entry::Entry;
 use soci_index::index::Compression;
 use support::{Layer, golden, index};
@@ -225,6 +227,51 @@ async fn files_read_through_spans_are_the_files_of_the_tar() {
         let _ = Arc::strong_count(&layer.index);
     }
     assert!(files > 1000, "only {files} files");
+}
+
+/// Layers whose index by AWS's tools says something else than the tar does, so that its proof has to fail.
+const AWS_SAYS_OTHERWISE: &[(&str, &str)] = &[
+    ("074", "a hard link with a size field: later offsets are wrong"),
+    ("075", "a link, a directory and a fifo with a size field: the same"),
+];
+
+/// What AWS's tools have indexed is proven by the layer: bytes and every entry of the table.
+#[tokio::test]
+async fn indexes_of_aws_are_proven() {
+    let Some(root) = golden() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let (mut proven, mut failed) = (0, Vec::new());
+    let mut cases: Vec<_> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    for case in cases {
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let Some((blob, compression)) = blob(&case) else { continue };
+        let tables = std::fs::read_dir(&case).unwrap().map(|entry| entry.unwrap().path());
+        for table in tables.filter(|path| path.extension().is_some_and(|extension| extension == "ztoc")) {
+            let bytes = std::fs::read(&table).unwrap().into();
+            let limits = soci_index::limits::Limits::DEFAULT;
+            let decoded = soci_index::ztoc::Ztoc::decode(&bytes, &limits);
+            let Ok(of_aws) = decoded.and_then(|ztoc| ztoc.into_index(blob.len() as u64, &limits)) else { continue };
+            let Ok((indexed, tar)) = index(&blob, compression, 65_536) else { continue };
+            let claim = LayerClaim { digest: indexed.layer_digest, size: blob.len() as u64, diff_id: indexed.diff_id };
+            let layer = Layer { tar, blob: blob.clone().into(), index: Arc::new(of_aws), claim };
+            store.remove(&layer.indexed()).unwrap();
+            let reader = layer.reader(&store, layer.memory(), Policy::default());
+            let verdict = match reader.complete().await {
+                Ok(()) => prove(&reader, claim).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match verdict {
+                Ok(Verdict::Proven) => proven += 1,
+                other => failed.push(format!("{name} {}: {other:?}", table.file_name().unwrap().display())),
+            }
+        }
+    }
+    let is_known = |line: &String| AWS_SAYS_OTHERWISE.iter().any(|(number, _)| line.starts_with(number));
+    let unknown: Vec<_> = failed.iter().filter(|line| !is_known(line)).collect();
+    assert!(unknown.is_empty(), "{unknown:#?}");
+    assert!(proven > 100, "only {proven} indexes");
 }
 
 /// What GNU tar makes of the archives where it has no complaint: the same files with the same content.
