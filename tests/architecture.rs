@@ -144,7 +144,15 @@ const FOREIGN: [(&str, &[&str]); 30] = [
     ),
     ("clap_complete", &["soci-cli/src/args.rs", "soci-cli/src/commands/help.rs"]),
     ("clap_mangen", &["soci-cli/src/commands/help.rs"]),
-    ("axum", &["soci-cli/src/demo/registry.rs", "soci-cli/src/daemon/operations.rs", "soci-cli/src/webhook/server.rs"]),
+    (
+        "axum",
+        &[
+            "soci-cli/src/demo/registry.rs",
+            "soci-cli/src/daemon/operations.rs",
+            "soci-cli/src/door.rs",
+            "soci-cli/src/webhook/server.rs",
+        ],
+    ),
     ("indicatif", &["soci-cli/src/progress.rs"]),
     ("png", &["soci-cli/src/bench/picture/pixels.rs"]),
     ("embedded_graphics", &["soci-cli/src/bench/picture/pixels.rs"]),

@@ -18,7 +18,7 @@ mod serve;
 
 pub use bench::Bench;
 pub use node::{Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
-pub use profile::{Profile, PushProfile, Record};
+pub use profile::{Inside, Profile, PushProfile, Record};
 pub use publish::{
     Building, Convert, Create, Existing, Fineness, Format, FormatName, Forms, Indexing, Optimization, Prefetch,
     Publish, Push, Verify,
@@ -140,6 +140,9 @@ pub enum Command {
     Pull(Pull),
     /// Run a command in an image and note what it reads, for faster starts
     Record(Record),
+    /// Run a command in the namespaces that `soci record` has had made
+    #[command(hide = true)]
+    Inside(Inside),
     /// Start-up profiles: publish what `soci record` noted
     #[command(subcommand)]
     Profile(Profile),

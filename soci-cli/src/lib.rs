@@ -51,6 +51,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Mount(mount) => commands::mount::run(&mount, &config),
         Command::Pull(pull) => commands::pull::run(&pull, &config, &global),
         Command::Record(record) => commands::record::run(&record, &config, &global),
+        Command::Inside(inside) => commands::record::inside::run(&inside),
         Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
         Command::Umount(umount) => commands::mount::run_umount(&umount),

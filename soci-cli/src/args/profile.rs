@@ -12,8 +12,10 @@ use super::Access;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The image is mounted anew, with nothing of it in any cache, so that every read is seen. The command runs as you, with the
-image as its root directory and its environment and working directory as the image says, but without a container around
-it: record images that you trust. As root it may write, to memory; anybody else needs bubblewrap (bwrap) and may not.
+image as its root directory and its environment and working directory as the image says. It sees no files, devices,
+processes and, without --network, no network of this machine, and gains no privileges; of root's it has few. CPU and
+memory have no bounds, and the kernel is shared. As root it may write, to memory; anybody else needs bubblewrap (bwrap)
+and may not.
 
   soci record registry.example/app:v1 -- python3 -c 'import numpy'
   soci record registry.example/web:v1 --for 20s
@@ -39,6 +41,9 @@ pub struct Record {
     /// End the command after this time, for programs that do not end by themselves; 0 waits for its end
     #[arg(long = "for", value_parser = duration, default_value = "0", value_name = "TIME")]
     pub time: Duration,
+    /// Let the command use the network of this machine
+    #[arg(long, conflicts_with = "container")]
+    pub network: bool,
     /// Platform, for example linux/arm64 [default: this machine's]
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
@@ -48,6 +53,29 @@ pub struct Record {
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
+}
+
+/// `soci inside`: what `soci record` runs in the namespaces that it has had made.
+#[derive(Debug, Args)]
+pub struct Inside {
+    /// Where the image is mounted
+    #[arg(long, value_name = "DIR")]
+    pub image: PathBuf,
+    /// An empty directory
+    #[arg(long, value_name = "DIR")]
+    pub room: PathBuf,
+    /// Where the command starts, in the image
+    #[arg(long, value_name = "DIR")]
+    pub directory: String,
+    /// A variable for the command; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub environment: Vec<String>,
+    /// The network is the machine's
+    #[arg(long)]
+    pub network: bool,
+    /// The command
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// `soci profile`

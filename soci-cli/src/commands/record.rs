@@ -3,6 +3,7 @@
 //! The layer store is a new one in a directory of its own, and so is the mount: neither has anything in a cache, so every
 //! page that the command needs is a read that is seen. Both are gone when the command ends.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +31,7 @@ use crate::output;
 
 mod container;
 mod enter;
+pub mod inside;
 
 use enter::{Ending, Errand};
 
@@ -75,7 +77,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     let reference = image::reference(name)?;
     let source = ImageSource::open(&reference, &client).await?;
     let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
-    let errand = Errand::new(&found.raw_config, &arguments.command)?;
+    let errand = Errand::new(&found.raw_config, &arguments.command, arguments.network)?;
     config.keep_private()?;
     ensure_private_dir(&config.layers())?;
     let scratch = tempfile::Builder::new().prefix("record-").tempdir_in(config.layers());
@@ -124,17 +126,23 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     }
 }
 
-/// Writes a profile in one step.
+/// Writes a profile: a file in one step, and into what is no file, a device or a pipe, which must not be replaced by one.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When it cannot be written.
 pub fn write(file: &Path, profile: &Profile) -> anyhow::Result<()> {
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let written = (|| {
+        let bytes = profile.encode().map_err(std::io::Error::other)?;
+        if file.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return std::fs::OpenOptions::new().write(true).open(file)?.write_all(&bytes);
+        }
+        // What a link leads to is meant, not the link.
+        let place = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        let directory = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
-        std::io::Write::write_all(&mut temporary, &profile.encode().map_err(std::io::Error::other)?)?;
+        temporary.write_all(&bytes)?;
         std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-        temporary.persist(file).map(|_| ()).map_err(|error| error.error)
+        temporary.persist(&place).map(|_| ()).map_err(|error| error.error)
     })();
     written.with_context(|| format!("writing {}", file.display()))
 }

@@ -5,8 +5,9 @@
 //! few fields that matter are read in passing (their numbers are the contract of the CRI), so nothing here depends on the
 //! version of that protocol.
 //!
-//! Invariants: a call is passed on also if it cannot be understood; credentials are noted before containerd hears of the
-//! pull, since it will ask for the layers' snapshots meanwhile; nothing of a message is logged.
+//! Invariants: a call is passed on also if it cannot be understood; credentials are there before containerd hears of the
+//! pull, since it will ask for the layers' snapshots meanwhile, and count for good only when it has said that the pull was
+//! good; nothing of a message is logged.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -25,10 +26,13 @@ use tonic::server::NamedService;
 use tonic::transport::{Channel, Endpoint};
 
 use super::MESSAGE_BYTES_MAX;
-use crate::keychain::pulls::{PullAuth, Pulls};
+use crate::keychain::pulls::{PullAuth, Pulling, Pulls};
 
 /// Bytes before a message: whether it is compressed, and how long it is.
 const FRAME: usize = 5;
+
+/// Where an answer has its outcome: in trailers, or where there is nothing else in the headers.
+const STATUS: &str = "grpc-status";
 
 /// Passes calls on.
 #[derive(Debug, Clone)]
@@ -52,33 +56,62 @@ impl ImageService {
         let (head, body) = request.into_parts();
         let limited = Limited::new(body, MESSAGE_BYTES_MAX + FRAME).collect().await;
         let message = limited.map_err(|error| Status::resource_exhausted(format!("the message: {error}")))?.to_bytes();
-        self.read(head.uri.path(), &message);
+        let meant = self.read(head.uri.path(), &message);
         let request = http::Request::from_parts(head, Body::new(Full::new(message)));
         let unavailable = |error: tonic::transport::Error| {
             tracing::debug!(%error, "containerd's image service cannot be reached");
             Status::unavailable("containerd's image service cannot be reached through soci-snapshotter-grpc")
         };
         std::future::poll_fn(|context| self.containerd.poll_ready(context)).await.map_err(unavailable)?;
-        self.containerd.call(request).await.map_err(unavailable)
+        let answer = self.containerd.call(request).await.map_err(unavailable)?;
+        let Some(meant) = meant else { return Ok(answer) };
+        let (answer, is_good) = outcome(answer).await?;
+        match meant {
+            Meant::Pull(pulling) if is_good => pulling.good(),
+            Meant::Removal(image) if is_good => self.pulls.forget(&image),
+            // What is not good is forgotten with this.
+            Meant::Pull(_) | Meant::Removal(_) => {}
+        }
+        Ok(answer)
     }
 
-    fn read(&self, path: &str, framed: &[u8]) {
+    fn read(&self, path: &str, framed: &[u8]) -> Option<Meant> {
         match path.rsplit('/').next() {
             Some("PullImage") => match decode::<PullImageRequest>(framed) {
                 Some(PullImageRequest { image: Some(spec), auth: Some(auth) }) => {
-                    self.pulls.note(&spec.image, &auth.into());
+                    self.pulls.begin(&spec.image, &auth.into()).map(Meant::Pull)
                 }
-                Some(_) => {}
-                None => tracing::warn!("a request to pull cannot be read; its credentials are not known here"),
+                Some(_) => None,
+                None => {
+                    tracing::warn!("a request to pull cannot be read; its credentials are not known here");
+                    None
+                }
             },
             Some("RemoveImage") => {
-                if let Some(RemoveImageRequest { image: Some(spec) }) = decode(framed) {
-                    self.pulls.forget(&spec.image);
-                }
+                let RemoveImageRequest { image } = decode(framed)?;
+                image.map(|spec| Meant::Removal(spec.image))
             }
-            _ => {}
+            _ => None,
         }
     }
+}
+
+/// A call whose outcome matters.
+enum Meant {
+    Pull(Pulling),
+    Removal(String),
+}
+
+/// Waits for the end of an answer, which says whether the call was good.
+async fn outcome(answer: http::Response<Body>) -> Result<(http::Response<Body>, bool), Status> {
+    let (head, body) = answer.into_parts();
+    let limited = Limited::new(body, MESSAGE_BYTES_MAX + FRAME).collect().await;
+    let collected = limited.map_err(|error| Status::unavailable(format!("containerd's answer: {error}")))?;
+    let trailers = collected.trailers().cloned();
+    let status = trailers.as_ref().and_then(|trailers| trailers.get(STATUS)).or_else(|| head.headers.get(STATUS));
+    let is_good = head.status.is_success() && status.is_some_and(|status| status.as_bytes() == b"0");
+    let body = Full::new(collected.to_bytes()).with_trailers(std::future::ready(trailers.map(Ok)));
+    Ok((http::Response::from_parts(head, Body::new(body)), is_good))
 }
 
 fn decode<M: Message + Default>(framed: &[u8]) -> Option<M> {
@@ -157,7 +190,8 @@ mod tests {
 
     use super::*;
 
-    /// What containerd would be: notes what it is asked, and answers every call with the name of the method.
+    /// What containerd would be: notes what it is asked, and answers every call with the name of the method. It refuses
+    /// what a user called `bad` wants, when all of it is said, as containerd does.
     #[derive(Clone, Default)]
     struct Backend(Arc<Mutex<Vec<(String, Bytes)>>>);
 
@@ -179,14 +213,15 @@ mod tests {
             async move {
                 let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
                 let body = request.into_body().collect().await.unwrap().to_bytes();
-                calls.lock().unwrap().push((method.clone(), body));
+                calls.lock().unwrap().push((method.clone(), body.clone()));
                 if method == "ImageStatus" {
                     return Ok(Status::not_found("no such image").into_http());
                 }
+                let is_bad = body.windows(3).any(|word| word == b"bad");
                 let message = ImageSpec { image: method }.encode_to_vec();
                 let frame = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()][..], &message].concat();
                 let mut trailers = http::HeaderMap::new();
-                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                trailers.insert(STATUS, http::HeaderValue::from_static(if is_bad { "7" } else { "0" }));
                 let body = Full::new(Bytes::from(frame)).with_trailers(std::future::ready(Some(Ok(trailers))));
                 let mut response = http::Response::new(Body::new(body));
                 let headers = response.headers_mut();
@@ -228,6 +263,16 @@ mod tests {
             serve(&self.directory.path().join("containerd.sock"), server).await;
         }
 
+        /// Whose credentials are known, in order.
+        async fn users(&self) -> Vec<String> {
+            let logins = self.pulls.find("h.example", "team/app").await.unwrap();
+            let user = |login: soci_index::registry::Login| match login.credentials {
+                Credentials::Password { user, .. } => user,
+                other => panic!("{other:?}"),
+            };
+            logins.into_iter().map(user).collect()
+        }
+
         async fn call<Q: Message + 'static>(&mut self, method: &str, question: Q) -> Result<String, Status> {
             self.kubelet.ready().await.unwrap();
             let path = PathAndQuery::try_from(format!("/runtime.v1.ImageService/{method}")).unwrap();
@@ -245,9 +290,10 @@ mod tests {
     #[tokio::test]
     async fn calls_are_passed_on_and_credentials_kept() {
         let mut wire = Wire::new().await;
-        // containerd need not be there yet; what came is known already.
+        // containerd need not be there yet. What came with a call that failed is not known.
         let error = wire.call("PullImage", pull("h.example/team/app:1", "early")).await.unwrap_err();
         assert_eq!(error.code(), tonic::Code::Unavailable);
+        assert_eq!(wire.users().await, [""; 0]);
         wire.start_containerd().await;
         let question = pull("h.example/team/app:1", "me");
         assert_eq!(wire.call("PullImage", question.clone()).await.unwrap(), "PullImage");
@@ -257,11 +303,30 @@ mod tests {
         let (method, body) = wire.backend.0.lock().unwrap()[0].clone();
         assert_eq!((method.as_str(), &body[FRAME..]), ("PullImage", &question.encode_to_vec()[..]));
 
-        let login = wire.pulls.find("h.example", "team/app").await.unwrap().unwrap();
-        assert!(matches!(login.credentials, Credentials::Password { user, .. } if user == "me"));
+        assert_eq!(wire.users().await, ["me"]);
         let removal = RemoveImageRequest { image: Some(ImageSpec { image: "h.example/team/app:1".into() }) };
         assert_eq!(wire.call("RemoveImage", removal).await.unwrap(), "RemoveImage");
-        assert_eq!(wire.pulls.find("h.example", "team/app").await, Ok(None));
+        assert_eq!(wire.users().await, [""; 0]);
+    }
+
+    /// Anybody who may create a pod can have the kubelet ask for any image with any password.
+    #[tokio::test]
+    async fn a_refused_pull_replaces_nobodys_password() {
+        let mut wire = Wire::new().await;
+        wire.start_containerd().await;
+        wire.call("PullImage", pull("h.example/team/app:1", "owner")).await.unwrap();
+        for image in ["h.example/team/app:1", "h.example/team/app:other"] {
+            let error = wire.call("PullImage", pull(image, "bad")).await.unwrap_err();
+            assert_eq!(error.code(), tonic::Code::PermissionDenied);
+            assert_eq!(wire.users().await, ["owner"]);
+        }
+        wire.call("PullImage", pull("h.example/team/app:1", "another")).await.unwrap();
+        assert_eq!(wire.users().await, ["another", "owner"]);
+        // A removal that was refused removes nothing.
+        let removal = RemoveImageRequest { image: Some(ImageSpec { image: "h.example/team/app:bad".into() }) };
+        wire.call("PullImage", pull("h.example/team/app:2", "third")).await.unwrap();
+        assert!(wire.call("RemoveImage", removal).await.is_err());
+        assert_eq!(wire.users().await, ["third", "another", "owner"]);
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! `{"auths": {PATTERN: {"auth": BASE64 | "username": .., "password": .. | "identitytoken": ..}}}`. Only this member is
 //! read: a secret of a cluster may also name credential programs, and nobody who may write a secret may thereby run one
-//! here. Where several patterns match, the longest wins, as in Kubernetes. Pure.
+//! here. Where several patterns match, all of them are meant, the longest first, as in Kubernetes. Pure.
 
 use std::collections::BTreeMap;
 
@@ -50,11 +50,12 @@ impl Auths {
         Self(known.collect())
     }
 
-    /// The credentials for `repository` on `registry`, and the pattern by which they were found.
+    /// The credentials for `repository` on `registry`, and the patterns by which they were found, the longest one first.
     #[must_use]
-    pub fn find(&self, registry: &str, repository: &str) -> Option<&(Pattern, Credentials)> {
-        let matching = self.0.iter().filter(|(pattern, _)| pattern.matches(registry, repository));
-        matching.max_by_key(|(pattern, _)| pattern.length())
+    pub fn find(&self, registry: &str, repository: &str) -> Vec<&(Pattern, Credentials)> {
+        let mut matching: Vec<_> = self.0.iter().filter(|(pattern, _)| pattern.matches(registry, repository)).collect();
+        matching.sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.length()));
+        matching
     }
 }
 
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_pattern_wins() {
+    fn the_longest_pattern_comes_first() {
         let auths = Auths::parse(
             br#"{"credsStore": "evil", "credHelpers": {"h.example": "evil"}, "auths": {
                 "https://h.example/v1/": {"auth": "dTpw"},
@@ -106,9 +107,15 @@ mod tests {
             ("empty.example", "x", Some(password("star", "s"))),
             ("elsewhere", "x", None),
         ] {
-            let found = auths.find(registry, repository).map(|(_, credentials)| credentials.clone());
+            let found = auths.find(registry, repository).first().map(|(_, credentials)| credentials.clone());
             assert_eq!(found, expected, "{registry}/{repository}");
         }
+        let all = auths.find("h.example", "team/app");
+        let users = all.iter().map(|(_, credentials)| match credentials {
+            Credentials::Password { user, .. } => user.as_str(),
+            _ => "",
+        });
+        assert_eq!(users.collect::<Vec<_>>(), ["", "team", "u", "star"]);
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! kept in memory and watched, so that a look costs nothing and a changed secret counts at once. The watch begins when
 //! the kubeconfig is there: on a node that is being set up it may come after this program.
 //!
+//! An image does not say which namespace's pod asks for it, so all secrets that match are candidates, and the registry
+//! decides: a secret that it refuses leads to the next.
+//!
 //! Invariants: of a secret only `auths` is read; what cannot be read is named by namespace and name, never quoted; while
 //! the cluster cannot be reached, what was known stays known.
 
@@ -18,11 +21,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Config};
-use soci_index::registry::{Keychain, Login};
+use soci_index::registry::{Credentials, Keychain, Login};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::auths::Auths;
+use super::pattern::Pattern;
 
 /// The type of secrets that hold credentials for registries, and the key that they are under.
 const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
@@ -31,6 +35,9 @@ const SECRET_KEY: &str = ".dockerconfigjson";
 const RETRY: Duration = Duration::from_secs(10);
 /// How long a look waits for the first list of secrets.
 const FIRST_LIST_WAIT: Duration = Duration::from_secs(5);
+
+/// Credentials that one look finds. The first of each of so many namespaces are among them.
+const CANDIDATES_MAX: usize = 256;
 
 /// Namespace and name.
 type SecretName = (String, String);
@@ -69,20 +76,16 @@ impl Cluster {
         Self { known }
     }
 
-    async fn look(&self, registry: &str, repository: &str) -> Result<Option<Login>, String> {
+    async fn look(&self, registry: &str, repository: &str) -> Result<Vec<Login>, String> {
         let mut known = self.known.clone();
         // Too late, or nobody watches any more: what is known by then decides.
         let _ = tokio::time::timeout(FIRST_LIST_WAIT, known.wait_for(|known| known.is_complete)).await;
         let known = self.known.borrow();
-        let found = known.secrets.values().filter_map(|auths| auths.find(registry, repository));
-        let best = found.max_by_key(|(pattern, _)| pattern.length());
-        match (best, known.is_complete, &known.failure) {
-            (Some((_, credentials)), ..) => {
-                Ok(Some(Login { credentials: credentials.clone(), until: None, whole_registry: false }))
-            }
-            (None, true, _) => Ok(None),
-            (None, false, Some(reason)) => Err(reason.clone()),
-            (None, false, None) => Err("they have not been listed yet".to_owned()),
+        let found = known.find(registry, repository);
+        match (found.is_empty(), known.is_complete, &known.failure) {
+            (true, false, Some(reason)) => Err(reason.clone()),
+            (true, false, None) => Err("they have not been listed yet".to_owned()),
+            (false, ..) | (true, true, _) => Ok(found),
         }
     }
 }
@@ -92,7 +95,7 @@ impl Keychain for Cluster {
         "the cluster's pull secrets"
     }
 
-    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>> {
+    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Vec<Login>, String>> {
         self.look(registry, repository).boxed()
     }
 }
@@ -138,6 +141,27 @@ async fn follow(kubeconfig: Option<&Path>, sender: &watch::Sender<Known>) -> Res
 }
 
 impl Known {
+    /// All that is meant for an image, each credential once. Each namespace has its turn, with what it means most: whoever
+    /// may write secrets in one of them, however many and of whatever patterns, stands between nobody else and an image.
+    fn find(&self, registry: &str, repository: &str) -> Vec<Login> {
+        let mut namespaces: BTreeMap<&str, Vec<&(Pattern, Credentials)>> = BTreeMap::new();
+        for ((namespace, _), auths) in &self.secrets {
+            namespaces.entry(namespace).or_default().extend(auths.find(registry, repository));
+        }
+        let mut turns: Vec<_> = namespaces.into_values().collect();
+        for turn in &mut turns {
+            turn.sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.length()));
+        }
+        let rounds = turns.iter().map(Vec::len).max().unwrap_or_default();
+        let mut found: Vec<Login> = Vec::new();
+        for (_, credentials) in (0..rounds).flat_map(|round| turns.iter().filter_map(move |turn| turn.get(round))) {
+            if found.len() < CANDIDATES_MAX && !found.iter().any(|login| login.credentials == *credentials) {
+                found.push(Login { credentials: credentials.clone(), until: None, whole_registry: false });
+            }
+        }
+        found
+    }
+
     fn take(&mut self, event: Event<ClusterSecret>) {
         match event {
             Event::Init => self.listing.clear(),
@@ -184,7 +208,6 @@ fn read(secret: &ClusterSecret) -> Option<(SecretName, Auths)> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
-    use soci_index::registry::Credentials;
 
     use super::*;
 
@@ -201,9 +224,8 @@ mod tests {
     }
 
     fn users(known: &Known) -> Vec<String> {
-        let found = known.secrets.values().filter_map(|auths| auths.find("registry.example", "x"));
-        let users = found.map(|(_, credentials)| match credentials {
-            Credentials::Password { user, .. } => user.clone(),
+        let users = known.find("registry.example", "team/app").into_iter().map(|login| match login.credentials {
+            Credentials::Password { user, .. } => user,
             other => panic!("{other:?}"),
         });
         users.collect()
@@ -233,5 +255,27 @@ mod tests {
         assert_eq!(users(&known), ["e"]);
         known.take(Event::InitDone);
         assert!(users(&known).is_empty());
+    }
+
+    /// Whoever may write secrets in one namespace cannot come before all that another one means by length or by number.
+    #[test]
+    fn each_namespace_has_its_turn() {
+        let mut known = Known::default();
+        let mut put = |namespace: &str, name: &str, entries: &[(&str, &str)]| {
+            let entries =
+                entries.iter().map(|(pattern, user)| format!(r#""{pattern}":{{"username":"{user}","password":"p"}}"#));
+            let document = format!(r#"{{"auths":{{{}}}}}"#, entries.collect::<Vec<_>>().join(","));
+            let mut secret = secret(name, SECRET_TYPE, &document);
+            secret.metadata.namespace = Some(namespace.to_owned());
+            known.take(Event::Apply(secret));
+        };
+        for number in 0..400 {
+            put("evil", &format!("s{number}"), &[("registry.example/team/app", &format!("evil-{number}"))]);
+        }
+        put("owner", "pull", &[("*.example", "widest"), ("registry.example", "owner"), ("other.example", "elsewhere")]);
+        put("copy", "pull", &[("registry.example", "owner")]);
+        let users = users(&known);
+        assert_eq!(users.len(), CANDIDATES_MAX);
+        assert_eq!(users[..4], ["owner", "evil-0", "evil-1", "widest"], "each once, and in turn");
     }
 }

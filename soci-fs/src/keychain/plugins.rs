@@ -3,7 +3,8 @@
 //! The kubelet's own two settings are read, the file of `--image-credential-provider-config` and the directory of
 //! `--image-credential-provider-bin-dir`, so that a node is told once. A plugin gets the image on its standard input and
 //! answers with credentials by image pattern (`CredentialProviderRequest` and `-Response` of
-//! `credentialprovider.kubelet.k8s.io`). All plugins whose `matchImages` match are asked, and the first in the file wins.
+//! `credentialprovider.kubelet.k8s.io`). All plugins whose `matchImages` match are asked; what they
+//! know is tried in the order of the file.
 //!
 //! The file is read at every look, so a change needs no restart. What a plugin said is not kept here: the registry client
 //! keeps it for as long as the answer says, and asks again after a refusal.
@@ -20,7 +21,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use soci_index::gotime;
-use soci_index::registry::{Keychain, Login};
+use soci_index::registry::{Credentials, Keychain, Login};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -104,7 +105,7 @@ impl Plugins {
         Self { config, directory }
     }
 
-    async fn ask(&self, registry: &str, repository: &str) -> Result<Option<Login>, String> {
+    async fn ask(&self, registry: &str, repository: &str) -> Result<Vec<Login>, String> {
         let shown = self.config.display();
         let text = tokio::fs::read_to_string(&self.config).await.map_err(|error| format!("{shown}: {error}"))?;
         let config: Config = serde_saphyr::from_str(&text).map_err(|error| {
@@ -112,19 +113,18 @@ impl Plugins {
             let line = error.location().map(|location| format!(":{}", location.line())).unwrap_or_default();
             format!("{shown}{line}: not of the form of a CredentialProviderConfig")
         })?;
-        let mut failures = Vec::new();
+        let (mut logins, mut failures) = (Vec::new(), Vec::new());
         for provider in config.providers.iter().filter(|provider| provider.is_for(registry, repository)) {
             let answer = async {
                 let answer = self.run(provider, registry, repository).await?;
-                provider.login(answer, registry, repository)
+                provider.logins(answer, registry, repository)
             };
             match answer.await {
-                Ok(Some(login)) => return Ok(Some(login)),
-                Ok(None) => {}
+                Ok(some) => logins.extend(some),
                 Err(reason) => failures.push(format!("plugin {:?}: {reason}", provider.name)),
             }
         }
-        if failures.is_empty() { Ok(None) } else { Err(failures.join("; ")) }
+        if failures.is_empty() || !logins.is_empty() { Ok(logins) } else { Err(failures.join("; ")) }
     }
 
     async fn run(&self, provider: &Provider, registry: &str, repository: &str) -> Result<Answer, String> {
@@ -188,17 +188,18 @@ impl Provider {
         if is_plain { Ok(directory.join(&self.name)) } else { Err("its name is none of a program".to_owned()) }
     }
 
-    fn login(&self, answer: Answer, registry: &str, repository: &str) -> Result<Option<Login>, String> {
+    fn logins(&self, answer: Answer, registry: &str, repository: &str) -> Result<Vec<Login>, String> {
         let auths = Auths::of(answer.auth.unwrap_or_default());
-        let Some((pattern, credentials)) = auths.find(registry, repository) else { return Ok(None) };
         let life = answer.cache_duration.as_deref().or(self.default_cache_duration.as_deref()).unwrap_or("0");
         let life = gotime::duration(life).map_err(|error| format!("its cache duration: {error}"))?;
-        Ok(Some(Login {
+        // A life beyond what the clock can tell is one until they are refused.
+        let until = Instant::now().checked_add(life.max(LIFE_MIN));
+        let login = |(pattern, credentials): &(Pattern, Credentials)| Login {
             credentials: credentials.clone(),
-            // A life beyond what the clock can tell is one until they are refused.
-            until: Instant::now().checked_add(life.max(LIFE_MIN)),
+            until,
             whole_registry: answer.cache_key_type != CacheKey::Image && pattern.is_of_whole_registry(),
-        }))
+        };
+        Ok(auths.find(registry, repository).into_iter().map(login).collect())
     }
 }
 
@@ -207,7 +208,7 @@ impl Keychain for Plugins {
         "the kubelet's credential plugins"
     }
 
-    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>> {
+    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Vec<Login>, String>> {
         self.ask(registry, repository).boxed()
     }
 }
@@ -216,7 +217,7 @@ impl Keychain for Plugins {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use soci_index::registry::{Credentials, Secret};
+    use soci_index::registry::Secret;
 
     use super::*;
 
@@ -244,7 +245,7 @@ mod tests {
                     Err(reason) if reason.contains("Text file busy") => {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
-                    other => return other,
+                    other => return other.map(|logins| logins.into_iter().next()),
                 }
             }
             Err("busy".to_owned())

@@ -3,7 +3,8 @@
 //! A registry is first asked with what is known: nothing at the beginning, a cached token later. Its 401 names a
 //! scheme, which is remembered; Bearer wins over Basic. Harbor answers `Basic` to a token that lacks rights: a known
 //! Bearer realm is then kept and a wider scope asked for. Nothing is remembered for ever: tokens end before the server
-//! says so, and a refusal drops token and credentials, because both may have been renewed outside.
+//! says so, and a refusal drops token and credentials, because both may have been renewed outside. Of several credentials
+//! for a repository the next is tried then; only when all were refused does it begin again with the first.
 //!
 //! Invariants: a token is used only for the set of scopes that it was asked for; there is at most one token request in
 //! flight per set, and one search for credentials per repository; a password goes to the registry's own origin and to a realm that [`redirect::realm`] allows.
@@ -28,6 +29,11 @@ use crate::registry::transport::Transport;
 /// Sets of scopes with a token kept at a time. A client of one registry meets a handful of repositories; whoever meets
 /// more pays with a token request.
 const TOKENS_MAX: usize = 256;
+
+/// Credentials that one request tries. The next request goes on with those that are left.
+pub(crate) const TRIED_MAX: usize = 16;
+/// Refused credentials that are remembered for a repository. With more, it begins again with the first.
+const REFUSED_MAX: usize = 1024;
 
 /// What is to be done, as token services write it: `repository:NAME:ACTION,ACTION`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -106,11 +112,16 @@ struct State {
 struct Logins {
     registry: Option<Login>,
     repositories: HashMap<String, Login>,
+    /// What is not tried again before everything else was.
+    refused: HashMap<String, Vec<Credentials>>,
 }
 
 impl Logins {
     fn of(&self, repository: &str) -> Option<&Credentials> {
-        let known = self.repositories.get(repository).or(self.registry.as_ref())?;
+        let is_refused =
+            |login: &&Login| self.refused.get(repository).is_some_and(|refused| refused.contains(&login.credentials));
+        let whole = || self.registry.as_ref().filter(|login| !is_refused(login));
+        let known = self.repositories.get(repository).or_else(whole)?;
         known.until.is_none_or(|until| Instant::now() < until).then_some(&known.credentials)
     }
 
@@ -130,6 +141,23 @@ impl Logins {
         self.registry = None;
         self.repositories.remove(repository);
     }
+
+    fn refuse(&mut self, repository: &str, credentials: &Credentials) {
+        if self.refused.len() >= TOKENS_MAX && !self.refused.contains_key(repository) {
+            self.refused.clear();
+        }
+        let refused = self.refused.entry(repository.to_owned()).or_default();
+        if refused.len() >= REFUSED_MAX {
+            refused.clear();
+        }
+        if !refused.contains(credentials) {
+            refused.push(credentials.clone());
+        }
+        // What somebody has found meanwhile is not dropped.
+        if self.of(repository).is_none_or(|known| known == credentials) {
+            self.forget(repository);
+        }
+    }
 }
 
 /// Where the token for one set of scopes is kept. The lock is held while it is fetched, so others wait for the result.
@@ -137,7 +165,8 @@ type Slot = tokio::sync::Mutex<Fetched>;
 
 #[derive(Debug, Default)]
 struct Fetched {
-    token: Option<Token>,
+    /// And by which credentials it was got.
+    token: Option<(Token, Credentials)>,
     failure: Option<(Instant, RegistryError)>,
 }
 
@@ -146,12 +175,19 @@ struct Fetched {
 pub(crate) struct Grant {
     header: String,
     scopes: Scopes,
+    /// Whose it is.
+    by: Credentials,
 }
 
 impl Grant {
     /// The value of the `Authorization` header.
     pub(crate) fn header(&self) -> &str {
         &self.header
+    }
+
+    /// The credentials that it came from.
+    pub(crate) fn by(&self) -> &Credentials {
+        &self.by
     }
 }
 
@@ -201,19 +237,24 @@ impl Authorizer {
             let state = self.lock();
             (state.scheme.clone(), state.wider.get(errand.scopes).unwrap_or(errand.scopes).clone())
         };
-        let header = match scheme {
+        let (header, by) = match scheme {
             Scheme::Unknown => return Ok(None),
-            Scheme::Basic => match self.credentials(errand).await? {
-                Credentials::Password { user, password } => basic(&user, password.expose()),
-                Credentials::IdentityToken(token) => basic("", token.expose()),
-                Credentials::Anonymous => return Ok(None),
-            },
+            Scheme::Basic => {
+                let credentials = self.credentials(errand).await?;
+                let header = match &credentials {
+                    Credentials::Password { user, password } => basic(user, password.expose()),
+                    Credentials::IdentityToken(token) => basic("", token.expose()),
+                    Credentials::Anonymous => return Ok(None),
+                };
+                (header, credentials)
+            }
             Scheme::Bearer { realm, service } => {
                 let asked = Asked { errand, realm: &realm, service, scopes: &scopes };
-                format!("Bearer {}", self.token(&asked).await?)
+                let (token, by) = self.token(&asked).await?;
+                (format!("Bearer {token}"), by)
             }
         };
-        Ok(Some(Grant { header, scopes }))
+        Ok(Some(Grant { header, scopes, by }))
     }
 
     /// Learns from a 401. Says whether asking again with a new [`Authorizer::grant`] may help.
@@ -262,18 +303,22 @@ impl Authorizer {
         }
     }
 
-    /// Drops the credentials for a repository: others may be found by now.
-    pub(crate) fn forget_login(&self, repository: &str) {
-        self.lock().logins.forget(repository);
+    /// Ends the tries of a request: the next one looks for credentials anew, and where it had come to none it begins again.
+    pub(crate) fn give_up(&self, repository: &str, used: Option<&Grant>) {
+        let mut state = self.lock();
+        if used.is_none() {
+            state.logins.refuse(repository, &Credentials::Anonymous);
+        }
+        state.logins.forget(repository);
     }
 
     /// Drops what was refused, unless somebody has renewed it in the meantime.
     pub(crate) async fn forget(&self, repository: &str, used: &Grant) {
-        self.forget_login(repository);
+        self.lock().logins.refuse(repository, &used.by);
         let slot = self.lock().tokens.get(&used.scopes).cloned();
         let Some(slot) = slot else { return };
         let mut fetched = slot.lock().await;
-        if fetched.token.as_ref().is_some_and(|token| used.header.strip_prefix("Bearer ") == Some(token.text())) {
+        if fetched.token.as_ref().is_some_and(|(token, _)| used.header.strip_prefix("Bearer ") == Some(token.text())) {
             fetched.token = None;
         }
     }
@@ -283,41 +328,49 @@ impl Authorizer {
         self.lock().logins.of(repository).unwrap_or(&Credentials::Anonymous).who()
     }
 
-    async fn token(&self, asked: &Asked<'_>) -> Result<String, RegistryError> {
+    /// A token, and by which credentials it was got.
+    async fn token(&self, asked: &Asked<'_>) -> Result<(String, Credentials), RegistryError> {
         let since = Instant::now();
         let slot = self.slot(asked.scopes);
         let mut fetched = slot.lock().await;
-        if let Some(token) = fetched.token.as_ref().filter(|token| token.is_fresh()) {
-            return Ok(token.text().to_owned());
+        if let Some((token, by)) = fetched.token.as_ref().filter(|(token, _)| token.is_fresh()) {
+            return Ok((token.text().to_owned(), by.clone()));
         }
         // Whoever waited for an attempt that failed shares its failure.
         if let Some((_, error)) = fetched.failure.as_ref().filter(|(when, _)| *when > since) {
             return Err(error.clone());
         }
         match self.fetch_token(asked).await {
-            Ok(token) => {
+            Ok((token, by)) => {
                 let text = token.text().to_owned();
-                *fetched = Fetched { token: Some(token), failure: None };
-                Ok(text)
+                *fetched = Fetched { token: Some((token, by.clone())), failure: None };
+                Ok((text, by))
             }
             Err(error) => {
                 *fetched = Fetched { token: None, failure: Some((Instant::now(), error.clone())) };
-                self.forget_login(asked.errand.repository);
+                self.lock().logins.forget(asked.errand.repository);
                 Err(error)
             }
         }
     }
 
-    /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed.
-    async fn fetch_token(&self, asked: &Asked<'_>) -> Result<Token, RegistryError> {
-        let credentials = self.credentials(asked.errand).await?;
-        let first = self.request_token(asked, &credentials).await;
-        if !matches!(first, Err(RegistryError::Token { status: Some(401 | 403), .. })) {
-            return first;
+    /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed, or there may be
+    /// others.
+    async fn fetch_token(&self, asked: &Asked<'_>) -> Result<(Token, Credentials), RegistryError> {
+        let (mut tried, mut first) = (Vec::new(), None);
+        loop {
+            let credentials = self.credentials(asked.errand).await?;
+            if let Some(error) = first.take_if(|_| tried.contains(&credentials) || tried.len() >= TRIED_MAX) {
+                return Err(error);
+            }
+            let answer = self.request_token(asked, &credentials).await;
+            if !matches!(answer, Err(RegistryError::Token { status: Some(401 | 403), .. })) {
+                return answer.map(|token| (token, credentials));
+            }
+            self.lock().logins.refuse(asked.errand.repository, &credentials);
+            tried.push(credentials);
+            first = first.or(answer.err());
         }
-        self.forget_login(asked.errand.repository);
-        let found = self.credentials(asked.errand).await?;
-        if found == credentials { first } else { self.request_token(asked, &found).await }
     }
 
     async fn request_token(&self, asked: &Asked<'_>, credentials: &Credentials) -> Result<Token, RegistryError> {
@@ -344,7 +397,7 @@ impl Authorizer {
     }
 
     /// The credentials for a repository, looked up by one at a time: a program or a plugin may be slow or dear.
-    async fn credentials(&self, errand: &Errand<'_>) -> Result<Credentials, RegistryError> {
+    pub(crate) async fn credentials(&self, errand: &Errand<'_>) -> Result<Credentials, RegistryError> {
         let Errand { repository, deadline, .. } = *errand;
         let search = {
             let mut state = self.lock();
@@ -361,9 +414,14 @@ impl Authorizer {
             if let Some(known) = self.lock().logins.of(repository) {
                 return Ok(known.clone());
             }
-            let found = credentials::find(&self.registry, repository, &self.source).await?;
-            let credentials = found.credentials.clone();
-            self.lock().logins.keep(repository, found);
+            let refused = self.lock().logins.refused.get(repository).cloned().unwrap_or_default();
+            let found = credentials::find(&self.registry, repository, &self.source, &refused).await?;
+            let credentials = found.login.credentials.clone();
+            let mut state = self.lock();
+            if found.is_refused {
+                state.logins.refused.remove(repository);
+            }
+            state.logins.keep(repository, found.login);
             Ok(credentials)
         };
         let limit = errand.hurry.map_or(deadline.at(), |hurry| deadline.at().min(Instant::now() + hurry));

@@ -1,7 +1,9 @@
 //! Where user names and passwords come from.
 //!
 //! Explicit ones, docker's files and programs, or a [`Keychain`] that whoever runs a node brings: the kubelet's plugins,
-//! secrets of a cluster, what came with a pull. Several are asked in order, and the first that knows something wins.
+//! secrets of a cluster, what came with a pull. Several are asked in order, and each may know several credentials. They are
+//! candidates: one that a registry refuses leads to the next, so that nobody's credentials keep another's from being
+//! tried. After all those of a chain, which brings together what several parties know, comes the try without any.
 //!
 //! Credentials are looked up for the registry that the user named, or for a mirror under the mirror's own name, and for
 //! nobody else: no challenge, redirect or token realm ever takes part. A keychain is told the repository, too, for two images of one registry may need different
@@ -60,7 +62,7 @@ pub enum CredentialSource {
     IdentityToken(Secret),
     /// Somebody who is asked for every repository.
     Keychain(Arc<dyn Keychain>),
-    /// All of these, until one knows something.
+    /// All of these, until one knows something that is not refused.
     Chain(Vec<Self>),
     /// None.
     Anonymous,
@@ -71,12 +73,13 @@ pub trait Keychain: Send + Sync + fmt::Debug {
     /// What it is called in messages.
     fn name(&self) -> &'static str;
 
-    /// The credentials for `repository` on `registry`, or `None` if it knows none. The repository is written as in the
-    /// image's name, and so is the registry, unless a mirror is asked: then it is the mirror's host, with its port.
+    /// The credentials for `repository` on `registry`, in the order in which they are to be tried. The repository is
+    /// written as in the image's name, and so is the registry, unless a mirror is asked: then it is the mirror's host, with
+    /// its port.
     ///
     /// # Errors
     /// A reason in words, without anything secret.
-    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>>;
+    fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Vec<Login>, String>>;
 }
 
 /// Credentials and what they are good for.
@@ -117,12 +120,73 @@ impl Credentials {
     }
 }
 
-/// Finds the credentials for `repository` on `registry`; anonymous ones if there are none.
+/// What a search has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// What to try.
+    pub(crate) login: Login,
+    /// Whether this has been refused before, as everything else that is known.
+    pub(crate) is_refused: bool,
+}
+
+/// Finds the first credentials for `repository` on `registry` that are not among the `refused` ones; if there are none
+/// left, the first of all; anonymous ones if none are known.
 ///
 /// # Errors
 /// A reason in words, when nothing was found and a source could not be asked.
-pub(crate) async fn find(registry: &str, repository: &str, source: &CredentialSource) -> Result<Login, String> {
-    let everywhere = |credentials| Login { credentials, until: None, whole_registry: true };
+pub(crate) async fn find(
+    registry: &str,
+    repository: &str,
+    source: &CredentialSource,
+    refused: &[Credentials],
+) -> Result<Found, String> {
+    let candidates = candidates(registry, repository, source, refused).await?;
+    let none = Login { credentials: Credentials::Anonymous, until: None, whole_registry: candidates.whole_registry };
+    let is_chain = matches!(source, CredentialSource::Chain(_));
+    let found = match (candidates.fresh, candidates.refused) {
+        (Some(login), _) => Found { login, is_refused: false },
+        (None, Some(_)) if is_chain && !refused.contains(&Credentials::Anonymous) => {
+            Found { login: Login { whole_registry: false, ..none }, is_refused: false }
+        }
+        (None, Some(login)) => Found { login, is_refused: true },
+        (None, None) => Found { login: none, is_refused: refused.contains(&Credentials::Anonymous) },
+    };
+    Ok(found)
+}
+
+/// The first of the candidates that is not refused, and the first that is.
+#[derive(Debug)]
+struct Candidates {
+    fresh: Option<Login>,
+    refused: Option<Login>,
+    /// Whether nobody was asked about this repository only.
+    whole_registry: bool,
+}
+
+impl Candidates {
+    fn of(logins: impl IntoIterator<Item = Login>, whole_registry: bool, refused: &[Credentials]) -> Self {
+        let mut candidates = Self { fresh: None, refused: None, whole_registry };
+        for login in logins.into_iter().filter(|login| login.credentials != Credentials::Anonymous) {
+            let place = match refused.contains(&login.credentials) {
+                true => &mut candidates.refused,
+                false => &mut candidates.fresh,
+            };
+            place.get_or_insert(login);
+        }
+        candidates
+    }
+}
+
+async fn candidates(
+    registry: &str,
+    repository: &str,
+    source: &CredentialSource,
+    refused: &[Credentials],
+) -> Result<Candidates, String> {
+    let everywhere = |credentials| {
+        let login = Login { credentials, until: None, whole_registry: true };
+        Candidates::of([login], true, refused)
+    };
     match source {
         CredentialSource::Anonymous => Ok(everywhere(Credentials::Anonymous)),
         CredentialSource::Password { user, password } => {
@@ -141,28 +205,34 @@ pub(crate) async fn find(registry: &str, repository: &str, source: &CredentialSo
         CredentialSource::Keychain(keychain) => {
             let found = keychain.find(registry, repository).await;
             let found = found.map_err(|reason| format!("{}: {reason}", keychain.name()))?;
-            Ok(found.unwrap_or(Login { credentials: Credentials::Anonymous, until: None, whole_registry: false }))
+            Ok(Candidates::of(found, false, refused))
         }
-        CredentialSource::Chain(sources) => first(registry, repository, sources).await,
+        CredentialSource::Chain(sources) => first(registry, repository, sources, refused).await,
     }
 }
 
-async fn first(registry: &str, repository: &str, sources: &[CredentialSource]) -> Result<Login, String> {
-    let (mut failures, mut whole_registry) = (Vec::new(), true);
+async fn first(
+    registry: &str,
+    repository: &str,
+    sources: &[CredentialSource],
+    refused: &[Credentials],
+) -> Result<Candidates, String> {
+    let mut failures = Vec::new();
+    let mut all = Candidates { fresh: None, refused: None, whole_registry: true };
     for source in sources {
-        match Box::pin(find(registry, repository, source)).await {
-            Ok(login) if login.credentials != Credentials::Anonymous => return Ok(login),
-            Ok(login) => whole_registry &= login.whole_registry,
+        match Box::pin(candidates(registry, repository, source, refused)).await {
+            Ok(Candidates { fresh: Some(login), .. }) => return Ok(Candidates { fresh: Some(login), ..all }),
+            Ok(found) => {
+                all.whole_registry &= found.whole_registry;
+                all.refused = all.refused.or(found.refused);
+            }
             Err(reason) => {
                 tracing::warn!(registry, repository, reason, "a source of credentials failed");
                 failures.push(reason);
             }
         }
     }
-    if failures.is_empty() {
-        return Ok(Login { credentials: Credentials::Anonymous, until: None, whole_registry });
-    }
-    Err(failures.join("; "))
+    if failures.is_empty() || all.refused.is_some() { Ok(all) } else { Err(failures.join("; ")) }
 }
 
 /// Files are read and programs run: not on the threads that move bytes.
@@ -189,10 +259,11 @@ mod tests {
             "one"
         }
 
-        fn find<'a>(&'a self, _: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>> {
+        fn find<'a>(&'a self, _: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Vec<Login>, String>> {
             let found = self.0.map(|known| {
                 let credentials = password(known, "p");
-                (known == repository).then_some(Login { credentials, until: None, whole_registry: false })
+                let login = Login { credentials, until: None, whole_registry: false };
+                if known == repository { vec![login] } else { Vec::new() }
             });
             std::future::ready(found.map_err(str::to_owned)).boxed()
         }
@@ -202,19 +273,37 @@ mod tests {
     async fn the_first_that_knows_something_wins() {
         let keychain = |known| CredentialSource::Keychain(Arc::new(One(known)));
         let sources = |last| CredentialSource::Chain(vec![CredentialSource::Anonymous, keychain(Err("broken")), last]);
-        let found = find("h", "a", &sources(keychain(Ok("a")))).await.unwrap();
+        let found = find("h", "a", &sources(keychain(Ok("a"))), &[]).await.unwrap().login;
         assert_eq!((found.credentials, found.whole_registry), (password("a", "p"), false));
         // Nobody knows it, and one could not be asked.
-        assert_eq!(find("h", "b", &sources(keychain(Ok("a")))).await, Err("one: broken".to_owned()));
+        assert_eq!(find("h", "b", &sources(keychain(Ok("a"))), &[]).await, Err("one: broken".to_owned()));
         let chain = CredentialSource::Chain(vec![keychain(Ok("a")), CredentialSource::Anonymous]);
-        let found = find("h", "b", &chain).await.unwrap();
+        let found = find("h", "b", &chain, &[]).await.unwrap().login;
         assert_eq!((found.credentials, found.whole_registry), (Credentials::Anonymous, false));
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_leads_to_the_next_and_at_last_to_the_first() {
+        let given = |user: &str| CredentialSource::Password { user: user.into(), password: Secret::new("p") };
+        let chain =
+            CredentialSource::Chain(vec![given("a"), CredentialSource::Keychain(Arc::new(One(Ok("r")))), given("b")]);
+        let mut refused = Vec::new();
+        for expected in [password("a", "p"), password("r", "p"), password("b", "p"), Credentials::Anonymous] {
+            let found = find("h", "r", &chain, &refused).await.unwrap();
+            assert_eq!((&found.login.credentials, found.is_refused), (&expected, false));
+            refused.push(expected);
+        }
+        let found = find("h", "r", &chain, &refused).await.unwrap();
+        assert_eq!((found.login.credentials, found.is_refused), (password("a", "p"), true));
+        // What was given by hand is meant.
+        let found = find("h", "r", &given("a"), &refused).await.unwrap();
+        assert_eq!((found.login.credentials, found.is_refused), (password("a", "p"), true));
     }
 
     #[tokio::test]
     async fn a_named_file_must_exist() {
         let missing = CredentialSource::File("/no/such/config.json".into());
-        assert!(find("h", "a", &missing).await.unwrap_err().contains("/no/such/config.json"));
+        assert!(find("h", "a", &missing, &[]).await.unwrap_err().contains("/no/such/config.json"));
     }
 
     #[test]

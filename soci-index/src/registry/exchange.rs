@@ -1,15 +1,16 @@
 //! One call to a registry, carried through: authorization, redirects and retries around the bare transport.
 //!
 //! The rules that keep credentials at home meet here. Invariants: `Authorization` is attached only while every hop so
-//! far was on the registry's own origin; a refused credential is renewed once per call; a body is sent again only if
+//! far was on the registry's own origin; every credential that is known is tried once per call, and renewed once; a body is sent again only if
 //! it can be opened again; the call ends at its deadline.
 
 use std::time::{Duration, SystemTime};
 
 use url::Url;
 
-use crate::registry::auth::{Errand, Grant, Scopes};
+use crate::registry::auth::{Errand, Grant, Scopes, TRIED_MAX};
 use crate::registry::challenge;
+use crate::registry::credentials::Credentials;
 use crate::registry::error::{RegistryError, TransportError, TransportKind};
 use crate::registry::failover::Place;
 use crate::registry::headers;
@@ -47,6 +48,17 @@ impl Answer {
     pub(crate) fn status(&self) -> u16 {
         self.response.status()
     }
+}
+
+/// What one request has tried to be let in.
+#[derive(Default)]
+struct Tries {
+    /// Asked again because nothing was shown.
+    asked: bool,
+    /// Asked again with credentials that had been refused.
+    renewed: bool,
+    /// What was refused, in order.
+    refused: Vec<Credentials>,
 }
 
 /// Whether a status says "later".
@@ -135,7 +147,7 @@ impl Place {
         deadline: &Deadline,
     ) -> Result<Response, RegistryError> {
         let authorizer = self.authorizer();
-        let (mut asked, mut renewed) = (false, false);
+        let mut tries = Tries::default();
         loop {
             let grant = if at_home { self.grant(call, deadline).await? } else { None };
             let authorization = grant.as_ref().map(Grant::header);
@@ -155,33 +167,49 @@ impl Place {
             if !at_home || !matches!(status, 401 | 403) {
                 return Ok(response);
             }
+            let goes_on = self.goes_on(call, grant.as_ref(), &mut tries, deadline).await?;
             if status == 401 {
                 let challenges = challenge::parse(response.headers("www-authenticate"));
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
-                let first = if grant.is_some() { !renewed } else { !asked };
-                if !helps || !first {
-                    let denied = self.denied(response, &call.scopes, !challenges.is_empty()).await;
-                    authorizer.forget_login(self.name());
+                if !helps || !goes_on {
+                    let who = tries.refused.first().map_or_else(|| authorizer.who(self.name()), Credentials::who);
+                    let denied = self.denied(response, &call.scopes, !challenges.is_empty(), who).await;
+                    authorizer.give_up(self.name(), grant.as_ref());
                     return Err(denied);
                 }
-            } else if grant.is_none() || renewed {
-                // 403 without a credential is a refusal; with one it may also mean "expired" (ECR).
+            } else if grant.is_none() || !goes_on {
+                // 403 without a credential is a refusal; with one it may also mean "expired" (ECR), or "not yours".
+                authorizer.give_up(self.name(), grant.as_ref());
                 return Ok(response);
-            }
-            match &grant {
-                Some(grant) => {
-                    authorizer.forget(self.name(), grant).await;
-                    renewed = true;
-                }
-                None => asked = true,
             }
         }
     }
 
-    async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
+    /// Whether to ask again after a refusal: once when nothing was shown, with each of the other credentials that are known,
+    /// and once with renewed ones.
+    async fn goes_on(
+        &self,
+        call: &Call,
+        used: Option<&Grant>,
+        tries: &mut Tries,
+        deadline: &Deadline,
+    ) -> Result<bool, RegistryError> {
+        let Some(used) = used else { return Ok(!std::mem::replace(&mut tries.asked, true)) };
+        self.authorizer().forget(self.name(), used).await;
+        tries.refused.push(used.by().clone());
+        let next = self.authorizer().credentials(&self.errand(call, deadline)).await?;
+        let is_other = !tries.refused.contains(&next) && tries.refused.len() < TRIED_MAX;
+        Ok(is_other || !std::mem::replace(&mut tries.renewed, true))
+    }
+
+    fn errand<'a>(&'a self, call: &'a Call, deadline: &'a Deadline) -> Errand<'a> {
         let (transport, repository, scopes) = (self.transport(), self.name(), &call.scopes);
         let (backoff, hurry) = (self.backoff(), self.hurry(deadline));
-        let grant = self.authorizer().grant(&Errand { transport, repository, scopes, deadline, backoff, hurry }).await;
+        Errand { transport, repository, scopes, deadline, backoff, hurry }
+    }
+
+    async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
+        let grant = self.authorizer().grant(&self.errand(call, deadline)).await;
         // A host whose token service is away is as good as away.
         if let Err(RegistryError::Transport { error, .. }) = &grant
             && !deadline.is_over()
@@ -198,13 +226,13 @@ impl Place {
         }
     }
 
-    async fn denied(&self, response: Response, scopes: &Scopes, challenged: bool) -> RegistryError {
+    async fn denied(&self, response: Response, scopes: &Scopes, challenged: bool, who: &'static str) -> RegistryError {
         let (code, message) = error_text(response).await;
         RegistryError::Unauthorized {
             registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             scope: scopes.to_string(),
-            who: self.authorizer().who(self.name()),
+            who,
             message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
             challenged,
         }

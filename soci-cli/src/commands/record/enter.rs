@@ -1,8 +1,16 @@
-//! Running a command with a mounted image as its root directory.
+//! Running a command with a mounted image as its root directory, and nothing of the machine around it.
 //!
-//! As root: in a mount and process namespace of its own, on an overlay whose upper directory is in memory, with `/proc`,
-//! `/dev`, `/sys` and `/tmp`. Where the image has symbolic links in those places nothing is mounted: they would lead out of
-//! it. Otherwise `bwrap` does the same without the overlay.
+//! | | as root ([`super::inside`]) | otherwise (`bwrap`) |
+//! |---|---|---|
+//! | namespaces | mounts, processes, IPC, host name; network, unless it is asked for | the same, and users |
+//! | files | the image, and what is written over it in memory | the image, read-only |
+//! | `/dev`, `/proc`, `/tmp` | minimal; own processes; empty | the same |
+//! | `/sys` | read-only | none |
+//! | privileges | few capabilities, none to be gained | none |
+//! | session | of its own | of its own |
+//!
+//! What is not kept away: CPU, memory and, in system calls, the kernel. An image that is not trusted belongs into a machine
+//! of its own.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,26 +22,6 @@ use serde::Deserialize;
 
 use crate::exit::{Exit, fail};
 
-/// Mounts what a program expects, and becomes it. Words: mounted image, empty directory, then what to run.
-const SCRIPT: &str = r#"
-set -e
-lower=$1; room=$2; shift 2
-mount -t tmpfs soci "$room"
-mkdir "$room/upper" "$room/work" "$room/root"
-mount -t overlay -o "lowerdir=$lower,upperdir=$room/upper,workdir=$room/work" soci "$room/root"
-cd "$room/root"
-for place in proc dev sys tmp; do
-    if [ -L "$place" ]; then continue; fi
-    mkdir -p "$place"
-    case $place in
-        proc) mount -t proc proc proc 2>/dev/null || mount --rbind /proc proc ;;
-        tmp) mount -t tmpfs -o mode=1777 soci tmp ;;
-        *) mount --rbind "/$place" "$place" ;;
-    esac
-done
-exec "$@"
-"#;
-
 /// Where programs are when nobody says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -43,6 +31,7 @@ pub(super) struct Errand {
     words: Vec<String>,
     environment: Vec<String>,
     directory: String,
+    network: bool,
 }
 
 /// How a command ended.
@@ -70,8 +59,8 @@ struct Process {
 }
 
 impl Errand {
-    /// The command, else what the image's configuration says.
-    pub(super) fn new(config: &[u8], command: &[String]) -> anyhow::Result<Self> {
+    /// The command, else what the image's configuration says; with the machine's network or without any.
+    pub(super) fn new(config: &[u8], command: &[String], network: bool) -> anyhow::Result<Self> {
         let config: Configuration = serde_json::from_slice(config).context("reading the image's configuration")?;
         let process = config.config.unwrap_or_default();
         let own = || [process.entrypoint, process.cmd].into_iter().flatten().flatten().collect();
@@ -85,7 +74,7 @@ impl Errand {
             environment.push(PATH.to_owned());
         }
         let directory = process.working_dir.filter(|directory| directory.starts_with('/'));
-        Ok(Self { words, environment, directory: directory.unwrap_or_else(|| "/".to_owned()) })
+        Ok(Self { words, environment, directory: directory.unwrap_or_else(|| "/".to_owned()), network })
     }
 
     /// Runs it on the image mounted at `image`, with the empty directory `room` for what it writes. Ends it after `limit`,
@@ -109,13 +98,14 @@ impl Errand {
     }
 
     fn as_root(&self, image: &Path, room: &Path) -> anyhow::Result<tokio::process::Command> {
-        let (unshare, env, shell) = (tool("unshare")?, tool("env")?, tool("sh")?);
-        let mut line = tokio::process::Command::new(&unshare);
-        line.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
-        line.arg(shell).args(["-c", SCRIPT, "soci"]).arg(image).arg(room);
-        line.arg(env).arg("-i").args(&self.environment);
-        line.arg(unshare).arg(format!("--root={}", room.join("root").display()));
-        line.arg(format!("--wd={}", self.directory)).arg("--").args(&self.words);
+        let mut line = tokio::process::Command::new(tool("unshare")?);
+        line.args(["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]);
+        line.args((!self.network).then_some("--net")).arg("--");
+        line.arg(crate::config::own_program().context("cannot tell which program this is")?);
+        line.arg("inside").arg("--image").arg(image).arg("--room").arg(room);
+        line.arg("--directory").arg(&self.directory).args(self.network.then_some("--network"));
+        line.args(self.environment.iter().map(|variable| format!("--environment={variable}")));
+        line.arg("--").args(&self.words);
         Ok(line)
     }
 
@@ -128,17 +118,16 @@ impl Errand {
         })?;
         let mut line = tokio::process::Command::new(bubble);
         line.arg("--ro-bind").arg(image).arg("/");
+        line.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
         line.args([
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "--tmpfs",
-            "/tmp",
             "--unshare-pid",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--new-session",
             "--die-with-parent",
             "--clearenv",
         ]);
+        line.args((!self.network).then_some("--unshare-net"));
         for (name, value) in self.environment.iter().filter_map(|variable| variable.split_once('=')) {
             line.args(["--setenv", name, value]);
         }
@@ -177,11 +166,11 @@ mod tests {
     #[test]
     fn what_the_image_says() {
         let config = br#"{"config":{"Env":["A=1","bad"],"Entrypoint":["e"],"Cmd":["c","d"],"WorkingDir":"/w"}}"#;
-        let own = Errand::new(config, &[]).unwrap();
+        let own = Errand::new(config, &[], false).unwrap();
         assert_eq!((own.words, own.directory.as_str()), (vec!["e".to_owned(), "c".into(), "d".into()], "/w"));
         assert_eq!(own.environment, ["A=1", PATH]);
-        let other = Errand::new(b"{}", &["x".to_owned()]).unwrap();
+        let other = Errand::new(b"{}", &["x".to_owned()], false).unwrap();
         assert_eq!((other.to_string(), other.directory.as_str()), ("`x`".to_owned(), "/"));
-        assert_eq!(crate::exit::code(&Errand::new(b"{}", &[]).unwrap_err()), Exit::Usage);
+        assert_eq!(crate::exit::code(&Errand::new(b"{}", &[], false).unwrap_err()), Exit::Usage);
     }
 }

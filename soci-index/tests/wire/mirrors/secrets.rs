@@ -20,10 +20,10 @@ impl Keychain for Passwords {
         "the test's passwords"
     }
 
-    fn find<'a>(&'a self, registry: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Login>, String>> {
+    fn find<'a>(&'a self, registry: &'a str, _: &'a str) -> BoxFuture<'a, Result<Vec<Login>, String>> {
         self.0.lock().unwrap().push(registry.to_owned());
         let credentials = Credentials::Password { user: "for".to_owned(), password: Secret::new(registry) };
-        std::future::ready(Ok(Some(Login { credentials, until: None, whole_registry: true }))).boxed()
+        std::future::ready(Ok(vec![Login { credentials, until: None, whole_registry: true }])).boxed()
     }
 }
 
