@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::image;
 use crate::args::Doctor;
 use crate::config::{self, Config};
+use crate::daemon::operations::DaemonStatus;
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -55,7 +56,7 @@ fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> 
 pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
     let mut findings = machine();
     findings.extend(containerd(&arguments.containerd_config));
-    findings.push(daemon(config));
+    findings.extend(daemon(config));
     if let Some(name) = &arguments.image {
         findings.extend(image::run_to_end(publishing::findings(arguments, name, config))?);
     }
@@ -165,11 +166,30 @@ fn containerd_tells(table: &toml::Table, shown: &str) -> Vec<Finding> {
     findings
 }
 
-fn daemon(config: &Config) -> Finding {
+fn daemon(config: &Config) -> Vec<Finding> {
     match super::status::ask(&config.root) {
-        Ok(status) => good("daemon", format!("{} runs, {} layers", status.version, status.slots)),
-        Err(error) => note("daemon", format!("{error:#}"), "`soci mount` does not need it"),
+        Ok(status) => {
+            let runs = good("daemon", format!("{} runs, {} layers", status.version, status.slots));
+            vec![runs, proofs(&status)]
+        }
+        Err(error) => vec![note("daemon", format!("{error:#}"), "`soci mount` does not need it")],
     }
+}
+
+/// Whether what the daemon shows is, or will be, proven.
+fn proofs(status: &DaemonStatus) -> Finding {
+    let count = |word: &str| status.layers.iter().filter(|held| super::status::trust(&held.layer) == word).count();
+    let (condemned, suspended) = (count("condemned"), count("suspended"));
+    let found = format!("{} of {} open layers proven", count("proven"), status.layers.len());
+    if condemned + suspended > 0 {
+        let found = format!("{found}, {condemned} condemned, {suspended} suspended");
+        return bad("proofs", found, "`soci status` has the reasons; remove these images and pull them anew");
+    }
+    if status.proves {
+        return good("proofs", found);
+    }
+    let fix = "the background fetch is disabled, so layers that are read by an index are never proven";
+    note("proofs", found, format!("{fix}: set `disable = false` in [background_fetch], or require signatures in [trust]"))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use soci_fs::status::LayerStatus;
 
 use crate::args::Status;
 use crate::config::Config;
@@ -28,16 +29,20 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
             layer.requests.to_string(),
             format!("{} in {:.2} s", layer.late_reads, layer.waited_seconds),
             layer.failures.to_string(),
-            if layer.proven { "proven" } else { "provisional" }.to_owned(),
+            trust(layer).to_owned(),
             held.image.split('@').next().unwrap_or_default().to_owned(),
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
     output::table(&["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "WAITS", "ERRORS", "TRUST", "FROM"], &rows)?;
     for held in &status.layers {
-        if let Some(error) = &held.layer.last_error {
-            output::line(format!("slot {}: {error}", held.slot))?;
+        let layer = &held.layer;
+        for said in [&layer.condemned, &layer.suspended, &layer.last_error].into_iter().flatten().take(1) {
+            output::line(format!("slot {}: {said}", held.slot))?;
         }
+    }
+    if !status.proves && status.layers.iter().any(|held| trust(&held.layer) == PROVISIONAL) {
+        output::line("the background fetch is disabled, so provisional layers are never proven: see [background_fetch]")?;
     }
     let closed = status.slots.saturating_sub(status.layers.len());
     output::line(format!(
@@ -46,6 +51,19 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
         status.pid,
         status.layers.len(),
     ))
+}
+
+/// Trusted as far as the index is.
+pub(super) const PROVISIONAL: &str = "provisional";
+
+/// How far a layer is to be trusted, in a word.
+pub(super) fn trust(layer: &LayerStatus) -> &'static str {
+    match layer {
+        LayerStatus { condemned: Some(_), .. } => "condemned",
+        LayerStatus { suspended: Some(_), .. } => "suspended",
+        LayerStatus { proven: true, .. } => "proven",
+        _ => PROVISIONAL,
+    }
 }
 
 /// Asks the daemon of a root.

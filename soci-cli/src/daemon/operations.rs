@@ -45,6 +45,10 @@ pub struct DaemonStatus {
     pub pid: u32,
     /// Slots that hold a layer, open or not.
     pub slots: usize,
+    /// Whether layers are fetched whole and proven in the background. Where they are not, none that is read by an index is
+    /// ever proven.
+    #[serde(default)]
+    pub proves: bool,
     /// The layers that are open.
     pub layers: Vec<SlotStatus>,
 }
@@ -74,8 +78,10 @@ pub struct Operations {
     pub metrics: Arc<Metrics>,
     /// Where the layers are mounted.
     pub mountpoint: PathBuf,
-    /// Who has noted starts.
+    /// Has noted starts.
     pub remote: RemoteLayers,
+    /// Whether there is a background fetch.
+    pub proves: bool,
 }
 
 impl Operations {
@@ -100,6 +106,7 @@ impl Operations {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             slots: self.forest.slots().len(),
+            proves: self.proves,
             layers: self.layers().into_iter().map(|(slot, layer)| self.slot(slot, layer)).collect(),
         }
     }

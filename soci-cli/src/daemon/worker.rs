@@ -85,6 +85,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
         metrics,
         mountpoint: mountpoint(root),
         remote: shop.layers,
+        proves: config.background_pace().is_some(),
     });
     operations::serve_status(Arc::clone(&operations), root)
         .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
