@@ -7,6 +7,7 @@
 //! alive while the process that serves it comes and goes.
 
 pub mod attributes;
+mod budget;
 mod descriptor;
 pub mod errno;
 pub mod forest;

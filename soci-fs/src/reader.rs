@@ -21,7 +21,7 @@ use soci_index::entry::Entry;
 use soci_index::index::LayerIndex;
 use soci_index::span::SpanId;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::profile::Incoming;
@@ -135,7 +135,6 @@ struct Shared {
     /// One bit per entry: its header in the layer was compared with the index.
     checked: Box<[AtomicU64]>,
     health: health::Health,
-    decoders: Arc<Semaphore>,
     /// Held while spans are decoded one after the other.
     chaining: tokio::sync::Mutex<()>,
     counters: Counters,
@@ -177,7 +176,6 @@ impl LayerReader {
     ) -> Self {
         let span_bytes = index.uncompressed_size.checked_div(index.spans.len() as u64).unwrap_or(0).max(1);
         let ahead_spans = u32::try_from(policy.ahead_bytes_max / span_bytes).unwrap_or(u32::MAX);
-        let decoders = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let count = store.spans();
         let fetched_mean = index.compressed_size / u64::from(count.max(1));
         let shared = Shared {
@@ -196,7 +194,6 @@ impl LayerReader {
             followers: AtomicUsize::new(0),
             spare: Mutex::new(spare::Spare::new(policy.spare_bytes_max)),
             health: health::Health::default(),
-            decoders: Arc::new(Semaphore::new(decoders)),
             chaining: tokio::sync::Mutex::default(),
             counters: Counters::default(),
             listeners: Mutex::default(),

@@ -23,10 +23,13 @@ use soci_index::limits::Limits;
 use soci_index::manifest::ZTOC;
 use soci_index::pipeline::{self, PipelineError};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::budget;
 use crate::source::{Source, SourceError};
 use crate::store::{Claim, LayerStore, Proof, Record, Store, StoreError};
+
+mod window;
 
 /// Spans of an unpacked layer. Nothing is decoded from them; they are what a checksum covers.
 const SPAN_BYTES: u64 = 4 << 20;
@@ -331,8 +334,16 @@ impl Input {
         Ok(match encoding {
             Encoding::Gzip | Encoding::Tar => Self::Blob(chunks),
             Encoding::Zstd => {
-                let received = Received { chunks, current: Bytes::new(), hasher: Hasher::new(Algorithm::Sha256) };
-                Self::Zstd(Box::new(zstd::stream::read::Decoder::new(received)?))
+                let mut chunks = chunks;
+                let current = chunks.blocking_recv().unwrap_or_default();
+                let window_log = window::window_log(&current);
+                // On the blocking pool, where a wait holds up nothing else.
+                let turn = window::needs_turn(window_log).then(|| Handle::try_current().ok()).flatten();
+                let turn = turn.and_then(|runtime| runtime.block_on(budget::large()));
+                let received = Received { chunks, current, hasher: Hasher::new(Algorithm::Sha256), _turn: turn };
+                let mut decoder = Box::new(zstd::stream::read::Decoder::new(received)?);
+                window::limit(window_log, &mut decoder)?;
+                Self::Zstd(decoder)
             }
         })
     }
@@ -365,6 +376,8 @@ struct Received {
     chunks: mpsc::Receiver<Bytes>,
     current: Bytes,
     hasher: Hasher,
+    /// For a decoder that takes much memory.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl io::Read for Received {

@@ -16,6 +16,7 @@ use soci_index::profile::{Profile, Touched};
 use tokio::sync::{mpsc, watch};
 
 use super::incoming::{Incoming, Progress};
+use crate::budget;
 use crate::reader::{LayerReader, ReadError};
 use crate::store::StoreError;
 
@@ -24,8 +25,9 @@ use crate::store::StoreError;
 /// of pieces of such files 12.9 MB in 8.1 s, 11.4 MB in 20.5 s and 11.3 MB in 27.0 s. So 19 saves a tenth of what is fetched,
 /// and still unpacks at 1 GB/s, faster than it comes.
 const LEVEL: i32 = 19;
-/// Largest window of a pack, as a power of two: 128 MiB. Stops a stream from making us hold gigabytes.
-const WINDOW_LOG_MAX: u32 = 27;
+/// Largest window of a pack, as a power of two: 16 MiB, twice that of the effort that packs are made with. Stops a stream from
+/// making us hold gigabytes.
+const WINDOW_LOG_MAX: u32 = 24;
 /// Ranges that are read at a time while a pack is made: as many as a start-up has requests under way, so that a registry far
 /// away does not make each range wait for the one before. They are held until their turn comes, at most 1 MiB each.
 const READS_MAX: usize = 16;
@@ -146,6 +148,7 @@ impl Unpacking {
     /// Unpacks a stream as it arrives.
     pub(super) async fn run(self, mut stream: BlobStream) -> Result<(), PackError> {
         let (send, receive) = mpsc::channel::<io::Result<Bytes>>(PIECES_WAITING);
+        let _turn = budget::pack().await;
         let task = tokio::task::spawn_blocking(move || self.unpack(Arriving { receive, piece: Bytes::new() }));
         while let Some(piece) = stream.next().await {
             // Whoever stops listening says why.

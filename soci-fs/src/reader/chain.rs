@@ -20,6 +20,7 @@ use soci_index::span::SpanId;
 use tokio::time::timeout;
 
 use super::{Cause, Shared};
+use crate::budget;
 use crate::source::{OriginId, Source as _};
 use crate::store::Reading;
 
@@ -93,6 +94,10 @@ impl Shared {
                 }
                 let _ = held.split_to(super::within(&(held_from..wanted.start), held_from).end);
                 held_from = wanted.start;
+                let _room = match self.index.spans.span(next) {
+                    Some(place) => budget::in_flight(super::flight::span_bytes(place)).await,
+                    None => None,
+                };
                 let compressed = Bytes::copy_from_slice(&held[super::within(&wanted, held_from)]);
                 let bytes = self.decode_next(next, history.clone(), compressed, delivery.from).await?;
                 if next == last {
@@ -118,7 +123,7 @@ impl Shared {
         compressed: Bytes,
         from: Option<OriginId>,
     ) -> Result<Bytes, Cause> {
-        let permit = Arc::clone(&self.decoders).acquire_owned().await;
+        let permit = Arc::clone(budget::decoders()).acquire_owned().await;
         let shared = Arc::clone(self);
         let decoded = tokio::task::spawn_blocking(move || {
             let _permit = permit;

@@ -13,12 +13,13 @@ use soci_index::decode::{DecodeError, SpanDecoder};
 use soci_index::digest::{Digest, hex};
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::span::{Span, SpanId};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::history::Windows;
 use super::{Cause, Landing, Shared as Layer, lock};
+use crate::budget;
 use crate::source::{OriginId, Source as _};
 use crate::store::{Parts, StoreError};
 
@@ -216,12 +217,13 @@ impl Layer {
                 break;
             };
             let start = passenger.place.compressed.start;
+            let room = budget::in_flight(span_bytes(&passenger.place)).await;
             let span = Bytes::copy_from_slice(&held[super::within(&(start..end), held_from)]);
             // The next span may begin in the last byte of this one.
             let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
             let _ = held.split_to(super::within(&(held_from..keep_from), held_from).end);
             held_from = keep_from;
-            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone(), from));
+            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone(), from, room));
         }
         if let Some((came, bytes)) = first_bytes {
             lock(&self.meter).note(came - asked, found - bytes, came.elapsed());
@@ -252,11 +254,12 @@ impl Layer {
         compressed: Bytes,
         windows: Windows,
         from: Option<OriginId>,
+        _room: Option<OwnedSemaphorePermit>,
     ) -> Option<Stranded> {
         if let Err(cause) = windows.await {
             return Some((passenger, Cause::Windows(Box::new(cause))));
         }
-        let permit = Arc::clone(&self.decoders).acquire_owned().await;
+        let permit = Arc::clone(budget::decoders()).acquire_owned().await;
         let span = passenger.span;
         let shared = Arc::clone(&self);
         let decoded = tokio::task::spawn_blocking(move || {
@@ -320,6 +323,12 @@ impl Layer {
         // Nobody waiting is no failure.
         let _ = passenger.landing.send(Some(landing));
     }
+}
+
+/// What a span takes in memory, compressed and decoded.
+pub(super) fn span_bytes(place: &Span) -> u64 {
+    let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
+    length(&place.compressed).saturating_add(length(&place.uncompressed))
 }
 
 /// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`

@@ -26,6 +26,7 @@ use soci_index::span::SpanId;
 use tokio::time::{Instant, timeout};
 
 use super::{Cause, Policy, lock};
+use crate::budget::{Share, WINDOWS};
 use crate::source::origins::Origins;
 use crate::source::{OriginId, Source as _};
 use crate::store::{LayerStore, Reading};
@@ -60,10 +61,10 @@ pub(super) struct Histories {
     lost_until: Mutex<Option<Instant>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
     frames: BTreeMap<SpanId, Frame>,
-    bytes: usize,
+    bytes: Share,
     /// Of these, what no span was decoded with yet.
     unused_bytes: usize,
     /// Bytes of windows that were wanted for a span.
@@ -88,15 +89,17 @@ impl Held {
     /// others has to fetch it again.
     fn put(&mut self, span: SpanId, bytes: Bytes, from: Option<OriginId>) {
         self.remove(span);
-        if self.bytes + bytes.len() > HELD_BYTES_MAX {
+        if !self.has_room(bytes.len()) {
             self.frames.retain(|_, frame| !frame.is_used);
-            self.bytes = self.unused_bytes;
+            self.bytes.set(self.unused_bytes);
         }
-        if self.bytes + bytes.len() > HELD_BYTES_MAX {
+        if !self.has_room(bytes.len()) {
             // Left over from spans that never came.
-            (self.frames, self.bytes, self.unused_bytes) = (BTreeMap::new(), 0, 0);
+            self.frames.clear();
+            self.unused_bytes = 0;
+            self.bytes.set(0);
         }
-        self.bytes += bytes.len();
+        self.bytes.set(self.bytes.bytes() + bytes.len());
         self.unused_bytes += bytes.len();
         self.frames.insert(span, Frame { bytes, from, is_used: false });
     }
@@ -104,8 +107,14 @@ impl Held {
     fn remove(&mut self, span: SpanId) {
         self.note_use(span);
         if let Some(frame) = self.frames.remove(&span) {
-            self.bytes -= frame.bytes.len();
+            self.bytes.set(self.bytes.bytes() - frame.bytes.len());
         }
+    }
+
+    /// Whether so many more bytes may be held: by this layer, and by all.
+    fn has_room(&self, bytes: usize) -> bool {
+        let held = self.bytes.bytes();
+        held + bytes <= HELD_BYTES_MAX && (held == 0 || WINDOWS.fits(bytes))
     }
 
     fn note_use(&mut self, span: SpanId) {
@@ -124,6 +133,19 @@ impl Held {
     /// How many bytes may come that no span on its way needs.
     const fn room(&self) -> u64 {
         UNUSED_BYTES_MAX.saturating_sub(self.unused_bytes) as u64
+    }
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self {
+            frames: BTreeMap::new(),
+            bytes: WINDOWS.share(),
+            unused_bytes: 0,
+            wanted_bytes: 0,
+            planned: BTreeSet::new(),
+            coming: Vec::new(),
+        }
     }
 }
 
@@ -318,11 +340,11 @@ mod tests {
     #[test]
     fn room_is_made_of_windows_that_were_used() {
         let mut held = full();
-        assert_eq!(held.bytes, HELD_BYTES_MAX);
+        assert_eq!(held.bytes.bytes(), HELD_BYTES_MAX);
         held.note_use(3);
         held.note_use(3);
         held.put(FIT, Bytes::from(vec![1; FRAME]), None);
-        assert_eq!(held.bytes, HELD_BYTES_MAX);
+        assert_eq!(held.bytes.bytes(), HELD_BYTES_MAX);
         assert_eq!(held.unused_bytes, HELD_BYTES_MAX);
         assert!(!held.frames.contains_key(&3), "what was used is gone");
         assert_eq!(held.frames.len(), FIT as usize, "and nothing else");
@@ -332,7 +354,7 @@ mod tests {
     fn what_never_came_does_not_stay_for_ever() {
         let mut held = full();
         held.put(FIT, Bytes::from(vec![1; FRAME]), None);
-        assert_eq!((held.frames.len(), held.bytes, held.unused_bytes), (1, FRAME, FRAME));
+        assert_eq!((held.frames.len(), held.bytes.bytes(), held.unused_bytes), (1, FRAME, FRAME));
     }
 
     #[test]
@@ -345,7 +367,7 @@ mod tests {
         assert_eq!(held.along_bytes(), ALONG_BYTES_MAX);
         held.put(0, Bytes::from(vec![0; FRAME]), None);
         held.remove(1);
-        assert_eq!((held.unused_bytes, held.bytes), (FRAME, HELD_BYTES_MAX - FRAME));
+        assert_eq!((held.unused_bytes, held.bytes.bytes()), (FRAME, HELD_BYTES_MAX - FRAME));
         let nearly = Held { unused_bytes: UNUSED_BYTES_MAX - 1, wanted_bytes: u64::MAX, ..Held::default() };
         assert_eq!(nearly.along_bytes(), 1);
     }

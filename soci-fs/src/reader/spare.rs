@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_index::span::SpanId;
 
+use crate::budget::{SPARE, Share};
 use crate::store::StoreError;
 
 /// A full disk is told of so often: each span that comes while it is full would be worth a line otherwise.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
-/// The latest spans within a number of bytes.
+/// The latest spans within a number of bytes, and within what the process has for all layers.
 #[derive(Debug)]
 pub(super) struct Spare {
     spans: VecDeque<(SpanId, Bytes)>,
-    bytes: usize,
+    bytes: Share,
     bytes_max: usize,
     reason: Option<StoreError>,
     told: Option<Instant>,
@@ -25,7 +26,7 @@ pub(super) struct Spare {
 
 impl Spare {
     pub(super) const fn new(bytes_max: usize) -> Self {
-        Self { spans: VecDeque::new(), bytes: 0, bytes_max, reason: None, told: None }
+        Self { spans: VecDeque::new(), bytes: SPARE.share(), bytes_max, reason: None, told: None }
     }
 
     /// Why the latest span was not stored that was not.
@@ -53,10 +54,11 @@ impl Spare {
         if self.get(span).is_some() {
             return;
         }
-        self.bytes += bytes.len();
+        self.bytes.set(self.bytes.bytes() + bytes.len());
         self.spans.push_back((span, bytes));
-        while self.bytes > self.bytes_max && self.spans.len() > 1 {
-            self.bytes -= self.spans.pop_front().map_or(0, |(_, bytes)| bytes.len());
+        while (self.bytes.bytes() > self.bytes_max || !SPARE.fits(0)) && self.spans.len() > 1 {
+            let oldest = self.spans.pop_front().map_or(0, |(_, bytes)| bytes.len());
+            self.bytes.set(self.bytes.bytes() - oldest);
         }
     }
 }
