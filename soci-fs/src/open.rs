@@ -228,7 +228,7 @@ impl ImageOpener {
         // An index that nothing was proven of will not be used: it need not be fetched.
         let nothing_here = || !image.manifest.layers.iter().any(|layer| store.layer_directory(&layer.digest).exists());
         if options.trust.provisional() == Provisional::Deny && nothing_here() {
-            let doubt = options.trust.doubt(&image.descriptor.digest, &[]).await;
+            let doubt = options.trust.doubt(None, &image.descriptor.digest, &[]).await;
             return Ok(Self { source, image, store, options, runtime, found: None, doubt, fallback: OnceCell::new() });
         }
         let (found, doubt) = find::find_trusted(&source, &image, &options).await?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use soci_fs::trust::{self, PolicyError, TrustPolicy};
+use soci_fs::trust::{self, PolicyError, SignerRule, TrustPolicy};
 
 /// Which indexes are used before they are proven.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -11,6 +11,21 @@ use soci_fs::trust::{self, PolicyError, TrustPolicy};
 pub struct Trust {
     /// When an index is used that was not proven here.
     pub provisional: Provisional,
+    /// Files with public keys, as cosign writes them.
+    pub keys: Vec<PathBuf>,
+    /// Files with certificates of signers, or of authorities for signers, as notation uses them.
+    pub certificates: Vec<PathBuf>,
+    /// The same, for the images of certain repositories only.
+    pub signer: Vec<Signer>,
+}
+
+/// Who speaks for the images of certain repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signer {
+    /// Which images, as `HOST/REPOSITORY`; `*` is any text.
+    #[serde(rename = "match")]
+    pub images: String,
     /// Files with public keys, as cosign writes them.
     pub keys: Vec<PathBuf>,
     /// Files with certificates of signers, or of authorities for signers, as notation uses them.
@@ -41,6 +56,12 @@ impl Trust {
             Provisional::RequireSignature => trust::Provisional::RequireSignature,
             Provisional::Deny => trust::Provisional::Deny,
         };
-        TrustPolicy::new(provisional, &self.keys, &self.certificates)
+        let rule = |signer: &Signer| SignerRule {
+            pattern: signer.images.clone(),
+            keys: signer.keys.clone(),
+            certificates: signer.certificates.clone(),
+        };
+        let signers: Vec<SignerRule> = self.signer.iter().map(rule).collect();
+        TrustPolicy::with_signers(provisional, &self.keys, &self.certificates, &signers)
     }
 }
