@@ -137,7 +137,7 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&stdout(soci().args(arguments).args(BUILDING).arg("--json"))).unwrap()
 }
 
-/// In a registry: under the same tag, again without reading a layer, under another name, in another repository and
+/// In a registry: under the same tag, again with the same result, under another name, in another repository and
 /// another registry.
 #[tokio::test(flavor = "multi_thread")]
 async fn within_and_between_registries() {
@@ -159,7 +159,8 @@ async fn within_and_between_registries() {
     let second = json(&["publish", &here, "--v2"]);
     assert_eq!(second["digest"], first["digest"], "the same bytes every time: {second}");
     let layers: Vec<&Value> = second["images"][0]["layers"].as_array().unwrap().iter().collect();
-    assert!(layers.iter().all(|layer| layer["reused"] == true), "no layer is read again: {second}");
+    // Anybody who may push can have put an index there, and nobody has said whose signature would do.
+    assert!(layers.iter().all(|layer| layer["reused"] == false), "every layer is read again: {second}");
     let third = json(&["publish", &here, "--v2"]);
     assert_eq!((&third["status"], &third["digest"]), (&Value::from("up to date"), &first["digest"]), "{third}");
     let code = run(soci().args(["publish", &here, "--v2", "--detailed-exit-code"]).args(BUILDING)).status.code();

@@ -62,14 +62,21 @@ async fn signed_and_verified() {
     assert!(String::from_utf8_lossy(&good.stdout).contains(&format!("index {index} signed by the key")), "{good:?}");
     assert_eq!(verify(&other, &name).status.code(), Some(5));
 
-    // What is signed is left alone.
-    let _ = stdout(&mut publish(&[]));
+    // What is signed by a key that is meant is left alone; by whom is not known without one.
+    let key = signer.path("pub.pem").display().to_string();
+    let _ = stdout(&mut publish(&["--key", &key]));
     assert_eq!(signed().len(), 3);
+    let _ = stdout(&mut publish(&[]));
+    assert_eq!(signed()[3..], [index, spans]);
 
     let copy = format!("{}/team/app:v2", registry.address);
     let converted: serde_json::Value = serde_json::from_str(&stdout(&mut publish(&["--v2", "--as", &copy]))).unwrap();
     let index = converted["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
-    assert_eq!(signed()[3..], [converted["digest"].as_str().unwrap().to_owned(), index.clone()]);
+    // Children first, the image's manifest between them.
+    assert_eq!(
+        (signed().len(), &signed()[5], &signed()[7]),
+        (8, &index, &converted["digest"].as_str().unwrap().into())
+    );
     assert_eq!(verify(&signer, &copy).status.code(), Some(5));
     signer.push_simple(&repository, &index.parse::<Digest>().unwrap()).await;
     assert!(verify(&signer, &copy).status.success());

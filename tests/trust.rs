@@ -12,7 +12,7 @@ use soci_fs::open::{IndexModes, KeptLayer, LayerOrigin, OpenOptions, OpenedImage
 use soci_fs::proof::{self, Verdict};
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
-use soci_fs::trust::{Provisional, TrustPolicy};
+use soci_fs::trust::{Provisional, SignerRule, TrustPolicy};
 use soci_fs::unpack::LayerClaim;
 use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::digest::Digest;
@@ -102,7 +102,19 @@ impl Stage {
         stage
     }
 
+    /// Puts an index of the image into another repository.
+    async fn index_of(&self, ztoc: &Ztoc, repository: &Repository) -> Digest {
+        let index = self.push_ztoc_to(ztoc, repository).await.to_json();
+        let digest = Digest::of(&index);
+        repository.push_referrer(media_type::MANIFEST, index.into()).await.unwrap();
+        digest
+    }
+
     async fn push_ztoc(&self, ztoc: &Ztoc) -> SociIndex {
+        self.push_ztoc_to(ztoc, &self.repository()).await
+    }
+
+    async fn push_ztoc_to(&self, ztoc: &Ztoc, repository: &Repository) -> SociIndex {
         let ztoc = ztoc.clone().encode().unwrap().to_vec();
         let reference = ZtocReference {
             digest: Digest::of(&ztoc),
@@ -114,7 +126,7 @@ impl Stage {
         };
         for blob in [&ztoc[..], EMPTY_CONFIG] {
             let body = Body::Bytes(Bytes::copy_from_slice(blob));
-            self.repository().push_blob(&Digest::of(blob), body, None).await.unwrap();
+            repository.push_blob(&Digest::of(blob), body, None).await.unwrap();
         }
         SociIndex::v1(&[reference], &[], &Descriptor::of(media_type::MANIFEST, &self.image.manifest))
     }
@@ -151,10 +163,13 @@ impl Stage {
 
     /// Opens the image under a policy, in the store called `root`.
     async fn open(&self, root: &str, trust: TrustPolicy) -> OpenedImage {
+        self.open_with(root, self.options(root, trust)).await
+    }
+
+    async fn open_with(&self, root: &str, options: OpenOptions) -> OpenedImage {
         let source = self.source().await;
         let image = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
         let store = Arc::new(Store::open(&self.root.path().join(root)).unwrap());
-        let options = self.options(root, trust);
         open_image(&source, &image, &store, &options, &tokio::runtime::Handle::current()).await.unwrap()
     }
 
@@ -306,6 +321,60 @@ async fn signatures_are_required() {
     // What is here whole stays in use.
     let third = Signer::new(Kind::P384).unwrap();
     assert_eq!(stage.open("a", required(&[third.path("pub.pem")])).await.notes[0].way, Way::Kept);
+}
+
+/// The key of one team speaks for the images of that team's repositories only, wherever the index and its signature are.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_bound_to_repositories() {
+    let (Some(ours), Some(theirs)) = (Signer::new(Kind::P256), Signer::new(Kind::P256)) else { return };
+    let policy = |patterns: [&str; 2]| {
+        let rule = |(pattern, signer): (&str, &Signer)| SignerRule {
+            pattern: pattern.to_owned(),
+            keys: vec![signer.path("pub.pem")],
+            certificates: Vec::new(),
+        };
+        let rules = [rule((patterns[0], &ours)), rule((patterns[1], &theirs))];
+        TrustPolicy::with_signers(Provisional::RequireSignature, &[], &[], &rules).unwrap()
+    };
+    let stage = Stage::new(&ztoc()).await;
+    let host = stage.registry.host();
+    let (own, other) = (format!("{host}/team/*"), format!("{host}/other/*"));
+    let profile = Digest::of(b"profile");
+    let repository = stage.repository();
+    theirs.push_simple(&repository, &stage.index.digest).await;
+    theirs.push_simple(&repository, &profile).await;
+    let refused = stage.open("a", policy([&own, &other])).await;
+    assert!(reason(&refused).contains("none of the trusted keys"), "{}", reason(&refused));
+    let read = read(&refused).await;
+    assert!(read[..] == content()[..read.len()]);
+    assert_eq!(stage.open("b", policy([&other, &own])).await.notes[0].way, Way::Lazy, "bound the other way round");
+    let nobody = stage.open("c", policy([&other, "elsewhere.example/*"])).await;
+    assert!(
+        reason(&nobody).contains(&format!("no key and no certificate speaks for {host}/team/app")),
+        "{}",
+        reason(&nobody)
+    );
+    // The same of a profile with a pack.
+    assert!(
+        policy([&own, &other]).pack_doubt(&repository, &profile).await.unwrap().contains("none of the trusted keys")
+    );
+    assert_eq!(policy([&other, &own]).pack_doubt(&repository, &profile).await, None);
+    assert!(policy([&own, &other]).pack_doubt(&repository, &Digest::of(b"another")).await.is_some());
+    assert_eq!(TrustPolicy::default().pack_doubt(&repository, &profile).await, None);
+    assert!(deny().pack_doubt(&repository, &profile).await.is_some());
+
+    // An index in a repository that only the operator names, signed by its owners, does not speak for this image.
+    let elsewhere = client(&host).repository("other/index");
+    let index = stage.index_of(&ztoc(), &elsewhere).await;
+    theirs.push_simple(&elsewhere, &index).await;
+    for (root, patterns, is_trusted) in [("d", [&own, &other], false), ("e", [&other, &own], true)] {
+        let options = OpenOptions {
+            index_repositories: vec![elsewhere.clone()],
+            ..stage.options(root, policy(patterns.map(String::as_str)))
+        };
+        let opened = stage.open_with(root, options).await;
+        assert_eq!(opened.notes[0].way == Way::Lazy, is_trusted, "{patterns:?}");
+    }
 }
 
 /// A span index goes first unless only AWS's is signed.

@@ -18,7 +18,7 @@ use soci_index::span_index::SPAN_INDEX;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::profile::{Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{DockerRegistry, client, free_address};
-use soci_tests::{run, soci};
+use soci_tests::{forged, run, soci};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -246,7 +246,8 @@ async fn version_2_comes_to_rest() {
     assert_eq!(server.outcomes(4)[0], "published", "{}", server.jobs());
 }
 
-/// Indexes go elsewhere if they are to, and are signed there; what is done already is not signed again.
+/// Indexes go elsewhere if they are to, and are signed there: also what is in place already, for nobody has said whose
+/// signature would do.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_go_elsewhere_and_are_signed() {
     let (registry, indexes) =
@@ -277,9 +278,42 @@ async fn indexes_go_elsewhere_and_are_signed() {
     let spans = preferred_on_registry(&elsewhere, &image.digest(), Which::Newest, &[SPAN_INDEX]).await.unwrap();
     let Discovery::Found(spans) = spans else { panic!("no span index: {spans:?}") };
     let expected = format!("{place}@{index}\n{place}@{}\n", spans.digest);
-    assert_eq!(std::fs::read_to_string(note).unwrap(), expected, "each is signed once");
+    assert_eq!(std::fs::read_to_string(note).unwrap(), expected.repeat(2));
     let requests = registry.requests().split_off(before);
     assert!(requests.iter().all(|line| line.starts_with("GET ") || line.starts_with("HEAD ")), "{requests:?}");
+}
+
+/// What anybody may have put beside an image, or beside that of a neighbouring tag, is neither signed nor made part of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forged_is_not_signed() {
+    for (version_2, is_neighbour) in [(false, false), (false, true), (true, false), (true, true)] {
+        let registry = ProfiledRegistry::start(Profile::Zot).await;
+        let root = tempfile::tempdir().unwrap();
+        registry.write_login(root.path());
+        let repository = registry.client(root.path()).repository("team/app");
+        let base = tar(&[("base", text(1, 1_500_000))]);
+        let of = |top: &str| Image::gzip(vec![base.clone(), tar(&[(top, text(2, 200_000))])]);
+        let (image, neighbour) = (of("one"), of("two"));
+        image.push(&repository, "v2").await;
+        neighbour.push(&repository, "v1").await;
+        let beside = if is_neighbour { &neighbour } else { &image };
+        let ztoc = forged::push_index(&repository, beside, 262_144).await;
+        let toc = forged::push_spans(&repository, beside, 262_144).await;
+        let note = root.path().join("note");
+        let sign = format!("sh -c 'echo \"$1\" >> {}' sh {{}}", note.display());
+        let more: &[&str] = if version_2 { &["--v2", "--format", "both"] } else { &[] };
+        let server = Server::start(&registry.address, root.path(), &[&["--sign-with", &sign], more].concat());
+        assert_eq!(server.tell(&harbor("team/app", "v2", &image.digest())).0, 202);
+        assert_eq!(server.outcomes(1), ["published"], "{}", server.jobs());
+        let signed = std::fs::read_to_string(&note).unwrap();
+        assert_eq!(signed.lines().count(), if version_2 { 4 } else { 2 }, "{signed}");
+        for line in signed.lines() {
+            let name = ManifestName::Digest(line.split_once('@').unwrap().1.parse().unwrap());
+            let manifest = repository.manifest(&name).await.unwrap().unwrap();
+            let manifest = String::from_utf8(manifest.bytes.to_vec()).unwrap();
+            assert!(!manifest.contains(&ztoc.hex()) && !manifest.contains(&toc.hex()), "{manifest}");
+        }
+    }
 }
 
 /// Without the right header nothing is taken and nothing shown; open addresses need a token.

@@ -21,7 +21,7 @@ pub use node::{Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
 pub use profile::{Inside, Profile, PushProfile, Record};
 pub use publish::{
     Building, Convert, Create, Existing, Fineness, Format, FormatName, Forms, Indexing, Optimization, Prefetch,
-    Publish, Push, Verify,
+    Publish, Push, Signers, Verify,
 };
 pub use serve::ServeWebhook;
 

@@ -232,7 +232,7 @@ const fn of_pack(error: &PackError) -> Exit {
 
 const fn of_sign(error: &SignError) -> Exit {
     match error {
-        SignError::Words { .. } => Exit::Usage,
+        SignError::Words { .. } | SignError::NoProgram { .. } => Exit::Usage,
         SignError::NotStarted { .. } | SignError::Failed { .. } => Exit::Signing,
     }
 }
@@ -240,7 +240,11 @@ const fn of_sign(error: &SignError) -> Exit {
 const fn of_policy(error: &PolicyError) -> Exit {
     match error {
         PolicyError::File { .. } => Exit::Local,
-        PolicyError::Content { .. } | PolicyError::NobodyTrusted | PolicyError::NothingChecked => Exit::Usage,
+        PolicyError::Content { .. }
+        | PolicyError::NoSigner { .. }
+        | PolicyError::NoPattern
+        | PolicyError::NobodyTrusted
+        | PolicyError::NothingChecked => Exit::Usage,
     }
 }
 

@@ -253,7 +253,7 @@ impl ImageOpener {
         let index = async {
             // An index that is not used need not be fetched.
             if options.trust.provisional() == Provisional::Deny {
-                return Ok((None, options.trust.doubt(&image.descriptor.digest, &[]).await));
+                return Ok((None, options.trust.doubt(None, &image.descriptor.digest, &[]).await));
             }
             find::find_trusted(&source, &image, &options).await
         };
@@ -381,8 +381,15 @@ async fn usable_pack(
         tracing::warn!(profile = published.name, %pack, reason, "a start-up pack that was found to be wrong is not used");
         return None;
     }
-    if options.trust.provisional() != Provisional::Allow {
-        tracing::info!(%source, profile = published.name, %pack, "a start-up pack is not used: it is not trusted");
+    let doubt = match source {
+        ImageSource::Registry { repository, .. } => options.trust.pack_doubt(repository, &published.digest).await,
+        ImageSource::Store { .. } | ImageSource::Foreign(_) => {
+            let is_allowed = options.trust.provisional() == Provisional::Allow;
+            (!is_allowed).then(|| "signatures are looked for in registries only".to_owned())
+        }
+    };
+    if let Some(doubt) = doubt {
+        tracing::info!(%source, profile = published.name, %pack, doubt, "a start-up pack is not used");
         return None;
     }
     Some(pack)

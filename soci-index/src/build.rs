@@ -19,7 +19,7 @@ use crate::image::model::Descriptor;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::index::Compression;
 use crate::indexer::{IndexError, Indexed, Options, SPAN_BYTES};
-use crate::known::REUSE_TAGS;
+use crate::known::{REUSE_TAGS, Reuse};
 use crate::limits::Limits;
 use crate::manifest::ZtocReference;
 use crate::pipeline::{PipelineError, index_chunks};
@@ -72,6 +72,8 @@ pub struct BuildOptions {
     pub prefetch: Vec<String>,
     /// How many other tags of the repository are looked at for layers that are indexed already.
     pub reuse_tags: usize,
+    /// What of that may be relied on.
+    pub reuse: Reuse,
     /// How many layers are read at the same time, at least 1.
     pub parallel: usize,
     /// Bounds on what a layer may make us hold.
@@ -89,6 +91,7 @@ impl Default for BuildOptions {
             note_xattrs: false,
             prefetch: Vec::new(),
             reuse_tags: REUSE_TAGS,
+            reuse: Reuse::default(),
             parallel,
             limits: Limits::DEFAULT,
         }

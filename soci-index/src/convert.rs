@@ -3,8 +3,9 @@
 //! An edge: [`crate::v2`] says what the documents are. Order of things: zTOCs while layers are read, then the layers
 //! themselves where the image goes to another place, then manifests, then span indexes that refer to these, if any, and
 //! last the image index under its name; so an interrupted run leaves nothing that can be found. The result depends on the
-//! image alone: converting twice, or a converted image again, gives the same bytes, and where they are in place already no
-//! layer is read.
+//! image alone: converting twice, or a converted image again, gives the same bytes, and what is in place already is not
+//! written again. Layers are read every time, but for those whose zTOC is listed by an index that is signed
+//! ([`crate::known::Reuse`]): what becomes part of an image must not be what anybody may have pushed.
 
 mod beside;
 pub mod target;
@@ -57,6 +58,8 @@ pub struct Converted {
     pub images: Vec<(Platform, Report)>,
     /// Platforms without a layer that can be indexed.
     pub skipped: Vec<(Platform, Report)>,
+    /// What a policy may want signed, children first: SOCI indexes, span indexes, image manifests, the image index.
+    pub signable: Vec<Digest>,
 }
 
 /// Makes `source` a SOCI-enabled image at `target`. `observer` gives each image's observer when its turn comes.
@@ -134,7 +137,26 @@ async fn into_place(
     }
     let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
     let up_to_date = is_there && beside::were_there(&reports);
-    Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped })
+    let signable = signable(&enabled, &reports);
+    Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped, signable })
+}
+
+/// What a policy may want signed, children first.
+fn signable(enabled: &Enabled, reports: &[(Platform, Report)]) -> Vec<Digest> {
+    let (socis, images): (Vec<&Document>, Vec<&Document>) =
+        enabled.manifests.iter().partition(|made| is_soci(&made.bytes));
+    let spans = reports.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
+    let as_descriptor = |entry: &Entry| Descriptor {
+        artifact_type: Some(entry.artifact_type.clone()).filter(|kind| !kind.is_empty()),
+        annotations: entry.annotations.clone().into_iter().collect(),
+        ..Descriptor::new(&entry.media_type, entry.digest, entry.size)
+    };
+    // What is no image is no container's: attestations, and the SOCI indexes of platforms that stay as they were.
+    let is_known = |entry: &Entry| entry.platform.as_ref().is_none_or(|platform| platform.os != "unknown");
+    let untouched = enabled.untouched.iter().filter(|entry| is_known(entry) && as_descriptor(entry).may_be_image());
+    let children =
+        socis.into_iter().map(|made| made.digest).chain(spans).chain(images.into_iter().map(|made| made.digest));
+    children.chain(untouched.map(|entry| entry.digest)).chain([enabled.index.digest]).collect()
 }
 
 /// zTOCs of what the target is now: an earlier conversion, most likely. That there is none is no error.
@@ -165,6 +187,7 @@ async fn known_of(job: &Job<'_>, built: &Known, is_home: bool) -> Result<Known, 
         }
     }
     known.confirm(job.image).await;
+    known.verify(job).await?;
     Ok(known)
 }
 

@@ -3,8 +3,10 @@
 //! An edge. A zTOC, or the blobs of a span index, is looked for beside the image (version 1), in what the image itself names (version 2), and, while
 //! layers are lacking one, beside the images of other tags of the repository: images of one repository are versions of
 //! one thing and share their lower layers. A zTOC is the same on every machine, so one that was built for another image
-//! is as good. Invariants: a layer's zTOC is taken only if it was built with the same span size and notes; whether the
-//! blob is really there is asked before it is relied on; a registry that cannot answer costs only work.
+//! is as good: if it says what the layer says, for anybody who may push can put one there that does not. [`Reuse`] says what
+//! is relied on. Invariants: a layer's zTOC is taken only if it was built with the same span size and notes; whether the
+//! blob is really there is asked before it is relied on; a registry that cannot answer costs only work; what was built in
+//! this run is told apart from what was found.
 
 use futures_util::StreamExt;
 
@@ -22,9 +24,15 @@ use crate::manifest::{
     DISABLE_XATTRS, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex,
     ZTOC, ZtocReference,
 };
+use crate::publish::{Job, PublishError};
 use crate::registry::RegistryError;
 use crate::registry::Repository;
 use crate::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
+use crate::verify::{Checked, verify, verify_spans};
+
+mod reuse;
+
+pub use self::reuse::{Relied, Reuse};
 
 /// Tags that are looked at unless somebody says how many. Each costs a manifest or two, and some registries count these
 /// as pulls, of which they allow so many an hour.
@@ -47,6 +55,8 @@ struct One<R> {
     origin: ImageSource,
     /// Whether the blobs were seen there.
     confirmed: bool,
+    /// Whether it was made in this run.
+    built: bool,
 }
 
 impl<R> One<R> {
@@ -70,7 +80,7 @@ impl Known {
     pub fn add(&mut self, index: &SociIndex, origin: &ImageSource, options: &BuildOptions) {
         for reference in references(index, options) {
             if !self.ztocs.iter().any(|known| known.reference.layer == reference.layer) {
-                self.ztocs.push(One { reference, origin: origin.clone(), confirmed: false });
+                self.ztocs.push(One { reference, origin: origin.clone(), confirmed: false, built: false });
             }
         }
     }
@@ -79,7 +89,7 @@ impl Known {
     pub fn add_spans(&mut self, index: &SpanIndex, origin: &ImageSource, options: &BuildOptions) {
         for reference in index.references().filter(|one| one.span_bytes == options.compact_span_bytes) {
             if !self.spans.iter().any(|known| known.reference.layer == reference.layer) {
-                self.spans.push(One { reference, origin: origin.clone(), confirmed: false });
+                self.spans.push(One { reference, origin: origin.clone(), confirmed: false, built: false });
             }
         }
     }
@@ -94,13 +104,14 @@ impl Known {
 
     /// Notes what was made just now, and is in `origin`.
     pub fn add_built(&mut self, layers: &[LayerReport], origin: &ImageSource) {
-        let (origin, confirmed) = (origin.clone(), true);
         for layer in layers {
             if let Ok(ztoc) = &layer.outcome {
-                self.ztocs.push(One { reference: ztoc.reference.clone(), origin: origin.clone(), confirmed });
+                let (reference, built) = (ztoc.reference.clone(), !ztoc.reused);
+                self.ztocs.push(One { reference, origin: origin.clone(), confirmed: true, built });
             }
             if let Some(spans) = &layer.spans {
-                self.spans.push(One { reference: spans.reference.clone(), origin: origin.clone(), confirmed });
+                let (reference, built) = (spans.reference.clone(), !spans.reused);
+                self.spans.push(One { reference, origin: origin.clone(), confirmed: true, built });
             }
         }
     }
@@ -139,6 +150,36 @@ impl Known {
         ztoc.or_else(|| self.spans.iter().find(|known| known.reference.toc.0 == *blob).map(|known| &known.origin))
     }
 
+    /// Whether a zTOC, or the TOC of a span index, was made in this run.
+    #[must_use]
+    pub fn is_built(&self, blob: &Digest) -> bool {
+        self.ztocs.iter().any(|known| known.built && known.reference.digest == *blob)
+            || self.spans.iter().any(|known| known.built && known.reference.toc.0 == *blob)
+    }
+
+    /// Builds what was found again, if that is wanted, and forgets what turns out to be something else.
+    pub(crate) async fn verify(&mut self, job: &Job<'_>) -> Result<(), PublishError> {
+        if !job.options.reuse.verified {
+            return Ok(());
+        }
+        let subject = job.image.raw.descriptor();
+        let (ztocs, spans) = (std::mem::take(&mut self.ztocs), std::mem::take(&mut self.spans));
+        for known in ztocs {
+            let index = SociIndex::v1(std::slice::from_ref(&known.reference), &[], &subject);
+            if known.built || is_good(&verify(job.source, job.image, &index, &known.origin, job.observer).await?) {
+                self.ztocs.push(known);
+            }
+        }
+        for known in spans {
+            let index = SpanIndex::new(std::slice::from_ref(&known.reference), &subject);
+            if known.built || is_good(&verify_spans(job.source, job.image, &index, &known.origin, job.observer).await?)
+            {
+                self.spans.push(known);
+            }
+        }
+        Ok(())
+    }
+
     /// The layers of `image` of which something is wanted that is not known.
     #[must_use]
     pub fn lacking(&self, image: &PlatformImage, options: &BuildOptions) -> Vec<Digest> {
@@ -165,6 +206,15 @@ impl Known {
             self.spans.extend(known.confirm(image, layer, &blobs).await);
         }
     }
+}
+
+/// Whether all that was checked is right.
+fn is_good(checked: &[Checked]) -> bool {
+    for wrong in checked.iter().filter(|checked| !checked.verdict.is_good()) {
+        let (blob, layer) = (&wrong.blob, &wrong.layer);
+        tracing::warn!(%blob, %layer, "what exists of an index is WRONG ({:?}): it is built again", wrong.verdict);
+    }
+    checked.iter().all(|checked| checked.verdict.is_good())
 }
 
 /// Whether a layer gets an index at all.
@@ -209,7 +259,9 @@ pub(crate) async fn beside(
     let mut beside = Beside::default();
     let origin = ImageSource::of_repository(repository);
     for index in indexes(repository, &image.descriptor.digest, options).await? {
-        beside.known.add_any(&index.index, &origin, options);
+        if options.reuse.allows(&origin, &[index.digest]).await {
+            beside.known.add_any(&index.index, &origin, options);
+        }
         beside.indexes.push(index.digest);
     }
     Ok(beside)
@@ -246,7 +298,7 @@ pub(crate) async fn refers(
 
 /// What the manifest of an image names itself: its version 2 index.
 pub(crate) async fn named(source: &ImageSource, image: &PlatformImage, options: &BuildOptions, known: &mut Known) {
-    if let Some(index) = named_by(source, &image.manifest).await {
+    if let Some(index) = named_by(source, &image.descriptor.digest, &image.manifest, options).await {
         known.add(&index, source, options);
     }
 }
@@ -314,10 +366,12 @@ async fn of_tag(
             continue;
         }
         if options.format.has_ztoc() {
-            found.extend(named_by(&origin, &manifest).await.map(IndexManifest::Soci));
+            found.extend(named_by(&origin, &raw.digest, &manifest, options).await.map(IndexManifest::Soci));
         }
-        if let Ok(there) = indexes(repository, &raw.digest, options).await {
-            found.extend(there.into_iter().map(|index| index.index));
+        for index in indexes(repository, &raw.digest, options).await.unwrap_or_default() {
+            if options.reuse.allows(&origin, &[index.digest]).await {
+                found.push(index.index);
+            }
         }
     }
     found
@@ -330,6 +384,7 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
     for entry in root.manifests.iter().filter(is_soci).take(PLATFORMS_MAX) {
         if let Ok(Some(raw)) = source.manifest(entry).await
             && let Ok(index) = SociIndex::parse(&raw.bytes, &Limits::DEFAULT)
+            && options.reuse.allows(source, &[entry.digest]).await
         {
             known.add(&index, source, options);
         }
@@ -337,15 +392,26 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
             && let Some(image) = entry.annotations.get(IMAGE_MANIFEST_DIGEST).and_then(|image| image.parse().ok())
             && let Ok(there) = refers(repository, &image, &[SPAN_INDEX]).await
         {
-            there.iter().for_each(|index| known.add_any(&index.index, source, options));
+            for index in there {
+                if options.reuse.allows(source, &[index.digest]).await {
+                    known.add_any(&index.index, source, options);
+                }
+            }
         }
     }
 }
 
-async fn named_by(source: &ImageSource, manifest: &ImageManifest) -> Option<SociIndex> {
+/// The index that `manifest`, whose digest is `image`, names, if it may be reused.
+async fn named_by(
+    source: &ImageSource,
+    image: &Digest,
+    manifest: &ImageManifest,
+    options: &BuildOptions,
+) -> Option<SociIndex> {
     let digest: Digest = manifest.annotations.get(INDEX_DIGEST)?.parse().ok()?;
     let raw = source.manifest_by_digest(digest).await.ok()??;
-    SociIndex::parse(&raw.bytes, &Limits::DEFAULT).ok()
+    let index = SociIndex::parse(&raw.bytes, &Limits::DEFAULT).ok()?;
+    options.reuse.allows(source, &[digest, *image]).await.then_some(index)
 }
 
 /// The tags that most likely share layers with `own`: its neighbours when versions are in order, and the usual names.

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::image::model::{Descriptor, media_type};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
-use crate::known::{self, Known};
+use crate::known::{self, Known, Relied};
 use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::prefetch::{self, Wanted};
@@ -149,6 +149,8 @@ pub struct Report {
     pub missing: Vec<String>,
     /// What was done.
     pub done: Done,
+    /// Why that is relied on which was not built in this run, if there is any.
+    pub reused: Option<Relied>,
 }
 
 impl Report {
@@ -283,6 +285,7 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
         known::beside_tags(images, own, job.image, job.options, &mut all).await;
     }
     all.confirm(job.image).await;
+    all.verify(job).await?;
     Ok(Existing { indexes, known: all })
 }
 
@@ -292,6 +295,7 @@ pub(crate) struct Blobs {
     ztocs: Vec<ZtocReference>,
     prefetch: Vec<(Digest, Descriptor)>,
     missing: Vec<String>,
+    reused: Option<Relied>,
 }
 
 /// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
@@ -330,7 +334,13 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Resu
         sink.add_bytes(json).await?;
     }
     let ztocs = ztocs.into_iter().map(|ztoc| ztoc.reference).collect();
-    Ok(Blobs { layers, ztocs, prefetch: artifacts, missing: plan.missing })
+    let is_found = |blob: &Digest, reused: bool| reused && !known.is_built(blob);
+    let is_reused = layers.iter().any(|layer| {
+        layer.outcome.as_ref().is_ok_and(|ztoc| is_found(&ztoc.reference.digest, ztoc.reused))
+            || layer.spans.as_ref().is_some_and(|spans| is_found(&spans.reference.toc.0, spans.reused))
+    });
+    let reused = is_reused.then(|| job.options.reuse.relied());
+    Ok(Blobs { layers, ztocs, prefetch: artifacts, missing: plan.missing, reused })
 }
 
 /// Looks for the files that are wanted early by a zTOC that was there before.
@@ -405,6 +415,7 @@ impl Blobs {
             prefetch: self.prefetch.into_iter().map(|(layer, artifact)| (layer, artifact.digest)).collect(),
             missing: self.missing,
             done,
+            reused: self.reused,
         }
     }
 }

@@ -32,6 +32,23 @@ pub struct Building {
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,
+    /// Build again what would be reused of existing indexes, and reuse only what turns out to be the same
+    #[arg(long)]
+    pub verify_reused: bool,
+}
+
+/// Whose signatures count when something is reused, or signed.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Signing")]
+pub struct Signers {
+    /// Reuse what an index lists that is signed by this public key, a PEM file as cosign writes it, and do not sign again
+    /// what is; may be repeated. With --sign-with, and for SOCI-enabled images, nothing else is reused
+    #[arg(long = "key", value_name = "FILE")]
+    pub keys: Vec<PathBuf>,
+    /// The same for signatures by this certificate, or by one of this authority, a PEM file as notation uses; may be
+    /// repeated
+    #[arg(long = "certificate", value_name = "FILE")]
+    pub certificates: Vec<PathBuf>,
 }
 
 /// Which forms of an index to make.
@@ -158,9 +175,12 @@ pub struct Publish {
     #[arg(long = "as", value_name = "IMAGE", requires = "v2")]
     pub new_name: Option<String>,
     /// Run this command for each index that is in place, for example `cosign sign --yes --key k.key {}`; {} stands for
-    /// HOST/REPOSITORY@DIGEST (of the image, with --v2)
+    /// HOST/REPOSITORY@DIGEST. With --v2 for the image manifests and the image, too
     #[arg(long, value_name = "COMMAND")]
     pub sign_with: Option<String>,
+    /// Whose signatures count.
+    #[command(flatten)]
+    pub signers: Signers,
     /// Read and build, but push nothing
     #[arg(long, conflicts_with = "v2")]
     pub dry_run: bool,
@@ -183,7 +203,9 @@ Examples:
   soci publish docker.io/library/python:3.13 --to registry.example/soci/index
   soci publish registry.example/app:v1 --all-platforms --json | jq -r '.images[].index.digest'
 
-A second run reads no layer. Layers that other tags of the repository share are not read either.
+A second run reads no layer. Layers that other tags of the repository share are not read either. What is reused so is not
+verified, unless --verify-reused is given: anybody who may push can have put it there. With --sign-with, and with --v2,
+only what is signed by a --key or --certificate is reused.
 Exit codes are listed by `soci --help`.";
 
 /// `soci convert`
@@ -211,6 +233,9 @@ pub struct Convert {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Whose signatures count.
+    #[command(flatten)]
+    pub signers: Signers,
     /// How to build.
     #[command(flatten)]
     pub building: Building,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use soci_index::gotime::duration;
 
-use super::Indexing;
+use super::{Indexing, Signers};
 
 /// `soci serve-webhook`
 #[derive(Debug, Clone, Args)]
@@ -50,6 +50,9 @@ pub struct ServeWebhook {
     /// Run this command for each index that was published, as `soci publish --sign-with` does
     #[arg(long, value_name = "COMMAND")]
     pub sign_with: Option<String>,
+    /// Whose signatures count.
+    #[command(flatten)]
+    pub signers: Signers,
     /// What to index, and how; all platforms, unless some are named.
     #[command(flatten)]
     pub indexing: Indexing,

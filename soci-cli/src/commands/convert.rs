@@ -11,6 +11,7 @@ use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::registry::{ClientOptions, Registry};
+use soci_index::signature::Trust;
 use soci_index::v2::EntryNotes;
 
 use super::create::json;
@@ -37,7 +38,8 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     let format = if arguments.span_index { Format::Both } else { Format::Aws };
     let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.fineness)?;
     let (force, platforms) = (arguments.building.force, &arguments.platforms);
-    let conversion = Conversion { source, target, client, notes, build, force, platforms, replaces: None };
+    let signed_by = image::signers(&arguments.signers, true)?;
+    let conversion = Conversion { source, target, client, notes, build, signed_by, force, platforms, replaces: None };
     let converted = conversion.run(global)?;
     if arguments.json {
         return conversion.print_json(&converted);
@@ -118,6 +120,8 @@ pub(crate) struct Conversion<'a> {
     pub(crate) notes: EntryNotes,
     /// How to build.
     pub(crate) build: BuildOptions,
+    /// Whose signatures count for what is reused; `None` where all is that fits.
+    pub(crate) signed_by: Option<Arc<Trust>>,
     /// Whether to build again what exists already.
     pub(crate) force: bool,
     pub(crate) platforms: &'a Platforms,
@@ -136,8 +140,10 @@ impl Conversion<'_> {
     /// # Errors
     /// When the image cannot be read or indexed, or the destination not be written.
     pub(crate) async fn carry_out(&self, global: &Global) -> anyhow::Result<Converted> {
+        let mut build = self.build.clone();
+        build.reuse.signed_by.clone_from(&self.signed_by);
         let options = ConvertOptions {
-            build: self.build.clone(),
+            build,
             platforms: image::selection(self.platforms)?,
             notes: self.notes,
             force: self.force,
@@ -163,9 +169,10 @@ impl Conversion<'_> {
     /// What was done, in a line for the image and one for each span index.
     pub(crate) fn summary(&self, converted: &Converted) -> Vec<String> {
         let what = if converted.up_to_date { "is up to date" } else { "written" };
-        let image = format!("{}: image index {} {what}, was {}", self.target, converted.digest, converted.was);
+        let line = format!("{}: image index {} {what}, was {}", self.target, converted.digest, converted.was);
         let spans = converted.images.iter().flat_map(|(platform, report)| span_lines(&platform.to_string(), report));
-        std::iter::once(image).chain(spans).collect()
+        let reused = converted.images.iter().filter_map(|(_, report)| image::reused_line(report));
+        std::iter::once(line).chain(reused).chain(spans).collect()
     }
 
     /// The same for programs.

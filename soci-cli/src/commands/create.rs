@@ -42,6 +42,7 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         Ok(reports)
     })?;
     reports.iter().for_each(|(_, report)| image::warn_missing(report));
+    reports.iter().filter_map(|(_, report)| image::reused_line(report)).for_each(|line| tracing::info!("{line}"));
     if arguments.json {
         let document: Vec<_> = reports.iter().map(|(platform, report)| json(platform, report)).collect();
         return output::json(&document);
@@ -67,6 +68,7 @@ pub fn json(platform: &str, report: &Report) -> serde_json::Value {
         "warnings": warnings,
         "index": { "digest": report.index, "size": report.index_size },
         "spanIndex": spans,
+        "reused": report.reused.map(|relied| relied.to_string()),
         "layers": report.layers.iter().map(image::layer_json).collect::<Vec<_>>(),
         "prefetch": report.prefetch.iter().map(|(layer, artifact)| {
             serde_json::json!({ "layer": layer, "digest": artifact })

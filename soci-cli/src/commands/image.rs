@@ -8,19 +8,22 @@ use std::time::Duration;
 
 use anyhow::Context;
 use soci_fs::open::ask_early;
+use soci_fs::trust::read_trust;
 use soci_index::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
 use soci_index::digest::Digest;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::known::{Relied, Reuse};
 use soci_index::publish::Report;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
+use soci_index::signature::Trust;
 use tokio::runtime::Handle;
 
-use crate::args::{Access, Building, Fineness, FormatName, Forms, Optimization, Platforms};
+use crate::args::{Access, Building, Fineness, FormatName, Forms, Optimization, Platforms, Signers};
 use crate::exit::{Exit, fail};
 use crate::output;
 use crate::progress::Progress;
@@ -169,8 +172,30 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
         note_xattrs: building.optimizations.contains(&Optimization::Xattr),
         prefetch,
         reuse_tags: building.reuse_tags,
+        reuse: Reuse { verified: building.verify_reused, signed_by: None },
         ..BuildOptions::default()
     })
+}
+
+/// Whose signatures count for what is reused; `None` where all is reused that fits. `strict` is for what will be signed, or
+/// becomes part of an image: then nothing unsigned is.
+///
+/// # Errors
+/// When a file has no key or certificate.
+pub fn signers(signers: &Signers, strict: bool) -> anyhow::Result<Option<Arc<Trust>>> {
+    let trust = read_trust(&signers.keys, &signers.certificates)?;
+    Ok((strict || !trust.is_empty()).then(|| Arc::new(trust)))
+}
+
+/// What is said of a report's reused parts, if there are any.
+#[must_use]
+pub fn reused_line(report: &Report) -> Option<String> {
+    let hint = match report.reused? {
+        Relied::Unverified => "not verified (--verify-reused checks it, --force builds it again)",
+        Relied::Verified => "verified",
+        Relied::Signed => "signed",
+    };
+    Some(format!("what existed already is reused, {hint}"))
 }
 
 /// The same for commands that can make either form of an index.

@@ -1,5 +1,6 @@
 //! `soci publish`: index an image and push the index: beside it, into another repository, or into the image.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -11,7 +12,6 @@ use soci_index::known::Known;
 use soci_index::publish::{self, Done, Job, Report, SpanReport};
 use soci_index::registry::{ClientOptions, Repository, Traffic};
 use soci_index::signature::Trust;
-use soci_index::signature::fetch::{Verdict, search};
 use soci_index::v2::EntryNotes;
 
 use super::convert::{self, Conversion};
@@ -49,10 +49,20 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         client,
         notes: EntryNotes::Kept,
         build: image::build_options_within(&arguments.indexing.building, &arguments.indexing.forms)?,
+        // What becomes part of an image goes wherever that goes.
+        signed_by: image::signers(&arguments.signers, true)?,
         force: arguments.indexing.building.force,
         platforms: &arguments.indexing.platforms,
         replaces: None,
     };
+    let target = match &conversion.target {
+        Target::Registry { repository, .. } => Some(repository),
+        _ => None,
+    };
+    if arguments.sign_with.is_some() && target.is_none() {
+        let place = &conversion.target;
+        return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {place} is not")));
+    }
     let converted = conversion.run(global)?;
     if arguments.json {
         conversion.print_json(&converted)?;
@@ -60,46 +70,23 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
         conversion.summary(&converted).into_iter().try_for_each(output::line)?;
     }
-    if arguments.sign_with.is_some() {
-        // Whoever pulls looks at the image, a node at the indexes of its platform.
-        let indexes = converted.images.iter().flat_map(|(_, report)| report.indexes());
-        let signed: Vec<Digest> = std::iter::once(converted.digest).chain(indexes).collect();
-        sign_all(arguments, &conversion.target, &signed, converted.up_to_date, global.timeout)?;
+    if let Some(repository) = target {
+        // Whoever pulls looks at the image and its manifests, a node at the indexes of its platform.
+        sign_all(arguments, repository, &converted.signable, global.timeout)?;
     }
     Ok(converted.up_to_date)
 }
 
-/// Has manifests signed. Those that were in place already may have been signed already.
+/// Has manifests signed that are not yet.
 fn sign_all(
     arguments: &Publish,
-    target: &Target,
+    repository: &Repository,
     manifests: &[Digest],
-    may_be_signed: bool,
     timeout: Duration,
 ) -> anyhow::Result<()> {
     let Some(command) = &arguments.sign_with else { return Ok(()) };
-    let Target::Registry { repository, .. } = target else {
-        return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {target} is not")));
-    };
-    let place = repository.to_string();
-    block_on(timeout, async {
-        for digest in manifests {
-            if may_be_signed && is_signed(repository, digest).await {
-                tracing::info!("{place}@{digest} is signed already");
-                continue;
-            }
-            sign::sign(command, &format!("{place}@{digest}")).await?;
-        }
-        Ok(())
-    })
-}
-
-/// Whether there is a signature, whoever it is from.
-async fn is_signed(repository: &Repository, digest: &Digest) -> bool {
-    match search(repository, digest, &Trust::default(), 0).await {
-        Verdict::Good(_) => true,
-        Verdict::None(refused) => !refused.is_empty(),
-    }
+    let trust = image::signers(&arguments.signers, true)?.unwrap_or_default();
+    block_on(timeout, sign::sign_all(command, repository, manifests, &trust))
 }
 
 /// Pushes indexes that refer to the image. Answers whether they were all there.
@@ -109,6 +96,7 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         to: arguments.to.as_deref(),
         client,
         building: &arguments.indexing.building,
+        signed_by: image::signers(&arguments.signers, arguments.sign_with.is_some())?,
         forms: &arguments.indexing.forms,
         platforms: &arguments.indexing.platforms,
         dry_run: arguments.dry_run,
@@ -135,9 +123,8 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         print_hint(&plan)?;
     }
     for (_, report) in reports.iter().filter(|_| !arguments.dry_run) {
-        let target = Target::Registry { repository: target.clone(), tag: String::new() };
         let indexes: Vec<Digest> = report.indexes().collect();
-        sign_all(arguments, &target, &indexes, report.is_up_to_date(), global.timeout)?;
+        sign_all(arguments, target, &indexes, global.timeout)?;
     }
     Ok(published.up_to_date())
 }
@@ -153,6 +140,8 @@ pub struct Plan<'a> {
     pub client: &'a ClientOptions,
     /// How to build.
     pub building: &'a Building,
+    /// Whose signatures count for what is reused; `None` where all is that fits.
+    pub signed_by: Option<Arc<Trust>>,
     /// In which forms.
     pub forms: &'a Forms,
     /// Which platforms.
@@ -186,8 +175,9 @@ impl Plan<'_> {
     /// # Errors
     /// When the image cannot be read or indexed, or the registry refuses an index.
     pub async fn carry_out(&self, global: &Global) -> anyhow::Result<Published> {
-        let (selection, building) =
+        let (selection, mut building) =
             (image::selection(self.platforms)?, image::build_options_in(self.building, self.forms)?);
+        building.reuse.signed_by.clone_from(&self.signed_by);
         let source = source::open(&self.image, self.client, global).await?;
         let target = self.target(&source)?;
         let images = source.resolve(&selection).await?;
@@ -259,6 +249,9 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
         report.index,
         report.layers.len()
     ))?;
+    if let Some(line) = image::reused_line(report) {
+        output::line(format!("{platform}: {line}"))?;
+    }
     span_lines(platform, report).into_iter().try_for_each(output::line)
 }
 

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use soci_fs::private::set_umask;
 use soci_index::convert::Converted;
+use soci_index::convert::target::Target;
 use soci_index::digest::Digest;
 use soci_index::image::ImageError;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::publish::PublishError;
-use soci_index::registry::ClientOptions;
+use soci_index::registry::{ClientOptions, Repository};
+use soci_index::signature::Trust;
 use soci_index::v2::EntryNotes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -132,6 +134,10 @@ struct Settings {
     to: Option<String>,
     v2: bool,
     sign_with: Option<String>,
+    /// Whose signatures count.
+    trust: Arc<Trust>,
+    /// Whose signatures count for what is reused; `None` where all is that fits.
+    signed_by: Option<Arc<Trust>>,
     client: ClientOptions,
     building: Building,
     forms: Forms,
@@ -157,6 +163,8 @@ impl Settings {
         } else {
             image::build_options_in(building, forms)?;
         }
+        let is_strict = arguments.v2 || arguments.sign_with.is_some();
+        let signed_by = image::signers(&arguments.signers, is_strict)?;
         let mut platforms = arguments.indexing.platforms.clone();
         platforms.all_platforms |= platforms.platforms.is_empty();
         image::selection(&platforms)?;
@@ -165,6 +173,8 @@ impl Settings {
             to: arguments.to.clone(),
             v2: arguments.v2,
             sign_with: arguments.sign_with.clone(),
+            trust: signed_by.clone().unwrap_or_default(),
+            signed_by,
             client,
             building: arguments.indexing.building.clone(),
             forms: arguments.indexing.forms.clone(),
@@ -195,15 +205,16 @@ impl Settings {
             to: self.to.as_deref(),
             client: &self.client,
             building: &self.building,
+            signed_by: self.signed_by.clone(),
             forms: &self.forms,
             platforms: &self.platforms,
             dry_run: false,
         };
         let published = plan.carry_out(&self.global).await?;
         let up_to_date = published.up_to_date();
-        let made = published.reports.iter().flat_map(|(_, report)| report.indexes());
-        let indexes: Vec<String> = made.map(|index| format!("{}@{index}", published.target)).collect();
-        self.sign_all(&indexes, up_to_date, job).await?;
+        let made: Vec<Digest> = published.reports.iter().flat_map(|(_, report)| report.indexes()).collect();
+        self.sign_all(&published.target, &made).await?;
+        let indexes: Vec<String> = made.iter().map(|index| format!("{}@{index}", published.target)).collect();
         Ok((if up_to_date { Outcome::UpToDate } else { Outcome::Published }, indexes.join(", ")))
     }
 
@@ -215,6 +226,7 @@ impl Settings {
             client: self.client.clone(),
             notes: EntryNotes::Kept,
             build: image::build_options_within(&self.building, &self.forms)?,
+            signed_by: self.signed_by.clone(),
             force: self.building.force,
             platforms: &self.platforms,
             replaces: Some(*digest),
@@ -223,18 +235,16 @@ impl Settings {
         let spans = converted.images.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
         let name = |digest: Digest| format!("{}/{repository}@{digest}", self.registry);
         let made: Vec<String> = std::iter::once(converted.digest).chain(spans).map(name).collect();
-        self.sign_all(&made, converted.up_to_date, job).await?;
+        if let Target::Registry { repository, .. } = &conversion.target {
+            self.sign_all(repository, &converted.signable).await?;
+        }
         Ok((if converted.up_to_date { Outcome::UpToDate } else { Outcome::Published }, made.join(", ")))
     }
 
-    /// Has manifests signed. Somebody who was stopped before signing must do it now; who has signed need not do it again.
-    async fn sign_all(&self, manifests: &[String], up_to_date: bool, job: &Job) -> anyhow::Result<()> {
-        if let Some(command) = self.sign_with.as_ref().filter(|_| !up_to_date || job.begun) {
-            for manifest in manifests {
-                sign::sign(command, manifest).await?;
-            }
-        }
-        Ok(())
+    /// Has manifests signed that do not bear a good signature of one that counts.
+    async fn sign_all(&self, repository: &Repository, manifests: &[Digest]) -> anyhow::Result<()> {
+        let Some(command) = &self.sign_with else { return Ok(()) };
+        sign::sign_all(command, repository, manifests, &self.trust).await
     }
 
     /// A name in the one registry.

@@ -5,7 +5,16 @@
 //! to standard error, because standard output belongs to our own document; it may ask for a passphrase.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use soci_index::digest::Digest;
+use soci_index::registry::Repository;
+use soci_index::signature::Trust;
+use soci_index::signature::fetch::{Verdict, search};
+
+use crate::config;
 
 /// What stands for the index in a command line.
 const PLACE: &str = "{}";
@@ -18,6 +27,14 @@ pub enum SignError {
     Words {
         /// As given.
         command: String,
+    },
+    /// There is no such program.
+    #[error(
+        "the signing program {program} is not there, or cannot be run: install it, or name it by its path; nothing was done"
+    )]
+    NoProgram {
+        /// The program.
+        program: String,
     },
     /// The program did not start.
     #[error("{reference} was pushed and not signed: {program} cannot be started: {reason}")]
@@ -63,12 +80,44 @@ pub async fn sign(command: &str, reference: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks a command line before anything is pushed.
+/// Checks a command line, and that its program can be run, before anything is built or pushed.
 ///
 /// # Errors
-/// [`SignError::Words`].
+/// [`SignError::Words`] and [`SignError::NoProgram`].
 pub fn check(command: &str) -> Result<(), SignError> {
-    words(command, "").map(|_| ())
+    let (program, _) = words(command, "")?;
+    let is_there = match program.contains('/') {
+        true => is_program(Path::new(&program)),
+        false => config::search_path().iter().any(|directory| is_program(&directory.join(&program))),
+    };
+    if is_there { Ok(()) } else { Err(SignError::NoProgram { program }) }
+}
+
+fn is_program(file: &Path) -> bool {
+    file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Has manifests of a repository signed, in this order, but for those that bear a good signature by one of `trust`.
+///
+/// # Errors
+/// [`SignError`].
+pub async fn sign_all(
+    command: &str,
+    repository: &Repository,
+    manifests: &[Digest],
+    trust: &Trust,
+) -> anyhow::Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    for digest in manifests {
+        if !trust.is_empty()
+            && let signed @ Verdict::Good(_) = search(repository, digest, trust, now).await
+        {
+            tracing::info!("{repository}@{digest} is {signed} already");
+            continue;
+        }
+        sign(command, &format!("{repository}@{digest}")).await?;
+    }
+    Ok(())
 }
 
 /// The program and its arguments.
@@ -112,6 +161,14 @@ mod tests {
         for command in ["", "  ", "s 'open", "''", "# only a comment"] {
             assert!(matches!(check(command), Err(SignError::Words { .. })), "{command}");
         }
+        let place = tempfile::tempdir().unwrap();
+        let (text, gone) = (place.path().join("text"), place.path().join("gone"));
+        std::fs::write(&text, "no program").unwrap();
+        for program in [text.to_str().unwrap(), gone.to_str().unwrap(), "/", "no-such-program-anywhere"] {
+            let refused = check(&format!("{program} sign")).unwrap_err();
+            assert!(matches!(&refused, SignError::NoProgram { program: named } if named == program), "{refused}");
+        }
+        assert!(check("sh -c true").is_ok() && check("/bin/sh -c true").is_ok());
     }
 
     #[tokio::test]

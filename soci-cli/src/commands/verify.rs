@@ -190,10 +190,11 @@ impl Finder<'_> {
         let of_image = names_it.into_iter().filter_map(|(own, digest)| Some((own?, digest)));
         let repositories = own.into_iter().chain(self.elsewhere);
         let signed = repositories.map(|repository| (repository, found.digest)).chain(of_image);
+        let trust = policy.trust_for(own.map(ToString::to_string).as_deref());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut last = None;
         for (repository, digest) in signed {
-            let verdict = signature::search(repository, &digest, policy.trust(), now).await;
+            let verdict = signature::search(repository, &digest, &trust, now).await;
             if matches!(verdict, signature::Verdict::Good(_)) {
                 return Ok(Some(verdict));
             }

@@ -290,6 +290,13 @@ mod tests {
         let trust = loaded.config.trust;
         assert_eq!(trust.provisional, Provisional::RequireSignature);
         assert_eq!((trust.keys, trust.certificates), (vec!["/k.pem".into()], vec!["/c.pem".into()]));
+        let bound = "[trust]\nprovisional = 'require-signature'\n[[trust.signer]]\nmatch = 'h.example/a/*'\nkeys = ['/a.pem']\n\
+                     [[trust.signer]]\nmatch = 'h.example/b/*'\ncertificates = ['/b.pem']\n";
+        let bound = parse(bound).unwrap();
+        assert_eq!(bound.without_effect, [""; 0]);
+        let signers: Vec<&str> = bound.config.trust.signer.iter().map(|signer| signer.images.as_str()).collect();
+        assert_eq!(signers, ["h.example/a/*", "h.example/b/*"]);
+        assert!(parse("[trust]\n[[trust.signer]]\nmatch = '*'\nkeys = []\n").unwrap().config.trust.policy().is_err());
         assert!(parse("[trust]\nprovisional = 'deny'\n").unwrap().config.trust.policy().is_ok());
         assert!(parse("[trust]\nprovisional = 'require-signature'\n").unwrap().config.trust.policy().is_err());
     }
@@ -307,6 +314,7 @@ mod tests {
             ("[[index_repository]]\nmatch = '*'\nrepository = 'busybox'\n", 1, "index_repository"),
             ("[trust]\nprovisional = 'maybe'\n", 2, "maybe"),
             ("[trust]\nkey = '/k.pem'\n", 2, "key"),
+            ("[[trust.signer]]\nrepository = 'h/a'\n", 2, "repository"),
             ("debug = true\n[kubelet_keychain]\nbin_dir = '/opt'\n", 2, "kubelet_keychain"),
         ] {
             match parse(text).unwrap_err() {

@@ -206,7 +206,8 @@ async fn doubt(
     if named.is_some_and(|named| *named == candidate.digest.to_string()) {
         signed.extend(own.map(|repository| (repository, image.descriptor.digest)));
     }
-    options.trust.doubt(&candidate.digest, &signed).await
+    let image_is_in = own.map(ToString::to_string);
+    options.trust.doubt(image_is_in.as_deref(), &candidate.digest, &signed).await
 }
 
 /// Begins to ask what refers to the image `image` of `source`, while its own documents are on their way. None where that is

@@ -90,6 +90,7 @@ async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Vec<Digest>, Known)
         }
     }
     known.confirm(job.image).await;
+    known.verify(job).await?;
     Ok((there, known))
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use soci_fs::trust::{self, PolicyError, TrustPolicy};
+use soci_fs::trust::{self, PolicyError, SignerRule, TrustPolicy};
 
 /// Which indexes are used before they are proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub struct Trust {
     pub keys: Vec<PathBuf>,
     /// Files with certificates of signers, or of authorities for signers, as notation uses them.
     pub certificates: Vec<PathBuf>,
+    /// The same, for the images of certain repositories only.
+    pub signer: Vec<Signer>,
     /// Seconds in all for which the source of a layer may fail before the layer, if it is in use and not proven, is suspended;
     /// negative is for ever.
     pub withheld_sec: i64,
@@ -23,8 +25,22 @@ pub struct Trust {
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { provisional: Provisional::default(), keys: Vec::new(), certificates: Vec::new(), withheld_sec: 3600 }
+        let (keys, certificates, signer) = (Vec::new(), Vec::new(), Vec::new());
+        Self { provisional: Provisional::default(), keys, certificates, signer, withheld_sec: 3600 }
     }
+}
+
+/// Who speaks for the images of certain repositories.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signer {
+    /// Which images, as `HOST/REPOSITORY`; `*` is any text.
+    #[serde(rename = "match")]
+    pub images: String,
+    /// Files with public keys, as cosign writes them.
+    pub keys: Vec<PathBuf>,
+    /// Files with certificates of signers, or of authorities for signers, as notation uses them.
+    pub certificates: Vec<PathBuf>,
 }
 
 /// When an index is used that was not proven here.
@@ -56,6 +72,12 @@ impl Trust {
             Provisional::RequireSignature => trust::Provisional::RequireSignature,
             Provisional::Deny => trust::Provisional::Deny,
         };
-        TrustPolicy::new(provisional, &self.keys, &self.certificates)
+        let rule = |signer: &Signer| SignerRule {
+            pattern: signer.images.clone(),
+            keys: signer.keys.clone(),
+            certificates: signer.certificates.clone(),
+        };
+        let signers: Vec<SignerRule> = self.signer.iter().map(rule).collect();
+        TrustPolicy::with_signers(provisional, &self.keys, &self.certificates, &signers)
     }
 }
