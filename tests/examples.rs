@@ -30,6 +30,88 @@ fn containerd_is_told_enough() {
     }
 }
 
+/// What the service manager can take from the daemon it does, and what would keep its mounts from containerd it does not.
+#[test]
+fn the_service_is_shut_as_far_as_mounts_allow() {
+    let unit = std::fs::read_to_string(node("soci-snapshotter-grpc.service")).unwrap();
+    let set: Vec<(&str, &str)> =
+        unit.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
+    for (key, value) in [
+        ("UMask", "0077"),
+        ("LimitCORE", "0"),
+        ("MemoryMax", "2G"),
+        ("OOMPolicy", "continue"),
+        ("NoNewPrivileges", "yes"),
+        ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK"),
+    ] {
+        assert!(set.contains(&(key, value)), "{key}={value} is missing");
+    }
+    let bounds: Vec<&str> =
+        set.iter().filter(|(key, _)| *key == "CapabilityBoundingSet").map(|(_, set)| *set).collect();
+    for capability in ["CAP_SYS_MODULE", "CAP_SYSLOG", "CAP_SYS_TIME", "CAP_NET_ADMIN"] {
+        assert!(bounds.iter().any(|set| set.starts_with('~') && set.contains(capability)), "{capability}");
+    }
+    // Each of these gives the service a mount namespace of its own, which passes nothing on.
+    for key in [
+        "ProtectHome",
+        "ProtectSystem",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "ProtectProc",
+        "PrivateTmp",
+        "PrivateDevices",
+        "PrivateMounts",
+        "MountFlags",
+    ] {
+        assert!(!set.iter().any(|(given, _)| *given == key), "{key}= hides the layers from containerd");
+        let comments = unit.lines().filter(|line| line.starts_with('#')).collect::<String>();
+        assert!(comments.contains(&format!("{key}=")), "{key}= is to be explained");
+    }
+
+    let set = yaml("examples/node/daemonset.yaml").swap_remove(0);
+    let pod = &set["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+    assert_eq!(container["resources"]["limits"]["memory"], "2Gi");
+    let root = container["volumeMounts"].as_array().unwrap().iter().find(|mount| mount["name"] == "root").unwrap();
+    assert_eq!(root["mountPropagation"], "Bidirectional");
+}
+
+/// systemd knows all that the unit says.
+#[test]
+fn systemd_takes_the_units() {
+    let Ok(version) = std::process::Command::new("systemd-analyze").arg("--version").output() else {
+        eprintln!("SKIPPED: systemd-analyze is not installed");
+        return;
+    };
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let version: u32 = version.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect(&version);
+    let place = tempfile::tempdir().unwrap();
+    let program = soci_tests::daemon::daemon_path().display().to_string();
+    for name in ["soci-snapshotter-grpc.service", "soci-snapshotter-grpc.socket"] {
+        let text = std::fs::read_to_string(node(name)).unwrap();
+        // The program is not where it will be.
+        let mut text = text.replace("/usr/local/bin/soci-snapshotter-grpc", &program);
+        if version < 254 {
+            // These pass over a key that is newer.
+            text = text.replace("FileDescriptorStorePreserve=yes\n", "");
+        }
+        std::fs::write(place.path().join(name), text).unwrap();
+    }
+    for name in ["soci-snapshotter-grpc.service", "soci-snapshotter-grpc.socket"] {
+        let mut command = std::process::Command::new("systemd-analyze");
+        let output = run(command.args(["verify", "--man=no", "--recursive-errors=no"]).arg(place.path().join(name)));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // Older ones than 254 pass over this key, and over the mount's survival with it.
+        let is_old = |line: &&str| line.contains("Unknown key 'FileDescriptorStorePreserve'");
+        let ours: Vec<&str> = said.lines().filter(|line| line.contains("soci-snapshotter") && !is_old(line)).collect();
+        assert!(output.status.success() && ours.is_empty(), "{name}: {said}");
+    }
+}
+
 /// containerd itself understands its file, each version its own.
 #[test]
 fn containerd_reads_its_configuration() {

@@ -80,11 +80,9 @@ fn open_to_others(root: &Path) -> Vec<(PathBuf, u32)> {
 }
 
 /// Nobody gets anywhere below a root, by names that they may know.
-fn assert_closed(root: &Path) {
+fn assert_closed(root: &Path, program: &str) {
     assert_eq!(open_to_others(root), []);
-    for (place, script) in
-        [("", "ls \"$1\""), ("layers", "ls \"$1\""), ("fs/1", "ls \"$1\""), ("fs/3/srv/id", "\"$1\"")]
-    {
+    for (place, script) in [("", "ls \"$1\""), ("layers", "ls \"$1\""), ("fs/1", "ls \"$1\""), (program, "\"$1\"")] {
         let output = as_nobody(script, &root.join(place));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains("ermission denied"), "{place}: {output:?}");
@@ -112,13 +110,19 @@ async fn nothing_below_the_snapshotters_root_is_for_others() {
     node.start_container(&name, "long");
     assert_eq!(node.read("long", "/srv/key"), SECRET);
     node.assert_reads("long", "/srv/data", &text(7, 3 << 20));
+    // Nor is there a dump of its memory, with credentials in it.
+    let worker = node.status()["pid"].as_i64().unwrap();
+    let limits = fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(cores.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{cores}");
     // What it is protected from is there.
-    let program = root.join("fs/3/srv/id");
-    assert_eq!(program.metadata().unwrap().mode() & 0o7777, 0o4755);
-    assert_closed(&root);
+    let slots = (1..=3).map(|slot| format!("fs/{slot}/srv/id")).find(|program| root.join(program).exists());
+    let program = slots.expect("a slot with the layer");
+    assert_eq!(root.join(&program).metadata().unwrap().mode() & 0o7777, 0o4755);
+    assert_closed(&root, &program);
     node.kill_worker();
     node.assert_reads("long", "/srv/data", &text(7, 3 << 20));
-    assert_closed(&root);
+    assert_closed(&root, &program);
 }
 
 #[tokio::test(flavor = "multi_thread")]

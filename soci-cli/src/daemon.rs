@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use soci_fs::mount::device::DeviceOptions;
-use soci_fs::private::{ensure_private_root, set_umask};
+use soci_fs::private::{ensure_private_root, forbid_core_dumps, set_umask};
 use soci_fs::snapshots::check_overlay;
 use soci_fs::supervisor::{self, Address, SupervisorOptions};
 
@@ -54,6 +54,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     log::start(if loaded.config.debug { arguments.log_level.or_debug() } else { arguments.log_level });
     set_umask();
+    forbid_core_dumps().context("cannot forbid core dumps")?;
     if arguments.worker {
         return worker::run(&arguments.root, &loaded.config);
     }

@@ -15,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
 
 /// Mode of a directory.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -117,6 +118,14 @@ impl From<PrivateError> for io::Error {
 /// them explicitly.
 pub fn set_umask() {
     rustix::process::umask(Mode::from_raw_mode(OTHERS));
+}
+
+/// Keeps what is in memory, credentials among it, out of core dumps of this process and of those that it starts.
+///
+/// # Errors
+/// What the system says.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    Ok(rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
 
 /// Makes a directory that only this user may enter, with those above it that are missing; tightens one that is there.
