@@ -11,7 +11,12 @@ use soci_tests::node::Node;
 use soci_tests::stage::Stage;
 use soci_tests::{on_each_containerd, run, soci, stdout};
 
-on_each_containerd!(layers_are_provided, other_snapshotters_are_filled, an_interrupted_pull_is_gone_on_with);
+on_each_containerd!(
+    layers_are_provided,
+    other_snapshotters_are_filled,
+    an_interrupted_pull_is_gone_on_with,
+    a_second_repository_serves_when_the_first_is_gone,
+);
 
 const FILE_BYTES: usize = 3 << 20;
 
@@ -115,4 +120,32 @@ async fn an_interrupted_pull_is_gone_on_with(version: Containerd) {
     let script = ["/bin/sh", "-c", "cat /etc/top"];
     let ran = stdout(node.ctr().args(["run", "--rm", "--snapshotter", "overlayfs", &name, &container]).args(script));
     assert_eq!(ran, "from above\n");
+}
+
+/// The same digest from two registries: containerd has the snapshots and does not ask us about the second pull. When the
+/// first registry goes, and its image is removed, the container reads on from the second, also after a restart.
+async fn a_second_repository_serves_when_the_first_is_gone(version: Containerd) {
+    let Some(stage) = Stage::new().await else { return };
+    let Some(mut node) = Node::start(version) else { return };
+    let address = format!("[content_store]\ncontainerd_address = {:?}\n", node.path("containerd.sock"));
+    node.configure(&format!("[background_fetch]\ndisable = true\n{address}"));
+    let (first, second) =
+        (Front::start(&stage.registry.host()).await.unwrap(), Front::start(&stage.registry.host()).await.unwrap());
+    drop(stage.publish(&image(), "v1", 1 << 20).await);
+    let names = [&first, &second].map(|front| stage.name(&front.host(), "v1"));
+    for name in &names {
+        drop(stdout(rpull(&node).arg(name)));
+    }
+    node.start_container(&names[1], "reader");
+    assert_eq!(node.read("reader", "/etc/top"), b"from above\n");
+    first.set(Fault::Status(404, ""));
+    drop(stdout(node.ctr().args(["images", "rm", "--sync", &names[0]])));
+    node.assert_reads("reader", "/srv/data", &text(7, FILE_BYTES));
+    let origins = node.status()["layers"].to_string();
+    assert!(origins.contains(&second.host()), "{origins}");
+    node.kill_worker();
+    node.assert_reads("reader", "/etc/base", b"from below\n");
+    node.stop_container("reader");
+    node.remove_container("reader");
+    node.remove_last_images(&[&names[1]]);
 }

@@ -45,6 +45,7 @@ mod layer;
 mod reopen;
 
 pub use find::ask_early;
+pub(crate) use find::windows_blob;
 pub use layer::OpenedLayer;
 pub use reopen::{KeptLayer, LayerOrigin, reopen_layer};
 

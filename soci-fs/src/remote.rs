@@ -44,6 +44,7 @@ pub mod elsewhere;
 mod error;
 pub mod id_maps;
 mod identity;
+pub mod known_places;
 pub mod labels;
 mod provide;
 mod registries;
@@ -58,6 +59,7 @@ pub use reopen::Reopener;
 
 use id_maps::IdMaps;
 use identity::origin_of;
+use known_places::KnownPlaces;
 use labels::WantedLayer;
 use slots::{SlotRecord, Slots};
 
@@ -85,6 +87,8 @@ pub struct RemoteOptions {
     pub mountpoint: PathBuf,
     /// What is done with start-up profiles.
     pub profiles: ProfileOptions,
+    /// Where else images were pulled from; `None` asks only the places that containerd has named.
+    pub known_places: Option<KnownPlaces>,
 }
 
 type Failure = Arc<RemoteError>;
@@ -448,6 +452,9 @@ impl RemoteLayers {
 
     async fn plant(&self, slot: u16, reader: LayerReader) -> Result<(), RemoteError> {
         let (forest, layer) = (Arc::clone(&self.0.forest), reader.digest());
+        if let Some(places) = &self.0.options.known_places {
+            places.attach(slot, &reader);
+        }
         let inserted = tokio::task::spawn_blocking(move || forest.insert(slot, reader));
         inserted.await.map_err(|_| RemoteError::Abandoned)??;
         match self.0.forest.hidden_links(slot) {

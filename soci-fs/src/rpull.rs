@@ -20,7 +20,7 @@ use soci_index::image::model::{Descriptor, RawManifest};
 use soci_index::image::reference::RegistryReference;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 
-use crate::grpc::containerd::{Containerd, ContainerdError, Labels, Lease, Prepared};
+use crate::grpc::containerd::{SOURCE_LABEL, Containerd, ContainerdError, Labels, Lease, Prepared};
 use crate::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use crate::snapshots::LABEL_BYTES_MAX;
 
@@ -208,7 +208,7 @@ impl Pull<'_> {
         let reference = |(what, digest)| (format!("containerd.io/gc.ref.content.{what}"), Digest::to_string(&digest));
         let mut labels: Labels = references.into_iter().map(reference).collect();
         let image = &self.options.image;
-        labels.insert(format!("containerd.io/distribution.source.{}", image.registry()), image.repository().to_owned());
+        labels.insert(format!("{SOURCE_LABEL}{}", image.registry()), image.repository().to_owned());
         labels
     }
 

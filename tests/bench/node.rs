@@ -80,6 +80,7 @@ impl Desk {
             open_limit: Duration::from_secs(30),
             mountpoint: root.path().join("fs"),
             profiles: soci_fs::remote::ProfileOptions::default(),
+            known_places: None,
         };
         let layers = RemoteLayers::new(
             Arc::new(Forest::new(ForestOptions::default())),

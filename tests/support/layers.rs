@@ -88,6 +88,7 @@ impl Daemon {
             registries: Arc::clone(&registries),
             options: open.clone(),
             runtime: runtime.clone(),
+            known_places: None,
         };
         let forest =
             Arc::new(Forest::new(ForestOptions { opener: Some(Arc::new(reopener)), ..ForestOptions::default() }));
@@ -98,6 +99,7 @@ impl Daemon {
             open_limit: Duration::from_secs(10),
             mountpoint: root.join("fs"),
             profiles,
+            known_places: None,
         };
         let (kept, known) = (Arc::clone(&store), Arc::clone(&slots));
         let layers =

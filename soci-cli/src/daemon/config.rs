@@ -32,10 +32,11 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 33] = [
+const WITH_EFFECT: [&str; 34] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
+    "content_store.containerd_address",
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",

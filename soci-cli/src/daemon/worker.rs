@@ -18,6 +18,7 @@ use soci_fs::profile::Choice;
 use soci_fs::reader::Policy;
 use soci_fs::remote::background::Background;
 use soci_fs::remote::id_maps::IdMaps;
+use soci_fs::remote::known_places::KnownPlaces;
 use soci_fs::remote::slots::Slots;
 use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::snapshots::{SnapshotOptions, Snapshots};
@@ -152,7 +153,10 @@ impl Shop {
         let id_maps = IdMaps::open(root.join("snapshotter/id-maps.json"))?;
         let client = ClientOptions { credentials, ..registries::client_options(config)? };
         let registries = Arc::new(Registries::new(client, config.index_rules()?));
+        let socket = PathBuf::from(&config.content_store.containerd_address);
+        let known_places = Some(KnownPlaces::new(socket, Arc::clone(&slots), Arc::clone(&registries)));
         let reopener = Reopener {
+            known_places: known_places.clone(),
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),
             registries: Arc::clone(&registries),
@@ -169,6 +173,7 @@ impl Shop {
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
             profiles: config.profile.options(root),
+            known_places,
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
         let layers = RemoteLayers::new(planted, kept, Arc::clone(&slots), id_maps, registries, options, runtime)?;

@@ -29,6 +29,7 @@ mod messages;
 
 use super::generated::snapshots as proto;
 pub use container::Container;
+pub use content::SOURCE_LABEL;
 pub use lease::Lease;
 use messages as wire;
 use wire::WriteAction;

@@ -88,7 +88,7 @@ fn of_layout(layout: &Layout) -> ImageSource {
 }
 
 /// The windows blob that a TOC's descriptor names; none for a zTOC.
-pub(super) fn windows_blob(table: &Descriptor) -> Option<Descriptor> {
+pub(crate) fn windows_blob(table: &Descriptor) -> Option<Descriptor> {
     Some(SpanReference::of(table)?.windows_descriptor())
 }
 

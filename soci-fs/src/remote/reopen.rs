@@ -13,6 +13,7 @@ use soci_index::image::platform::PlatformSelection;
 use tokio::runtime::Handle;
 
 use super::identity::place_of;
+use super::known_places::KnownPlaces;
 use super::slots::Slots;
 use super::{Registries, RemoteError};
 use crate::forest::{OpenError as ForestError, Opener};
@@ -33,6 +34,8 @@ pub struct Reopener {
     pub options: OpenOptions,
     /// Where readers run their work.
     pub runtime: Handle,
+    /// Where else images were pulled from.
+    pub known_places: Option<KnownPlaces>,
 }
 
 impl Reopener {
@@ -74,6 +77,12 @@ impl Reopener {
 impl Opener for Reopener {
     fn open(&self, slot: u16, digest: Digest) -> BoxFuture<'_, Result<LayerReader, ForestError>> {
         let failed = move |error| ForestError::Failed { digest, cause: Arc::new(error) };
-        self.reopen(slot, digest).map(move |opened| opened.map_err(failed)).boxed()
+        let attach = move |reader: LayerReader| {
+            if let Some(places) = &self.known_places {
+                places.attach(slot, &reader);
+            }
+            reader
+        };
+        self.reopen(slot, digest).map(move |opened| opened.map(attach).map_err(failed)).boxed()
     }
 }

@@ -33,6 +33,9 @@ const REST_LONGEST: Duration = Duration::from_secs(300);
 /// thousand places.
 const ORIGINS_MAX: usize = 64;
 
+/// How long a search for more origins is not made again.
+const SEARCH_PAUSE: Duration = Duration::from_secs(30);
+
 /// Several places that have the same blob, the best first. Clones share everything.
 #[derive(Clone)]
 pub struct Origins(Arc<Mutex<State>>);
@@ -40,6 +43,14 @@ pub struct Origins(Arc<Mutex<State>>);
 struct State {
     origins: Vec<Origin>,
     next: u64,
+    more: Option<Arc<dyn MoreOrigins>>,
+    searched: Option<Instant>,
+}
+
+/// Finds origins that are not known yet, when none of those that are delivers.
+pub trait MoreOrigins: fmt::Debug + Send + Sync + 'static {
+    /// All that are to be found, by name; known ones may be among them.
+    fn search(&self) -> BoxFuture<'_, Vec<(String, Arc<dyn Source>)>>;
 }
 
 struct Origin {
@@ -60,7 +71,7 @@ impl Origins {
     /// One origin; more may be added. Names tell origins apart and are shown to people.
     #[must_use]
     pub fn new(name: impl Into<String>, source: Arc<dyn Source>) -> Self {
-        let origins = Self(Arc::new(Mutex::new(State { origins: Vec::new(), next: 0 })));
+        let origins = Self(Arc::new(Mutex::new(State { origins: Vec::new(), next: 0, more: None, searched: None })));
         origins.add(name, source);
         origins
     }
@@ -85,6 +96,32 @@ impl Origins {
         state.next += 1;
         let id = OriginId(state.next);
         state.origins.push(Origin { id, name, source, failures: 0, rests_until: None });
+    }
+
+    /// Has more origins searched for when none delivers.
+    pub fn search_by(&self, more: Arc<dyn MoreOrigins>) {
+        self.state().more = Some(more);
+    }
+
+    /// Searches for more origins; the new ones.
+    async fn search(&self) -> Vec<(OriginId, Arc<dyn Source>)> {
+        let more = {
+            let mut state = self.state();
+            let is_due = state.searched.is_none_or(|searched| searched.elapsed() >= SEARCH_PAUSE);
+            let more = state.more.clone().filter(|_| is_due);
+            if more.is_some() {
+                state.searched = Some(Instant::now());
+            }
+            more
+        };
+        let Some(more) = more else { return Vec::new() };
+        let before = self.state().next;
+        for (name, source) in more.search().await {
+            self.add(name, source);
+        }
+        let state = self.state();
+        let new = state.origins.iter().filter(|origin| origin.id.0 > before);
+        new.map(|origin| (origin.id, Arc::clone(&origin.source))).collect()
     }
 
     /// The names of all origins, the one that is asked first first.
@@ -135,6 +172,9 @@ impl Origins {
         let mut asked = FuturesUnordered::new();
         let mut errors = Vec::new();
         loop {
+            if asked.is_empty() && waiting.len() == 0 {
+                waiting = self.search().await.into_iter();
+            }
             let can_ask = waiting.len() > 0;
             if asked.is_empty() {
                 let Some((id, source)) = waiting.next() else { return Err(together(errors)) };

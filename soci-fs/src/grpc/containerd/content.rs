@@ -13,6 +13,10 @@ use tonic_prost::ProstCodec;
 use super::messages as wire;
 use super::{Containerd, ContainerdError, refused};
 
+/// What labels begin with that say where content was pulled from; behind it stands the registry, and the value has the
+/// repositories.
+pub const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
+
 impl Containerd {
     /// What an image's name means.
     ///
@@ -55,6 +59,45 @@ impl Containerd {
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(refused(&format!("look at {digest}"), &status)),
         }
+    }
+
+    /// Where content was pulled from, as containerd has noted it on every pull: registry and repository.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn content_sources(&self, digest: &Digest) -> Result<Vec<(String, String)>, ContainerdError> {
+        let question = wire::ContentInfoRequest { digest: digest.to_string() };
+        let answer = self.try_ask("/containerd.services.content.v1.Content/Info", question).await;
+        let labels = match answer {
+            Ok(wire::ContentInfoResponse { info }) => info.unwrap_or_default().labels,
+            Err(status) if status.code() == Code::NotFound => return Ok(Vec::new()),
+            Err(status) => return Err(refused(&format!("look at {digest}"), &status)),
+        };
+        let of_host = |(key, repositories): (&String, &String)| {
+            let host = key.strip_prefix(SOURCE_LABEL)?.to_owned();
+            let all = repositories.split(',').filter(|repository| !repository.is_empty());
+            Some(all.map(|repository| (host.clone(), repository.to_owned())).collect::<Vec<_>>())
+        };
+        Ok(labels.iter().filter_map(of_host).flatten().collect())
+    }
+
+    /// The names of containerd's namespaces.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn namespaces(&self) -> Result<Vec<String>, ContainerdError> {
+        let path = "/containerd.services.namespaces.v1.Namespaces/List";
+        let question = wire::ListNamespacesRequest::default();
+        let answer: wire::ListNamespacesResponse = self.ask(path, "list its namespaces", question).await?;
+        Ok(answer.namespaces.into_iter().map(|namespace| namespace.name).collect())
+    }
+
+    /// The same connection, for work in another namespace.
+    ///
+    /// # Errors
+    /// [`ContainerdError::Name`].
+    pub fn in_namespace(&self, namespace: &str) -> Result<Self, ContainerdError> {
+        Ok(Self { namespace: super::name(namespace)?, ..self.clone() })
     }
 
     /// Content from an offset to another, as containerd sends it. Nothing of it is checked.

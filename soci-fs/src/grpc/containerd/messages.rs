@@ -221,3 +221,21 @@ pub(super) struct Container {
     #[prost(string, tag = "6")]
     pub(super) snapshotter: String,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ListNamespacesRequest {
+    #[prost(string, tag = "1")]
+    pub(super) filter: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ListNamespacesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) namespaces: Vec<Namespace>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Namespace {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}

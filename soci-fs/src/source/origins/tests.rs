@@ -121,3 +121,34 @@ fn the_list_is_bounded() {
     assert_eq!(origins.choices(), ORIGINS_MAX);
     assert_eq!(origins.names().last().map(String::as_str), Some("199"));
 }
+
+/// Finds one origin, each time it is asked.
+#[derive(Debug)]
+struct Finder(Arc<Scripted>, AtomicUsize);
+
+impl MoreOrigins for Finder {
+    fn search(&self) -> BoxFuture<'_, Vec<(String, Arc<dyn Source>)>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        async move { vec![("found".to_owned(), Arc::clone(&self.0) as Arc<dyn Source>)] }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn more_are_searched_for_when_none_delivers() {
+    let (bad, good) = (Scripted::new(Manner::Fails), Scripted::new(Manner::Well));
+    let origins = Origins::new("bad", Arc::clone(&bad) as Arc<dyn Source>);
+    let finder = Arc::new(Finder(Arc::clone(&good), AtomicUsize::new(0)));
+    origins.search_by(Arc::clone(&finder) as Arc<dyn MoreOrigins>);
+    for _ in 0..3 {
+        assert_eq!(all(&origins).await.unwrap(), 100);
+    }
+    assert_eq!((finder.1.load(Ordering::Relaxed), origins.names()), (1, vec!["found".to_owned(), "bad".to_owned()]));
+    // In vain, and not again at once.
+    let origins = Origins::new("bad", Arc::clone(&bad) as Arc<dyn Source>);
+    let finder = Arc::new(Finder(bad, AtomicUsize::new(0)));
+    origins.search_by(Arc::clone(&finder) as Arc<dyn MoreOrigins>);
+    for _ in 0..3 {
+        assert!(all(&origins).await.is_err());
+    }
+    assert_eq!(finder.1.load(Ordering::Relaxed), 1);
+}
