@@ -220,8 +220,8 @@ async fn pulled_whole() {
     }
 }
 
-/// What refers to an image is listed once, for index and profile together; with an index that is here and no profile wanted
-/// it is not listed at all.
+/// What refers to an image is listed once for each mount, for index and profile together: an index that is here is only a
+/// copy of what the repository has.
 #[tokio::test(flavor = "multi_thread")]
 async fn referrers_are_listed_once() {
     let stage = Mounting::new(Image::gzip(vec![tar(&[("file", text(1, 600_000))])])).await;
@@ -239,7 +239,7 @@ async fn referrers_are_listed_once() {
     }
     let at = stage.mountpoint(NODE);
     std::fs::create_dir(&at).unwrap();
-    for (more, lists_now) in [(None, 2), (Some("--no-profile"), 2)] {
+    for (more, lists_now) in [(None, 2), (Some("--no-profile"), 3)] {
         let at = at.to_str().unwrap();
         let mut command = stage.soci(NODE, &["mount", &name, at, "--detach", "--min-layer-size", "1000"]);
         let _ = stdout(command.args(more));

@@ -13,7 +13,9 @@ use soci_fs::store::Store;
 use soci_fs::trust::{Provisional, TrustPolicy};
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
+use soci_index::image::model::media_type;
 use soci_index::image::platform::PlatformSelection;
+use soci_index::image::reference::ManifestName;
 use soci_index::registry::{ClientOptions, CredentialSource, Repository};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::client;
@@ -197,6 +199,18 @@ async fn what_is_reused_is_said() {
         assert_eq!(again["images"][0]["reused"], expected, "{again:#}");
         assert_eq!(again["images"][0]["status"], "up to date", "{again:#}");
     }
+    assert_eq!(first["images"][0]["usedInstead"], Value::Array(Vec::new()), "{first:#}");
+    // A newer one beside it goes before it, and is not what was made here.
+    let index =
+        stage.repository().manifest(&ManifestName::Digest(digest(&first["images"][0]["index"]["digest"]))).await;
+    let mut newer: Value = serde_json::from_slice(&index.unwrap().unwrap().bytes).unwrap();
+    newer["annotations"]["org.opencontainers.image.created"] = "2026-01-01T00:00:00Z".into();
+    let newer = bytes::Bytes::from(newer.to_string());
+    stage.repository().push_referrer(media_type::MANIFEST, newer.clone()).await.unwrap();
+    let again = stage.soci(&["publish", &name]);
+    assert_eq!(again["images"][0]["usedInstead"][0], Digest::of(&newer).to_string(), "{again:#}");
+    assert_eq!(again["images"][0]["reusedFrom"][0]["place"], stage.repository().to_string(), "{again:#}");
+
     let span_bytes = SPAN_BYTES.to_string();
     let words =
         ["publish", &name, "--min-layer-size", "0", "--span-size", &span_bytes, "--index-span-size", &span_bytes];

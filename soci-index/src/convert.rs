@@ -100,7 +100,7 @@ async fn into_place(
         let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
         let known = known_of(&job, &built, place.is_home_of(source)).await?;
         let blobs = put_blobs(&job, &known, place.sink()).await?;
-        built.add_built(&blobs.layers, &place.as_source());
+        built.add_built(&blobs.layers, &place.as_source(), &blobs.reused_from);
         match blobs.v2() {
             Ok(index) => {
                 let json = Bytes::from(index.to_json());

@@ -121,6 +121,16 @@ impl ImageSource {
         Self::Registry { repository: repository.clone(), name: ManifestName::Tag("latest".to_owned()) }
     }
 
+    /// Its place by name, whatever is meant there: a repository, a directory, another program's image.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Registry { repository, .. } => repository.to_string(),
+            Self::Store { store, .. } => store.path().display().to_string(),
+            Self::Foreign(store) => store.name().to_owned(),
+        }
+    }
+
     /// The manifest that the reference names itself: an image's, or an index.
     ///
     /// # Errors

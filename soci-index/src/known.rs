@@ -32,7 +32,7 @@ use crate::verify::{Checked, verify, verify_spans};
 
 mod reuse;
 
-pub use self::reuse::{Relied, Reuse};
+pub use self::reuse::{Relied, Reuse, ReusedFrom};
 
 /// Tags that are looked at unless somebody says how many. Each costs a manifest or two, and some registries count these
 /// as pulls, of which they allow so many an hour.
@@ -55,11 +55,15 @@ struct One<R> {
     origin: ImageSource,
     /// Whether the blobs were seen there.
     confirmed: bool,
-    /// Whether it was made in this run.
-    built: bool,
+    /// The index that lists it; `None` if it was made in this run.
+    index: Option<Digest>,
 }
 
 impl<R> One<R> {
+    fn found(reference: R, origin: &ImageSource, index: Option<Digest>) -> Self {
+        Self { reference, origin: origin.clone(), confirmed: false, index }
+    }
+
     /// Whether what it is for is wanted and its blobs are there.
     async fn confirm(mut self, image: &PlatformImage, layer: Digest, blobs: &[Descriptor]) -> Option<Self> {
         image.manifest.layers.iter().find(|wanted| wanted.digest == layer)?;
@@ -76,42 +80,39 @@ impl<R> One<R> {
 }
 
 impl Known {
-    /// Notes the zTOCs of an index that a build by `options` would make again. `origin` has their blobs.
-    pub fn add(&mut self, index: &SociIndex, origin: &ImageSource, options: &BuildOptions) {
-        for reference in references(index, options) {
-            if !self.ztocs.iter().any(|known| known.reference.layer == reference.layer) {
-                self.ztocs.push(One { reference, origin: origin.clone(), confirmed: false, built: false });
-            }
-        }
-    }
-
-    /// The same for a span index.
-    pub fn add_spans(&mut self, index: &SpanIndex, origin: &ImageSource, options: &BuildOptions) {
-        for reference in index.references().filter(|one| one.span_bytes == options.compact_span_bytes) {
-            if !self.spans.iter().any(|known| known.reference.layer == reference.layer) {
-                self.spans.push(One { reference, origin: origin.clone(), confirmed: false, built: false });
-            }
-        }
-    }
-
-    /// The same for an index of either form.
-    pub fn add_any(&mut self, index: &IndexManifest, origin: &ImageSource, options: &BuildOptions) {
+    /// Notes what an index lists that a build by `options` would make again. `origin` has its blobs.
+    pub fn add(&mut self, digest: Digest, index: &IndexManifest, origin: &ImageSource, options: &BuildOptions) {
+        let index_digest = Some(digest);
         match index {
-            IndexManifest::Soci(index) => self.add(index, origin, options),
-            IndexManifest::Spans(index) => self.add_spans(index, origin, options),
+            IndexManifest::Soci(index) => {
+                for reference in references(index, options) {
+                    if !self.ztocs.iter().any(|known| known.reference.layer == reference.layer) {
+                        self.ztocs.push(One::found(reference, origin, index_digest));
+                    }
+                }
+            }
+            IndexManifest::Spans(index) => {
+                for reference in index.references().filter(|one| one.span_bytes == options.compact_span_bytes) {
+                    if !self.spans.iter().any(|known| known.reference.layer == reference.layer) {
+                        self.spans.push(One::found(reference, origin, index_digest));
+                    }
+                }
+            }
         }
     }
 
-    /// Notes what was made just now, and is in `origin`.
-    pub fn add_built(&mut self, layers: &[LayerReport], origin: &ImageSource) {
+    /// Notes what was made just now, or reused from `before`, and is in `origin`.
+    pub fn add_built(&mut self, layers: &[LayerReport], origin: &ImageSource, before: &[ReusedFrom]) {
+        // Of what was reused only that it was matters from now on.
+        let found = |reused: bool| before.first().filter(|_| reused).map(|from| from.index);
         for layer in layers {
             if let Ok(ztoc) = &layer.outcome {
-                let (reference, built) = (ztoc.reference.clone(), !ztoc.reused);
-                self.ztocs.push(One { reference, origin: origin.clone(), confirmed: true, built });
+                let one = One::found(ztoc.reference.clone(), origin, found(ztoc.reused));
+                self.ztocs.push(One { confirmed: true, ..one });
             }
             if let Some(spans) = &layer.spans {
-                let (reference, built) = (spans.reference.clone(), !spans.reused);
-                self.spans.push(One { reference, origin: origin.clone(), confirmed: true, built });
+                let one = One::found(spans.reference.clone(), origin, found(spans.reused));
+                self.spans.push(One { confirmed: true, ..one });
             }
         }
     }
@@ -150,11 +151,14 @@ impl Known {
         ztoc.or_else(|| self.spans.iter().find(|known| known.reference.toc.0 == *blob).map(|known| &known.origin))
     }
 
-    /// Whether a zTOC, or the TOC of a span index, was made in this run.
+    /// The index that lists a zTOC, or the TOC of a span index; `None` if it was made in this run.
     #[must_use]
-    pub fn is_built(&self, blob: &Digest) -> bool {
-        self.ztocs.iter().any(|known| known.built && known.reference.digest == *blob)
-            || self.spans.iter().any(|known| known.built && known.reference.toc.0 == *blob)
+    pub fn found_in(&self, blob: &Digest) -> Option<ReusedFrom> {
+        let ztoc = self.ztocs.iter().find(|known| known.reference.digest == *blob);
+        let ztoc = ztoc.map(|known| (known.index, &known.origin));
+        let spans = || self.spans.iter().find(|known| known.reference.toc.0 == *blob);
+        let (index, origin) = ztoc.or_else(|| spans().map(|known| (known.index, &known.origin)))?;
+        Some(ReusedFrom { index: index?, place: origin.place() })
     }
 
     /// Builds what was found again, if that is wanted, and forgets what turns out to be something else.
@@ -166,13 +170,16 @@ impl Known {
         let (ztocs, spans) = (std::mem::take(&mut self.ztocs), std::mem::take(&mut self.spans));
         for known in ztocs {
             let index = SociIndex::v1(std::slice::from_ref(&known.reference), &[], &subject);
-            if known.built || is_good(&verify(job.source, job.image, &index, &known.origin, job.observer).await?) {
+            if known.index.is_none()
+                || is_good(&verify(job.source, job.image, &index, &known.origin, job.observer).await?)
+            {
                 self.ztocs.push(known);
             }
         }
         for known in spans {
             let index = SpanIndex::new(std::slice::from_ref(&known.reference), &subject);
-            if known.built || is_good(&verify_spans(job.source, job.image, &index, &known.origin, job.observer).await?)
+            if known.index.is_none()
+                || is_good(&verify_spans(job.source, job.image, &index, &known.origin, job.observer).await?)
             {
                 self.spans.push(known);
             }
@@ -246,7 +253,7 @@ fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
     /// Its indexes, the one that is used first.
-    pub(crate) indexes: Vec<Digest>,
+    pub(crate) indexes: Vec<Candidate>,
     pub(crate) known: Known,
 }
 
@@ -260,9 +267,9 @@ pub(crate) async fn beside(
     let origin = ImageSource::of_repository(repository);
     for index in indexes(repository, &image.descriptor.digest, options).await? {
         if options.reuse.allows(&origin, &[index.digest]).await {
-            beside.known.add_any(&index.index, &origin, options);
+            beside.known.add(index.digest, &index.index, &origin, options);
         }
-        beside.indexes.push(index.digest);
+        beside.indexes.push(index);
     }
     Ok(beside)
 }
@@ -298,8 +305,8 @@ pub(crate) async fn refers(
 
 /// What the manifest of an image names itself: its version 2 index.
 pub(crate) async fn named(source: &ImageSource, image: &PlatformImage, options: &BuildOptions, known: &mut Known) {
-    if let Some(index) = named_by(source, &image.descriptor.digest, &image.manifest, options).await {
-        known.add(&index, source, options);
+    if let Some((digest, index)) = named_by(source, &image.descriptor.digest, &image.manifest, options).await {
+        known.add(digest, &index, source, options);
     }
 }
 
@@ -329,7 +336,7 @@ pub(crate) async fn beside_tags(
     let mut found = std::pin::pin!(found);
     let origin = ImageSource::of_repository(repository);
     while let Some(indexes) = found.next().await {
-        indexes.iter().for_each(|index| known.add_any(index, &origin, options));
+        indexes.iter().for_each(|(digest, index)| known.add(*digest, index, &origin, options));
         if known.lacking(image, options).is_empty() {
             break;
         }
@@ -344,7 +351,7 @@ async fn of_tag(
     platform: &Platform,
     wanted: &[Digest],
     options: &BuildOptions,
-) -> Vec<IndexManifest> {
+) -> Vec<(Digest, IndexManifest)> {
     let mut found = Vec::new();
     let Ok(Some(root)) = repository.manifest(&ManifestName::Tag(tag)).await else { return found };
     let mut manifests = Vec::new();
@@ -366,11 +373,11 @@ async fn of_tag(
             continue;
         }
         if options.format.has_ztoc() {
-            found.extend(named_by(&origin, &raw.digest, &manifest, options).await.map(IndexManifest::Soci));
+            found.extend(named_by(&origin, &raw.digest, &manifest, options).await);
         }
         for index in indexes(repository, &raw.digest, options).await.unwrap_or_default() {
             if options.reuse.allows(&origin, &[index.digest]).await {
-                found.push(index.index);
+                found.push((index.digest, index.index));
             }
         }
     }
@@ -386,7 +393,7 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
             && let Ok(index) = SociIndex::parse(&raw.bytes, &Limits::DEFAULT)
             && options.reuse.allows(source, &[entry.digest]).await
         {
-            known.add(&index, source, options);
+            known.add(entry.digest, &IndexManifest::Soci(index), source, options);
         }
         if let (true, ImageSource::Registry { repository, .. }) = (options.format.has_spans(), source)
             && let Some(image) = entry.annotations.get(IMAGE_MANIFEST_DIGEST).and_then(|image| image.parse().ok())
@@ -394,7 +401,7 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
         {
             for index in there {
                 if options.reuse.allows(source, &[index.digest]).await {
-                    known.add_any(&index.index, source, options);
+                    known.add(index.digest, &index.index, source, options);
                 }
             }
         }
@@ -407,11 +414,11 @@ async fn named_by(
     image: &Digest,
     manifest: &ImageManifest,
     options: &BuildOptions,
-) -> Option<SociIndex> {
+) -> Option<(Digest, IndexManifest)> {
     let digest: Digest = manifest.annotations.get(INDEX_DIGEST)?.parse().ok()?;
     let raw = source.manifest_by_digest(digest).await.ok()??;
     let index = SociIndex::parse(&raw.bytes, &Limits::DEFAULT).ok()?;
-    options.reuse.allows(source, &[digest, *image]).await.then_some(index)
+    options.reuse.allows(source, &[digest, *image]).await.then_some((digest, IndexManifest::Soci(index)))
 }
 
 /// The tags that most likely share layers with `own`: its neighbours when versions are in order, and the usual names.

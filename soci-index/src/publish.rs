@@ -13,10 +13,12 @@ use bytes::Bytes;
 
 use crate::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
 use crate::digest::Digest;
+use crate::find::choose::{Candidate, Place, choose};
 use crate::image::model::{Descriptor, media_type};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
-use crate::known::{self, Known, Relied};
+use crate::index_manifest::IndexManifest;
+use crate::known::{self, Known, Relied, ReusedFrom};
 use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::prefetch::{self, Wanted};
@@ -151,6 +153,10 @@ pub struct Report {
     pub done: Done,
     /// Why that is relied on which was not built in this run, if there is any.
     pub reused: Option<Relied>,
+    /// The indexes that list what was reused so.
+    pub reused_from: Vec<ReusedFrom>,
+    /// Indexes of the image beside it that are used instead of what was made.
+    pub used_instead: Vec<Digest>,
 }
 
 impl Report {
@@ -215,7 +221,8 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
         let done = if existing.has(&json) { Done::UpToDate } else { refer(repository, json.clone()).await? };
         made.push(Document { json, done });
     }
-    Ok(blobs.report_all(made))
+    let used_instead = existing.used_instead(&made);
+    Ok(Report { used_instead, ..blobs.report_all(made) })
 }
 
 /// Pushes an index whose blobs are there.
@@ -255,14 +262,34 @@ pub(crate) struct Document {
 /// What is there already, with all its blobs.
 #[derive(Default)]
 struct Existing {
-    /// The indexes of this very image.
-    indexes: Vec<Digest>,
+    /// The indexes of this very image, the one that is used first.
+    indexes: Vec<Candidate>,
     known: Known,
 }
 
 impl Existing {
     fn has(&self, json: &[u8]) -> bool {
-        self.indexes.contains(&Digest::of(json))
+        let digest = Digest::of(json);
+        self.indexes.iter().any(|index| index.digest == digest)
+    }
+
+    /// Those that are used instead of what was made here, by the rules of [`crate::find`].
+    fn used_instead(&self, made: &[Document]) -> Vec<Digest> {
+        let is_made = |digest: &Digest| made.iter().any(|made| Digest::of(&made.json) == *digest);
+        let mut instead = Vec::new();
+        for json in made.iter().map(|made| &made.json) {
+            let spans = SpanIndex::parse(json, &Limits::DEFAULT).map(IndexManifest::Spans);
+            let Ok(index) = spans.or_else(|_| SociIndex::parse(json, &Limits::DEFAULT).map(IndexManifest::Soci)) else {
+                continue;
+            };
+            let kind = index.kind();
+            let of_form = self.indexes.iter().filter(|other| other.index.kind() == kind).cloned();
+            let (digest, raw, place) = (Digest::of(json), json.clone(), Place::Beside);
+            let ours = Candidate { digest, raw, index, created: None, place, cached: false };
+            let first = choose(of_form.chain([ours]).collect(), None).chosen.map(|chosen| chosen.digest);
+            instead.extend(first.filter(|first| !is_made(first)));
+        }
+        instead
     }
 }
 
@@ -296,6 +323,7 @@ pub(crate) struct Blobs {
     prefetch: Vec<(Digest, Descriptor)>,
     missing: Vec<String>,
     reused: Option<Relied>,
+    pub(crate) reused_from: Vec<ReusedFrom>,
 }
 
 /// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
@@ -334,13 +362,16 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Resu
         sink.add_bytes(json).await?;
     }
     let ztocs = ztocs.into_iter().map(|ztoc| ztoc.reference).collect();
-    let is_found = |blob: &Digest, reused: bool| reused && !known.is_built(blob);
-    let is_reused = layers.iter().any(|layer| {
-        layer.outcome.as_ref().is_ok_and(|ztoc| is_found(&ztoc.reference.digest, ztoc.reused))
-            || layer.spans.as_ref().is_some_and(|spans| is_found(&spans.reference.toc.0, spans.reused))
-    });
-    let reused = is_reused.then(|| job.options.reuse.relied());
-    Ok(Blobs { layers, ztocs, prefetch: artifacts, missing: plan.missing, reused })
+    let mut reused_from = Vec::new();
+    for layer in &layers {
+        let ztoc = layer.outcome.as_ref().ok().filter(|ztoc| ztoc.reused).map(|ztoc| ztoc.reference.digest);
+        let spans = layer.spans.as_ref().filter(|spans| spans.reused).map(|spans| spans.reference.toc.0);
+        reused_from.extend(ztoc.into_iter().chain(spans).filter_map(|blob| known.found_in(&blob)));
+    }
+    reused_from.sort_by_key(|from| from.index);
+    reused_from.dedup();
+    let reused = (!reused_from.is_empty()).then(|| job.options.reuse.relied());
+    Ok(Blobs { layers, ztocs, prefetch: artifacts, missing: plan.missing, reused, reused_from })
 }
 
 /// Looks for the files that are wanted early by a zTOC that was there before.
@@ -416,6 +447,8 @@ impl Blobs {
             missing: self.missing,
             done,
             reused: self.reused,
+            reused_from: self.reused_from,
+            used_instead: Vec::new(),
         }
     }
 }

@@ -69,6 +69,10 @@ pub fn json(platform: &str, report: &Report) -> serde_json::Value {
         "index": { "digest": report.index, "size": report.index_size },
         "spanIndex": spans,
         "reused": report.reused.map(|relied| relied.to_string()),
+        "reusedFrom": report.reused_from.iter().map(|from| {
+            serde_json::json!({ "index": from.index, "place": from.place })
+        }).collect::<Vec<_>>(),
+        "usedInstead": report.used_instead,
         "layers": report.layers.iter().map(image::layer_json).collect::<Vec<_>>(),
         "prefetch": report.prefetch.iter().map(|(layer, artifact)| {
             serde_json::json!({ "layer": layer, "digest": artifact })

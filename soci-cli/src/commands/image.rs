@@ -195,7 +195,8 @@ pub fn reused_line(report: &Report) -> Option<String> {
         Relied::Verified => "verified",
         Relied::Signed => "signed",
     };
-    Some(format!("what existed already is reused, {hint}"))
+    let from = report.reused_from.iter().map(|from| format!("index {} in {}", from.index, from.place));
+    Some(format!("what existed already is reused, {hint}, as listed by {}", from.collect::<Vec<_>>().join(", ")))
 }
 
 /// The same for commands that can make either form of an index.

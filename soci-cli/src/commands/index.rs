@@ -1,7 +1,11 @@
 //! `soci index`, `soci ztoc list`: what is in the local index store.
 
+use std::cmp::Reverse;
+
 use anyhow::Context;
 use soci_index::digest::Digest;
+use soci_index::find::choose::Created;
+use soci_index::find::origin;
 use soci_index::image::layout::Layout;
 use soci_index::image::model::{Descriptor, annotation};
 use soci_index::index_manifest::IndexManifest;
@@ -63,7 +67,7 @@ pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
         let index = index.with_context(|| format!("index {}", descriptor.digest))?;
         entries.push(Entry { descriptor, index });
     }
-    entries.sort_by(|a, b| b.note(annotation::CREATED).cmp(a.note(annotation::CREATED)));
+    entries.sort_by_cached_key(|entry| Reverse(Created::parse(entry.note(annotation::CREATED))));
     Ok(entries)
 }
 
@@ -85,6 +89,7 @@ fn list(config: &Config, of: Option<&str>, platforms: &Platforms, quiet: bool, j
                 "mediaType": entry.descriptor.media_type,
                 "version": entry.index.form().to_owned(),
                 "createdAt": entry.note(annotation::CREATED),
+                "fetchedFrom": origin::origins(&entry.descriptor),
             })
         };
         return output::json(&entries.iter().map(row).collect::<Vec<_>>());

@@ -21,9 +21,8 @@ use soci_fs::private::ensure_private_dir;
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_fs::trust::TrustPolicy;
-use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::image::ImageSource;
 use soci_index::registry::ClientOptions;
-use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,7 +85,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
-    let (found, listing) = find(arguments, &source).await?;
+    let (found, listing) = image::of_platform_with_listing(&source, arguments.platform.as_deref()).await?;
     let plan = Plan::new(arguments, config, &found);
     let open = OpenOptions { listing, ..open };
     let opened = open_image(&source, &found, &store, &open, &Handle::current()).await;
@@ -142,15 +141,6 @@ fn write_pid(path: &Path) -> std::io::Result<()> {
         file.set_permissions(Permissions::from_mode(0o644))?;
     }
     Ok(())
-}
-
-/// The image, and where somebody will want to know it anyway, what refers to it: an index that is here need not be listed.
-async fn find(arguments: &Mount, source: &ImageSource) -> anyhow::Result<(PlatformImage, Option<Arc<Listing>>)> {
-    let platform = arguments.platform.as_deref();
-    if arguments.no_profile {
-        return Ok((image::of_platform(source, platform).await?, None));
-    }
-    image::of_platform_with_listing(source, platform).await
 }
 
 /// Serves until somebody unmounts, or a signal asks for it.

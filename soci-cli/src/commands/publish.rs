@@ -198,7 +198,7 @@ impl Plan<'_> {
             progress.finish();
             let report = report.with_context(|| format!("{} for {}", self.image, image.platform))?;
             // Platforms share layers.
-            known.add_built(&report.layers, &origin);
+            known.add_built(&report.layers, &origin, &report.reused_from);
             reports.push((image.platform.to_string(), report));
         }
         let own = match &source {
@@ -251,6 +251,12 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
     ))?;
     if let Some(line) = image::reused_line(report) {
         output::line(format!("{platform}: {line}"))?;
+    }
+    for other in &report.used_instead {
+        output::line(format!(
+            "{platform}: warning: index {other} is beside the image, too, and goes before this one; delete it in the \
+             registry, or name the index that is meant by --index"
+        ))?;
     }
     span_lines(platform, report).into_iter().try_for_each(output::line)
 }

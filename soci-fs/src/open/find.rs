@@ -157,7 +157,7 @@ async fn find(
         }
     }
     let Some(chosen) = choice.chosen.clone() else { return Ok((None, None)) };
-    tracing::debug!(image = %of, index = %chosen.digest, form = chosen.index.form(), place = chosen.whereabouts());
+    tracing::info!(image = %of, index = %chosen.digest, form = chosen.index.form(), place = chosen.whereabouts());
     Ok((Some(keep(chosen, choice, source, image, options, local).await), doubt))
 }
 

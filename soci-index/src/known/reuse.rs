@@ -29,6 +29,15 @@ pub enum Relied {
     Signed,
 }
 
+/// Where something was reused from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReusedFrom {
+    /// The index that lists it.
+    pub index: Digest,
+    /// Where that is.
+    pub place: String,
+}
+
 impl Reuse {
     /// Why what is found is relied on.
     #[must_use]

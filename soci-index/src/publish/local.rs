@@ -71,7 +71,7 @@ async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Vec<Digest>, Known)
     let search = Search { local: Some(layout), thorough: true, ..Search::of(job.image.descriptor.digest) };
     let mut there = Vec::new();
     for index in search.gather().await?.order(None).candidates {
-        known.add_any(&index.index, &origin, job.options);
+        known.add(index.digest, &index.index, &origin, job.options);
         there.push(index.digest);
     }
     let own = match job.source {
@@ -86,7 +86,7 @@ async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Vec<Digest>, Known)
         let blobs = Store::Layout(layout.clone());
         let bytes = blobs.blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max)?.unwrap_or_default();
         if let Ok(index) = IndexManifest::parse(entry.kind(), &bytes, &Limits::DEFAULT) {
-            known.add_any(&index, &origin, job.options);
+            known.add(entry.digest, &index, &origin, job.options);
         }
     }
     known.confirm(job.image).await;
