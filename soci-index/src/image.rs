@@ -458,17 +458,6 @@ impl ImageSource {
     }
 }
 
-impl ImageSource {
-    /// The place that the image is in, whatever its tag: `HOST/REPOSITORY`, or the path of a layout or archive.
-    #[must_use]
-    pub fn place(&self) -> String {
-        match self {
-            Self::Registry { repository, .. } => repository.to_string(),
-            Self::Store { .. } | Self::Foreign(_) => self.to_string(),
-        }
-    }
-}
-
 impl std::fmt::Display for ImageSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
