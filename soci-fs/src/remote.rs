@@ -15,7 +15,7 @@
 //! Invariants: no lock is held while waiting; one look-up per image and one opening per layer at a time, however many
 //! ask; a layer that was brought for a question still to come is not taken away before that had time to come.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,9 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use soci_index::digest::Digest;
+use soci_index::find::sweep::{self, Swept};
 use soci_index::image::ImageSource;
+use soci_index::image::layout::Layout;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::registry::referrers::Listing;
@@ -87,6 +89,8 @@ pub struct RemoteOptions {
     pub mountpoint: PathBuf,
     /// What is done with start-up profiles.
     pub profiles: ProfileOptions,
+    /// Bytes that the local index store may take.
+    pub index_quota: u64,
     /// Where else images were pulled from; `None` asks only the places that containerd has named.
     pub known_places: Option<KnownPlaces>,
 }
@@ -279,12 +283,33 @@ impl RemoteLayers {
         }
     }
 
-    /// Does [`RemoteLayers::sweep`] and [`RemoteLayers::end_idle`] from time to time, for as long as it is polled.
+    /// Does [`RemoteLayers::sweep`], [`RemoteLayers::end_idle`] and [`RemoteLayers::sweep_indexes`] from time to time, for as
+    /// long as it is polled.
     pub async fn keep_swept(&self) {
         loop {
             tokio::time::sleep(IDLE_LIFE / 2).await;
             self.end_idle(IDLE_LIFE);
             self.sweep(UNCLAIMED_LIFE);
+            self.sweep_indexes().await;
+        }
+    }
+
+    /// Removes from the local index store what was fetched for images that no slot is of any more, and what is too much.
+    pub async fn sweep_indexes(&self) {
+        let RemoteOptions { open, index_quota, .. } = &self.0.options;
+        let (Some(directory), quota) = (open.index_store.clone(), *index_quota) else { return };
+        let mut used: HashSet<Digest> = self.0.state().images.iter().map(|known| known.key.manifest).collect();
+        used.extend(self.0.slots.all().iter().flat_map(|(_, record)| record.manifests()));
+        let swept = tokio::task::spawn_blocking(move || {
+            if !directory.join("oci-layout").exists() {
+                return Ok(Swept::default());
+            }
+            sweep::sweep(&Layout::open(&directory)?, &|image| used.contains(image), quota)
+        });
+        match swept.await {
+            Ok(Ok(Swept { indexes: 0, .. })) | Err(_) => {}
+            Ok(Ok(swept)) => tracing::info!(?swept, "indexes of images that are gone are removed"),
+            Ok(Err(error)) => tracing::warn!(%error, "the local index store is not swept"),
         }
     }
 

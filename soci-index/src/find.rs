@@ -46,6 +46,7 @@ use crate::registry::{RegistryError, Repository};
 pub mod choose;
 pub mod keep;
 pub mod origin;
+pub mod sweep;
 
 use self::choose::{Candidate, Ordered, PassedOver, Place, Reason};
 

@@ -80,6 +80,7 @@ impl Desk {
             open_limit: Duration::from_secs(30),
             mountpoint: root.path().join("fs"),
             profiles: soci_fs::remote::ProfileOptions::default(),
+            index_quota: u64::MAX,
             known_places: None,
         };
         let layers = RemoteLayers::new(

@@ -99,6 +99,7 @@ impl Daemon {
             open_limit: Duration::from_secs(10),
             mountpoint: root.join("fs"),
             profiles,
+            index_quota: u64::MAX,
             known_places: None,
         };
         let (kept, known) = (Arc::clone(&store), Arc::clone(&slots));

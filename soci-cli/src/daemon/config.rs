@@ -32,7 +32,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 34] = [
+const WITH_EFFECT: [&str; 35] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -51,6 +51,7 @@ const WITH_EFFECT: [&str; 34] = [
     "kubeconfig_keychain.kubeconfig_path",
     "kubelet_keychain.bin_dir",
     "kubelet_keychain.config_path",
+    "layer_store.index_quota",
     "layer_store.quota",
     "max_concurrency",
     "metrics_address",

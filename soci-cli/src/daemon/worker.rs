@@ -173,6 +173,7 @@ impl Shop {
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
             profiles: config.profile.options(root),
+            index_quota: config.layer_store.index_quota.limit().unwrap_or(u64::MAX),
             known_places,
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));

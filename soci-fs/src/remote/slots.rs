@@ -58,6 +58,12 @@ impl SlotRecord {
     pub fn image(&self) -> &str {
         self.origins.first().map_or("", |origin| &origin.image)
     }
+
+    /// The manifests of all images that use it.
+    pub fn manifests(&self) -> impl Iterator<Item = Digest> {
+        let digest = |origin: &SlotOrigin| origin.image.rsplit_once('@')?.1.parse().ok();
+        self.origins.iter().filter_map(digest)
+    }
 }
 
 /// A record as this version writes it, or as one before did: one image, whatever others used the layer.

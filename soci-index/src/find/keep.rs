@@ -48,6 +48,7 @@ impl Keep<'_> {
         entry.artifact_type = Some(self.found.index.kind().to_owned());
         entry.platform = Some(self.image.platform.clone());
         entry.annotations.insert(IMAGE_NAME.to_owned(), self.name.to_owned());
+        entry.annotations.insert(origin::IMAGE.to_owned(), self.image.descriptor.digest.to_string());
         let (layout, raw, origin) = (layout.clone(), self.found.raw.clone(), self.origin.to_owned());
         on_disk(move || enter(&layout, entry, &raw, &origin)).await
     }

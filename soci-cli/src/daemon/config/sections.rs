@@ -387,9 +387,17 @@ pub struct Snapshotter {
 }
 
 /// The layer store.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LayerStore {
     /// Bytes of disk that layers may take; what was not used for longest goes first.
     pub quota: Size,
+    /// Bytes of disk that fetched indexes may take besides; the oldest go first.
+    pub index_quota: Size,
+}
+
+impl Default for LayerStore {
+    fn default() -> Self {
+        Self { quota: Size::default(), index_quota: Size::gigabytes(1) }
+    }
 }

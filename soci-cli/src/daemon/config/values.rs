@@ -59,6 +59,12 @@ pub struct Size {
 }
 
 impl Size {
+    /// So many gigabytes.
+    #[must_use]
+    pub fn gigabytes(number: u64) -> Self {
+        Self { text: format!("{number}gb"), bytes: number << 30 }
+    }
+
     /// The limit, if there is one.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
