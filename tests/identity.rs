@@ -247,8 +247,10 @@ async fn the_second_origin_serves_when_the_first_fails() {
                 let stage = Stage::new().await;
                 let image = Image::gzip(vec![layer(1)]);
                 push(&stage.repository("team/app"), &image, form).await;
-                let (first, second) =
-                    (Front::start(&stage.registry.host()).await.unwrap(), Front::start(&stage.registry.host()).await.unwrap());
+                let (first, second) = (
+                    Front::start(&stage.registry.host()).await.unwrap(),
+                    Front::start(&stage.registry.host()).await.unwrap(),
+                );
                 let daemon = stage.daemon();
                 let labels_of = |front: &Front| labels(&format!("{}/team/app:v1", front.host()), &image, 0);
                 let slot = daemon.layers.provide(&labels_of(&first)).await.unwrap();
@@ -281,7 +283,10 @@ async fn an_image_is_promoted_and_its_first_repository_goes() {
                 let image = Image::gzip(vec![layer(1)]);
                 push(&stage.repository("dev/app"), &image, form).await;
                 push(&stage.repository("prod/app"), &image, Form::Whole).await;
-                let fronts = [Front::start(&stage.registry.host()).await.unwrap(), Front::start(&stage.registry.host()).await.unwrap()];
+                let fronts = [
+                    Front::start(&stage.registry.host()).await.unwrap(),
+                    Front::start(&stage.registry.host()).await.unwrap(),
+                ];
                 let names = [format!("{}/dev/app:v1", fronts[0].host()), format!("{}/prod/app:v1", fronts[1].host())];
                 let daemon = stage.daemon();
                 let mut slots = Vec::new();
@@ -375,8 +380,7 @@ async fn a_forged_pack_reaches_only_its_own_image() {
     push_forged_pack(&stage.repository("attacker/app"), &image, scratch.path()).await;
     let profiles = ProfileOptions { replay: true, ..ProfileOptions::default() };
     let start = || Daemon::start_with(stage.root.path(), true, profiles.clone());
-    let (evil, good) =
-        (labels(&stage.name("attacker/app"), &image, 0), labels(&stage.name("victim/app"), &image, 0));
+    let (evil, good) = (labels(&stage.name("attacker/app"), &image, 0), labels(&stage.name("victim/app"), &image, 0));
     let daemon = start();
     let bad_slot = daemon.layers.provide(&evil).await.unwrap();
     let reader = daemon.forest.reader(bad_slot).unwrap();
@@ -428,11 +432,10 @@ async fn a_pack_is_worth_nothing_under_another_policy() {
         // Every page of the span from the pack, and it would have been a span.
         assert_eq!(reader.store().present_spans(), 0);
     }
-    for (profiles, policy) in
-        [(ProfileOptions::default(), Provisional::Allow), (profiles, Provisional::Deny)]
-    {
+    for (profiles, policy) in [(ProfileOptions::default(), Provisional::Allow), (profiles, Provisional::Deny)] {
         let root = tempfile::tempdir().unwrap();
-        let copy = std::process::Command::new("cp").arg("-a").arg(stage.root.path().join(".")).arg(root.path()).status();
+        let copy =
+            std::process::Command::new("cp").arg("-a").arg(stage.root.path().join(".")).arg(root.path()).status();
         assert!(copy.unwrap().success());
         std::fs::remove_dir_all(root.path().join("slots")).unwrap();
         let trust = Arc::new(TrustPolicy::new(policy, &[], &[]).unwrap());

@@ -80,9 +80,8 @@ const fn of_source(error: &SourceError) -> Errno {
 const fn of_store(error: &StoreError) -> Errno {
     match error {
         // Not ENOSPC: a reader has written nothing.
-        StoreError::Io { .. }
-        | StoreError::Busy { .. }
-        | StoreError::Length { .. }
-        | StoreError::Unproven { .. } => Errno::IO,
+        StoreError::Io { .. } | StoreError::Busy { .. } | StoreError::Length { .. } | StoreError::Unproven { .. } => {
+            Errno::IO
+        }
     }
 }

@@ -215,7 +215,8 @@ impl Forest {
 
     /// Has the kernel forget what it was shown of a layer, should that turn out to be wrong.
     fn guard(&self, slot: u16, planted: &Arc<Planted>) {
-        let (mounted, maps, planted_then) = (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(planted));
+        let (mounted, maps, planted_then) =
+            (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(planted));
         planted.reader().on_distrust(Arc::new(move || {
             let Some(planted) = planted_then.upgrade() else { return };
             let maps = maps.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -169,7 +169,10 @@ impl Metrics {
         let _ = writeln!(text, "{name}{{outcome=\"left\"}} {}", self.left.load(Ordering::Relaxed));
         let name = "soci_claims_condemned_total";
         let condemned = self.condemned.load(Ordering::Relaxed);
-        let _ = write!(text, "# HELP {name} Layers whose proof found them wrong.\n# TYPE {name} counter\n{name} {condemned}\n");
+        let _ = write!(
+            text,
+            "# HELP {name} Layers whose proof found them wrong.\n# TYPE {name} counter\n{name} {condemned}\n"
+        );
         let name = "soci_layers_open";
         let _ = write!(text, "# HELP {name} Layers that are open.\n# TYPE {name} gauge\n{name} {open}\n");
     }

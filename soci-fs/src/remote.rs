@@ -15,7 +15,7 @@
 //! Invariants: no lock is held while waiting; one look-up per image and one opening per layer at a time, however many
 //! ask; a layer that was brought for a question still to come is not taken away before that had time to come.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,9 +24,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use soci_index::digest::Digest;
-use soci_index::find::sweep::{self, Swept};
 use soci_index::image::ImageSource;
-use soci_index::image::layout::Layout;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::registry::referrers::Listing;
@@ -52,6 +50,7 @@ mod provide;
 mod registries;
 mod reopen;
 pub mod slots;
+mod sweep;
 
 pub use ahead::{NotNoted, ProfileOptions};
 pub use error::RemoteError;
@@ -64,12 +63,6 @@ use identity::origin_of;
 use known_places::KnownPlaces;
 use labels::WantedLayer;
 use slots::{SlotRecord, Slots};
-
-/// How long a slot that was filled may wait to be asked for.
-const UNCLAIMED_LIFE: Duration = Duration::from_secs(600);
-
-/// How long a layer is fetched for nobody: a client may come back after an interruption.
-const IDLE_LIFE: Duration = Duration::from_secs(60);
 
 /// How long it is believed that an image has no index that may be used: long enough for all questions of one pull.
 const INDEXLESS_LIFE: Duration = Duration::from_secs(60);
@@ -259,78 +252,6 @@ impl RemoteLayers {
             if !used.contains(&slot) {
                 self.take_away(&mut state, slot);
             }
-        }
-    }
-
-    /// Ends fetches that were not waited for since so long: the pull was given up.
-    pub fn end_idle(&self, life: Duration) {
-        let mut state = self.0.state();
-        let idle = state.layers.iter().filter(|(_, bringing)| bringing.is_idle(life));
-        for claim in idle.map(|(claim, _)| *claim).collect::<Vec<_>>() {
-            tracing::info!(layer = %claim.layer, "a layer is not waited for any more; its fetch is ended");
-            if let Some(bringing) = state.layers.remove(&claim) {
-                bringing.work.abort();
-            }
-        }
-    }
-
-    /// Takes slots away that were filled for questions that never came.
-    pub fn sweep(&self, life: Duration) {
-        let mut state = self.0.state();
-        let over = state.unclaimed.iter().filter(|(_, since)| since.elapsed() >= life);
-        for slot in over.map(|(slot, _)| *slot).collect::<Vec<_>>() {
-            self.take_away(&mut state, slot);
-        }
-    }
-
-    /// Does [`RemoteLayers::sweep`], [`RemoteLayers::end_idle`] and [`RemoteLayers::sweep_indexes`] from time to time, for as
-    /// long as it is polled.
-    pub async fn keep_swept(&self) {
-        loop {
-            tokio::time::sleep(IDLE_LIFE / 2).await;
-            self.end_idle(IDLE_LIFE);
-            self.sweep(UNCLAIMED_LIFE);
-            self.sweep_indexes().await;
-        }
-    }
-
-    /// Removes from the local index store what was fetched for images that no slot is of any more, and what is too much.
-    pub async fn sweep_indexes(&self) {
-        let RemoteOptions { open, index_quota, .. } = &self.0.options;
-        let (Some(directory), quota) = (open.index_store.clone(), *index_quota) else { return };
-        let mut used: HashSet<Digest> = self.0.state().images.iter().map(|known| known.key.manifest).collect();
-        used.extend(self.0.slots.all().iter().flat_map(|(_, record)| record.manifests()));
-        let swept = tokio::task::spawn_blocking(move || {
-            if !directory.join("oci-layout").exists() {
-                return Ok(Swept::default());
-            }
-            sweep::sweep(&Layout::open(&directory)?, &|image| used.contains(image), quota)
-        });
-        match swept.await {
-            Ok(Ok(Swept { indexes: 0, .. })) | Err(_) => {}
-            Ok(Ok(swept)) => tracing::info!(?swept, "indexes of images that are gone are removed"),
-            Ok(Err(error)) => tracing::warn!(%error, "the local index store is not swept"),
-        }
-    }
-
-    fn take_away(&self, state: &mut State, slot: u16) {
-        state.unclaimed.remove(&slot);
-        self.0.forest.remove(slot);
-        match self.0.slots.release(slot) {
-            Ok(None) => {}
-            Ok(Some(record)) => {
-                let layer = record.claim.layer;
-                // The claim by which it was asked for may be another one, whose proof was here.
-                state.layers.retain(|claim, bringing| {
-                    *claim != record.claim && !matches!(bringing.underway.peek(), Some(Ok(brought)) if *brought == slot)
-                });
-                match self.0.store.set_aside(&record.claim) {
-                    Ok(removed) => drop(self.0.runtime.spawn_blocking(move || removed.delete())),
-                    Err(error) => tracing::warn!(slot, %layer, %error, "the data of a layer stay behind"),
-                }
-                tracing::info!(slot, %layer, "a layer that nobody uses is removed");
-            }
-            Err(error) => tracing::warn!(slot, %error, "a slot stays taken"),
         }
     }
 

@@ -20,7 +20,7 @@ use soci_index::image::model::{Descriptor, RawManifest};
 use soci_index::image::reference::RegistryReference;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 
-use crate::grpc::containerd::{SOURCE_LABEL, Containerd, ContainerdError, Labels, Lease, Prepared};
+use crate::grpc::containerd::{Containerd, ContainerdError, Labels, Lease, Prepared, SOURCE_LABEL};
 use crate::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
 use crate::snapshots::LABEL_BYTES_MAX;
 

@@ -278,9 +278,9 @@ fn a_condemned_layer_is_forgotten_by_the_kernel() {
     assert!(matches!(proof, Err(soci_fs::proof::ProofError::Table { .. })), "{proof:?}");
     let merged = bench.overlays[0].clone();
     let is_gone = || {
-        [bench.root().join("7"), merged.clone()].iter().all(|root| {
-            fs::read_link(root.join("etc/link")).is_err() && fs::read(root.join("etc/file")).is_err()
-        })
+        [bench.root().join("7"), merged.clone()]
+            .iter()
+            .all(|root| fs::read_link(root.join("etc/link")).is_err() && fs::read(root.join("etc/file")).is_err())
     };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !is_gone() {

@@ -34,7 +34,15 @@ fn layer(files: u64) -> (Layer, Vec<u8>) {
 fn reader(layer: &Layer, store: &Store, windows: Option<Arc<dyn Source>>) -> LayerReader {
     let kept = store.layer(&layer.indexed(), &layer.index).unwrap();
     let (index, runtime) = (Arc::clone(&layer.index), tokio::runtime::Handle::current());
-    LayerReader::with_windows(layer.digest(), index, kept, layer.memory(), windows.map(Into::into), plain_policy(), &runtime)
+    LayerReader::with_windows(
+        layer.digest(),
+        index,
+        kept,
+        layer.memory(),
+        windows.map(Into::into),
+        plain_policy(),
+        &runtime,
+    )
 }
 
 fn store() -> (tempfile::TempDir, Store) {

@@ -189,7 +189,11 @@ fn proofs(status: &DaemonStatus) -> Finding {
         return good("proofs", found);
     }
     let fix = "the background fetch is disabled, so layers that are read by an index are never proven";
-    note("proofs", found, format!("{fix}: set `disable = false` in [background_fetch], or require signatures in [trust]"))
+    note(
+        "proofs",
+        found,
+        format!("{fix}: set `disable = false` in [background_fetch], or require signatures in [trust]"),
+    )
 }
 
 #[cfg(test)]

@@ -42,7 +42,9 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
         }
     }
     if !status.proves && status.layers.iter().any(|held| trust(&held.layer) == PROVISIONAL) {
-        output::line("the background fetch is disabled, so provisional layers are never proven: see [background_fetch]")?;
+        output::line(
+            "the background fetch is disabled, so provisional layers are never proven: see [background_fetch]",
+        )?;
     }
     let closed = status.slots.saturating_sub(status.layers.len());
     output::line(format!(

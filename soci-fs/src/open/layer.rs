@@ -120,8 +120,7 @@ impl ImageOpener {
             None => (windows_of(&record, [&self.source]), None),
         };
         let policy = self.options.policy;
-        let reader =
-            LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
+        let reader = LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
         OpenedLayer { reader, note, index_bytes, table: descriptor, claim, index_from }
     }
 

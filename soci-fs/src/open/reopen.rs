@@ -47,7 +47,9 @@ impl LayerOrigin {
         let Some(windows) = reader.windows() else { return };
         let record = reader.store().record();
         let places = self.index_from.iter().chain([&self.image]);
-        let Some(blob) = record.and_then(|record| super::find::windows_blob(record.table_kept.as_ref()?)) else { return };
+        let Some(blob) = record.and_then(|record| super::find::windows_blob(record.table_kept.as_ref()?)) else {
+            return;
+        };
         for place in places {
             windows.add(place.place(), Arc::new(ImageBlob::new(place.clone(), blob.clone())));
         }

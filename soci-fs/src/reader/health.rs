@@ -29,7 +29,10 @@ pub(super) struct Health {
 
 impl fmt::Debug for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Health").field("condemned", &self.condemned).field("suspended", &self.suspended).finish_non_exhaustive()
+        f.debug_struct("Health")
+            .field("condemned", &self.condemned)
+            .field("suspended", &self.suspended)
+            .finish_non_exhaustive()
     }
 }
 

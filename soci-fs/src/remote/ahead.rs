@@ -102,9 +102,8 @@ impl RemoteLayers {
             self.0.start_ups.change(|known| known.insert(key.manifest, Some(recorder)));
         }
         let image_bytes = image.image().manifest.layers.iter().map(|layer| layer.size).sum();
-        let replay_options = ReplayOptions {
-            budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)),
-        };
+        let replay_options =
+            ReplayOptions { budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)) };
         let wanted = published.or_else(remembered);
         let follower = (options.follow_names && wanted.is_none()).then(|| {
             let layers = trees.into_iter().zip(readers.iter().map(|reader| Arc::clone(reader.index())));

@@ -76,7 +76,10 @@ impl Background {
     fn suspend(&self, slot: u16) {
         if let Some(reader) = self.layers.0.forest.reader(slot) {
             let cause = reader.last_error().unwrap_or_else(|| "its source does not deliver".to_owned());
-            reader.suspend(format!("it could not be proven for {} s: {cause}", self.pace.withheld.unwrap_or_default().as_secs()));
+            reader.suspend(format!(
+                "it could not be proven for {} s: {cause}",
+                self.pace.withheld.unwrap_or_default().as_secs()
+            ));
         }
     }
 
@@ -132,7 +135,9 @@ impl Background {
         }
         let size = reader.index().compressed_size;
         let claim = LayerClaim { digest: layer, size, diff_id: record.claim.diff_id };
-        let proof = async { if is_whole { proof::prove(&reader, claim).await } else { proof::by_source(&reader, claim).await } };
+        let proof = async {
+            if is_whole { proof::prove(&reader, claim).await } else { proof::by_source(&reader, claim).await }
+        };
         let verdict = tokio::select! {
             verdict = proof => verdict,
             () = self.gone(slot, layer) => return true,

@@ -38,7 +38,8 @@ pub(super) fn place_of(origin: &SlotOrigin, registries: &Registries) -> Option<L
         _ => None,
     });
     let image = source(image.registry(), image.repository());
-    let image = image.inspect_err(|error| tracing::warn!(origin = origin.image, %error, "an origin is left out")).ok()?;
+    let image =
+        image.inspect_err(|error| tracing::warn!(origin = origin.image, %error, "an origin is left out")).ok()?;
     Some(LayerOrigin { image, layer: origin.layer.clone(), index_from })
 }
 
@@ -93,7 +94,8 @@ impl RemoteLayers {
     pub(super) async fn join_all(&self, key: &ImageKey, image: &ImageOpener, given: u16, layer: &Digest) {
         let layers = image.image().manifest.layers.iter().zip(&image.image().config.diff_ids);
         for (other, diff_id) in layers {
-            let slot = if other.digest == *layer { Some(given) } else { self.shared_slot(image, other, *diff_id).await };
+            let slot =
+                if other.digest == *layer { Some(given) } else { self.shared_slot(image, other, *diff_id).await };
             let Some(slot) = slot else { continue };
             let origin = origin_of(key, image, other, image.index_from().as_ref());
             if let (Some(reader), Some(place)) = (self.0.forest.reader(slot), place_of(&origin, &self.0.registries)) {

@@ -50,7 +50,12 @@ impl KnownPlaces {
         let search = |blob: Option<Descriptor>| Arc::new(Search { places: self.clone(), slot, blob });
         reader.source().search_by(search(None));
         if let Some(windows) = reader.windows() {
-            let blob = reader.store().record().and_then(|record| record.table_kept).as_ref().and_then(crate::open::windows_blob);
+            let blob = reader
+                .store()
+                .record()
+                .and_then(|record| record.table_kept)
+                .as_ref()
+                .and_then(crate::open::windows_blob);
             if let Some(blob) = blob {
                 windows.search_by(search(Some(blob)));
             }

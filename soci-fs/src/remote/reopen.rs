@@ -64,7 +64,8 @@ impl Reopener {
         let no_image = || RemoteError::NoImage { image: origin.image.to_string() };
         let image = origin.image.resolve(&PlatformSelection::Host).await?.pop().ok_or_else(no_image)?;
         let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
-        let is_claimed = layers.into_iter().any(|(layer, diff_id)| (layer.digest, *diff_id) == (claim.layer, claim.diff_id));
+        let is_claimed =
+            layers.into_iter().any(|(layer, diff_id)| (layer.digest, *diff_id) == (claim.layer, claim.diff_id));
         if !is_claimed {
             return Err(RemoteError::NoLayer { image: origin.image.to_string(), layer: claim.layer });
         }

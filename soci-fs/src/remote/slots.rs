@@ -188,7 +188,8 @@ impl Slots {
     pub fn of_image(&self, image: &str, layer: &Digest) -> Vec<(u16, SlotOrigin)> {
         let table = self.lock();
         let is_it = |origin: &&SlotOrigin| origin.image == image && origin.layer.digest == *layer;
-        let of = table.records.iter().filter_map(|(slot, record)| Some((*slot, record.origins.iter().find(is_it)?.clone())));
+        let of =
+            table.records.iter().filter_map(|(slot, record)| Some((*slot, record.origins.iter().find(is_it)?.clone())));
         of.collect()
     }
 
@@ -314,7 +315,8 @@ mod tests {
         let slots = Slots::open(directory.path()).unwrap();
         assert_eq!(slots.get(1).unwrap().origins.len(), 3);
         assert_eq!(slots.get(1).unwrap().image(), record("a").origins[0].image);
-        let of_other: Vec<u16> = slots.of_image(&other.image, &other.layer.digest).into_iter().map(|(slot, _)| slot).collect();
+        let of_other: Vec<u16> =
+            slots.of_image(&other.image, &other.layer.digest).into_iter().map(|(slot, _)| slot).collect();
         assert_eq!((of_other, slots.find(&lie)), (vec![1, 2], Some(2)));
         for number in 0..2 * ORIGINS_MAX {
             slots.join(1, origin(&format!("many/{number}"), "a")).unwrap();

@@ -88,7 +88,8 @@ impl Origins {
             return;
         }
         if state.origins.len() >= ORIGINS_MAX {
-            let worst = state.origins.iter().enumerate().max_by_key(|(place, origin)| (origin.failures, ORIGINS_MAX - place));
+            let worst =
+                state.origins.iter().enumerate().max_by_key(|(place, origin)| (origin.failures, ORIGINS_MAX - place));
             if let Some(place) = worst.map(|(place, _)| place) {
                 state.origins.remove(place);
             }
@@ -205,12 +206,13 @@ impl Origins {
     /// Notes when an answer breaks off.
     fn watched(&self, id: OriginId, chunks: Chunks) -> Chunks {
         let origins = self.clone();
-        chunks.inspect(move |chunk| {
-            if let Err(error) = chunk {
-                origins.failed(id, error);
-            }
-        })
-        .boxed()
+        chunks
+            .inspect(move |chunk| {
+                if let Err(error) = chunk {
+                    origins.failed(id, error);
+                }
+            })
+            .boxed()
     }
 }
 

@@ -97,7 +97,10 @@ impl FromStr for ClaimId {
         }
         let mut id = [0; ID_BYTES];
         for (place, byte) in id.iter_mut().enumerate() {
-            *byte = text.get(2 * place..2 * place + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()).ok_or_else(bad)?;
+            *byte = text
+                .get(2 * place..2 * place + 2)
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                .ok_or_else(bad)?;
         }
         Ok(Self(id))
     }
@@ -137,7 +140,8 @@ mod tests {
         let id = Claim::whole(Digest::of(b"layer"), Digest::of(b"tar")).id();
         assert_eq!(id.to_string().parse(), Ok(id));
         let text = id.to_string();
-        for bad in ["", "..", &text[1..], &text.to_uppercase(), &format!("{text}0"), &"g".repeat(40), &"é".repeat(20)] {
+        for bad in ["", "..", &text[1..], &text.to_uppercase(), &format!("{text}0"), &"g".repeat(40), &"é".repeat(20)]
+        {
             assert!(bad.parse::<ClaimId>().is_err(), "{bad}");
         }
     }

@@ -15,16 +15,8 @@ const BLOCK: usize = 64;
 /// Bytes of an encoded mark.
 pub(crate) const MARK_BYTES: usize = 32 + BLOCK;
 /// The state of SHA-256 before the first byte (FIPS 180-4, 5.3.3).
-const INITIAL: [u32; 8] = [
-    0x6a09_e667,
-    0xbb67_ae85,
-    0x3c6e_f372,
-    0xa54f_f53a,
-    0x510e_527f,
-    0x9b05_688c,
-    0x1f83_d9ab,
-    0x5be0_cd19,
-];
+const INITIAL: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// The state of a hash at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]

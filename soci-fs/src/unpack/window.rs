@@ -21,7 +21,10 @@ pub(super) const fn needs_turn(window_log: u32) -> bool {
 }
 
 /// The decoder that goes with it.
-pub(super) fn limit(window_log: u32, decoder: &mut zstd::stream::read::Decoder<'_, impl io::BufRead>) -> io::Result<()> {
+pub(super) fn limit(
+    window_log: u32,
+    decoder: &mut zstd::stream::read::Decoder<'_, impl io::BufRead>,
+) -> io::Result<()> {
     decoder.window_log_max(window_log)
 }
 
@@ -66,7 +69,10 @@ mod tests {
             encoder.write_all(&[2; 100]).unwrap();
             let frame = encoder.finish().unwrap();
             assert_eq!(window(&frame), Some(1 << log));
-            assert_eq!((window_log(&frame), needs_turn(window_log(&frame))), if log <= 23 { (23, false) } else { (27, true) });
+            assert_eq!(
+                (window_log(&frame), needs_turn(window_log(&frame))),
+                if log <= 23 { (23, false) } else { (27, true) }
+            );
         }
         for length in [1, 255, 300, 70_000, 9 << 20] {
             let frame = zstd::bulk::compress(&vec![7; length], 1).unwrap();

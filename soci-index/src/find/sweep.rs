@@ -27,7 +27,8 @@ pub struct Swept {
 /// # Errors
 /// [`StoreError`] when the store cannot be read or written; what was removed until then is gone.
 pub fn sweep(layout: &Layout, is_used: &dyn Fn(&Digest) -> bool, quota: u64) -> Result<Swept, StoreError> {
-    let fetched = || Ok::<_, StoreError>(layout.entries()?.into_iter().filter(|entry| origin::origins(entry).is_some()));
+    let fetched =
+        || Ok::<_, StoreError>(layout.entries()?.into_iter().filter(|entry| origin::origins(entry).is_some()));
     let is_unused = |entry: &Descriptor| image_of(layout, entry).is_some_and(|image| !is_used(&image));
     let mut swept = Swept::default();
     let unused: Vec<Descriptor> = fetched()?.filter(is_unused).collect();
