@@ -69,6 +69,7 @@ impl SlotRecord {
 /// A record as this version writes it, or as one before did: one image, whatever others used the layer.
 #[derive(Deserialize)]
 #[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "one is made while a file is read, and taken apart at once")]
 enum AnyRecord {
     Now {
         claim: Claim,

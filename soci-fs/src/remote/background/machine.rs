@@ -153,7 +153,7 @@ impl Machine {
     fn next(&mut self, now: Instant, layers: &[Layer], is_wanted: impl Fn(&Layer) -> bool) -> Option<Layer> {
         let is_due = |layer: &&Layer| {
             let rest = self.failing.get(&layer.slot).and_then(|failing| failing.rest);
-            !rest.is_some_and(|(until, _)| now < until) && !layer.is_settled() && is_wanted(layer)
+            rest.is_none_or(|(until, _)| now >= until) && !layer.is_settled() && is_wanted(layer)
         };
         let after = layers.iter().filter(|layer| layer.slot > self.last).find(is_due);
         let layer = after.or_else(|| layers.iter().find(is_due)).copied()?;

@@ -76,7 +76,7 @@ fn a_span_is_compared_with_its_pages() {
     assert_eq!(layer.write(1, &content(SPAN, SPAN)).unwrap(), Parts::Differ { offset: SPAN });
     assert!(has(&layer, 0, 2 * SPAN), "the span has taken the page's place");
     // Bytes that no page shows do not count.
-    layer.write_part(2 * SPAN, &vec![0; 100]).unwrap();
+    layer.write_part(2 * SPAN, &[0; 100]).unwrap();
     assert_eq!(layer.write(2, &content(2 * SPAN, SPAN)).unwrap(), Parts::Agree);
     layer.write_part(3 * SPAN, &content(3 * SPAN, SPAN)).unwrap();
     layer.forget_parts();
