@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -21,6 +21,7 @@ use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V1, INDEX_V2};
 use soci_index::registry::{Body, ClientOptions, CredentialSource, Registry, Repository};
 use soci_index::span_index::SPAN_INDEX;
+use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::client;
 use soci_tests::{run, soci, stdout};
@@ -324,6 +325,29 @@ async fn a_place_that_cannot_be_asked() {
     }
 }
 
+/// A place that does not answer is not waited for to the end while there is a copy of what it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_place_is_not_waited_for_to_the_end() {
+    let stage = Stage::new("bin/tool").await;
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let repository = client(&registry.host()).repository("team/app");
+    stage.image.push(&repository, "v1").await;
+    let index = stage.index(SPAN_INDEX, None, 0);
+    stage.push_index(&repository, &index).await;
+    let front = Front::start(&registry.host()).await.unwrap();
+    let name = format!("{}/team/app:v1", front.host());
+    let patient = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
+    let source = ImageSource::open(&name.parse().unwrap(), &patient).await.unwrap();
+    let image = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
+    let root = tempfile::tempdir().unwrap();
+    let open = || open_resolved(root.path(), source.clone(), image.clone(), options(root.path()));
+    assert_eq!(open().await.unwrap().index(), Some(Digest::of(&index)));
+    front.set(Fault::Slow { late: Duration::from_secs(50), bytes_per_second: 1000 });
+    let start = Instant::now();
+    assert_eq!(open().await.unwrap().index(), Some(Digest::of(&index)));
+    assert!(start.elapsed() < Duration::from_secs(18), "{:?}", start.elapsed());
+}
+
 /// What a registry has taken back does not live on in the local store.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_counts_more_than_a_copy() {
@@ -386,32 +410,43 @@ async fn foreign_blobs_are_left_alone() {
     }
 }
 
-/// A part of an index that is missing where the index is comes from wherever else the image is known.
+/// A part of an index that is missing where the index is comes from wherever else the image is known, whether the index is
+/// kept here or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_come_from_the_first_place_that_has_them() {
     let stage = Stage::new("bin/tool").await;
-    for kind in [SPAN_INDEX, INDEX_V1] {
+    for (kind, fault, is_kept) in [
+        (SPAN_INDEX, Fault::Status(404, ""), false),
+        (INDEX_V1, Fault::Status(403, ""), false),
+        (SPAN_INDEX, Fault::Stopped, true),
+        (INDEX_V1, Fault::Stopped, true),
+    ] {
         let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
         let repository = client(&registry.host()).repository("team/app");
         stage.image.push(&repository, "v1").await;
         stage.push_blobs(&repository).await;
-        let gone = DemoRegistry::start(Duration::ZERO).await.unwrap();
+        let indexes = DemoRegistry::start(Duration::ZERO).await.unwrap();
         let index = stage.index(kind, None, 0);
-        stage.push_index(&client(&gone.host()).repository("soci/index"), &index).await;
+        stage.push_index(&client(&indexes.host()).repository("soci/index"), &index).await;
+        let front = Front::start(&indexes.host()).await.unwrap();
         let root = tempfile::tempdir().unwrap();
-        let elsewhere = Registry::new(&gone.host(), quick()).unwrap().repository("soci/index");
-        let options = OpenOptions { index_repositories: vec![elsewhere], ..options(root.path()) };
+        let elsewhere = Registry::new(&front.host(), quick()).unwrap().repository("soci/index");
+        let options = options(root.path());
+        let index_store = options.index_store.clone().filter(|_| is_kept);
+        let options = OpenOptions { index_repositories: vec![elsewhere], index_store, ..options };
         let name = format!("{}/team/app:v1", registry.host());
-        assert_eq!(open(root.path(), &name, options.clone()).await.unwrap().index(), Some(Digest::of(&index)));
-        drop(gone);
-        let layout = Layout::open(&root.path().join("content")).unwrap();
-        for blob in stage.blobs.iter().filter(|blob| &blob[..] != EMPTY_CONFIG) {
-            let _ = std::fs::remove_file(layout.blob_path(&Digest::of(blob)));
+        let mut opener = open(root.path(), &name, options.clone()).await.unwrap();
+        front.set(fault);
+        if is_kept {
+            let layout = Layout::open(&root.path().join("content")).unwrap();
+            for blob in stage.blobs.iter().filter(|blob| &blob[..] != EMPTY_CONFIG) {
+                let _ = std::fs::remove_file(layout.blob_path(&Digest::of(blob)));
+            }
+            opener = open(root.path(), &name, options).await.unwrap();
         }
-        let opener = open(root.path(), &name, options).await.unwrap();
-        assert_eq!(opener.index(), Some(Digest::of(&index)), "{kind}");
+        assert_eq!(opener.index(), Some(Digest::of(&index)), "{kind}, {fault:?}");
         let layer = opener.image().manifest.layers[0].clone();
         let opened = opener.open_layer(&layer, Digest::of(&stage.image.tars[0])).await.unwrap();
-        assert_eq!(opened.note.way, Way::Lazy, "{kind}");
+        assert_eq!(opened.note.way, Way::Lazy, "{kind}, {fault:?}");
     }
 }
