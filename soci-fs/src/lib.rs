@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod id_map;
 pub mod image;
 pub mod keychain;
+pub mod limits;
 pub mod lock;
 pub mod mentions;
 pub mod metrics;

@@ -90,7 +90,7 @@ impl Default for BuildOptions {
             prefetch: Vec::new(),
             reuse_tags: REUSE_TAGS,
             parallel,
-            limits: Limits::DEFAULT,
+            limits: Limits::INDEXING,
         }
     }
 }

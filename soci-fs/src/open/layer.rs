@@ -248,9 +248,11 @@ async fn kept(store: &Store, layer: &Descriptor) -> Result<Option<(Arc<LayerInde
     let file = store.layer_directory(&layer.digest).join(INDEX_FILE);
     // Anything wrong with it means streaming again, which replaces it.
     let read = tokio::task::spawn_blocking(move || {
-        let ztoc = Ztoc::decode(&Bytes::from(std::fs::read(file).ok()?), &Limits::DEFAULT).ok()?;
+        // It was made here, of a layer that kept to the limits.
+        let limits = crate::limits::for_layer(u64::MAX);
+        let ztoc = Ztoc::decode(&Bytes::from(std::fs::read(file).ok()?), &limits).ok()?;
         let size = u64::try_from(ztoc.compressed_size).ok()?;
-        ztoc.into_index(size, &Limits::DEFAULT).ok()
+        ztoc.into_index(size, &limits).ok()
     });
     let Some(index) = read.await.map_err(|_| OpenError::Abandoned)? else { return Ok(None) };
     let kept = store.layer(&layer.digest, &index)?;
@@ -295,9 +297,10 @@ async fn decode(
     let is_toc = table.media_type == compact::TOC;
     let decoded = tokio::task::spawn_blocking(move || {
         if !is_toc {
-            return Ok(Ztoc::decode(&bytes, &Limits::DEFAULT)?.into_index(layer_bytes, &Limits::DEFAULT)?);
+            let limits = crate::limits::for_layer(layer_bytes);
+            return Ok(Ztoc::decode(&bytes, &limits)?.into_index(layer_bytes, &limits)?);
         }
-        let index = compact::decode(&bytes, &Limits::DEFAULT)?;
+        let index = compact::decode(&bytes, &crate::limits::for_layer(layer_bytes))?;
         let found = index.compressed_size;
         if found == layer_bytes { Ok(index) } else { Err(TableError::LayerSize { expected: layer_bytes, found }) }
     });
