@@ -17,7 +17,7 @@ mod publish;
 mod serve;
 
 pub use bench::Bench;
-pub use node::{Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
+pub use node::{Bounds, Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
 pub use profile::{Inside, Profile, PushProfile, Record};
 pub use publish::{
     Building, Convert, Create, Existing, Fineness, Format, FormatName, Forms, Indexing, Optimization, Prefetch,

@@ -18,6 +18,7 @@ pub mod id_map;
 pub mod image;
 mod kernel_cache;
 pub mod keychain;
+pub mod limits;
 pub mod lock;
 pub mod mentions;
 pub mod metrics;

@@ -19,7 +19,6 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use soci_index::digest::{Algorithm, Digest, Hasher};
 use soci_index::indexer::{IndexError, Indexer, Options};
-use soci_index::limits::Limits;
 use tokio::sync::watch;
 
 use crate::reader::LayerReader;
@@ -359,8 +358,12 @@ struct Comparison {
 impl Comparison {
     fn new(reader: &LayerReader, claim: LayerClaim) -> Result<Self, ProofError> {
         let (layer, index) = (reader.digest(), reader.index());
-        let options =
-            Options { compression: index.compression, span_bytes: 4 << 20, compact: None, limits: Limits::DEFAULT };
+        let options = Options {
+            compression: index.compression,
+            span_bytes: 4 << 20,
+            compact: None,
+            limits: crate::limits::for_layer(claim.size),
+        };
         let indexer = Indexer::new(options).map_err(|cause| ProofError::Index { layer, cause })?;
         let others = [&claim.digest, &claim.diff_id].map(other_hasher);
         let (store, marks) = (Arc::clone(reader.store()), Marks::new(index));

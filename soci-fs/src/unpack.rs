@@ -19,7 +19,6 @@ use soci_index::digest::{Algorithm, Digest, Hasher};
 use soci_index::image::model::Descriptor;
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::indexer::{IndexError, Indexed, Options};
-use soci_index::limits::Limits;
 use soci_index::manifest::ZTOC;
 use soci_index::pipeline::{self, PipelineError};
 use tokio::runtime::Handle;
@@ -293,7 +292,8 @@ fn write(
         Some(_) => Err(Halt::Write),
     };
     let compression = if encoding == Encoding::Gzip { Compression::Gzip } else { Compression::None };
-    let options = Options { compression, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT };
+    let options =
+        Options { compression, span_bytes: SPAN_BYTES, compact: None, limits: crate::limits::for_layer(claim.size) };
     let indexed = pipeline::index_chunks(next, options, &mut keep);
     if let Some(cause) = broken.into_inner() {
         return Err(failed("write")(cause));

@@ -93,7 +93,7 @@ impl Default for BuildOptions {
             reuse_tags: REUSE_TAGS,
             reuse: Reuse::default(),
             parallel,
-            limits: Limits::DEFAULT,
+            limits: Limits::INDEXING,
         }
     }
 }

@@ -65,6 +65,7 @@
 mod columns;
 mod decode;
 mod encode;
+mod unpack;
 pub mod used;
 mod window;
 
@@ -219,6 +220,14 @@ pub enum CompactError {
         /// How many.
         found: u64,
         /// The cap.
+        limit: u64,
+    },
+    /// A cap of [`crate::limits::Limits`] is passed, which may be that of the layer.
+    #[error("the span index passes the limit {cap} ({limit})")]
+    Cap {
+        /// Which cap.
+        cap: &'static str,
+        /// Its value.
         limit: u64,
     },
     /// The spans do not make up the layer.

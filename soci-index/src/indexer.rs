@@ -47,7 +47,7 @@ impl Options {
     /// For a zTOC of AWS's usual kind: spans of [`SPAN_BYTES`], no span index, the usual limits.
     #[must_use]
     pub const fn of(compression: Compression) -> Self {
-        Self { compression, span_bytes: SPAN_BYTES, compact: None, limits: Limits::DEFAULT }
+        Self { compression, span_bytes: SPAN_BYTES, compact: None, limits: Limits::INDEXING }
     }
 }
 

@@ -61,7 +61,7 @@ pub enum SpanError {
         space: &'static str,
     },
     /// A span decodes to more than [`Limits::span_bytes_max`].
-    #[error("span {span} decodes to {bytes} bytes, more than the limit of {limit}")]
+    #[error("span {span} decodes to {bytes} bytes, more than the limit of {limit} (max_span_bytes)")]
     TooLarge {
         /// The span.
         span: usize,

@@ -26,7 +26,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::entry::{Entry, EntryKind, Extra, PaxRecord};
-use crate::limits::Limits;
+use crate::limits::{ENTRY_MEMORY, Limits};
 use fields::Fields;
 use header::{BLOCK, Header};
 
@@ -371,6 +371,10 @@ impl TarReader {
         if self.taken + self.entries.len() >= self.limits.entries_max {
             let (offset, cap) = (entry.header_offset, self.limits.entries_max as u64);
             return Err(TarError::Limit { offset, limit: "entries_max", cap });
+        }
+        let cap = self.limits.table_bytes_max;
+        if (self.entries.len() as u64 + 1).saturating_mul(ENTRY_MEMORY).saturating_add(self.texts.bytes as u64) > cap {
+            return Err(TarError::Limit { offset: entry.header_offset, limit: "max_table_bytes", cap });
         }
         self.entries.push(entry);
         Ok(())

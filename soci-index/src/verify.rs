@@ -134,7 +134,7 @@ async fn check_spans(
         Some(Err(error)) => return unusable(error.to_string()),
         None => return unusable("none can be made of this layer".to_owned()),
     };
-    let limits = Limits::DEFAULT;
+    let limits = Limits::INDEXING;
     let toc = origin.blob_bytes(&reference.toc_descriptor(), limits.ztoc_bytes_max).await?;
     let toc_verdict = if toc == expected.toc {
         Verdict::Identical
@@ -165,7 +165,7 @@ async fn check(
     origin: &ImageSource,
     observer: &Observer,
 ) -> Result<Verdict, PublishError> {
-    let limits = Limits::DEFAULT;
+    let limits = Limits::INDEXING;
     let bytes = origin.blob_bytes(blob, limits.ztoc_bytes_max).await?;
     let unusable = |reason: String| Ok(Verdict::Unusable { reason });
     let found = match Ztoc::decode(&bytes, &limits) {
@@ -202,7 +202,7 @@ async fn check_prefetch(
     blob: &Descriptor,
     origin: &ImageSource,
 ) -> Result<Option<Checked>, PublishError> {
-    let limits = Limits::DEFAULT;
+    let limits = Limits::INDEXING;
     let named = blob.annotations.get(crate::manifest::LAYER_DIGEST).and_then(|layer| layer.parse::<Digest>().ok());
     let checked = |layer: Digest, verdict| Ok(Some(Checked { blob: blob.digest, layer, verdict }));
     let Some(layer) = named else {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use crate::checkpoint::{Checkpoint, Window};
 use crate::entry::{Entry, EntryKind};
 use crate::index::{Compression, LayerIndex, Windows};
-use crate::limits::Limits;
+use crate::limits::{INFLATION_MAX, Limits};
 use crate::span::{Span, SpanError, SpanTable};
 
 pub use flat_write::EncodeError;
@@ -182,9 +182,6 @@ const KINDS: [(EntryKind, &str); 7] = [
 pub fn kind_name(kind: EntryKind) -> &'static str {
     KINDS.iter().find(|(known, _)| *known == kind).map_or("", |(_, name)| name)
 }
-
-/// Deflate's best: a match of 258 bytes in two bits.
-const INFLATION_MAX: u64 = 1032;
 
 impl Ztoc {
     /// Reads a zTOC. Windows stay slices of `bytes`; nothing else refers to it.

@@ -6,8 +6,33 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use soci_fs::trust as policy;
 use soci_index::gotime::duration;
+use soci_index::limits::Limits;
 
 use super::Access;
+
+/// What an image may make the program hold.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Bounds {
+    /// Decoded bytes of one span; a layer with larger ones is not read lazily [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    pub max_span_bytes: Option<u64>,
+    /// Bytes of memory for the tables of a layer, beside twice its compressed size [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    pub max_table_bytes: Option<u64>,
+}
+
+impl Bounds {
+    /// Has them apply to all that this process does.
+    pub fn set(&self) {
+        let default = Limits::DEFAULT;
+        soci_fs::limits::set(Limits {
+            span_bytes_max: self.max_span_bytes.unwrap_or(default.span_bytes_max),
+            table_bytes_least: self.max_table_bytes.unwrap_or(default.table_bytes_least),
+            ..default
+        });
+    }
+}
 
 /// `soci mount`
 #[derive(Debug, Args)]
@@ -70,6 +95,9 @@ pub struct Mount {
     /// Write the process id of the serving process to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// What the image may make us hold.
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
@@ -86,6 +114,9 @@ pub struct Pull {
     /// Layers below this size are read whole, by one core each
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
+    /// What the image may make us hold.
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

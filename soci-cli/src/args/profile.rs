@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use soci_index::gotime::duration;
 
-use super::Access;
+use super::{Access, Bounds};
 
 /// `soci record`
 #[derive(Debug, Args)]
@@ -50,6 +50,9 @@ pub struct Record {
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
+    /// What the image may make us hold.
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,

@@ -50,6 +50,7 @@ const STORES_MAX: u32 = 256;
 /// When the image cannot be opened or the directory not mounted on.
 pub fn run(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     check_directory(&arguments.directory)?;
+    arguments.bounds.set();
     if arguments.suid && !rustix::process::geteuid().is_root() {
         return Err(fail(Exit::Usage, "--suid is for root: the kernel does not let others mount that way"));
     }

@@ -36,6 +36,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
     let start = Instant::now();
     let reference = image::reference(&arguments.image)?;
     let client = image::client_options(&arguments.access)?;
+    arguments.bounds.set();
     config.keep_private()?;
     let store = Arc::new(free_store(&config.layers())?);
     let opened = block_on(global.timeout, async {

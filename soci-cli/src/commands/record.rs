@@ -78,6 +78,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     let source = ImageSource::open(&reference, &client).await?;
     let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
     let errand = Errand::new(&found.raw_config, &arguments.command, arguments.network)?;
+    arguments.bounds.set();
     config.keep_private()?;
     ensure_private_dir(&config.layers())?;
     let scratch = tempfile::Builder::new().prefix("record-").tempdir_in(config.layers());

@@ -6,7 +6,7 @@
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
 //! Keys of our own: `pull_modes.leave_unindexed`, `resolver.config_path` (directories of `hosts.toml` files, separated by
-//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]`, `[profile]` and `[trust]`. One
+//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]`, `[limits]`, `[profile]` and `[trust]`. One
 //! default differs: version 1 indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
@@ -16,12 +16,14 @@ use std::time::Duration;
 use soci_fs::remote::background::Pace;
 use soci_fs::remote::elsewhere::{IndexRule, RuleError};
 
+mod limits;
 mod profile;
 mod pull_modes;
 mod sections;
 mod trust;
 mod values;
 
+pub use limits::Limits;
 pub use profile::Profile;
 pub use pull_modes::*;
 pub use sections::*;
@@ -32,7 +34,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 35] = [
+const WITH_EFFECT: [&str; 36] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -53,6 +55,7 @@ const WITH_EFFECT: [&str; 35] = [
     "kubelet_keychain.config_path",
     "layer_store.index_quota",
     "layer_store.quota",
+    "limits",
     "max_concurrency",
     "metrics_address",
     "metrics_network",
@@ -281,6 +284,17 @@ mod tests {
         );
         assert!(!loaded.config.pull_modes.soci_v1.enable);
         assert_eq!(loaded.config.resolver.host["registry.example"].mirrors[0].host, "mirror.example");
+    }
+
+    #[test]
+    fn limits_are_read() {
+        let loaded = parse("[limits]\nmax_span_bytes = 1073741824\n").unwrap();
+        assert_eq!(loaded.without_effect, [""; 0]);
+        let (caps, default) = (loaded.config.limits.caps(), soci_index::limits::Limits::DEFAULT);
+        assert_eq!((caps.span_bytes_max, caps.table_bytes_least), (1 << 30, default.table_bytes_least));
+        let zero = parse("[limits]\nmax_span_bytes = 0\nmax_table_bytes = 0\n").unwrap();
+        assert_eq!(zero.config.limits.caps(), default);
+        assert!(parse("[limits]\nmax_span = 1\n").is_err());
     }
 
     #[test]

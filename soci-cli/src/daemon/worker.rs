@@ -53,6 +53,7 @@ struct Shop {
 /// # Errors
 /// Whatever kept it from starting, or stopped it.
 pub(super) fn run(root: &Path, config: &DaemonConfig) -> anyhow::Result<()> {
+    soci_fs::limits::set(config.limits.caps());
     let inherited = Inherited::receive()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(serve(root, config, inherited));

@@ -351,12 +351,14 @@ async fn decode(
 
 /// Decodes a TOC or zTOC of a layer of so many bytes; of as many as it says itself where that is `None`.
 fn decode_now(bytes: &Bytes, table: &Descriptor, layer_bytes: Option<u64>) -> Result<LayerIndex, TableError> {
+    // One whose layer is not known was kept here, under a layer that kept to the limits.
+    let limits = crate::limits::for_layer(layer_bytes.unwrap_or(u64::MAX));
     if table.media_type != compact::TOC {
-        let ztoc = Ztoc::decode(bytes, &Limits::DEFAULT)?;
+        let ztoc = Ztoc::decode(bytes, &limits)?;
         let own = u64::try_from(ztoc.compressed_size).map_err(|_| TableError::Negative)?;
-        return Ok(ztoc.into_index(layer_bytes.unwrap_or(own), &Limits::DEFAULT)?);
+        return Ok(ztoc.into_index(layer_bytes.unwrap_or(own), &limits)?);
     }
-    let index = compact::decode(bytes, &Limits::DEFAULT)?;
+    let index = compact::decode(bytes, &limits)?;
     let found = index.compressed_size;
     match layer_bytes {
         Some(expected) if expected != found => Err(TableError::LayerSize { expected, found }),

@@ -50,7 +50,10 @@ pub(super) struct TableCheck {
 impl TableCheck {
     pub(super) fn new(index: Arc<LayerIndex>) -> Self {
         // One more than the table has is found out at once.
-        let limits = Limits { entries_max: index.entries.len().saturating_add(1), ..Limits::DEFAULT };
+        let limits = Limits {
+            entries_max: index.entries.len().saturating_add(1),
+            ..crate::limits::for_layer(index.compressed_size)
+        };
         Self { index, tar: TarReader::new(limits), next: 0, different: None }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::columns::Reader;
 use super::encode::{begins, ends};
+use super::unpack::{FREE_BYTES, HEAD_BYTES, unpack};
 use super::{Column, CompactError, TOC_MAGIC, VERSION, WINDOWS_MAGIC, WindowPlace};
 use crate::checkpoint::WINDOW_BYTES;
 use crate::entry::{Entry, EntryKind, Extra, PaxRecord, Piece, Timestamp};
@@ -11,15 +12,20 @@ use crate::index::{Compression, LayerIndex, Windows};
 use crate::limits::Limits;
 use crate::span::{Span, SpanTable};
 
+/// Bytes of memory that a shared text takes beside itself.
+const SHORT_MEMORY: usize = 48;
+
 /// A compressed window is never much longer than the window: what is longer was made to take memory.
 const WINDOW_LENGTH_MAX: usize = 2 * WINDOW_BYTES;
 
 /// Reads a TOC blob. The index's windows have places in the windows blob.
 ///
 /// # Errors
-/// [`CompactError`]. Time and memory are bounded by the limits and by what the frame says of its size.
+/// [`CompactError`]. Time and memory are bounded by the limits: with those of the layer ([`Limits::for_layer`]), by the
+/// layer. The head is unpacked and judged before anything else is.
 pub fn decode(toc: &[u8], limits: &Limits) -> Result<LayerIndex, CompactError> {
-    let content = unpack(toc, limits)?;
+    let (content, limits) = unpack(toc, limits)?;
+    let limits = &limits;
     let mut file = File::open(&content, limits)?;
     let mut columns = Vec::new();
     for column in Column::ALL {
@@ -50,33 +56,21 @@ pub fn decode(toc: &[u8], limits: &Limits) -> Result<LayerIndex, CompactError> {
     })
 }
 
-fn unpack(toc: &[u8], limits: &Limits) -> Result<Vec<u8>, CompactError> {
-    let frame = |reason: String| CompactError::Frame { reason };
-    let size = zstd::zstd_safe::get_frame_content_size(toc).map_err(|_| frame("it is no zstd frame".to_owned()))?;
-    let size = size.ok_or_else(|| frame("its frame does not state its size".to_owned()))?;
-    let limit = limits.ztoc_bytes_max;
-    if size > limit {
-        return Err(CompactError::TooLarge { what: "bytes", found: size, limit });
-    }
-    let size = usize::try_from(size).map_err(|_| CompactError::TooLarge { what: "bytes", found: size, limit })?;
-    zstd::bulk::decompress(toc, size).map_err(|error| frame(error.to_string()))
-}
-
 /// The fixed part, and what follows it.
-struct File<'a> {
+pub(super) struct File<'a> {
     compression: Compression,
     compressed_size: u64,
-    uncompressed_size: u64,
+    pub(super) uncompressed_size: u64,
     last_span_end: u64,
-    span_count: usize,
-    entry_count: usize,
+    pub(super) span_count: usize,
+    pub(super) entry_count: usize,
     rest: &'a [u8],
 }
 
 impl<'a> File<'a> {
-    fn open(content: &'a [u8], limits: &Limits) -> Result<Self, CompactError> {
+    pub(super) fn open(content: &'a [u8], limits: &Limits) -> Result<Self, CompactError> {
         let short = || CompactError::Frame { reason: "it has no whole header".to_owned() };
-        let (head, rest) = content.split_at_checked(56).ok_or_else(short)?;
+        let (head, rest) = content.split_at_checked(HEAD_BYTES).ok_or_else(short)?;
         let found = head.get(..8).unwrap_or_default();
         if found != TOC_MAGIC {
             return Err(CompactError::Magic { found: found.escape_ascii().to_string() });
@@ -121,7 +115,7 @@ impl<'a> File<'a> {
 
 fn read_spans(columns: [Reader<'_>; 4], file: &File<'_>, limits: &Limits) -> Result<SpanTable, CompactError> {
     let [mut starts, mut outputs, mut bits, mut digests] = columns;
-    let mut spans: Vec<Span> = Vec::with_capacity(file.span_count.min(1 << 16));
+    let mut spans: Vec<Span> = Vec::with_capacity(file.span_count);
     let (mut start, mut output) = (0_u64, 0_u64);
     for _ in 0..file.span_count {
         start = start.checked_add(starts.number()?).ok_or_else(|| starts.fault("it is beyond all numbers"))?;
@@ -235,7 +229,7 @@ fn read_entries(columns: Vec<Reader<'_>>, file: &File<'_>, limits: &Limits) -> R
     };
     let mut before = Before { name: Vec::new(), expected: 0, header: 0, seconds: 0, text: 0, rare_in: None };
     before.rare_in = columns.next_rarity()?;
-    let mut entries = Vec::with_capacity(file.entry_count.min(1 << 16));
+    let mut entries = Vec::with_capacity(file.entry_count);
     for _ in 0..file.entry_count {
         let entry = columns.entry(&mut before, &words, file, limits)?;
         entries.push(entry);
@@ -250,8 +244,13 @@ fn read_entries(columns: Vec<Reader<'_>>, file: &File<'_>, limits: &Limits) -> R
 fn read_words(mut column: Reader<'_>, limits: &Limits) -> Result<Vec<Arc<[u8]>>, CompactError> {
     let count = column.length(limits.text_bytes_max, "more words than there can be")?;
     let mut words = Vec::with_capacity(count.min(1 << 16));
+    let mut held = 0_usize;
     for _ in 0..count {
         let length = column.length(limits.text_bytes_max, "a word is longer than texts may be")?;
+        held = held.saturating_add(length + SHORT_MEMORY);
+        if held > limits.text_bytes_max.saturating_add(FREE_BYTES) {
+            return Err(column.fault("more text than a layer may have"));
+        }
         words.push(Arc::from(column.bytes(length)?));
     }
     column.end()?;
@@ -367,13 +366,15 @@ impl Columns<'_> {
         let mut pax = Vec::with_capacity(count.min(64));
         for _ in 0..count {
             let (key, value) = (word(column, words)?, word(column, words)?);
-            before.text = before.text.saturating_add(key.len() + value.len());
-            pax.push(PaxRecord { key: (*key).into(), value: (*value).into() });
+            before.text = before.text.saturating_add(key.len() + value.len() + size_of::<PaxRecord>());
             if before.text > limits.text_bytes_max {
                 return Err(column.fault("more text than a layer may have"));
             }
+            pax.push(PaxRecord { key: (*key).into(), value: (*value).into() });
         }
-        let sparse = sparse(column, limits)?;
+        let left = limits.text_bytes_max.saturating_sub(before.text);
+        let sparse = sparse(column, limits.sparse_pieces_max.min(left / size_of::<Piece>()))?;
+        before.text += sparse.as_ref().map_or(0, |pieces| pieces.len() * size_of::<Piece>());
         before.rare_in = self.next_rarity()?;
         Ok(Some(Box::new(Extra { device_major, device_minor, pax: pax.into(), sparse })))
     }
@@ -429,8 +430,8 @@ fn word(column: &mut Reader<'_>, words: &[Arc<[u8]>]) -> Result<Arc<[u8]>, Compa
     words.get(number).cloned().ok_or_else(|| column.fault("a word that does not exist"))
 }
 
-fn sparse(column: &mut Reader<'_>, limits: &Limits) -> Result<Option<Box<[Piece]>>, CompactError> {
-    let count = column.length(limits.sparse_pieces_max.saturating_add(1), "more pieces than a file may have")?;
+fn sparse(column: &mut Reader<'_>, pieces_max: usize) -> Result<Option<Box<[Piece]>>, CompactError> {
+    let count = column.length(pieces_max.saturating_add(1), "more pieces than a file may have")?;
     let Some(count) = count.checked_sub(1) else { return Ok(None) };
     let mut pieces: Vec<Piece> = Vec::with_capacity(count.min(1 << 10));
     for _ in 0..count {

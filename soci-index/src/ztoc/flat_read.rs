@@ -101,12 +101,23 @@ pub(super) fn decode(bytes: &Bytes, limits: &Limits) -> Result<Ztoc, ZtocError> 
     let root = Named::of(&root, "Ztoc");
     let toc = Named::of(&root.required::<Child<'_>>(4, "toc")?, "TOC");
     let info = Named::of(&root.required::<Child<'_>>(5, "compression_info")?, "CompressionInfo");
+    let uncompressed_size: i64 = root.number(3, "uncompressed_archive_size")?;
+    let count = |table: &Named<'_>, slot, field| {
+        Ok::<_, ZtocError>(table.field::<Offsets<'_>>(slot, field)?.map_or(0, |vector| vector.length as u64))
+    };
+    let (spans, files) = (count(&info, 2, "span_digests")?, count(&toc, 0, "metadata")?);
+    if files > limits.entries_max as u64 {
+        return Err(ZtocError::Limit { limit: "entries_max", cap: limits.entries_max as u64 });
+    }
+    // Entries may share bytes, so this comes before any of them is read.
+    let narrow = limits.for_table(spans, files, uncompressed_size.cast_unsigned());
+    let limits = &narrow.map_err(|(limit, cap)| ZtocError::Limit { limit, cap })?;
     let (digests, spans) = compression(&info, bytes, limits)?;
     Ok(Ztoc {
         version: root.string(0, "version")?,
         build_tool: root.string(1, "build_tool_identifier")?,
         compressed_size: root.number(2, "compressed_archive_size")?,
-        uncompressed_size: root.number(3, "uncompressed_archive_size")?,
+        uncompressed_size,
         entries: entries(&toc, limits)?,
         max_span_id: info.number(1, "max_span_id")?,
         digests,
@@ -148,9 +159,6 @@ fn sha256(text: &[u8]) -> Option<[u8; 32]> {
 
 fn entries(toc: &Named<'_>, limits: &Limits) -> Result<Vec<Entry>, ZtocError> {
     let Some(files) = toc.field::<Offsets<'_>>(0, "metadata")? else { return Ok(Vec::new()) };
-    if files.length > limits.entries_max {
-        return Err(ZtocError::Limit { limit: "entries_max", cap: limits.entries_max as u64 });
-    }
     let mut texts = Texts { left: limits.text_bytes_max, names: BTreeSet::new(), limits };
     let mut entries = Vec::with_capacity(files.length);
     for index in 0..files.length {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContentStoreType, DropPolicy, MetadataStore, MetricsNetwork, Profile, PullModes, Size, Trust};
+use super::{ContentStoreType, DropPolicy, Limits, MetadataStore, MetricsNetwork, Profile, PullModes, Size, Trust};
 
 /// All keys of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,8 @@ pub struct DaemonConfig {
     pub trust: Trust,
     /// What is done with start-up profiles.
     pub profile: Profile,
+    /// What images may make the daemon hold.
+    pub limits: Limits,
 }
 
 impl Default for DaemonConfig {
@@ -114,6 +116,7 @@ impl Default for DaemonConfig {
             layer_store: LayerStore::default(),
             trust: Trust::default(),
             profile: Profile::default(),
+            limits: Limits::default(),
         }
     }
 }

@@ -1,0 +1,34 @@
+//! What images may make the daemon hold. A section of our own.
+
+use serde::{Deserialize, Serialize};
+use soci_index::limits::Limits as Caps;
+
+/// What images may make the daemon hold; what goes beyond is left to containerd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Decoded bytes of one span; a layer with larger ones is not read lazily. 0 is the default.
+    pub max_span_bytes: u64,
+    /// Bytes of memory for the tables of a layer, beside twice its compressed size. 0 is the default.
+    pub max_table_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_span_bytes: Caps::DEFAULT.span_bytes_max, max_table_bytes: Caps::DEFAULT.table_bytes_least }
+    }
+}
+
+impl Limits {
+    /// As the parsers know them.
+    #[must_use]
+    pub fn caps(&self) -> Caps {
+        let given = |given: u64, default| if given == 0 { default } else { given };
+        let default = Caps::DEFAULT;
+        Caps {
+            span_bytes_max: given(self.max_span_bytes, default.span_bytes_max),
+            table_bytes_least: given(self.max_table_bytes, default.table_bytes_least),
+            ..default
+        }
+    }
+}
