@@ -16,7 +16,7 @@ use soci_index::profile::artifact::Notes;
 use soci_index::profile::{PAGE_BYTES, Profile, Touched};
 use soci_index::publish::profiles;
 use soci_index::registry::Repository;
-use soci_tests::forge::{Lie, push_spans, push_ztoc};
+use soci_tests::forge::{Lie, SPAN_BYTES, push_spans, push_ztoc};
 use soci_tests::front::{Fault, Front};
 use soci_tests::image::{GZIP, Image, gzip, text};
 use soci_tests::layers::{Daemon, labels};
@@ -113,9 +113,9 @@ impl Attack {
         };
         image.push(repository, "v1").await;
         match self {
-            Self::ForgedZtoc(lie) => push_ztoc(repository, &image, lie).await,
-            Self::ForgedToc => push_spans(repository, &image, Lie::Link).await,
-            Self::ClaimedDiffId | Self::WrongDiffId => push_ztoc(repository, &image, Lie::None).await,
+            Self::ForgedZtoc(lie) => push_ztoc(repository, &image, SPAN_BYTES, lie).await,
+            Self::ForgedToc => push_spans(repository, &image, SPAN_BYTES, Lie::Link).await,
+            Self::ClaimedDiffId | Self::WrongDiffId => push_ztoc(repository, &image, SPAN_BYTES, Lie::None).await,
         };
         image
     }
@@ -133,7 +133,7 @@ async fn an_attacker_reaches_only_the_attacker() {
             let mut good = Image::gzip(vec![layer(1)]);
             good.manifest = String::from_utf8(good.manifest.to_vec()).unwrap().replacen('{', "{ ", 1).into();
             good.push(&victim, "v1").await;
-            push_spans(&victim, &good, Lie::None).await;
+            push_spans(&victim, &good, SPAN_BYTES, Lie::None).await;
             let evil_labels = labels(&stage.name("attacker/app"), &evil, 0);
             let good_labels = labels(&stage.name("victim/app"), &good, 0);
 
@@ -188,7 +188,7 @@ async fn proven_layers_are_shared_by_diff_id() {
     let first = stage.repository("team/app");
     let image = Image::gzip(vec![layer(1)]);
     image.push(&first, "v1").await;
-    push_ztoc(&first, &image, Lie::None).await;
+    push_ztoc(&first, &image, SPAN_BYTES, Lie::None).await;
     // The same tar, compressed anew, without an index.
     let recompressed = Image::new(vec![(GZIP, gzip(&layer(1), 1), layer(1))]);
     recompressed.push(&stage.repository("other/app"), "v1").await;
@@ -222,8 +222,8 @@ enum Form {
 async fn push(repository: &Repository, image: &Image, form: Form) {
     image.push(repository, "v1").await;
     match form {
-        Form::Ztoc => drop(push_ztoc(repository, image, Lie::None).await),
-        Form::Spans => drop(push_spans(repository, image, Lie::None).await),
+        Form::Ztoc => drop(push_ztoc(repository, image, SPAN_BYTES, Lie::None).await),
+        Form::Spans => drop(push_spans(repository, image, SPAN_BYTES, Lie::None).await),
         Form::Whole => {}
     }
 }
@@ -320,7 +320,7 @@ async fn an_index_goes_while_a_container_reads() {
         let image = Image::gzip(vec![layer(1)]);
         push(&stage.repository("team/app"), &image, Form::Whole).await;
         let front = Front::start(&indexes.host()).await.unwrap();
-        push_spans(&client(&indexes.host()).repository("soci/index"), &image, Lie::None).await;
+        push_spans(&client(&indexes.host()).repository("soci/index"), &image, SPAN_BYTES, Lie::None).await;
         let elsewhere = client(&front.host()).repository("soci/index");
         let start = || {
             Daemon::start_by(stage.root.path(), ProfileOptions::default(), |options| OpenOptions {

@@ -17,10 +17,11 @@ use soci_index::image::model::media_type;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::{ClientOptions, CredentialSource, Repository};
+use soci_tests::forge::{Lie, push_spans, push_ztoc};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::client;
 use soci_tests::signer::{Kind, Signer};
-use soci_tests::{forged, run, soci, stdout};
+use soci_tests::{run, soci, stdout};
 
 const SPAN_BYTES: u64 = 65_536;
 
@@ -65,8 +66,8 @@ impl Stage {
             Forged::Beside => &self.image,
             Forged::BesideANeighbour => &self.neighbour,
         };
-        let ztoc = forged::push_index(&self.repository(), image, SPAN_BYTES).await;
-        [ztoc, forged::push_spans(&self.repository(), image, SPAN_BYTES).await]
+        let ztoc = push_ztoc(&self.repository(), image, SPAN_BYTES, Lie::Window).await.table;
+        [ztoc, push_spans(&self.repository(), image, SPAN_BYTES, Lie::Layer).await.table]
     }
 
     fn soci(&self, arguments: &[&str]) -> Value {

@@ -15,10 +15,11 @@ use soci_index::image::model::media_type;
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::Repository;
 use soci_index::span_index::SPAN_INDEX;
+use soci_tests::forge::{Lie, push_spans, push_ztoc};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::profile::{Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{DockerRegistry, client, free_address};
-use soci_tests::{forged, run, soci};
+use soci_tests::{run, soci};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -297,8 +298,8 @@ async fn what_is_forged_is_not_signed() {
         image.push(&repository, "v2").await;
         neighbour.push(&repository, "v1").await;
         let beside = if is_neighbour { &neighbour } else { &image };
-        let ztoc = forged::push_index(&repository, beside, 262_144).await;
-        let toc = forged::push_spans(&repository, beside, 262_144).await;
+        let ztoc = push_ztoc(&repository, beside, 262_144, Lie::Window).await.table;
+        let toc = push_spans(&repository, beside, 262_144, Lie::Layer).await.table;
         let note = root.path().join("note");
         let sign = format!("sh -c 'echo \"$1\" >> {}' sh {{}}", note.display());
         let more: &[&str] = if version_2 { &["--v2", "--format", "both"] } else { &[] };

@@ -14,10 +14,19 @@ use soci_index::registry::{Body, Repository};
 use soci_index::span_index::{SpanIndex, SpanReference};
 use soci_index::ztoc::{Spans, Ztoc};
 
-use crate::image::{GZIP, Image};
+use crate::image::{GZIP, Image, gzip, tar, text};
 
-/// Spans of these indexes.
+/// Spans of these indexes, unless a test wants others.
 pub const SPAN_BYTES: u64 = 65_536;
+
+/// An index that was pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pushed {
+    /// Its manifest.
+    pub index: Digest,
+    /// The zTOC, or the TOC.
+    pub table: Digest,
+}
 
 /// What an index says that is not so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +37,13 @@ pub enum Lie {
     Window,
     /// Every symbolic link leads to `evil`.
     Link,
+    /// The table of another layer altogether. For span indexes only.
+    Layer,
 }
 
-fn indexed(blob: &[u8]) -> Indexed {
-    let options = Options {
-        compression: Compression::Gzip,
-        span_bytes: SPAN_BYTES,
-        compact: Some(SPAN_BYTES),
-        limits: Limits::DEFAULT,
-    };
+fn indexed(blob: &[u8], span_bytes: u64) -> Indexed {
+    let options =
+        Options { compression: Compression::Gzip, span_bytes, compact: Some(span_bytes), limits: Limits::DEFAULT };
     let mut indexer = Indexer::new(options).expect("options");
     indexer.push(blob, &mut |_| {}).expect("a layer");
     indexer.finish().expect("a layer")
@@ -47,8 +54,8 @@ fn indexed(blob: &[u8]) -> Indexed {
 /// # Panics
 /// When the blob is no gzip layer.
 #[must_use]
-pub fn ztoc(blob: &[u8], lie: Lie) -> Ztoc {
-    let mut ztoc = indexed(blob).into_ztoc().expect("a layer that a zTOC can tell");
+pub fn ztoc(blob: &[u8], span_bytes: u64, lie: Lie) -> Ztoc {
+    let mut ztoc = indexed(blob, span_bytes).into_ztoc().expect("a layer that a zTOC can tell");
     match lie {
         Lie::None => {}
         Lie::Window => {
@@ -62,6 +69,7 @@ pub fn ztoc(blob: &[u8], lie: Lie) -> Ztoc {
             let links = ztoc.entries.iter_mut().filter(|entry| entry.kind == EntryKind::Symlink);
             links.for_each(|entry| entry.link = b"evil"[..].into());
         }
+        Lie::Layer => panic!("a zTOC says of which size its layer is"),
     }
     ztoc
 }
@@ -71,34 +79,36 @@ async fn push_blob(repository: &Repository, blob: &[u8]) {
     repository.push_blob(&Digest::of(blob), body, None).await.expect("a blob is taken");
 }
 
-/// Pushes AWS's index of an image of one layer.
+/// Pushes AWS's index of the first layer of an image.
 ///
 /// # Panics
 /// When the registry refuses it.
-pub async fn push_ztoc(repository: &Repository, image: &Image, lie: Lie) -> Digest {
-    let ztoc = ztoc(&image.blobs[0], lie).encode().expect("a zTOC").to_vec();
+pub async fn push_ztoc(repository: &Repository, image: &Image, span_bytes: u64, lie: Lie) -> Pushed {
+    let ztoc = ztoc(&image.blobs[0], span_bytes, lie).encode().expect("a zTOC").to_vec();
     let reference = ZtocReference {
         digest: Digest::of(&ztoc),
         size: ztoc.len() as u64,
         layer: Digest::of(&image.blobs[0]),
         layer_media_type: GZIP.to_owned(),
-        span_bytes: SPAN_BYTES,
+        span_bytes,
         disable_xattrs: false,
     };
     push_blob(repository, &ztoc).await;
     push_blob(repository, EMPTY_CONFIG).await;
     let index = SociIndex::v1(&[reference], &[], &Descriptor::of(media_type::MANIFEST, &image.manifest)).to_json();
-    let digest = Digest::of(&index);
+    let pushed = Pushed { index: Digest::of(&index), table: Digest::of(&ztoc) };
     repository.push_referrer(media_type::MANIFEST, index.into()).await.expect("an index is taken");
-    digest
+    pushed
 }
 
-/// Pushes the span index of an image of one layer.
+/// Pushes the span index of the first layer of an image.
 ///
 /// # Panics
 /// When the registry refuses it.
-pub async fn push_spans(repository: &Repository, image: &Image, lie: Lie) -> Digest {
-    let compact = indexed(&image.blobs[0]).compact.expect("asked for").expect("a layer that it can tell");
+pub async fn push_spans(repository: &Repository, image: &Image, span_bytes: u64, lie: Lie) -> Pushed {
+    let other = || gzip(&tar(&[("evil", text(666, 300_000))]), 6).into();
+    let blob = if lie == Lie::Layer { other() } else { image.blobs[0].clone() };
+    let compact = indexed(&blob, span_bytes).compact.expect("asked for").expect("a layer that it can tell");
     let limits = Limits::DEFAULT;
     let mut index: LayerIndex = compact::decode(&Bytes::from(compact.toc), &limits).expect("our own");
     if lie == Lie::Link {
@@ -110,13 +120,13 @@ pub async fn push_spans(repository: &Repository, image: &Image, lie: Lie) -> Dig
         layer: Digest::of(&image.blobs[0]),
         toc: (Digest::of(&toc), toc.len() as u64),
         windows: (Digest::of(&compact.windows), compact.windows.len() as u64),
-        span_bytes: SPAN_BYTES,
+        span_bytes,
     };
     for blob in [&toc[..], &compact.windows[..], EMPTY_CONFIG] {
         push_blob(repository, blob).await;
     }
     let index = SpanIndex::new(&[reference], &Descriptor::of(media_type::MANIFEST, &image.manifest)).to_json();
-    let digest = Digest::of(&index);
+    let pushed = Pushed { index: Digest::of(&index), table: Digest::of(&toc) };
     repository.push_referrer(media_type::MANIFEST, index.into()).await.expect("an index is taken");
-    digest
+    pushed
 }

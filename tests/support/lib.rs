@@ -4,7 +4,6 @@ pub mod answers;
 pub mod containerd;
 pub mod daemon;
 pub mod forge;
-pub mod forged;
 pub mod front;
 pub mod gate;
 pub mod go;
