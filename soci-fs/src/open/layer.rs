@@ -68,6 +68,7 @@ pub async fn reopen_layer(
     let only_proven = options.trust.provisional() != Provisional::Allow;
     let blob = Arc::new(ImageBlob::new(source.clone(), layer.clone()));
     let reader = |(index, store), windows| {
+        crate::limits::count(&index);
         LayerReader::with_windows(layer.digest, index, store, blob, windows, options.policy, runtime)
     };
     // One that came whole needs no trust, and to look at it by another index would forget it.
@@ -108,6 +109,8 @@ impl ImageOpener {
         let done = |index, store, way, table: Option<Table>| {
             let (ztoc, windows) = table.map_or((None, None), |table| (Some(table.descriptor), table.windows));
             let (source, policy) = (Arc::clone(&blob), self.options.policy);
+            crate::limits::admit(&index)
+                .map_err(|full| OpenError::NotLazy { layer: Box::new(layer.digest), reason: full.to_string() })?;
             let reader = LayerReader::with_windows(layer.digest, index, store, source, windows, policy, &self.runtime);
             let note = LayerNote { layer: layer.clone(), way, time: start.elapsed() };
             let index_bytes = ztoc.as_ref().map_or(0, |ztoc| ztoc.size);
