@@ -224,3 +224,26 @@ async fn large_spans_are_read_whole() {
     assert_eq!(allowed.read.as_deref(), Some(&*expected), "{}", allowed.said);
     assert!(allowed.said.contains("on demand"), "{}", allowed.said);
 }
+
+/// Each layer may have its tables, and all of them together no more than the operator says.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_layers_have_one_bound() {
+    if !can_mount() {
+        return;
+    }
+    let layers = (1..6).map(|number| {
+        let (blob, tar) = headers(20_000 + number);
+        (GZIP, blob, tar)
+    });
+    let stage = Mounting::new(Image::new(layers.collect())).await;
+    for format in ["none", "span"] {
+        if format != "none" {
+            drop(stdout(soci().args(["publish", &stage.name(), "--min-layer-size", "0", "--format", format])));
+        }
+        let tried = attempt(&stage, format, &["--max-total-table-bytes", "30000000"], "ls");
+        assert_eq!(tried.read, None, "{format}: {}", tried.said);
+        assert!(tried.said.contains("max_total_table_bytes"), "{format}: {}", tried.said);
+        let allowed = attempt(&stage, format, &["--max-total-table-bytes", "60000000"], "ls d20 | wc -l");
+        assert_eq!(allowed.read.as_deref().map(str::trim), Some("5"), "{format}: {}", allowed.said);
+    }
+}

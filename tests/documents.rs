@@ -54,11 +54,35 @@ fn registries_are_tested_as_they_say() {
     assert!(cited.len() > 60, "{}", cited.len());
 }
 
+/// What the documents on meaning and security promise names tests that there are: `FILE: TEST`, or a file.
+#[test]
+fn promises_have_their_tests() {
+    let mut missing = Vec::new();
+    for document in ["SECURITY.md", "SEMANTICS.md"] {
+        let text = read(document).replace('\n', " ");
+        let quoted = text.split('`').skip(1).step_by(2).filter(|text| text.contains(".rs"));
+        for cited in quoted {
+            let (file, test) = cited.split_once(": ").map_or((cited, ""), |(file, test)| (file, test.trim()));
+            let Ok(source) = std::fs::read_to_string(root().join(file)) else {
+                missing.push(format!("{document}: {file}"));
+                continue;
+            };
+            let is_there = test.is_empty() || source.contains(&format!("fn {test}(")) || source.contains(test);
+            if !is_there {
+                missing.push(format!("{document}: {file}: {test}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 /// Links between the documents lead somewhere.
 #[test]
 fn links_lead_somewhere() {
     let mut broken = Vec::new();
-    for document in ["README.md", "ARCHITECTURE.md", "SEMANTICS.md", "docs/REGISTRIES.md", "examples/README.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "SEMANTICS.md", "docs/REGISTRIES.md", "examples/README.md"]
+    {
         let text = read(document);
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for link in links.filter(|link| !link.contains("://") && !link.starts_with('#')) {

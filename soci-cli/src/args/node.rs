@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use soci_fs::limits::Caps;
 use soci_fs::trust as policy;
 use soci_index::gotime::duration;
 use soci_index::limits::Limits;
@@ -20,16 +21,22 @@ pub struct Bounds {
     /// Bytes of memory for the tables of a layer, beside twice its compressed size [default: 67108864]
     #[arg(long, value_name = "BYTES")]
     pub max_table_bytes: Option<u64>,
+    /// Bytes of memory for the tables of all layers [default: 1073741824]
+    #[arg(long, value_name = "BYTES")]
+    pub max_total_table_bytes: Option<u64>,
 }
 
 impl Bounds {
     /// Has them apply to all that this process does.
     pub fn set(&self) {
-        let default = Limits::DEFAULT;
-        soci_fs::limits::set(Limits {
-            span_bytes_max: self.max_span_bytes.unwrap_or(default.span_bytes_max),
-            table_bytes_least: self.max_table_bytes.unwrap_or(default.table_bytes_least),
-            ..default
+        let Caps { layer, total_table_bytes } = Caps::default();
+        soci_fs::limits::set(Caps {
+            layer: Limits {
+                span_bytes_max: self.max_span_bytes.unwrap_or(layer.span_bytes_max),
+                table_bytes_least: self.max_table_bytes.unwrap_or(layer.table_bytes_least),
+                ..layer
+            },
+            total_table_bytes: self.max_total_table_bytes.unwrap_or(total_table_bytes),
         });
     }
 }

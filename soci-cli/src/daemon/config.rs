@@ -290,9 +290,9 @@ mod tests {
     fn limits_are_read() {
         let loaded = parse("[limits]\nmax_span_bytes = 1073741824\n").unwrap();
         assert_eq!(loaded.without_effect, [""; 0]);
-        let (caps, default) = (loaded.config.limits.caps(), soci_index::limits::Limits::DEFAULT);
-        assert_eq!((caps.span_bytes_max, caps.table_bytes_least), (1 << 30, default.table_bytes_least));
-        let zero = parse("[limits]\nmax_span_bytes = 0\nmax_table_bytes = 0\n").unwrap();
+        let (caps, default) = (loaded.config.limits.caps(), soci_fs::limits::Caps::default());
+        assert_eq!((caps.layer.span_bytes_max, caps.total_table_bytes), (1 << 30, default.total_table_bytes));
+        let zero = parse("[limits]\nmax_span_bytes = 0\nmax_table_bytes = 0\nmax_total_table_bytes = 0\n").unwrap();
         assert_eq!(zero.config.limits.caps(), default);
         assert!(parse("[limits]\nmax_span = 1\n").is_err());
     }

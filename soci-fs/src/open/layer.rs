@@ -73,7 +73,7 @@ impl ImageOpener {
         let note = |way| LayerNote { layer: layer.clone(), way, time: start.elapsed() };
         if let Some(stored) = self.proven(layer, diff_id).await? {
             let way = if stored.store.is_complete() { Way::Kept } else { Way::Lazy };
-            return Ok(self.opened(layer, stored, None, note(way)));
+            return self.opened(layer, stored, None, note(way));
         }
         if let Some(reason) = self.store.condemned(Condemned::Claim(Claim::whole(layer.digest, diff_id).id())) {
             return Err(OpenError::Condemned { layer: Box::new(layer.digest), reason });
@@ -81,7 +81,7 @@ impl ImageOpener {
         let reason = match self.lazy(layer, diff_id).await? {
             Ok((table, claim)) => {
                 let (stored, table) = self.keep(layer, claim, table).await?;
-                return Ok(self.opened(layer, stored, Some(table), note(Way::Lazy)));
+                return self.opened(layer, stored, Some(table), note(Way::Lazy));
             }
             Err(reason) => reason,
         };
@@ -89,7 +89,7 @@ impl ImageOpener {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
         let stored = self.stream(layer, diff_id).await?;
-        Ok(self.opened(layer, stored, None, note(Way::Streamed(reason))))
+        self.opened(layer, stored, None, note(Way::Streamed(reason)))
     }
 
     /// The claim under which a layer would be opened lazily, as far as is known without its table: what two images must have
@@ -102,8 +102,17 @@ impl ImageOpener {
         Claim { layer: layer.digest, diff_id, table, pack: table.and(self.pack) }
     }
 
-    fn opened(&self, layer: &Descriptor, stored: Stored, table: Option<Table>, note: LayerNote) -> OpenedLayer {
+    fn opened(
+        &self,
+        layer: &Descriptor,
+        stored: Stored,
+        table: Option<Table>,
+        note: LayerNote,
+    ) -> Result<OpenedLayer, OpenError> {
         let Stored { index, store, record } = stored;
+        let full =
+            |full: crate::limits::Full| OpenError::NotLazy { layer: Box::new(layer.digest), reason: full.to_string() };
+        crate::limits::admit(&index).map_err(full)?;
         let claim = *store.claim();
         // What is kept may be of another blob with the same tar.
         let blob = if claim.layer == layer.digest {
@@ -121,7 +130,7 @@ impl ImageOpener {
         };
         let policy = self.options.policy;
         let reader = LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
-        OpenedLayer { reader, note, index_bytes, table: descriptor, claim, index_from }
+        Ok(OpenedLayer { reader, note, index_bytes, table: descriptor, claim, index_from })
     }
 
     /// What this node has proven of the diff_id, whichever layer it was proven of.

@@ -89,6 +89,7 @@ pub async fn reopen_layer(
     let Some(source) = origins(own.map(|origin| (origin.name(), origin.blob()))).or_else(|| any_origin(kept)) else {
         return Ok(None);
     };
+    crate::limits::count(&index);
     let local = local_place(&record, options).await?;
     let places = kept.origins.iter().flat_map(|origin| origin.index_from.iter().chain([&origin.image]));
     let windows = windows_of(&record, local.iter().chain(places));

@@ -1,7 +1,8 @@
 //! What images may make the daemon hold. A section of our own.
 
 use serde::{Deserialize, Serialize};
-use soci_index::limits::Limits as Caps;
+use soci_fs::limits::Caps;
+use soci_index::limits::Limits as Bounds;
 
 /// What images may make the daemon hold; what goes beyond is left to containerd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,11 +12,18 @@ pub struct Limits {
     pub max_span_bytes: u64,
     /// Bytes of memory for the tables of a layer, beside twice its compressed size. 0 is the default.
     pub max_table_bytes: u64,
+    /// Bytes of memory for the tables of all open layers. 0 is the default.
+    pub max_total_table_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_span_bytes: Caps::DEFAULT.span_bytes_max, max_table_bytes: Caps::DEFAULT.table_bytes_least }
+        let Caps { layer, total_table_bytes } = Caps::default();
+        Self {
+            max_span_bytes: layer.span_bytes_max,
+            max_table_bytes: layer.table_bytes_least,
+            max_total_table_bytes: total_table_bytes,
+        }
     }
 }
 
@@ -24,11 +32,14 @@ impl Limits {
     #[must_use]
     pub fn caps(&self) -> Caps {
         let given = |given: u64, default| if given == 0 { default } else { given };
-        let default = Caps::DEFAULT;
+        let Caps { layer, total_table_bytes } = Caps::default();
         Caps {
-            span_bytes_max: given(self.max_span_bytes, default.span_bytes_max),
-            table_bytes_least: given(self.max_table_bytes, default.table_bytes_least),
-            ..default
+            layer: Bounds {
+                span_bytes_max: given(self.max_span_bytes, layer.span_bytes_max),
+                table_bytes_least: given(self.max_table_bytes, layer.table_bytes_least),
+                ..layer
+            },
+            total_table_bytes: given(self.max_total_table_bytes, total_table_bytes),
         }
     }
 }
