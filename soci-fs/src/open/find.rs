@@ -18,7 +18,6 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::store::Store as BlobStore;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::index_manifest::{IndexManifest, REFERRING};
-use soci_index::limits::Limits;
 use soci_index::manifest::{INDEX_DIGEST, INDEX_V1};
 use soci_index::profile::artifact::ARTIFACT as PROFILE;
 use soci_index::registry::Repository;
@@ -45,11 +44,11 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// One of its blobs from the first place that has it; `source` is the image's.
-    pub(super) async fn blob(&self, source: &ImageSource, blob: &Descriptor) -> Result<Bytes, OpenError> {
+    /// One of its blobs, of at most `limit` bytes, from the first place that has it; `source` is the image's.
+    pub(super) async fn blob(&self, source: &ImageSource, blob: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
         let mut tried = Vec::new();
         for place in self.places(source) {
-            match place.blob_bytes(blob, Limits::DEFAULT.ztoc_bytes_max).await {
+            match place.blob_bytes(blob, limit).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => tried.push(format!("{}: {error}", place.place())),
             }

@@ -13,7 +13,6 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::store::{Store as BlobStore, StoreError as BlobStoreError};
 use soci_index::index::LayerIndex;
 use soci_index::index_manifest::IndexManifest;
-use soci_index::limits::Limits;
 use soci_index::ztoc::{Ztoc, ZtocError};
 
 use super::find::Found;
@@ -211,7 +210,8 @@ impl ImageOpener {
         table: &Descriptor,
     ) -> Result<Result<Table, String>, OpenError> {
         let what = if table.media_type == compact::TOC { "TOC" } else { "zTOC" };
-        let bytes = match self.table_bytes(found, table).await {
+        let limit = crate::limits::for_layer(layer.size).ztoc_bytes_max;
+        let bytes = match self.table_bytes(found, table, limit).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 tracing::warn!(layer = %layer.digest, table = %table.digest, %error, "the {what} cannot be had");
@@ -233,14 +233,14 @@ impl ImageOpener {
     }
 
     /// A TOC or zTOC from the local store, else from where the index is.
-    async fn table_bytes(&self, found: &Found, table: &Descriptor) -> Result<Bytes, OpenError> {
+    async fn table_bytes(&self, found: &Found, table: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
         if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&table.digest)) {
-            match read_blob(layout, table).await {
+            match read_blob(layout, table, limit).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => tracing::warn!(table = %table.digest, %error, "a local part of an index is damaged"),
             }
         }
-        found.blob(&self.source, table).await
+        found.blob(&self.source, table, limit).await
     }
 
     /// Puts the table of a claim into the store, and opens the claim's part of it.
@@ -375,10 +375,10 @@ fn decode_now(bytes: &Bytes, table: &Descriptor, layer_bytes: Option<u64>) -> Re
     }
 }
 
-async fn read_blob(layout: &Layout, blob: &Descriptor) -> Result<Bytes, OpenError> {
+async fn read_blob(layout: &Layout, blob: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
     let (store, blob) = (BlobStore::Layout(layout.clone()), blob.clone());
     let read = tokio::task::spawn_blocking(move || {
-        let bytes = store.blob_bytes(&blob, Limits::DEFAULT.ztoc_bytes_max)?;
+        let bytes = store.blob_bytes(&blob, limit)?;
         bytes.ok_or_else(|| BlobStoreError::Missing { path: store.path().to_owned(), digest: Box::new(blob.digest) })
     });
     Ok(read.await.map_err(|_| OpenError::Abandoned)??)
