@@ -159,7 +159,7 @@ pub async fn by_data_as_it_comes(
     let work = tokio::task::spawn_blocking(move || hashing.finish());
     let result = work.await.map_err(|_| ProofError::Abandoned { layer })?;
     if let Err(error @ ProofError::Table { .. }) = &result {
-        reader.condemn(error.to_string());
+        condemn(reader, error).await;
     }
     result
 }
@@ -295,10 +295,7 @@ pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdic
     };
     match result {
         Err(error @ (ProofError::WrongTar { .. } | ProofError::Content { .. } | ProofError::Table { .. })) => {
-            if matches!(error, ProofError::WrongTar { .. }) {
-                condemn_diff_id(reader, &error).await;
-            }
-            reader.condemn(error.to_string());
+            condemn(reader, &error).await;
             Err(error)
         }
         Ok(marks) => {
@@ -312,12 +309,18 @@ pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdic
     }
 }
 
-/// The blob is what its digest says, so no index can make this diff_id true.
-async fn condemn_diff_id(reader: &LayerReader, error: &ProofError) {
-    let (store, reason) = (Arc::clone(reader.store()), error.to_string());
-    let noted = tokio::task::spawn_blocking(move || store.condemn_diff_id(&reason)).await;
-    if let Ok(Err(error)) = noted {
-        tracing::error!(layer = %reader.digest(), %error, "a verdict is not on disk");
+/// Condemns the claim, on a thread that may wait for the disk. After [`ProofError::WrongTar`] no index can make the diff_id
+/// true: the blob is what its digest says.
+async fn condemn(reader: &LayerReader, error: &ProofError) {
+    let (of_blob, reason) = (matches!(error, ProofError::WrongTar { .. }), error.to_string());
+    let reader = reader.clone();
+    let noted = tokio::task::spawn_blocking(move || {
+        let noted = if of_blob { reader.store().condemn_diff_id(&reason) } else { Ok(()) };
+        reader.condemn(reason);
+        noted
+    });
+    if let Ok(Err(error)) = noted.await {
+        tracing::error!(%error, "a verdict is not on disk: after a restart it has to be found again");
     }
 }
 

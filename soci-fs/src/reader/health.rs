@@ -23,8 +23,9 @@ pub(super) struct Health {
     is_out: AtomicBool,
     last_error: Mutex<Option<String>>,
     forget: Mutex<Vec<Forget>>,
-    /// The pack whose pages may be shown.
+    /// The pack whose pages may be shown, once it is expected.
     pack: Mutex<Option<Digest>>,
+    is_pack_condemned: AtomicBool,
 }
 
 impl fmt::Debug for Health {
@@ -93,11 +94,14 @@ impl LayerReader {
         lock(&self.shared.health.forget).push(forget);
     }
 
-    /// Notes the pack that brings pages of the layer. `false` if it is not the claim's own.
+    /// Expects pages from a pack. `false` if it is not the claim's own, or was condemned.
     pub(crate) fn takes_pack(&self, pack: Digest) -> bool {
-        let is_claimed = self.shared.store.claim().pack == Some(pack);
-        *lock(&self.shared.health.pack) = is_claimed.then_some(pack);
-        is_claimed
+        let health = &self.shared.health;
+        let takes = self.shared.store.claim().pack == Some(pack) && !health.is_pack_condemned.load(Ordering::Acquire);
+        if takes {
+            *lock(&health.pack) = Some(pack);
+        }
+        takes
     }
 
     /// The pack whose pages may be shown; none once it was condemned.
@@ -122,6 +126,7 @@ impl Shared {
 
     /// A page that a pack brought is not what the layer has: nothing that it brought is believed any more.
     pub(super) fn condemn_pack(self: &Arc<Self>, offset: u64) {
+        self.health.is_pack_condemned.store(true, Ordering::Release);
         self.store.forget_parts();
         let Some(pack) = lock(&self.health.pack).take() else { return };
         let reason = format!("its page at byte {offset} of layer {} is not what the layer has", self.digest);
