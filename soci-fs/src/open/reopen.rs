@@ -85,6 +85,10 @@ pub async fn reopen_layer(
     if !may_be_used || claim.table.is_none() && store.is_pinned() && !store.is_complete() {
         return Ok(None);
     }
+    // An image with another blob of the same tar could not fetch again what is lost.
+    if kept.origins.iter().any(|origin| origin.layer.digest != claim.layer) && store.is_complete() {
+        store.pin();
+    }
     let own = kept.origins.iter().filter(|origin| origin.layer.digest == claim.layer);
     let Some(source) = origins(own.map(|origin| (origin.name(), origin.blob()))).or_else(|| any_origin(kept)) else {
         return Ok(None);
