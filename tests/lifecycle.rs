@@ -249,10 +249,10 @@ async fn a_reboot_costs_what_the_disk_has_lost(version: Containerd) {
     }
     drop(stdout(&mut scene.node.exec("long", "echo written > /srv/written")));
     let before = scene.requests(&image, 1);
-    let layer = Digest::of(&image.blobs[1]).to_string().replace(':', "-");
+    let layer = Digest::of(&image.blobs[1]).to_string();
     scene.node.reboot(|node| {
-        let data =
-            File::options().read(true).write(true).open(node.path("soci/layers").join(layer).join("data")).unwrap();
+        let data = node.layer_directory(&layer).join("data");
+        let data = File::options().read(true).write(true).open(data).unwrap();
         let mut kept = Vec::new();
         (&data).read_to_end(&mut kept).unwrap();
         let lost = content(0);

@@ -6,6 +6,7 @@
 //! ROOT/layers/ID/table        the TOC or zTOC by which the layer is read
 //! ROOT/layers/ID/data         the uncompressed layer, with holes
 //! ROOT/layers/ID/present      a checksum per span: see `present`
+//! ROOT/layers/ID/packed       the same for spans that a pack has filled: see `partial`
 //! ROOT/layers/ID/proof        the layer was proven: see `proven`
 //! ROOT/condemned              claims and packs that are not believed again: see `condemned`
 //! ```

@@ -282,6 +282,20 @@ impl Node {
         });
     }
 
+    /// Where the snapshotter keeps the layer `digest`.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn layer_directory(&self, digest: &str) -> PathBuf {
+        let layers =
+            fs::read_dir(self.path("soci/layers")).expect("a store").map(|entry| entry.expect("an entry").path());
+        let is_it = |directory: &PathBuf| {
+            fs::read_to_string(directory.join("record.json")).is_ok_and(|record| record.contains(digest))
+        };
+        layers.into_iter().find(is_it).expect("the layer")
+    }
+
     /// What the worker says of itself.
     ///
     /// # Panics

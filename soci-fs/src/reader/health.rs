@@ -127,7 +127,9 @@ impl Shared {
     /// A page that a pack brought is not what the layer has: nothing that it brought is believed any more.
     pub(super) fn condemn_pack(self: &Arc<Self>, offset: u64) {
         self.health.is_pack_condemned.store(true, Ordering::Release);
-        self.store.forget_parts();
+        if let Err(error) = self.store.forget_parts() {
+            tracing::error!(layer = %self.digest, %error, "what a condemned pack has brought stays recorded");
+        }
         let Some(pack) = lock(&self.health.pack).take() else { return };
         let reason = format!("its page at byte {offset} of layer {} is not what the layer has", self.digest);
         tracing::error!(layer = %self.digest, %pack, reason, "a start-up pack is condemned");

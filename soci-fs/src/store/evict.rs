@@ -66,7 +66,7 @@ impl Store {
             if evicted.after <= quota {
                 return Ok(evicted);
             }
-            for name in ["present", "data"] {
+            for name in ["packed", "present", "data"] {
                 let file = closed.directory.join(name);
                 std::fs::remove_file(&file).or_else(ignore_absent).map_err(io_error("remove", &file))?;
             }

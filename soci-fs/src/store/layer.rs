@@ -17,6 +17,9 @@ use super::partial::{Partial, Parts};
 use super::present::{Checksum, HEADER_BYTES, Header};
 use super::{BootId, Common, Record, StoreError, io_error, proven, record};
 
+/// The file that says which spans a pack has filled.
+pub(super) const PACKED: &str = "packed";
+
 /// How a read of the store went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading {
@@ -33,7 +36,7 @@ pub struct LayerStore {
     directory: PathBuf,
     pub(super) data: File,
     present: File,
-    header: Header,
+    pub(super) header: Header,
     /// Set once the claim is proven.
     pub(super) proof: OnceLock<proven::Opened>,
     pinned: AtomicBool,
@@ -44,6 +47,8 @@ pub struct LayerStore {
     pub(super) present_bytes: AtomicU64,
     /// Pages of spans that are not present.
     pub(super) partial: Partial,
+    /// Which of these spans a pack has filled; for claims with a pack.
+    pub(super) packed: Option<File>,
     /// Counts evictions: a read that saw it change saw, perhaps, a hole.
     generation: AtomicU64,
     /// Shared by writers of spans, exclusive for eviction, so that no span is written into a range being punched out.
@@ -67,6 +72,7 @@ impl LayerStore {
             options.open(&path).map_err(io_error("open", &path))
         };
         let (data, present) = (open("data")?, open("present")?);
+        let packed = claim.pack.map(|_| open(PACKED)).transpose()?;
         let ends: Box<[u64]> = index.spans.spans().iter().map(|span| span.uncompressed.end).collect();
         let size = ends.last().copied().unwrap_or(0);
         let data_path = directory.join("data");
@@ -90,6 +96,7 @@ impl LayerStore {
             checksums: stored.into_iter().map(|checksum| AtomicU64::new(checksum.0)).collect(),
             ends,
             partial: Partial::default(),
+            packed,
             generation: AtomicU64::new(0),
             writing: RwLock::new(()),
             common,
@@ -97,6 +104,7 @@ impl LayerStore {
         let present: u64 =
             (0..header.spans).filter(|span| layer.is_present(*span)).map(|span| layer.length(span)).sum();
         layer.present_bytes.store(present, Ordering::Relaxed);
+        layer.restore_packed()?;
         Ok(layer)
     }
 
@@ -199,6 +207,7 @@ impl LayerStore {
             self.present_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         self.partial.forget(span);
+        self.note_packed(span, Checksum::ABSENT)?;
         self.common.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.touch(span);
         Ok(parts)
@@ -220,6 +229,8 @@ impl LayerStore {
         let place = self.place(span);
         let _exclusive = self.writing.write().unwrap_or_else(PoisonError::into_inner);
         let had_parts = self.partial.forget(span);
+        // Before the hole: what is recorded as filled is believed in this boot.
+        self.note_packed(span, Checksum::ABSENT)?;
         match self.set(span, Checksum::ABSENT)?.is_absent() {
             true if !had_parts => return Ok(()),
             true => {}
@@ -241,6 +252,8 @@ impl LayerStore {
             return;
         };
         self.partial.forget(span);
+        // A record that stays is compared with the disk in the next boot, or names bytes that are there.
+        let _ = self.note_packed(span, Checksum::ABSENT);
         if !Checksum(value.swap(Checksum::ABSENT.0, Ordering::AcqRel)).is_absent() {
             self.present_bytes.fetch_sub(self.length(span), Ordering::Relaxed);
         }
@@ -402,7 +415,7 @@ impl LayerStore {
 /// Reads the file `present`, or starts it over when it is not about these spans. In another boot than the one that
 /// wrote it, all its records become stale: first the records are rewritten, then the boot id, so that a crash in
 /// between only repeats this.
-fn load(present: &File, header: &Header) -> io::Result<Vec<Checksum>> {
+pub(super) fn load(present: &File, header: &Header) -> io::Result<Vec<Checksum>> {
     let spans = header.spans as usize;
     let mut bytes = vec![0; HEADER_BYTES + 8 * spans];
     let stored = match present.read_exact_at(&mut bytes, 0) {

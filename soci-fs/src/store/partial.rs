@@ -5,8 +5,9 @@
 //! span stays absent however many of its pages are there: a pack is believed only until the span itself comes, with which
 //! its pages are compared.
 //!
-//! The bits are in memory only: what a restart forgets is fetched again by spans, which costs bytes and no trust. A page
-//! that two spans share has a bit in each, for the part that lies in it. Invariants: bytes of a present span are never
+//! The bits are in memory only. But a span of which a pack has brought every page is recorded in the file `packed`, which has
+//! the form of `present`, so that another mount of the same claim need not fetch the pack again; other pages are forgotten
+//! by a restart, which costs bytes and no trust. A page that two spans share has a bit in each, for the part that lies in it. Invariants: bytes of a present span are never
 //! written here, nor any of a proven layer; a span that is evicted, distrusted or written as a whole has no bits left; no
 //! lock is held over anything but local file calls.
 
@@ -20,7 +21,8 @@ use soci_index::profile::PAGE_BYTES;
 use soci_index::span::SpanId;
 
 use super::StoreError;
-use super::layer::LayerStore;
+use super::layer::{LayerStore, PACKED, load};
+use super::present::Checksum;
 
 #[cfg(test)]
 mod tests;
@@ -74,6 +76,13 @@ impl Pages {
         {
             *word |= bit;
         }
+    }
+
+    /// With every page there.
+    fn full(span: &Range<u64>) -> Self {
+        let mut pages = Self::of(span);
+        touching(span).for_each(|page| pages.set(page));
+        pages
     }
 
     fn has(&self, page: u64) -> bool {
@@ -163,12 +172,49 @@ impl LayerStore {
         self.data.write_all_at(bytes, part.start).map_err(self.failed("write", "data"))?;
         self.common.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.touch(span);
-        let mut all = self.partial.lock();
-        let pages = all.entry(span).or_insert_with(|| Pages::of(place));
-        for page in touching(part) {
-            let filled = within(page, place);
-            if part.start <= filled.start && filled.end <= part.end {
-                pages.set(page);
+        let is_whole = {
+            let mut all = self.partial.lock();
+            let pages = all.entry(span).or_insert_with(|| Pages::of(place));
+            for page in touching(part) {
+                let filled = within(page, place);
+                if part.start <= filled.start && filled.end <= part.end {
+                    pages.set(page);
+                }
+            }
+            touching(place).all(|page| pages.has(page))
+        };
+        if is_whole && self.packed.is_some() {
+            let checksum = Checksum::of(&self.bytes_of(place)?);
+            self.note_packed(span, checksum)?;
+        }
+        Ok(())
+    }
+
+    fn bytes_of(&self, place: &Range<u64>) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; usize::try_from(place.end - place.start).unwrap_or(0)];
+        self.data.read_exact_at(&mut bytes, place.start).map_err(self.failed("read", "data"))?;
+        Ok(bytes)
+    }
+
+    /// Records that a pack has filled a span, or that the span is not its pages any more.
+    pub(super) fn note_packed(&self, span: SpanId, checksum: Checksum) -> Result<(), StoreError> {
+        let Some(packed) = &self.packed else { return Ok(()) };
+        let written = packed.write_all_at(&checksum.0.to_le_bytes(), Checksum::position(span));
+        written.map_err(self.failed("write", PACKED))
+    }
+
+    /// Finds the spans that a pack had filled before: those of this boot, and of another one those that the disk has kept.
+    pub(super) fn restore_packed(&self) -> Result<(), StoreError> {
+        let Some(packed) = self.packed.as_ref().filter(|_| !self.is_proven()) else { return Ok(()) };
+        let recorded = load(packed, &self.header).map_err(self.failed("read", PACKED))?;
+        for (span, checksum) in (0..self.spans()).zip(recorded) {
+            if checksum.is_absent() || self.is_present(span) {
+                continue;
+            }
+            let place = self.place(span);
+            if checksum.is_fresh() || checksum.matches(&self.bytes_of(&place)?) {
+                self.partial.is_used.store(true, Ordering::Release);
+                self.partial.lock().insert(span, Pages::full(&place));
             }
         }
         Ok(())
@@ -179,8 +225,7 @@ impl LayerStore {
         if !self.partial.has_any(span) {
             return Ok(Parts::Agree);
         }
-        let mut stored = vec![0; bytes.len()];
-        self.data.read_exact_at(&mut stored, place.start).map_err(self.failed("read", "data"))?;
+        let stored = self.bytes_of(place)?;
         let all = self.partial.lock();
         let Some(pages) = all.get(&span) else { return Ok(Parts::Agree) };
         let differs = |page: &u64| {
@@ -194,8 +239,14 @@ impl LayerStore {
     }
 
     /// Forgets the pages of all spans that are not there.
-    pub fn forget_parts(&self) {
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: in this process they are forgotten nevertheless.
+    pub fn forget_parts(&self) -> Result<(), StoreError> {
         self.partial.lock().clear();
+        // A file that is too short is started over.
+        let forgotten = self.packed.as_ref().map_or(Ok(()), |packed| packed.set_len(0));
+        forgotten.map_err(self.failed("empty", PACKED))
     }
 }
 

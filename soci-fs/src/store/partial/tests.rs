@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use soci_index::profile::PAGE_BYTES;
 
 use crate::store::tests::{claim, read, table};
-use crate::store::{BootId, LayerStore, Parts, Store};
+use crate::store::{BootId, Claim, LayerStore, Parts, Store};
 
 /// Spans that end within pages.
 const SPAN: u64 = 10_000;
@@ -79,7 +79,7 @@ fn a_span_is_compared_with_its_pages() {
     layer.write_part(2 * SPAN, &[0; 100]).unwrap();
     assert_eq!(layer.write(2, &content(2 * SPAN, SPAN)).unwrap(), Parts::Agree);
     layer.write_part(3 * SPAN, &content(3 * SPAN, SPAN)).unwrap();
-    layer.forget_parts();
+    layer.forget_parts().unwrap();
     assert!(!has(&layer, 3 * SPAN, 1));
 }
 
@@ -109,6 +109,37 @@ fn parts_go_with_eviction_distrust_and_restart() {
     fill(&layer);
     assert_eq!(layer.write(0, &content(0, SPAN)).unwrap(), Parts::Agree);
     assert!(has(&layer, 0, SPAN) && !layer.has_parts(0));
+}
+
+/// Spans that a pack has filled are there after a restart, and after another boot if the disk has kept them; never as present
+/// ones, and not once they were evicted or the pack was condemned.
+#[test]
+fn spans_that_a_pack_has_filled_are_remembered() {
+    let directory = tempfile::tempdir().unwrap();
+    let with_pack = Claim { pack: Some(claim(9).layer), ..claim(1) };
+    let open = |boot: u8| {
+        let store = Store::open_in_boot(directory.path(), BootId([boot; 16])).unwrap();
+        let layer = store.layer(&with_pack, &table(SPANS, SPAN)).unwrap();
+        (store, layer)
+    };
+    let (store, layer) = open(1);
+    layer.write_part(0, &content(0, 3 * SPAN)).unwrap();
+    let seen = |layer: &LayerStore| [0, 1, 2].map(|span| has(layer, span * SPAN, SPAN));
+    assert_eq!(seen(&layer), [true; 3]);
+    layer.evict(2).unwrap();
+    drop((layer, store));
+    let (store, layer) = open(1);
+    assert_eq!((seen(&layer), layer.present_spans()), ([true, true, false], 0));
+    // Another boot, and a span that the disk has lost.
+    let data = layer.directory().join("data");
+    drop((layer, store));
+    let file = std::fs::File::options().write(true).open(data).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 100], 0).unwrap();
+    let (store, layer) = open(2);
+    assert_eq!(seen(&layer), [false, true, false]);
+    layer.forget_parts().unwrap();
+    drop((layer, store));
+    assert_eq!(seen(&open(2).1), [false; 3]);
 }
 
 #[derive(Debug, Clone)]
