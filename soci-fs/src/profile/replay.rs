@@ -180,11 +180,11 @@ fn pack_of(
     (has_digests && pack.size <= options.budget_bytes.min(by_spans)).then_some(pack)
 }
 
-/// The spans of a profile that are not here, in its order.
+/// The spans of a profile that cannot be read yet, in its order.
 fn lacking(wanted: &Wanted, readers: &[LayerReader]) -> Vec<(usize, SpanId)> {
     let tables: Vec<_> = readers.iter().map(|reader| (reader.digest(), &reader.index().spans)).collect();
     let mut spans = wanted.profile.spans(&tables);
-    spans.retain(|(place, span)| !readers[*place].store().is_present(*span));
+    spans.retain(|(place, span)| !readers[*place].store().is_readable(*span));
     spans
 }
 

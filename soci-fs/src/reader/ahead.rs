@@ -129,7 +129,7 @@ impl LayerReader {
         let line = lock(&shared.meter).line();
         let is_foreseen = shared.followers.load(Ordering::Acquire) > 0;
         let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, is_foreseen, line };
-        lock(&shared.ahead).note(spans, &facts, &|span| !shared.store.is_present(span))
+        lock(&shared.ahead).note(spans, &facts, &|span| !shared.store.is_readable(span))
     }
 
     pub(super) fn heard(&self, offset: u64, length: usize) {

@@ -136,7 +136,13 @@ impl LayerStore {
         self.partial.has_any(span)
     }
 
-    /// Stores bytes of the layer that somebody has checked and that need not be a whole span. What lies in spans that are
+    /// Whether all bytes of the span can be read: it is present, or each of its pages is there.
+    #[must_use]
+    pub fn is_readable(&self, span: SpanId) -> bool {
+        self.is_present(span) || self.partial.has(span, &self.place(span))
+    }
+
+    /// Stores bytes of the layer that have been checked and that need not be a whole span. What lies in spans that are
     /// present is passed over. Of a page that is not filled up to its end, or to its span's, nothing will be shown.
     ///
     /// # Errors
