@@ -4,7 +4,7 @@
 //! touch an image that is elsewhere as well, so an origin that fails is passed over while another one delivers:
 //!
 //! * an error, a refusal or a missing blob turns to the next origin at once;
-//! * an origin that is silent for [`HEDGE`] gets company: the next one is asked beside it, and the first that answers wins;
+//! * an origin that is silent for `HEDGE` gets company: the next one is asked beside it, and the first that answers wins;
 //! * one that broke off, or whose bytes did not agree with the index ([`Source::blame`]), goes to the end of the line.
 //!
 //! An origin that failed rests, longer each time, and is asked all the same when nothing else is left: a failure of all is
