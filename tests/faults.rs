@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::errno::of_read;
-use soci_fs::open::{IndexModes, OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::open::{OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::proof::{self, ProofError, Verdict};
 use soci_fs::reader::{Cause, LayerReader, Policy, ReadError};
 use soci_fs::source::Source;
@@ -89,20 +89,8 @@ impl Stage {
         let source = ImageSource::open(&reference, &options).await.unwrap();
         let images: Vec<PlatformImage> = source.resolve(&PlatformSelection::Host).await.unwrap();
         let store = Arc::new(Store::open(self.root.path()).unwrap());
-        let options = OpenOptions {
-            whole_layers: true,
-            layer_bytes_min: 1000,
-            policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },
-            index: None,
-            modes: IndexModes::default(),
-            index_repositories: Vec::new(),
-            index_store: None,
-            parallel: 1,
-            trust: Arc::default(),
-            listing: None,
-            profile: soci_fs::profile::Choice::None,
-            observer: Arc::new(|_| {}),
-        };
+        let policy = Policy { read_deadline: Duration::from_secs(20), ..Policy::default() };
+        let options = OpenOptions { layer_bytes_min: 1000, policy, ..OpenOptions::default() };
         let runtime = tokio::runtime::Handle::current();
         (open_image(&source, &images[0], &store, &options, &runtime).await.unwrap(), store)
     }

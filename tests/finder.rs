@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::open::{ImageOpener, IndexModes, OpenError, OpenOptions, Way};
-use soci_fs::reader::Policy;
+use soci_fs::open::{ImageOpener, OpenError, OpenOptions, Way};
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::image::layout::Layout;
@@ -110,20 +109,7 @@ fn quick() -> ClientOptions {
 }
 
 fn options(root: &Path) -> OpenOptions {
-    OpenOptions {
-        whole_layers: true,
-        layer_bytes_min: 0,
-        policy: Policy::default(),
-        index: None,
-        modes: IndexModes::default(),
-        index_repositories: Vec::new(),
-        index_store: Some(root.join("content")),
-        parallel: 1,
-        trust: Arc::default(),
-        listing: None,
-        profile: soci_fs::profile::Choice::None,
-        observer: Arc::new(|_| {}),
-    }
+    OpenOptions { index_store: Some(root.join("content")), ..OpenOptions::default() }
 }
 
 async fn resolve(name: &str) -> (ImageSource, PlatformImage) {

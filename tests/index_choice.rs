@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, LayerOrigin, OpenError, OpenOptions, Way, reopen_layer};
-use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
@@ -92,20 +91,7 @@ async fn push_blob(repository: &Repository, blob: &[u8]) {
 }
 
 fn options(modes: IndexModes) -> OpenOptions {
-    OpenOptions {
-        whole_layers: true,
-        layer_bytes_min: 0,
-        policy: Policy::default(),
-        index: None,
-        modes,
-        index_repositories: Vec::new(),
-        index_store: None,
-        parallel: 1,
-        trust: Arc::default(),
-        listing: None,
-        profile: soci_fs::profile::Choice::None,
-        observer: Arc::new(|_| {}),
-    }
+    OpenOptions { modes, ..OpenOptions::default() }
 }
 
 #[tokio::test]

@@ -255,7 +255,7 @@ async fn slow_pack_holds_nobody_up() {
     let found = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
     let store = Arc::new(Store::open(&stage.scratch.path().join("store")).unwrap());
     let (config, runtime) = (Config { root: stage.scratch.path().join("node") }, Handle::current());
-    let open = soci_cli::commands::record::open_options(&config, 1000).unwrap();
+    let open = soci_cli::commands::record::open_options(&config, 1000);
     let open = OpenOptions { profile: Choice::Default, ..open };
     let opened = open_image(&source, &found, &store, &open, &runtime).await.unwrap();
     let wanted = opened.profile.clone().unwrap();

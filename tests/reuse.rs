@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::open::{IndexModes, OpenOptions, OpenedImage, Way, open_image};
-use soci_fs::reader::Policy;
+use soci_fs::open::{OpenOptions, OpenedImage, Way, open_image};
 use soci_fs::store::Store;
 use soci_fs::trust::{Provisional, TrustPolicy};
 use soci_index::digest::Digest;
@@ -97,18 +96,10 @@ impl Stage {
         let source = ImageSource::open(&self.name().parse().unwrap(), &options).await.unwrap();
         let image = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
         let options = OpenOptions {
-            whole_layers: true,
             layer_bytes_min: 1000,
-            policy: Policy::default(),
-            index: None,
-            modes: IndexModes::default(),
-            index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
-            parallel: 1,
             trust: Arc::new(TrustPolicy::new(Provisional::RequireSignature, keys, &[]).unwrap()),
-            listing: None,
-            profile: soci_fs::profile::Choice::None,
-            observer: Arc::new(|_| {}),
+            ..OpenOptions::default()
         };
         let store = Arc::new(Store::open(&root.join("layers")).unwrap());
         open_image(&source, &image, &store, &options, &tokio::runtime::Handle::current()).await.unwrap()

@@ -4,8 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use soci_fs::open::{ImageOpener, IndexModes, KeptLayer, LayerOrigin, OpenOptions, Way, reopen_layer};
-use soci_fs::reader::Policy;
+use soci_fs::open::{ImageOpener, KeptLayer, LayerOrigin, OpenOptions, Way, reopen_layer};
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
@@ -32,20 +31,7 @@ fn publish(name: &str, more: &[&str]) -> serde_json::Value {
 }
 
 fn options(root: &Path) -> OpenOptions {
-    OpenOptions {
-        whole_layers: true,
-        layer_bytes_min: 0,
-        policy: Policy::default(),
-        index: None,
-        modes: IndexModes::default(),
-        index_repositories: Vec::new(),
-        index_store: Some(root.join("content")),
-        parallel: 2,
-        trust: Arc::default(),
-        listing: None,
-        profile: soci_fs::profile::Choice::None,
-        observer: Arc::new(|_| {}),
-    }
+    OpenOptions { index_store: Some(root.join("content")), ..OpenOptions::default() }
 }
 
 async fn source(name: &str) -> ImageSource {

@@ -78,6 +78,26 @@ pub struct OpenOptions {
     pub profile: profile::Choice,
 }
 
+impl Default for OpenOptions {
+    /// Every layer lazily if it can be, by any kind of index that the image has, with no index kept and no profile.
+    fn default() -> Self {
+        Self {
+            observer: Arc::new(|_| {}),
+            layer_bytes_min: 0,
+            whole_layers: true,
+            policy: Policy::default(),
+            index: None,
+            modes: IndexModes::default(),
+            index_repositories: Vec::new(),
+            index_store: None,
+            parallel: 1,
+            trust: Arc::default(),
+            listing: None,
+            profile: profile::Choice::None,
+        }
+    }
+}
+
 /// Which kinds of indexes are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexModes {

@@ -12,8 +12,7 @@ use soci_cli::demo::registry::DemoRegistry;
 use soci_cli::demo::stage::Stage as DemoStage;
 use soci_fs::forest::{Forest, ForestOptions};
 use soci_fs::metrics::Metrics;
-use soci_fs::open::{IndexModes, OpenOptions};
-use soci_fs::reader::Policy;
+use soci_fs::open::OpenOptions;
 use soci_fs::remote::id_maps::IdMaps;
 use soci_fs::remote::labels::{IMAGE, LAYER, MANIFEST};
 use soci_fs::remote::slots::Slots;
@@ -60,18 +59,9 @@ impl Desk {
         let root = tempfile::Builder::new().prefix("soci-bench-prepare-").tempdir()?;
         let client = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
         let open = OpenOptions {
-            observer: Arc::new(|_| {}),
-            layer_bytes_min: 0,
             whole_layers: false,
-            policy: Policy::default(),
-            index: None,
-            modes: IndexModes::default(),
-            index_repositories: Vec::new(),
             index_store: Some(root.path().join("content")),
-            parallel: 1,
-            trust: Arc::default(),
-            listing: None,
-            profile: soci_fs::profile::Choice::None,
+            ..OpenOptions::default()
         };
         let options = RemoteOptions {
             open,

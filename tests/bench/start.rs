@@ -7,7 +7,7 @@ use serde_json::Value;
 use soci_cli::demo::measure::Opened;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
-use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::open::OpenOptions;
 use soci_fs::reader::Policy;
 use soci_fs::store::Store;
 use soci_index::image::ImageSource;
@@ -98,18 +98,12 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
     let source = ImageSource::open(&stage.name.parse()?, &options).await?;
     let image = source.resolve(&PlatformSelection::Host).await?.pop().context("the image has a platform")?;
     let open = OpenOptions {
-        observer: std::sync::Arc::new(|_| {}),
-        whole_layers: true,
         layer_bytes_min: LAYER_BYTES_MIN,
         policy: Policy { ahead_bytes_max: 0, ..Policy::default() },
         index: Some(index.parse()?),
-        modes: IndexModes::default(),
-        index_repositories: Vec::new(),
         index_store: Some(at.join("index")),
         parallel: 4,
-        trust: std::sync::Arc::default(),
-        listing: None,
-        profile: soci_fs::profile::Choice::None,
+        ..OpenOptions::default()
     };
     let (mountpoint, store) = (at.join("mnt"), std::sync::Arc::new(Store::open(&at.join("store"))?));
     std::fs::create_dir_all(&mountpoint)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use soci_fs::forest::{Forest, ForestOptions};
 use soci_fs::image::FsError;
-use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::open::OpenOptions;
 use soci_fs::reader::Policy;
 use soci_fs::remote::background::{Background, Pace};
 use soci_fs::remote::id_maps::IdMaps;
@@ -65,18 +65,11 @@ impl Daemon {
             ..ClientOptions::default()
         };
         let open = change(OpenOptions {
-            whole_layers: true,
             layer_bytes_min: 10_000,
             policy: Policy { read_deadline: Duration::from_secs(5), ..Policy::default() },
-            index: None,
-            modes: IndexModes::default(),
-            index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
             parallel: 4,
-            trust: Arc::default(),
-            listing: None,
-            profile: soci_fs::profile::Choice::None,
-            observer: Arc::new(|_| {}),
+            ..OpenOptions::default()
         });
         let store = Arc::new(open_store(root));
         let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());

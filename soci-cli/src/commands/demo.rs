@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use soci_fs::open::{IndexModes, OpenOptions};
-use soci_fs::profile::Choice;
-use soci_fs::reader::Policy;
+use soci_fs::open::OpenOptions;
 use soci_fs::store::Store;
 use soci_fs::tree::node_id::NodeId;
 use soci_index::build::{BuildOptions, Observer};
@@ -144,18 +142,10 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
     note(arguments, "mounting lazily and running the program")?;
     let store = Arc::new(Store::open(&scratch.join("store")).context("making a layer store")?);
     let options = OpenOptions {
-        observer: Arc::new(|_| {}),
-        whole_layers: true,
         layer_bytes_min: LAYER_BYTES_MIN,
-        policy: Policy::default(),
-        index: None,
-        modes: IndexModes::default(),
-        index_repositories: Vec::new(),
         index_store: Some(play.index_store.clone()),
         parallel: 4,
-        trust: Arc::default(),
-        listing: None,
-        profile: Choice::None,
+        ..OpenOptions::default()
     };
     let mount = (fuse && runs).then_some(mountpoint.as_path());
     let opened = Opened::new(source, image, &store, &options, mount).await?;

@@ -87,7 +87,7 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
         config.keep_private()?;
         let store = Arc::new(mount::free_store(&config.layers())?);
-        let options = record::open_options(config, 0)?;
+        let options = record::open_options(config, 0);
         let opened = open_image(&source, &found, &store, &options, &Handle::current()).await?;
         profile = pack::make(&profile, &opened.readers, file.as_file()).await.context("making the pack")?;
         Some(file)

@@ -50,7 +50,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
             listing,
             // Nobody need be trusted: all of it is proven before it is used.
-            ..record::open_options(config, arguments.min_layer_size)?
+            ..record::open_options(config, arguments.min_layer_size)
         };
         let opened = open_image(&source, &image, &store, &options, &Handle::current()).await?;
         complete(&opened, &image, &progress, whole.load(Ordering::Relaxed)).await?;

@@ -11,13 +11,10 @@ use std::time::Instant;
 use anyhow::Context;
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, mount};
-use soci_fs::open::{IndexModes, OpenOptions, open_image};
+use soci_fs::open::{OpenOptions, open_image};
 use soci_fs::private::ensure_private_dir;
-use soci_fs::profile::Choice;
 use soci_fs::profile::Recorder;
-use soci_fs::reader::Policy;
 use soci_fs::store::Store;
-use soci_fs::trust::TrustPolicy;
 use soci_index::image::ImageSource;
 use soci_index::limits::Limits;
 use soci_index::profile::Profile;
@@ -51,25 +48,15 @@ pub fn run(arguments: &Record, config: &Config, global: &Global) -> anyhow::Resu
     run_to_end(record(arguments, name, config))
 }
 
-/// How images are opened by the commands that make profiles.
-///
-/// # Errors
-/// Never in fact: nobody is named as trusted.
-pub fn open_options(config: &Config, layer_bytes_min: u64) -> anyhow::Result<OpenOptions> {
-    Ok(OpenOptions {
-        observer: Arc::new(|_| {}),
-        whole_layers: true,
+/// How images are opened by the commands that read all they are asked for, or what a program asks for: any index will do.
+#[must_use]
+pub fn open_options(config: &Config, layer_bytes_min: u64) -> OpenOptions {
+    OpenOptions {
         layer_bytes_min,
-        policy: Policy::default(),
-        index: None,
-        modes: IndexModes::default(),
-        index_repositories: Vec::new(),
         index_store: Some(config.index_store()),
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
-        trust: Arc::new(TrustPolicy::new(soci_fs::trust::Provisional::Allow, &[], &[])?),
-        listing: None,
-        profile: Choice::None,
-    })
+        ..OpenOptions::default()
+    }
 }
 
 async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Result<()> {
@@ -88,7 +75,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         std::fs::create_dir(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     let store = Arc::new(Store::open(&scratch.path().join("store"))?);
-    let open = open_options(config, arguments.min_layer_size)?;
+    let open = open_options(config, arguments.min_layer_size);
     let opened = open_image(&source, &found, &store, &open, &Handle::current()).await?;
     let recorder = Recorder::new(Limits::DEFAULT);
     opened.readers.iter().for_each(|reader| recorder.attach(reader));
