@@ -2,7 +2,7 @@
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
 //! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [--cppyy] [--only WORKLOAD] [NAMES]` with names out of `ztoc`,
-//! `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `warm`, `memory`, `cached`; `stage` only makes the image and waits,
+//! `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `proof`, `warm`, `memory`, `cached`; `stage` only makes the image and waits,
 //! for looking into things by hand. The data are made from this machine's own files, in a directory that goes at the end;
 //! nothing is fetched from a network. Only `cold`, which must be asked for, starts images of Debian's and Python's packages,
 //! which it fetches once; `whole` only pulls all of them, without an index and with one, and `index` only looks at their
@@ -16,6 +16,7 @@ mod files;
 mod indexing;
 mod node;
 mod process;
+mod proof;
 mod pull;
 mod report;
 mod start;
@@ -28,7 +29,8 @@ use anyhow::{Context as _, bail};
 use data::Data;
 use report::{Report, machine};
 
-const NAMES: [&str; 10] = ["ztoc", "publish", "mount", "read", "start", "pull", "prepare", "warm", "memory", "cached"];
+const NAMES: [&str; 11] =
+    ["ztoc", "publish", "mount", "read", "start", "pull", "prepare", "proof", "warm", "memory", "cached"];
 
 /// Those that work on the large data.
 const ON_DATA: [&str; 4] = ["ztoc", "publish", "mount", "read"];
@@ -158,6 +160,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("prepare") {
         node::prepare(runtime, &mut report)?;
+    }
+    if wanted.is("proof") {
+        proof::proof(runtime, &mut report)?;
     }
     if wanted.is("warm") && process::can_mount() {
         node::warm(runtime, &mut report)?;
