@@ -273,11 +273,12 @@ async fn the_second_origin_serves_when_the_first_fails() {
 }
 
 /// An image with an index in one repository, then the same digest from another one where there is none: the second does not
-/// get the first one's index, and neither is hurt when the other's repository goes. Promotion from one stage to the next.
+/// get the first one's index, and neither is hurt when the other's repository goes, nor the second when the first image is
+/// removed from the node. Promotion from one stage to the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_promoted_and_its_first_repository_goes() {
     for form in [Form::Ztoc, Form::Spans] {
-        for gone in ["dev", "prod"] {
+        for gone in ["dev", "prod", "dev, removed from the node"] {
             for restart in [false, true] {
                 let stage = Stage::new().await;
                 let image = Image::gzip(vec![layer(1)]);
@@ -297,6 +298,10 @@ async fn an_image_is_promoted_and_its_first_repository_goes() {
                 }
                 assert_ne!(slots[0], slots[1], "the index of one repository is used for another one's image");
                 fronts[usize::from(gone == "prod")].set(Fault::Status(404, ""));
+                if gone == "dev, removed from the node" {
+                    daemon.layers.release(slots[0]);
+                    daemon.layers.sweep_indexes().await;
+                }
                 let daemon = if restart {
                     drop(daemon);
                     stage.daemon()
