@@ -16,7 +16,7 @@ use soci_tests::{run, soci};
 const NODE: &str = "node";
 const SECRET: &[u8] = b"the key of a private image\n";
 
-/// A layer with a file that only its owner may read, and a program that makes whoever runs it root.
+/// A layer with a file that only its owner may read, and a set-user-ID program of root's.
 fn tempting_layer() -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let program = fs::read("/usr/bin/id").expect("a program");
@@ -47,7 +47,7 @@ fn as_nobody(script: &str, word: &Path) -> Output {
     run(Command::new("setpriv").args(nobody).arg(word))
 }
 
-/// A directory as a DaemonSet's `DirectoryOrCreate` makes it, or somebody's umask.
+/// A directory as a DaemonSet's `DirectoryOrCreate` makes it, or a lax umask.
 fn open_directory(path: &Path) {
     fs::create_dir_all(path).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();

@@ -89,7 +89,7 @@ impl axum::serve::Listener for Door {
     }
 }
 
-/// What counts as one peer: whoever has an IPv6 address has a network of them.
+/// What counts as one peer: an IPv6 client usually has a whole /64.
 fn peer(address: IpAddr) -> u128 {
     match address.to_canonical() {
         // Below the first network of IPv6 that is ever given out.

@@ -1,7 +1,7 @@
 //! The memory that this process may use for bytes on their way, whatever the number of layers and cores.
 //!
 //! Each flight, window and spare span is bounded by itself, but a node serves hundreds of layers, and how large a span or a
-//! window is was chosen by whoever made the index. So what is on its way at the same time is counted for the process as a
+//! window is was chosen by the maker of the index. So what is on its way at the same time is counted for the process as a
 //! whole:
 //!
 //! | what | bound | beyond it |

@@ -42,7 +42,7 @@ pub struct MountOptions {
 }
 
 impl Default for MountOptions {
-    /// As fits the user: root lets others in, nobody else does.
+    /// By the user: mounts by root can be entered by other users, all others cannot.
     fn default() -> Self {
         let is_root = rustix::process::geteuid().is_root();
         Self {

@@ -84,7 +84,7 @@ pub enum PolicyError {
         /// What is wrong.
         cause: TrustError,
     },
-    /// A rule names nobody.
+    /// A rule names no key and no certificate.
     #[error("the signer of {pattern:?} has neither a key nor a certificate")]
     NoSigner {
         /// Its pattern.

@@ -32,7 +32,7 @@ pub fn json(choice: &Choice) -> serde_json::Map<String, serde_json::Value> {
     fields
 }
 
-/// Logs what was passed over: what an image has as a rule only for those who ask for details.
+/// Logs what was passed over: the usual cases only at debug level.
 pub fn log(passed_over: &[PassedOver]) {
     for other in passed_over {
         if other.reason.is_usual() {

@@ -134,7 +134,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     summary(&image)
 }
 
-/// The number of this process, for all who may look into the directory: it is no secret.
+/// The number of this process, readable by all users that can enter the directory: it is no secret.
 fn write_pid(path: &Path) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     writeln!(file, "{}", std::process::id())?;

@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(users(&Pulls::new(Some(file)), "h.example", "team/app"), ["nine"]);
     }
 
-    /// A registry that takes any password pushes nobody else's out.
+    /// A registry that takes any password displaces no other registry's credentials.
     #[test]
     fn the_largest_registry_makes_room() {
         let mut state = State::default();

@@ -87,7 +87,7 @@ pub fn budget(image_bytes: u64) -> u64 {
 /// Finds a published profile's manifest, by the list that was asked for early if there is one.
 ///
 /// # Errors
-/// [`ProfilesError`] when nobody can be asked.
+/// [`ProfilesError`] when the registry cannot be asked.
 pub async fn find_published(
     source: &ImageSource,
     image: &Digest,

@@ -12,11 +12,11 @@ use super::{RemoteLayers, RemoteOptions, State};
 /// How long a slot that was filled may wait to be asked for.
 const UNCLAIMED_LIFE: Duration = Duration::from_secs(600);
 
-/// How long a layer is fetched for nobody: a client may come back after an interruption.
+/// How long a layer without a waiting request is still fetched: a client may retry after an interruption.
 const IDLE_LIFE: Duration = Duration::from_secs(60);
 
 impl RemoteLayers {
-    /// Ends fetches that were not waited for since so long: the pull was given up.
+    /// Ends fetches without a waiting request for that long: the pull was given up.
     pub fn end_idle(&self, life: Duration) {
         let mut state = self.0.state();
         let idle = state.layers.iter().filter(|(_, bringing)| bringing.is_idle(life));
@@ -82,7 +82,7 @@ impl RemoteLayers {
                     Ok(removed) => drop(self.0.runtime.spawn_blocking(move || removed.delete())),
                     Err(error) => tracing::warn!(slot, %layer, %error, "the data of a layer stay behind"),
                 }
-                tracing::info!(slot, %layer, "a layer that nobody uses is removed");
+                tracing::info!(slot, %layer, "an unused layer is removed");
             }
             Err(error) => tracing::warn!(slot, %error, "a slot stays taken"),
         }

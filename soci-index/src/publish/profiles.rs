@@ -61,7 +61,7 @@ pub enum ProfilesError {
 /// The profiles of `image`, the preferred ones first.
 ///
 /// # Errors
-/// [`ProfilesError`] when nobody can be asked. What cannot be read is passed over.
+/// [`ProfilesError`] when the registry cannot be asked. What cannot be read is passed over.
 pub async fn list(source: &ImageSource, image: &Digest) -> Result<Vec<Published>, ProfilesError> {
     match source {
         ImageSource::Registry { repository, .. } => of_registry(Lists::Repository(repository), image).await,

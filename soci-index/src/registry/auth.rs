@@ -153,7 +153,7 @@ impl Logins {
         if !refused.contains(credentials) {
             refused.push(credentials.clone());
         }
-        // What somebody has found meanwhile is not dropped.
+        // What another request has found meanwhile is not dropped.
         if self.of(repository).is_none_or(|known| known == credentials) {
             self.forget(repository);
         }

@@ -159,7 +159,7 @@ pub(crate) async fn find(
 struct Candidates {
     fresh: Option<Login>,
     refused: Option<Login>,
-    /// Whether nobody was asked about this repository only.
+    /// Whether no question was about this repository only.
     whole_registry: bool,
 }
 

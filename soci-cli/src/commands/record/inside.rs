@@ -62,7 +62,7 @@ pub fn run(arguments: &Inside) -> anyhow::Result<()> {
     if !arguments.network {
         raise_loopback().context("setting up the network of its own")?;
     }
-    // Without a terminal of its own nothing can be typed into the one of whoever runs this.
+    // A new session: without it the program could inject input into the caller's terminal.
     setsid().context("leaving the session")?;
     give_up()?;
     let directory = &arguments.directory;
