@@ -115,31 +115,34 @@ async fn an_image_is_promoted_and_its_first_repository_goes() {
     }
 }
 
-/// The repository that holds the index goes while the mount is read, and is not there at the next mount.
+/// The repository that holds the index goes, stops or lies while the mount is read, and still does so at the next
+/// mount.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_goes_while_a_mount_is_read() {
     if !can_mount() {
         return;
     }
-    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
-    let indexes = DemoRegistry::start(Duration::ZERO).await.unwrap();
-    let (image, root) = (image(), tempfile::tempdir().unwrap());
-    let (team, index) = (Party::new(&registry, "team/app").await, Party::new(&indexes, "soci/index").await);
-    image.push(&team.repository, "v1").await;
-    push_spans(&index.repository, &image, SPAN_BYTES, Lie::None).await;
-    let from = format!("{}/soci/index", index.front.host());
-    let name = team.name();
-    let arguments = ["--index-from", &from, &name];
-    let mount = Mount::new(root.path(), &arguments);
-    // What the node keeps of the windows must not be what helps.
-    for blob in std::fs::read_dir(root.path().join("node")).unwrap().flatten() {
-        let blobs = blob.path().join("blobs");
-        let _ = std::fs::remove_dir_all(&blobs);
+    for fault in [Fault::Status(404, ""), Fault::Stopped, Fault::Garbage] {
+        let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+        let indexes = DemoRegistry::start(Duration::ZERO).await.unwrap();
+        let (image, root) = (image(), tempfile::tempdir().unwrap());
+        let (team, index) = (Party::new(&registry, "team/app").await, Party::new(&indexes, "soci/index").await);
+        image.push(&team.repository, "v1").await;
+        push_spans(&index.repository, &image, SPAN_BYTES, Lie::None).await;
+        let from = format!("{}/soci/index", index.front.host());
+        let name = team.name();
+        let arguments = ["--index-from", &from, &name];
+        let mount = Mount::new(root.path(), &arguments);
+        // What the node keeps of the windows must not be what helps.
+        for blob in std::fs::read_dir(root.path().join("node")).unwrap().flatten() {
+            let blobs = blob.path().join("blobs");
+            let _ = std::fs::remove_dir_all(&blobs);
+        }
+        index.front.set(fault);
+        mount.assert_honest();
+        drop(mount);
+        Mount::new(root.path(), &arguments).assert_honest();
     }
-    index.front.set(Fault::Status(404, ""));
-    mount.assert_honest();
-    drop(mount);
-    Mount::new(root.path(), &arguments).assert_honest();
 }
 
 /// `soci pull` proves names as well as bytes: a forged link fails the pull, is not believed again, and the next pull gets the
