@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -28,6 +28,7 @@ use soci_index::registry::{Body, ClientOptions, CredentialSource, Repository};
 use soci_index::ztoc::{Spans, Ztoc};
 use soci_tests::containerd::Containerd;
 use soci_tests::daemon::daemon;
+use soci_tests::front::{Fault, Front};
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::node::Node;
 use soci_tests::registry::client;
@@ -374,6 +375,30 @@ async fn keys_are_bound_to_repositories() {
         };
         let opened = stage.open_with(root, options).await;
         assert_eq!(opened.notes[0].way == Way::Lazy, is_trusted, "{patterns:?}");
+    }
+}
+
+/// A repository that is named for indexes and answers nothing holds up neither a signed image nor an unsigned one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_repository_is_not_waited_for_to_the_end() {
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let stage = Stage::new(&ztoc()).await;
+    let front = Front::start(&stage.registry.host()).await.unwrap();
+    front.set(Fault::Slow { late: Duration::from_secs(60), bytes_per_second: 1000 });
+    let silent = client(&front.host()).repository("other/index");
+    for (root, is_signed, seconds) in [("a", false, 25), ("b", true, 15)] {
+        if is_signed {
+            signer.push_simple(&stage.repository(), &stage.index.digest).await;
+        }
+        let trust = required(&[signer.path("pub.pem")]);
+        let options = OpenOptions { index_repositories: vec![silent.clone()], ..stage.options(root, trust) };
+        let start = Instant::now();
+        let opened = stage.open_with(root, options).await;
+        assert!(start.elapsed() < Duration::from_secs(seconds), "{root}: {:?}", start.elapsed());
+        assert_eq!(opened.notes[0].way == Way::Lazy, is_signed, "{root}");
+        if !is_signed {
+            assert!(reason(&opened).contains("gave no signature within 10s"), "{}", reason(&opened));
+        }
     }
 }
 

@@ -20,17 +20,22 @@
 //! that cannot be fetched is no signature.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use soci_index::digest::Digest;
+use soci_index::find::hedge;
 use soci_index::registry::Repository;
 use soci_index::signature::fetch::{Verdict, search};
 use soci_index::signature::{Certificate, PublicKey, Trust, TrustError};
+use tokio::time::timeout;
 
 use crate::glob;
 
 /// Bytes of a file with keys or certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How long a repository may take for its signatures that is not the image's own.
+const PATIENCE_ELSEWHERE: Duration = Duration::from_secs(10);
 
 /// When an index may be used that was not proven here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -206,17 +211,25 @@ impl TrustPolicy {
             return Some(format!("no key and no certificate speaks for {name}"));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut reasons = Vec::new();
-        for (place, digest) in signed {
-            match search(place, digest, &trust, now).await {
-                verdict @ Verdict::Good(_) => {
+        let attempt = async |place: &Repository, digest: &Digest| {
+            let asking = search(place, digest, &trust, now);
+            let verdict = match repository == Some(place.to_string().as_str()) {
+                true => Ok(asking.await),
+                false => timeout(PATIENCE_ELSEWHERE, asking).await,
+            };
+            let why = match verdict {
+                Ok(verdict @ Verdict::Good(_)) => {
                     tracing::info!(manifest = %digest, %about, "{verdict}");
-                    return None;
+                    return Ok(());
                 }
-                verdict @ Verdict::None(_) if digest == about => reasons.push(verdict.to_string()),
-                verdict @ Verdict::None(_) => reasons.push(format!("nor is the image that names it signed: {verdict}")),
-            }
-        }
+                Ok(verdict @ Verdict::None(_)) => verdict.to_string(),
+                Err(_) => format!("{place} gave no signature within {PATIENCE_ELSEWHERE:?}"),
+            };
+            let is_of_image = digest != about;
+            Err(if is_of_image { format!("nor is the image that names it signed: {why}") } else { why })
+        };
+        let attempts: Vec<_> = signed.iter().map(|(place, digest)| attempt(place, digest)).collect();
+        let Err(mut reasons) = hedge::first(attempts).await else { return None };
         if reasons.is_empty() {
             reasons.push("signatures are looked for in registries only".to_owned());
         }

@@ -20,7 +20,9 @@
 //! that has this place among its own, and only when the place cannot be asked now; if it answers, its answer counts. So no
 //! repository gets an index that was fetched for another one. Two copies need no question: an index that was named by
 //! digest, and the one that the image's manifest names, for no answer can change them. A place that cannot be asked is noted
-//! as passed over with its error; only where it matters to the caller it is one ([`Gathered::failure`]).
+//! as passed over with its error; only where it matters to the caller it is one ([`Gathered::failure`]). A place that does
+//! not answer is not waited for to the end where there is a copy of what it had, or where the image can be used without an
+//! index ([`Search::is_optional`]).
 //!
 //! [`choose`] is pure; this module asks. Road not taken: to stop at the first place that has an index, local store first.
 //! It saves a question, and lets a stale or foreign copy speak for the image.
@@ -44,13 +46,15 @@ use crate::registry::referrers::{Listing, Lists};
 use crate::registry::{RegistryError, Repository};
 
 pub mod choose;
+pub mod hedge;
 pub mod keep;
 pub mod origin;
+pub mod parts;
 pub mod sweep;
 
 use self::choose::{Candidate, Ordered, PassedOver, Place, Reason};
 
-/// How long a place may take to answer while there is a copy of what it had.
+/// How long a place may take to answer where it can be done without.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Repositories that are asked at the same time.
 const PARALLEL: usize = 8;
@@ -77,6 +81,8 @@ pub struct Search<'a> {
     /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and for
     /// policies that may refuse the first.
     pub thorough: bool,
+    /// Whether the image can be used without an index: then no place is waited for longer than ten seconds.
+    pub is_optional: bool,
 }
 
 /// What a search has found.
@@ -132,6 +138,7 @@ impl<'a> Search<'a> {
             listing: None,
             local: None,
             thorough: false,
+            is_optional: false,
         }
     }
 
@@ -246,7 +253,7 @@ impl<'a> Search<'a> {
         let raw = |kept: &Kept| (kept.candidate.digest, kept.candidate.raw.clone());
         let here: HashMap<Digest, Bytes> = fetched.iter().map(raw).collect();
         let asking = list(lists, &self.subject, which, kinds, depth, &here);
-        if !fetched.iter().any(|kept| kept.is_of(name)) {
+        if !self.is_optional && !fetched.iter().any(|kept| kept.is_of(name)) {
             return asking.await.map_err(Unasked::Failed);
         }
         match tokio::time::timeout(PATIENCE, asking).await {

@@ -2,17 +2,18 @@
 //! together with its zTOCs, so that the next mount fetches none of them.
 //!
 //! A blob of an index is asked for where the index came from first, then where the image is, then in the other repositories
-//! that were named for it: an index may be copied without its blobs, or lose them to a clean-up, and what is missing in one
-//! place is no error while another place has it.
+//! that were named for it ([`Parts`]).
 
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use soci_index::digest::Digest;
 use soci_index::find::Search;
 use soci_index::find::choose::{Candidate, Choice, Ordered, Place};
 use soci_index::find::keep::Keep;
+use soci_index::find::parts::Parts;
 use soci_index::image::layout::Layout;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::Store as BlobStore;
@@ -37,48 +38,30 @@ pub(super) struct Found {
     pub(super) layout: Option<Layout>,
     /// Where it came from; `None` if it was made on this machine.
     origin: Option<ImageSource>,
-    /// The other repositories that were named for the image.
-    others: Vec<ImageSource>,
+    /// Where its blobs may be, besides the local index store.
+    parts: Parts,
     /// What was passed over for it.
     pub(super) choice: Choice,
 }
 
 impl Found {
-    /// One of its blobs, of at most `limit` bytes, from the first place that has it; `source` is the image's.
-    pub(super) async fn blob(&self, source: &ImageSource, blob: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
-        let mut tried = Vec::new();
-        for place in self.places(source) {
-            match place.blob_bytes(blob, limit).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => tried.push(format!("{}: {error}", place.place())),
-            }
-        }
-        Err(OpenError::NoPart { blob: Box::new(blob.digest), tried: tried.join("; ") })
+    /// One of its blobs, of at most `limit` bytes, from the first place that has it.
+    pub(super) async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
+        let bytes = self.parts.first(blob.size, |place| place.blob_bytes(blob, limit).boxed()).await;
+        bytes.map_err(|error| OpenError::NoPart { blob: Box::new(blob.digest), tried: error.to_string() })
     }
 
-    /// Where the windows may be that a span index's TOC names, in the order in which to ask; `source` is the image's. None
-    /// for a zTOC.
-    pub(super) fn windows(&self, source: &ImageSource, table: &Descriptor) -> Vec<ImageBlob> {
+    /// Where the windows may be that a span index's TOC names, in the order in which to ask. None for a zTOC.
+    pub(super) fn windows(&self, table: &Descriptor) -> Vec<ImageBlob> {
         let Some(blob) = windows_blob(table) else { return Vec::new() };
         let local = self.layout.iter().filter(|layout| layout.has_blob(&blob.digest)).map(of_layout);
-        let places = local.chain(self.places(source).into_iter().cloned());
+        let places = local.chain(self.parts.sources().cloned());
         places.map(|place| ImageBlob::new(place, blob.clone())).collect()
     }
 
     /// The place that it came from, if that is not the image's own, `source`.
     pub(super) fn elsewhere(&self, source: &ImageSource) -> Option<ImageSource> {
         self.origin.clone().filter(|origin| origin.place() != source.place())
-    }
-
-    /// Where its blobs may be, besides the local index store; each place once.
-    fn places<'a>(&'a self, source: &'a ImageSource) -> Vec<&'a ImageSource> {
-        let mut places: Vec<&ImageSource> = Vec::new();
-        for place in self.origin.iter().chain([source]).chain(&self.others) {
-            if !places.iter().any(|known| known.place() == place.place()) {
-                places.push(place);
-            }
-        }
-        places
     }
 }
 
@@ -138,6 +121,7 @@ async fn find(
         local: local.as_ref(),
         // The first may be refused.
         thorough: options.trust.provisional() == Provisional::RequireSignature,
+        is_optional: options.index.is_none(),
         ..whole
     };
     let gathered = search.gather().await?;
@@ -245,15 +229,15 @@ async fn keep(
         Place::Image | Place::Beside => Some(source.clone()),
         Place::Local => None,
     };
-    let others = options.index_repositories.iter().map(ImageSource::of_repository).collect();
+    let others: Vec<ImageSource> = options.index_repositories.iter().map(ImageSource::of_repository).collect();
+    let parts = Parts::new(origin.iter().chain([source]).chain(&others), source);
     let (digest, index) = (chosen.digest, chosen.index.clone());
-    let mut found = Found { digest, index, layout: None, origin, others, choice };
+    let mut found = Found { digest, index, layout: None, origin, parts, choice };
     found.layout = match (&found.origin, local) {
         (Some(ImageSource::Store { store: BlobStore::Layout(own), .. }), _) => Some(own.clone()),
         (Some(ImageSource::Registry { repository, .. }), Some(local)) if !chosen.cached => {
-            let sources: Vec<ImageSource> = found.places(source).into_iter().cloned().collect();
             let (name, origin) = (source.to_string(), repository.to_string());
-            let keep = Keep { found: &chosen, name: &name, image, origin: &origin, sources: &sources };
+            let keep = Keep { found: &chosen, name: &name, image, origin: &origin, parts: &found.parts };
             match keep.into_layout(&local).await {
                 Ok(()) => Some(local),
                 Err(error) => {

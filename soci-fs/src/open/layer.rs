@@ -220,7 +220,7 @@ impl ImageOpener {
         };
         match decode(bytes.clone(), table, layer.size).await? {
             Ok(index) => {
-                let places = found.windows(&self.source, table);
+                let places = found.windows(table);
                 let windows = origins(places.into_iter().map(|blob| (blob.place(), Arc::new(blob) as Arc<dyn Source>)));
                 let index_from = found.elsewhere(&self.source);
                 Ok(Ok(Table { descriptor: table.clone(), bytes, index, windows, index_from }))
@@ -240,7 +240,7 @@ impl ImageOpener {
                 Err(error) => tracing::warn!(table = %table.digest, %error, "a local part of an index is damaged"),
             }
         }
-        found.blob(&self.source, table, limit).await
+        found.blob(table, limit).await
     }
 
     /// Puts the table of a claim into the store, and opens the claim's part of it.

@@ -133,7 +133,7 @@ impl Layer {
     fn can_chain(&self, cause: &Cause, attempts: usize) -> bool {
         let is_gzip = self.index.compression == Compression::Gzip;
         let is_of_history = match cause {
-            Cause::Windows(cause) => attempts > 0 || matches!(**cause, Cause::Source(_)),
+            Cause::Windows(cause) => attempts > 0 || matches!(**cause, Cause::Source(_) | Cause::Deadline { .. }),
             Cause::WindowBlob(_) | Cause::NoWindow { .. } => attempts > 0,
             Cause::Store(StoreError::Unproven { .. }) | Cause::Decode(DecodeError::Gzip { .. }) => true,
             _ => false,
@@ -256,7 +256,7 @@ impl Layer {
         from: Option<OriginId>,
         _room: Option<OwnedSemaphorePermit>,
     ) -> Option<Stranded> {
-        if let Err(cause) = windows.await {
+        if let Err(cause) = self.histories.arrival(windows).await {
             return Some((passenger, Cause::Windows(Box::new(cause))));
         }
         let permit = Arc::clone(budget::decoders()).acquire_owned().await;

@@ -47,6 +47,8 @@ const PLANNED_BYTES_MAX: u64 = 512 << 10;
 
 /// How long windows that no origin had are not asked for again; spans are decoded in order meanwhile.
 const LOST_FOR: Duration = Duration::from_secs(60);
+/// How long a span whose own bytes are here waits for its window before it is decoded in order.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Windows, when they have come.
 pub(super) type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
@@ -161,6 +163,15 @@ impl Histories {
     /// Whether the windows could not be had a moment ago.
     pub(super) fn are_lost(&self) -> bool {
         lock(&self.lost_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Waits for windows that a span needs whose own bytes have come. Those that are late are lost for a while, unless they
+    /// come after all.
+    pub(super) async fn arrival(&self, windows: Windows) -> Result<(), Cause> {
+        timeout(PATIENCE, windows).await.unwrap_or_else(|_| {
+            *lock(&self.lost_until) = Some(Instant::now() + LOST_FOR);
+            Err(Cause::Deadline { limit: PATIENCE })
+        })
     }
 
     /// Whether the span needs a window from elsewhere that is not held.

@@ -4,7 +4,7 @@
 //! touch an image that is elsewhere as well, so an origin that fails is passed over while another one delivers:
 //!
 //! * an error, a refusal or a missing blob turns to the next origin at once;
-//! * an origin that is silent for `HEDGE` gets company: the next one is asked beside it, and the first that answers wins;
+//! * an origin that is silent gets company ([`hedge`]): the next one is asked beside it, and the first that answers wins;
 //! * one that broke off, or whose bytes did not agree with the index ([`Source::blame`]), goes to the end of the line.
 //!
 //! An origin that failed rests, longer each time, and is asked all the same when nothing else is left: a failure of all is
@@ -16,15 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use soci_index::find::hedge;
 use tokio::time::Instant;
 
 use super::{Chunks, Delivery, OriginId, Source, SourceError};
 
-/// How long an origin may be silent before the next one is asked beside it: far longer than a registry at work takes, and
-/// short for a program that waits.
-const HEDGE: Duration = Duration::from_secs(2);
 /// How long an origin rests after its first failure; twice as long after each further one.
 const REST_FIRST: Duration = Duration::from_secs(5);
 /// No rest is longer.
@@ -35,6 +32,9 @@ const ORIGINS_MAX: usize = 64;
 
 /// How long a search for more origins is not made again.
 const SEARCH_PAUSE: Duration = Duration::from_secs(30);
+
+/// What one origin gives; the outer error leads to the next one.
+type Attempt<'a> = BoxFuture<'a, Result<Result<Delivery, SourceError>, SourceError>>;
 
 /// Several places that have the same blob, the best first. Clones share everything.
 #[derive(Clone)]
@@ -169,36 +169,36 @@ impl Origins {
 
     /// Asks one origin after the other, the next one when one fails or is silent.
     async fn first(&self, range: Range<u64>) -> Result<Delivery, SourceError> {
-        let mut waiting = self.order().into_iter();
-        let mut asked = FuturesUnordered::new();
-        let mut errors = Vec::new();
-        loop {
-            if asked.is_empty() && waiting.len() == 0 {
-                waiting = self.search().await.into_iter();
+        let known = match hedge::first(self.attempts(self.order(), &range)).await {
+            Ok(delivery) => return delivery,
+            Err(errors) => errors,
+        };
+        let found = hedge::first(self.attempts(self.search().await, &range)).await;
+        found.unwrap_or_else(|errors| Err(together(known.into_iter().chain(errors).collect())))
+    }
+
+    /// One attempt for each of these origins.
+    fn attempts(&self, origins: Vec<(OriginId, Arc<dyn Source>)>, range: &Range<u64>) -> Vec<Attempt<'_>> {
+        let attempt = |(id, source)| self.attempt(id, source, range.clone()).boxed();
+        origins.into_iter().map(attempt).collect()
+    }
+
+    async fn attempt(
+        &self,
+        id: OriginId,
+        source: Arc<dyn Source>,
+        range: Range<u64>,
+    ) -> Result<Result<Delivery, SourceError>, SourceError> {
+        match begin(&*source, range).await {
+            Ok(chunks) => {
+                self.delivered(id);
+                Ok(Ok(Delivery { chunks: self.watched(id, chunks), from: Some(id) }))
             }
-            let can_ask = waiting.len() > 0;
-            if asked.is_empty() {
-                let Some((id, source)) = waiting.next() else { return Err(together(errors)) };
-                asked.push(begin(id, source, range.clone()));
-                continue;
-            }
-            tokio::select! {
-                Some((id, result)) = asked.next() => match result {
-                    Ok(chunks) => {
-                        self.delivered(id);
-                        return Ok(Delivery { chunks: self.watched(id, chunks), from: Some(id) });
-                    }
-                    // Our own mistake, which every origin would find.
-                    Err(error @ SourceError::OutOfRange { .. }) => return Err(error),
-                    Err(error) => {
-                        self.failed(id, &error);
-                        errors.push(error);
-                        asked.extend(waiting.next().map(|(id, source)| begin(id, source, range.clone())));
-                    }
-                },
-                () = tokio::time::sleep(HEDGE), if can_ask => {
-                    asked.extend(waiting.next().map(|(id, source)| begin(id, source, range.clone())));
-                }
+            // Our own mistake, which every origin would find.
+            Err(error @ SourceError::OutOfRange { .. }) => Ok(Err(error)),
+            Err(error) => {
+                self.failed(id, &error);
+                Err(error)
             }
         }
     }
@@ -217,24 +217,14 @@ impl Origins {
 }
 
 /// Asks one origin, and waits for the first bytes: only these show that it has the blob.
-fn begin(
-    id: OriginId,
-    source: Arc<dyn Source>,
-    range: Range<u64>,
-) -> BoxFuture<'static, (OriginId, Result<Chunks, SourceError>)> {
-    async move {
-        let is_empty = range.is_empty();
-        let first = async {
-            let mut chunks = source.read(range).await?;
-            Ok(match chunks.next().await.transpose()? {
-                Some(first) => futures_util::stream::iter([Ok(first)]).chain(chunks).boxed(),
-                None if is_empty => chunks,
-                None => return Err(SourceError::Empty),
-            })
-        };
-        (id, first.await)
+async fn begin(source: &dyn Source, range: Range<u64>) -> Result<Chunks, SourceError> {
+    let is_empty = range.is_empty();
+    let mut chunks = source.read(range).await?;
+    match chunks.next().await.transpose()? {
+        Some(first) => Ok(futures_util::stream::iter([Ok(first)]).chain(chunks).boxed()),
+        None if is_empty => Ok(chunks),
+        None => Err(SourceError::Empty),
     }
-    .boxed()
 }
 
 /// The errors of all origins as one.

@@ -3,10 +3,11 @@
 //! An edge. Only blobs of the image's own layers are fetched, each written as it arrives, a few at a time: what else an
 //! index lists is nothing that this image can use. A part that does not come is no error, for whoever needs it asks again.
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::choose::{Candidate, Place};
 use super::origin::{self, IMAGE_NAME};
+use super::parts::Parts;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, media_type};
 use crate::image::store::StoreError;
@@ -31,8 +32,8 @@ pub struct Keep<'a> {
     pub image: &'a PlatformImage,
     /// `HOST/REPOSITORY` that it was fetched from.
     pub origin: &'a str,
-    /// Where its blobs are, in the order in which they are asked.
-    pub sources: &'a [ImageSource],
+    /// Where its blobs are.
+    pub parts: &'a Parts,
 }
 
 impl Keep<'_> {
@@ -72,13 +73,12 @@ impl Keep<'_> {
     }
 
     async fn fetch(&self, layout: &Layout, blob: Descriptor) {
-        for source in self.sources {
+        let write = |source: &ImageSource| {
             let (to, digest) = (layout.clone(), blob.digest);
-            let write = move |reader: &mut dyn std::io::Read| to.add_early(&digest, reader);
-            match read_blocking(source.open_blob(&blob), write).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(blob = %blob.digest, %source, %error, "a part of an index did not come"),
-            }
+            read_blocking(source.open_blob(&blob), move |reader| to.add_early(&digest, reader)).boxed()
+        };
+        if let Err(error) = self.parts.first(blob.size, write).await {
+            tracing::warn!(blob = %blob.digest, %error, "a part of an index did not come");
         }
     }
 }

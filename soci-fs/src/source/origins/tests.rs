@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use soci_index::find::hedge::HEDGE;
 
 use super::*;
 use crate::source::memory::MemorySource;
