@@ -1,6 +1,6 @@
 //! One answer from several places, asked in order: the next place is asked when one fails, or beside one that is silent.
 //!
-//! Pure, but for the clock: what an attempt does and what its failure means is the caller's.
+//! What an attempt does and what its failure means is the caller's; the only edge here is the clock.
 
 use std::future::Future;
 use std::time::Duration;
