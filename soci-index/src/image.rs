@@ -448,6 +448,25 @@ impl ImageSource {
         }
     }
 
+    /// The same; or the whole blob, where its place serves no parts. The number is the offset of the first byte: that of the
+    /// range, or 0.
+    ///
+    /// # Errors
+    /// [`ImageError`] when nothing begins to come.
+    pub async fn open_range(
+        &self,
+        descriptor: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<(u64, BlobStream), ImageError> {
+        match self {
+            Self::Registry { repository, .. } => {
+                let (start, stream) = repository.blob(descriptor.digest, descriptor.size).open_range(range).await?;
+                Ok((start, BlobStream::new(stream.map_err(ImageError::from))))
+            }
+            Self::Store { .. } | Self::Foreign(_) => Ok((range.start, self.read_range(descriptor, range))),
+        }
+    }
+
     fn not_found(&self, tags: Vec<String>) -> ImageError {
         ImageError::NotFound { image: self.to_string(), tags }
     }

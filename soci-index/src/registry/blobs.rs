@@ -1,7 +1,7 @@
 //! Reading blobs, whole or in part.
 //!
 //! A range read survives what registries and storage do to it: a redirect (its target is kept for a short while, so
-//! that the registry is not asked for every span), a signed URL that has expired, a server that ignores the range, a
+//! that the registry is not asked for every span), a signed URL that has expired, a server that knows no ranges, a
 //! legal answer that is too short, a connection cut in the middle, a mirror that fails (see `read`). Each continues at
 //! the byte reached. Invariants: the
 //! bytes yielded are exactly the range asked for, in order; a `Content-Range` that says anything else ends the read
@@ -113,8 +113,13 @@ impl Place {
             return Ok(Some(size));
         }
         call.method = Method::Get;
+        let plain = call.headers.clone();
         call.headers.push(("range", "bytes=0-0".to_owned()));
-        let answer = self.call(&call, deadline).await?;
+        let mut answer = self.call(&call, deadline).await?;
+        if read::REFUSES_RANGE.contains(&answer.status()) || answer.status() == 416 {
+            call.headers = plain;
+            answer = self.call(&call, deadline).await?;
+        }
         let range = answer.response.header("content-range").and_then(content_range);
         match (answer.status(), range.and_then(|range| range.total), answer.response.content_length()) {
             (206, Some(total), _) | (200, _, Some(total)) => Ok(Some(total)),
@@ -173,15 +178,22 @@ impl BlobReader {
         self
     }
 
-    /// The bytes `range`, as they arrive. Nothing is sent before the stream is polled.
+    /// The bytes `range`, as they arrive. Nothing is sent before the stream is polled. Where the registry serves no parts of
+    /// blobs, each such read transfers the blob up to the end of the range.
     #[must_use]
     pub fn read_range(&self, range: Range<u64>) -> ByteStream {
-        let read = Read::new(self.clone(), range);
-        let stream = futures_util::stream::try_unfold(read, |mut read| async move {
-            let chunk = read.next().await?;
-            Ok(chunk.map(|chunk| (chunk, read)))
-        });
-        ByteStream(Box::pin(stream))
+        Read::new(self.clone(), range).into_stream()
+    }
+
+    /// Asks for the bytes `range` and gives them as they arrive; or the whole blob, where the registry serves no parts. The
+    /// number is the offset of the first byte: that of the range, or 0.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when no host begins to answer.
+    pub async fn open_range(&self, range: Range<u64>) -> Result<(u64, ByteStream), RegistryError> {
+        let mut read = Read::new(self.clone(), range);
+        let start = read.begin().await?;
+        Ok((start, read.into_stream()))
     }
 
     /// The bytes `range` in one piece. The caller vouches for the length: it is held in memory.

@@ -31,6 +31,9 @@ const REFUSALS_MAX: usize = 1000;
 /// it at every read, short enough that a mirror that was restarted is used by the next one.
 const ASIDE: Duration = Duration::from_secs(30);
 
+/// How long a host that does not serve parts of blobs is asked for whole ones only.
+const WHOLE_ONLY_FOR: Duration = Duration::from_secs(600);
+
 /// One host.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
@@ -54,6 +57,8 @@ struct State {
     warned: HashSet<String>,
     targets: HashMap<(String, Digest), Target>,
     aside_until: Option<Instant>,
+    /// When it was last seen to serve no parts of blobs.
+    whole_only: Option<Instant>,
     /// When it last refused something.
     refused: HashMap<(String, Need), Instant>,
     /// When a failure was last worth a warning.
@@ -133,9 +138,21 @@ impl Endpoint {
         self.lock().aside_until = None;
     }
 
+    /// Notes that the host serves no parts of blobs; tells whether that was known.
+    pub(crate) fn note_whole_only(&self) -> bool {
+        let known = self.lock().whole_only.replace(Instant::now());
+        known.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
+    }
+
+    /// Whether it was lately seen to serve no parts of blobs.
+    pub(crate) fn serves_whole_only(&self) -> bool {
+        self.lock().whole_only.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
+    }
+
     /// Notes that the host does not let us have something of a repository.
     pub(crate) fn refuses(&self, repository: &str, need: Need) {
         let refused = &mut self.lock().refused;
+        let need = need.refused();
         refused.retain(|_, since| since.elapsed() < ASIDE);
         if refused.len() < REFUSALS_MAX {
             refused.insert((repository.to_owned(), need), Instant::now());
@@ -145,7 +162,7 @@ impl Endpoint {
     /// Whether somebody else should be asked.
     pub(crate) fn is_aside(&self, repository: &str, need: Need) -> bool {
         let state = self.lock();
-        let refused = || state.refused.get(&(repository.to_owned(), need)).is_some_and(|since| since.elapsed() < ASIDE);
+        let refused = || state.refused.get(&(repository.to_owned(), need.refused())).is_some_and(|since| since.elapsed() < ASIDE);
         state.aside_until.is_some_and(|until| Instant::now() < until) || refused()
     }
 

@@ -7,11 +7,12 @@
 //!
 //! A host that could not be reached, or that refused us, is left aside for a while. It is then asked only when the last
 //! host has failed, too, once: in a network that has nothing but the mirror, the mirror must not be given up for a
-//! connection that broke.
+//! connection that broke. Likewise a host that serves whole blobs only, where a part is wanted.
 //!
 //! Invariants: an absent manifest is absent on the last host, whatever others say; a mirror without a capability is
 //! never asked for it; the last host is always asked; the deadline of an operation is one for all hosts.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ use crate::registry::{ClientOptions, Repository};
 pub(crate) enum Need {
     /// A blob, or a manifest by its digest.
     Content,
+    /// A part of a blob.
+    Part,
     /// A manifest by its tag.
     Tag,
     /// What refers to a manifest.
@@ -49,9 +52,17 @@ impl Need {
         }
     }
 
+    /// What is refused with it: a repository's content is readable, or it is not.
+    pub(crate) const fn refused(self) -> Self {
+        match self {
+            Self::Part => Self::Content,
+            other => other,
+        }
+    }
+
     fn is_met(self, by: Capabilities) -> bool {
         match self {
-            Self::Content => by.pull,
+            Self::Content | Self::Part => by.pull,
             // One request does both.
             Self::Tag => by.pull && by.resolve,
             Self::Referrers => by.referrers,
@@ -61,7 +72,7 @@ impl Need {
 
     fn words(self) -> &'static str {
         match self {
-            Self::Content => "pull",
+            Self::Content | Self::Part => "pull",
             Self::Tag => "pull and resolve",
             Self::Referrers => "referrers",
             Self::Push => "push",
@@ -147,6 +158,23 @@ impl Place {
         self.repository.deadline(bytes)
     }
 
+    /// Whether it is on the same host as another place.
+    pub(crate) fn is_on_host_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+
+    /// Whether the host has lately served whole blobs only.
+    pub(crate) fn serves_whole_only(&self) -> bool {
+        self.endpoint.serves_whole_only()
+    }
+
+    /// Notes that the host serves no parts of blobs, and says so once in a while.
+    pub(crate) fn note_whole_only(&self, why: impl Display) {
+        if !self.endpoint.note_whole_only() {
+            tracing::warn!(host = self.host(), "serves no parts of blobs: layers are fetched from it as a whole ({why})");
+        }
+    }
+
     pub(crate) fn target(&self, digest: &Digest) -> Option<Url> {
         self.endpoint.target(self.name(), digest)
     }
@@ -177,7 +205,9 @@ impl Repository {
         let mut places: Vec<Place> = self.able(need)?.collect();
         let last = places.pop().ok_or_else(|| self.nobody(need))?;
         let last = Place { is_last: true, ..last };
-        let is_aside = |place: &Place| place.endpoint.is_aside(place.name(), need);
+        let is_aside = |place: &Place| {
+            place.endpoint.is_aside(place.name(), need) || need == Need::Part && place.serves_whole_only()
+        };
         let (aside, mut places): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_aside);
         if !aside.is_empty() && !is_aside(&last) {
             places.push(last.clone());

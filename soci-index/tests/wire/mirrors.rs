@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use serde_json::json;
 use soci_index::digest::Digest;
 use soci_index::image::model::{Descriptor, media_type};
@@ -445,4 +446,44 @@ async fn waits_are_for_the_last_host() {
     let error = repository.manifest(&tag()).await.unwrap_err();
     assert!(matches!(&error, RegistryError::Status { status: 503, registry, .. } if *registry == origin.address));
     assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 3));
+}
+
+/// A mirror that serves no parts goes after a registry that does, and before nobody.
+#[tokio::test]
+async fn a_host_that_serves_parts_is_preferred() {
+    let partless = |request: &Recorded| match request.header("range") {
+        Some(_) => reply(400),
+        None => reply(200).body(content()),
+    };
+    let ignores = |_: &Recorded| reply(200).body(content());
+    let (mirror, origin) = (Server::start(partless).await, Server::start(all).await);
+    let reader = behind(&mirror, &origin).blob(blob(), 4000);
+    for range in [100..110, 200..210, 300..310] {
+        let (start, _) = reader.open_range(range.clone()).await.unwrap();
+        assert_eq!(start, range.start);
+    }
+    assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 3));
+    // What is wanted as a whole is still the mirror's.
+    assert!(reader.read_all().all(|chunk| std::future::ready(chunk.is_ok())).await);
+    assert_eq!((mirror.requests().len(), origin.requests().len()), (2, 3));
+
+    let (mirror, origin) = (Server::start(ignores).await, Server::start(all).await);
+    let reader = behind(&mirror, &origin).blob(blob(), 4000);
+    assert_eq!(reader.open_range(100..110).await.unwrap().0, 100);
+    assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 1));
+
+    // Where none does, one of them gives the whole.
+    let (mirror, origin) = (Server::start(partless).await, Server::start(ignores).await);
+    let reader = behind(&mirror, &origin).blob(blob(), 4000);
+    for _ in 0..2 {
+        let (start, _) = reader.open_range(100..110).await.unwrap();
+        assert_eq!(start, 0);
+        assert_eq!(reader.read_bytes(100..110).await.unwrap(), content()[100..110]);
+    }
+
+    // The registry itself serves none, and its mirror is gone.
+    let (mirror, origin) = (Server::start(|_: &Recorded| reply(404)).await, Server::start(partless).await);
+    let reader = behind(&mirror, &origin).blob(blob(), 4000);
+    assert_eq!(reader.read_bytes(100..110).await.unwrap(), content()[100..110]);
+    assert_eq!(reader.open_range(100..110).await.unwrap().0, 0);
 }

@@ -56,6 +56,108 @@ async fn the_range_is_ignored() {
     }
 }
 
+/// How a server answers that serves no parts of blobs.
+#[derive(Debug, Clone, Copy)]
+enum Partless {
+    Refuses(u16),
+    Ignores,
+    /// The right bytes under a status that says they are the whole.
+    PartUnder200,
+    /// The same without a length.
+    OtherPart,
+    Multipart,
+}
+
+const PARTLESS: [Partless; 11] = [
+    Partless::Refuses(400),
+    Partless::Refuses(405),
+    Partless::Refuses(406),
+    Partless::Refuses(412),
+    Partless::Refuses(416),
+    Partless::Refuses(417),
+    Partless::Refuses(501),
+    Partless::Ignores,
+    Partless::PartUnder200,
+    Partless::OtherPart,
+    Partless::Multipart,
+];
+
+fn partless(manner: Partless, request: &Recorded) -> Reply {
+    if request.header("range").is_none() {
+        return reply(200).body(content());
+    }
+    let (first, last) = request.range(4000);
+    let body = &content()[first..=last];
+    match manner {
+        Partless::Refuses(status) => reply(status),
+        Partless::Ignores => reply(200).body(content()),
+        Partless::PartUnder200 => reply(200).body(body),
+        Partless::OtherPart => reply(206).header("content-range", "bytes 0-9/4000").body([0; 10]),
+        Partless::Multipart => reply(206).header("content-type", "multipart/byteranges; boundary=x").body(body),
+    }
+}
+
+#[tokio::test]
+async fn the_whole_is_read_where_there_are_no_parts() {
+    for manner in PARTLESS {
+        let server = Server::start(move |request| partless(manner, request)).await;
+        let reader = reader(&server);
+        assert_eq!(reader.read_bytes(100..200).await.unwrap(), content()[100..200], "{manner:?}");
+        let first = server.requests().len();
+        assert_eq!(first, if matches!(manner, Partless::Ignores) { 1 } else { 2 }, "{manner:?}");
+        // It is known from then on, for every blob of the host.
+        let (start, stream) = reader.open_range(300..310).await.unwrap();
+        let whole: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
+        assert_eq!((start, whole), (0, content()), "{manner:?}");
+        assert_eq!(reader.read_bytes(3990..4000).await.unwrap(), content()[3990..], "{manner:?}");
+        let later = server.requests().split_off(first);
+        let is_asked = matches!(manner, Partless::Ignores);
+        assert!(later.iter().all(|request| request.header("range").is_some() == is_asked), "{manner:?}");
+        assert_eq!(later.len(), 2, "{manner:?}");
+    }
+}
+
+/// The answer that told it is the whole blob already: nothing is asked twice.
+#[tokio::test]
+async fn a_whole_that_came_instead_of_a_part_is_used() {
+    let server = Server::start(|request| partless(Partless::Ignores, request)).await;
+    let (start, stream) = reader(&server).open_range(0..10).await.unwrap();
+    let whole: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
+    assert_eq!((start, whole, server.requests().len()), (0, content(), 1));
+    let server = Server::start(part).await;
+    let (start, stream) = reader(&server).open_range(20..30).await.unwrap();
+    let bytes: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
+    assert_eq!((start, &bytes[..]), (20, &content()[20..30]));
+}
+
+/// A refusal that has another cause stays what it is.
+#[tokio::test]
+async fn a_server_that_gives_nothing_is_not_taken_for_one_without_parts() {
+    for status in [400, 412, 501] {
+        let server = Server::start(move |_| reply(status).body("no")).await;
+        let error = reader(&server).read_bytes(0..10).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Status { status: found, .. } if found == status), "{error:?}");
+        assert!(reader(&server).read_bytes(0..10).await.is_err());
+        let asked: Vec<_> = server.requests().iter().map(|request| request.header("range").is_some()).collect();
+        assert_eq!(asked, [true, false, true, false]);
+    }
+}
+
+/// A whole blob that is cut is read on from where it was cut, though it comes from its beginning again.
+#[tokio::test]
+async fn a_cut_whole_is_continued() {
+    let mut count = 0;
+    let server = Server::start(move |request| {
+        count += 1;
+        let reply = partless(Partless::Refuses(400), request);
+        if count == 2 { reply.cut(1500) } else { reply }
+    })
+    .await;
+    let (start, stream) = reader(&server).open_range(100..110).await.unwrap();
+    let whole: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
+    assert_eq!((start, whole), (0, content()));
+}
+
 #[tokio::test]
 async fn a_shorter_part_is_continued() {
     let server = Server::start(|request| {
@@ -147,7 +249,8 @@ async fn busy_for_ever() {
     let server = Server::start(|_| reply(501)).await;
     let error = reader(&server).read_bytes(0..10).await.unwrap_err();
     assert!(matches!(error, RegistryError::Status { status: 501, .. }), "{error:?}");
-    assert_eq!(server.requests().len(), 1);
+    // With the range and without.
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test]

@@ -1,5 +1,11 @@
 //! One read of a range: over hosts, redirects, cuts and refusals, to the last byte.
 //!
+//! Not every host serves parts of blobs: some ignore the range and send everything, some refuse it (400, 416, 501), some
+//! answer with another part than they say. Where another host serves parts it is asked; else the same host is asked for
+//! the whole blob. What comes before the wanted bytes is then passed over, or given to a caller that has use for it
+//! ([`Read::begin`]). A host that refuses is for a while not asked for parts; one that ignores a range may serve the next,
+//! as a proxy does that fills its cache, and loses nothing by being asked.
+//!
 //! The bytes come from the first host that has them; when it fails, the next one continues at the byte reached, and when
 //! the last one has failed too, all begin anew after a pause, within the deadline and the number of retries. See
 //! [`super`] for what is promised.
@@ -11,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::BlobReader;
+use super::{BlobReader, ByteStream};
 use crate::registry::error::{RegistryError, TransportError, TransportKind};
 use crate::registry::exchange::{Answer, Call, asked_pause, is_busy};
 use crate::registry::failover::{Need, Place};
@@ -19,6 +25,10 @@ use crate::registry::headers::{content_range, one_line, unsatisfied_total};
 use crate::registry::redirect::ShownUrl;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Method, Response};
+
+/// How servers and what stands before them say that they serve no parts. A request without a range tells whether it was
+/// that.
+pub(super) const REFUSES_RANGE: [u16; 6] = [400, 405, 406, 412, 417, 501];
 
 /// One read under way.
 pub(super) struct Read {
@@ -53,6 +63,8 @@ enum Asked {
     Opened(Source),
     /// It sends elsewhere, and there the permission has run out.
     Expired,
+    /// It serves no part of the blob; it may serve the whole.
+    NoPart(RegistryError),
     /// It does not give it, and may have asked for a pause.
     Refused(RegistryError, Option<Duration>),
 }
@@ -72,15 +84,42 @@ impl Read {
         }
     }
 
-    /// The next bytes; `None` when all were yielded.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+    /// What is left, as it arrives.
+    pub(super) fn into_stream(self) -> ByteStream {
+        let stream = futures_util::stream::try_unfold(self, |mut read| async move {
+            let chunk = read.next().await?;
+            Ok(chunk.map(|chunk| (chunk, read)))
+        });
+        ByteStream(Box::pin(stream))
+    }
+
+    /// Asks for the range. If only the whole blob is to be had, that is what is read from now on, from its first byte. Gives
+    /// the offset of the first byte that will come.
+    pub(super) async fn begin(&mut self) -> Result<u64, RegistryError> {
+        let deadline = self.deadline()?;
+        if self.position < self.range.end {
+            let source = self.open(&deadline).await?;
+            if self.is_part() && source.at == 0 && source.end == self.reader.size {
+                self.range = 0..self.reader.size;
+                (self.position, self.deadline) = (0, None);
+            }
+            self.source = Some(source);
+        }
+        Ok(self.position)
+    }
+
+    /// The time that is left; it begins with the first call.
+    fn deadline(&mut self) -> Result<Deadline, RegistryError> {
         if self.range.start > self.range.end || self.range.end > self.reader.size {
             return Err(self.not_satisfiable(self.reader.repository.registry().name(), Some(self.reader.size)));
         }
-        let deadline = self.deadline.get_or_insert_with(|| {
-            Deadline::new(self.reader.deadline, self.range.end.saturating_sub(self.range.start))
-        });
-        let deadline = deadline.clone();
+        let begin = || Deadline::new(self.reader.deadline, self.range.end.saturating_sub(self.range.start));
+        Ok(self.deadline.get_or_insert_with(begin).clone())
+    }
+
+    /// The next bytes; `None` when all were yielded.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        let deadline = self.deadline()?;
         // A slow consumer is not a slow registry.
         if let Some(yielded) = self.yielded.take() {
             deadline.postpone(yielded.elapsed());
@@ -131,7 +170,7 @@ impl Read {
         if self.places.is_empty() {
             self.places = match &self.reader.only {
                 Some(place) => VecDeque::from([place.clone()]),
-                None => self.reader.repository.places(Need::Content)?.into(),
+                None => self.reader.repository.places(self.need())?.into(),
             };
         }
         // There is always at least one.
@@ -142,7 +181,7 @@ impl Read {
         let place = self.place()?;
         let error = error.unwrap_or_else(|| TransportError {
             kind: TransportKind::Interrupted,
-            url: ShownUrl::new(&self.call(&place).url),
+            url: ShownUrl::new(&self.call(&place, false).url),
             detail: format!("the body ended at byte {}", self.position),
         });
         if !deadline.is_over() {
@@ -182,13 +221,26 @@ impl Read {
     async fn open(&mut self, deadline: &Deadline) -> Result<Source, RegistryError> {
         loop {
             let place = self.place()?;
-            let (error, pause) = match self.ask(&place, deadline).await {
+            let as_part = self.is_part() && !place.serves_whole_only();
+            let (error, pause) = match self.ask(&place, as_part, deadline).await {
+                Ok(Asked::Opened(source)) if as_part && source.end > self.range.end => {
+                    if !self.has_better(&place)? {
+                        return Ok(source);
+                    }
+                    place.note_whole_only("it ignores the range");
+                    self.places.clear();
+                    continue;
+                }
                 Ok(Asked::Opened(source)) => return Ok(source),
                 Ok(Asked::Expired) => {
                     self.renewed = true;
                     place.set_target(&self.reader.digest, None);
                     continue;
                 }
+                Ok(Asked::NoPart(error)) => match self.open_whole(&place, &error, deadline).await? {
+                    Some(source) => return Ok(source),
+                    None => (error, None),
+                },
                 Ok(Asked::Refused(error, pause)) => (error, pause),
                 Err(error) => (error, None),
             };
@@ -196,9 +248,37 @@ impl Read {
         }
     }
 
-    /// Asks one place for what is left of the range.
-    async fn ask(&self, place: &Place, deadline: &Deadline) -> Result<Asked, RegistryError> {
-        let mut call = self.call(place);
+    /// Asks a place that serves no parts for the whole blob, unless another one may serve parts.
+    async fn open_whole(
+        &self,
+        place: &Place,
+        why: &RegistryError,
+        deadline: &Deadline,
+    ) -> Result<Option<Source>, RegistryError> {
+        if self.places.iter().any(|other| !other.is_on_host_of(place) && !other.serves_whole_only()) {
+            place.note_whole_only(why);
+            return Ok(None);
+        }
+        match self.ask(place, false, deadline).await {
+            Ok(Asked::Opened(source)) => {
+                place.note_whole_only(why);
+                Ok(Some(source))
+            }
+            Err(error @ RegistryError::Deadline { .. }) => Err(error),
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    /// Whether another place may serve parts, where this one has sent the whole blob.
+    fn has_better(&self, place: &Place) -> Result<bool, RegistryError> {
+        let serves_parts = |other: &Place| !other.is_on_host_of(place) && !other.serves_whole_only();
+        let is_free = self.reader.only.is_none();
+        Ok(is_free && self.reader.repository.places(Need::Part)?.iter().any(serves_parts))
+    }
+
+    /// Asks one place for what is left of the range, or for the whole blob.
+    async fn ask(&self, place: &Place, as_part: bool, deadline: &Deadline) -> Result<Asked, RegistryError> {
+        let mut call = self.call(place, as_part);
         let asked = call.url.clone();
         let cached = place.target(&self.reader.digest);
         let was_cached = cached.is_some();
@@ -209,27 +289,35 @@ impl Read {
         let elsewhere = !place.endpoint().is_home(&answer.url);
         match answer.status() {
             200 | 206 => {
-                if !was_cached && answer.url != asked {
-                    place.set_target(&self.reader.digest, Some(answer.url.clone()));
+                let target = answer.url.clone();
+                let accepted = self.accept(place, as_part, answer)?;
+                if matches!(accepted, Asked::Opened(_)) && !was_cached && target != asked {
+                    place.set_target(&self.reader.digest, Some(target));
                 }
-                self.accept(place, answer).map(Asked::Opened)
+                Ok(accepted)
             }
             416 => {
                 let total = answer.response.header("content-range").and_then(unsatisfied_total);
-                Err(self.not_satisfiable(place.host(), total))
+                let error = self.not_satisfiable(place.host(), total);
+                let is_shorter = total.is_some_and(|total| total != self.reader.size);
+                if is_shorter || !as_part { Err(error) } else { Ok(Asked::NoPart(error)) }
             }
             // A signed URL that has expired: 403, 401, or 400 with ExpiredToken.
             400 | 401 | 403 | 404 if (was_cached || elsewhere) && !self.renewed => Ok(Asked::Expired),
             404 => Err(self.reader.missing(place.host())),
-            _ => {
+            status => {
                 let pause = asked_pause(&answer.response);
-                Ok(Asked::Refused(place.status_error(answer, &call.what).await, pause))
+                let error = place.status_error(answer, &call.what).await;
+                match as_part && REFUSES_RANGE.contains(&status) {
+                    true => Ok(Asked::NoPart(error)),
+                    false => Ok(Asked::Refused(error, pause)),
+                }
             }
         }
     }
 
     /// Checks that the answer is what was asked for.
-    fn accept(&self, place: &Place, answer: Answer) -> Result<Source, RegistryError> {
+    fn accept(&self, place: &Place, as_part: bool, answer: Answer) -> Result<Asked, RegistryError> {
         let (response, size) = (answer.response, self.reader.size);
         let length = response.content_length();
         let encoding = response.header("content-encoding").unwrap_or("identity");
@@ -240,43 +328,49 @@ impl Read {
         if !place.is_last() && response.media_type() == "text/html" {
             return Err(self.wrong_range(place, "a web page".to_owned()));
         }
+        let no_part = |error| if as_part { Ok(Asked::NoPart(error)) } else { Err(error) };
         if response.status() == 200 {
-            // The range was ignored, or none was sent. The body starts at byte 0.
+            // The range was ignored, or none was sent. The body starts at byte 0, unless its length says that it is a part.
             return match length {
-                Some(length) if length != size => Err(RegistryError::Size {
-                    registry: place.host().to_owned(),
-                    repository: self.reader.repository.name().to_owned(),
-                    what: format!("blob {}", self.reader.digest),
-                    expected: size,
-                    found: length,
-                }),
-                _ => Ok(Source { response, at: 0, end: size }),
+                Some(length) if length != size => no_part(self.wrong_size(place, length)),
+                None if as_part => no_part(self.wrong_range(place, "an answer without a length".to_owned())),
+                _ => Ok(Asked::Opened(Source { response, at: 0, end: size })),
             };
         }
         let Some(text) = response.header("content-range") else {
             // Old servers leave it out. Nothing but an exact length makes such an answer believable.
             let multipart = response.media_type().starts_with("multipart/");
             if length != Some(self.range.end - self.position) || multipart {
-                return Err(self.wrong_range(place, "a part without Content-Range".to_owned()));
+                return no_part(self.wrong_range(place, "a part without Content-Range".to_owned()));
             }
-            return Ok(Source { response, at: self.position, end: self.range.end });
+            return Ok(Asked::Opened(Source { response, at: self.position, end: self.range.end }));
         };
         let right = content_range(text).filter(|range| {
-            range.first == self.position
-                && range.last < self.range.end
+            let is_wanted = range.first == self.position && range.last < self.range.end;
+            let is_whole = !as_part && range.first == 0 && range.last + 1 == size;
+            (is_wanted || is_whole)
                 && range.total.is_none_or(|total| total == size)
                 && length.is_none_or(|length| length == range.last - range.first + 1)
         });
         match right {
-            Some(range) => Ok(Source { response, at: range.first, end: range.last + 1 }),
-            None => Err(self.wrong_range(place, format!("Content-Range: {}", one_line(text)))),
+            Some(range) => Ok(Asked::Opened(Source { response, at: range.first, end: range.last + 1 })),
+            None => no_part(self.wrong_range(place, format!("Content-Range: {}", one_line(text)))),
         }
     }
 
-    fn call(&self, place: &Place) -> Call {
+    /// Whether less than the whole blob is left to read.
+    fn is_part(&self) -> bool {
+        self.position > 0 || self.range.end < self.reader.size
+    }
+
+    fn need(&self) -> Need {
+        if self.is_part() { Need::Part } else { Need::Content }
+    }
+
+    fn call(&self, place: &Place, as_part: bool) -> Call {
         let mut call = place.blob_call(Method::Get, &self.reader.digest, self.what());
         // A plain request for a whole blob works everywhere, also where ranges do not.
-        if self.position > 0 || self.range.end < self.reader.size {
+        if as_part {
             call.headers.push(("range", format!("bytes={}-{}", self.position, self.range.end - 1)));
         }
         call
@@ -292,6 +386,16 @@ impl Read {
             repository: self.reader.repository.name().to_owned(),
             digest: Box::new(self.reader.digest),
             range: self.position..self.range.end,
+            found,
+        }
+    }
+
+    fn wrong_size(&self, place: &Place, found: u64) -> RegistryError {
+        RegistryError::Size {
+            registry: place.host().to_owned(),
+            repository: self.reader.repository.name().to_owned(),
+            what: format!("blob {}", self.reader.digest),
+            expected: self.reader.size,
             found,
         }
     }
