@@ -306,6 +306,7 @@ fn of_source(error: &SourceError) -> Exit {
         SourceError::Unavailable { .. }
         | SourceError::Missing { .. }
         | SourceError::Empty
+        | SourceError::NoParts
         | SourceError::Protocol { .. } => Exit::Registry,
     }
 }

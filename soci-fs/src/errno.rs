@@ -72,6 +72,7 @@ const fn of_source(error: &SourceError) -> Errno {
         | SourceError::Unavailable { .. }
         | SourceError::Missing { .. }
         | SourceError::Empty
+        | SourceError::NoParts
         | SourceError::Everywhere { .. }
         | SourceError::Protocol { .. } => Errno::IO,
     }

@@ -328,7 +328,7 @@ async fn condemn(reader: &LayerReader, error: &ProofError) {
 async fn compare(reader: &LayerReader, claim: LayerClaim) -> (Result<Vec<Mark>, ProofError>, Option<OriginId>) {
     let cause = |cause| ProofError::Source { layer: reader.digest(), cause };
     match reader.source().fetch(0..claim.size).await {
-        Ok(Delivery { chunks, from }) => (compare_with(reader, claim, chunks).await, from),
+        Ok(Delivery { chunks, from, .. }) => (compare_with(reader, claim, chunks).await, from),
         Err(error) => (Err(cause(error)), None),
     }
 }

@@ -39,6 +39,7 @@ mod history;
 mod line;
 mod spare;
 mod waits;
+mod whole;
 
 pub(crate) use ahead::Listener;
 pub use error::{Cause, ReadError};
@@ -135,6 +136,8 @@ struct Shared {
     /// One bit per entry: its header in the layer was compared with the index.
     checked: Box<[AtomicU64]>,
     health: health::Health,
+    /// Brings all spans where the source serves no parts.
+    pass: whole::Pass,
     /// Held while spans are decoded one after the other.
     chaining: tokio::sync::Mutex<()>,
     counters: Counters,
@@ -194,6 +197,7 @@ impl LayerReader {
             followers: AtomicUsize::new(0),
             spare: Mutex::new(spare::Spare::new(policy.spare_bytes_max)),
             health: health::Health::default(),
+            pass: whole::Pass::default(),
             chaining: tokio::sync::Mutex::default(),
             counters: Counters::default(),
             listeners: Mutex::default(),
@@ -415,15 +419,10 @@ impl LayerReader {
             return Ok(Some(bytes));
         }
         let flight = self.shared.launch(span..span + 1).or_else(|| lock(&self.shared.flights).get(&span).cloned());
-        let Some(mut flight) = flight else {
+        let Some(flight) = flight else {
             return Ok(lock(&self.shared.spare).get(span));
         };
-        let landed = tokio::time::timeout_at(deadline, flight.wait_for(Option::is_some)).await;
-        match landed {
-            Err(_) => Err(Cause::Deadline { limit: self.shared.policy.read_deadline }),
-            Ok(Err(_)) => Err(Cause::Abandoned),
-            Ok(Ok(landing)) => landing.clone().transpose(),
-        }
+        self.shared.landed(flight, deadline, self.shared.policy.read_deadline).await
     }
 
     fn in_service(&self, offset: u64) -> Result<(), ReadError> {

@@ -15,9 +15,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
 use soci_index::registry::RegistryError;
 
 pub mod containerd;
@@ -41,11 +41,37 @@ pub struct Delivery {
     pub chunks: Chunks,
     /// Which of several places delivers; `None` for a source that has one.
     pub from: Option<OriginId>,
+    /// What comes is the whole blob from its first byte, though a part was asked for: the place serves no parts.
+    pub is_whole: bool,
+}
+
+impl Delivery {
+    /// The bytes `range` of it, which is what was asked for.
+    #[must_use]
+    pub fn part(self, range: Range<u64>) -> Chunks {
+        if !self.is_whole {
+            return self.chunks;
+        }
+        let cut = move |at: &mut u64, chunk: Result<Bytes, SourceError>| {
+            let start = *at;
+            let cut = chunk.map(|chunk| {
+                *at += chunk.len() as u64;
+                let place = |offset: u64| usize::try_from(offset.clamp(start, *at) - start).unwrap_or(chunk.len());
+                chunk.slice(place(range.start)..place(range.end))
+            });
+            // What lies behind is not waited for.
+            std::future::ready((start < range.end).then_some(cut))
+        };
+        let wanted = |chunk: &Result<Bytes, SourceError>| {
+            std::future::ready(chunk.as_ref().map_or(true, |chunk| !chunk.is_empty()))
+        };
+        self.chunks.scan(0, cut).filter(wanted).boxed()
+    }
 }
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("from", &self.from).finish_non_exhaustive()
+        f.debug_struct("Delivery").field("from", &self.from).field("is_whole", &self.is_whole).finish_non_exhaustive()
     }
 }
 
@@ -54,13 +80,19 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// Asks for the compressed bytes `range`.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>>;
 
-    /// The same, with the place that delivers.
+    /// The same, with the place that delivers; or the whole blob, where it serves no parts.
     fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Delivery, SourceError>> {
-        async move { Ok(Delivery { chunks: self.read(range).await?, from: None }) }.boxed()
+        async move { Ok(Delivery { chunks: self.read(range).await?, from: None, is_whole: false }) }.boxed()
     }
 
     /// Notes that what a place delivered were not the bytes that were indexed: the next request goes elsewhere if it can.
     fn blame(&self, _from: OriginId) {}
+
+    /// Whether parts of blobs are known to be served here. Where that is not so, the first answer should be waited for before
+    /// more is asked: it may be everything.
+    fn serves_parts(&self) -> bool {
+        true
+    }
 
     /// How many places there are to ask.
     fn choices(&self) -> usize {
@@ -119,6 +151,9 @@ pub enum SourceError {
     /// The answer had no bytes.
     #[error("the answer was empty")]
     Empty,
+    /// The place serves whole blobs only, and another one may serve parts.
+    #[error("it serves no parts of blobs")]
+    NoParts,
     /// No origin delivered.
     #[error("no origin of the blob delivered: {}", causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Everywhere {
@@ -148,6 +183,7 @@ impl SourceError {
             | Self::Unavailable { .. }
             | Self::Missing { .. }
             | Self::Empty
+            | Self::NoParts
             | Self::Protocol { .. } => false,
         }
     }

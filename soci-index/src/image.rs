@@ -38,7 +38,7 @@ use crate::image::store::Store;
 pub use crate::image::stream::BlobStream;
 use crate::image::stream::stored;
 use crate::limits::Limits;
-use crate::registry::{ClientOptions, Registry, Repository};
+use crate::registry::{ClientOptions, Part, Registry, Repository};
 
 pub use docker::SavedError;
 pub use error::ImageError;
@@ -448,22 +448,26 @@ impl ImageSource {
         }
     }
 
-    /// The same; or the whole blob, where its place serves no parts. The number is the offset of the first byte: that of the
-    /// range, or 0.
+    /// The same; or the whole blob, where its place serves no parts.
     ///
     /// # Errors
     /// [`ImageError`] when nothing begins to come.
-    pub async fn open_range(
-        &self,
-        descriptor: &Descriptor,
-        range: Range<u64>,
-    ) -> Result<(u64, BlobStream), ImageError> {
+    pub async fn open_range(&self, descriptor: &Descriptor, range: Range<u64>) -> Result<Part<BlobStream>, ImageError> {
         match self {
             Self::Registry { repository, .. } => {
-                let (start, stream) = repository.blob(descriptor.digest, descriptor.size).open_range(range).await?;
-                Ok((start, BlobStream::new(stream.map_err(ImageError::from))))
+                let part = repository.blob(descriptor.digest, descriptor.size).open_range(range).await?;
+                Ok(part.map(|stream| BlobStream::new(stream.map_err(ImageError::from))))
             }
-            Self::Store { .. } | Self::Foreign(_) => Ok((range.start, self.read_range(descriptor, range))),
+            Self::Store { .. } | Self::Foreign(_) => Ok(Part::Asked(self.read_range(descriptor, range))),
+        }
+    }
+
+    /// Whether parts of blobs are known to be served there.
+    #[must_use]
+    pub fn serves_parts(&self) -> bool {
+        match self {
+            Self::Registry { repository, .. } => repository.serves_parts(),
+            Self::Store { .. } | Self::Foreign(_) => true,
         }
     }
 

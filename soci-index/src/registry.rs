@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use url::Url;
 
-pub use self::blobs::BlobReader;
+pub use self::blobs::{BlobReader, Part};
 pub use self::credentials::{CredentialSource, Credentials, Keychain, Login, Secret};
 pub use self::error::{RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};

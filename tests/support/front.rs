@@ -37,6 +37,19 @@ pub enum Fault {
     Garbage,
     /// Bytes from another place than was asked for, which is what `Content-Range` says.
     WrongRange,
+    /// Parts of blobs are not served.
+    NoParts(NoParts),
+}
+
+/// How a server answers a request for a part of a blob that serves none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoParts {
+    /// With the whole blob.
+    Whole,
+    /// With this status.
+    Status(u16),
+    /// With the part, under a status that says it is the whole.
+    PartUnder200,
 }
 
 /// A front that listens until it is dropped.
@@ -55,6 +68,8 @@ struct Shared {
     requests: Mutex<Vec<String>>,
     /// Requests that met a fault.
     struck: AtomicU64,
+    /// Bytes of bodies of blobs that were sent.
+    sent: AtomicU64,
 }
 
 impl Front {
@@ -70,6 +85,7 @@ impl Front {
             fault: watch::Sender::new(Fault::None),
             requests: Mutex::default(),
             struck: AtomicU64::default(),
+            sent: AtomicU64::default(),
         });
         let task = tokio::spawn(listen(listener, address, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
@@ -85,6 +101,12 @@ impl Front {
     pub fn set(&self, fault: Fault) -> u64 {
         self.shared.fault.send_replace(fault);
         self.shared.struck.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of blobs that were sent so far.
+    #[must_use]
+    pub fn blob_bytes_sent(&self) -> u64 {
+        self.shared.sent.load(Ordering::Relaxed)
     }
 
     /// The number of requests, so far, whose first line contains `what`.
@@ -135,7 +157,7 @@ async fn listen(mut listener: TcpListener, address: SocketAddr, shared: Arc<Shar
 }
 
 async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
-    let request = head(&mut client).await?;
+    let mut request = head(&mut client).await?;
     let first = request.lines().next().unwrap_or_default().to_owned();
     shared.requests.lock().unwrap_or_else(PoisonError::into_inner).push(first.clone());
     if !first.starts_with("GET ") && !first.starts_with("HEAD ") {
@@ -147,6 +169,21 @@ async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         let head = format!("HTTP/1.1 {status} As told\r\n{lines}content-length: 0\r\nconnection: close\r\n\r\n");
         return client.write_all(head.as_bytes()).await;
     }
+    let has_range = request.lines().any(|line| line.to_ascii_lowercase().starts_with("range:"));
+    let fault = match fault {
+        Fault::NoParts(NoParts::Status(status)) if has_range => {
+            shared.struck.fetch_add(1, Ordering::Relaxed);
+            let head = format!("HTTP/1.1 {status} No parts\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            return client.write_all(head.as_bytes()).await;
+        }
+        Fault::NoParts(NoParts::Whole) => {
+            let lines = request.split_inclusive("\r\n");
+            request = lines.filter(|line| !line.to_ascii_lowercase().starts_with("range:")).collect();
+            fault
+        }
+        Fault::NoParts(NoParts::PartUnder200) if !has_range => Fault::None,
+        other => other,
+    };
     let mut answer = ask(&shared.registry, &request).await?;
     if strike(fault, &mut answer) {
         shared.struck.fetch_add(1, Ordering::Relaxed);
@@ -157,10 +194,16 @@ async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
             tokio::time::sleep(late).await;
             4 << 10
         }
+        // What a client does not read is not sent.
+        Fault::NoParts(_) => 16 << 10,
         _ => answer.body.len().max(1),
     };
+    let is_blob = first.contains("/blobs/");
     for bytes in answer.body.chunks(piece) {
         client.write_all(bytes).await?;
+        if is_blob {
+            shared.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
         if let Fault::Slow { bytes_per_second, .. } = fault {
             tokio::time::sleep(Duration::from_secs(1) * u32::try_from(piece).unwrap_or(u32::MAX) / bytes_per_second)
                 .await;
@@ -179,6 +222,11 @@ struct Answer {
 fn strike(fault: Fault, answer: &mut Answer) -> bool {
     match fault {
         Fault::None | Fault::Stopped | Fault::Status(..) => false,
+        Fault::NoParts(NoParts::PartUnder200) => {
+            answer.head = answer.head.replacen(" 206 ", " 200 ", 1).replace("content-range", "x-range");
+            true
+        }
+        Fault::NoParts(_) => true,
         Fault::Slow { .. } => true,
         Fault::Cut => {
             let half = answer.body.len() / 2;

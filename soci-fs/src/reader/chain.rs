@@ -9,6 +9,7 @@
 //! Invariants: one chain per layer at a time, and a span that one brings ends the wait of all; every span is compared with
 //! its digest as any other is.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,7 +22,7 @@ use tokio::time::timeout;
 
 use super::{Cause, Shared};
 use crate::budget;
-use crate::source::{OriginId, Source as _};
+use crate::source::{Chunks, OriginId, Source as _};
 use crate::store::Reading;
 
 impl Shared {
@@ -63,7 +64,7 @@ impl Shared {
         is_placed && self.index.window_place(span).is_none() && !self.store.is_proven()
     }
 
-    fn stored(&self, span: SpanId) -> Option<Bytes> {
+    pub(super) fn stored(&self, span: SpanId) -> Option<Bytes> {
         let place = self.index.spans.span(span)?.uncompressed.clone();
         let mut bytes = vec![0; usize::try_from(place.end - place.start).ok()?];
         (self.store.is_present(span) && matches!(self.store.read(place.start, &mut bytes), Ok(Reading::Done)))
@@ -82,23 +83,16 @@ impl Shared {
             let limit = self.policy.stall_limit;
             let late = |_| Cause::Deadline { limit };
             let delivery = timeout(limit, self.source.fetch(range.clone())).await.map_err(late)??;
-            let (mut chunks, mut held, mut held_from, mut found) = (delivery.chunks, BytesMut::new(), range.start, 0);
+            if delivery.is_whole {
+                return self.await_pass(last, delivery).await;
+            }
+            let mut arriving = Arriving::new(self, delivery.chunks, range);
             while next < end {
-                let wanted = place(next);
-                while held_from + (held.len() as u64) < wanted.end {
-                    let chunk = timeout(limit, chunks.next()).await.map_err(late)?;
-                    let chunk = chunk.ok_or(Cause::Short { expected: range.end - range.start, found })??;
-                    found += chunk.len() as u64;
-                    self.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                    held.extend_from_slice(&chunk);
-                }
-                let _ = held.split_to(super::within(&(held_from..wanted.start), held_from).end);
-                held_from = wanted.start;
                 let _room = match self.index.spans.span(next) {
                     Some(place) => budget::in_flight(super::flight::span_bytes(place)).await,
                     None => None,
                 };
-                let compressed = Bytes::copy_from_slice(&held[super::within(&wanted, held_from)]);
+                let compressed = arriving.take(place(next)).await?;
                 let bytes = self.decode_next(next, history.clone(), compressed, delivery.from).await?;
                 if next == last {
                     return Ok(bytes);
@@ -109,14 +103,14 @@ impl Shared {
         }
     }
 
-    fn known_history(&self, span: SpanId) -> Result<Window, Cause> {
+    pub(super) fn known_history(&self, span: SpanId) -> Result<Window, Cause> {
         match span {
             0 => Ok(Window::EMPTY),
             _ => self.histories.of_neighbour(&self.index, &self.store, span),
         }
     }
 
-    async fn decode_next(
+    pub(super) async fn decode_next(
         self: &Arc<Self>,
         span: SpanId,
         history: Window,
@@ -133,8 +127,42 @@ impl Shared {
     }
 }
 
+/// The compressed bytes of spans, one span after the other.
+pub(super) struct Arriving<'a> {
+    reader: &'a Shared,
+    chunks: Chunks,
+    /// What comes.
+    range: Range<u64>,
+    found: u64,
+    held: BytesMut,
+    held_from: u64,
+}
+
+impl<'a> Arriving<'a> {
+    pub(super) fn new(reader: &'a Shared, chunks: Chunks, range: Range<u64>) -> Self {
+        let held_from = range.start;
+        Self { reader, chunks, range, found: 0, held: BytesMut::new(), held_from }
+    }
+
+    /// The bytes of the next span, which may begin in the last byte of the one before.
+    pub(super) async fn take(&mut self, wanted: Range<u64>) -> Result<Bytes, Cause> {
+        let limit = self.reader.policy.stall_limit;
+        while self.held_from + (self.held.len() as u64) < wanted.end {
+            let chunk = timeout(limit, self.chunks.next()).await.map_err(|_| Cause::Deadline { limit })?;
+            let expected = self.range.end - self.range.start;
+            let chunk = chunk.ok_or(Cause::Short { expected, found: self.found })??;
+            self.found += chunk.len() as u64;
+            self.reader.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.held.extend_from_slice(&chunk);
+        }
+        let _ = self.held.split_to(super::within(&(self.held_from..wanted.start), self.held_from).end);
+        self.held_from = wanted.start;
+        Ok(Bytes::copy_from_slice(&self.held[super::within(&wanted, self.held_from)]))
+    }
+}
+
 /// The last 32 KiB of what was decoded until now.
-fn after(history: &Window, bytes: &[u8]) -> Option<Window> {
+pub(super) fn after(history: &Window, bytes: &[u8]) -> Option<Window> {
     if bytes.len() >= WINDOW_BYTES {
         return Window::from_bytes(Bytes::copy_from_slice(&bytes[bytes.len() - WINDOW_BYTES..]));
     }

@@ -32,10 +32,10 @@ const ORIGINS_TRIED: usize = 4;
 
 /// A span that somebody waits for.
 #[derive(Debug)]
-struct Passenger {
-    span: SpanId,
-    place: Span,
-    landing: watch::Sender<Landing>,
+pub(super) struct Passenger {
+    pub(super) span: SpanId,
+    pub(super) place: Span,
+    pub(super) landing: watch::Sender<Landing>,
 }
 
 /// A passenger who has not arrived, and why.
@@ -93,7 +93,8 @@ impl Layer {
 
     /// Brings a run of neighbouring spans in, trying again what did not come well, and without windows what cannot come with
     /// them.
-    async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
+    pub(super) async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
+        let run = self.pass.board(run);
         let lost = self.histories.are_lost();
         let needs_lost = |passenger: &Passenger| lost && self.histories.lacks(&self.index, &self.store, passenger.span);
         let (mut alone, mut waiting): (Vec<_>, Vec<_>) = run.into_iter().partition(needs_lost);
@@ -185,6 +186,8 @@ impl Layer {
         run: &mut VecDeque<Passenger>,
         decoding: &mut JoinSet<Option<Stranded>>,
     ) -> Result<(), Cause> {
+        let turn = self.pass.turn(&self.source).await;
+        *run = self.pass.board(std::mem::take(run).into()).into();
         let (Some(first), Some(last)) = (run.front(), run.back()) else {
             return Ok(());
         };
@@ -197,6 +200,11 @@ impl Layer {
         let asked = Instant::now();
         let mut first_bytes: Option<(Instant, u64)> = None;
         let delivery = tokio::time::timeout(stall, self.source.fetch(range.clone())).await.map_err(stalled)??;
+        if delivery.is_whole {
+            self.pass_over(delivery, run.drain(..).collect());
+            return Ok(());
+        }
+        drop(turn);
         let (mut chunks, from) = (delivery.chunks, delivery.from);
         let mut held = BytesMut::new();
         let mut held_from = range.start;
@@ -318,7 +326,7 @@ impl Layer {
         Ok(bytes)
     }
 
-    fn land(&self, passenger: &Passenger, landing: Result<Bytes, Cause>) {
+    pub(super) fn land(&self, passenger: &Passenger, landing: Result<Bytes, Cause>) {
         lock(&self.flights).remove(&passenger.span);
         // Nobody waiting is no failure.
         let _ = passenger.landing.send(Some(landing));

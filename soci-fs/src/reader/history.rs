@@ -323,8 +323,9 @@ async fn read(source: &Origins, range: Range<u64>, policy: &Policy) -> Result<(B
     let limit = policy.stall_limit;
     let late = |_| Cause::Deadline { limit };
     let expected = range.end - range.start;
-    let delivery = timeout(limit, source.fetch(range)).await.map_err(late)??;
-    let (mut chunks, from) = (delivery.chunks, delivery.from);
+    let delivery = timeout(limit, source.fetch(range.clone())).await.map_err(late)??;
+    let from = delivery.from;
+    let mut chunks = delivery.part(range);
     let mut bytes = BytesMut::new();
     while (bytes.len() as u64) < expected {
         let chunk = timeout(limit, chunks.next()).await.map_err(late)?;

@@ -7,8 +7,9 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use soci_index::image::model::Descriptor;
 use soci_index::image::{ImageError, ImageSource};
+use soci_index::registry::Part;
 
-use super::{Chunks, Source, SourceError};
+use super::{Chunks, Delivery, Source, SourceError};
 
 /// A blob of an image.
 pub struct ImageBlob {
@@ -30,22 +31,54 @@ impl ImageBlob {
     }
 }
 
+impl ImageBlob {
+    /// Whether a range lies in the blob; none has bytes.
+    fn check(&self, range: &Range<u64>) -> Result<(), SourceError> {
+        let size = self.blob.size;
+        if range.start > range.end || range.end > size {
+            return Err(SourceError::OutOfRange { start: range.start, end: range.end, size });
+        }
+        Ok(())
+    }
+
+    fn failed(&self) -> impl Fn(ImageError) -> SourceError + Send + 'static {
+        let origin = self.image.to_string();
+        move |error| match error {
+            ImageError::Registry(error) => SourceError::Registry(error),
+            other => SourceError::Unavailable { origin: origin.clone(), what: other.to_string() },
+        }
+    }
+}
+
 impl Source for ImageBlob {
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
-        let size = self.blob.size;
         async move {
-            if range.start > range.end || range.end > size {
-                return Err(SourceError::OutOfRange { start: range.start, end: range.end, size });
-            }
+            self.check(&range)?;
             if range.is_empty() {
                 return Ok(futures_util::stream::empty().boxed());
             }
-            let origin = self.image.to_string();
-            let failed = move |error| match error {
-                ImageError::Registry(error) => SourceError::Registry(error),
-                other => SourceError::Unavailable { origin: origin.clone(), what: other.to_string() },
-            };
+            let failed = self.failed();
             Ok(self.image.read_range(&self.blob, range).map(move |chunk| chunk.map_err(&failed)).boxed())
+        }
+        .boxed()
+    }
+
+    fn serves_parts(&self) -> bool {
+        self.image.serves_parts()
+    }
+
+    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Delivery, SourceError>> {
+        async move {
+            self.check(&range)?;
+            if range.is_empty() {
+                return Ok(Delivery { chunks: futures_util::stream::empty().boxed(), from: None, is_whole: false });
+            }
+            let failed = self.failed();
+            let (is_whole, stream) = match self.image.open_range(&self.blob, range).await.map_err(&failed)? {
+                Part::Asked(stream) => (false, stream),
+                Part::Whole(stream) => (true, stream),
+            };
+            Ok(Delivery { chunks: stream.map(move |chunk| chunk.map_err(&failed)).boxed(), from: None, is_whole })
         }
         .boxed()
     }

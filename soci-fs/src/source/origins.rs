@@ -5,7 +5,8 @@
 //!
 //! * an error, a refusal or a missing blob turns to the next origin at once;
 //! * an origin that is silent gets company ([`hedge`]): the next one is asked beside it, and the first that answers wins;
-//! * one that broke off, or whose bytes did not agree with the index ([`Source::blame`]), goes to the end of the line.
+//! * one that broke off, or whose bytes did not agree with the index ([`Source::blame`]), goes to the end of the line;
+//! * one that serves whole blobs only is asked when the others have failed, and for a while after them.
 //!
 //! An origin that failed rests, longer each time, and is asked all the same when nothing else is left: a failure of all is
 //! an error, never the lack of a try. Credentials belong to the origin that they came with, and never leave it.
@@ -30,8 +31,13 @@ const REST_LONGEST: Duration = Duration::from_secs(300);
 /// thousand places.
 const ORIGINS_MAX: usize = 64;
 
+/// How long an origin that serves whole blobs only is asked after the others.
+const WHOLE_FOR: Duration = Duration::from_secs(600);
 /// How long a search for more origins is not made again.
 const SEARCH_PAUSE: Duration = Duration::from_secs(30);
+
+/// Origins that are asked one after the other.
+type Asked = Vec<(OriginId, Arc<dyn Source>)>;
 
 /// What one origin gives; the outer error leads to the next one.
 type Attempt<'a> = BoxFuture<'a, Result<Result<Delivery, SourceError>, SourceError>>;
@@ -59,9 +65,15 @@ struct Origin {
     source: Arc<dyn Source>,
     failures: u32,
     rests_until: Option<Instant>,
+    /// Until when it is asked last, since it serves whole blobs only.
+    whole_until: Option<Instant>,
 }
 
 impl Origin {
+    fn serves_whole_only(&self, now: Instant) -> bool {
+        self.whole_until.is_some_and(|until| now < until)
+    }
+
     fn rests(&self, now: Instant) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
@@ -96,7 +108,7 @@ impl Origins {
         }
         state.next += 1;
         let id = OriginId(state.next);
-        state.origins.push(Origin { id, name, source, failures: 0, rests_until: None });
+        state.origins.push(Origin { id, name, source, failures: 0, rests_until: None, whole_until: None });
     }
 
     /// Has more origins searched for when none delivers.
@@ -105,7 +117,7 @@ impl Origins {
     }
 
     /// Searches for more origins; the new ones.
-    async fn search(&self) -> Vec<(OriginId, Arc<dyn Source>)> {
+    async fn search(&self) -> Asked {
         let more = {
             let mut state = self.state();
             let is_due = state.searched.is_none_or(|searched| searched.elapsed() >= SEARCH_PAUSE);
@@ -136,12 +148,22 @@ impl Origins {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All origins in the order in which they are asked: those that rest last.
-    fn order(&self) -> Vec<(OriginId, Arc<dyn Source>)> {
+    /// All origins in the order in which they are asked, those that serve parts and those that do not; those that rest last.
+    fn order(&self) -> (Asked, Asked) {
         let (state, now) = (self.state(), Instant::now());
         let mut all: Vec<&Origin> = state.origins.iter().collect();
         all.sort_by_key(|origin| (origin.rests(now), origin.rests_until.filter(|_| origin.rests(now))));
-        all.into_iter().map(|origin| (origin.id, Arc::clone(&origin.source))).collect()
+        let (whole, parts): (Vec<_>, Vec<_>) = all.into_iter().partition(|origin| origin.serves_whole_only(now));
+        let asked = |origins: Vec<&Origin>| -> Asked {
+            origins.into_iter().map(|origin| (origin.id, Arc::clone(&origin.source))).collect()
+        };
+        (asked(parts), asked(whole))
+    }
+
+    fn serves_whole_only(&self, id: OriginId) {
+        if let Some(origin) = self.state().origins.iter_mut().find(|origin| origin.id == id) {
+            origin.whole_until = Some(Instant::now() + WHOLE_FOR);
+        }
     }
 
     fn failed(&self, id: OriginId, why: &dyn fmt::Display) {
@@ -167,20 +189,41 @@ impl Origins {
         }
     }
 
-    /// Asks one origin after the other, the next one when one fails or is silent.
+    /// Asks one origin after the other, the next one when one fails or is silent: those that serve parts, then those that
+    /// serve the whole blob, then those that are to be found.
     async fn first(&self, range: Range<u64>) -> Result<Delivery, SourceError> {
-        let known = match hedge::first(self.attempts(self.order(), &range)).await {
+        let (parts, whole) = self.order();
+        let is_alone = parts.len() + whole.len() == 1;
+        let asked: Vec<_> = whole.iter().map(|(id, _)| *id).collect();
+        let attempts = self.attempts(parts, &range, is_alone).chain(self.attempts(whole, &range, true));
+        let mut errors = match hedge::first(attempts.collect::<Vec<_>>()).await {
             Ok(delivery) => return delivery,
             Err(errors) => errors,
         };
-        let found = hedge::first(self.attempts(self.search().await, &range)).await;
-        found.unwrap_or_else(|errors| Err(together(known.into_iter().chain(errors).collect())))
+        // One that was found to serve the whole only, while there were others.
+        let mut more = self.order().1;
+        more.retain(|(id, _)| !asked.contains(id));
+        if more.is_empty() {
+            more = self.search().await;
+        }
+        match hedge::first(self.attempts(more, &range, true).collect::<Vec<_>>()).await {
+            Ok(delivery) => delivery,
+            Err(others) => {
+                errors.extend(others);
+                Err(together(errors))
+            }
+        }
     }
 
     /// One attempt for each of these origins.
-    fn attempts(&self, origins: Vec<(OriginId, Arc<dyn Source>)>, range: &Range<u64>) -> Vec<Attempt<'_>> {
-        let attempt = |(id, source)| self.attempt(id, source, range.clone()).boxed();
-        origins.into_iter().map(attempt).collect()
+    fn attempts<'a>(
+        &'a self,
+        origins: Asked,
+        range: &Range<u64>,
+        whole_too: bool,
+    ) -> impl Iterator<Item = Attempt<'a>> + use<'a> {
+        let range = range.clone();
+        origins.into_iter().map(move |(id, source)| self.attempt(id, source, range.clone(), whole_too).boxed())
     }
 
     async fn attempt(
@@ -188,11 +231,16 @@ impl Origins {
         id: OriginId,
         source: Arc<dyn Source>,
         range: Range<u64>,
+        whole_too: bool,
     ) -> Result<Result<Delivery, SourceError>, SourceError> {
         match begin(&*source, range).await {
-            Ok(chunks) => {
+            Ok(delivery) if delivery.is_whole && !whole_too => {
+                self.serves_whole_only(id);
+                Err(SourceError::NoParts)
+            }
+            Ok(delivery) => {
                 self.delivered(id);
-                Ok(Ok(Delivery { chunks: self.watched(id, chunks), from: Some(id) }))
+                Ok(Ok(Delivery { chunks: self.watched(id, delivery.chunks), from: Some(id), ..delivery }))
             }
             // Our own mistake, which every origin would find.
             Err(error @ SourceError::OutOfRange { .. }) => Ok(Err(error)),
@@ -217,14 +265,15 @@ impl Origins {
 }
 
 /// Asks one origin, and waits for the first bytes: only these show that it has the blob.
-async fn begin(source: &dyn Source, range: Range<u64>) -> Result<Chunks, SourceError> {
+async fn begin(source: &dyn Source, range: Range<u64>) -> Result<Delivery, SourceError> {
     let is_empty = range.is_empty();
-    let mut chunks = source.read(range).await?;
-    match chunks.next().await.transpose()? {
-        Some(first) => Ok(futures_util::stream::iter([Ok(first)]).chain(chunks).boxed()),
-        None if is_empty => Ok(chunks),
-        None => Err(SourceError::Empty),
-    }
+    let mut delivery = source.fetch(range).await?;
+    let chunks = match delivery.chunks.next().await.transpose()? {
+        Some(first) => futures_util::stream::iter([Ok(first)]).chain(delivery.chunks).boxed(),
+        None if is_empty => delivery.chunks,
+        None => return Err(SourceError::Empty),
+    };
+    Ok(Delivery { chunks, ..delivery })
 }
 
 /// The errors of all origins as one.
@@ -238,7 +287,7 @@ fn together(mut errors: Vec<SourceError>) -> SourceError {
 
 impl Source for Origins {
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
-        async move { Ok(self.first(range).await?.chunks) }.boxed()
+        async move { Ok(self.first(range.clone()).await?.part(range)) }.boxed()
     }
 
     fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Delivery, SourceError>> {
@@ -247,6 +296,10 @@ impl Source for Origins {
 
     fn blame(&self, from: OriginId) {
         self.failed(from, &"its bytes are not those that were indexed");
+    }
+
+    fn serves_parts(&self) -> bool {
+        self.state().origins.iter().all(|origin| origin.source.serves_parts())
     }
 
     fn choices(&self) -> usize {

@@ -48,6 +48,25 @@ impl std::fmt::Debug for ByteStream {
     }
 }
 
+/// What comes when a part of a blob is asked for.
+#[derive(Debug)]
+pub enum Part<S> {
+    /// The bytes that were asked for.
+    Asked(S),
+    /// The whole blob, from its first byte on: the place serves no parts.
+    Whole(S),
+}
+
+impl<S> Part<S> {
+    /// The same of another stream.
+    pub fn map<T>(self, change: impl FnOnce(S) -> T) -> Part<T> {
+        match self {
+            Self::Asked(stream) => Part::Asked(change(stream)),
+            Self::Whole(stream) => Part::Whole(change(stream)),
+        }
+    }
+}
+
 /// Reads ranges of one blob.
 #[derive(Debug, Clone)]
 pub struct BlobReader {
@@ -65,6 +84,13 @@ impl Repository {
     pub fn blob(&self, digest: Digest, size: u64) -> BlobReader {
         let deadline = self.registry().options().deadline;
         BlobReader { repository: self.clone(), only: None, digest, size, deadline }
+    }
+
+    /// Whether the host that is asked first for a part of a blob is known to serve such.
+    #[must_use]
+    pub fn serves_parts(&self) -> bool {
+        let places = self.places(Need::Part).unwrap_or_default();
+        places.first().is_some_and(|place| place.endpoint().serves_parts())
     }
 
     /// The size of a blob, or `None` if there is no such blob.
@@ -185,15 +211,15 @@ impl BlobReader {
         Read::new(self.clone(), range).into_stream()
     }
 
-    /// Asks for the bytes `range` and gives them as they arrive; or the whole blob, where the registry serves no parts. The
-    /// number is the offset of the first byte: that of the range, or 0.
+    /// Asks for the bytes `range` and gives them as they arrive; or the whole blob, where the registry serves no parts.
     ///
     /// # Errors
     /// [`RegistryError`] when no host begins to answer.
-    pub async fn open_range(&self, range: Range<u64>) -> Result<(u64, ByteStream), RegistryError> {
+    pub async fn open_range(&self, range: Range<u64>) -> Result<Part<ByteStream>, RegistryError> {
         let mut read = Read::new(self.clone(), range);
-        let start = read.begin().await?;
-        Ok((start, read.into_stream()))
+        let is_whole = read.begin().await?;
+        let stream = read.into_stream();
+        Ok(if is_whole { Part::Whole(stream) } else { Part::Asked(stream) })
     }
 
     /// The bytes `range` in one piece. The caller vouches for the length: it is held in memory.

@@ -59,6 +59,8 @@ struct State {
     aside_until: Option<Instant>,
     /// When it was last seen to serve no parts of blobs.
     whole_only: Option<Instant>,
+    /// Whether it has served the last part of a blob that it was asked for.
+    serves_parts: bool,
     /// When it last refused something.
     refused: HashMap<(String, Need), Instant>,
     /// When a failure was last worth a warning.
@@ -144,6 +146,15 @@ impl Endpoint {
         known.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
     }
 
+    /// Notes whether a part of a blob came that was asked for.
+    pub(crate) fn note_part(&self, came: bool) {
+        self.lock().serves_parts = came;
+    }
+
+    pub(crate) fn serves_parts(&self) -> bool {
+        self.lock().serves_parts
+    }
+
     /// Whether it was lately seen to serve no parts of blobs.
     pub(crate) fn serves_whole_only(&self) -> bool {
         self.lock().whole_only.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
@@ -162,7 +173,8 @@ impl Endpoint {
     /// Whether somebody else should be asked.
     pub(crate) fn is_aside(&self, repository: &str, need: Need) -> bool {
         let state = self.lock();
-        let refused = || state.refused.get(&(repository.to_owned(), need.refused())).is_some_and(|since| since.elapsed() < ASIDE);
+        let refused =
+            || state.refused.get(&(repository.to_owned(), need.refused())).is_some_and(|since| since.elapsed() < ASIDE);
         state.aside_until.is_some_and(|until| Instant::now() < until) || refused()
     }
 

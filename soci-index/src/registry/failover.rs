@@ -171,7 +171,10 @@ impl Place {
     /// Notes that the host serves no parts of blobs, and says so once in a while.
     pub(crate) fn note_whole_only(&self, why: impl Display) {
         if !self.endpoint.note_whole_only() {
-            tracing::warn!(host = self.host(), "serves no parts of blobs: layers are fetched from it as a whole ({why})");
+            tracing::warn!(
+                host = self.host(),
+                "serves no parts of blobs: layers are fetched from it as a whole ({why})"
+            );
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use soci_index::digest::Digest;
-use soci_index::registry::{BlobReader, ClientOptions, RegistryError};
+use soci_index::registry::{BlobReader, ClientOptions, Part, RegistryError};
 
 use crate::server::{Recorded, Reply, Server, options, reply};
 
@@ -97,6 +97,15 @@ fn partless(manner: Partless, request: &Recorded) -> Reply {
     }
 }
 
+/// What comes of a range, and whether it is the whole blob.
+async fn opened(reader: &BlobReader, range: std::ops::Range<u64>) -> (bool, Vec<u8>) {
+    let (is_whole, stream) = match reader.open_range(range).await.unwrap() {
+        Part::Asked(stream) => (false, stream),
+        Part::Whole(stream) => (true, stream),
+    };
+    (is_whole, stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat())
+}
+
 #[tokio::test]
 async fn the_whole_is_read_where_there_are_no_parts() {
     for manner in PARTLESS {
@@ -106,9 +115,7 @@ async fn the_whole_is_read_where_there_are_no_parts() {
         let first = server.requests().len();
         assert_eq!(first, if matches!(manner, Partless::Ignores) { 1 } else { 2 }, "{manner:?}");
         // It is known from then on, for every blob of the host.
-        let (start, stream) = reader.open_range(300..310).await.unwrap();
-        let whole: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
-        assert_eq!((start, whole), (0, content()), "{manner:?}");
+        assert_eq!(opened(&reader, 300..310).await, (true, content()), "{manner:?}");
         assert_eq!(reader.read_bytes(3990..4000).await.unwrap(), content()[3990..], "{manner:?}");
         let later = server.requests().split_off(first);
         let is_asked = matches!(manner, Partless::Ignores);
@@ -121,13 +128,9 @@ async fn the_whole_is_read_where_there_are_no_parts() {
 #[tokio::test]
 async fn a_whole_that_came_instead_of_a_part_is_used() {
     let server = Server::start(|request| partless(Partless::Ignores, request)).await;
-    let (start, stream) = reader(&server).open_range(0..10).await.unwrap();
-    let whole: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
-    assert_eq!((start, whole, server.requests().len()), (0, content(), 1));
+    assert_eq!((opened(&reader(&server), 0..10).await, server.requests().len()), ((true, content()), 1));
     let server = Server::start(part).await;
-    let (start, stream) = reader(&server).open_range(20..30).await.unwrap();
-    let bytes: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
-    assert_eq!((start, &bytes[..]), (20, &content()[20..30]));
+    assert_eq!(opened(&reader(&server), 20..30).await, (false, content()[20..30].to_vec()));
 }
 
 /// A refusal that has another cause stays what it is.
@@ -153,9 +156,7 @@ async fn a_cut_whole_is_continued() {
         if count == 2 { reply.cut(1500) } else { reply }
     })
     .await;
-    let (start, stream) = reader(&server).open_range(100..110).await.unwrap();
-    let whole: Vec<u8> = stream.map(|chunk| chunk.unwrap()).collect::<Vec<_>>().await.concat();
-    assert_eq!((start, whole), (0, content()));
+    assert_eq!(opened(&reader(&server), 100..110).await, (true, content()));
 }
 
 #[tokio::test]

@@ -93,19 +93,21 @@ impl Read {
         ByteStream(Box::pin(stream))
     }
 
-    /// Asks for the range. If only the whole blob is to be had, that is what is read from now on, from its first byte. Gives
-    /// the offset of the first byte that will come.
-    pub(super) async fn begin(&mut self) -> Result<u64, RegistryError> {
+    /// Asks for the range. If only the whole blob is to be had, that is what is read from now on, from its first byte; tells
+    /// whether that is so.
+    pub(super) async fn begin(&mut self) -> Result<bool, RegistryError> {
         let deadline = self.deadline()?;
-        if self.position < self.range.end {
-            let source = self.open(&deadline).await?;
-            if self.is_part() && source.at == 0 && source.end == self.reader.size {
-                self.range = 0..self.reader.size;
-                (self.position, self.deadline) = (0, None);
-            }
-            self.source = Some(source);
+        if self.position >= self.range.end {
+            return Ok(false);
         }
-        Ok(self.position)
+        let source = self.open(&deadline).await?;
+        let is_whole = self.is_part() && source.at == 0 && source.end == self.reader.size;
+        if is_whole {
+            self.range = 0..self.reader.size;
+            (self.position, self.deadline) = (0, None);
+        }
+        self.source = Some(source);
+        Ok(is_whole)
     }
 
     /// The time that is left; it begins with the first call.
@@ -224,6 +226,7 @@ impl Read {
             let as_part = self.is_part() && !place.serves_whole_only();
             let (error, pause) = match self.ask(&place, as_part, deadline).await {
                 Ok(Asked::Opened(source)) if as_part && source.end > self.range.end => {
+                    place.endpoint().note_part(false);
                     if !self.has_better(&place)? {
                         return Ok(source);
                     }
@@ -231,7 +234,12 @@ impl Read {
                     self.places.clear();
                     continue;
                 }
-                Ok(Asked::Opened(source)) => return Ok(source),
+                Ok(Asked::Opened(source)) => {
+                    if as_part {
+                        place.endpoint().note_part(true);
+                    }
+                    return Ok(source);
+                }
                 Ok(Asked::Expired) => {
                     self.renewed = true;
                     place.set_target(&self.reader.digest, None);
