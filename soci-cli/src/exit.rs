@@ -340,7 +340,8 @@ const fn of_registry(error: &RegistryError) -> Exit {
         RegistryError::Unauthorized { .. }
         | RegistryError::Credentials { .. }
         | RegistryError::Realm { .. }
-        | RegistryError::Token { .. } => Exit::Credentials,
+        | RegistryError::Token { .. }
+        | RegistryError::NoReferrers { is_refusal: true, .. } => Exit::Credentials,
         RegistryError::Digest { .. } | RegistryError::Size { .. } => Exit::BadContent,
         RegistryError::Setup { .. } => Exit::Usage,
         RegistryError::Status { status: 400 | 403 | 405 | 409 | 412 | 413 | 415 | 422, .. } => Exit::Refused,
@@ -357,6 +358,7 @@ const fn of_registry(error: &RegistryError) -> Exit {
         | RegistryError::ForeignTag { .. }
         | RegistryError::FallbackLost { .. }
         | RegistryError::NoListing { .. }
+        | RegistryError::NoReferrers { is_refusal: false, .. }
         | RegistryError::NotListed { .. } => Exit::Registry,
     }
 }

@@ -382,6 +382,8 @@ pub async fn open_image(
 fn optional<T>(found: Result<Option<T>, ProfilesError>, choice: &profile::Choice) -> Result<Option<T>, OpenError> {
     match (found, choice) {
         (Err(error), profile::Choice::Named(_)) => Err(error.into()),
+        // The finder of the index says it.
+        (Err(ProfilesError::Registry(RegistryError::NoReferrers { .. })), _) => Ok(None),
         (Err(error), _) => {
             tracing::warn!(%error, "no published profile can be had");
             Ok(None)

@@ -388,12 +388,10 @@ impl Gathered {
             }
             Unasked::Slow => format!("it did not answer within {PATIENCE:?}"),
         };
-        tracing::warn!("{place}: the place of indexes cannot be asked: {text}");
         self.passed_over.push(PassedOver::place(place, Reason::Unasked(text)));
     }
 
     fn unfit(&mut self, digest: Digest, place: Place, reason: String) {
-        tracing::warn!(index = %digest, "{place}: the index cannot be used: {reason}");
         self.passed_over.push(PassedOver { digest: Some(digest), place, reason: Reason::Unfit(reason) });
     }
 

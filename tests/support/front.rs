@@ -39,6 +39,8 @@ pub enum Fault {
     WrongRange,
     /// Parts of blobs are not served.
     NoParts(NoParts),
+    /// The question for referrers has this status, with these lines of the head, each with its end; all else is well.
+    Referrers(u16, &'static str),
 }
 
 /// How a server answers a request for a part of a blob that serves none.
@@ -163,7 +165,11 @@ async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     if !first.starts_with("GET ") && !first.starts_with("HEAD ") {
         return client.write_all(b"HTTP/1.1 405 Only reading\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
     }
-    let fault = *shared.fault.borrow();
+    let fault = match *shared.fault.borrow() {
+        Fault::Referrers(status, lines) if first.contains("/referrers/") => Fault::Status(status, lines),
+        Fault::Referrers(..) => Fault::None,
+        other => other,
+    };
     if let Fault::Status(status, lines) = fault {
         shared.struck.fetch_add(1, Ordering::Relaxed);
         let head = format!("HTTP/1.1 {status} As told\r\n{lines}content-length: 0\r\nconnection: close\r\n\r\n");
@@ -221,7 +227,7 @@ struct Answer {
 /// Does to an answer what is done to it at once; tells whether it was one that this can be done to.
 fn strike(fault: Fault, answer: &mut Answer) -> bool {
     match fault {
-        Fault::None | Fault::Stopped | Fault::Status(..) => false,
+        Fault::None | Fault::Stopped | Fault::Status(..) | Fault::Referrers(..) => false,
         Fault::NoParts(NoParts::PartUnder200) => {
             answer.head = answer.head.replacen(" 206 ", " 200 ", 1).replace("content-range", "x-range");
             true

@@ -32,13 +32,13 @@ pub fn json(choice: &Choice) -> serde_json::Map<String, serde_json::Value> {
     fields
 }
 
-/// Logs what was passed over: the usual cases only at debug level.
+/// Logs what was passed over: trouble as a warning, the usual cases only at debug level.
 pub fn log(passed_over: &[PassedOver]) {
     for other in passed_over {
-        if other.reason.is_usual() {
-            tracing::debug!("{other}");
-        } else {
-            tracing::info!("{other}");
+        match (other.reason.is_trouble(), other.reason.is_usual()) {
+            (true, _) => tracing::warn!("{other}"),
+            (false, true) => tracing::debug!("{other}"),
+            (false, false) => tracing::info!("{other}"),
         }
     }
 }

@@ -133,10 +133,10 @@ async fn find(
     let (choice, doubt) = prefer_trusted(source, image, options, ordered).await;
     let of = &image.descriptor.digest;
     for other in &choice.passed_over {
-        if other.reason.is_usual() {
-            tracing::debug!(image = %of, "{other}");
-        } else {
-            tracing::info!(image = %of, "{other}");
+        match (other.reason.is_trouble(), other.reason.is_usual()) {
+            (true, _) => tracing::warn!(image = %of, "{other}"),
+            (false, true) => tracing::debug!(image = %of, "{other}"),
+            (false, false) => tracing::info!(image = %of, "{other}"),
         }
     }
     let Some(chosen) = choice.chosen.clone() else { return Ok((None, None)) };

@@ -210,6 +210,12 @@ fn beaten(other: &Candidate, taken: &Candidate) -> Reason {
 }
 
 impl Reason {
+    /// Whether something is wrong with a place or an index, which somebody should look after.
+    #[must_use]
+    pub const fn is_trouble(&self) -> bool {
+        matches!(self, Self::Unasked(_) | Self::Unfit(_))
+    }
+
     /// Whether this is nothing to look into: an image that was published by default has two forms of one index.
     #[must_use]
     pub const fn is_usual(&self) -> bool {

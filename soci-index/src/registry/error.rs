@@ -326,6 +326,22 @@ pub enum RegistryError {
         /// What it said to the tag.
         tag: String,
     },
+    /// The registry does not tell what refers to an image, though it may well give the image.
+    #[error(
+        "{registry}/{repository}: the question what refers to {subject} is not answered ({answer}); an index can be published into the image itself with --v2, or to another repository with --to"
+    )]
+    NoReferrers {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// The image.
+        subject: Box<Digest>,
+        /// What the registry said.
+        answer: String,
+        /// Whether it refused, which other credentials may change.
+        is_refusal: bool,
+    },
     /// The registry took the manifest and does not list it.
     #[error(
         "{registry}/{repository}: {digest} is stored, but the referrers of {subject} do not list it, so nobody will find it"
@@ -358,8 +374,33 @@ impl RegistryError {
             Self::Unauthorized { .. } | Self::Credentials { .. } => true,
             Self::Status { status, .. } => matches!(status, 401 | 403),
             Self::Token { status, .. } => matches!(status, Some(401 | 403)),
+            Self::NoReferrers { is_refusal, .. } => *is_refusal,
             _ => false,
         }
+    }
+}
+
+impl RegistryError {
+    /// The error of a question for referrers: what the registry said, without what it is about.
+    pub(crate) fn about_referrers(self, repository: String, subject: Digest) -> Self {
+        let is_refusal = self.is_refusal();
+        let (registry, answer) = match &self {
+            Self::Unauthorized { registry, who, message, .. } => {
+                // What it advises is of no use here: the image could be read.
+                let who = who.split(':').next().unwrap_or_default();
+                (registry, format!("HTTP 401 with {who}{}", server_says(&None, message)))
+            }
+            Self::Status { registry, status, code, message, .. } => {
+                (registry, format!("HTTP {status}{}", server_says(code, message)))
+            }
+            Self::Transport { registry, attempts, error, .. } => (registry, format!("{error}{}", tries(*attempts))),
+            Self::Deadline { registry, allowed, last, .. } => {
+                (registry, format!("no answer within {allowed:?}{}", because(last)))
+            }
+            _ => return self,
+        };
+        let (registry, subject) = (registry.clone(), Box::new(subject));
+        Self::NoReferrers { registry, repository, subject, answer, is_refusal }
     }
 }
 

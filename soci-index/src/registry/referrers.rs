@@ -2,8 +2,8 @@
 //!
 //! The referrers API is believed only when it answers like one: status 200, the index media type, a document of that
 //! form, from the registry itself. Login pages with status 200, other media types and other sites are "no API", and the
-//! fallback tag takes over (see [`super::fallback`]). Invariants: 401 and 403 are never taken for "no API"; an unknown
-//! repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
+//! fallback tag takes over (see [`super::fallback`]). Invariants: 401 and 403 are never taken for "no API" by what writes (a
+//! reader takes what the fallback tag lists, and says else which question was refused); an unknown repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
 //! are bounded in number.
 
 use std::sync::{Mutex, PoisonError};
@@ -145,7 +145,7 @@ impl Repository {
                 tracing::warn!(registry = self.registry().name(), %error, "a mirror lists nothing and nobody else answers");
                 Ok(empty)
             }
-            (Err(error), None) => Err(error),
+            (Err(error), None) => Err(error.about_referrers(self.name().to_owned(), *subject)),
         }
     }
 
@@ -163,7 +163,8 @@ impl Repository {
             let useless = matches!(answer, ApiAnswer::Unsupported(_)) && !place.is_last();
             Ok((!useless).then_some(answer))
         });
-        Ok(answer.await?.unwrap_or(ApiAnswer::Unsupported(NoApi::NotAsked)))
+        let answer = answer.await.map_err(|error| error.about_referrers(self.name().to_owned(), *subject));
+        Ok(answer?.unwrap_or(ApiAnswer::Unsupported(NoApi::NotAsked)))
     }
 
     /// Pushes a manifest that has a subject, and sees to it that it is found: through the API if the registry has it,
@@ -184,11 +185,11 @@ impl Place {
         asking: Asking,
     ) -> Result<Referrers, RegistryError> {
         let (api, tag) = match asking {
-            Asking::InTurn => (self.referrers_api(subject, artifact_type).await?, None),
+            Asking::InTurn => (self.referrers_api(subject, artifact_type).await, None),
             Asking::AtOnce => {
                 let (api, tag) =
                     tokio::join!(self.referrers_api(subject, artifact_type), self.fallback_entries(subject));
-                (api?, Some(tag))
+                (api, Some(tag))
             }
         };
         let tagged = async {
@@ -198,8 +199,14 @@ impl Place {
             }
         };
         let (entries, found_by) = match api {
-            ApiAnswer::Listed(entries) => (entries, FoundBy::Api),
-            ApiAnswer::Unsupported(reason) => match tagged.await {
+            Ok(ApiAnswer::Listed(entries)) => (entries, FoundBy::Api),
+            // Some registries refuse the path of an API that they do not have.
+            Err(error @ (RegistryError::Unauthorized { .. } | RegistryError::Status { .. })) => match tagged.await {
+                Ok(Some(entries)) => (entries, FoundBy::FallbackTag),
+                Ok(None) | Err(_) => return Err(error),
+            },
+            Err(error) => return Err(error),
+            Ok(ApiAnswer::Unsupported(reason)) => match tagged.await {
                 Ok(Some(entries)) => (entries, FoundBy::FallbackTag),
                 Ok(None) => (Vec::new(), FoundBy::Nothing(reason.to_string())),
                 // Somebody else's tag lists nothing; only writing to it would be wrong.
@@ -304,7 +311,9 @@ impl Place {
         let pushed = self.push_manifest(&ManifestName::Digest(digest), media_type, bytes).await?;
         let mut look = 0;
         loop {
-            let listed = match self.referrers_api(&subject.digest, Some(manifest.kind())).await? {
+            let answer = self.referrers_api(&subject.digest, Some(manifest.kind())).await;
+            let about = |error: RegistryError| error.about_referrers(self.name().to_owned(), subject.digest);
+            let listed = match answer.map_err(about)? {
                 ApiAnswer::Listed(listed) => listed,
                 ApiAnswer::Unsupported(no_api) => {
                     let claimed = pushed.subject.is_some();
