@@ -14,6 +14,7 @@
 
 mod auth;
 pub mod blobs;
+mod certificates;
 pub mod challenge;
 pub mod credentials;
 mod endpoint;

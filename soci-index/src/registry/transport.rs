@@ -16,8 +16,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use url::Url;
 
+use crate::registry::certificates;
 use crate::registry::credentials::Secret;
 use crate::registry::error::{TransportError, TransportKind};
 use crate::registry::hosts::ClientCertificate;
@@ -164,8 +167,8 @@ pub(crate) struct Home {
 /// a request to a registry nearby. A host with a TLS of its own has a third one: nobody else is shown its client
 /// certificate, or believed without a certificate.
 struct Clients {
-    extra: Vec<reqwest::Certificate>,
-    identity: Option<reqwest::Identity>,
+    extra: Vec<CertificateDer<'static>>,
+    identity: Option<Identity>,
     skip_verify: bool,
     loopback: bool,
     connect: Duration,
@@ -193,17 +196,18 @@ impl Clients {
     }
 
     fn secure(&self, home: bool) -> Result<reqwest::Client, String> {
-        let builder = || match (&self.identity, home) {
-            (Some(identity), true) => self.builder().identity(identity.clone()),
-            _ => self.builder(),
+        let identity = self.identity.as_ref().filter(|_| home);
+        let client = if home && self.skip_verify {
+            let builder = self.builder().tls_danger_accept_invalid_certs(true).tls_certs_only([]);
+            match identity {
+                Some(identity) => builder.identity(identity.library.clone()),
+                None => builder,
+            }
+        } else {
+            let identity = identity.map(|identity| (identity.chain.clone(), identity.key.clone_key()));
+            self.builder().tls_backend_preconfigured(certificates::client_config(&self.extra, identity)?)
         };
-        let builder = || builder().tls_danger_accept_invalid_certs(home && self.skip_verify);
-        // A machine without system certificates can still use the file it was given.
-        let client = builder().tls_certs_merge(self.extra.clone()).build().or_else(|error| {
-            tracing::warn!(error = %describe(&error), "no system certificates");
-            builder().tls_certs_only(self.extra.clone()).build()
-        });
-        client.map_err(|error| describe(&error))
+        client.build().map_err(|error| describe(&error))
     }
 
     fn builder(&self) -> reqwest::ClientBuilder {
@@ -233,9 +237,7 @@ impl Transport {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut extra = Vec::new();
         for file in &setup.ca_files {
-            let pem = read(file)?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem);
-            extra.extend(certificates.map_err(|error| format!("{}: {}", file.display(), describe(&error)))?);
+            extra.extend(chain(file, &read(file)?)?);
         }
         let Setup { loopback, connect, head, stall, .. } = *setup;
         let (identity, skip_verify) =
@@ -423,15 +425,34 @@ fn own_headers(given: &[(String, Secret)]) -> Result<reqwest::header::HeaderMap,
     Ok(headers)
 }
 
+/// What a host is shown that asks who we are.
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    /// The same, as the library takes it where it verifies nothing.
+    library: reqwest::Identity,
+}
+
 /// Reads a certificate and its key.
-fn identity(files: &ClientCertificate) -> Result<reqwest::Identity, String> {
+fn identity(files: &ClientCertificate) -> Result<Identity, String> {
     let mut pem = read(&files.certificate)?;
     if let Some(key) = &files.key {
         pem.push(b'\n');
         pem.extend(read(key)?);
     }
-    let shown = files.certificate.display();
-    reqwest::Identity::from_pem(&pem).map_err(|error| format!("{shown}: no certificate with key: {}", describe(&error)))
+    let failed = |reason: String| format!("{}: no certificate with key: {reason}", files.certificate.display());
+    let library = reqwest::Identity::from_pem(&pem).map_err(|error| failed(describe(&error)))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| failed(error.to_string()))?;
+    Ok(Identity { chain: chain(&files.certificate, &pem)?, key, library })
+}
+
+/// The certificates of a PEM file.
+fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(format!("{}: there is no certificate in it", file.display())),
+        found => found.map_err(|error| format!("{}: {error}", file.display())),
+    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, String> {
@@ -479,6 +500,9 @@ fn wants_proxy_login(error: &reqwest::Error) -> bool {
 
 /// The innermost cause: the outer ones repeat the URL, whose query may be secret.
 fn describe(error: &reqwest::Error) -> String {
+    if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+        return certificates::advice(error);
+    }
     match causes(error).last() {
         Some(cause) => crate::registry::headers::one_line(&cause.to_string()),
         None if error.is_builder() => "the request cannot be built".to_owned(),

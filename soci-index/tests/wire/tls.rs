@@ -28,8 +28,13 @@ type Shown = Arc<Mutex<Vec<bool>>>;
 
 /// Answers `answer` to everybody who trusts it; returns its address.
 fn encrypted(answer: &'static str, must_show: bool) -> (String, Shown) {
-    let certificate = CertificateDer::from_pem_file(file("server.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+    encrypted_by(["server.pem", "server.key"], answer, must_show)
+}
+
+/// The same with this certificate and its key.
+fn encrypted_by([certificate, key]: [&str; 2], answer: &'static str, must_show: bool) -> (String, Shown) {
+    let certificate = CertificateDer::from_pem_file(file(certificate)).unwrap();
+    let key = PrivateKeyDer::from_pem_file(file(key)).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut clients = RootCertStore::empty();
     clients.add(CertificateDer::from_pem_file(file("client-authority.pem")).unwrap()).unwrap();
@@ -86,6 +91,53 @@ async fn the_file_is_trusted_and_nobody_else() {
     let before = server.requests().len();
     assert_refused(read(&server.repository()).await);
     assert_eq!(server.requests().len(), before + 1);
+}
+
+/// What `openssl req -x509` makes is an authority and a server at once. Trusted as it is, it is believed, with the right name
+/// and on the right days only.
+#[tokio::test]
+async fn a_certificate_that_is_trusted_itself() {
+    for (shown, trusted, is_believed) in [
+        ("self.pem", Some("self.pem"), true),
+        ("self.pem", None, false),
+        ("self.pem", Some("authority.pem"), false),
+        ("self-other-name.pem", Some("self-other-name.pem"), false),
+        ("self-expired.pem", Some("self-expired.pem"), false),
+        // Of the same key and name, and not the same.
+        ("self.pem", Some("self-other-name.pem"), false),
+        ("self-expired.pem", Some("self.pem"), false),
+    ] {
+        let (address, _) = encrypted_by([shown, "self.key"], HELLO, false);
+        let trust = trusted.map(|trusted| format!("ca = '{}'\n", file(trusted).display())).unwrap_or_default();
+        let by_file = read(&described(&format!("server = 'https://{address}'\n{trust}"), options())).await;
+        let ca_file = trusted.map(file);
+        let options = ClientOptions { ca_file, ..options() };
+        let by_option = read(&described(&format!("server = 'https://{address}'\n"), options)).await;
+        for found in [by_file, by_option] {
+            match is_believed {
+                true => assert_eq!(found.unwrap(), "hello", "{shown} {trusted:?}"),
+                false => assert_refused(found),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_say_what_helps() {
+    let (address, _) = encrypted(HELLO, false);
+    let untrusted =
+        read(&described(&format!("server = 'https://{address}'\n"), options())).await.unwrap_err().to_string();
+    assert!(untrusted.contains("--tls-ca-cert") && untrusted.contains("hosts.toml"), "{untrusted}");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("server = 'https://{}'\n", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n");
+        }
+    });
+    let plain = read(&described(&server, options())).await.unwrap_err().to_string();
+    assert!(plain.contains("--plain-http") && plain.matches("https://").count() == 1, "{plain}");
 }
 
 /// The registry `r.example`, whose hosts are described by `text`.
