@@ -176,7 +176,7 @@ pub fn title(network: Network) -> String {
 }
 
 fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
+    soci_index::output::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]
