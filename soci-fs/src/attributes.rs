@@ -14,6 +14,9 @@ const BLOCK_BYTES: u64 = 512;
 /// Permission bits of a directory that no entry describes, as every extractor makes it.
 const IMPLIED_PERMISSIONS: u16 = 0o755;
 
+/// Permission bits of every symbolic link on Linux.
+const SYMLINK_PERMISSIONS: u16 = 0o777;
+
 /// What `stat` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
@@ -40,9 +43,10 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// The attributes of `node`, which `entry` describes.
+    /// The attributes of `node`: content by `entry`; mode, owner and time by `header`, which is another entry where a
+    /// hard link to the file was extracted after it.
     #[must_use]
-    pub fn new(inode: u64, node: &Node, entry: Option<&Entry>) -> Self {
+    pub fn new(inode: u64, node: &Node, entry: Option<&Entry>, header: Option<&Entry>) -> Self {
         let kind = node.kind();
         let size = match (kind, entry) {
             (NodeKind::Regular, Some(entry)) => entry.size,
@@ -55,15 +59,20 @@ impl Attributes {
         };
         // A white-out, where it is shown at all, is shown as overlayfs wants it: a device 0:0 that nobody may use.
         let implied = if kind == NodeKind::Whiteout { 0 } else { IMPLIED_PERMISSIONS };
+        let permissions = match kind {
+            // Archives made elsewhere have other modes; Linux has no others.
+            NodeKind::Symlink => SYMLINK_PERMISSIONS,
+            _ => header.map_or(implied, Entry::permissions),
+        };
         Self {
             inode,
             kind,
-            permissions: entry.map_or(implied, Entry::permissions),
-            uid: entry.map_or(0, |entry| entry.uid),
-            gid: entry.map_or(0, |entry| entry.gid),
+            permissions,
+            uid: header.map_or(0, |header| header.uid),
+            gid: header.map_or(0, |header| header.gid),
             size,
             blocks: size.div_ceil(BLOCK_BYTES),
-            modified: entry.and_then(|entry| entry.modified).unwrap_or_default(),
+            modified: header.and_then(|header| header.modified).unwrap_or_default(),
             links: node.links(),
             device,
         }
@@ -79,6 +88,27 @@ fn pack_device((major, minor): (i64, i64)) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Tree;
+    use crate::tree::tests::script;
+
+    /// A link whose header says 0755, and a file of which a hard link was extracted last.
+    #[test]
+    fn modes_of_links() {
+        let mut entries = script("s l t; f a; h b a");
+        entries[0].mode = 0o755;
+        entries[2].mode = 0o600;
+        let tree = Tree::of_layer(&entries).unwrap();
+        let shown = |name: &[u8]| {
+            let number = tree.find(name).unwrap();
+            let node = tree.node(number).unwrap();
+            let entry = |number: u32| &entries[number as usize];
+            let header = tree.header(number).map(|header| entry(header.entry));
+            let attributes = Attributes::new(1, node, node.entry().map(entry), header);
+            (attributes.permissions, attributes.uid)
+        };
+        assert_eq!(shown(b"l"), (0o777, 0));
+        assert_eq!((shown(b"a"), shown(b"b")), ((0o600, 2), (0o600, 2)));
+    }
 
     #[test]
     fn device_numbers() {

@@ -99,7 +99,7 @@ fn found(tree: &Tree, entries: &[Entry]) -> BTreeMap<String, Row> {
 fn row(tree: &Tree, number: NodeNumber, entries: &[Entry]) -> Row {
     let node = tree.node(number).unwrap();
     let entry = node.entry().map(|entry| &entries[entry as usize]);
-    let attributes = Attributes::new(1, node, entry);
+    let attributes = Attributes::new(1, node, entry, entry);
     let kind = match attributes.kind {
         NodeKind::Directory => "dir",
         NodeKind::Regular => "reg",
