@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use soci_index::build::Skip;
 use soci_index::digest::Digest;
 use soci_index::find::choose::Choice;
 use soci_index::image::model::Descriptor;
@@ -190,6 +191,26 @@ pub enum OpenError {
         layer: Box<Digest>,
         /// What was found.
         reason: String,
+    },
+    /// The layer is no tar, or nothing can be known of it.
+    #[error("layer {layer} ({media_type}) cannot be shown: {reason}")]
+    NotALayer {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the image says it is.
+        media_type: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The layer is not with the image, and was not fetched from elsewhere.
+    #[error("layer {layer} ({media_type}) cannot be shown: {}", Skip::Foreign { urls: urls.clone() })]
+    Foreign {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the image says it is.
+        media_type: String,
+        /// Where it is to be had.
+        urls: Vec<String>,
     },
     /// A layer could not be streamed.
     #[error(transparent)]

@@ -43,6 +43,7 @@ impl Source for ImageBlob {
             let origin = self.image.to_string();
             let failed = move |error| match error {
                 ImageError::Registry(error) => SourceError::Registry(error),
+                ImageError::Store(error) => SourceError::Stored(error),
                 other => SourceError::Unavailable { origin: origin.clone(), what: other.to_string() },
             };
             Ok(self.image.read_range(&self.blob, range).map(move |chunk| chunk.map_err(&failed)).boxed())

@@ -32,6 +32,14 @@ pub enum ImageError {
         /// The tags that a layout has.
         tags: Vec<String>,
     },
+    /// There is something, and no image in it.
+    #[error("{image} holds no image: {}", entries(*count))]
+    NoImage {
+        /// What was asked for.
+        image: String,
+        /// How many entries there are that are none.
+        count: usize,
+    },
     /// A layout holds several images.
     #[error("{image} holds several images: name one{}", known_tags(tags))]
     Ambiguous {
@@ -77,8 +85,16 @@ pub enum ImageError {
     Stopped,
 }
 
+fn entries(count: usize) -> String {
+    match count {
+        0 => "its index is empty".to_owned(),
+        1 => "the only entry of its index is an attestation or another artifact".to_owned(),
+        _ => format!("all {count} entries of its index are attestations or other artifacts"),
+    }
+}
+
 fn known_tags(tags: &[String]) -> String {
-    if tags.is_empty() { String::new() } else { format!(" (there are the tags {})", tags.join(", ")) }
+    if tags.is_empty() { String::new() } else { format!(" (there are {})", tags.join(", ")) }
 }
 
 fn list(platforms: &[Platform]) -> String {
