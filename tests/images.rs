@@ -1,9 +1,12 @@
 //! Images as people have them: wrong labels, layers that are none, archives of several images, outputs that are no files.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -60,11 +63,11 @@ impl Drop for Mounted {
     }
 }
 
-fn mount(root: &Path, image: &str) -> Mounted {
+fn mount(root: &Path, image: &str, more: &[&str]) -> Mounted {
     let at = root.join("mnt");
     fs::create_dir_all(&at).unwrap();
     let mut command = soci();
-    command.arg("--root").arg(root.join("root")).args(["mount", image]).arg(&at).args(WHOLE);
+    command.arg("--root").arg(root.join("root")).args(["mount", image]).arg(&at).args(WHOLE).args(more);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (start, before) = (Instant::now(), root.metadata().unwrap().dev());
     while at.metadata().is_ok_and(|at| at.dev() == before) {
@@ -100,7 +103,7 @@ fn labels_that_are_wrong() {
         if !with_index {
             fs::remove_dir_all(work.path().join("root")).unwrap();
         }
-        let mounted = mount(work.path(), &name);
+        let mounted = mount(work.path(), &name, &[]);
         for name in ["a", "b", "c", "d", "e"] {
             let read = fs::read(mounted.1.join(name)).unwrap();
             assert!(read == text(u64::from(name.as_bytes()[0]), 20_000), "{name}, index: {with_index}");
@@ -147,6 +150,84 @@ fn layers_that_are_none() {
             assert_eq!(said.matches(reason).count(), 1, "{said}");
         }
     }
+}
+
+/// A server of one file, which counts what it is asked for and what it is shown.
+fn serve(content: Vec<u8>) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let heads = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut head) = (stream.unwrap(), Vec::new());
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+            let answer = if head.starts_with("get /moved") {
+                "HTTP/1.1 302 Found\r\nLocation: /layer\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
+            } else {
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", content.len())
+            };
+            stream.write_all(answer.as_bytes()).unwrap();
+            if answer.contains("200") {
+                let _ = stream.write_all(&content);
+            }
+            heads.lock().unwrap().push(head);
+        }
+    });
+    (format!("http://{address}"), asked)
+}
+
+/// Foreign layers come from their URLs if that is allowed, and only right ones.
+#[test]
+fn foreign_layers_from_their_urls() {
+    let (foreign, own) = (tar(&[("foreign", text(1, 20_000))]), tar(&[("own", text(2, 20_000))]));
+    let blob = gzip(&foreign, 6);
+    let mut wrong = blob.clone();
+    wrong[200] ^= 1;
+    let (right, asked) = serve(blob.clone());
+    let (damaged, _) = serve(wrong);
+    let (short, _) = serve(blob[..5000.min(blob.len() - 1)].to_vec());
+    for (urls, is_good) in [
+        (json!([format!("{right}/moved")]), true),
+        (json!(["ftp://127.0.0.1/x", "http://127.0.0.1:1/x", format!("{right}/layer")]), true),
+        (json!([format!("{damaged}/layer")]), false),
+        (json!([format!("{short}/layer")]), false),
+        (json!(["file:///etc/passwd"]), false),
+    ] {
+        let work = tempfile::tempdir().unwrap();
+        let mut image = Image::new(vec![(FOREIGN, blob.clone(), foreign.clone()), (GZIP, gzip(&own, 6), own.clone())]);
+        let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+        manifest["layers"][0]["urls"] = urls.clone();
+        image.manifest = manifest.to_string().into();
+        let name = layout(&work.path().join("layout"), &image, &[Digest::of(&blob)]);
+        let before = asked.lock().unwrap().len();
+        let (code, said, _) = soci_at(work.path(), &["create", &name, "--min-layer-size", "0"]);
+        assert_eq!(
+            (code, said.matches("-> ztoc").count(), asked.lock().unwrap().len()),
+            (0, 1, before),
+            "{urls} {said}"
+        );
+        let allowed = ["create", &name, "--min-layer-size", "0", "--foreign-layers"];
+        let (code, said, warned) = soci_at(work.path(), &allowed);
+        assert_eq!(
+            (code == 0, said.matches("-> ztoc").count() == 2),
+            (is_good, is_good),
+            "{urls} {code} {said}{warned}"
+        );
+        if can_mount() && is_good {
+            let mounted = mount(work.path(), &name, &["--foreign-layers"]);
+            assert!(fs::read(mounted.1.join("foreign")).unwrap() == text(1, 20_000), "{urls}");
+        } else if can_mount() {
+            let at = work.path().to_str().unwrap();
+            let (code, _, said) = soci_at(work.path(), &[&["mount", &name, at][..], &allowed[2..]].concat());
+            assert!(code != 0 && said.contains("the layer by its URLs"), "{urls} {code} {said}");
+        }
+    }
+    assert!(!asked.lock().unwrap().iter().any(|head| head.contains("authorization")));
 }
 
 /// A file that will not change is not worth another try, and what is wrong with it is said once.
@@ -316,7 +397,7 @@ fn lists_of_attributes_are_empty() {
     builder.append_link(&mut hard, "file", ".wh..wh.plnk/1.2").unwrap();
     let image = Image::gzip(vec![builder.into_inner().unwrap()]);
     let name = layout(&work.path().join("layout"), &image, &[]);
-    let mounted = mount(work.path(), &name);
+    let mounted = mount(work.path(), &name, &[]);
     for path in [mounted.1.clone(), mounted.1.join("file"), mounted.1.join("link")] {
         assert_eq!(rustix::fs::llistxattr(&path, &mut [0_u8; 100][..]), Ok(0), "{}", path.display());
         assert_eq!(rustix::fs::llistxattr(&path, &mut [0_u8; 0][..]), Ok(0), "{}", path.display());

@@ -20,6 +20,7 @@ use soci_index::build::BuildError;
 use soci_index::decode::DecodeError;
 use soci_index::image::foreign::ForeignError;
 use soci_index::image::store::StoreError;
+use soci_index::image::urls::UrlError;
 use soci_index::image::{ImageError, SavedError};
 use soci_index::indexer::IndexError;
 use soci_index::manifest::ManifestError;
@@ -333,9 +334,18 @@ const fn of_image(error: &ImageError) -> Exit {
         ImageError::Malformed { .. } | ImageError::NotAnImage { .. } => Exit::BadContent,
         ImageError::NotFound { .. } | ImageError::Ambiguous { .. } | ImageError::NoPlatform { .. } => Exit::Failure,
         ImageError::NoImage { .. } => Exit::NothingToIndex,
+        ImageError::Urls { source, .. } => of_url(source),
         ImageError::Stopped => Exit::Failure,
         ImageError::Elsewhere { .. } => Exit::Usage,
         ImageError::Foreign(error) => of_foreign(error),
+    }
+}
+
+const fn of_url(error: &UrlError) -> Exit {
+    match error {
+        UrlError::Setup { .. } => Exit::Failure,
+        UrlError::Transport(_) | UrlError::Status { .. } => Exit::Registry,
+        UrlError::None | UrlError::Target { .. } | UrlError::Size { .. } | UrlError::Digest { .. } => Exit::BadContent,
     }
 }
 

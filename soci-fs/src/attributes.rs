@@ -43,10 +43,9 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// The attributes of `node`: content by `entry`; mode, owner and time by `header`, which is another entry where a
-    /// hard link to the file was extracted after it.
+    /// The attributes of `node`, which `entry` describes.
     #[must_use]
-    pub fn new(inode: u64, node: &Node, entry: Option<&Entry>, header: Option<&Entry>) -> Self {
+    pub fn new(inode: u64, node: &Node, entry: Option<&Entry>) -> Self {
         let kind = node.kind();
         let size = match (kind, entry) {
             (NodeKind::Regular, Some(entry)) => entry.size,
@@ -62,20 +61,29 @@ impl Attributes {
         let permissions = match kind {
             // Archives made elsewhere have other modes; Linux has no others.
             NodeKind::Symlink => SYMLINK_PERMISSIONS,
-            _ => header.map_or(implied, Entry::permissions),
+            _ => entry.map_or(implied, Entry::permissions),
         };
         Self {
             inode,
             kind,
             permissions,
-            uid: header.map_or(0, |header| header.uid),
-            gid: header.map_or(0, |header| header.gid),
+            uid: entry.map_or(0, |entry| entry.uid),
+            gid: entry.map_or(0, |entry| entry.gid),
             size,
             blocks: size.div_ceil(BLOCK_BYTES),
-            modified: header.and_then(|header| header.modified).unwrap_or_default(),
+            modified: entry.and_then(|entry| entry.modified).unwrap_or_default(),
             links: node.links(),
             device,
         }
+    }
+
+    /// The same with the mode, owner and time of another entry: a hard link to the file that was extracted after it.
+    #[must_use]
+    pub fn with_header(self, header: Option<&Entry>) -> Self {
+        let Some(header) = header else { return self };
+        let permissions = if self.kind == NodeKind::Symlink { self.permissions } else { header.permissions() };
+        let modified = header.modified.unwrap_or_default();
+        Self { permissions, uid: header.uid, gid: header.gid, modified, ..self }
     }
 }
 
@@ -103,7 +111,7 @@ mod tests {
             let node = tree.node(number).unwrap();
             let entry = |number: u32| &entries[number as usize];
             let header = tree.header(number).map(|header| entry(header.entry));
-            let attributes = Attributes::new(1, node, node.entry().map(entry), header);
+            let attributes = Attributes::new(1, node, node.entry().map(entry)).with_header(header);
             (attributes.permissions, attributes.uid)
         };
         assert_eq!(shown(b"l"), (0o777, 0));

@@ -263,7 +263,7 @@ impl Image {
         if number != NodeNumber::ROOT {
             self.in_service()?;
         }
-        Ok(Attributes::new(inode, node, self.entry_of(node), self.header_of(number)))
+        Ok(Attributes::new(inode, node, self.entry_of(node)).with_header(self.header_of(number)))
     }
 
     /// The names in a directory from position `from` on, without `.` and `..`. Positions come from [`Listed::next`]; the

@@ -26,6 +26,7 @@ use soci_index::digest::Digest;
 use soci_index::find::choose::Choice;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 use soci_index::profile::artifact::Published;
 use soci_index::publish::profiles::ProfilesError;
@@ -77,6 +78,8 @@ pub struct OpenOptions {
     pub listing: Option<Arc<Listing>>,
     /// Which start-up profile of the image will be used: its pack is part of what is claimed of a layer.
     pub profile: profile::Choice,
+    /// Fetches foreign layers from their URLs, if the operator allows it.
+    pub urls: Option<UrlFetcher>,
 }
 
 impl Default for OpenOptions {
@@ -95,6 +98,7 @@ impl Default for OpenOptions {
             trust: Arc::default(),
             listing: None,
             profile: profile::Choice::None,
+            urls: None,
         }
     }
 }
@@ -130,8 +134,10 @@ impl fmt::Debug for OpenOptions {
             trust,
             listing,
             profile,
+            urls,
         } = self;
         f.debug_struct("OpenOptions")
+            .field("urls", urls)
             .field("layer_bytes_min", layer_bytes_min)
             .field("whole_layers", whole_layers)
             .field("policy", policy)

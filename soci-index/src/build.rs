@@ -15,6 +15,7 @@ use crate::compact;
 use crate::digest::Digest;
 use crate::encoding::{Declared, Encoding};
 use crate::image::model::Descriptor;
+use crate::image::urls::UrlFetcher;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::indexer::{IndexError, Indexed, SPAN_BYTES};
 use crate::known::{REUSE_TAGS, Reuse};
@@ -75,6 +76,8 @@ pub struct BuildOptions {
     pub reuse_tags: usize,
     /// What of that may be relied on.
     pub reuse: Reuse,
+    /// Fetches foreign layers from their URLs, if that is allowed.
+    pub urls: Option<UrlFetcher>,
     /// How many layers are read at the same time, at least 1.
     pub parallel: usize,
     /// Bounds on what a layer may make us hold.
@@ -93,6 +96,7 @@ impl Default for BuildOptions {
             prefetch: Vec::new(),
             reuse_tags: REUSE_TAGS,
             reuse: Reuse::default(),
+            urls: None,
             parallel,
             limits: Limits::INDEXING,
         }

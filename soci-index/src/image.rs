@@ -21,6 +21,7 @@ pub mod platform;
 pub mod reference;
 pub mod store;
 mod stream;
+pub mod urls;
 
 use std::ops::Range;
 use std::sync::Arc;

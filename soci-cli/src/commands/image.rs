@@ -16,6 +16,7 @@ use soci_index::encoding::obstacle;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::known::{Relied, Reuse};
 use soci_index::publish::Report;
@@ -155,6 +156,14 @@ async fn of_platform_telling(
     images.into_iter().next().context("the image has no platform")
 }
 
+/// What fetches foreign layers from their URLs, where the user allows it.
+///
+/// # Errors
+/// When no client can be set up.
+pub fn foreign_layers(is_allowed: bool) -> anyhow::Result<Option<UrlFetcher>> {
+    Ok(is_allowed.then(UrlFetcher::new).transpose()?)
+}
+
 /// How to build.
 ///
 /// # Errors
@@ -176,6 +185,7 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
         prefetch,
         reuse_tags: building.reuse_tags,
         reuse: Reuse { verified: building.verify_reused, signed_by: None },
+        urls: foreign_layers(building.foreign_layers)?,
         ..BuildOptions::default()
     })
 }

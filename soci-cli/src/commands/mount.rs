@@ -184,6 +184,7 @@ fn open_options(
         trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
         listing: None,
         profile: ahead::choice(arguments),
+        urls: image::foreign_layers(arguments.foreign_layers)?,
     })
 }
 

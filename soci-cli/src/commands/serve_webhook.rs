@@ -285,7 +285,7 @@ fn is_no_image(cause: &(dyn std::error::Error + 'static)) -> bool {
         Some(PublishError::Image(error)) => Some(error),
         _ => cause.downcast_ref::<ImageError>(),
     };
-    matches!(image, Some(ImageError::NotAnImage { .. }))
+    matches!(image, Some(ImageError::NotAnImage { .. } | ImageError::NoImage { .. }))
 }
 
 #[cfg(test)]

@@ -118,7 +118,7 @@ impl Planted {
             return Ok(state_attributes(id));
         }
         let node = self.shown(id)?;
-        let mut attributes = Attributes::new(id.pack(), node, self.entry_of(node), self.header_of(id.node));
+        let mut attributes = Attributes::new(id.pack(), node, self.entry_of(node)).with_header(self.header_of(id.node));
         if let (Some(map), false) = (map, node.kind() == NodeKind::Whiteout) {
             attributes.uid = map.uid(attributes.uid);
             attributes.gid = map.gid(attributes.gid);

@@ -20,7 +20,7 @@ use super::find::Found;
 use super::{ImageOpener, LayerNote, OpenError, Way};
 use crate::reader::LayerReader;
 use crate::source::Source;
-use crate::source::image::ImageBlob;
+use crate::source::image::{ImageBlob, UrlBlob};
 use crate::source::origins::Origins;
 use crate::source::watched::WatchedSource;
 use crate::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
@@ -78,7 +78,13 @@ impl ImageOpener {
         if let Some(reason) = self.store.condemned(Condemned::Claim(Claim::whole(layer.digest, diff_id).id())) {
             return Err(OpenError::Condemned { layer: Box::new(layer.digest), reason });
         }
-        let reason = match self.lazy(layer, diff_id).await? {
+        let urls = self.urls(layer).await?;
+        let lazy = match &urls {
+            // Its place is not the image's, and only the image's is known after a restart.
+            Some(_) => Err("it is a foreign layer, fetched from its URLs".to_owned()),
+            None => self.lazy(layer, diff_id).await?,
+        };
+        let reason = match lazy {
             Ok((table, claim)) => {
                 let (stored, table) = self.keep(layer, claim, table).await?;
                 return self.opened(layer, stored, Some(table), note(Way::Lazy));
@@ -88,7 +94,11 @@ impl ImageOpener {
         if !self.options.whole_layers {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
-        let stored = self.stream(layer, diff_id).await?;
+        let from_urls = urls.is_some();
+        let stored = self.stream(layer, diff_id, urls).await?;
+        if from_urls {
+            stored.store.pin();
+        }
         self.opened(layer, stored, None, note(Way::Streamed(reason)))
     }
 
@@ -260,8 +270,13 @@ impl ImageOpener {
     }
 
     /// Fetches a layer whole, and proves it as it comes.
-    async fn stream(&self, layer: &Descriptor, diff_id: Digest) -> Result<Stored, OpenError> {
-        let blob: Arc<dyn Source> = Arc::new(ImageBlob::new(self.source.clone(), layer.clone()));
+    async fn stream(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+        urls: Option<Arc<dyn Source>>,
+    ) -> Result<Stored, OpenError> {
+        let blob = urls.unwrap_or_else(|| Arc::new(ImageBlob::new(self.source.clone(), layer.clone())));
         // Two images may come to this at the same time, and need it once.
         let _turn = self.store.turn(&Claim::whole(layer.digest, diff_id)).await;
         if let Some(stored) = self.proven(layer, diff_id).await? {
@@ -271,6 +286,20 @@ impl ImageOpener {
         let unpacked = self.unpacked(layer, claim, blob).await?;
         let (index, store, record) = (unpacked.index, unpacked.store, unpacked.record);
         Ok(Stored { index, store, record })
+    }
+
+    /// The URLs of a foreign layer as its source, if it is not beside the image.
+    async fn urls(&self, layer: &Descriptor) -> Result<Option<Arc<dyn Source>>, OpenError> {
+        if !layer.is_foreign() || !matches!(self.source.has_blob(layer).await, Ok(false)) {
+            return Ok(None);
+        }
+        match &self.options.urls {
+            Some(urls) if !layer.urls.is_empty() => Ok(Some(Arc::new(UrlBlob::new(urls.clone(), layer.clone())))),
+            _ => {
+                let (media_type, urls) = (layer.media_type.clone(), layer.urls.clone());
+                Err(OpenError::Foreign { layer: Box::new(layer.digest), media_type, urls })
+            }
+        }
     }
 
     /// Unpacks a blob as what its media type says, and if it is not that, as what its first bytes are: the media types
@@ -285,10 +314,6 @@ impl ImageOpener {
         let not_a_layer = |reason: String| OpenError::NotALayer { layer: Box::new(layer.digest), media_type, reason };
         if let Some(reason) = obstacle(&layer.media_type) {
             return Err(not_a_layer(reason.to_owned()));
-        }
-        if layer.is_foreign() && matches!(self.source.has_blob(layer).await, Ok(false)) {
-            let (media_type, urls) = (layer.media_type.clone(), layer.urls.clone());
-            return Err(OpenError::Foreign { layer: Box::new(layer.digest), media_type, urls });
         }
         let declared = match Declared::by_media_type(&layer.media_type) {
             Declared::Layer(encoding) => Some(encoding),

@@ -14,6 +14,7 @@ use crate::compact;
 use crate::digest::Algorithm;
 use crate::encoding::{Declared, Encoding, SNIFF_BYTES};
 use crate::image::model::Descriptor;
+use crate::image::urls::UrlFetcher;
 use crate::image::{BlobStream, ImageError, ImageSource};
 use crate::index::Compression;
 use crate::indexer::{IndexError, Indexed, Options};
@@ -29,16 +30,16 @@ pub(crate) async fn index_layer(
     let Declared::Layer(declared) = Declared::by_media_type(&layer.media_type) else {
         return Ok(Err(no_compression(&layer.media_type)));
     };
-    if layer.is_foreign() && !source.has_blob(layer).await? {
-        return Ok(Err(Skip::Foreign { urls: layer.urls.clone() }));
-    }
-    if declared == Encoding::Zstd && starts_as(source, layer).await == Some(Encoding::Zstd) {
+    let place = match place(source, layer, options).await? {
+        Ok(place) => place,
+        Err(skip) => return Ok(Err(skip)),
+    };
+    if declared == Encoding::Zstd && starts_as(&place, layer).await == Some(Encoding::Zstd) {
         return Ok(Err(no_compression(&layer.media_type)));
     }
     // The indexer hashes the layer anyway: to do it twice would be a tenth of all the work.
     let is_hashed = layer.digest.algorithm() == Algorithm::Sha256;
-    let stream = if is_hashed { source.read_range(layer, 0..layer.size) } else { source.open_blob(layer) };
-    let (encoding, stream) = peek(stream).await?;
+    let (encoding, stream) = peek(if is_hashed { place.part(layer, layer.size) } else { place.whole(layer) }).await?;
     if encoding != declared {
         let (found, media_type) = (encoding.name(), &layer.media_type);
         tracing::warn!(layer = %layer.digest, media_type, "the layer is {found}, whatever its media type says");
@@ -61,16 +62,54 @@ pub(crate) async fn index_layer(
         }
         Err(error) => {
             // Ends with an error if these are not the layer's bytes.
-            source.open_blob(layer).try_for_each(|_| std::future::ready(Ok(()))).await?;
+            place.whole(layer).try_for_each(|_| std::future::ready(Ok(()))).await?;
             Ok(Err(Skip::Damaged { error }))
         }
     }
 }
 
+/// Where a layer is read from.
+enum Place<'a> {
+    Image(&'a ImageSource),
+    Urls(&'a UrlFetcher),
+}
+
+impl Place<'_> {
+    /// The first bytes, not checked against the digest.
+    fn part(&self, layer: &Descriptor, bytes: u64) -> BlobStream {
+        match self {
+            Self::Image(source) => source.read_range(layer, 0..bytes),
+            Self::Urls(urls) => urls.read(layer, 0..bytes),
+        }
+    }
+
+    /// All of it, checked.
+    fn whole(&self, layer: &Descriptor) -> BlobStream {
+        match self {
+            Self::Image(source) => source.open_blob(layer),
+            Self::Urls(urls) => urls.read(layer, 0..layer.size),
+        }
+    }
+}
+
+/// Where the layer is to be had: beside the image, or if it is a foreign one and that is allowed, at its URLs.
+async fn place<'a>(
+    source: &'a ImageSource,
+    layer: &Descriptor,
+    options: &'a BuildOptions,
+) -> Result<Result<Place<'a>, Skip>, ImageError> {
+    if !layer.is_foreign() || source.has_blob(layer).await? {
+        return Ok(Ok(Place::Image(source)));
+    }
+    Ok(match &options.urls {
+        Some(urls) if !layer.urls.is_empty() => Ok(Place::Urls(urls)),
+        _ => Err(Skip::Foreign { urls: layer.urls.clone() }),
+    })
+}
+
 /// What a blob's first bytes say, by a request of its own. `None` when they cannot be had.
-async fn starts_as(source: &ImageSource, layer: &Descriptor) -> Option<Encoding> {
-    let first = source.read_range(layer, 0..layer.size.min(SNIFF_BYTES));
-    let first: Vec<Bytes> = first.try_collect().await.ok()?;
+async fn starts_as(place: &Place<'_>, layer: &Descriptor) -> Option<Encoding> {
+    let first: Vec<Bytes> = place.part(layer, layer.size.min(SNIFF_BYTES)).try_collect().await.ok()?;
     Some(Encoding::sniff(&first.concat()))
 }
 

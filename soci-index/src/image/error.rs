@@ -4,6 +4,7 @@ use crate::digest::Digest;
 use crate::image::foreign::ForeignError;
 use crate::image::platform::Platform;
 use crate::image::store::StoreError;
+use crate::image::urls::UrlError;
 use crate::registry::RegistryError;
 
 /// Why an image cannot be read.
@@ -79,6 +80,14 @@ pub enum ImageError {
         digest: Box<Digest>,
         /// Why not.
         reason: String,
+    },
+    /// A layer cannot be had from the URLs that it names.
+    #[error("layer {layer}: {source}")]
+    Urls {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the last of them said.
+        source: UrlError,
     },
     /// The background task was stopped.
     #[error("reading was stopped")]
