@@ -373,6 +373,26 @@ fn outputs_that_are_no_files() {
     assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
 }
 
+/// What is written to `/dev/stdout` is the output and nothing else, appended where standard output is a file.
+#[test]
+fn outputs_to_standard_output() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    fs::write(at("layer"), gzip(&tar(&[("file", text(1, 20_000))]), 6)).unwrap();
+    drop(stdout(soci().args(["ztoc", "create", "-o"]).arg(at("ztoc")).arg(at("layer"))));
+    let expected = fs::read(at("ztoc")).unwrap();
+    let create = || {
+        let mut command = soci();
+        command.args(["ztoc", "create", "-o", "/dev/stdout"]).arg(at("layer"));
+        command
+    };
+    assert!(run(&mut create()).stdout == expected);
+    fs::write(at("file"), "before ").unwrap();
+    let file = fs::File::options().append(true).open(at("file")).unwrap();
+    assert!(create().stdout(file).status().unwrap().success());
+    assert!(fs::read(at("file")).unwrap() == [b"before ", &expected[..]].concat());
+}
+
 /// A list of extended attributes is never an error.
 #[test]
 fn lists_of_attributes_are_empty() {

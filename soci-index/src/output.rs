@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 /// As many symbolic links as Linux follows in one path.
 const LINKS_MAX: usize = 40;
 
+/// Number of `/dev/null`.
+const NULL_DEVICE: u64 = 0x103;
+
 /// An output that is being written. Dropped before [`Output::finish`], a regular file stays as it was.
 #[derive(Debug)]
 pub struct Output(Form);
@@ -115,6 +118,16 @@ pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 /// When that cannot be found out.
 pub fn is_in_place(path: &Path) -> io::Result<bool> {
     Ok(existing(path)?.is_some_and(|there| !there.is_file() || is_descriptor(path)))
+}
+
+/// Whether what is written to `path` goes where standard output goes.
+#[must_use]
+pub fn is_standard_output(path: &Path) -> bool {
+    let own = io::stdout().as_fd().try_clone_to_owned().map(File::from).and_then(|file| file.metadata());
+    let same = |own: &Metadata, there: &Metadata| (own.dev(), own.ino()) == (there.dev(), there.ino());
+    // All that is written to the null device goes nowhere, and there are many of them.
+    let is_null = |own: &Metadata| own.file_type().is_char_device() && own.rdev() == NULL_DEVICE;
+    matches!((own, path.metadata()), (Ok(own), Ok(there)) if same(&own, &there) && !is_null(&own))
 }
 
 /// Removes an output that is no longer valid, if it is a regular file.

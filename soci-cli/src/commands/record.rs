@@ -97,13 +97,14 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         tracing::warn!("the command reads more than a profile can name; the rest is left out");
     }
     write(&arguments.output, &profile)?;
-    output::line(format!(
+    let said = format!(
         "{}: {} in {} ranges, read within {} by {errand}",
         arguments.output.display(),
         output::size(profile.bytes()),
         profile.ranges().len(),
         output::time(time),
-    ))?;
+    );
+    output::line_beside(&arguments.output, said)?;
     match ending {
         Ending::Stopped => Ok(()),
         Ending::Exited(status) if status.success() => Ok(()),

@@ -61,10 +61,11 @@ pub fn create(layer: &Path, out: &Path, span_bytes: u64, json: bool) -> anyhow::
     write_whole(out, encoded.pieces()).with_context(|| format!("writing {}", out.display()))?;
     if json {
         // With the zTOC itself on standard output there is no room for a second document.
-        return if out == Path::new("-") { Ok(()) } else { output::json(&summary) };
+        let is_taken = out == Path::new("-") || soci_index::output::is_standard_output(out);
+        return if is_taken { Ok(()) } else { output::json(&summary) };
     }
     if out != Path::new("-") {
-        output::line(format!("layer {} -> ztoc {}", summary.layer_digest, summary.ztoc_digest))?;
+        output::line_beside(out, format!("layer {} -> ztoc {}", summary.layer_digest, summary.ztoc_digest))?;
     }
     Ok(())
 }
