@@ -90,8 +90,12 @@ async fn one_image_in_many_places() {
     let mut files = layout_files(&image, &name);
     write_directory(&at("layout"), &files);
     write_tar(&at("oci.tar"), &files);
-    // What Docker adds to the layout for its older readers.
-    files.push(("manifest.json".to_owned(), br#"[{"Config":"?","RepoTags":null,"Layers":["?"]}]"#.to_vec()));
+    // What Docker goes by, beside a layout that says the same.
+    let blob = |blob: &bytes::Bytes| format!("blobs/sha256/{}", Digest::of(blob).hex());
+    let (config, layers) = image.blobs.split_last().unwrap();
+    let layers: Vec<String> = layers.iter().map(blob).collect();
+    let saved = json!([{ "Config": blob(config), "RepoTags": [name], "Layers": layers }]);
+    files.push(("manifest.json".to_owned(), saved.to_string().into_bytes()));
     write_tar(&at("saved.tar"), &files);
     let expected = stdout(create(&at("r")).arg(&name));
     assert_eq!(expected.lines().count(), 3, "{expected}");

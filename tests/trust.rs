@@ -158,6 +158,7 @@ impl Stage {
             trust: Arc::new(trust),
             listing: None,
             profile: soci_fs::profile::Choice::None,
+            urls: None,
             observer: Arc::new(|_| {}),
         }
     }

@@ -45,8 +45,8 @@ First steps:
   soci mount registry.example/app:v1 D   read its files; only what is touched is fetched
 
 Images:
-  HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:TAG]   oci-archive:FILE[:TAG]
-  docker-archive:FILE[:TAG]      containerd:NAME
+  HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:NAME]   oci-archive:FILE[:NAME]
+  docker-archive:FILE[:NAME]     containerd:NAME        NAME: a tag, a whole name, or @N
 
 Exit codes:
   0 done, or nothing to do         4 registry or network

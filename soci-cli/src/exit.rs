@@ -20,6 +20,7 @@ use soci_index::build::BuildError;
 use soci_index::decode::DecodeError;
 use soci_index::image::foreign::ForeignError;
 use soci_index::image::store::StoreError;
+use soci_index::image::urls::UrlError;
 use soci_index::image::{ImageError, SavedError};
 use soci_index::indexer::IndexError;
 use soci_index::manifest::ManifestError;
@@ -86,6 +87,21 @@ pub fn fail(exit: Exit, message: impl Into<String>) -> anyhow::Error {
 #[must_use]
 pub fn code(error: &anyhow::Error) -> Exit {
     error.chain().find_map(known).unwrap_or(Exit::Failure)
+}
+
+/// A failure in words: what happened and its causes, each once. Errors that say their cause themselves, and pass it on as
+/// their source, too, would be said twice.
+#[must_use]
+pub fn words(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if words.is_empty() {
+            words = cause;
+        } else if !words.contains(&cause) {
+            words = format!("{words}: {cause}");
+        }
+    }
+    words
 }
 
 fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
@@ -255,7 +271,7 @@ fn of_open(error: &OpenError) -> Exit {
         OpenError::IndexStore(error) => of_store(error),
         OpenError::NoSuchIndex { .. } | OpenError::NotLazy { .. } | OpenError::Abandoned => Exit::Failure,
         OpenError::NoPart { .. } => Exit::Failure,
-        OpenError::Condemned { .. } => Exit::BadContent,
+        OpenError::Condemned { .. } | OpenError::NotALayer { .. } | OpenError::Foreign { .. } => Exit::BadContent,
         OpenError::Profile(error) => of_profiles(error),
         OpenError::Unpack(error) => of_unpack(error),
         OpenError::Store(_) => Exit::Local,
@@ -299,6 +315,7 @@ fn of_source(error: &SourceError) -> Exit {
     match error {
         SourceError::Local { .. } => Exit::Local,
         SourceError::Registry(error) => of_registry(error),
+        SourceError::Stored(error) => of_store(error),
         SourceError::OutOfRange { .. } => Exit::BadContent,
         SourceError::Denied { .. } => Exit::Credentials,
         // The image's own place is asked first.
@@ -317,9 +334,19 @@ const fn of_image(error: &ImageError) -> Exit {
         ImageError::Store(error) => of_store(error),
         ImageError::Malformed { .. } | ImageError::NotAnImage { .. } => Exit::BadContent,
         ImageError::NotFound { .. } | ImageError::Ambiguous { .. } | ImageError::NoPlatform { .. } => Exit::Failure,
+        ImageError::NoImage { .. } => Exit::NothingToIndex,
+        ImageError::Urls { source, .. } => of_url(source),
         ImageError::Stopped => Exit::Failure,
         ImageError::Elsewhere { .. } => Exit::Usage,
         ImageError::Foreign(error) => of_foreign(error),
+    }
+}
+
+const fn of_url(error: &UrlError) -> Exit {
+    match error {
+        UrlError::Setup { .. } => Exit::Failure,
+        UrlError::Transport(_) | UrlError::Status { .. } => Exit::Registry,
+        UrlError::None | UrlError::Target { .. } | UrlError::Size { .. } | UrlError::Digest { .. } => Exit::BadContent,
     }
 }
 

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With standard error gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "soci: {error:#}");
+            let _ = writeln!(std::io::stderr(), "soci: {}", exit::words(&error));
             exit::code(&error).into()
         }
     }

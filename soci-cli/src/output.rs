@@ -1,6 +1,7 @@
 //! What people and programs see: tables, sizes, JSON, bars. Nothing else prints to standard output.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -8,6 +9,17 @@ use serde::Serialize;
 /// Writes a line to standard output. A reader that went away (`| head`) is no failure.
 pub fn line(text: impl AsRef<str>) -> anyhow::Result<()> {
     bytes(format!("{}\n", text.as_ref()).as_bytes())
+}
+
+/// Writes a line about `file`, which was written just now: to standard error if the file itself went to standard output.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn line_beside(file: &Path, text: impl AsRef<str>) -> anyhow::Result<()> {
+    if !soci_index::output::is_standard_output(file) {
+        return line(text);
+    }
+    writeln!(std::io::stderr(), "{}", text.as_ref()).context("writing to standard error")
 }
 
 /// Writes bytes to standard output.

@@ -14,6 +14,9 @@ const BLOCK_BYTES: u64 = 512;
 /// Permission bits of a directory that no entry describes, as every extractor makes it.
 const IMPLIED_PERMISSIONS: u16 = 0o755;
 
+/// Permission bits of every symbolic link on Linux.
+const SYMLINK_PERMISSIONS: u16 = 0o777;
+
 /// What `stat` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
@@ -55,10 +58,15 @@ impl Attributes {
         };
         // A white-out, where it is shown at all, is shown as overlayfs wants it: a device 0:0 that nobody may use.
         let implied = if kind == NodeKind::Whiteout { 0 } else { IMPLIED_PERMISSIONS };
+        let permissions = match kind {
+            // Archives made elsewhere have other modes; Linux has no others.
+            NodeKind::Symlink => SYMLINK_PERMISSIONS,
+            _ => entry.map_or(implied, Entry::permissions),
+        };
         Self {
             inode,
             kind,
-            permissions: entry.map_or(implied, Entry::permissions),
+            permissions,
             uid: entry.map_or(0, |entry| entry.uid),
             gid: entry.map_or(0, |entry| entry.gid),
             size,
@@ -67,6 +75,15 @@ impl Attributes {
             links: node.links(),
             device,
         }
+    }
+
+    /// The same with the mode, owner and time of another entry: a hard link to the file that was extracted after it.
+    #[must_use]
+    pub fn with_header(self, header: Option<&Entry>) -> Self {
+        let Some(header) = header else { return self };
+        let permissions = if self.kind == NodeKind::Symlink { self.permissions } else { header.permissions() };
+        let modified = header.modified.unwrap_or_default();
+        Self { permissions, uid: header.uid, gid: header.gid, modified, ..self }
     }
 }
 
@@ -79,6 +96,27 @@ fn pack_device((major, minor): (i64, i64)) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Tree;
+    use crate::tree::tests::script;
+
+    /// A link whose header says 0755, and a file of which a hard link was extracted last.
+    #[test]
+    fn modes_of_links() {
+        let mut entries = script("s l t; f a; h b a");
+        entries[0].mode = 0o755;
+        entries[2].mode = 0o600;
+        let tree = Tree::of_layer(&entries).unwrap();
+        let shown = |name: &[u8]| {
+            let number = tree.find(name).unwrap();
+            let node = tree.node(number).unwrap();
+            let entry = |number: u32| &entries[number as usize];
+            let header = tree.header(number).map(|header| entry(header.entry));
+            let attributes = Attributes::new(1, node, node.entry().map(entry)).with_header(header);
+            (attributes.permissions, attributes.uid)
+        };
+        assert_eq!(shown(b"l"), (0o777, 0));
+        assert_eq!((shown(b"a"), shown(b"b")), ((0o600, 2), (0o600, 2)));
+    }
 
     #[test]
     fn device_numbers() {

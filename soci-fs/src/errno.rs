@@ -68,6 +68,7 @@ const fn of_source(error: &SourceError) -> Errno {
         SourceError::Denied { .. }
         | SourceError::Local { .. }
         | SourceError::Registry(_)
+        | SourceError::Stored(_)
         | SourceError::OutOfRange { .. }
         | SourceError::Unavailable { .. }
         | SourceError::Missing { .. }

@@ -3,7 +3,7 @@
 //! Neither ever changes, but for the few things that they say do, so the kernel may keep what it is told for ever: names
 //! (also that a name does not exist), attributes, directories, link targets, pages. `open` and `opendir` are answered
 //! "not implemented" where the kernel then stops asking, and so is `getxattr` when no file of an image has extended
-//! attributes.
+//! attributes; `listxattr` answers an empty list then, as on any other file system.
 //!
 //! A request is answered by the thread that received it when all it needs is on this node. Else it becomes a task, and
 //! the thread goes on to the next request: the network never holds up a FUSE thread.

@@ -263,7 +263,7 @@ impl Image {
         if number != NodeNumber::ROOT {
             self.in_service()?;
         }
-        Ok(Attributes::new(inode, node, self.entry_of(node)))
+        Ok(Attributes::new(inode, node, self.entry_of(node)).with_header(self.header_of(number)))
     }
 
     /// The names in a directory from position `from` on, without `.` and `..`. Positions come from [`Listed::next`]; the
@@ -394,6 +394,12 @@ impl Image {
 
     fn entry_of(&self, node: &Node) -> Option<&Entry> {
         self.layers.get(usize::from(node.layer()))?.index().entries.get(node.entry()? as usize)
+    }
+
+    /// The entry that has the mode, owner and time of a file.
+    fn header_of(&self, number: NodeNumber) -> Option<&Entry> {
+        let header = self.view.header(number)?;
+        self.layers.get(usize::from(header.layer))?.index().entries.get(header.entry as usize)
     }
 
     fn status_attributes(&self, inode: u64) -> Attributes {

@@ -21,10 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use soci_index::build::Skip;
 use soci_index::digest::Digest;
 use soci_index::find::choose::Choice;
 use soci_index::image::model::Descriptor;
 use soci_index::image::store::StoreError as BlobStoreError;
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 use soci_index::profile::artifact::Published;
 use soci_index::publish::profiles::ProfilesError;
@@ -76,6 +78,8 @@ pub struct OpenOptions {
     pub listing: Option<Arc<Listing>>,
     /// Which start-up profile of the image will be used: its pack is part of what is claimed of a layer.
     pub profile: profile::Choice,
+    /// Fetches foreign layers from their URLs, if the operator allows it.
+    pub urls: Option<UrlFetcher>,
 }
 
 impl Default for OpenOptions {
@@ -94,6 +98,7 @@ impl Default for OpenOptions {
             trust: Arc::default(),
             listing: None,
             profile: profile::Choice::None,
+            urls: None,
         }
     }
 }
@@ -129,8 +134,10 @@ impl fmt::Debug for OpenOptions {
             trust,
             listing,
             profile,
+            urls,
         } = self;
         f.debug_struct("OpenOptions")
+            .field("urls", urls)
             .field("layer_bytes_min", layer_bytes_min)
             .field("whole_layers", whole_layers)
             .field("policy", policy)
@@ -190,6 +197,26 @@ pub enum OpenError {
         layer: Box<Digest>,
         /// What was found.
         reason: String,
+    },
+    /// The layer is no tar, or nothing can be known of it.
+    #[error("layer {layer} ({media_type}) cannot be shown: {reason}")]
+    NotALayer {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the image says it is.
+        media_type: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The layer is not with the image, and was not fetched from elsewhere.
+    #[error("layer {layer} ({media_type}) cannot be shown: {}", Skip::Foreign { urls: urls.clone() })]
+    Foreign {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the image says it is.
+        media_type: String,
+        /// Where it is to be had.
+        urls: Vec<String>,
     },
     /// A layer could not be streamed.
     #[error(transparent)]

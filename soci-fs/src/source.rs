@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
+use soci_index::image::store::StoreError;
 use soci_index::registry::RegistryError;
 
 pub mod containerd;
@@ -126,6 +127,9 @@ pub enum SourceError {
     /// A registry did not deliver.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A layout or archive does not have the blob, or not as it should be.
+    #[error(transparent)]
+    Stored(#[from] StoreError),
     /// Nobody answered, or not in time, or with a failure that may pass.
     #[error("{origin} is unavailable: {what}")]
     Unavailable {
@@ -179,6 +183,7 @@ impl SourceError {
             Self::Registry(error) => error.is_refusal(),
             Self::Everywhere { causes } => causes.iter().any(Self::is_refusal),
             Self::Local { .. }
+            | Self::Stored(_)
             | Self::OutOfRange { .. }
             | Self::Unavailable { .. }
             | Self::Missing { .. }

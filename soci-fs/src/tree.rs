@@ -13,6 +13,7 @@
 //! ascending unique names; no name is empty, `.`, `..`, longer than 255 bytes or has a slash or NUL in it; directories
 //! have one parent and form a tree, so a walk ends; the same layers give the same arrays.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -125,8 +126,17 @@ pub struct Tree {
     nodes: Vec<Node>,
     dirents: Vec<Dirent>,
     names: Vec<u8>,
+    /// Whose mode, owner and time count, for files with hard links.
+    headers: HashMap<u32, Header>,
     foreign_links: Vec<ForeignLink>,
     skipped: Vec<Skipped>,
+}
+
+/// An entry in the table of one of the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Header {
+    pub(crate) layer: u16,
+    pub(crate) entry: u32,
 }
 
 /// A hard link that needs a lower layer: its node, and its target as a clean path.
@@ -280,6 +290,20 @@ impl Tree {
         &self.skipped
     }
 
+    /// The entry whose mode, owner and time a file has: the hard link to it that was extracted last, else its own.
+    pub(crate) fn header(&self, number: NodeNumber) -> Option<Header> {
+        let own = || {
+            let node = self.node(number)?;
+            Some(Header { layer: node.layer, entry: node.entry()? })
+        };
+        self.linked_header(number).or_else(own)
+    }
+
+    /// The same, of hard links only.
+    pub(crate) fn linked_header(&self, number: NodeNumber) -> Option<Header> {
+        self.headers.get(&number.0).copied()
+    }
+
     fn is_shown(&self, number: NodeNumber) -> bool {
         self.node(number).is_some_and(|node| node.kind != NodeKind::ForeignLink)
     }
@@ -336,6 +360,7 @@ pub(crate) struct Layout {
     nodes: Vec<Node>,
     dirents: Vec<Dirent>,
     names: Vec<u8>,
+    headers: HashMap<u32, Header>,
 }
 
 /// What [`Layout`] needs to know of a new node.
@@ -368,6 +393,11 @@ impl Layout {
         Ok(number)
     }
 
+    /// Gives a file the mode, owner and time of another entry.
+    pub(crate) fn describe(&mut self, node: u32, header: Header) {
+        self.headers.insert(node, header);
+    }
+
     /// Marks that the children of `directory` follow.
     pub(crate) fn begin(&mut self, directory: u32) -> Result<(), TreeError> {
         self.nodes[directory as usize].first = counted(self.dirents.len(), "names")?;
@@ -393,7 +423,8 @@ impl Layout {
         self.nodes.shrink_to_fit();
         self.dirents.shrink_to_fit();
         self.names.shrink_to_fit();
-        Tree { nodes: self.nodes, dirents: self.dirents, names: self.names, foreign_links, skipped }
+        let Self { nodes, dirents, names, headers } = self;
+        Tree { nodes, dirents, names, headers, foreign_links, skipped }
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use soci_index::digest::{Algorithm, Digest, Hasher};
+pub use soci_index::encoding::Encoding;
 use soci_index::image::model::Descriptor;
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::indexer::{IndexError, Indexed, Options};
@@ -55,30 +56,6 @@ impl LayerClaim {
     #[must_use]
     pub const fn whole(&self) -> Claim {
         Claim::whole(self.digest, self.diff_id)
-    }
-}
-
-/// How a layer blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    /// gzip.
-    Gzip,
-    /// Not at all.
-    Tar,
-    /// zstd, any number of frames.
-    Zstd,
-}
-
-impl Encoding {
-    /// The encoding that a blob's first bytes show. A media type may be wrong about it, the bytes are not.
-    #[must_use]
-    pub fn sniff(first: &[u8]) -> Self {
-        match first {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, or a skippable frame before it.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::Tar,
-        }
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! Rules beyond the OCI image specification, each as overlay-based engines behave: a directory that a layer only
 //! implies (it has files below, but no entry) keeps the metadata that lower layers give it; a hard link to a name that
-//! its own layer lacks is resolved in the layers below, and left out where they do not have it either. The white-out
+//! its own layer lacks is resolved in the layers below, and left out where they do not have it either; the header of the
+//! topmost link gives the file its mode, owner and time. The white-out
 //! convention of overlayfs (a character device 0:0) means nothing here: such a device is a device.
 //!
 //! Invariants: node numbers depend on the layers only, so they serve as stable inode numbers; files with several names
@@ -15,7 +16,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::tree::{Child, Layout, Node, NodeKind, NodeNumber, Placed, Tree, TreeError};
+use crate::tree::{Child, Header, Layout, Node, NodeKind, NodeNumber, Placed, Tree, TreeError};
 
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,8 @@ struct Layers<'trees> {
     trees: &'trees [&'trees Tree],
     /// The files that hard links into lower layers mean. A link that means nothing is missing here.
     foreign: HashMap<Place, Place>,
+    /// The topmost and last of the links to each of these files: its header counts.
+    headers: HashMap<Place, Header>,
 }
 
 struct Merger<'trees> {
@@ -153,6 +156,9 @@ impl<'trees> Merger<'trees> {
         let node = self.layers.node(place);
         let placed = Placed { kind: node.kind(), entry: node.entry(), layer: place.layer, opaque: false };
         let number = self.layout.add(placed, parent)?;
+        if let Some(header) = self.layers.header(place) {
+            self.layout.describe(number, header);
+        }
         // Most files have one name and nobody asks again. A link from above may name any file of a layer below.
         if node.links() > 1 || !self.layers.foreign.is_empty() {
             self.placed.insert(place, number);
@@ -165,15 +171,25 @@ impl<'trees> Layers<'trees> {
     /// Resolves the links into lower layers from the bottom up, so that each link finds those below it resolved and
     /// no chain is ever followed twice.
     fn new(trees: &'trees [&'trees Tree]) -> Self {
-        let mut layers = Self { trees, foreign: HashMap::new() };
+        let mut layers = Self { trees, foreign: HashMap::new(), headers: HashMap::new() };
         for (layer, tree) in (0_u16..).zip(trees) {
             for link in tree.foreign_links() {
                 if let Some(Found::File(target)) = layers.find(usize::from(layer), &link.target) {
                     layers.foreign.insert(Place { layer, node: link.node }, target);
+                    if let Some(header) = tree.header(link.node).map(|header| Header { layer, ..header }) {
+                        let last = layers.headers.entry(target).or_insert(header);
+                        *last = header.max(*last);
+                    }
                 }
             }
         }
         layers
+    }
+
+    /// The header of the last hard link to a file.
+    fn header(&self, place: Place) -> Option<Header> {
+        let own = || self.trees[usize::from(place.layer)].linked_header(place.node);
+        self.headers.get(&place).copied().or_else(|| own().map(|header| Header { layer: place.layer, ..header }))
     }
 
     fn node(&self, place: Place) -> &'trees Node {

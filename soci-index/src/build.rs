@@ -6,26 +6,28 @@
 //! image configuration) have been found right.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::mpsc;
 
 use crate::compact;
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
+use crate::encoding::{Declared, Encoding};
 use crate::image::model::Descriptor;
+use crate::image::urls::UrlFetcher;
 use crate::image::{ImageError, ImageSource, PlatformImage};
-use crate::index::Compression;
-use crate::indexer::{IndexError, Indexed, Options, SPAN_BYTES};
+use crate::indexer::{IndexError, Indexed, SPAN_BYTES};
 use crate::known::{REUSE_TAGS, Reuse};
 use crate::limits::Limits;
 use crate::manifest::ZtocReference;
-use crate::pipeline::{PipelineError, index_chunks};
 use crate::prefetch::{self, Wanted};
 use crate::span_index::SpanReference;
 use crate::ztoc::{EncodeError, Encoded};
+
+mod layer;
+
+pub(crate) use layer::index_layer;
 
 /// Default least size of a layer that gets an index, as AWS's tools have it: 10 MiB.
 pub const LAYER_BYTES_MIN: u64 = 10 << 20;
@@ -74,6 +76,8 @@ pub struct BuildOptions {
     pub reuse_tags: usize,
     /// What of that may be relied on.
     pub reuse: Reuse,
+    /// Fetches foreign layers from their URLs, if that is allowed.
+    pub urls: Option<UrlFetcher>,
     /// How many layers are read at the same time, at least 1.
     pub parallel: usize,
     /// Bounds on what a layer may make us hold.
@@ -92,6 +96,7 @@ impl Default for BuildOptions {
             prefetch: Vec::new(),
             reuse_tags: REUSE_TAGS,
             reuse: Reuse::default(),
+            urls: None,
             parallel,
             limits: Limits::INDEXING,
         }
@@ -152,11 +157,41 @@ pub enum Skip {
         /// As the media type names it.
         name: String,
     },
+    /// It is not where the image is, and was not fetched from elsewhere.
+    Foreign {
+        /// Where it is to be had.
+        urls: Vec<String>,
+    },
+    /// It is what its digest says, and that is damaged.
+    Damaged {
+        /// In which way.
+        error: IndexError,
+    },
     /// It holds something that a zTOC cannot say.
     Inexpressible {
         /// What.
         reason: String,
     },
+}
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotWanted => f.write_str("it is left out of the index"),
+            Self::Small { least } => write!(f, "it is smaller than {least} bytes"),
+            Self::Compression { name } => {
+                write!(f, "it is compressed in an unsupported format. expect: [tar, gzip, unknown] but got {name:?}")
+            }
+            Self::Foreign { urls } if urls.is_empty() => f.write_str(
+                "it is a foreign layer, which is not with the image, and it names no place to fetch it from",
+            ),
+            Self::Foreign { urls } => {
+                write!(f, "it is a foreign layer, which is not with the image; it is to be had from {}", shown(urls))
+            }
+            Self::Damaged { error } => write!(f, "it cannot be indexed: {error}"),
+            Self::Inexpressible { reason } => f.write_str(reason),
+        }
+    }
 }
 
 /// A layer and what became of it.
@@ -247,19 +282,21 @@ impl Existing {
     }
 }
 
-/// How a layer is compressed, by its media type; the name when no index is possible.
+/// How a layer is compressed, by its media type, as far as an index is possible. Its bytes may say otherwise.
 ///
 /// # Errors
 /// [`Skip::Compression`].
-pub fn compression(media_type: &str) -> Result<Compression, Skip> {
-    if media_type.ends_with("gzip") {
-        Ok(Compression::Gzip)
-    } else if media_type.ends_with(".tar") {
-        Ok(Compression::None)
-    } else {
-        let name = media_type.rsplit(['+', '.', '/']).next().unwrap_or(media_type);
-        Err(Skip::Compression { name: name.to_owned() })
+pub fn compression(media_type: &str) -> Result<Encoding, Skip> {
+    match Declared::by_media_type(media_type) {
+        Declared::Layer(encoding @ (Encoding::Gzip | Encoding::Tar)) => Ok(encoding),
+        _ => Err(no_compression(media_type)),
     }
+}
+
+/// Why a layer of this media type has no index.
+fn no_compression(media_type: &str) -> Skip {
+    let name = media_type.rsplit(['+', '.', '/']).next().unwrap_or(media_type);
+    Skip::Compression { name: name.to_owned() }
 }
 
 /// Indexes the layers of `image`. `known` is what exists already; `keep` stores what is new.
@@ -292,11 +329,27 @@ where
     });
     let work = futures_util::stream::iter(work.collect::<Vec<_>>()).buffer_unordered(options.parallel.max(1));
     let made: BTreeMap<Digest, Made> = work.try_collect().await?;
+    only_damage(&made)?;
     let report = |layer: &Descriptor| {
         let Made { outcome, spans } = made.get(&layer.digest)?.clone();
         Some(LayerReport { layer: layer.clone(), outcome, spans })
     };
     Ok(image.manifest.layers.iter().filter_map(report).collect())
+}
+
+/// A layer that cannot be indexed costs the others nothing; but where there are no others, it is an error.
+fn only_damage(made: &BTreeMap<Digest, Made>) -> Result<(), BuildError> {
+    let is_indexed = |made: &Made| made.outcome.is_ok() || made.spans.is_some();
+    let damaged = made.iter().find_map(|(layer, made)| match &made.outcome {
+        Err(Skip::Damaged { error }) => Some((layer, error)),
+        _ => None,
+    });
+    match damaged {
+        Some((layer, error)) if !made.values().any(is_indexed) => {
+            Err(BuildError::Layer { layer: Box::new(*layer), source: error.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What became of one layer.
@@ -323,13 +376,13 @@ impl Work<'_> {
     {
         let (layer, options) = (self.layer, self.options);
         let none = |skip| Ok(Made { outcome: Err(skip), spans: None });
-        let compression = match compression(&layer.media_type) {
-            Ok(_) if layer.size < options.layer_bytes_min => {
+        match Declared::by_media_type(&layer.media_type) {
+            Declared::Layer(_) if layer.size < options.layer_bytes_min => {
                 return none(Skip::Small { least: options.layer_bytes_min });
             }
-            Ok(compression) => compression,
-            Err(skip) => return none(skip),
-        };
+            Declared::Layer(_) => {}
+            Declared::Encrypted | Declared::Other => return none(no_compression(&layer.media_type)),
+        }
         let known = (self.known.ztoc(layer, options), self.known.spans(layer, options));
         let lacks = |wanted: bool, has: bool| wanted && !has;
         if !lacks(options.format.has_ztoc(), known.0.is_some()) && !lacks(options.format.has_spans(), known.1.is_some())
@@ -338,7 +391,13 @@ impl Work<'_> {
             let spans = known.1.filter(|_| options.format.has_spans());
             return Ok(Made { outcome: ztoc.ok_or(Skip::NotWanted), spans });
         }
-        let mut indexed = index_layer(self.source, layer, compression, options, self.observer).await?;
+        let mut indexed = match index_layer(self.source, layer, options, self.observer).await? {
+            Ok(indexed) => indexed,
+            Err(skip) => {
+                (self.observer)(Progress::LayerDone { layer: layer.digest });
+                return none(skip);
+            }
+        };
         check_diff_id(layer, diff_id, &indexed)?;
         let spans = match indexed.compact.take() {
             Some(Ok(blobs)) => Some(self.keep_spans(blobs, keep).await?),
@@ -400,6 +459,13 @@ impl Work<'_> {
     }
 }
 
+/// URLs of a descriptor for a message.
+#[must_use]
+pub fn shown(urls: &[String]) -> String {
+    let url = |url: &String| url.chars().take(200).flat_map(char::escape_default).collect::<String>();
+    urls.iter().take(3).map(url).collect::<Vec<_>>().join(", ")
+}
+
 /// Whether the layer unpacked to what the image configuration says.
 pub(crate) fn check_diff_id(layer: &Descriptor, diff_id: &Digest, indexed: &Indexed) -> Result<(), BuildError> {
     if indexed.diff_id == *diff_id {
@@ -407,51 +473,4 @@ pub(crate) fn check_diff_id(layer: &Descriptor, diff_id: &Digest, indexed: &Inde
     }
     let (expected, found) = (Box::new(*diff_id), Box::new(indexed.diff_id));
     Err(BuildError::DiffId { layer: Box::new(layer.digest), expected, found })
-}
-
-/// Streams one layer through the indexer, and checks its digest.
-pub(crate) async fn index_layer(
-    source: &ImageSource,
-    layer: &Descriptor,
-    compression: Compression,
-    options: &BuildOptions,
-    observer: &Observer,
-) -> Result<Indexed, BuildError> {
-    let compact = options.format.has_spans().then(|| compact::span_bytes(layer.size, options.compact_span_bytes));
-    let options = Options { compression, span_bytes: options.span_bytes, compact, limits: options.limits };
-    let (send, mut receive) = mpsc::channel::<Bytes>(16);
-    let task = tokio::task::spawn_blocking(move || {
-        index_chunks(|| Ok::<_, Infallible>(receive.blocking_recv()), options, &mut |_| {})
-    });
-    // The indexer hashes the layer anyway: to do it twice would be a tenth of all the work.
-    let is_hashed = layer.digest.algorithm() == Algorithm::Sha256;
-    let mut stream = if is_hashed { source.read_range(layer, 0..layer.size) } else { source.open_blob(layer) };
-    let mut broken = None;
-    while let Some(chunk) = stream.next().await {
-        match chunk {
-            Ok(chunk) => {
-                observer(Progress::Read { bytes: chunk.len() as u64 });
-                // The indexer has stopped listening: it will say why.
-                if send.send(chunk).await.is_err() {
-                    break;
-                }
-            }
-            Err(error) => {
-                broken = Some(error);
-                break;
-            }
-        }
-    }
-    drop(send);
-    let indexed = task.await.map_err(|_| BuildError::Stopped)?;
-    match (broken, indexed) {
-        (Some(error), _) => Err(error.into()),
-        (None, Ok(indexed)) if is_hashed && indexed.layer_digest != layer.digest => {
-            let (expected, found) = (Box::new(layer.digest), Box::new(indexed.layer_digest));
-            Err(BuildError::LayerDigest { expected, found })
-        }
-        (None, Ok(indexed)) => Ok(indexed),
-        (None, Err(PipelineError::Index(source))) => Err(BuildError::Layer { layer: Box::new(layer.digest), source }),
-        (None, Err(PipelineError::Read(never))) => match never {},
-    }
 }

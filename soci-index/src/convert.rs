@@ -318,7 +318,9 @@ async fn copy_blobs(
 ) -> Result<(), PublishError> {
     let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(|error| malformed(source, digest, &error))?;
     for blob in std::iter::once(&parsed.config).chain(&parsed.layers) {
-        if is_whole || !place.may_lack(source) || source.has_blob(blob).await? {
+        // Foreign layers that the source lacks are with neither.
+        let may_lack = blob.is_foreign() || (!is_whole && place.may_lack(source));
+        if !may_lack || source.has_blob(blob).await? {
             place.copy(source, blob).await?;
         }
     }

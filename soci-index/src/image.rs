@@ -11,14 +11,17 @@ pub mod archive;
 mod docker;
 mod entries;
 mod error;
+mod folded;
 pub mod foreign;
 pub mod layout;
 mod members;
 pub mod model;
+mod names;
 pub mod platform;
 pub mod reference;
 pub mod store;
 mod stream;
+pub mod urls;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -96,7 +99,7 @@ impl ImageSource {
         let reference = reference.clone();
         let options = options.clone();
         blocking(move || {
-            Ok(match reference {
+            Ok(match reference.settled(std::path::Path::exists) {
                 Reference::Registry(reference) => {
                     let registry = Registry::new(reference.registry(), options)?;
                     let repository = registry.repository(reference.repository());
@@ -109,7 +112,7 @@ impl ImageSource {
                 Reference::Saved { file, tag } => {
                     Self::Store { store: Store::Archive(Archive::open_saved(&file, tag.as_deref())?), tag }
                 }
-                Reference::Containerd { .. } => return Err(ImageError::Elsewhere { image: reference.to_string() }),
+                other @ Reference::Containerd { .. } => return Err(ImageError::Elsewhere { image: other.to_string() }),
             })
         })
         .await
@@ -277,7 +280,7 @@ impl ImageSource {
         let mut found: Vec<Descriptor> = Vec::new();
         // A stack in reverse, so that the entries come out in the order of the index.
         let mut open: Vec<(Descriptor, usize)> = roots.into_iter().rev().map(|root| (root, 0)).collect();
-        let mut seen = 0;
+        let (mut seen, mut others) = (0, 0);
         while let Some((descriptor, depth)) = open.pop() {
             seen += 1;
             if seen > MANIFESTS_MAX || depth > DEPTH_MAX {
@@ -293,8 +296,12 @@ impl ImageSource {
             let raw = self.present(&descriptor, root.as_ref()).await?;
             let index: ImageIndex = serde_json::from_slice(&raw.bytes)
                 .map_err(|error| self.malformed("image index", &descriptor.digest, &error.to_string()))?;
-            let entries = index.manifests.into_iter().filter(Descriptor::may_be_image);
-            open.extend(entries.map(|entry| (entry, depth + 1)).collect::<Vec<_>>().into_iter().rev());
+            let (images, rest): (Vec<_>, Vec<_>) = index.manifests.into_iter().partition(Descriptor::may_be_image);
+            others += rest.len();
+            open.extend(images.into_iter().rev().map(|entry| (entry, depth + 1)));
+        }
+        if found.is_empty() {
+            return Err(ImageError::NoImage { image: self.to_string(), count: others });
         }
         Ok((found, root))
     }

@@ -30,7 +30,7 @@ pub mod referrers;
 pub mod retry;
 mod tags;
 mod token;
-mod transport;
+pub(crate) mod transport;
 pub mod upload;
 
 use std::path::PathBuf;

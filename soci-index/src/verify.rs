@@ -5,7 +5,7 @@
 //! a time zone) serves as well and is told apart from one that says something else. So an index that somebody pushed
 //! can be trusted, or not, without knowing who it was.
 
-use crate::build::{self, BuildOptions, Format, Observer, compression, index_layer};
+use crate::build::{self, BuildOptions, Format, Observer, index_layer};
 use crate::compact;
 use crate::digest::Digest;
 use crate::image::model::Descriptor;
@@ -118,16 +118,16 @@ async fn check_spans(
     observer: &Observer,
 ) -> Result<[Verdict; 2], PublishError> {
     let unusable = |reason: String| Ok([(); 2].map(|()| Verdict::Unusable { reason: reason.clone() }));
-    let Ok(compression) = compression(&layer.media_type) else {
-        return unusable(format!("the layer is {}, which has no such index", layer.media_type));
-    };
     let options = BuildOptions {
         format: Format::Span,
         compact_span_bytes: reference.span_bytes,
         layer_bytes_min: 0,
         ..BuildOptions::default()
     };
-    let indexed = index_layer(source, layer, compression, &options, observer).await?;
+    let indexed = match index_layer(source, layer, &options, observer).await? {
+        Ok(indexed) => indexed,
+        Err(skip) => return unusable(format!("the layer is {}, which has no such index ({skip})", layer.media_type)),
+    };
     build::check_diff_id(layer, diff_id, &indexed)?;
     let expected = match indexed.compact {
         Some(Ok(blobs)) => blobs,
@@ -172,14 +172,14 @@ async fn check(
         Ok(found) => found,
         Err(error) => return unusable(error.to_string()),
     };
-    let Ok(compression) = compression(&layer.media_type) else {
-        return unusable(format!("the layer is {}, which has no such index", layer.media_type));
-    };
     let Ok(span_bytes) = u64::try_from(found.span_bytes()) else {
         return unusable(format!("its span size is {}", found.span_bytes()));
     };
     let options = BuildOptions { span_bytes, layer_bytes_min: 0, limits, ..BuildOptions::default() };
-    let indexed = index_layer(source, layer, compression, &options, observer).await?;
+    let indexed = match index_layer(source, layer, &options, observer).await? {
+        Ok(indexed) => indexed,
+        Err(skip) => return unusable(format!("the layer is {}, which has no such index ({skip})", layer.media_type)),
+    };
     build::check_diff_id(layer, diff_id, &indexed)?;
     let expected = match indexed.into_ztoc() {
         Ok(expected) => expected,

@@ -63,6 +63,10 @@ pub struct Mount {
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// When an index is used that this machine has not proven: a forged one could show other content until it is
     #[arg(long, value_enum, default_value_t = Provisional::Allow, value_name = "POLICY")]
     pub provisional: Provisional,
@@ -121,6 +125,10 @@ pub struct Pull {
     /// Layers below this size are read whole, by one core each
     #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
     pub min_layer_size: u64,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,

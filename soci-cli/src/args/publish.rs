@@ -29,6 +29,10 @@ pub struct Building {
     /// at a manifest or two each
     #[arg(long, default_value_t = soci_index::known::REUSE_TAGS, value_name = "N")]
     pub reuse_tags: usize,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,

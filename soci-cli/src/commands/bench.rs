@@ -52,7 +52,10 @@ pub fn run(arguments: &Bench, config: &Config, global: &Global) -> anyhow::Resul
         series.extend(job.measure(&snapshotters, &workloads)?);
     }
     let rows: Vec<Vec<String>> = series.iter().map(Series::row).collect();
-    output::table(&HEADER, &rows)?;
+    let files = arguments.json.iter().chain(arguments.picture.as_ref().map(|picture| &picture.file));
+    if !files.into_iter().any(|file| soci_index::output::is_standard_output(file)) {
+        output::table(&HEADER, &rows)?;
+    }
     let documents: Vec<serde_json::Value> = series.iter().map(Series::json).collect();
     if let Some(file) = &arguments.json {
         let network = json!({
@@ -176,7 +179,7 @@ pub fn title(network: Network) -> String {
 }
 
 fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
+    soci_index::output::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]

@@ -132,7 +132,10 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
     // The program may not run here at all (no chroot, no namespaces): then only the reading can be shown.
     let runs = pulled.is_ok();
     if let Err(error) = &pulled {
-        note(arguments, &format!("running the program from a full pull is not possible here: {error:#}"))?;
+        note(
+            arguments,
+            &format!("running the program from a full pull is not possible here: {}", crate::exit::words(error)),
+        )?;
     }
     std::fs::remove_dir_all(&full).context("removing the unpacked image")?;
     let fuse = Path::new("/dev/fuse").exists();

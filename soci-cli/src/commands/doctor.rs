@@ -172,7 +172,7 @@ fn daemon(config: &Config) -> Vec<Finding> {
             let runs = good("daemon", format!("{} runs, {} layers", status.version, status.slots));
             vec![runs, proofs(&status)]
         }
-        Err(error) => vec![note("daemon", format!("{error:#}"), "`soci mount` does not need it")],
+        Err(error) => vec![note("daemon", crate::exit::words(&error), "`soci mount` does not need it")],
     }
 }
 

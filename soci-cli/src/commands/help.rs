@@ -1,5 +1,7 @@
 //! `soci completions` and `soci man`: made from the definition of the command line.
 
+use std::path::Path;
+
 use anyhow::Context;
 use clap::CommandFactory;
 
@@ -23,7 +25,17 @@ pub fn completions(arguments: &Completions) -> anyhow::Result<()> {
 pub fn man(arguments: &Man) -> anyhow::Result<()> {
     let directory = &arguments.directory;
     std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-    clap_mangen::generate_to(Arguments::command(), directory)
-        .with_context(|| format!("writing to {}", directory.display()))?;
+    write_pages(directory).with_context(|| format!("writing to {}", directory.display()))?;
     output::line(format!("manual pages written to {}", directory.display()))
+}
+
+/// The pages are made aside, since their generator truncates whatever has the name of one.
+fn write_pages(directory: &Path) -> std::io::Result<()> {
+    let made = tempfile::tempdir()?;
+    clap_mangen::generate_to(Arguments::command(), made.path())?;
+    for page in std::fs::read_dir(made.path())? {
+        let page = page?;
+        soci_index::output::write(&directory.join(page.file_name()), &std::fs::read(page.path())?)?;
+    }
+    Ok(())
 }

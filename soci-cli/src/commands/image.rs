@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,9 +12,11 @@ use soci_fs::open::ask_early;
 use soci_fs::trust::read_trust;
 use soci_index::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
 use soci_index::digest::Digest;
+use soci_index::encoding::obstacle;
 use soci_index::image::model::Descriptor;
 use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::known::{Relied, Reuse};
 use soci_index::publish::Report;
@@ -33,7 +36,8 @@ use crate::progress::Progress;
 /// # Errors
 /// When it is none.
 pub fn reference(text: &str) -> anyhow::Result<Reference> {
-    text.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))
+    let parsed: Reference = text.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?;
+    Ok(parsed.settled(Path::exists))
 }
 
 /// A repository by its name, `HOST/NAME`.
@@ -152,6 +156,14 @@ async fn of_platform_telling(
     images.into_iter().next().context("the image has no platform")
 }
 
+/// What fetches foreign layers from their URLs, where the user allows it.
+///
+/// # Errors
+/// When no client can be set up.
+pub fn foreign_layers(is_allowed: bool) -> anyhow::Result<Option<UrlFetcher>> {
+    Ok(is_allowed.then(UrlFetcher::new).transpose()?)
+}
+
 /// How to build.
 ///
 /// # Errors
@@ -173,6 +185,7 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
         prefetch,
         reuse_tags: building.reuse_tags,
         reuse: Reuse { verified: building.verify_reused, signed_by: None },
+        urls: foreign_layers(building.foreign_layers)?,
         ..BuildOptions::default()
     })
 }
@@ -305,9 +318,12 @@ pub fn layer_line(report: &LayerReport) -> String {
         }
         Err(Skip::Compression { name }) => format!(
             "ztoc skipped - layer {digest} ({kind}) is compressed in an unsupported format. \
-             expect: [tar, gzip, unknown] but got \"{name}\""
+             expect: [tar, gzip, unknown] but got \"{name}\"{}",
+            obstacle(kind).map(|reason| format!(": {reason}")).unwrap_or_default()
         ),
-        Err(Skip::Inexpressible { reason }) => format!("ztoc skipped - layer {digest} ({kind}): {reason}"),
+        Err(skip @ (Skip::Foreign { .. } | Skip::Damaged { .. } | Skip::Inexpressible { .. })) => {
+            format!("ztoc skipped - layer {digest} ({kind}): {skip}")
+        }
     }
 }
 
@@ -354,9 +370,7 @@ pub fn layer_json(report: &LayerReport) -> serde_json::Value {
             "reused": ztoc.reused,
         }),
         Err(Skip::NotWanted) => serde_json::json!({}),
-        Err(Skip::Small { .. } | Skip::Compression { .. } | Skip::Inexpressible { .. }) => {
-            serde_json::json!({ "skipped": layer_line(report) })
-        }
+        Err(_) => serde_json::json!({ "skipped": layer_line(report) }),
     };
     if let (Some(layer), serde_json::Value::Object(more)) = (layer.as_object_mut(), more) {
         layer.extend(more);

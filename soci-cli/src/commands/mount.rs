@@ -5,7 +5,7 @@
 //! that the mount is ready.
 
 use std::fs::{File, Permissions};
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,6 +22,7 @@ use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_fs::trust::TrustPolicy;
 use soci_index::image::ImageSource;
+use soci_index::output as output_file;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -129,19 +130,18 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     until_unmounted(mounted).await?;
     ahead.end();
     if let Some(file) = &arguments.pid_file {
-        let _ = std::fs::remove_file(file);
+        let _ = output_file::remove(file);
     }
     summary(&image)
 }
 
 /// The number of this process, readable by all users that can enter the directory: it is no secret.
 fn write_pid(path: &Path) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    writeln!(file, "{}", std::process::id())?;
-    if file.metadata()?.is_file() {
-        file.set_permissions(Permissions::from_mode(0o644))?;
+    output_file::write(path, format!("{}\n", std::process::id()).as_bytes())?;
+    if output_file::is_in_place(path)? {
+        return Ok(());
     }
-    Ok(())
+    std::fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
 /// Serves until somebody unmounts, or a signal asks for it.
@@ -184,6 +184,7 @@ fn open_options(
         trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
         listing: None,
         profile: ahead::choice(arguments),
+        urls: image::foreign_layers(arguments.foreign_layers)?,
     })
 }
 

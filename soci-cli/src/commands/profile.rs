@@ -263,5 +263,5 @@ fn merge(first: &Path, second: &Path, file: &Path) -> anyhow::Result<()> {
     let merged = merged.map_err(|error| fail(Exit::Failure, format!("{}: {error}", file.display())))?;
     record::write(file, &merged)?;
     let (bytes, ranges) = (output::size(merged.bytes()), merged.ranges().len());
-    output::line(format!("{}: {bytes} in {ranges} ranges", file.display()))
+    output::line_beside(file, format!("{}: {bytes} in {ranges} ranges", file.display()))
 }

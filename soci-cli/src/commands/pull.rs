@@ -49,6 +49,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
         let options = OpenOptions {
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
             listing,
+            urls: image::foreign_layers(arguments.foreign_layers)?,
             // Nobody need be trusted: all of it is proven before it is used.
             ..record::open_options(config, arguments.min_layer_size)
         };

@@ -3,7 +3,6 @@
 //! The layer store is a new one in a directory of its own, and so is the mount: neither has anything in a cache, so every
 //! page that the command needs is a read that is seen. Both are gone when the command ends.
 
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use soci_fs::profile::Recorder;
 use soci_fs::store::Store;
 use soci_index::image::ImageSource;
 use soci_index::limits::Limits;
+use soci_index::output as output_file;
 use soci_index::profile::Profile;
 use tokio::runtime::Handle;
 
@@ -97,13 +97,14 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         tracing::warn!("the command reads more than a profile can name; the rest is left out");
     }
     write(&arguments.output, &profile)?;
-    output::line(format!(
+    let said = format!(
         "{}: {} in {} ranges, read within {} by {errand}",
         arguments.output.display(),
         output::size(profile.bytes()),
         profile.ranges().len(),
         output::time(time),
-    ))?;
+    );
+    output::line_beside(&arguments.output, said)?;
     match ending {
         Ending::Stopped => Ok(()),
         Ending::Exited(status) if status.success() => Ok(()),
@@ -114,23 +115,11 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     }
 }
 
-/// Writes a profile: a file in one step, and into what is no file, a device or a pipe, which must not be replaced by one.
+/// Writes a profile.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write(file: &Path, profile: &Profile) -> anyhow::Result<()> {
-    let written = (|| {
-        let bytes = profile.encode().map_err(std::io::Error::other)?;
-        if file.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-            return std::fs::OpenOptions::new().write(true).open(file)?.write_all(&bytes);
-        }
-        // What a link leads to is meant, not the link.
-        let place = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-        let directory = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
-        temporary.write_all(&bytes)?;
-        std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-        temporary.persist(&place).map(|_| ()).map_err(|error| error.error)
-    })();
+    let written = profile.encode().map_err(std::io::Error::other).and_then(|bytes| output_file::write(file, &bytes));
     written.with_context(|| format!("writing {}", file.display()))
 }

@@ -260,7 +260,7 @@ impl Settings {
 
 /// Whether a failure may pass.
 fn end_of(error: &anyhow::Error) -> End {
-    let message = format!("{error:#}");
+    let message = crate::exit::words(error);
     let done = |outcome| End::Done { outcome, message: message.clone() };
     let is_moved =
         |cause: &(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(PublishError::Moved { .. }));
@@ -285,7 +285,7 @@ fn is_no_image(cause: &(dyn std::error::Error + 'static)) -> bool {
         Some(PublishError::Image(error)) => Some(error),
         _ => cause.downcast_ref::<ImageError>(),
     };
-    matches!(image, Some(ImageError::NotAnImage { .. }))
+    matches!(image, Some(ImageError::NotAnImage { .. } | ImageError::NoImage { .. }))
 }
 
 #[cfg(test)]

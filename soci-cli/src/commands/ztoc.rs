@@ -14,6 +14,7 @@ use soci_index::gojson::quote;
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::indexer::Options;
 use soci_index::limits::Limits;
+use soci_index::output::Output;
 use soci_index::pipeline::index_reader;
 use soci_index::ztoc::{Ztoc, kind_name};
 
@@ -60,10 +61,11 @@ pub fn create(layer: &Path, out: &Path, span_bytes: u64, json: bool) -> anyhow::
     write_whole(out, encoded.pieces()).with_context(|| format!("writing {}", out.display()))?;
     if json {
         // With the zTOC itself on standard output there is no room for a second document.
-        return if out == Path::new("-") { Ok(()) } else { output::json(&summary) };
+        let is_taken = out == Path::new("-") || soci_index::output::is_standard_output(out);
+        return if is_taken { Ok(()) } else { output::json(&summary) };
     }
     if out != Path::new("-") {
-        output::line(format!("layer {} -> ztoc {}", summary.layer_digest, summary.ztoc_digest))?;
+        output::line_beside(out, format!("layer {} -> ztoc {}", summary.layer_digest, summary.ztoc_digest))?;
     }
     Ok(())
 }
@@ -92,29 +94,16 @@ fn compression(start: &[u8]) -> anyhow::Result<Compression> {
     }
 }
 
-/// Writes a file under a temporary name beside it, then gives it its name: readers see all of it or nothing.
-fn write_whole(path: &Path, pieces: impl Iterator<Item = Bytes>) -> anyhow::Result<()> {
+/// Writes pieces to standard output (`-`) or to an output file.
+fn write_whole(path: &Path, mut pieces: impl Iterator<Item = Bytes>) -> anyhow::Result<()> {
     if path == Path::new("-") {
-        return pieces.into_iter().try_for_each(|piece| output::bytes(&piece));
+        return pieces.try_for_each(|piece| output::bytes(&piece));
     }
-    // A device or pipe cannot be replaced by a file.
-    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        let mut file = File::options().write(true).open(path)?;
-        return pieces.into_iter().try_for_each(|piece| Ok(file.write_all(&piece)?));
-    }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".soci-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-        .tempfile_in(directory)?;
-    let mut writer = BufWriter::new(temporary.as_file());
+    let mut writer = BufWriter::new(Output::create(path)?);
     for piece in pieces {
         writer.write_all(&piece)?;
     }
-    writer.flush()?;
-    drop(writer);
-    temporary.persist(path)?;
-    Ok(())
+    Ok(writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish()?)
 }
 
 /// `ztoc info` of a file.

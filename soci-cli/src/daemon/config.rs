@@ -5,7 +5,7 @@
 //! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
-//! Keys of our own: `pull_modes.leave_unindexed`, `resolver.config_path` (directories of `hosts.toml` files, separated by
+//! Keys of our own: `pull_modes.leave_unindexed`, `pull_modes.foreign_layers`, `resolver.config_path` (directories of `hosts.toml` files, separated by
 //! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]`, `[limits]`, `[profile]` and `[trust]`. One
 //! default differs: version 1 indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
@@ -34,7 +34,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 36] = [
+const WITH_EFFECT: [&str; 37] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -62,6 +62,7 @@ const WITH_EFFECT: [&str; 36] = [
     "mount_timeout_sec",
     "no_prometheus",
     "profile",
+    "pull_modes.foreign_layers",
     "pull_modes.leave_unindexed",
     "pull_modes.soci_v1.enable",
     "pull_modes.soci_v2.enable",

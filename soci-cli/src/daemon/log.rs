@@ -41,7 +41,7 @@ pub fn start(level: Level) {
 
 /// Writes the line of a failure that ends the program; no level keeps it back.
 pub fn fatal(error: &anyhow::Error) {
-    let line = line("fatal", Map::from_iter([("msg".to_owned(), format!("{error:#}").into())]));
+    let line = line("fatal", Map::from_iter([("msg".to_owned(), crate::exit::words(error).into())]));
     // With standard error gone there is nobody left to tell.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -148,6 +148,7 @@ impl Shop {
             trust: Arc::new(config.trust.policy().context("[trust]")?),
             listing: None,
             profile: Choice::None,
+            urls: crate::commands::image::foreign_layers(config.pull_modes.foreign_layers)?,
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);

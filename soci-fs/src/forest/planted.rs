@@ -118,7 +118,7 @@ impl Planted {
             return Ok(state_attributes(id));
         }
         let node = self.shown(id)?;
-        let mut attributes = Attributes::new(id.pack(), node, self.entry_of(node));
+        let mut attributes = Attributes::new(id.pack(), node, self.entry_of(node)).with_header(self.header_of(id.node));
         if let (Some(map), false) = (map, node.kind() == NodeKind::Whiteout) {
             attributes.uid = map.uid(attributes.uid);
             attributes.gid = map.gid(attributes.gid);
@@ -220,6 +220,10 @@ impl Planted {
 
     fn entry_of(&self, node: &Node) -> Option<&Entry> {
         self.reader.index().entries.get(node.entry()? as usize)
+    }
+
+    fn header_of(&self, node: NodeNumber) -> Option<&Entry> {
+        self.reader.index().entries.get(self.tree.header(node)?.entry as usize)
     }
 
     fn state_text(&self) -> Vec<u8> {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use soci_index::compact::{self, CompactError};
 use soci_index::digest::Digest;
+use soci_index::encoding::{Declared, SNIFF_BYTES, obstacle};
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
 use soci_index::image::model::Descriptor;
@@ -19,11 +20,11 @@ use super::find::Found;
 use super::{ImageOpener, LayerNote, OpenError, Way};
 use crate::reader::LayerReader;
 use crate::source::Source;
-use crate::source::image::ImageBlob;
+use crate::source::image::{ImageBlob, UrlBlob};
 use crate::source::origins::Origins;
 use crate::source::watched::WatchedSource;
 use crate::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
-use crate::unpack::{Encoding, LayerClaim, UnpackError, unpack};
+use crate::unpack::{Encoding, LayerClaim, UnpackError, Unpacked, unpack};
 
 /// A layer that can be read.
 #[derive(Debug)]
@@ -77,7 +78,13 @@ impl ImageOpener {
         if let Some(reason) = self.store.condemned(Condemned::Claim(Claim::whole(layer.digest, diff_id).id())) {
             return Err(OpenError::Condemned { layer: Box::new(layer.digest), reason });
         }
-        let reason = match self.lazy(layer, diff_id).await? {
+        let urls = self.urls(layer).await?;
+        let lazy = match &urls {
+            // Its place is not the image's, and only the image's is known after a restart.
+            Some(_) => Err("it is a foreign layer, fetched from its URLs".to_owned()),
+            None => self.lazy(layer, diff_id).await?,
+        };
+        let reason = match lazy {
             Ok((table, claim)) => {
                 let (stored, table) = self.keep(layer, claim, table).await?;
                 return self.opened(layer, stored, Some(table), note(Way::Lazy));
@@ -87,7 +94,11 @@ impl ImageOpener {
         if !self.options.whole_layers {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
-        let stored = self.stream(layer, diff_id).await?;
+        let from_urls = urls.is_some();
+        let stored = self.stream(layer, diff_id, urls).await?;
+        if from_urls {
+            stored.store.pin();
+        }
         self.opened(layer, stored, None, note(Way::Streamed(reason)))
     }
 
@@ -259,36 +270,84 @@ impl ImageOpener {
     }
 
     /// Fetches a layer whole, and proves it as it comes.
-    async fn stream(&self, layer: &Descriptor, diff_id: Digest) -> Result<Stored, OpenError> {
-        let blob: Arc<dyn Source> = Arc::new(ImageBlob::new(self.source.clone(), layer.clone()));
+    async fn stream(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+        urls: Option<Arc<dyn Source>>,
+    ) -> Result<Stored, OpenError> {
+        let blob = urls.unwrap_or_else(|| Arc::new(ImageBlob::new(self.source.clone(), layer.clone())));
         // Two images may come to this at the same time, and need it once.
         let _turn = self.store.turn(&Claim::whole(layer.digest, diff_id)).await;
         if let Some(stored) = self.proven(layer, diff_id).await? {
             return Ok(stored);
         }
         let claim = LayerClaim { digest: layer.digest, size: layer.size, diff_id };
-        let encoding = self.encoding(layer, &*blob).await?;
-        let watched = WatchedSource::new(blob, Arc::clone(&self.options.observer));
-        let unpacked = unpack(&self.store, &watched, claim, encoding).await?;
+        let unpacked = self.unpacked(layer, claim, blob).await?;
         let (index, store, record) = (unpacked.index, unpacked.store, unpacked.record);
         Ok(Stored { index, store, record })
     }
 
-    /// How the blob is compressed: its first bytes decide, since media types may be wrong.
-    async fn encoding(&self, layer: &Descriptor, blob: &dyn Source) -> Result<Encoding, OpenError> {
-        let failed = |cause| OpenError::Unpack(UnpackError::Source { layer: layer.digest, cause });
-        // The usual media types are right, and a question saved is a round trip saved.
-        if layer.media_type.ends_with("gzip") || layer.media_type.ends_with("zstd") {
-            let gzip = layer.media_type.ends_with("gzip");
-            return Ok(if gzip { Encoding::Gzip } else { Encoding::Zstd });
+    /// The URLs of a foreign layer as its source, if it is not beside the image.
+    async fn urls(&self, layer: &Descriptor) -> Result<Option<Arc<dyn Source>>, OpenError> {
+        if !layer.is_foreign() || !matches!(self.source.has_blob(layer).await, Ok(false)) {
+            return Ok(None);
         }
-        let mut start = Vec::new();
-        let mut chunks = blob.read(0..layer.size.min(4)).await.map_err(failed)?;
-        while let Some(chunk) = chunks.next().await {
-            start.extend_from_slice(&chunk.map_err(failed)?);
+        match &self.options.urls {
+            Some(urls) if !layer.urls.is_empty() => Ok(Some(Arc::new(UrlBlob::new(urls.clone(), layer.clone())))),
+            _ => {
+                let (media_type, urls) = (layer.media_type.clone(), layer.urls.clone());
+                Err(OpenError::Foreign { layer: Box::new(layer.digest), media_type, urls })
+            }
         }
-        Ok(Encoding::sniff(&start))
     }
+
+    /// Unpacks a blob as what its media type says, and if it is not that, as what its first bytes are: the media types
+    /// are mostly right, and a question saved is a round trip saved.
+    async fn unpacked(
+        &self,
+        layer: &Descriptor,
+        claim: LayerClaim,
+        blob: Arc<dyn Source>,
+    ) -> Result<Unpacked, OpenError> {
+        let media_type = layer.media_type.clone();
+        let not_a_layer = |reason: String| OpenError::NotALayer { layer: Box::new(layer.digest), media_type, reason };
+        if let Some(reason) = obstacle(&layer.media_type) {
+            return Err(not_a_layer(reason.to_owned()));
+        }
+        let declared = match Declared::by_media_type(&layer.media_type) {
+            Declared::Layer(encoding) => Some(encoding),
+            Declared::Encrypted | Declared::Other => None,
+        };
+        let watched = WatchedSource::new(Arc::clone(&blob), Arc::clone(&self.options.observer));
+        if let Some(packed @ (Encoding::Gzip | Encoding::Zstd)) = declared {
+            match unpack(&self.store, &watched, claim, packed).await {
+                Err(UnpackError::Index { .. } | UnpackError::Zstd { .. })
+                    if first_bytes(layer, &*blob).await? != packed => {}
+                unpacked => return Ok(unpacked?),
+            }
+        }
+        let encoding = first_bytes(layer, &*blob).await?;
+        if declared.is_some_and(|declared| declared != encoding) {
+            let (found, media_type) = (encoding.name(), &layer.media_type);
+            tracing::warn!(layer = %layer.digest, media_type, "the layer is {found}, whatever its media type says");
+        }
+        match unpack(&self.store, &watched, claim, encoding).await {
+            Err(UnpackError::Index { cause, .. }) if declared.is_none() => Err(not_a_layer(cause.to_string())),
+            unpacked => Ok(unpacked?),
+        }
+    }
+}
+
+/// What a blob's first bytes say that it is.
+async fn first_bytes(layer: &Descriptor, blob: &dyn Source) -> Result<Encoding, OpenError> {
+    let failed = |cause| OpenError::Unpack(UnpackError::Source { layer: layer.digest, cause });
+    let mut start = Vec::new();
+    let mut chunks = blob.read(0..layer.size.min(SNIFF_BYTES)).await.map_err(failed)?;
+    while let Some(chunk) = chunks.next().await {
+        start.extend_from_slice(&chunk.map_err(failed)?);
+    }
+    Ok(Encoding::sniff(&start))
 }
 
 /// Several origins as one; none if there is none.

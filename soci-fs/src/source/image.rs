@@ -6,6 +6,7 @@ use std::ops::Range;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use soci_index::image::model::Descriptor;
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageError, ImageSource};
 use soci_index::registry::Part;
 
@@ -45,6 +46,7 @@ impl ImageBlob {
         let origin = self.image.to_string();
         move |error| match error {
             ImageError::Registry(error) => SourceError::Registry(error),
+            ImageError::Store(error) => SourceError::Stored(error),
             other => SourceError::Unavailable { origin: origin.clone(), what: other.to_string() },
         }
     }
@@ -79,6 +81,38 @@ impl Source for ImageBlob {
                 Part::Whole(stream) => (true, stream),
             };
             Ok(Delivery { chunks: stream.map(move |chunk| chunk.map_err(&failed)).boxed(), from: None, is_whole })
+        }
+        .boxed()
+    }
+}
+
+/// A foreign layer at the URLs that it names.
+#[derive(Debug)]
+pub struct UrlBlob {
+    urls: UrlFetcher,
+    blob: Descriptor,
+}
+
+impl UrlBlob {
+    /// Reads the layer that `blob` describes.
+    #[must_use]
+    pub const fn new(urls: UrlFetcher, blob: Descriptor) -> Self {
+        Self { urls, blob }
+    }
+}
+
+impl Source for UrlBlob {
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
+        let size = self.blob.size;
+        async move {
+            if range.start > range.end || range.end > size {
+                return Err(SourceError::OutOfRange { start: range.start, end: range.end, size });
+            }
+            let failed = |error: ImageError| SourceError::Unavailable {
+                origin: "the layer by its URLs".to_owned(),
+                what: error.to_string(),
+            };
+            Ok(self.urls.read(&self.blob, range).map(move |chunk| chunk.map_err(failed)).boxed())
         }
         .boxed()
     }

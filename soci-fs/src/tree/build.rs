@@ -2,9 +2,12 @@
 //!
 //! Where extractors differ we do as the container engines do: names are cleaned lexically and cannot leave the root;
 //! symbolic links among the parents are followed inside the root; a later entry replaces an earlier one, except that a
-//! directory over a directory only changes its metadata; a hard link needs a target that is already there. Where they
-//! would refuse the whole layer, the entry alone is left out, as GNU tar does. One thing follows tar and not the
-//! engines: an entry for the root itself sets the root's metadata.
+//! directory over a directory only changes its metadata; a hard link needs a target that is already there, and its
+//! header's mode, owner and time become the file's. Where they would refuse the whole layer, the entry alone is left out,
+//! as GNU tar does. One thing follows tar and not the engines: an entry for the root itself sets the root's metadata.
+//!
+//! Layers made on AUFS keep files with several names in `.wh..wh.plnk`, and the names that are shown are hard links into
+//! it. What lies inside of a mark is not shown, but kept as a target for such links.
 
 use soci_index::entry::{Entry, EntryKind};
 
@@ -27,7 +30,12 @@ pub(super) fn of_layer(entries: &[Entry]) -> Result<Tree, TreeError> {
 }
 
 fn apply<'a>(draft: &mut Draft<'a>, number: u32, entry: &'a Entry) -> Result<(), SkipReason> {
-    let Some((directory, name)) = place(draft, &entry.name)? else {
+    let placed = place(draft, &entry.name).inspect_err(|reason| {
+        if *reason == SkipReason::Mark {
+            hide(draft, number, entry);
+        }
+    });
+    let Some((directory, name)) = placed? else {
         if entry.kind != EntryKind::Directory {
             return Err(SkipReason::Root);
         }
@@ -44,7 +52,10 @@ fn apply<'a>(draft: &mut Draft<'a>, number: u32, entry: &'a Entry) -> Result<(),
             draft.set_opaque(directory);
             return Ok(());
         }
-        Mark::Void => return Err(SkipReason::Mark),
+        Mark::Void => {
+            hide(draft, number, entry);
+            return Err(SkipReason::Mark);
+        }
     }
     match entry.kind {
         EntryKind::Hardlink => return hard_link(draft, number, entry, directory, name),
@@ -101,6 +112,25 @@ fn place<'a>(draft: &mut Draft<'a>, path: &'a [u8]) -> Result<Option<(u32, &'a [
     Ok(Some((directory, name)))
 }
 
+/// Keeps a file inside of a mark for hard links to it.
+fn hide<'a>(draft: &mut Draft<'a>, number: u32, entry: &'a Entry) {
+    let path = components(&entry.name).join(&b'/');
+    match entry.kind {
+        EntryKind::Regular => draft.hide(path, number),
+        EntryKind::Hardlink => {
+            let found = target(draft, &components(&entry.link)).ok().flatten();
+            if let Some(node) = found.filter(|node| draft.kind(*node) == NodeKind::Regular) {
+                draft.hide_link(path, node);
+            }
+        }
+        EntryKind::Directory
+        | EntryKind::Symlink
+        | EntryKind::CharDevice
+        | EntryKind::BlockDevice
+        | EntryKind::Fifo => {}
+    }
+}
+
 fn put_directory<'a>(draft: &mut Draft<'a>, number: u32, directory: u32, name: &'a [u8]) {
     match draft.child(directory, name) {
         Some(node) if draft.kind(node) == NodeKind::Directory => draft.describe(node, number),
@@ -118,10 +148,10 @@ fn hard_link<'a>(
     name: &'a [u8],
 ) -> Result<(), SkipReason> {
     let clean = components(&entry.link);
-    let Some((target, parents)) = clean.split_last() else {
+    if clean.is_empty() {
         return Err(SkipReason::LinkToDirectory);
-    };
-    let found = draft.directory(parents, false)?.and_then(|parent| draft.child(parent, target));
+    }
+    let found = target(draft, &clean)?;
     match found.map(|node| (node, draft.kind(node))) {
         Some((_, NodeKind::Directory)) => Err(SkipReason::LinkToDirectory),
         None | Some((_, NodeKind::ForeignLink | NodeKind::Whiteout)) => {
@@ -137,9 +167,19 @@ fn hard_link<'a>(
             NodeKind::Regular | NodeKind::Symlink | NodeKind::CharDevice | NodeKind::BlockDevice | NodeKind::Fifo,
         )) => {
             draft.link(directory, name, node);
+            draft.describe_link(node, number);
             Ok(())
         }
     }
+}
+
+/// The node that a hard link leads to by a clean path, be it shown or not.
+fn target<'a>(draft: &mut Draft<'a>, clean: &[&'a [u8]]) -> Result<Option<u32>, SkipReason> {
+    if let Some(hidden) = draft.hidden(&clean.join(&b'/')) {
+        return Ok(Some(hidden));
+    }
+    let Some((name, parents)) = clean.split_last() else { return Ok(None) };
+    Ok(draft.directory(parents, false)?.and_then(|parent| draft.child(parent, name)))
 }
 
 fn check_target(target: &[u8]) -> Result<(), SkipReason> {

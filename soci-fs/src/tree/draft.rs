@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::name::{components, is_mark, is_valid};
-use super::{ForeignLink, Layout, NodeKind, NodeNumber, Placed, SkipReason, Skipped, Tree, TreeError};
+use super::{ForeignLink, Header, Layout, NodeKind, NodeNumber, Placed, SkipReason, Skipped, Tree, TreeError};
 
 /// As many symbolic links as the container engines follow before they call it a loop.
 const LINKS_MAX: usize = 255;
@@ -29,6 +29,10 @@ pub(super) struct Draft<'a> {
     whiteouts: HashSet<(u32, &'a [u8])>,
     /// Targets of symbolic links and foreign links, by node.
     targets: HashMap<u32, &'a [u8]>,
+    /// Hard links that were extracted last, by the node they lead to.
+    headers: HashMap<u32, u32>,
+    /// Files inside of marks, by their clean paths: not shown, but hard links may lead to them.
+    hidden: HashMap<Vec<u8>, u32>,
     /// The directory that was resolved last, as it was spelled: archives list a directory's files in a row.
     latest: Option<(&'a [u8], u32)>,
     skipped: Vec<Skipped>,
@@ -41,6 +45,8 @@ impl<'a> Draft<'a> {
             names: HashMap::with_capacity(capacity),
             whiteouts: HashSet::new(),
             targets: HashMap::new(),
+            headers: HashMap::new(),
+            hidden: HashMap::new(),
             latest: None,
             skipped: Vec::new(),
         }
@@ -86,11 +92,37 @@ impl<'a> Draft<'a> {
 
     /// Puts a new node under a name, in the place of whatever had it.
     pub(super) fn put(&mut self, directory: u32, name: &'a [u8], kind: NodeKind, entry: Option<u32>) -> u32 {
+        let node = self.add(directory, kind, entry);
+        self.link(directory, name, node);
+        node
+    }
+
+    fn add(&mut self, directory: u32, kind: NodeKind, entry: Option<u32>) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "at most one implied node per path component of an entry")]
         let node = self.nodes.len() as u32;
         self.nodes.push(DraftNode { entry, parent: directory, kind, opaque: false });
-        self.link(directory, name, node);
         node
+    }
+
+    /// Keeps a regular file that is not shown, by its clean path.
+    pub(super) fn hide(&mut self, path: Vec<u8>, entry: u32) {
+        let node = self.add(ROOT, NodeKind::Regular, Some(entry));
+        self.hidden.insert(path, node);
+    }
+
+    /// Keeps one more path, which is not shown, of a file.
+    pub(super) fn hide_link(&mut self, path: Vec<u8>, node: u32) {
+        self.hidden.insert(path, node);
+    }
+
+    /// A file that is not shown.
+    pub(super) fn hidden(&self, path: &[u8]) -> Option<u32> {
+        self.hidden.get(path).copied()
+    }
+
+    /// Gives a file the mode, owner and time of a hard link.
+    pub(super) fn describe_link(&mut self, node: u32, entry: u32) {
+        self.headers.insert(node, entry);
     }
 
     /// Puts an existing node under one more name.
@@ -190,7 +222,13 @@ impl<'a> Draft<'a> {
                 let placed = self.placed(*node);
                 let child = match numbers[*node as usize] {
                     Some(child) => child,
-                    None => layout.add(placed, number)?,
+                    None => {
+                        let child = layout.add(placed, number)?;
+                        if let Some(entry) = self.headers.get(node) {
+                            layout.describe(child, Header { layer: 0, entry: *entry });
+                        }
+                        child
+                    }
                 };
                 numbers[*node as usize] = Some(child);
                 layout.name(number, name, child)?;

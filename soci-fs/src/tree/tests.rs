@@ -81,6 +81,32 @@ fn check(text: &str, expected: &str) {
     assert_eq!(show(&tree).join(" "), expected, "{text}");
 }
 
+/// Layers of AUFS keep files with several names inside of a mark.
+#[test]
+fn hard_links_into_marks() {
+    check("d .wh..wh.plnk; f .wh..wh.plnk/9.1; h a .wh..wh.plnk/9.1; h d/b /.wh..wh.plnk/9.1", "a=f1 d=d d/b=f1");
+    check("f a; h .wh..wh.plnk/9.1 a; h b ./.wh..wh.plnk/9.1", "a=f0 b=f0");
+    check("f .wh..wh.plnk/1; h .wh..wh.plnk/2 .wh..wh.plnk/1; h a .wh..wh.plnk/2", "a=f0");
+    check("f d/.wh..wh.x; h a d/.wh..wh.x", "a=f0");
+    check("h a .wh..wh.plnk/none", "");
+    check("d .wh..wh.plnk/d; h a .wh..wh.plnk/d; s .wh..wh.plnk/s t; h b .wh..wh.plnk/s", "");
+    let tree = Tree::of_layer(&script("f .wh..wh.plnk/1; h a .wh..wh.plnk/1; h b .wh..wh.plnk/1")).unwrap();
+    assert_eq!(tree.find(b"a"), tree.find(b"b"));
+    assert_eq!(tree.node(tree.find(b"a").unwrap()).unwrap().links(), 2);
+}
+
+/// Mode, owner and time of a file are those of the hard link that was extracted last.
+#[test]
+fn headers_of_hard_links() {
+    for (text, expected) in
+        [("f a", 0), ("f a; h b a", 1), ("f a; h b a; h c b", 2), ("f a; h b a; f a", 2), ("f a; f b; h a b; h c b", 3)]
+    {
+        let tree = Tree::of_layer(&script(text)).unwrap();
+        let header = tree.header(tree.find(b"a").unwrap());
+        assert_eq!(header, Some(Header { layer: 0, entry: expected }), "{text}");
+    }
+}
+
 #[test]
 fn names_are_cleaned_and_parents_implied() {
     check("f a/b/c; d a/b", "a=d a/b=d1 a/b/c=f0");

@@ -42,6 +42,29 @@ fn upper_layers_win_and_directories_unite() {
     }
 }
 
+/// The topmost hard link to a file gives it mode, owner and time, in its own layer and from above.
+#[test]
+fn headers_of_hard_links() {
+    for (layers, path, expected) in [
+        (&["f a; h b a"][..], "a", (0, 1)),
+        (&["f a; h b a", "f c"], "b", (0, 1)),
+        (&["f x", "f a; h b a"], "a", (1, 1)),
+        (&["f a", "f x; h b a"], "a", (1, 1)),
+        (&["f a", "f x; h b a"], "b", (1, 1)),
+        (&["f a", "h b a", "h c b; h d a"], "a", (2, 1)),
+        (&["f a", "h b none"], "a", (0, 0)),
+    ] {
+        let trees = trees(layers);
+        let view = merge(&trees.iter().collect::<Vec<_>>()).unwrap();
+        let (layer, entry) = expected;
+        assert_eq!(
+            view.header(view.find(path.as_bytes()).unwrap()),
+            Some(Header { layer, entry }),
+            "{layers:?} {path}"
+        );
+    }
+}
+
 #[test]
 fn whiteouts_hide_lower_layers_only() {
     for (layers, expected) in [

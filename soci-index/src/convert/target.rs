@@ -3,10 +3,9 @@
 //!
 //! A layout that is made anew, and an archive, come into being beside their name and get it at the end, in one step, so
 //! a file or directory of that name is never half of something. An archive is written in one pass: what is new waits in
-//! a small layout, layers flow from where they are straight into the tar. Its members are sorted and bear no time, so
-//! the same image gives the same file.
+//! a small layout, layers flow from where they are straight into the tar, which may be a pipe or a device. Its members
+//! are sorted and bear no time, so the same image gives the same file.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use crate::image::model::{Descriptor, annotation, media_type};
 use crate::image::reference::ManifestName;
 use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource};
+use crate::output::{self, Output};
 use crate::publish::PublishError;
 use crate::registry::Repository;
 use crate::sink::{Sink, SinkError, on_disk, read_blocking};
@@ -221,15 +221,17 @@ fn index_json(index: &Document, tag: Option<&str>) -> Vec<u8> {
 
 /// A layout beside `path`, in which things wait. What is at `path` must be something that may be replaced.
 fn begin(path: &Path, directory: bool) -> Result<(Layout, tempfile::TempDir), StoreError> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     if directory && path.exists() {
         // Refuses a directory that is used for something else.
         Layout::open_or_create(path)?;
     }
-    let stage = tempfile::Builder::new().prefix(".soci-new-").tempdir_in(parent);
+    let in_place =
+        !directory && output::is_in_place(path).map_err(|error| StoreError::io(path, "cannot open", &error))?;
+    let mut stage = tempfile::Builder::new();
+    stage.prefix(".soci-new-");
+    let parent = output::directory_of(path);
+    // Beside a device or a descriptor there is no room for files.
+    let stage = if in_place { stage.tempdir() } else { stage.tempdir_in(parent) };
     let stage = stage.map_err(|error| StoreError::io(parent, "cannot create a directory in", &error))?;
     Ok((Layout::open_or_create(&stage.path().join("layout"))?, stage))
 }
@@ -262,8 +264,8 @@ async fn pack(
     mut later: Vec<Descriptor>,
 ) -> Result<(), PublishError> {
     later.sort_by_key(|blob| blob.digest);
-    let parent = layout.directory().to_owned();
-    let mut packing = on_disk(move || Packing::begin(&parent)).await?;
+    let file = file.to_owned();
+    let mut packing = on_disk(move || Packing::begin(&file)).await?;
     packing = packing.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()).await?;
     packing = packing.file("index.json", index_json).await?;
     for digest in stored(layout)? {
@@ -282,8 +284,7 @@ async fn pack(
         })
         .await?;
     }
-    let file = file.to_owned();
-    Ok(on_disk(move || packing.end(&file)).await?)
+    Ok(on_disk(move || packing.end()).await?)
 }
 
 /// The blobs of a layout, sorted.
@@ -305,16 +306,14 @@ fn blob_name(digest: &Digest) -> String {
 
 /// A tar file that is being written.
 struct Packing {
-    builder: tar::Builder<tempfile::NamedTempFile>,
+    builder: tar::Builder<Output>,
+    path: PathBuf,
 }
 
 impl Packing {
-    fn begin(directory: &Path) -> Result<Self, StoreError> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        let file = tempfile::Builder::new().permissions(mode).tempfile_in(directory);
-        let file = file.map_err(|error| StoreError::io(directory, "cannot create a file in", &error))?;
-        Ok(Self { builder: tar::Builder::new(file) })
+    fn begin(path: &Path) -> Result<Self, StoreError> {
+        let output = Output::create(path).map_err(|error| StoreError::io(path, "cannot write", &error))?;
+        Ok(Self { builder: tar::Builder::new(output), path: path.to_owned() })
     }
 
     async fn file(mut self, name: &'static str, content: Vec<u8>) -> Result<Self, SinkError> {
@@ -336,17 +335,13 @@ impl Packing {
         let mut header = tar::Header::new_ustar();
         header.set_mode(0o644);
         header.set_size(size);
-        let failed = |error: std::io::Error| StoreError::io(Path::new(name), "cannot write to the archive", &error);
+        let failed = |error: std::io::Error| StoreError::io(&self.path, "cannot write", &error);
         self.builder.append_data(&mut header, name, content).map_err(failed)
     }
 
-    fn end(self, path: &Path) -> Result<(), StoreError> {
-        let failed = |error: std::io::Error| StoreError::io(path, "cannot write", &error);
-        let mut file = self.builder.into_inner().map_err(failed)?;
-        file.flush().map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        Ok(())
+    fn end(self) -> Result<(), StoreError> {
+        let failed = |error: std::io::Error| StoreError::io(&self.path, "cannot write", &error);
+        self.builder.into_inner().and_then(Output::finish).map_err(failed)
     }
 }
 

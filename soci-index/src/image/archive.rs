@@ -1,6 +1,6 @@
 //! An image inside a tar file, read in place: an OCI layout (`oci-archive:`), or what `docker save` writes.
 //!
-//! One pass over the tar's headers yields where each blob lies; nothing is extracted and the file may be far larger than
+//! A pass over the tar's headers yields where each blob lies; nothing is extracted and the file may be far larger than
 //! the disk has room for. Both forms become the same: documents and blobs by their digests. Invariants: only names that
 //! belong to an image are remembered; every remembered range lies inside the file; of two members of one name the last
 //! counts, as it does for tar.
@@ -28,6 +28,8 @@ struct Inner {
     index: Located,
     blobs: HashMap<Digest, Located>,
     is_made: bool,
+    /// Whether there is nothing but the image that was named when it was opened.
+    is_chosen: bool,
 }
 
 impl Archive {
@@ -44,19 +46,18 @@ impl Archive {
         Self::layout_in(path, &file)?.ok_or_else(lacking)
     }
 
-    /// Opens what `docker save` has written: the OCI layout in it, else the older form, whose layers are read once to
-    /// know their digests. `tag` is a tag, or a whole name, of the image that is meant. Blocks.
+    /// Opens what `docker save` has written, by its manifest.json; an archive without one as an OCI layout. Layers are
+    /// read once to know their digests, unless the layout in the archive agrees with its manifest.json. `tag` is a tag,
+    /// a whole name or the place of the image that is meant. Blocks.
     ///
     /// # Errors
     /// [`StoreError`] when it is no tar file, or holds neither.
     pub fn open_saved(path: &Path, tag: Option<&str>) -> Result<Self, StoreError> {
         let file = open_file(path)?;
-        if let Some(archive) = Self::layout_in(path, &file)? {
-            return Ok(archive);
-        }
-        let made = docker::read(path, &file, tag)?;
-        let inner = Inner { path: path.to_owned(), index: made.index, blobs: made.blobs, is_made: true };
-        Ok(Self(Arc::new(inner)))
+        let Some(docker::Made { is_made, index, blobs }) = docker::read(path, &file, tag)? else {
+            return Self::layout_in(path, &file)?.ok_or_else(|| docker::nothing_in(path));
+        };
+        Ok(Self(Arc::new(Inner { path: path.to_owned(), index, blobs, is_made, is_chosen: true })))
     }
 
     fn layout_in(path: &Path, file: &Arc<File>) -> Result<Option<Self>, StoreError> {
@@ -76,7 +77,8 @@ impl Archive {
             Ok(())
         })?;
         let index = index.filter(|_| layout);
-        Ok(index.map(|index| Self(Arc::new(Inner { path: path.to_owned(), index, blobs, is_made: false }))))
+        let inner = |index| Inner { path: path.to_owned(), index, blobs, is_made: false, is_chosen: false };
+        Ok(index.map(|index| Self(Arc::new(inner(index)))))
     }
 
     /// The tar file.
@@ -90,6 +92,11 @@ impl Archive {
     #[must_use]
     pub fn has_made_manifest(&self) -> bool {
         self.0.is_made
+    }
+
+    /// Whether it has no other image than the one that was named when it was opened.
+    pub(crate) fn is_chosen(&self) -> bool {
+        self.0.is_chosen
     }
 
     pub(crate) fn index_bytes(&self) -> Result<Bytes, StoreError> {

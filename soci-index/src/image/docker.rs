@@ -1,9 +1,10 @@
-//! The older form of `docker save`: a tar file with `manifest.json`, configurations, and a `layer.tar` for each layer.
+//! What `docker save` writes: a tar file with `manifest.json`, configurations, and a file for each layer.
 //!
-//! Such an archive has no manifest in the registry's sense: Docker keeps layers uncompressed and does not remember what
-//! they were compressed to. So one is made here, from the bytes that are there, the same for the same archive: layers
-//! are described by their own digests, as plain tar unless their first bytes say otherwise; the configuration stays as
-//! it is. Each layer is read once, in pieces.
+//! `manifest.json` says what the images are, as it does for `docker load` and skopeo. Newer archives have an OCI layout
+//! beside it, which several releases of Docker wrote wrong: layers in random order, wrong sizes. Its manifest is used
+//! only if it says the same (`beside`); it is worth having, since it may be the registry's. Else one is made here, from
+//! the bytes that are there, the same for the same archive: layers are described by their own digests, as plain tar
+//! unless their first bytes say otherwise; the configuration stays as it is. Each layer is read once, in pieces.
 //!
 //! Invariants: a name is looked up only in the archive, never on the disk; links are followed a bounded number of times
 //! and not out of the archive; nothing is read of images that were not asked for.
@@ -18,10 +19,15 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::image::members::{Member, walk};
-use crate::image::model::{Descriptor, annotation, media_type};
+use crate::encoding::Encoding;
+use crate::image::folded::Folded;
+use crate::image::members::{Member, printable, walk};
+use crate::image::model::{Descriptor, Probe, annotation, media_type};
+use crate::image::names;
 use crate::image::store::{Located, StoreError, read_at, read_piece};
 use crate::limits::Limits;
+
+mod beside;
 
 /// Images in one archive. Stops a list of a million names for the same layers.
 const IMAGES_MAX: usize = 1000;
@@ -29,6 +35,8 @@ const IMAGES_MAX: usize = 1000;
 const LAYERS_MAX: usize = 1000;
 /// Bytes of all names and link targets of one archive. An image has three members for each layer.
 const NAMES_BYTES_MAX: usize = 16 << 20;
+/// Names in a message.
+const NAMES_SHOWN_MAX: usize = 20;
 /// How many links one after the other lead to a layer. Docker writes one.
 const LINKS_MAX: usize = 8;
 
@@ -92,11 +100,14 @@ pub enum SavedError {
 }
 
 fn known(tags: &[String]) -> String {
+    let tags: Vec<String> = tags.iter().map(|tag| shown(tag)).collect();
     if tags.is_empty() { String::new() } else { format!(" (there are {})", tags.join(", ")) }
 }
 
-/// An image that was made of an archive.
+/// An image of an archive.
 pub(crate) struct Made {
+    /// Whether its manifest was made here.
+    pub(crate) is_made: bool,
     /// An index.json with one entry for each name.
     pub(crate) index: Located,
     /// Manifest, configuration and layers.
@@ -104,25 +115,31 @@ pub(crate) struct Made {
 }
 
 /// Makes documents for the image `tag` of the tar file `path`, which is open as `file`; without a tag for its only one.
+/// `None` if it has no `manifest.json`.
 ///
 /// # Errors
 /// [`StoreError`].
-pub(crate) fn read(path: &Path, file: &Arc<File>, tag: Option<&str>) -> Result<Made, StoreError> {
+pub(crate) fn read(path: &Path, file: &Arc<File>, tag: Option<&str>) -> Result<Option<Made>, StoreError> {
     let contents = Contents::read(path, file)?;
-    let manifest = contents.bytes("manifest.json")?.ok_or_else(|| contents.refuse(SavedError::NoManifest))?;
+    let Some(manifest) = contents.bytes("manifest.json")? else { return Ok(None) };
     let json = |error: serde_json::Error| contents.refuse(SavedError::Json { reason: error.to_string() });
-    let images: Vec<Saved> = serde_json::from_slice(&manifest).map_err(json)?;
+    let images: Vec<Folded<Saved>> = serde_json::from_slice(&manifest).map_err(json)?;
+    let images = images.into_iter().map(|Folded(image)| image).collect();
     let image = choose(images, tag).map_err(|error| contents.refuse(error))?;
-    contents.make(&image)
+    contents.make(&image).map(Some)
+}
+
+/// That a file holds nothing that `docker save` writes.
+pub(crate) fn nothing_in(path: &Path) -> StoreError {
+    StoreError::Saved { path: path.to_owned(), reason: SavedError::NoManifest }
 }
 
 /// An entry of `manifest.json`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
 struct Saved {
     config: String,
     /// Docker writes `null` for an image without a name.
-    #[serde(default)]
+    #[serde(default, rename = "repotags")]
     repo_tags: Option<Vec<String>>,
     #[serde(default)]
     layers: Option<Vec<String>>,
@@ -142,19 +159,21 @@ fn choose(mut images: Vec<Saved>, tag: Option<&str>) -> Result<Saved, SavedError
     if images.len() > IMAGES_MAX {
         return Err(SavedError::TooMany { what: "images", limit: IMAGES_MAX });
     }
-    let tags: Vec<String> = images.iter().flat_map(Saved::tags).take(20).cloned().collect();
+    let all: Vec<Vec<String>> = images.iter().map(|image| image.tags().to_vec()).collect();
+    let tags = || names::typed(&all).into_iter().take(NAMES_SHOWN_MAX).collect();
     if let Some(tag) = tag {
-        let names = |name: &String| name == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with(':'));
-        images.retain(|image| image.tags().iter().any(names));
+        let places = names::meant(&all, tag);
+        let mut place = 0..;
+        images.retain(|_| place.next().is_some_and(|place| places.contains(&place)));
     }
     match (images.len(), tag) {
-        (0, Some(tag)) => Err(SavedError::NoSuchTag { tag: tag.to_owned(), tags }),
+        (0, Some(tag)) => Err(SavedError::NoSuchTag { tag: shown(tag), tags: tags() }),
         (0, None) => Err(SavedError::Json { reason: "it lists no image".to_owned() }),
         (1, _) if images.iter().any(|image| image.layers().len() > LAYERS_MAX) => {
             Err(SavedError::TooMany { what: "layers", limit: LAYERS_MAX })
         }
         (1, _) => Ok(images.swap_remove(0)),
-        (count, _) => Err(SavedError::Ambiguous { count, tags }),
+        (count, _) => Err(SavedError::Ambiguous { count, tags: tags() }),
     }
 }
 
@@ -198,11 +217,15 @@ impl<'a> Contents<'a> {
         let mut blobs = HashMap::new();
         let missing = || self.refuse(SavedError::Missing { name: shown(&image.config) });
         let config = self.bytes(&image.config)?.ok_or_else(missing)?;
+        let places = image.layers().iter().map(|name| self.locate(name)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(manifest) = beside::manifest(self, &config, &places) {
+            blobs.extend(manifest.layers.into_iter().map(|layer| layer.digest).zip(places));
+            return Ok(finish(blobs, image, config, manifest.bytes, false));
+        }
         let mut layers = Vec::new();
         // Layers that were saved once and are named more often are read once.
         let mut known: HashMap<u64, Descriptor> = HashMap::new();
-        for name in image.layers() {
-            let located = self.locate(name)?;
+        for located in places {
             let layer = match located.offset().and_then(|offset| known.get(&offset)) {
                 Some(layer) => layer.clone(),
                 None => self.describe(&located)?,
@@ -218,16 +241,7 @@ impl<'a> Contents<'a> {
             "config": config_descriptor,
             "layers": layers,
         });
-        let manifest = Bytes::from(manifest.to_string());
-        let entry = Descriptor::of(media_type::MANIFEST, &manifest);
-        let entries: Vec<Descriptor> = match image.tags() {
-            [] => vec![entry.clone()],
-            tags => tags.iter().map(|tag| named(&entry, tag)).collect(),
-        };
-        let index = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": entries });
-        blobs.insert(config_descriptor.digest, Located::memory(config));
-        blobs.insert(entry.digest, Located::memory(manifest));
-        Ok(Made { index: Located::memory(Bytes::from(index.to_string())), blobs })
+        Ok(finish(blobs, image, config, Bytes::from(manifest.to_string()), true))
     }
 
     /// Reads a layer to its end, to know its digest.
@@ -242,10 +256,9 @@ impl<'a> Contents<'a> {
             }
             position += piece.len() as u64;
         }
-        let kind = match &*start {
-            [0x1f, 0x8b, ..] => format!("{TAR}+gzip"),
-            [0x28, 0xb5, 0x2f, 0xfd] => format!("{TAR}+zstd"),
-            _ => TAR.to_owned(),
+        let kind = match Encoding::sniff(&start) {
+            Encoding::Tar => TAR.to_owned(),
+            packed @ (Encoding::Gzip | Encoding::Zstd) => format!("{TAR}+{}", packed.name()),
         };
         Ok(Descriptor::new(&kind, hasher.finish(), located.length))
     }
@@ -287,6 +300,23 @@ impl<'a> Contents<'a> {
     }
 }
 
+/// Puts an index.json before a manifest and its configuration.
+fn finish(mut blobs: HashMap<Digest, Located>, image: &Saved, config: Bytes, manifest: Bytes, is_made: bool) -> Made {
+    let kind = match serde_json::from_slice::<Probe>(&manifest) {
+        Ok(probe) => probe.media_type(media_type::MANIFEST),
+        Err(_) => media_type::MANIFEST.to_owned(),
+    };
+    let entry = Descriptor::of(&kind, &manifest);
+    let entries: Vec<Descriptor> = match image.tags() {
+        [] => vec![entry.clone()],
+        tags => tags.iter().map(|tag| named(&entry, tag)).collect(),
+    };
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": entries });
+    blobs.insert(Digest::of(&config), Located::memory(config));
+    blobs.insert(entry.digest, Located::memory(manifest));
+    Made { is_made, index: Located::memory(Bytes::from(index.to_string())), blobs }
+}
+
 /// The entry of an index for one name, as Docker annotates it today.
 fn named(entry: &Descriptor, tag: &str) -> Descriptor {
     let mut entry = entry.clone();
@@ -316,7 +346,7 @@ fn path_of(bytes: &[u8]) -> PathBuf {
 
 /// A name for a message.
 fn shown(name: &str) -> String {
-    name.chars().take(200).collect()
+    printable(name, 200)
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use super::{ImageError, ImageSource, blocking};
+use crate::image::members::printable;
 use crate::image::model::{Descriptor, RawManifest, annotation};
+use crate::image::names;
+use crate::image::platform::Platform;
 use crate::image::store::{Store, StoreError};
 use crate::v2::document::{Entry, Index};
 
@@ -12,18 +15,29 @@ impl ImageSource {
     pub(super) async fn store_roots(&self, store: &Store) -> Result<Vec<Descriptor>, ImageError> {
         let reader = store.clone();
         let entries = blocking(move || Ok(reader.entries()?)).await?;
+        let count = entries.len();
         let mut images: Vec<Descriptor> = entries.into_iter().filter(Descriptor::may_be_image).collect();
+        if images.is_empty() && count > 0 {
+            return Err(ImageError::NoImage { image: self.to_string(), count });
+        }
         let tags = tags_of(&images);
-        if let Self::Store { tag: Some(tag), .. } = self {
-            images.retain(|entry| has_tag(entry, tag));
+        let is_chosen = matches!(store, Store::Archive(archive) if archive.is_chosen());
+        if let Self::Store { tag: Some(tag), .. } = self
+            && !is_chosen
+        {
+            let names: Vec<Vec<String>> = images.iter().map(names_of).collect();
+            let places = names::meant(&names, tag);
+            let mut place = 0..;
+            images.retain(|_| place.next().is_some_and(|place| places.contains(&place)));
         }
         // One image with several names is not several.
         let mut seen = HashSet::new();
+        let named = images.clone();
         images.retain(|entry| seen.insert(entry.digest));
-        let one_image = images.len() == 1 || images.iter().all(|entry| entry.platform.is_some());
         match images.len() {
             0 => Err(self.not_found(tags)),
-            _ if one_image => Ok(images),
+            1 => Ok(images),
+            _ if are_one_image(&named) => Ok(images),
             _ => Err(ImageError::Ambiguous { image: self.to_string(), tags }),
         }
     }
@@ -72,17 +86,27 @@ impl ImageSource {
     }
 }
 
-fn has_tag(entry: &Descriptor, tag: &str) -> bool {
-    let named = |key| entry.annotations.get(key).map(String::as_str);
-    // Some tools write the full name where others write the tag.
-    let full = |name: &str| name == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with(':'));
-    named(annotation::REF_NAME).is_some_and(full) || named(annotation::CONTAINERD_NAME).is_some_and(full)
+/// Whether entries are the platforms of one image: each says which it is for, and no two have different names or, without
+/// a name, the same platform.
+fn are_one_image(entries: &[Descriptor]) -> bool {
+    let platforms: Option<Vec<&Platform>> = entries.iter().map(|entry| entry.platform.as_ref()).collect();
+    let Some(platforms) = platforms else { return false };
+    let names: HashSet<Vec<String>> = entries.iter().map(names_of).collect();
+    let distinct: HashSet<&Platform> = platforms.iter().copied().collect();
+    match names.len() {
+        1 if names.iter().all(Vec::is_empty) => distinct.len() == platforms.len(),
+        count => count == 1,
+    }
 }
 
+/// Names of an entry. Some tools write the full name where others write the tag.
+fn names_of(entry: &Descriptor) -> Vec<String> {
+    let named = |key| entry.annotations.get(key).cloned();
+    [named(annotation::REF_NAME), named(annotation::CONTAINERD_NAME)].into_iter().flatten().collect()
+}
+
+/// Names that can be typed for the entries.
 pub(super) fn tags_of(entries: &[Descriptor]) -> Vec<String> {
-    let tag = |entry: &Descriptor| {
-        let name = entry.annotations.get(annotation::REF_NAME);
-        name.or_else(|| entry.annotations.get(annotation::CONTAINERD_NAME)).cloned()
-    };
-    entries.iter().filter_map(tag).take(20).collect()
+    let names: Vec<Vec<String>> = entries.iter().map(names_of).collect();
+    names::typed(&names).iter().take(20).map(|name| printable(name, 200)).collect()
 }

@@ -4,6 +4,7 @@ use crate::digest::Digest;
 use crate::image::foreign::ForeignError;
 use crate::image::platform::Platform;
 use crate::image::store::StoreError;
+use crate::image::urls::UrlError;
 use crate::registry::RegistryError;
 
 /// Why an image cannot be read.
@@ -31,6 +32,14 @@ pub enum ImageError {
         image: String,
         /// The tags that a layout has.
         tags: Vec<String>,
+    },
+    /// There is something, and no image in it.
+    #[error("{image} holds no image: {}", entries(*count))]
+    NoImage {
+        /// What was asked for.
+        image: String,
+        /// How many entries there are that are none.
+        count: usize,
     },
     /// A layout holds several images.
     #[error("{image} holds several images: name one{}", known_tags(tags))]
@@ -72,13 +81,29 @@ pub enum ImageError {
         /// Why not.
         reason: String,
     },
+    /// A layer cannot be had from the URLs that it names.
+    #[error("layer {layer}: {source}")]
+    Urls {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the last of them said.
+        source: UrlError,
+    },
     /// The background task was stopped.
     #[error("reading was stopped")]
     Stopped,
 }
 
+fn entries(count: usize) -> String {
+    match count {
+        0 => "its index is empty".to_owned(),
+        1 => "the only entry of its index is an attestation or another artifact".to_owned(),
+        _ => format!("all {count} entries of its index are attestations or other artifacts"),
+    }
+}
+
 fn known_tags(tags: &[String]) -> String {
-    if tags.is_empty() { String::new() } else { format!(" (there are the tags {})", tags.join(", ")) }
+    if tags.is_empty() { String::new() } else { format!(" (there are {})", tags.join(", ")) }
 }
 
 fn list(platforms: &[Platform]) -> String {

@@ -14,6 +14,8 @@ const MEMBERS_MAX: usize = 1_000_000;
 /// Bytes of all extended headers of one archive. Stops a sparse file whose one name is gigabytes long. Real archives
 /// have some hundreds of bytes for each member with a long name.
 const EXTENDED_BYTES_MAX: u64 = 64 << 20;
+/// Characters of a reason that has names of an archive in it.
+const REASON_CHARACTERS_MAX: usize = 300;
 /// Bytes of a header block, which are not counted as extended headers.
 const BLOCK_BYTES: usize = 512;
 
@@ -51,7 +53,7 @@ pub(crate) fn walk(
     let mut archive = tar::Archive::new(Frugal { file, left: EXTENDED_BYTES_MAX });
     let entries = archive.entries_with_seek().map_err(io("is not a tar file"))?;
     for (count, entry) in entries.enumerate() {
-        let entry = entry.map_err(io("is not a tar file (a compressed one must be unpacked first)"))?;
+        let entry = entry.map_err(|error| not_a_tar(path, file, &error))?;
         if count >= MEMBERS_MAX {
             return Err(refuse(format!("it has more than {MEMBERS_MAX} members")));
         }
@@ -73,6 +75,38 @@ pub(crate) fn walk(
         visit(name, member)?;
     }
     Ok(())
+}
+
+/// What a file is that is no tar file, by its first bytes, else what is wrong with it.
+fn not_a_tar(path: &Path, file: &File, error: &io::Error) -> StoreError {
+    let mut first = [0; 6];
+    let read = std::os::unix::fs::FileExt::read_at(file, &mut first, 0).unwrap_or(0);
+    let how = match first.get(..read).unwrap_or_default() {
+        [0x1f, 0x8b, ..] => "gzip",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => "xz",
+        [b'B', b'Z', b'h', ..] => "bzip2",
+        // The library's words have names of members in them.
+        _ => {
+            let reason = printable(&error.to_string(), REASON_CHARACTERS_MAX);
+            return StoreError::Io { path: path.to_owned(), what: "is not a tar file", kind: error.kind(), reason };
+        }
+    };
+    let (kind, reason) = (io::ErrorKind::InvalidData, format!("it is compressed ({how}) and must be unpacked first"));
+    StoreError::Io { path: path.to_owned(), what: "is not a tar file", kind, reason }
+}
+
+/// A text from an archive for a message: one line, without control characters.
+pub(crate) fn printable(text: &str, characters_max: usize) -> String {
+    let escaped = |character: char| match character {
+        character if character.is_control() => character.escape_default().to_string(),
+        character => character.to_string(),
+    };
+    text.chars()
+        .filter(|character| *character != char::REPLACEMENT_CHARACTER)
+        .take(characters_max)
+        .map(escaped)
+        .collect()
 }
 
 /// A file of which only so many bytes are read in pieces longer than a header block.
@@ -134,6 +168,27 @@ mod tests {
         file.set_len(513).unwrap();
         file.rewind().unwrap();
         assert!(matches!(walked(&file), Err(StoreError::NotALayout { .. })));
+    }
+
+    #[test]
+    fn what_is_no_tar() {
+        let mut named = vec![0; 2048];
+        named[..11].copy_from_slice(b"\x1b]0;x\x07\x1b[31m");
+        named[148..156].fill(0xff);
+        for (content, expected) in [
+            (
+                &b"\x1f\x8b\x08 and more"[..],
+                "x.tar: is not a tar file: it is compressed (gzip) and must be unpacked first",
+            ),
+            (b"\x28\xb5\x2f\xfd and more", "it is compressed (zstd)"),
+            (&named, "x.tar: is not a tar file: "),
+        ] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(content).unwrap();
+            file.write_all(&[1; 2048]).unwrap();
+            let error = walked(&file).unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.chars().any(char::is_control), "{error:?}");
+        }
     }
 
     /// A name of a gigabyte costs a kilobyte on the disk.

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::digest::Digest;
+use crate::encoding::is_foreign;
+use crate::image::folded::Folded;
 use crate::image::platform::Platform;
 
 /// Media types.
@@ -71,6 +73,9 @@ pub struct Descriptor {
     /// Notes.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// Where else the content may be had, for layers that registries need not have.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     /// Which platform it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -94,6 +99,7 @@ impl Descriptor {
             digest,
             size,
             annotations: BTreeMap::new(),
+            urls: Vec::new(),
             platform: None,
             artifact_type: None,
         }
@@ -107,6 +113,12 @@ impl Descriptor {
         let attestation = self.annotations.contains_key(annotation::DOCKER_REFERENCE_TYPE);
         let known = !self.platform.as_ref().is_some_and(Platform::is_unknown);
         image && known && !attestation && (media_type::is_manifest(&self.media_type) || self.is_index())
+    }
+
+    /// Whether it is a layer that its registry need not have.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        !self.urls.is_empty() || is_foreign(&self.media_type)
     }
 
     /// Whether it points at a list of manifests.
@@ -207,21 +219,22 @@ impl<'de> Deserialize<'de> for ImageConfig {
         #[derive(Deserialize)]
         struct Raw {
             #[serde(default)]
-            os: String,
+            os: Option<String>,
             #[serde(default)]
-            architecture: String,
+            architecture: Option<String>,
             #[serde(default)]
             variant: Option<String>,
-            rootfs: RootFs,
+            rootfs: Folded<RootFs>,
         }
         #[derive(Deserialize)]
         struct RootFs {
             #[serde(default, deserialize_with = "null_is_default")]
             diff_ids: Vec<Digest>,
         }
-        let raw = Raw::deserialize(deserializer)?;
-        let platform = Platform::new(&raw.os, &raw.architecture, raw.variant.as_deref().unwrap_or_default());
-        Ok(Self { platform, diff_ids: raw.rootfs.diff_ids })
+        let Folded(raw) = Folded::<Raw>::deserialize(deserializer)?;
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let platform = Platform::new(&text(&raw.os), &text(&raw.architecture), &text(&raw.variant));
+        Ok(Self { platform, diff_ids: raw.rootfs.0.diff_ids })
     }
 }
 
@@ -281,6 +294,18 @@ mod tests {
         }
         for bad in [format!(r#"{{"config":{{"digest":"{HEX}","size":-1}}}}"#), r#"{"config":null}"#.into()] {
             assert!(serde_json::from_str::<ImageManifest>(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn configurations_as_go_reads_them() {
+        for text in [
+            format!(r#"{{"OS":"linux","Architecture":"amd64","RootFS":{{"Diff_IDs":["{HEX}"]}}}}"#),
+            format!(r#"{{"os":"linux","architecture":"amd64","variant":null,"rootfs":{{"diff_ids":["{HEX}"]}}}}"#),
+        ] {
+            let config: ImageConfig = serde_json::from_str(&text).unwrap();
+            let expected = (Platform::new("linux", "amd64", ""), vec![HEX.parse().unwrap()]);
+            assert_eq!((config.platform, config.diff_ids), expected, "{text}");
         }
     }
 

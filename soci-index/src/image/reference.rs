@@ -5,7 +5,7 @@
 //! (`docker.io/library/debian:latest`).
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::digest::Digest;
@@ -219,6 +219,63 @@ impl fmt::Display for Reference {
     }
 }
 
+impl Reference {
+    /// The same with the path of a layout or archive split off where the disk says: `image.tar:team/db:latest` is the
+    /// image `team/db:latest` in `image.tar`, unless there is a file `image.tar:team/db`. Where nothing is there yet,
+    /// the path ends in a directory that is there. `exists` looks.
+    #[must_use]
+    pub fn settled(self, exists: impl Fn(&Path) -> bool) -> Self {
+        let settle = |path: PathBuf, tag: Option<String>| resplit(path, tag, &exists);
+        match self {
+            Self::Layout { directory, tag } => {
+                let (directory, tag) = settle(directory, tag);
+                Self::Layout { directory, tag }
+            }
+            Self::Archive { file, tag } => {
+                let (file, tag) = settle(file, tag);
+                Self::Archive { file, tag }
+            }
+            Self::Saved { file, tag } => {
+                let (file, tag) = settle(file, tag);
+                Self::Saved { file, tag }
+            }
+            other @ (Self::Registry(_) | Self::Containerd { .. }) => other,
+        }
+    }
+}
+
+fn resplit(path: PathBuf, tag: Option<String>, exists: &impl Fn(&Path) -> bool) -> (PathBuf, Option<String>) {
+    let Some(spelled) = path.to_str().filter(|_| !exists(&path)).map(str::to_owned) else { return (path, tag) };
+    let shorter = || {
+        let colons = spelled.rmatch_indices(':').filter(|(at, _)| *at > 0 && at + 1 < spelled.len());
+        colons.map(|(at, _)| (Path::new(&spelled[..at]), &spelled[at + 1..]))
+    };
+    let parent_exists = |path: &Path| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => true,
+        Some(parent) => exists(parent),
+        None => false,
+    };
+    // `app:latest`, with nothing to tell it from a path but that it looks like a name.
+    let is_name = |name: &str| {
+        let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+        tag.is_some() && name.starts_with(|first: char| first.is_ascii_lowercase()) && name.bytes().all(letter)
+    };
+    let in_odd_directory = path.parent().is_some_and(|parent| parent.to_string_lossy().contains(':') && exists(parent));
+    let found = match shorter().find(|(path, _)| exists(path)) {
+        _ if in_odd_directory => None,
+        Some(found) => Some(found),
+        None if parent_exists(&path) => shorter().next().filter(|(_, name)| is_name(name)),
+        None => shorter().find(|(path, _)| parent_exists(path)),
+    };
+    match found {
+        Some((path, name)) => {
+            let tag = tag.map_or_else(|| name.to_owned(), |tag| format!("{name}:{tag}"));
+            (path.to_owned(), Some(tag))
+        }
+        None => (path, tag),
+    }
+}
+
 /// Splits `PATH[:TAG]`. What follows the last colon is a tag only if it could be one: it has no slash.
 fn split_tag(text: &str) -> (&str, Option<&str>) {
     match text.rsplit_once(':') {
@@ -295,6 +352,42 @@ mod tests {
             let archive = text.replace("oci:", "oci-archive:");
             let expected = Reference::Archive { file: path.into(), tag: tag.map(str::to_owned) };
             assert_eq!(archive.parse::<Reference>().unwrap(), expected, "{archive}");
+        }
+    }
+
+    #[test]
+    fn whole_names_after_paths() {
+        let there = ["image.tar", "/a:b", "/a:b/c", "/a", "/"];
+        for (text, path, tag) in [
+            ("image.tar:team/db:latest", "image.tar", Some("team/db:latest")),
+            ("image.tar:team/db", "image.tar", Some("team/db")),
+            ("image.tar:h.example:5000/db:1", "image.tar", Some("h.example:5000/db:1")),
+            ("image.tar:latest", "image.tar", Some("latest")),
+            ("image.tar:@1", "image.tar", Some("@1")),
+            ("image.tar", "image.tar", None),
+            ("/a:b/c", "/a:b/c", None),
+            ("/a:b/c:d", "/a:b/c", Some("d")),
+            ("/a:b:x/y:d", "/a:b", Some("x/y:d")),
+            // Nothing is there yet.
+            ("new:v1", "new", Some("v1")),
+            ("new:team/db:latest", "new", Some("team/db:latest")),
+            ("new:app:latest", "new", Some("app:latest")),
+            ("image.tar:app:latest", "image.tar", Some("app:latest")),
+            ("at-10:00:00.tar:v1", "at-10:00:00.tar", Some("v1")),
+            ("/a/new:team/db:v", "/a/new", Some("team/db:v")),
+            ("/a:b/new:v", "/a:b/new", Some("v")),
+            ("no/where:v", "no/where", Some("v")),
+        ] {
+            for (scheme, make) in [
+                ("oci", (|directory, tag| Reference::Layout { directory, tag }) as fn(_, _) -> _),
+                ("oci-archive", |file, tag| Reference::Archive { file, tag }),
+                ("docker-archive", |file, tag| Reference::Saved { file, tag }),
+            ] {
+                let parsed: Reference = format!("{scheme}:{text}").parse().unwrap();
+                let settled = parsed.settled(|path| there.iter().any(|there| Path::new(there) == path));
+                assert_eq!(settled, make(PathBuf::from(path), tag.map(str::to_owned)), "{text}");
+                assert_eq!(settled.to_string(), format!("{scheme}:{text}"));
+            }
         }
     }
 

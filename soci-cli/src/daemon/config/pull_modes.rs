@@ -13,6 +13,8 @@ use super::Size;
 pub struct PullModes {
     /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer store.
     pub leave_unindexed: bool,
+    /// Fetch layers that registries need not have from the URLs that the image names.
+    pub foreign_layers: bool,
     /// Indexes that name the image.
     pub soci_v1: SociV1,
     /// Indexes that the image names.

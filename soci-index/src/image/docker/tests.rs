@@ -93,17 +93,105 @@ fn layers_are_described_by_their_bytes() {
     assert_eq!(again.entries().unwrap()[0].digest, entries[0].digest);
 }
 
+/// An archive of two plain layers as newer releases of Docker write it, with a layout whose manifest has these layers.
+fn with_layout(layers: impl Fn(Descriptor, Descriptor) -> Vec<Descriptor>) -> (tempfile::NamedTempFile, Digest) {
+    let (one, two) = (Descriptor::of(TAR, b"one"), Descriptor::of(TAR, b"other"));
+    let config = format!(r#"{{"rootfs":{{"diff_ids":["{}","{}"]}}}}"#, one.digest, two.digest);
+    let names = [&one, &two].map(|layer| format!("blobs/sha256/{}", layer.digest.hex()));
+    let saved = json!([{
+        "Config": format!("blobs/sha256/{}", Digest::of(config.as_bytes()).hex()),
+        "RepoTags": ["app:1"],
+        "Layers": names,
+    }]);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::MANIFEST,
+        "config": Descriptor::of(media_type::CONFIG, config.as_bytes()),
+        "layers": layers(one, two),
+    });
+    let manifest = manifest.to_string();
+    let entry = Descriptor::of(media_type::MANIFEST, manifest.as_bytes());
+    let nested = json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": [entry] }).to_string();
+    let root = Descriptor::of(media_type::INDEX, nested.as_bytes());
+    let index = json!({ "schemaVersion": 2, "manifests": [root] }).to_string();
+    let blobs: Vec<(String, Put)> = ["one", "other", &config, &manifest, &nested]
+        .map(|blob| (format!("blobs/sha256/{}", Digest::of(blob.as_bytes()).hex()), file(blob)))
+        .into();
+    let mut members: Vec<(&str, Put)> = blobs.iter().map(|(name, put)| (name.as_str(), put.clone())).collect();
+    members.extend([
+        ("oci-layout", file(r#"{"imageLayoutVersion":"1.0.0"}"#)),
+        ("index.json", file(&index)),
+        ("manifest.json", file(&saved.to_string())),
+    ]);
+    (archive(&members), entry.digest)
+}
+
 #[test]
-fn the_newer_form_is_read_as_it_is() {
-    let index = r#"{"manifests":[]}"#;
+fn a_layout_counts_only_if_it_agrees() {
+    let right = [Descriptor::of(TAR, b"one"), Descriptor::of(TAR, b"other")];
+    let size = |layer: Descriptor| Descriptor { size: layer.size + 1, ..layer };
+    let kind = |layer: Descriptor, kind: &str| Descriptor { media_type: kind.to_owned(), ..layer };
+    type Layers<'l> = &'l dyn Fn(Descriptor, Descriptor) -> Vec<Descriptor>;
+    let cases: [(Layers<'_>, bool); 7] = [
+        (&|one, two| vec![one, two], true),
+        (&|one, two| vec![two, one], false),
+        (&|one, two| vec![one, size(two)], false),
+        (&|one, two| vec![one, kind(two, "application/vnd.oci.image.layer.v1.tar+gzip")], false),
+        (&|one, _| vec![one], false),
+        (&|one, two| vec![one.clone(), two, one], false),
+        (&|one, _| vec![one, Descriptor::of(TAR, b"not there")], false),
+    ];
+    for (number, (layers, is_used)) in cases.into_iter().enumerate() {
+        let (file, digest) = with_layout(layers);
+        let archive = Archive::open_saved(file.path(), None).unwrap();
+        assert_eq!(archive.has_made_manifest(), !is_used, "case {number}");
+        let store = Store::Archive(archive);
+        let entry = &store.entries().unwrap()[0];
+        assert_eq!(
+            (entry.digest == digest, entry.annotations[annotation::CONTAINERD_NAME].as_str()),
+            (is_used, "app:1")
+        );
+        let raw = store.manifest(entry).unwrap().unwrap();
+        let manifest: crate::image::model::ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
+        assert_eq!(manifest.layers, right, "case {number}");
+        for (layer, content) in right.iter().zip(["one", "other"]) {
+            assert_eq!(store.blob_bytes(layer, 1000).unwrap().unwrap(), content);
+        }
+    }
+}
+
+#[test]
+fn a_layout_alone_is_read() {
     let file = archive(&[
         ("oci-layout", file(r#"{"imageLayoutVersion":"1.0.0"}"#)),
-        ("index.json", file(index)),
-        ("manifest.json", file("[]")),
+        ("index.json", file(r#"{"manifests":[]}"#)),
     ]);
     let archive = Archive::open_saved(file.path(), None).unwrap();
     assert!(!archive.has_made_manifest());
     assert_eq!(Store::Archive(archive).entries().unwrap(), []);
+}
+
+/// Keys of manifest.json as Jib has written them, and names as skopeo takes them.
+#[test]
+fn keys_and_names() {
+    let file = usual(
+        r#"[{"config":"c.json","repoTags":["team/app:latest"],"layers":["a/layer.tar"]},
+        {"CONFIG":"c.json","RepoTags":["team/db:latest"],"Layers":["d.tar"]},{"Config":"c.json","Layers":[]}]"#,
+    );
+    let layers = |tag| {
+        let store = Store::Archive(Archive::open_saved(file.path(), Some(tag)).unwrap());
+        let raw = store.manifest(&store.entries().unwrap()[0]).unwrap().unwrap();
+        serde_json::from_slice::<crate::image::model::ImageManifest>(&raw.bytes).unwrap().layers
+    };
+    for tag in ["team/db:latest", "team/db", "docker.io/team/db:latest", "@1"] {
+        assert_eq!(layers(tag), [Descriptor::of(&format!("{TAR}+gzip"), &gzip(b"plain"))], "{tag}");
+    }
+    assert_eq!(layers("team/app:latest"), [Descriptor::of(TAR, b"plain")]);
+    assert_eq!(layers("@2"), []);
+    for tag in [None, Some("latest")] {
+        let error = Archive::open_saved(file.path(), tag).unwrap_err().to_string();
+        assert!(error.contains("(there are team/app:latest, team/db:latest, @2)"), "{error}");
+    }
 }
 
 #[test]
@@ -125,7 +213,7 @@ fn hostile_archives() {
         (with(&many), None, "more than 1000 layers"),
         (with("{}"), None, "manifest.json cannot be read"),
         (r#"[{"Config":"none.json"}]"#.to_owned(), None, "none.json is missing"),
-        (r#"[{"Layers":[]}]"#.to_owned(), None, "missing field `Config`"),
+        (r#"[{"Layers":[]}]"#.to_owned(), None, "missing field `config`"),
         ("[]".to_owned(), None, "lists no image"),
         ("[".to_owned(), None, "manifest.json cannot be read"),
         (two.to_owned(), None, "holds 2 images: name one (there are a:1, b:1)"),
