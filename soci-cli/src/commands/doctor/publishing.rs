@@ -17,7 +17,7 @@ use soci_index::span_index::SPAN_INDEX;
 
 use super::{Finding, bad, good, note};
 use crate::args::Doctor;
-use crate::commands::{choice, image, index as local};
+use crate::commands::{catalogue, choice, image};
 use crate::config::Config;
 use crate::exit::{self, Exit, fail};
 use crate::output;
@@ -64,7 +64,7 @@ async fn of_image(
         Ok(referrers) => findings.push(listing(repository, image, &referrers.found_by, name).await),
         Err(error) => findings.push(bad("referrers", error.to_string(), "see the registry's documentation")),
     }
-    let layout = local::layout(config)?;
+    let layout = catalogue::layout(config)?;
     let search = Search { local: layout.as_ref(), thorough: true, ..Search::new(source, image) };
     findings.push(index(search.gather().await?.order(None), name));
     Ok(findings)
