@@ -107,6 +107,14 @@ pub struct IndexModes {
     pub annotated: bool,
 }
 
+impl IndexModes {
+    /// Whether no index is looked for.
+    #[must_use]
+    pub const fn is_off(self) -> bool {
+        !self.referring && !self.annotated
+    }
+}
+
 impl Default for IndexModes {
     /// Both.
     fn default() -> Self {

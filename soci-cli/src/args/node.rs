@@ -198,8 +198,11 @@ pub struct Status {
 /// `soci doctor`
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// An image whose registry is to be checked too
+    /// An image: it and its registry are checked, and this machine only where it runs the snapshotter, or by --node
     pub image: Option<String>,
+    /// Check this machine, too, although an image is named
+    #[arg(long)]
+    pub node: bool,
     /// See whether this login may push an index: an upload is begun and cancelled, nothing is written
     #[arg(long, requires = "image")]
     pub push: bool,

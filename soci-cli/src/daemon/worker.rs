@@ -167,6 +167,7 @@ impl Shop {
         let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
         let forest = ForestOptions { opaque, opener: Some(Arc::new(reopener)), ..ForestOptions::default() };
         let forest = Arc::new(Forest::new(forest));
+        let open_modes = open.modes;
         let options = RemoteOptions {
             open,
             images_max: config.images_max(),
@@ -175,6 +176,7 @@ impl Shop {
             mountpoint: mountpoint(root),
             profiles: config.profile.options(root),
             index_quota: config.layer_store.index_quota.limit().unwrap_or(u64::MAX),
+            only_named: open_modes.is_off() && !config.pull_modes.parallel_pull_unpack.enable,
             known_places,
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));

@@ -12,6 +12,13 @@ use super::slots::SlotError;
 use crate::forest::PlantError;
 use crate::open::OpenError;
 
+impl RemoteError {
+    /// Whether the next layer of the image meets the same: an index that was asked for by its digest cannot be had.
+    pub(super) const fn is_lasting(&self) -> bool {
+        matches!(self, Self::Open(OpenError::NoSuchIndex { .. }))
+    }
+}
+
 /// Why a layer is not provided.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -66,6 +73,9 @@ pub enum RemoteError {
         /// How long.
         limit: Duration,
     },
+    /// No kind of index is to be used.
+    #[error("indexes of both versions are off ([pull_modes]), and no label names one")]
+    Off,
     /// The process is shutting down.
     #[error("the layer was abandoned")]
     Abandoned,
