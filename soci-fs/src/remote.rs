@@ -241,6 +241,18 @@ impl RemoteLayers {
         self.take(slot).ok_or_else(|| RemoteError::Abandoned.into())
     }
 
+    /// Whether the layer that labels describe is here, or being opened, already.
+    fn is_under_way(&self, labels: &BTreeMap<String, String>) -> bool {
+        let Ok(wanted) = WantedLayer::of(labels) else { return false };
+        let is_known = self.0.slots.all().iter().any(|(_, record)| record.claim.layer == wanted.layer);
+        is_known || self.0.state().layers.keys().any(|claim| claim.layer == wanted.layer)
+    }
+
+    /// Whether the layer in a slot was fetched whole, instead of being read lazily.
+    fn is_whole(&self, slot: u16) -> bool {
+        self.0.slots.get(slot).is_some_and(|record| record.claim.table.is_none())
+    }
+
     /// The directory that shows a slot's layer, with owners mapped if `id_map` is given.
     #[must_use]
     pub fn directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf {

@@ -34,7 +34,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 41] = [
+const WITH_EFFECT: [&str; 42] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -46,6 +46,7 @@ const WITH_EFFECT: [&str; 41] = [
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",
+    "fuse_metrics_emit_wait_duration_sec",
     "http.DialTimeoutMsec",
     "http.MaxRetries",
     "http.MaxWaitMsec",
@@ -231,6 +232,15 @@ impl DaemonConfig {
         match u64::try_from(self.mount_timeout_sec) {
             Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
             _ => Duration::from_secs(30),
+        }
+    }
+
+    /// How long after an image's first layer its operations are added up.
+    #[must_use]
+    pub fn counting_wait(&self) -> Duration {
+        match u64::try_from(self.fuse_metrics_emit_wait_duration_sec) {
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            _ => Duration::from_secs(60),
         }
     }
 

@@ -89,6 +89,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
         remote: shop.layers,
         proves: config.background_pace().is_some(),
     });
+    tokio::spawn(Arc::clone(&operations).count_images(config.counting_wait()));
     operations::serve_status(Arc::clone(&operations), root)
         .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
     if !config.no_prometheus && !config.metrics_address.is_empty() {
