@@ -100,6 +100,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
     let kept = tempfile::tempdir().unwrap();
     let profiles = ProfileOptions {
         follow_names: false,
+        prefetch: false,
         replay: true,
         record: true,
         memory: Some(Memory::new(kept.path().join("profiles"))),
@@ -359,4 +360,29 @@ async fn a_search_that_failed_serves_all_layers() {
     assert_eq!(registry.traffic().requests, before, "one search is enough");
     // Without the digest it is another question.
     daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+}
+
+/// What AWS's prefetch artifacts name is fetched before anybody reads, if that is wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetch_artifacts_are_used() {
+    let image = Image::gzip(vec![tar(&[("a", text(1, 900_000)), ("b", text(2, 900_000))])]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let line = ["publish", &name, "--format", "aws", "--min-layer-size", "0", "--span-size", "65536"];
+    drop(stdout(soci().args(line).args(["--prefetch-file", "b"])));
+    for prefetch in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let profiles = ProfileOptions { prefetch, ..ProfileOptions::default() };
+        let daemon = Daemon::start_with(root.path(), true, profiles);
+        let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+        let present = || daemon.forest.reader(slot).unwrap().store().present_spans();
+        for _ in 0..200 {
+            if present() >= 5 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(if prefetch { 25 } else { 1 })).await;
+        }
+        assert_eq!(present() >= 5, prefetch, "{} spans", present());
+        assert_eq!(daemon.read(slot, "b").await, text(2, 900_000));
+    }
 }

@@ -42,6 +42,7 @@ use crate::unpack::UnpackError;
 
 mod find;
 mod layer;
+mod prefetch;
 mod reopen;
 
 pub use find::ask_early;

@@ -34,7 +34,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 42] = [
+const WITH_EFFECT: [&str; 43] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -66,6 +66,7 @@ const WITH_EFFECT: [&str; 42] = [
     "metrics_network",
     "mount_timeout_sec",
     "no_prometheus",
+    "prefetch.enable",
     "profile",
     "pull_modes.leave_unindexed",
     "pull_modes.parallel_pull_unpack.enable",

@@ -175,7 +175,7 @@ impl Shop {
             layers_at_once: config.layers_at_once(),
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
-            profiles: config.profile.options(root),
+            profiles: config.profile.options(root, config.prefetch.enable),
             index_quota: config.layer_store.index_quota.limit().unwrap_or(u64::MAX),
             only_named: open_modes.is_off() && !config.pull_modes.parallel_pull_unpack.enable,
             known_places,
