@@ -228,14 +228,22 @@ const fn platforms() -> [&'static str; 2] {
     if cfg!(target_arch = "aarch64") { ["arm64", "amd64"] } else { ["amd64", "arm64"] }
 }
 
-/// As with AWS's tool: their entries stay, and a later pull makes the image complete.
+/// As with AWS's tool they are an error, unless they may be left out: their entries stay, and a later pull makes the image
+/// complete.
 async fn platforms_that_were_not_pulled(version: Containerd) {
     let Some(node) = Node::start(version) else { return };
     let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
     let [_, absent] = two_platforms(&registry).await;
     let name = |tag: &str| format!("{}/team/app:{tag}", registry.host());
     drop(stdout(in_containerd(&node, "rpull").args(["--snapshotter", "overlayfs", &name("v1")])));
-    let made = document(convert(&node, &name("v1"), &name("soci")));
+    let (code, said) = failure(&mut convert(&node, &name("v1"), &name("soci")));
+    assert!(code == 1 && said.contains("not found") && said.contains("--skip-missing-platforms"), "{code} {said}");
+    assert_eq!(target(&node, &name("soci")), None);
+    let made = document({
+        let mut command = convert(&node, &name("v1"), &name("soci"));
+        command.arg("--skip-missing-platforms");
+        command
+    });
     assert_eq!(made["images"].as_array().unwrap().len(), 1, "{made}");
     let root = target(&node, &name("soci")).unwrap();
     let index: Value = serde_json::from_slice(&blob(&node, &root)).unwrap();

@@ -152,3 +152,47 @@ async fn who_may_push() {
     let layout = run(soci().args(["doctor", "--push", "oci:/"]));
     assert!(!layout.status.success());
 }
+
+/// A pipeline asks about an image: this machine, which is no node, is none of its business, unless it is asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_judged_without_the_machine() {
+    let (registry, login) = (ProfiledRegistry::start(Profile::Harbor211).await, tempfile::tempdir().unwrap());
+    let repository = registry.client(login.path()).repository("team/app");
+    let large = tar(&[("data", text(7, 11 << 20))]);
+    let layers = vec![
+        ("application/vnd.oci.image.layer.v1.tar", large.clone(), large),
+        (GZIP, gzip(&tar(&[("small", text(8, 1000))]), 6), tar(&[("small", text(8, 1000))])),
+    ];
+    Image::new(layers).push(&repository, "v1").await;
+    let name = format!("{}/team/app:v1", registry.address);
+    let doctor = |arguments: &[&str]| {
+        let root = tempfile::tempdir().unwrap();
+        let mut command = soci();
+        command.arg("--root").arg(root.path()).args(["doctor", &name]).args(arguments);
+        run(command.env("DOCKER_CONFIG", login.path()))
+    };
+    let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let no_node = ["--containerd-config", "/no/such/file"];
+    let without = doctor(&no_node);
+    assert_eq!(without.status.code(), Some(1), "there is no index: {}", said(&without));
+    drop(stdout(soci().args(["publish", &name]).env("DOCKER_CONFIG", login.path())));
+    let with = doctor(&no_node);
+    assert_eq!(with.status.code(), Some(0), "{}", said(&with));
+    assert!(!said(&with).contains("/dev/fuse") && !said(&with).contains("kernel"), "{}", said(&with));
+    assert!(said(&with).contains("1 of 2 are indexed; the others are read whole"), "{}", said(&with));
+    drop(stdout(soci().args(["publish", &name, "--min-layer-size", "0"]).env("DOCKER_CONFIG", login.path())));
+    assert!(said(&doctor(&no_node)).contains("2 of 2 are indexed"));
+
+    // With the option, and where containerd is told of the snapshotter: a list without overlayfs breaks its pulls.
+    assert!(said(&doctor(&["--node", "--containerd-config", "/no/such/file"])).contains("/dev/fuse"));
+    let (directory, file) = (tempfile::tempdir().unwrap(), "config.toml");
+    let file = directory.path().join(file);
+    let list = "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nsnapshotter = 'soci'\n";
+    std::fs::write(&file, format!("version = 3\n[proxy_plugins.soci]\naddress = '/dev/null'\n{list}")).unwrap();
+    let node = doctor(&["--containerd-config", file.to_str().unwrap()]);
+    assert_eq!(node.status.code(), Some(1));
+    let lines = ["WRONG unpacking", "no unpack platforms defined", "        snapshotter = \"overlayfs\""];
+    let lines = lines.map(|line| line.replace("        snapshotter", "  snapshotter"));
+    assert!(lines.iter().all(|line| said(&node).contains(line)), "{}", said(&node));
+    assert!(said(&node).contains("        [proxy_plugins.soci.exports]"), "{}", said(&node));
+}

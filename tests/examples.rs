@@ -1,11 +1,17 @@
 //! The files that operators copy: they must say what the programs look for.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 use soci_cli::daemon::config::{Loaded, Provisional};
+use soci_cli::demo::registry::DemoRegistry;
 use soci_tests::containerd::Containerd;
 use soci_tests::daemon::daemon;
+use soci_tests::image::{Image, tar, text};
+use soci_tests::node::Node;
+use soci_tests::registry::client;
 use soci_tests::{run, soci, stdout};
 
 fn node(name: &str) -> PathBuf {
@@ -127,6 +133,71 @@ fn containerd_reads_its_configuration() {
         assert!(text.replace('\'', "\"").contains("snapshotter = \"soci\""), "{text}");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
+}
+
+/// A node that is set up by the examples pulls images by either snapshotter, and lists nothing that `soci doctor` minds.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_by_the_examples_pull() {
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let image = Image::gzip(vec![tar(&[("etc/data", text(1, 200_000))])]);
+    image.push(&client(&registry.host()).repository("team/app"), "v1").await;
+    let name = format!("{}/team/app:v1", registry.host());
+    for (version, file) in [(Containerd::Installed, "containerd-1.toml"), (Containerd::V2, "containerd-2.toml")] {
+        let example = |name: &str| std::fs::read_to_string(node(name)).unwrap();
+        let configurations = |directory: &Path| {
+            let at = |name: &str| directory.join(name).display().to_string();
+            let places = |text: String| {
+                let text = text.replace("/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock", &at("soci.sock"));
+                text.replace("/var/lib/soci-snapshotter-grpc", &at("soci"))
+            };
+            let (first, rest) =
+                example(file).split_once("[proxy_plugins.soci]").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+            let containerd = format!(
+                "{first}root = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n\
+                 [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n[proxy_plugins.soci]{rest}",
+                at("root"),
+                at("state"),
+                at("containerd.sock"),
+                at("opt")
+            );
+            // A port of its own would be one of other tests, too.
+            let snapshotter = example("config.toml").replace("metrics_address = \"127.0.0.1:1338\"", "");
+            [places(containerd), places(snapshotter)]
+        };
+        let Some(node) = Node::start_as(version, None, configurations) else { continue };
+        for snapshotter in ["overlayfs", "soci"] {
+            let pull = ["images", "pull", "--plain-http", "--snapshotter", snapshotter, &name];
+            let output = run(node.ctr().args(pull));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{file}, {snapshotter}: {said}");
+        }
+        let mut doctor = soci();
+        doctor.args(["doctor", "--json", "--containerd-config"]).arg(node.path("config.toml"));
+        let findings: Value = serde_json::from_slice(&run(&mut doctor).stdout).unwrap();
+        let about =
+            |finding: &&Value| ["plugin", "annotations", "unpacking"].iter().any(|what| finding["what"] == *what);
+        let findings: Vec<&Value> = findings.as_array().unwrap().iter().filter(about).collect();
+        assert_eq!(findings.len(), if file == "containerd-2.toml" { 3 } else { 2 });
+        assert!(findings.iter().all(|finding| finding["verdict"] == "good"), "{file}: {findings:?}");
+
+        // Questions to which the answer is that there is nothing: none of them is worth a line of the log.
+        let slots = std::fs::read_dir(node.path("soci/fs")).unwrap();
+        for file in slots.map(|slot| slot.unwrap().path().join("etc/data")).filter(|file| file.exists()) {
+            let script = format!("read -t 0 < {0}; sync {0}; cp --sparse=always {0} /dev/null", file.display());
+            drop(run(Command::new("bash").args(["-c", &script])));
+        }
+        assert!(!node.log().contains("Not Implemented"), "{}", node.log());
+    }
+}
+
+/// systemd hands the descriptors to the next process only if the unit says so, and before 254 only on a restart.
+#[test]
+fn descriptors_outlive_the_service() {
+    let unit = std::fs::read_to_string(node("soci-snapshotter-grpc.service")).unwrap();
+    assert!(unit.lines().any(|line| line == "FileDescriptorStorePreserve=yes"));
+    let readme = std::fs::read_to_string(node("../../README.md")).unwrap();
+    assert!(readme.contains("systemctl restart soci-snapshotter-grpc"));
+    assert!(!readme.contains("systemctl stop soci-snapshotter-grpc"));
 }
 
 /// The commented configuration is one that the daemon takes, as it is and with all that is commented out, and there is

@@ -259,7 +259,7 @@ async fn lost_ztoc_is_fetched_again() {
     let stage = Mounting::new(Image::gzip(vec![tar(&[("file", content.clone())])])).await;
     stage.publish(&FINE);
     drop(stage.mount(NODE, &[]));
-    let spans = stdout(&mut stage.soci(NODE, &["index", "list", "-q"])).trim().to_owned();
+    let spans = stdout(&mut stage.soci(NODE, &["index", "list", "-q", "--span-indexes"])).trim().to_owned();
     let spans: serde_json::Value =
         serde_json::from_str(&stdout(&mut stage.soci(NODE, &["index", "info", &spans]))).unwrap();
     let ztoc = spans["layers"][0]["digest"].as_str().unwrap().replace("sha256:", "");

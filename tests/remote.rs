@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::metrics::Metrics;
+use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::profile::Memory;
 use soci_fs::remote::background::{Background, Pace};
 use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
@@ -99,6 +100,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
     let kept = tempfile::tempdir().unwrap();
     let profiles = ProfileOptions {
         follow_names: false,
+        prefetch: false,
         replay: true,
         record: true,
         memory: Some(Memory::new(kept.path().join("profiles"))),
@@ -301,4 +303,86 @@ async fn fetches_that_nobody_waits_for_end() {
     front.set(Fault::None);
     let slot = daemon.layers.provide(&labels).await.unwrap();
     assert_eq!(daemon.read(slot, "etc/motd").await, text(1, 3_000_000));
+}
+
+/// A version 2 index that is asked for by its digest is used for an image that does not name it, also with all modes off;
+/// without that the image is containerd's.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_by_digest_and_modes_that_are_off() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let made = format!("{}/team/app:soci", registry.host());
+    let convert = ["convert", &name, &made, "--min-layer-size", "10000", "--span-size", "65536", "--json"];
+    let scratch = tempfile::tempdir().unwrap();
+    let converted: serde_json::Value =
+        serde_json::from_str(&stdout(soci().arg("--root").arg(scratch.path()).args(convert))).unwrap();
+    let index = converted["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
+    let off = IndexModes { referring: false, annotated: false };
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_by(root.path(), ProfileOptions::default(), |open| OpenOptions {
+        modes: off,
+        whole_layers: false,
+        ..open
+    });
+    let asked = |layer: usize| {
+        let mut labels = labels(&name, &image, layer);
+        labels.insert(INDEX.to_owned(), index.clone());
+        labels
+    };
+    let slot = daemon.layers.provide(&asked(0)).await.unwrap();
+    assert_eq!(daemon.read(slot, "etc/motd").await, contents[0]);
+    let before = registry.traffic().requests;
+    let left = daemon.layers.provide(&labels(&name, &image, 1)).await.unwrap_err();
+    assert!(matches!(*left, RemoteError::Off), "{left}");
+    assert_eq!(registry.traffic().requests, before, "nothing is asked");
+}
+
+/// An index that cannot be had is looked for once, however many layers the image has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_failed_serves_all_layers() {
+    let (image, _) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    let asked = |layer: usize| {
+        let mut labels = labels(&name, &image, layer);
+        labels.insert(INDEX.to_owned(), Digest::of(b"no such index").to_string());
+        labels
+    };
+    assert!(daemon.layers.provide(&asked(0)).await.is_err());
+    let before = registry.traffic().requests;
+    for layer in [1, 2, 0] {
+        let error = daemon.layers.provide(&asked(layer)).await.unwrap_err();
+        assert!(matches!(*error, RemoteError::Open(_)), "{error}");
+    }
+    assert_eq!(registry.traffic().requests, before, "one search is enough");
+    // Without the digest it is another question.
+    daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+}
+
+/// What AWS's prefetch artifacts name is fetched before anybody reads, if that is wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetch_artifacts_are_used() {
+    let image = Image::gzip(vec![tar(&[("a", text(1, 900_000)), ("b", text(2, 900_000))])]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let line = ["publish", &name, "--format", "aws", "--min-layer-size", "0", "--span-size", "65536"];
+    drop(stdout(soci().args(line).args(["--prefetch-file", "b"])));
+    for prefetch in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let profiles = ProfileOptions { prefetch, ..ProfileOptions::default() };
+        let daemon = Daemon::start_with(root.path(), true, profiles);
+        let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+        let present = || daemon.forest.reader(slot).unwrap().store().present_spans();
+        for _ in 0..200 {
+            if present() >= 5 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(if prefetch { 25 } else { 1 })).await;
+        }
+        assert_eq!(present() >= 5, prefetch, "{} spans", present());
+        assert_eq!(daemon.read(slot, "b").await, text(2, 900_000));
+    }
 }

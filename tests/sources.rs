@@ -207,7 +207,7 @@ async fn images_in_containerd(version: Containerd) {
     image.push(&repository, "v1").await;
     write_tar(&node.path("image.tar"), &layout_files(&image, &name));
     let expected = stdout(create(&node.path("a")).arg(format!("oci-archive:{}", node.path("image.tar").display())));
-    let index = stdout(soci().arg("--root").arg(node.path("a")).args(["index", "ls", "-q"]));
+    let index = stdout(soci().arg("--root").arg(node.path("a")).args(["index", "ls", "-q", "--span-indexes"]));
     drop(stdout(node.ctr().args(["images", "import", "--no-unpack"]).arg(node.path("image.tar"))));
 
     let before = registry.traffic().requests;
@@ -222,7 +222,11 @@ async fn images_in_containerd(version: Containerd) {
     assert_eq!(registry.traffic().requests, before, "the registry was not asked");
     for root in ["b", "c", "d"] {
         let list = |arguments: &[&str]| stdout(soci().arg("--root").arg(node.path(root)).args(arguments));
-        assert_eq!(list(&["index", "ls", "-q", "--all-platforms", "--ref", &name]), index, "in {root}");
+        assert_eq!(
+            list(&["index", "ls", "-q", "--span-indexes", "--all-platforms", "--ref", &name]),
+            index,
+            "in {root}"
+        );
     }
 
     let mut push = soci();
@@ -265,7 +269,9 @@ async fn what_containerd_lacks(version: Containerd) {
     let (code, said) = failure(create().arg(&name));
     assert!(code == 1 && said.contains("has no image") && said.contains("soci publish"), "{code} {said}");
     rpull("overlayfs");
-    let output = run(create().args(["--all-platforms", &name]));
+    let (code, said) = failure(create().args(["--all-platforms", &name]));
+    assert!(code == 1 && said.contains("not found") && said.contains(&absent.to_string()), "{code} {said}");
+    let output = run(create().args(["--all-platforms", "--skip-missing-platforms", &name]));
     let (lines, warned) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && lines.lines().count() == 3, "{lines} {warned}");
     assert!(warned.contains("was not pulled") && warned.contains(own[1]), "{warned}");

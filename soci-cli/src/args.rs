@@ -15,6 +15,7 @@ mod node;
 mod profile;
 mod publish;
 mod serve;
+mod size;
 
 pub use bench::Bench;
 pub use node::{Bounds, Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
@@ -78,9 +79,28 @@ pub struct Global {
     /// Namespace of containerd [default: default]
     #[arg(long, short = 'n', global = true, env = "CONTAINERD_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
-    /// Kind of content store; accepted for scripts
-    #[arg(long, global = true, value_name = "KIND", hide = true)]
-    pub content_store: Option<String>,
+    /// Where indexes are kept [default: soci, below --root]. With `containerd` create keeps them in containerd's content
+    /// store, as long as containerd has the image; span indexes always stay below --root. With either, plain names are
+    /// images of containerd
+    #[arg(long, global = true, value_name = "soci|containerd", value_parser = content_store)]
+    pub content_store: Option<ContentStore>,
+}
+
+/// Where indexes are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentStore {
+    /// In the local index store.
+    Soci,
+    /// In containerd's content store.
+    Containerd,
+}
+
+fn content_store(text: &str) -> Result<ContentStore, String> {
+    match text {
+        "" | "soci" => Ok(ContentStore::Soci),
+        "containerd" => Ok(ContentStore::Containerd),
+        other => Err(format!("unknown content store type: {other}; must be one of [soci containerd]")),
+    }
 }
 
 /// Where containerd listens, unless it is told otherwise.
@@ -91,7 +111,8 @@ impl Global {
     /// in it.
     #[must_use]
     pub fn names_containerd(&self) -> bool {
-        [&self.address, &self.namespace].into_iter().flatten().any(|text| !text.is_empty())
+        let is_named = [&self.address, &self.namespace].into_iter().flatten().any(|text| !text.is_empty());
+        is_named || self.content_store.is_some()
     }
 
     /// The socket of containerd.
@@ -129,7 +150,8 @@ pub enum Command {
     /// The prefetch artifacts in the local index store
     #[command(subcommand)]
     Prefetch(Prefetch),
-    /// Rebuild the index store's database: there is none, the store is the truth, so there is nothing to do
+    /// Bring the list of the local index store up to date: indexes whose manifest is gone leave it, those found in the store,
+    /// and with --content-store containerd in containerd, enter it
     RebuildDb,
     /// The zTOCs of single layers
     #[command(subcommand)]
@@ -250,26 +272,13 @@ impl Command {
 pub enum Index {
     /// List the indexes
     #[command(visible_alias = "ls")]
-    List {
-        /// Only those of this image
-        #[arg(long = "ref", value_name = "IMAGE")]
-        image: Option<String>,
-        /// Which platforms.
-        #[command(flatten)]
-        platforms: Platforms,
-        /// Print only digests
-        #[arg(long, short = 'q')]
-        quiet: bool,
-        /// Print one JSON document
-        #[arg(long)]
-        json: bool,
-    },
+    List(IndexList),
     /// Print an index manifest
     Info {
         /// Digest of the index
         digest: String,
     },
-    /// Remove indexes, and the zTOCs that no other index uses
+    /// Remove indexes, and the zTOCs that no other index uses. The span index of an image goes with the last of the others
     #[command(visible_alias = "rm")]
     Remove {
         /// Digests of indexes
@@ -279,6 +288,26 @@ pub enum Index {
         #[arg(long = "ref", value_name = "IMAGE")]
         image: Option<String>,
     },
+}
+
+/// `soci index list`
+#[derive(Debug, Args)]
+pub struct IndexList {
+    /// Only those of this image
+    #[arg(long = "ref", value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Span indexes, too. Without this only indexes of AWS's forms are shown, as AWS's tool shows them
+    #[arg(long)]
+    pub span_indexes: bool,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
+    /// Print only digests
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `soci ztoc`
@@ -291,8 +320,8 @@ pub enum Ztoc {
         /// Where to write the zTOC; - writes standard output
         #[arg(long, short = 'o', value_name = "FILE")]
         output: PathBuf,
-        /// Uncompressed bytes between two checkpoints
-        #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
+        /// Uncompressed bytes between two checkpoints, for example 4194304 or 4MiB
+        #[arg(long, default_value_t = 4_194_304, value_name = "SIZE", value_parser = size::span, allow_negative_numbers = true)]
         span_size: u64,
         /// Print digests and counts as JSON
         #[arg(long)]
@@ -320,18 +349,26 @@ pub enum Ztoc {
         ztoc: String,
     },
     /// Extract one file of a layer by its zTOC, decoding only the spans that hold it
-    GetFile {
-        /// A digest in the local index store, or a file
-        ztoc: String,
-        /// Name of the file in the layer
-        file: String,
-        /// The layer: a local file; without it, the local index store and the OCI layouts it knows are searched
-        #[arg(long, value_name = "FILE")]
-        layer: Option<PathBuf>,
-        /// Where to write the content, exactly [default: standard output, followed by a newline]
-        #[arg(long, short = 'o', value_name = "FILE")]
-        output: Option<PathBuf>,
-    },
+    GetFile(Box<GetFile>),
+}
+
+/// `soci ztoc get-file`
+#[derive(Debug, Args)]
+pub struct GetFile {
+    /// A digest in the local index store, or a file
+    pub ztoc: String,
+    /// Name of the file in the layer
+    pub file: String,
+    /// The layer: a local file; without it the local index store, containerd, and the image that was indexed, in its
+    /// registry or layout, are searched
+    #[arg(long, value_name = "FILE")]
+    pub layer: Option<PathBuf>,
+    /// Where to write the content, exactly [default: standard output, followed by a newline]
+    #[arg(long, short = 'o', value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// How to talk to the registry.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// `soci demo`

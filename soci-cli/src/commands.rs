@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod bench;
+pub mod catalogue;
 pub mod choice;
 pub mod convert;
 pub mod create;
@@ -17,6 +18,7 @@ pub mod profile;
 pub mod publish;
 pub mod pull;
 pub mod push;
+pub mod rebuild_db;
 pub mod record;
 pub mod rpull;
 pub mod serve_webhook;

@@ -16,14 +16,8 @@ pub mod output;
 pub mod progress;
 pub mod webhook;
 
-use std::path::{Path, PathBuf};
-
-use bytes::Bytes;
-use soci_index::digest::Digest;
-
-use args::{Arguments, Command, Ztoc};
+use args::{Arguments, Command, Global, Ztoc};
 use config::Config;
-use exit::{Exit, fail};
 
 /// Carries out a command.
 ///
@@ -35,19 +29,15 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let global = arguments.global;
     match arguments.command {
         Command::Create(create) => commands::create::run(&create, &config, &global),
-        Command::Push(push) => commands::push::run(&push, &config, timeout),
+        Command::Push(push) => commands::push::run(&push, &config, &global),
         Command::Publish(publish) => commands::publish::run(&publish, &global),
-        Command::Convert(convert) => commands::convert::run(&convert, &global),
+        Command::Convert(convert) => commands::convert::run(&convert, &config, &global),
         Command::ServeWebhook(serve) => commands::serve_webhook::run(&serve, &config, &global),
         Command::Verify(verify) => commands::verify::run(&verify, &config, &global),
         Command::Prefetch(prefetch) => commands::prefetch::run(&prefetch, &config),
-        // Without --quiet AWS's command is silent, too; the word goes to standard error.
-        Command::RebuildDb => {
-            tracing::info!("nothing to rebuild: the index store has no database beside it");
-            Ok(())
-        }
-        Command::Index(index) => commands::index::run(&index, &config),
-        Command::Ztoc(ztoc) => run_ztoc(ztoc, &config),
+        Command::RebuildDb => commands::rebuild_db::run(&config, &global),
+        Command::Index(index) => commands::index::run(&index, &config, &global),
+        Command::Ztoc(ztoc) => run_ztoc(ztoc, &config, &global),
         Command::Mount(mount) => commands::mount::run(&mount, &config),
         Command::Pull(pull) => commands::pull::run(&pull, &config, &global),
         Command::Record(record) => commands::record::run(&record, &config, &global),
@@ -64,41 +54,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn run_ztoc(ztoc: Ztoc, config: &Config) -> anyhow::Result<()> {
+fn run_ztoc(ztoc: Ztoc, config: &Config, global: &Global) -> anyhow::Result<()> {
     match ztoc {
         Ztoc::Create { layer, output, span_size, json } => commands::ztoc::create(&layer, &output, span_size, json),
         Ztoc::List { ztoc_digest, image_ref, quiet, json } => {
             commands::index::list_ztocs(config, ztoc_digest.as_deref(), image_ref.as_deref(), quiet, json)
         }
-        Ztoc::Info { ztoc } => commands::ztoc::info(&open_ztoc(&ztoc, config)?.0),
-        Ztoc::GetFile { ztoc, file, layer, output } => {
-            let (ztoc, digest) = open_ztoc(&ztoc, config)?;
-            let layer = match layer {
-                Some(layer) => layer,
-                None => stored_layer(digest, config)?,
-            };
-            commands::ztoc::get_file(&ztoc, &file, &layer, output.as_deref())
-        }
+        Ztoc::Info { ztoc } => commands::ztoc::info(&commands::ztoc::get_file::ztoc(&ztoc, config, global)?),
+        Ztoc::GetFile(arguments) => commands::ztoc::get_file::run(&arguments, config, global),
     }
-}
-
-/// A zTOC by its digest in the local store, or by the name of a file; and the digest of its layer if that is known.
-fn open_ztoc(name: &str, config: &Config) -> anyhow::Result<(Bytes, Option<Digest>)> {
-    match name.parse::<Digest>() {
-        Ok(digest) if !Path::new(name).exists() => {
-            let (file, layer) = commands::index::ztoc_file(config, &digest)?;
-            Ok((commands::ztoc::read_file(&file)?, layer))
-        }
-        _ => Ok((commands::ztoc::read_file(&PathBuf::from(name))?, None)),
-    }
-}
-
-/// A layer blob that happens to be in the local store.
-fn stored_layer(digest: Option<Digest>, config: &Config) -> anyhow::Result<PathBuf> {
-    let file =
-        digest.map(|digest| config.index_store().join("blobs").join(digest.algorithm().name()).join(digest.hex()));
-    file.filter(|file| file.exists()).ok_or_else(|| {
-        let which = digest.map(|digest| format!(" {digest}")).unwrap_or_default();
-        fail(Exit::Usage, format!("the layer{which} is not in the local store: name its file with --layer"))
-    })
 }

@@ -36,6 +36,7 @@ use crate::attributes::Attributes;
 use crate::id_map::IdMap;
 use crate::image::FsError;
 use crate::kernel_cache::Mounted;
+use crate::metrics::fuse::Counters;
 use crate::reader::LayerReader;
 use crate::tree::node_id::NodeId;
 use crate::tree::{NodeKind, NodeNumber, Tree, TreeError};
@@ -170,6 +171,7 @@ pub struct Forest {
     mounted: Arc<Mounted>,
     /// The id maps by which layers were ever shown.
     maps_shown: Arc<Mutex<BTreeSet<u8>>>,
+    counters: Counters,
 }
 
 #[derive(Debug)]
@@ -205,7 +207,18 @@ impl Forest {
         let slots =
             Slots { by_number: BTreeMap::new(), id_maps: HashMap::new(), changed: now(), missed: BTreeSet::new() };
         let maps_shown = Arc::new(Mutex::new(BTreeSet::from([0])));
-        Self { options, slots: RwLock::new(slots), mounted: Arc::default(), maps_shown }
+        Self { options, slots: RwLock::new(slots), mounted: Arc::default(), maps_shown, counters: Counters::default() }
+    }
+
+    /// What the kernel has asked.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The slot that an inode belongs to; none for the root and what is no inode.
+    pub(crate) fn slot_of(inode: u64) -> Option<u16> {
+        NodeId::unpack(inode).map(|id| id.slot).filter(|slot| *slot != 0)
     }
 
     /// The kernel that it is mounted in.
@@ -388,6 +401,9 @@ impl Forest {
             return Err(PlantError::Slot { slot: number });
         }
         let mut slots = self.write();
+        if slots.by_number.get(&number).is_none_or(|before| before.digest != slot.digest) {
+            self.counters.reset(number);
+        }
         slots.by_number.insert(number, slot);
         slots.missed.remove(&number);
         slots.touch();

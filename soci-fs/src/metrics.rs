@@ -6,11 +6,18 @@
 //!
 //! Counters of layers live as long as the layer is open, so a sum over layers can fall; per layer it cannot.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::status::LayerStatus;
+
+pub mod fuse;
+mod peer;
+
+use fuse::Counters;
 
 /// Upper bounds of the buckets, in milliseconds, as AWS has them.
 const MILLISECONDS: [u64; 15] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
@@ -35,6 +42,21 @@ impl Histogram {
         self.count.fetch_add(1, Ordering::Relaxed);
         let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.microseconds.fetch_add(microseconds, Ordering::Relaxed);
+    }
+}
+
+impl Histogram {
+    /// The lines of an operation.
+    fn write(&self, text: &mut String, operation: &str) {
+        let name = "soci_fs_operation_duration_milliseconds";
+        let count = self.count.load(Ordering::Relaxed);
+        let labels = format!("operation_type=\"{operation}\",layer=\"\"");
+        for (bucket, bound) in self.buckets.iter().zip(MILLISECONDS) {
+            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {}", bucket.load(Ordering::Relaxed));
+        }
+        let sum = self.microseconds.load(Ordering::Relaxed) as f64 / 1000.0;
+        let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
     }
 }
 
@@ -86,14 +108,27 @@ pub struct Metrics {
     pub background_failures: AtomicU64,
     /// Claims whose proof found them wrong.
     pub condemned: AtomicU64,
+    /// How long fetches in the background took.
+    pub background: Histogram,
+    /// Layers that are meant to be read lazily and were left to containerd because of an error.
+    pub lazy_failures: AtomicU64,
+    /// Layers that should have come whole and did not.
+    pub whole_failures: AtomicU64,
+    /// Layers that were open, or being opened, when containerd asked for them.
+    pub ready: AtomicU64,
+    /// Layers whose opening began when containerd asked for them.
+    pub unready: AtomicU64,
+    /// How often each operation was asked of an image, when its time had come.
+    pub images: Mutex<BTreeMap<String, Vec<(&'static str, u64)>>>,
 }
 
 impl Metrics {
     /// The text, with the state of all open layers: slot, directory that shows the layer, state.
     #[must_use]
-    pub fn text(&self, layers: &[(u16, String, LayerStatus)]) -> String {
+    pub fn text(&self, layers: &[(u16, String, LayerStatus)], counters: &Counters) -> String {
         let mut text = String::new();
         self.own(&mut text, layers.len());
+        peer::own_families(self, &mut text, layers, counters);
         let figures: [(&str, &str, &str, &str, Figure); 4] = [
             (
                 "soci_fs_operation_count",
@@ -130,6 +165,7 @@ impl Metrics {
             }
             if operation == "fuse_file_read_failure_count" {
                 self.background(&mut text, name);
+                peer::counts(self, &mut text, layers, counters);
             }
         }
         for (name, kind, help, figure) in OURS {
@@ -155,14 +191,8 @@ impl Metrics {
     fn own(&self, text: &mut String, open: usize) {
         let name = "soci_fs_operation_duration_milliseconds";
         let _ = write!(text, "# HELP {name} How long operations took.\n# TYPE {name} histogram\n");
-        let count = self.mount.count.load(Ordering::Relaxed);
-        let labels = "operation_type=\"mount\",layer=\"\"";
-        for (bucket, bound) in self.mount.buckets.iter().zip(MILLISECONDS) {
-            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {}", bucket.load(Ordering::Relaxed));
-        }
-        let sum = self.mount.microseconds.load(Ordering::Relaxed) as f64 / 1000.0;
-        let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-        let _ = writeln!(text, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        self.mount.write(text, "mount");
+        peer::times(self, text);
         let name = "soci_layers_prepared_total";
         let _ = write!(text, "# HELP {name} Layers that containerd asked for.\n# TYPE {name} counter\n");
         let _ = writeln!(text, "{name}{{outcome=\"provided\"}} {}", self.provided.load(Ordering::Relaxed));
@@ -216,7 +246,9 @@ mod tests {
         metrics.mount.note(Duration::from_micros(2500));
         metrics.mount.note(Duration::from_secs(60));
         metrics.left.store(1, Ordering::Relaxed);
-        let text = metrics.text(&[(3, "/a \"b\"".to_owned(), layer(5))]);
+        let counters = Counters::default();
+        counters.asked(3, fuse::Operation::Read);
+        let text = metrics.text(&[(3, "/a \"b\"".to_owned(), layer(5))], &counters);
         for line in [
             "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"2\"} 0",
             "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"4\"} 1",
@@ -229,6 +261,10 @@ mod tests {
             "soci_layer_waited_seconds_total{digest=\"sha256:00\",slot=\"3\"} 1.25",
             "soci_layer_present_bytes{digest=\"sha256:00\",slot=\"3\"} 20",
             "soci_layers_open 1",
+            "soci_fs_operation_count{operation_type=\"synchronous_read_count\",layer=\"sha256:00\"} 1",
+            "soci_fs_operation_count{operation_type=\"background_fetch_work_queue_evicted\",layer=\"\"} 0",
+            "soci_fs_bytes_served{operation_type=\"synchronous_bytes_served\",layer=\"sha256:00\"} 0",
+            "soci_fs_image_operation_count_key{operation_type=\"background_fetch_work_queue_size\",image=\"\"} 1",
             "soci_fs_operation_count{operation_type=\"background_span_fetch_count\",layer=\"\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
@@ -238,7 +274,10 @@ mod tests {
     /// The format wants each name described once, with its samples together.
     #[test]
     fn families_are_whole() {
-        let text = Metrics::default().text(&[(1, "/1".to_owned(), layer(1)), (2, "/2".to_owned(), layer(2))]);
+        let metrics = Metrics::default();
+        metrics.images.lock().unwrap().insert("sha256:01".to_owned(), vec![("node.Lookup", 4)]);
+        let layers = [(1, "/1".to_owned(), layer(1)), (2, "/2".to_owned(), layer(2))];
+        let text = metrics.text(&layers, &Counters::default());
         let mut seen = std::collections::BTreeSet::new();
         let mut family = "";
         for line in text.lines() {

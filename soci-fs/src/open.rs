@@ -44,6 +44,7 @@ use crate::unpack::UnpackError;
 
 mod find;
 mod layer;
+mod prefetch;
 mod reopen;
 
 pub use find::ask_early;
@@ -110,6 +111,14 @@ pub struct IndexModes {
     pub referring: bool,
     /// Version 2: a manifest that the image's own names in an annotation.
     pub annotated: bool,
+}
+
+impl IndexModes {
+    /// Whether no index is looked for.
+    #[must_use]
+    pub const fn is_off(self) -> bool {
+        !self.referring && !self.annotated
+    }
 }
 
 impl Default for IndexModes {

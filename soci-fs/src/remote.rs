@@ -5,8 +5,9 @@
 //! asked layer and those above it are opened at the same time. Layers that cannot be read lazily (small ones, without an
 //! index, zstd) are streamed whole into the layer store meanwhile. Nobody is asked about a layer that is here already.
 //!
-//! What is done is remembered only when it succeeded; after a failure the next question is a new try. A layer that we
-//! cannot provide is left to containerd, with the reason.
+//! What is done is remembered only when it succeeded; after a failure the next question is a new try. That an index which
+//! was asked for by its digest cannot be had is remembered for a minute, as is that an image has none: one search serves all
+//! layers of a pull. A layer that we cannot provide is left to containerd, with the reason.
 //!
 //! A slot is of a *claim*, not of a layer: an image gets a slot of another one only if it would have made the same claim,
 //! or if what it claims (the diff_id) was proven on this node. Every image that comes to use a slot becomes an origin of its
@@ -84,6 +85,8 @@ pub struct RemoteOptions {
     pub profiles: ProfileOptions,
     /// Bytes that the local index store may take.
     pub index_quota: u64,
+    /// Whether images are left to containerd unless their index is named by a label.
+    pub only_named: bool,
     /// Where else images were pulled from; `None` asks only the places that containerd has named.
     pub known_places: Option<KnownPlaces>,
 }
@@ -150,8 +153,11 @@ impl Bringing {
 impl LookUp {
     fn is_good(&self, key: &ImageKey) -> bool {
         // An index, or a signature of it, may have been added meanwhile.
-        let indexless =
-            matches!(self.found.peek(), Some(Ok(image)) if image.index().is_none() || image.doubt().is_some());
+        let indexless = match self.found.peek() {
+            Some(Ok(image)) => image.index().is_none() || image.doubt().is_some(),
+            Some(Err(_)) => true,
+            None => false,
+        };
         self.key == *key && !(indexless && self.since.elapsed() > INDEXLESS_LIFE)
     }
 }
@@ -212,6 +218,9 @@ impl RemoteLayers {
             manifest: wanted.manifest,
             index: wanted.index,
         };
+        if self.0.options.only_named && key.index.is_none() {
+            return Err(RemoteError::Off.into());
+        }
         if let Some(slot) = self.of_same_image(&key, &wanted.layer).and_then(|slot| self.take(slot)) {
             return Ok(slot);
         }
@@ -230,6 +239,18 @@ impl RemoteLayers {
         self.join_all(&key, &image, slot, &wanted.layer).await;
         // It may have been swept in between, by a sweep that was quicker than ten minutes.
         self.take(slot).ok_or_else(|| RemoteError::Abandoned.into())
+    }
+
+    /// Whether the layer that labels describe is here, or being opened, already.
+    fn is_under_way(&self, labels: &BTreeMap<String, String>) -> bool {
+        let Ok(wanted) = WantedLayer::of(labels) else { return false };
+        let is_known = self.0.slots.all().iter().any(|(_, record)| record.claim.layer == wanted.layer);
+        is_known || self.0.state().layers.keys().any(|claim| claim.layer == wanted.layer)
+    }
+
+    /// Whether the layer in a slot was fetched whole, instead of being read lazily.
+    fn is_whole(&self, slot: u16) -> bool {
+        self.0.slots.get(slot).is_some_and(|record| record.claim.table.is_none())
     }
 
     /// The directory that shows a slot's layer, with owners mapped if `id_map` is given.
@@ -290,7 +311,7 @@ impl RemoteLayers {
             underway
         };
         let found = underway.await;
-        if found.is_err() {
+        if found.as_ref().is_err_and(|error| !error.is_lasting()) {
             self.0.state().images.retain(|known| known.key != *key);
         }
         found

@@ -5,7 +5,8 @@
 //! last the image index under its name; so an interrupted run leaves nothing that can be found. The result depends on the
 //! image alone: converting twice, or a converted image again, gives the same bytes, and what is in place already is not
 //! written again. Layers are read every time, but for those whose zTOC is listed by an index that is signed
-//! ([`crate::known::Reuse`]): what becomes part of an image must not be what anybody may have pushed.
+//! ([`crate::known::Reuse`]) or was built on this machine ([`local::BUILT_HERE`]): what becomes part of an image must not
+//! be what anybody may have pushed.
 
 mod beside;
 pub mod target;
@@ -17,12 +18,13 @@ use bytes::Bytes;
 use self::target::{Place, Target};
 use crate::build::{BuildOptions, Observer};
 use crate::digest::Digest;
+use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageIndex, ImageManifest, media_type};
 use crate::image::platform::{Platform, PlatformSelection, best};
 use crate::image::{ImageSource, PlatformImage};
 use crate::known::{self, Known};
 use crate::manifest::{EMPTY_CONFIG, SociIndex};
-use crate::publish::{Done, Job, PublishError, Report, put_blobs};
+use crate::publish::{Done, Job, PublishError, Report, local, put_blobs};
 use crate::sink::Sink;
 use crate::v2::document::{Entry, EntryPlatform, Index};
 use crate::v2::{self, Document, Enabled, EntryNotes, Indexed};
@@ -41,6 +43,8 @@ pub struct ConvertOptions {
     /// What the target's tag must still name at the end, if that matters: somebody may push the next image meanwhile,
     /// and must not lose it to the conversion of this one.
     pub replaces: Option<Digest>,
+    /// The local index store: what was built here is not built again.
+    pub local: Option<Layout>,
 }
 
 /// What became of an image.
@@ -58,6 +62,8 @@ pub struct Converted {
     pub images: Vec<(Platform, Report)>,
     /// Platforms without a layer that can be indexed.
     pub skipped: Vec<(Platform, Report)>,
+    /// The version 2 indexes, by platform.
+    pub indexes: Vec<(Platform, Bytes)>,
     /// What a policy may want signed, children first: SOCI indexes, span indexes, image manifests, the image index.
     pub signable: Vec<Digest>,
 }
@@ -94,7 +100,11 @@ async fn into_place(
 ) -> Result<Converted, PublishError> {
     let existing = if options.force { Known::default() } else { ztocs_of(&place, options).await };
     let (mut indexed, mut reports, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    let mut built = existing;
+    let (mut built, mut indexes) = (existing, Vec::new());
+    if let (Some(local), false) = (&options.local, options.force) {
+        let (there, name) = (place.as_source(), place.kept_in());
+        local::built_here(local, name.as_deref().map(|name| (&there, name)), &options.build, &mut built)?;
+    }
     for image in images {
         let observer = observer(image);
         let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
@@ -106,6 +116,7 @@ async fn into_place(
                 let json = Bytes::from(index.to_json());
                 let platform = soci_platform(&options.platforms, images, image, root);
                 reports.push((image.platform.clone(), blobs.report(&json, Done::Stored)));
+                indexes.push((image.platform.clone(), json.clone()));
                 indexed.push(Indexed { image: image.descriptor.digest, platform, index: json });
             }
             Err(PublishError::NothingToIndex { .. }) => {
@@ -138,7 +149,7 @@ async fn into_place(
     let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
     let up_to_date = is_there && beside::were_there(&reports);
     let signable = signable(&enabled, &reports);
-    Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped, signable })
+    Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped, indexes, signable })
 }
 
 /// What a policy may want signed, children first.
@@ -201,7 +212,7 @@ fn soci_platform(
     let entry = root.index.manifests.iter().find(|entry| entry.digest == image.descriptor.digest);
     let own = entry.and_then(|entry| entry.platform.clone()).unwrap_or_else(|| EntryPlatform::from(&image.platform));
     match selection {
-        PlatformSelection::All => own,
+        PlatformSelection::All | PlatformSelection::AllPresent => own,
         PlatformSelection::Host if root.single => own,
         PlatformSelection::Host => EntryPlatform::from(&Platform::host()),
         PlatformSelection::Only(wanted) => {

@@ -36,12 +36,12 @@ use futures_util::StreamExt as _;
 use crate::digest::Digest;
 use crate::discover::{Depth, Fitting, Listed, Which, list, list_layout};
 use crate::image::layout::Layout;
-use crate::image::model::Descriptor;
+use crate::image::model::{Descriptor, ImageManifest};
 use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::index_manifest::{IndexManifest, REFERRING};
 use crate::limits::Limits;
-use crate::manifest::{INDEX_DIGEST, SociIndex};
+use crate::manifest::{INDEX_DIGEST, INDEX_V2, SociIndex};
 use crate::registry::referrers::{Listing, Lists};
 use crate::registry::{RegistryError, Repository};
 
@@ -161,6 +161,7 @@ impl<'a> Search<'a> {
             gathered.passed_over.push(PassedOver::place(Place::Beside, Reason::NotNeeded));
         } else if let Some(own) = self.own {
             self.own_place(own, &fetched, &mut gathered).await?;
+            self.by_digest(own, &mut gathered).await;
         }
         self.explain(&fetched, &mut gathered);
         Ok(gathered)
@@ -180,7 +181,9 @@ impl<'a> Search<'a> {
             .into_iter()
             .map(|found| Kept { origins: origins(&found.raw.digest), candidate: candidate(found, Place::Local) })
             .collect();
-        if let Some(entry) = self.wanted_annotation().and_then(|digest| entries.get(&digest))
+        let is_version_2 = |entry: &&Descriptor| self.annotated == Some(entry.digest) || entry.kind() == INDEX_V2;
+        if let Some(entry) =
+            self.named.copied().or(self.annotated).and_then(|digest| entries.get(&digest)).filter(is_version_2)
             && let Some(raw) = Store::Layout(layout.clone()).manifest(entry)?
         {
             match version_2(entry.digest, raw.bytes, Place::Local) {
@@ -320,6 +323,21 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// The index that was asked for, where neither the image names it nor a list has it: one of version 2 refers to no
+    /// image, and a list may be incomplete.
+    async fn by_digest(&self, own: &ImageSource, gathered: &mut Gathered) {
+        let Some(named) = self.named.filter(|_| gathered.candidates.is_empty()) else { return };
+        match own.manifest_by_digest(*named).await {
+            Ok(Some(raw)) => match asked_for(*named, raw.bytes, &self.subject) {
+                Ok(candidate) => gathered.candidates.push(candidate),
+                Err(reason) => gathered.unfit(*named, Place::Beside, reason),
+            },
+            Ok(None) => {}
+            Err(ImageError::Registry(error)) => gathered.fail(Place::Beside, Unasked::Failed(error)),
+            Err(error) => gathered.unfit(*named, Place::Beside, error.to_string()),
+        }
+    }
+
     /// Says of copies that were of no use why.
     fn explain(&self, fetched: &[Kept], gathered: &mut Gathered) {
         for kept in fetched {
@@ -419,6 +437,17 @@ fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, Stri
         }
         Ok(_) => Err("it is of version 1, and the image names it".to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
+fn asked_for(digest: Digest, raw: Bytes, subject: &Digest) -> Result<Candidate, String> {
+    let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
+    let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
+    match index.subject() {
+        Some(other) if other.digest != *subject => Err(format!("it is of another image, {}", other.digest)),
+        None if index.kind() != INDEX_V2 => Err("it names no image".to_owned()),
+        _ => Ok(Candidate { digest, raw, index, created: None, place: Place::Beside, cached: false }),
     }
 }
 

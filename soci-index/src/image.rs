@@ -202,12 +202,14 @@ impl ImageSource {
         selection: &PlatformSelection,
         mut told: impl FnMut(&Digest),
     ) -> Result<Vec<PlatformImage>, ImageError> {
-        if let (Self::Foreign(store), PlatformSelection::All) = (self, selection) {
+        if let (Self::Foreign(store), PlatformSelection::AllPresent) = (self, selection) {
             candidates = foreign::held(&**store, candidates).await?;
         }
         // The only one is meant, whatever its configuration will say.
         let only = match (&candidates[..], selection) {
-            ([only], PlatformSelection::All | PlatformSelection::Host) => Some(only.digest),
+            ([only], PlatformSelection::All | PlatformSelection::AllPresent | PlatformSelection::Host) => {
+                Some(only.digest)
+            }
             _ => None,
         };
         only.iter().for_each(&mut told);
@@ -250,7 +252,7 @@ impl ImageSource {
             })
         };
         Ok(match selection {
-            PlatformSelection::All => (0..count).collect(),
+            PlatformSelection::All | PlatformSelection::AllPresent => (0..count).collect(),
             PlatformSelection::Host if count == 1 => vec![0],
             PlatformSelection::Host => vec![one(&Platform::host())?],
             PlatformSelection::Only(wanted) => {

@@ -62,7 +62,7 @@ pub enum IndexError {
     Tar(#[from] TarError),
     /// A span size that cannot be.
     #[error(
-        "span size {span_bytes} is not possible for this layer: it must be between 1 and 2^62 (0 is possible for gzip)"
+        "span size {span_bytes} is not possible for this layer: it must be between 1 and 2^63 - 1 (0 is possible for gzip)"
     )]
     SpanSize {
         /// What was asked for.

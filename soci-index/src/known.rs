@@ -57,11 +57,13 @@ struct One<R> {
     confirmed: bool,
     /// The index that lists it; `None` if it was made in this run.
     index: Option<Digest>,
+    /// Whether it was built on this machine, in whatever run.
+    built_here: bool,
 }
 
 impl<R> One<R> {
     fn found(reference: R, origin: &ImageSource, index: Option<Digest>) -> Self {
-        Self { reference, origin: origin.clone(), confirmed: false, index }
+        Self { reference, origin: origin.clone(), confirmed: false, index, built_here: false }
     }
 
     /// Whether what it is for is wanted and its blobs are there.
@@ -101,18 +103,32 @@ impl Known {
         }
     }
 
+    /// Notes what an index lists all of which was built on this machine.
+    pub(crate) fn add_own(
+        &mut self,
+        digest: Digest,
+        index: &IndexManifest,
+        origin: &ImageSource,
+        options: &BuildOptions,
+    ) {
+        self.add(digest, index, origin, options);
+        self.ztocs.iter_mut().filter(|known| known.index == Some(digest)).for_each(|known| known.built_here = true);
+        self.spans.iter_mut().filter(|known| known.index == Some(digest)).for_each(|known| known.built_here = true);
+    }
+
     /// Notes what was made just now, or reused from `before`, and is in `origin`.
     pub fn add_built(&mut self, layers: &[LayerReport], origin: &ImageSource, before: &[ReusedFrom]) {
         // Of what was reused only that it was matters from now on.
         let found = |reused: bool| before.first().filter(|_| reused).map(|from| from.index);
+        let is_own = |reused: bool| !reused || before.iter().all(|from| from.built_here);
         for layer in layers {
             if let Ok(ztoc) = &layer.outcome {
                 let one = One::found(ztoc.reference.clone(), origin, found(ztoc.reused));
-                self.ztocs.push(One { confirmed: true, ..one });
+                self.ztocs.push(One { confirmed: true, built_here: is_own(ztoc.reused), ..one });
             }
             if let Some(spans) = &layer.spans {
                 let one = One::found(spans.reference.clone(), origin, found(spans.reused));
-                self.spans.push(One { confirmed: true, ..one });
+                self.spans.push(One { confirmed: true, built_here: is_own(spans.reused), ..one });
             }
         }
     }
@@ -155,10 +171,11 @@ impl Known {
     #[must_use]
     pub fn found_in(&self, blob: &Digest) -> Option<ReusedFrom> {
         let ztoc = self.ztocs.iter().find(|known| known.reference.digest == *blob);
-        let ztoc = ztoc.map(|known| (known.index, &known.origin));
+        let ztoc = ztoc.map(|known| (known.index, &known.origin, known.built_here));
         let spans = || self.spans.iter().find(|known| known.reference.toc.0 == *blob);
-        let (index, origin) = ztoc.or_else(|| spans().map(|known| (known.index, &known.origin)))?;
-        Some(ReusedFrom { index: index?, place: origin.place() })
+        let spans = || spans().map(|known| (known.index, &known.origin, known.built_here));
+        let (index, origin, built_here) = ztoc.or_else(spans)?;
+        Some(ReusedFrom { index: index?, place: origin.place(), built_here })
     }
 
     /// Builds what was found again, if that is wanted, and forgets what turns out to be something else.

@@ -370,7 +370,11 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Resu
     }
     reused_from.sort_by_key(|from| from.index);
     reused_from.dedup();
-    let reused = (!reused_from.is_empty()).then(|| job.options.reuse.relied());
+    let reused = (!reused_from.is_empty()).then(|| match job.options.reuse.relied() {
+        Relied::Verified => Relied::Verified,
+        _ if reused_from.iter().all(|from| from.built_here) => Relied::BuiltHere,
+        relied => relied,
+    });
     Ok(Blobs { layers, ztocs, prefetch: artifacts, missing: plan.missing, reused, reused_from })
 }
 

@@ -161,7 +161,7 @@ fn ztoc_chunks(encoded: &Arc<Encoded>) -> Chunks {
 }
 
 /// A blob of another place as a request's body.
-fn source_body(source: &ImageSource, blob: &Descriptor) -> Body {
+pub(crate) fn source_body(source: &ImageSource, blob: &Descriptor) -> Body {
     let (source, blob, length) = (source.clone(), blob.clone(), blob.size);
     let open = move || -> Chunks { Box::pin(source.open_blob(&blob).map(|piece| piece.map_err(io::Error::other))) };
     Body::Chunks { length, open: Arc::new(open) }

@@ -71,6 +71,7 @@ impl Desk {
             mountpoint: root.path().join("fs"),
             profiles: soci_fs::remote::ProfileOptions::default(),
             index_quota: u64::MAX,
+            only_named: false,
             known_places: None,
         };
         let layers = RemoteLayers::new(

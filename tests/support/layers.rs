@@ -85,6 +85,7 @@ impl Daemon {
         };
         let forest =
             Arc::new(Forest::new(ForestOptions { opener: Some(Arc::new(reopener)), ..ForestOptions::default() }));
+        let modes = open.modes;
         let options = RemoteOptions {
             open,
             images_max: 2,
@@ -93,6 +94,7 @@ impl Daemon {
             mountpoint: root.join("fs"),
             profiles,
             index_quota: u64::MAX,
+            only_named: modes.is_off(),
             known_places: None,
         };
         let (kept, known) = (Arc::clone(&store), Arc::clone(&slots));

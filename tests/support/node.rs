@@ -53,11 +53,26 @@ impl Node {
     /// When it is possible and does not work.
     #[must_use]
     pub fn start_on(version: Containerd, disk: Option<&str>) -> Option<Self> {
+        // What tests count must not depend on how long they take.
+        let configuration = "[background_fetch]\ndisable = true\n".to_owned();
+        Self::start_as(version, disk, |directory| [version.configuration(directory), configuration])
+    }
+
+    /// [`Node::start_on`] with other configurations, of containerd and of the snapshotter, for what is in a directory.
+    ///
+    /// # Panics
+    /// When it is possible and does not work.
+    #[must_use]
+    pub fn start_as(
+        version: Containerd,
+        disk: Option<&str>,
+        configurations: impl FnOnce(&Path) -> [String; 2],
+    ) -> Option<Self> {
         let programs = version.programs()?;
         let directory = tempfile::Builder::new().prefix("node").tempdir().expect("a directory");
-        fs::write(directory.path().join("config.toml"), version.configuration(directory.path())).expect("a file");
-        // What tests count must not depend on how long they take.
-        fs::write(directory.path().join("soci.toml"), "[background_fetch]\ndisable = true\n").expect("a file");
+        let [containerd, snapshotter] = configurations(directory.path());
+        fs::write(directory.path().join("config.toml"), containerd).expect("a file");
+        fs::write(directory.path().join("soci.toml"), snapshotter).expect("a file");
         let mut node = Self { snapshotter: None, containerd: None, programs, boot: None, directory };
         if let Some(size) = disk {
             fs::create_dir(node.path("soci")).expect("a directory");

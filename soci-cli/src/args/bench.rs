@@ -40,7 +40,7 @@ pub struct Bench {
     #[arg(long, value_name = "COMMAND")]
     pub before_each: Option<String>,
     /// Layers below this size may come whole from a lazy snapshotter
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Simulate so long a way to the registry and back
     #[arg(long, default_value = "0", value_parser = duration, value_name = "TIME")]

@@ -16,13 +16,13 @@ use super::Access;
 #[command(next_help_heading = "Limits")]
 pub struct Bounds {
     /// Decoded bytes of one span; a layer with larger ones is not read lazily [default: 67108864]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
     pub max_span_bytes: Option<u64>,
     /// Bytes of memory for the tables of a layer, beside twice its compressed size [default: 67108864]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
     pub max_table_bytes: Option<u64>,
     /// Bytes of memory for the tables of all layers [default: 1073741824]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
     pub max_total_table_bytes: Option<u64>,
 }
 
@@ -61,7 +61,7 @@ pub struct Mount {
     #[arg(long, value_name = "REPOSITORY")]
     pub index_from: Vec<String>,
     /// Layers below this size are read whole at once
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others
@@ -85,7 +85,7 @@ pub struct Mount {
     #[arg(long, conflicts_with = "profile")]
     pub no_profile: bool,
     /// Compressed bytes that a profile may have fetched and nobody read [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
     pub profile_budget: Option<u64>,
     /// Do not fetch ahead what the files that are read name, libraries and modules, where there is no profile
     #[arg(long)]
@@ -123,7 +123,7 @@ pub struct Pull {
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
     /// Layers below this size are read whole, by one core each
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others
@@ -206,8 +206,11 @@ pub struct Status {
 /// `soci doctor`
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// An image whose registry is to be checked too
+    /// An image: it and its registry are checked, and this machine only where it runs the snapshotter, or by --node
     pub image: Option<String>,
+    /// Check this machine, too, although an image is named
+    #[arg(long)]
+    pub node: bool,
     /// See whether this login may push an index: an upload is begun and cancelled, nothing is written
     #[arg(long, requires = "image")]
     pub push: bool,

@@ -48,7 +48,7 @@ pub struct Record {
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
     /// Layers below this size are read whole at once
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// What the image may make us hold.
     #[command(flatten)]

@@ -10,11 +10,11 @@ use super::{Access, Platforms};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Building")]
 pub struct Building {
-    /// Uncompressed bytes between two checkpoints of AWS's form
-    #[arg(long, default_value_t = 4_194_304, value_name = "BYTES")]
+    /// Uncompressed bytes between two checkpoints of AWS's form: a number, or one with a unit, as 4MiB
+    #[arg(long, default_value_t = 4_194_304, value_name = "SIZE", value_parser = super::size::span, allow_negative_numbers = true)]
     pub span_size: u64,
     /// Leave layers below this size alone: they are read whole
-    #[arg(long, default_value_t = 10_485_760, value_name = "BYTES")]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Leave out what an index can do without: `xattr` notes layers that have no extended attributes
     #[arg(long = "optimizations", value_name = "NAME")]
@@ -73,7 +73,7 @@ pub struct Forms {
 #[command(next_help_heading = "Building")]
 pub struct Fineness {
     /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
-    #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "BYTES")]
+    #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
     pub index_span_size: u64,
 }
 
@@ -117,6 +117,9 @@ pub enum Optimization {
 pub struct Create {
     /// The image
     pub image: String,
+    /// With --all-platforms: index those that containerd has, where one was not pulled
+    #[arg(long, requires = "all_platforms")]
+    pub skip_missing_platforms: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
@@ -226,6 +229,9 @@ pub struct Convert {
     /// With --standalone: what to write
     #[arg(long, value_enum, default_value_t = Format::OciArchive, value_name = "FORMAT")]
     pub format: Format,
+    /// With --all-platforms: convert those that containerd has, where one was not pulled
+    #[arg(long, requires = "all_platforms")]
+    pub skip_missing_platforms: bool,
     /// Keep the annotations of the image index's entries; they tie attestations to their images. AWS's tool drops
     /// them, and so does this command without the option
     #[arg(long)]

@@ -9,16 +9,21 @@ use soci_index::build::{BuildOptions, Format};
 use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
+use soci_index::image::layout::Layout;
+use soci_index::image::platform::PlatformSelection;
 use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::publish::local::{self, StoreLabels};
 use soci_index::registry::{ClientOptions, Registry};
 use soci_index::signature::Trust;
 use soci_index::v2::EntryNotes;
 
+use super::catalogue;
 use super::create::json;
 use super::image::{self, block_on};
 use super::publish::span_lines;
 use super::source;
-use crate::args::{self, Convert, Global, Platforms};
+use crate::args::{self, Convert, Global};
+use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -26,7 +31,7 @@ use crate::output;
 ///
 /// # Errors
 /// When the image cannot be read or indexed, or the destination not be written.
-pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
+pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Result<()> {
     let client = image::client_options(&arguments.access)?;
     let (source, target) = if arguments.standalone {
         standalone(arguments)?
@@ -39,14 +44,37 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.fineness)?;
     let (force, platforms) = (arguments.building.force, &arguments.platforms);
     let signed_by = image::signers(&arguments.signers, true)?;
-    let conversion = Conversion { source, target, client, notes, build, signed_by, force, platforms, replaces: None };
+    let selection = image::whole_selection(platforms, arguments.skip_missing_platforms)?;
+    let local = if arguments.standalone { None } else { catalogue::layout(config)? };
+    let conversion =
+        Conversion { source, target, client, notes, build, signed_by, force, selection, replaces: None, local };
     let converted = conversion.run(global)?;
+    if let Err(error) = list(&conversion, &arguments.destination, &converted, config) {
+        tracing::warn!(
+            "{}: the image is there, but `soci index list` will not show its indexes: {error:#}",
+            conversion.target
+        );
+    }
     if arguments.json {
         return conversion.print_json(&converted);
     }
     // Scripts for AWS's tool read nothing else than these lines.
     converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
     conversion.summary(&converted).iter().for_each(|line| tracing::info!("{line}"));
+    Ok(())
+}
+
+/// Has the local index store list the new indexes, which are kept with the image.
+fn list(conversion: &Conversion, name: &str, converted: &Converted, config: &Config) -> anyhow::Result<()> {
+    let Some(place) = conversion.target.kept_in() else { return Ok(()) };
+    config.keep_private()?;
+    let layout = Layout::open_or_create(&config.index_store())?;
+    let name = source::name(&image::reference(name)?);
+    let labels = StoreLabels { name, created: super::now() };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().context("starting threads")?;
+    for (platform, json) in &converted.indexes {
+        runtime.block_on(local::note(&layout, &labels, platform, json.clone(), &place))?;
+    }
     Ok(())
 }
 
@@ -113,7 +141,7 @@ pub fn target(name: &str, options: &ClientOptions) -> anyhow::Result<Target> {
 }
 
 /// One conversion, of either command.
-pub(crate) struct Conversion<'a> {
+pub(crate) struct Conversion {
     pub(crate) source: Reference,
     pub(crate) target: Target,
     pub(crate) client: ClientOptions,
@@ -124,12 +152,15 @@ pub(crate) struct Conversion<'a> {
     pub(crate) signed_by: Option<Arc<Trust>>,
     /// Whether to build again what exists already.
     pub(crate) force: bool,
-    pub(crate) platforms: &'a Platforms,
+    /// Which platforms get an index.
+    pub(crate) selection: PlatformSelection,
     /// What the target's tag must still name at the end, if that matters.
     pub(crate) replaces: Option<Digest>,
+    /// The local index store, for what was built here.
+    pub(crate) local: Option<Layout>,
 }
 
-impl Conversion<'_> {
+impl Conversion {
     /// Carries it out.
     pub(crate) fn run(&self, global: &Global) -> anyhow::Result<Converted> {
         block_on(global.timeout, self.carry_out(global))
@@ -144,10 +175,11 @@ impl Conversion<'_> {
         build.reuse.signed_by.clone_from(&self.signed_by);
         let options = ConvertOptions {
             build,
-            platforms: image::selection(self.platforms)?,
+            platforms: self.selection.clone(),
             notes: self.notes,
             force: self.force,
             replaces: self.replaces,
+            local: self.local.clone(),
         };
         let source = source::open(&self.source, &self.client, global).await?;
         let bars = Mutex::new(Vec::new());

@@ -1,14 +1,22 @@
 //! `soci create`: index an image into the local index store.
 
+use std::sync::Arc;
+
 use anyhow::Context;
+use soci_fs::grpc::containerd::Containerd;
+use soci_fs::source::containerd::target::{ContainerdTarget, INDEX_LABEL};
+use soci_index::image::ImageError;
+use soci_index::image::foreign::{ContentSink, ContentTarget as _};
 use soci_index::image::layout::Layout;
-use soci_index::publish::local::{self, StoreLabels};
+use soci_index::image::reference::Reference;
+use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::publish::{Done, Job, Report};
 
 use super::image::{self, block_on};
 use super::source;
-use crate::args::{Create, Global};
+use crate::args::{ContentStore, Create, FormatName, Forms, Global};
 use crate::config::Config;
+use crate::exit::{Exit, fail};
 use crate::output;
 
 /// Runs the command.
@@ -18,8 +26,9 @@ use crate::output;
 pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Result<()> {
     let reference = source::meant(image::reference(&arguments.image)?, global);
     let indexing = &arguments.indexing;
-    let (options, selection) = (image::client_options(&indexing.access)?, image::selection(&indexing.platforms)?);
-    let building = image::build_options_in(&indexing.building, &indexing.forms)?;
+    let options = image::client_options(&indexing.access)?;
+    let selection = image::whole_selection(&indexing.platforms, arguments.skip_missing_platforms)?;
+    let building = image::build_options_in(&indexing.building, &forms(&indexing.forms, global)?)?;
     config.keep_private()?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let reports = block_on(global.timeout, async {
@@ -29,16 +38,18 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         if let Some(caveat) = source::caveat(&reference, &source, &images) {
             tracing::warn!("{caveat}");
         }
+        let shelf = Shelf::open(&reference, global).await?;
         for image in images {
             let labels = StoreLabels { name: source::name(&reference), created: super::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
             let (image, force) = (&image, indexing.building.force);
             let job = Job { source: &source, image, options: &building, force, observer: &observer };
-            let report = local::store(&job, &layout, &labels).await;
+            let report = local::store(&job, &layout, &shelf.keep(), &labels).await;
             progress.finish();
             let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
             reports.push((image.platform.to_string(), report));
         }
+        shelf.close(&reports).await?;
         Ok(reports)
     })?;
     reports.iter().for_each(|(_, report)| image::warn_missing(report));
@@ -48,6 +59,72 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         return output::json(&document);
     }
     reports.iter().try_for_each(|(_, report)| image::print_layers(report))
+}
+
+/// containerd keeps AWS's form only: span indexes are looked for in the local index store.
+fn forms(given: &Forms, global: &Global) -> anyhow::Result<Forms> {
+    if global.content_store != Some(ContentStore::Containerd) {
+        return Ok(given.clone());
+    }
+    match given.format {
+        None | Some(FormatName::Aws) => Ok(Forms { format: Some(FormatName::Aws), ..given.clone() }),
+        Some(FormatName::Span | FormatName::Both) => {
+            let hint = "leave out --content-store containerd, which keeps AWS's form only";
+            Err(fail(Exit::Usage, format!("span indexes are kept in the local index store: {hint}")))
+        }
+    }
+}
+
+/// Where the indexes are put.
+enum Shelf {
+    Local,
+    Containerd(Box<InContainerd>),
+}
+
+/// An image of containerd that is being indexed.
+struct InContainerd {
+    sink: Arc<dyn ContentSink>,
+    containerd: Containerd,
+    image: String,
+    place: String,
+}
+
+impl Shelf {
+    async fn open(reference: &Reference, global: &Global) -> anyhow::Result<Self> {
+        if global.content_store != Some(ContentStore::Containerd) {
+            return Ok(Self::Local);
+        }
+        let Reference::Containerd { name } = reference else {
+            let hint = "--content-store containerd keeps the index of an image that is in containerd";
+            return Err(fail(Exit::Usage, format!("{reference}: {hint}: name it as containerd:NAME")));
+        };
+        let (socket, namespace) = (global.containerd_socket(), global.containerd_namespace());
+        let found = source::find_in_containerd(name, global).await?;
+        let target = ContainerdTarget::new(socket.to_owned(), namespace, found.image_name());
+        let sink = target.open().await.map_err(ImageError::from)?;
+        let containerd = Containerd::connect(socket, namespace).await?;
+        let (image, place) = (found.image_name().to_owned(), target.place());
+        Ok(Self::Containerd(Box::new(InContainerd { sink, containerd, image, place })))
+    }
+
+    fn keep(&self) -> Keep {
+        match self {
+            Self::Local => Keep::Here,
+            Self::Containerd(there) => Keep::There { sink: Arc::clone(&there.sink), place: there.place.clone() },
+        }
+    }
+
+    /// Has containerd's collector keep the indexes as long as the image: the first by the label of AWS's tool, those of
+    /// other platforms by labels of their own, which that tool would overwrite.
+    async fn close(&self, reports: &[(String, Report)]) -> anyhow::Result<()> {
+        let Self::Containerd(there) = self else { return Ok(()) };
+        let label = |(number, (_, report)): (usize, &(String, Report))| {
+            let key = if number == 0 { INDEX_LABEL.to_owned() } else { format!("{INDEX_LABEL}.{number}") };
+            (key, report.index.to_string())
+        };
+        there.containerd.label_image(&there.image, &reports.iter().enumerate().map(label).collect()).await?;
+        Ok(there.sink.close().await.map_err(ImageError::from)?)
+    }
 }
 
 /// A report for programs.

@@ -12,7 +12,7 @@ use soci_index::build::{BuildOptions, Observer};
 use soci_index::image::layout::Layout;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Job;
-use soci_index::publish::local::{self, StoreLabels};
+use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::registry::{ClientOptions, CredentialSource};
 
 use super::image::{self, block_on};
@@ -97,7 +97,7 @@ async fn foreign_image(arguments: &Demo, name: &str) -> anyhow::Result<Report> {
     let observer: Observer = Arc::new(|_| {});
     let start = Instant::now();
     let job = Job { source: &source, image: &image, options: &building, force: false, observer: &observer };
-    local::store(&job, &layout, &labels).await?;
+    local::store(&job, &layout, &Keep::Here, &labels).await?;
     let index_seconds = Some(start.elapsed().as_secs_f64());
     let command = arguments.command.clone().unwrap_or_else(|| "python3 -c 'print()' 2>/dev/null || true".to_owned());
     let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), command];

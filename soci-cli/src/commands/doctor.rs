@@ -1,11 +1,13 @@
 //! `soci doctor`: one line for each thing that lazy loading needs, and what to do where it is missing.
 //!
+//! Two subjects: this machine as a node, and an image with its registry. A pipeline that asks about an image is not to fail
+//! because of the machine that it runs on, so with an image the machine is judged only if it is a node, or by `--node`.
+//!
 //! Nothing is changed; with `--push` an upload is begun and given up. A check that cannot be made says so; it does not count
 //! as passed.
 
+mod containerd;
 mod publishing;
-
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -35,14 +37,23 @@ struct Finding {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
+    /// Lines for a configuration file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paste: Option<&'static str>,
+}
+
+impl Finding {
+    fn with_lines(self, lines: &'static str) -> Self {
+        Self { paste: Some(lines), ..self }
+    }
 }
 
 fn good(what: &'static str, found: impl Into<String>) -> Finding {
-    Finding { verdict: Verdict::Good, what, found: found.into(), fix: None }
+    Finding { verdict: Verdict::Good, what, found: found.into(), fix: None, paste: None }
 }
 
 fn note(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding { verdict: Verdict::Note, what, found: found.into(), fix: Some(fix.into()) }
+    Finding { verdict: Verdict::Note, what, found: found.into(), fix: Some(fix.into()), paste: None }
 }
 
 fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
@@ -54,9 +65,12 @@ fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> 
 /// # Errors
 /// When something is wrong, with exit code 1, after all has been said.
 pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
-    let mut findings = machine();
-    findings.extend(containerd(&arguments.containerd_config));
-    findings.extend(daemon(config));
+    let mut findings = Vec::new();
+    if arguments.image.is_none() || arguments.node || is_node(arguments, config) {
+        findings.extend(machine());
+        findings.extend(containerd::findings(&arguments.containerd_config));
+        findings.extend(daemon(config));
+    }
     if let Some(name) = &arguments.image {
         findings.extend(image::run_to_end(publishing::findings(arguments, name, config))?);
     }
@@ -71,12 +85,20 @@ pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
             };
             let fix = finding.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
             output::line(format!("{mark} {:<12} {}{fix}", finding.what, finding.found))?;
+            for line in finding.paste.unwrap_or_default().lines() {
+                output::line(format!("        {line}"))?;
+            }
         }
     }
     match findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count() {
         0 => Ok(()),
         count => Err(fail(Exit::Failure, format!("{count} of the checks found something wrong"))),
     }
+}
+
+/// Whether this machine runs the snapshotter, or is meant to.
+fn is_node(arguments: &Doctor, config: &Config) -> bool {
+    containerd::has_plugin(&arguments.containerd_config) || super::status::ask(&config.root).is_ok()
 }
 
 /// The kernel and the programs of this machine.
@@ -121,51 +143,6 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// What containerd is told about the snapshotter.
-fn containerd(file: &Path) -> Vec<Finding> {
-    let shown = file.display();
-    let text = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) => {
-            let fix = "without it containerd knows no snapshotter of ours; `soci mount` does not need it";
-            return vec![note("containerd", format!("{shown}: {error}"), fix)];
-        }
-    };
-    match text.parse::<toml::Table>() {
-        Ok(table) => containerd_tells(&table, &shown.to_string()),
-        Err(error) => vec![bad("containerd", format!("{shown}: {}", error.message()), "mend the file")],
-    }
-}
-
-fn containerd_tells(table: &toml::Table, shown: &str) -> Vec<Finding> {
-    let plugin = table.get("proxy_plugins").and_then(|plugins| plugins.get("soci"));
-    let address = plugin.and_then(|plugin| plugin.get("address")).and_then(toml::Value::as_str);
-    let mut findings = vec![match address {
-        Some(address) if Path::new(address).exists() => good("plugin", format!("soci at {address}")),
-        Some(address) => bad("plugin", format!("{address} does not exist"), "start soci-snapshotter-grpc"),
-        None => bad("plugin", format!("{shown} has no [proxy_plugins.soci]"), "add it, with type and address"),
-    }];
-    let plugins = table.get("plugins").and_then(toml::Value::as_table);
-    let section = |name: &str| plugins.and_then(|plugins| plugins.get(name));
-    let old = section("io.containerd.grpc.v1.cri").and_then(|cri| cri.get("containerd"));
-    let images = section("io.containerd.cri.v1.images").or(old);
-    let annotations = images.and_then(|images| images.get("disable_snapshot_annotations"));
-    let exported = plugin
-        .and_then(|plugin| plugin.get("exports"))
-        .and_then(|exports| exports.get("enable_remote_snapshot_annotations"));
-    findings.push(match (annotations.and_then(toml::Value::as_bool), exported.and_then(toml::Value::as_str)) {
-        (Some(false), _) => good("annotations", "CRI passes them to snapshotters"),
-        (_, Some("true")) => good("annotations", "the transfer service passes them to snapshotters"),
-        _ => bad(
-            "annotations",
-            "images pulled by CRI come without them, and are pulled whole",
-            "set disable_snapshot_annotations = false in CRI's section (before 2.1), or \
-             enable_remote_snapshot_annotations = \"true\" in [proxy_plugins.soci.exports]",
-        ),
-    });
-    findings
-}
-
 fn daemon(config: &Config) -> Vec<Finding> {
     match super::status::ask(&config.root) {
         Ok(status) => {
@@ -205,22 +182,5 @@ mod tests {
         for (release, version) in [("6.18.44-x", Some((6, 18))), ("5.4.0", Some((5, 4))), ("6", None), ("", None)] {
             assert_eq!(kernel_version(release), version, "{release}");
         }
-    }
-
-    #[test]
-    fn what_containerd_is_told() {
-        let plugin = "[proxy_plugins.soci]\ntype = 'snapshot'\naddress = '/dev/null'\n";
-        let old = "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndisable_snapshot_annotations = false\n";
-        let new = "[plugins.'io.containerd.cri.v1.images']\ndisable_snapshot_annotations = false\n";
-        let exports = "[proxy_plugins.soci.exports]\nenable_remote_snapshot_annotations = 'true'\n";
-        let verdicts = |text: &str| -> Vec<Verdict> {
-            containerd_tells(&text.parse().unwrap(), "config.toml").iter().map(|finding| finding.verdict).collect()
-        };
-        for good in [old, new, exports] {
-            assert_eq!(verdicts(&format!("{plugin}{good}")), [Verdict::Good, Verdict::Good], "{good}");
-        }
-        assert_eq!(verdicts(plugin), [Verdict::Good, Verdict::Bad]);
-        assert_eq!(verdicts(""), [Verdict::Bad, Verdict::Bad]);
-        assert_eq!(verdicts(&plugin.replace("null", "no-such")), [Verdict::Bad, Verdict::Bad]);
     }
 }

@@ -115,13 +115,24 @@ pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
 /// When one of them is no platform.
 pub fn selection(platforms: &Platforms) -> anyhow::Result<PlatformSelection> {
     if platforms.all_platforms {
-        return Ok(PlatformSelection::All);
+        return Ok(PlatformSelection::AllPresent);
     }
     let parse = |text: &String| {
         text.parse::<Platform>().map_err(|error| fail(Exit::Usage, format!("could not parse platform {text}: {error}")))
     };
     let platforms = platforms.platforms.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
     Ok(if platforms.is_empty() { PlatformSelection::Host } else { PlatformSelection::Only(platforms) })
+}
+
+/// The same for commands of AWS's tool that fail where a platform was not pulled, unless `skip_missing` allows it.
+///
+/// # Errors
+/// As [`selection`].
+pub fn whole_selection(platforms: &Platforms, skip_missing: bool) -> anyhow::Result<PlatformSelection> {
+    Ok(match selection(platforms)? {
+        PlatformSelection::AllPresent if !skip_missing => PlatformSelection::All,
+        selection => selection,
+    })
 }
 
 /// The image for the one platform that is meant: the first of those that are named, else this machine's.
@@ -207,6 +218,7 @@ pub fn reused_line(report: &Report) -> Option<String> {
         Relied::Unverified => "not verified (--verify-reused checks it, --force builds it again)",
         Relied::Verified => "verified",
         Relied::Signed => "signed",
+        Relied::BuiltHere => "built on this machine",
     };
     let from = report.reused_from.iter().map(|from| format!("index {} in {}", from.index, from.place));
     Some(format!("what existed already is reused, {hint}, as listed by {}", from.collect::<Vec<_>>().join(", ")))

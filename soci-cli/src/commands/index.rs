@@ -1,21 +1,16 @@
 //! `soci index`, `soci ztoc list`: what is in the local index store.
 
-use std::cmp::Reverse;
-
 use anyhow::Context;
+use soci_fs::grpc::containerd::Containerd;
+use soci_fs::source::containerd::target;
 use soci_index::digest::Digest;
-use soci_index::find::choose::Created;
 use soci_index::find::origin;
-use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, annotation};
-use soci_index::index_manifest::IndexManifest;
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_V1, INDEX_V2};
-use soci_index::publish::local::IMAGE_NAME;
-use soci_index::span_index::SPAN_INDEX;
+use soci_index::image::model::annotation;
+use soci_index::publish::local::{IMAGE_NAME, KEPT_IN};
 
-use super::image;
-use crate::args::{Index, Platforms};
+use super::catalogue::{Entry, entries, layout};
+use super::image::{self, block_on};
+use crate::args::{Global, Index, IndexList, Platforms};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
@@ -24,77 +19,33 @@ use crate::output;
 ///
 /// # Errors
 /// When the store cannot be read, or has no such index.
-pub fn run(arguments: &Index, config: &Config) -> anyhow::Result<()> {
+pub fn run(arguments: &Index, config: &Config, global: &Global) -> anyhow::Result<()> {
     match arguments {
-        Index::List { image, platforms, quiet, json } => list(config, image.as_deref(), platforms, *quiet, *json),
+        Index::List(arguments) => list(config, arguments),
         Index::Info { digest } => info(config, digest),
-        Index::Remove { digests, image } => remove(config, digests, image.as_deref()),
+        Index::Remove { digests, image } => remove(config, digests, image.as_deref(), global),
     }
 }
 
-/// An index of the store.
-pub(super) struct Entry {
-    pub(super) descriptor: Descriptor,
-    pub(super) index: IndexManifest,
-}
-
-impl Entry {
-    pub(super) fn note(&self, key: &str) -> &str {
-        self.descriptor.annotations.get(key).map_or("", String::as_str)
-    }
-
-    fn platform(&self) -> String {
-        self.descriptor.platform.as_ref().map(ToString::to_string).unwrap_or_default()
-    }
-}
-
-pub(crate) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
-    let directory = config.index_store();
-    // A store that nobody has written to yet is empty, not broken.
-    if !directory.exists() { Ok(None) } else { Ok(Some(Layout::open(&directory)?)) }
-}
-
-/// All indexes, newest first.
-pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
-    let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
-    let mut entries = Vec::new();
-    for descriptor in
-        layout.entries()?.into_iter().filter(|entry| matches!(entry.kind(), INDEX_V1 | INDEX_V2 | SPAN_INDEX))
-    {
-        let bytes = std::fs::read(layout.blob_path(&descriptor.digest));
-        let bytes = bytes.with_context(|| format!("reading index {} of the local store", descriptor.digest))?;
-        let index = IndexManifest::parse(descriptor.kind(), &bytes, &Limits::DEFAULT);
-        let index = index.with_context(|| format!("index {}", descriptor.digest))?;
-        entries.push(Entry { descriptor, index });
-    }
-    entries.sort_by_cached_key(|entry| Reverse(Created::parse(entry.note(annotation::CREATED))));
-    Ok(entries)
-}
-
-fn list(config: &Config, of: Option<&str>, platforms: &Platforms, quiet: bool, json: bool) -> anyhow::Result<()> {
-    let of = of.map(image::reference).transpose()?.map(|reference| reference.to_string());
-    let wanted = |entry: &Entry| {
-        let named = of.as_ref().is_none_or(|of| entry.note(IMAGE_NAME) == of);
-        named && (platforms.platforms.is_empty() || platforms.platforms.contains(&entry.platform()))
-    };
-    let entries: Vec<Entry> = entries(config)?.into_iter().filter(wanted).collect();
-    if json {
+fn list(config: &Config, arguments: &IndexList) -> anyhow::Result<()> {
+    let entries = listed(config, arguments)?;
+    if arguments.json {
         let row = |entry: &Entry| {
             serde_json::json!({
                 "digest": entry.descriptor.digest,
                 "size": entry.descriptor.size,
                 "imageRef": entry.note(IMAGE_NAME),
-                "imageDigest": entry.index.subject().map(|subject| subject.digest),
+                "imageDigest": entry.subject(),
                 "platform": entry.platform(),
                 "mediaType": entry.descriptor.media_type,
-                "version": entry.index.form().to_owned(),
+                "version": entry.form(),
                 "createdAt": entry.note(annotation::CREATED),
                 "fetchedFrom": origin::origins(&entry.descriptor),
             })
         };
         return output::json(&entries.iter().map(row).collect::<Vec<_>>());
     }
-    if quiet {
+    if arguments.quiet {
         return entries.iter().try_for_each(|entry| output::line(entry.descriptor.digest.to_string()));
     }
     let row = |entry: &Entry| {
@@ -104,7 +55,7 @@ fn list(config: &Config, of: Option<&str>, platforms: &Platforms, quiet: bool, j
             entry.note(IMAGE_NAME).to_owned(),
             entry.platform(),
             entry.descriptor.media_type.clone(),
-            entry.index.form().to_owned(),
+            entry.form().to_owned(),
             super::age(entry.note(annotation::CREATED)),
         ]
     };
@@ -112,29 +63,64 @@ fn list(config: &Config, of: Option<&str>, platforms: &Platforms, quiet: bool, j
     output::table(&header, &entries.iter().map(row).collect::<Vec<_>>())
 }
 
+/// The indexes that are shown: AWS's forms, as its tool does, and span indexes where they are asked for.
+fn listed(config: &Config, arguments: &IndexList) -> anyhow::Result<Vec<Entry>> {
+    let of = arguments.image.as_deref().map(image::reference).transpose()?.map(|reference| reference.to_string());
+    let Platforms { platforms, .. } = &arguments.platforms;
+    let is_wanted = |entry: &Entry| {
+        let is_named = of.as_ref().is_none_or(|of| entry.note(IMAGE_NAME) == of);
+        let is_of_platform = platforms.is_empty() || platforms.contains(&entry.platform());
+        is_named && is_of_platform && (arguments.span_indexes || !entry.is_span_index())
+    };
+    Ok(entries(config)?.into_iter().filter(is_wanted).collect())
+}
+
 fn info(config: &Config, digest: &str) -> anyhow::Result<()> {
     let digest: Digest = digest.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?;
     let entries = entries(config)?;
-    if entries.iter().flat_map(|entry| entry.index.ztocs()).any(|(_, ztoc)| ztoc.digest == digest) {
+    if entries.iter().flat_map(Entry::ztocs).any(|(_, ztoc)| ztoc.digest == digest) {
         let hint = "the provided digest is of ztoc not SOCI index. Use \"soci ztoc info\" command to get detailed info of ztoc";
         return Err(fail(Exit::Usage, hint));
     }
     let entry = entries.iter().find(|entry| entry.descriptor.digest == digest);
     let entry = entry.ok_or_else(|| missing(&digest))?;
-    output::json(&serde_json::from_slice::<serde_json::Value>(&entry.index.to_json()).context("printing the index")?)
+    let index = entry.index.as_ref().ok_or_else(|| {
+        fail(
+            Exit::Local,
+            format!("index {digest} is listed, but its manifest is gone or damaged: see `soci rebuild-db`"),
+        )
+    })?;
+    output::json(&serde_json::from_slice::<serde_json::Value>(&index.to_json()).context("printing the index")?)
 }
 
 fn missing(digest: &Digest) -> anyhow::Error {
     fail(Exit::Failure, format!("the local index store has no index {digest}; `soci index list` shows what it has"))
 }
 
-fn remove(config: &Config, digests: &[String], of: Option<&str>) -> anyhow::Result<()> {
+fn remove(config: &Config, digests: &[String], of: Option<&str>, global: &Global) -> anyhow::Result<()> {
     config.keep_private()?;
+    let entries = entries(config)?;
+    let wanted = to_remove(&entries, digests, of)?;
+    let Some(layout) = layout(config)? else { return Ok(()) };
+    for entry in entries.iter().filter(|entry| wanted.contains(&entry.descriptor.digest)) {
+        if let Some(namespace) = target::namespace_of(entry.note(KEPT_IN)) {
+            block_on(global.timeout, remove_from_containerd(&entry.descriptor.digest, namespace, global))?;
+        }
+    }
+    let mut writer = layout.lock()?;
+    for digest in &wanted {
+        let removed = writer.remove_manifest(digest)?;
+        tracing::debug!(%digest, blobs = removed.len(), "removed");
+    }
+    Ok(())
+}
+
+/// What was named, and the span index of an image whose last other index goes.
+fn to_remove(entries: &[Entry], digests: &[String], of: Option<&str>) -> anyhow::Result<Vec<Digest>> {
     let mut wanted: Vec<Digest> = Vec::new();
     for digest in digests {
         wanted.push(digest.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?);
     }
-    let entries = entries(config)?;
     if let Some(of) = of {
         let of = image::reference(of)?.to_string();
         wanted.extend(entries.iter().filter(|entry| entry.note(IMAGE_NAME) == of).map(|entry| entry.descriptor.digest));
@@ -146,13 +132,20 @@ fn remove(config: &Config, digests: &[String], of: Option<&str>) -> anyhow::Resu
     {
         return Err(missing(unknown));
     }
-    let Some(layout) = layout(config)? else { return Ok(()) };
-    let mut writer = layout.lock()?;
-    for digest in &wanted {
-        let removed = writer.remove_manifest(digest)?;
-        tracing::debug!(%digest, blobs = removed.len(), "removed");
-    }
-    Ok(())
+    let (going, staying): (Vec<&Entry>, Vec<&Entry>) =
+        entries.iter().partition(|entry| wanted.contains(&entry.descriptor.digest));
+    let is_left_alone = |entry: &&&Entry| {
+        let is_of = |other: &&Entry| !other.is_span_index() && other.subject() == entry.subject();
+        entry.is_span_index() && going.iter().copied().any(|other| is_of(&other)) && !staying.iter().any(is_of)
+    };
+    wanted.extend(staying.iter().filter(is_left_alone).map(|entry| entry.descriptor.digest));
+    Ok(wanted)
+}
+
+/// containerd's collector takes the zTOCs that nothing else needs.
+async fn remove_from_containerd(digest: &Digest, namespace: &str, global: &Global) -> anyhow::Result<()> {
+    let containerd = Containerd::connect(global.containerd_socket(), namespace).await?;
+    Ok(containerd.delete_content(digest).await?)
 }
 
 /// `soci ztoc list`.
@@ -169,7 +162,7 @@ pub fn list_ztocs(
     let of = of.map(image::reference).transpose()?.map(|reference| reference.to_string());
     let mut rows: Vec<(Digest, u64, Digest)> = Vec::new();
     for entry in entries(config)?.iter().filter(|entry| of.as_ref().is_none_or(|of| entry.note(IMAGE_NAME) == of)) {
-        rows.extend(entry.index.ztocs().into_iter().map(|(layer, ztoc)| (ztoc.digest, ztoc.size, layer)));
+        rows.extend(entry.ztocs().into_iter().map(|(layer, ztoc)| (ztoc.digest, ztoc.size, layer)));
     }
     rows.sort_unstable();
     rows.dedup();
@@ -189,23 +182,4 @@ pub fn list_ztocs(
     }
     let row = |(ztoc, size, layer): &(Digest, u64, Digest)| vec![ztoc.to_string(), size.to_string(), layer.to_string()];
     output::table(&["DIGEST", "SIZE", "LAYER DIGEST"], &rows.iter().map(row).collect::<Vec<_>>())
-}
-
-/// The file of a zTOC that is in the store, and the digest of its layer if an index tells.
-///
-/// # Errors
-/// When the store has no such blob, or it is an index.
-pub fn ztoc_file(config: &Config, digest: &Digest) -> anyhow::Result<(std::path::PathBuf, Option<Digest>)> {
-    let entries = entries(config)?;
-    if entries.iter().any(|entry| entry.descriptor.digest == *digest) {
-        let hint = "the provided digest belongs to a SOCI index. Use \"soci index info\" to get the detailed information about it";
-        return Err(fail(Exit::Usage, hint));
-    }
-    let layer = entries.iter().flat_map(|entry| entry.index.ztocs()).find(|(_, ztoc)| ztoc.digest == *digest);
-    let layer = layer.map(|(layer, _)| layer);
-    let file = layout(config)?.map(|layout| layout.blob_path(digest)).filter(|file| file.exists());
-    let file = file.ok_or_else(|| {
-        fail(Exit::Failure, format!("the local index store has no zTOC {digest}; `soci ztoc list` shows what it has"))
-    })?;
-    Ok((file, layer))
 }

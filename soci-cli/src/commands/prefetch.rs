@@ -7,7 +7,7 @@ use soci_index::image::model::{Descriptor, annotation};
 use soci_index::limits::Limits;
 use soci_index::manifest::{LAYER_DIGEST, PREFETCH, Prefetch};
 
-use super::index::{self, Entry};
+use super::catalogue::{self, Entry};
 use crate::args;
 use crate::config::Config;
 use crate::exit::{Exit, fail};
@@ -40,9 +40,9 @@ pub fn run(arguments: &args::Prefetch, config: &Config) -> anyhow::Result<()> {
 
 fn artifacts(config: &Config) -> anyhow::Result<Vec<Artifact>> {
     let mut artifacts: Vec<Artifact> = Vec::new();
-    let Some(layout) = index::layout(config)? else { return Ok(artifacts) };
-    for entry in index::entries(config)? {
-        for blob in entry.index.blobs().iter().filter(|blob| blob.media_type == PREFETCH) {
+    let Some(layout) = catalogue::layout(config)? else { return Ok(artifacts) };
+    for entry in catalogue::entries(config)? {
+        for blob in entry.blobs().iter().filter(|blob| blob.media_type == PREFETCH) {
             if !artifacts.iter().any(|known| known.descriptor.digest == blob.digest) {
                 artifacts.push(artifact(&layout, &entry, blob));
             }
@@ -124,10 +124,10 @@ fn info(config: &Config, digest: &str, json: bool) -> anyhow::Result<()> {
 
 /// Why a digest is no prefetch artifact, in AWS's words where it is something else.
 fn not_one(config: &Config, digest: &Digest) -> anyhow::Result<anyhow::Error> {
-    let entries = index::entries(config).context("reading the local index store")?;
+    let entries = catalogue::entries(config).context("reading the local index store")?;
     let kind = if entries.iter().any(|entry| entry.descriptor.digest == *digest) {
         "soci_index"
-    } else if entries.iter().flat_map(|entry| entry.index.ztocs()).any(|(_, ztoc)| ztoc.digest == *digest) {
+    } else if entries.iter().flat_map(Entry::ztocs).any(|(_, ztoc)| ztoc.digest == *digest) {
         "soci_layer"
     } else {
         let hint = "`soci prefetch list` shows what there is";

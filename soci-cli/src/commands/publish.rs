@@ -52,8 +52,9 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         // What becomes part of an image goes wherever that goes.
         signed_by: image::signers(&arguments.signers, true)?,
         force: arguments.indexing.building.force,
-        platforms: &arguments.indexing.platforms,
+        selection: image::selection(&arguments.indexing.platforms)?,
         replaces: None,
+        local: None,
     };
     let target = match &conversion.target {
         Target::Registry { repository, .. } => Some(repository),

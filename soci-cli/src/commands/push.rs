@@ -1,7 +1,5 @@
 //! `soci push`: push the newest local index of an image beside it in the registry.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use soci_index::digest::Digest;
 use soci_index::discover::{self, Discovery, Which};
@@ -17,9 +15,9 @@ use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::span_index::SPAN_INDEX;
 
-use super::choice;
 use super::image::{self, block_on};
-use crate::args::{Existing, Push};
+use super::{catalogue, choice};
+use crate::args::{Existing, Global, Push};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
@@ -28,13 +26,13 @@ use crate::output;
 ///
 /// # Errors
 /// When there is no such index, or the registry refuses it.
-pub fn run(arguments: &Push, config: &Config, timeout: Duration) -> anyhow::Result<()> {
+pub fn run(arguments: &Push, config: &Config, global: &Global) -> anyhow::Result<()> {
     let reference = image::reference(&arguments.image)?;
     let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&arguments.platforms)?);
     let layout = Layout::open(&config.index_store()).map_err(|error| {
         fail(Exit::Local, format!("there is no local index store: {error}; `soci create {reference}` makes one"))
     })?;
-    let pushed = block_on(timeout, async {
+    let pushed = block_on(global.timeout, async {
         let source = ImageSource::open(&reference, &options).await?;
         let ImageSource::Registry { repository, .. } = &source else {
             return Err(fail(Exit::Usage, format!("please provide an image in a registry to push, not {reference}")));
@@ -47,7 +45,13 @@ pub fn run(arguments: &Push, config: &Config, timeout: Duration) -> anyhow::Resu
                 return Err(nothing(&image));
             }
             for index in &indexes {
-                pushed.extend(one(arguments, &layout, &image, repository, index).await?);
+                let digest = index.chosen.as_ref().map(|chosen| chosen.digest);
+                let elsewhere = match digest {
+                    Some(digest) => catalogue::kept_elsewhere(&layout, &digest, &options, global).await?,
+                    None => None,
+                };
+                let store = (&layout, elsewhere.as_ref());
+                pushed.extend(one(arguments, store, &image, repository, index).await?);
             }
         }
         Ok(pushed)
@@ -60,7 +64,7 @@ pub fn run(arguments: &Push, config: &Config, timeout: Duration) -> anyhow::Resu
 
 async fn one(
     arguments: &Push,
-    layout: &Layout,
+    (layout, elsewhere): (&Layout, Option<&ImageSource>),
     image: &PlatformImage,
     repository: &Repository,
     choice: &Choice,
@@ -102,7 +106,7 @@ async fn one(
         // A closed output is found out by the next line.
         let _ = say(format!("{what} artifact with digest: {digest}"));
     };
-    let pushed = local::push(layout, &index, repository, parallel, note).await;
+    let pushed = local::push(layout, elsewhere, &index, repository, parallel, note).await;
     let pushed = pushed.with_context(|| format!("pushing index {}", index.digest))?;
     say(format!("successfully pushed artifact with digest: {}", index.digest))?;
     if let FoundBy::FallbackTag = pushed.found_by {

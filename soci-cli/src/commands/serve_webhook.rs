@@ -228,8 +228,9 @@ impl Settings {
             build: image::build_options_within(&self.building, &self.forms)?,
             signed_by: self.signed_by.clone(),
             force: self.building.force,
-            platforms: &self.platforms,
+            selection: image::selection(&self.platforms)?,
             replaces: Some(*digest),
+            local: None,
         };
         let converted: Converted = conversion.carry_out(&self.global).await?;
         let spans = converted.images.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));

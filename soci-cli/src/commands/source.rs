@@ -61,12 +61,19 @@ pub fn caveat(reference: &Reference, source: &ImageSource, images: &[PlatformIma
 }
 
 async fn in_containerd(name: &str, global: &Global) -> anyhow::Result<ImageSource> {
+    Ok(ImageSource::Foreign(std::sync::Arc::new(find_in_containerd(name, global).await?)))
+}
+
+/// An image of containerd by its name, as it was typed or spelt out.
+///
+/// # Errors
+/// When containerd cannot be reached, or does not have it.
+pub async fn find_in_containerd(name: &str, global: &Global) -> anyhow::Result<ContainerdImage> {
     let containerd = Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await?;
     // A name may be in containerd as it was typed, or spelt out.
     let spelt_out = match name.parse() {
         Ok(Reference::Registry(plain)) => plain.to_string(),
         _ => name.to_owned(),
     };
-    let image = ContainerdImage::find(containerd, name, &spelt_out).await?;
-    Ok(ImageSource::Foreign(std::sync::Arc::new(image)))
+    Ok(ContainerdImage::find(containerd, name, &spelt_out).await?)
 }

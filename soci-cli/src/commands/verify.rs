@@ -19,7 +19,7 @@ use soci_index::signature::fetch as signature;
 use soci_index::verify::{Checked, Verdict, verify, verify_spans};
 
 use super::image::{self, block_on};
-use super::{choice, index, source};
+use super::{catalogue, choice, source};
 use crate::args::{Global, Verify};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
@@ -61,7 +61,7 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
         let source = source::open(&reference, &options, global).await?;
         let finder =
             Finder { source: &source, elsewhere: &elsewhere, wanted: wanted.as_ref(), policy: policy.as_ref() };
-        let layout = index::layout(config)?;
+        let layout = catalogue::layout(config)?;
         let mut outcomes = Vec::new();
         for image in source.resolve(&selection).await? {
             let found = finder.find(&image, layout.as_ref()).await?;

@@ -2,16 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bytes::Bytes;
 use serde::Serialize;
-use soci_index::access::LayerReader;
-use soci_index::entry::{Entry, EntryKind};
+use soci_index::entry::Entry;
 use soci_index::gojson::quote;
-use soci_index::index::{Compression, LayerIndex};
+use soci_index::index::Compression;
 use soci_index::indexer::Options;
 use soci_index::limits::Limits;
 use soci_index::output::Output;
@@ -21,6 +19,8 @@ use soci_index::ztoc::{Ztoc, kind_name};
 use crate::exit::{Exit, fail};
 use crate::output;
 use crate::progress::Progress;
+
+pub mod get_file;
 
 /// `ztoc create`: indexes the layer in one pass.
 ///
@@ -95,7 +95,7 @@ fn compression(start: &[u8]) -> anyhow::Result<Compression> {
 }
 
 /// Writes pieces to standard output (`-`) or to an output file.
-fn write_whole(path: &Path, mut pieces: impl Iterator<Item = Bytes>) -> anyhow::Result<()> {
+pub(super) fn write_whole(path: &Path, mut pieces: impl Iterator<Item = Bytes>) -> anyhow::Result<()> {
     if path == Path::new("-") {
         return pieces.try_for_each(|piece| output::bytes(&piece));
     }
@@ -146,74 +146,6 @@ fn file_text(entry: &Entry, (first, last): (u32, u32)) -> String {
         entry.size,
         kind_name(entry.kind),
     )
-}
-
-/// `ztoc get-file`: decodes the spans that hold one file of a layer.
-///
-/// # Errors
-/// When the file is not there, or the layer is not the one that was indexed.
-pub fn get_file(ztoc: &Bytes, name: &str, layer: &Path, out: Option<&Path>) -> anyhow::Result<()> {
-    let shown = layer.display();
-    let file = File::open(layer).with_context(|| format!("opening the layer {shown}"))?;
-    let size = file.metadata().with_context(|| format!("reading the layer {shown}"))?.len();
-    let index = Ztoc::decode(ztoc, &Limits::DEFAULT)?.into_index(size, &Limits::DEFAULT)?;
-    let entry = find(&index, name)?;
-    let fetch = |range: std::ops::Range<u64>| {
-        let mut buffer = vec![0; usize::try_from(range.end - range.start).map_err(std::io::Error::other)?];
-        file.read_exact_at(&mut buffer, range.start)?;
-        Ok::<_, std::io::Error>(Bytes::from(buffer))
-    };
-    let mut reader = LayerReader::new(&index, fetch);
-    let mut content = Vec::new();
-    let read = reader.read_file(entry, 0..entry.size, &mut |piece| content.extend_from_slice(piece));
-    read.map_err(|error| fail(Exit::BadContent, error.to_string()))
-        .with_context(|| format!("reading {name:?} of the layer {shown}"))?;
-    match out {
-        Some(out) => write_whole(out, std::iter::once(Bytes::from(content)))
-            .with_context(|| format!("writing {}", out.display())),
-        None => {
-            content.push(b'\n');
-            output::bytes(&content)
-        }
-    }
-}
-
-/// The entry of a name: exactly as the tar has it, else cleaned; the last of several, as extraction would leave it; for
-/// a hard link the file that it names.
-fn find<'i>(index: &'i LayerIndex, name: &str) -> anyhow::Result<&'i Entry> {
-    let (mut wanted, mut before) = (name.as_bytes().to_vec(), index.entries.len());
-    loop {
-        let entries = &index.entries[..before];
-        let exact = entries.iter().rposition(|entry| *entry.name == *wanted);
-        let cleaned = || entries.iter().rposition(|entry| clean(&entry.name) == clean(&wanted));
-        let lossy = String::from_utf8_lossy(&wanted).into_owned();
-        let missing =
-            || fail(Exit::Failure, format!("the layer has no file {lossy:?}; `soci ztoc info` lists its files"));
-        let at = exact.or_else(cleaned).ok_or_else(missing)?;
-        let entry = &index.entries[at];
-        match entry.kind {
-            EntryKind::Regular => return Ok(entry),
-            // Only earlier entries count, so this ends.
-            EntryKind::Hardlink => (wanted, before) = (entry.link.to_vec(), at),
-            EntryKind::Symlink => {
-                let link = String::from_utf8_lossy(&entry.link);
-                return Err(fail(Exit::Failure, format!("{lossy:?} is a symbolic link to {link:?}")));
-            }
-            other => return Err(fail(Exit::Failure, format!("{lossy:?} is no regular file but a {other:?}"))),
-        }
-    }
-}
-
-fn clean(name: &[u8]) -> Vec<&[u8]> {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    parts
 }
 
 /// Reads a zTOC file.

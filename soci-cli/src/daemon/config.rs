@@ -34,14 +34,19 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 37] = [
+const WITH_EFFECT: [&str; 44] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
+    "blob.fetching_timeout_sec",
+    "blob.max_retries",
+    "blob.max_wait_msec",
+    "blob.min_wait_msec",
     "content_store.containerd_address",
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",
+    "fuse_metrics_emit_wait_duration_sec",
     "http.DialTimeoutMsec",
     "http.MaxRetries",
     "http.MaxWaitMsec",
@@ -61,9 +66,11 @@ const WITH_EFFECT: [&str; 37] = [
     "metrics_network",
     "mount_timeout_sec",
     "no_prometheus",
+    "prefetch.enable",
     "profile",
     "pull_modes.foreign_layers",
     "pull_modes.leave_unindexed",
+    "pull_modes.parallel_pull_unpack.enable",
     "pull_modes.soci_v1.enable",
     "pull_modes.soci_v2.enable",
     "resolve_result_entry",
@@ -230,6 +237,15 @@ impl DaemonConfig {
         }
     }
 
+    /// How long after an image's first layer its operations are added up.
+    #[must_use]
+    pub fn counting_wait(&self) -> Duration {
+        match u64::try_from(self.fuse_metrics_emit_wait_duration_sec) {
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            _ => Duration::from_secs(60),
+        }
+    }
+
     /// Layers below this many compressed bytes are not read lazily.
     #[must_use]
     pub fn layer_bytes_min(&self) -> u64 {
@@ -273,7 +289,7 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_named() {
-        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[blob]\nmax_retries = 3\n[background_fetch]\nmax_queue_size = 7\n\
+        let text = "metadata_store = 'db-multi'\n[http]\nMaxRetries = 3\n[blob]\nmax_retries = 3\nvalid_interval = 5\n[background_fetch]\nmax_queue_size = 7\n\
                     [pull_modes.soci_v1]\nenable = false\n[[resolver.host.\"registry.example\".mirrors]]\nhost = 'mirror.example'\n\
                     [resolver]\nconfig_path = '/certs.d'\nauth_client_ttl_sec = 5\n";
         let loaded = parse(text).unwrap();
@@ -281,10 +297,22 @@ mod tests {
         named.sort();
         assert_eq!(
             named,
-            ["background_fetch.max_queue_size", "blob.max_retries", "metadata_store", "resolver.auth_client_ttl_sec"]
+            [
+                "background_fetch.max_queue_size",
+                "blob.valid_interval",
+                "metadata_store",
+                "resolver.auth_client_ttl_sec"
+            ]
         );
         assert!(!loaded.config.pull_modes.soci_v1.enable);
         assert_eq!(loaded.config.resolver.host["registry.example"].mirrors[0].host, "mirror.example");
+    }
+
+    #[test]
+    fn no_image_service_is_the_usual_one() {
+        let service = |text: &str| parse(text).unwrap().config.cri_keychain.image_service().to_owned();
+        assert_eq!(service("[cri_keychain]\nimage_service_path = ''\n"), "/run/containerd/containerd.sock");
+        assert_eq!(service("[cri_keychain]\nimage_service_path = '/x.sock'\n"), "/x.sock");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! The kubelet's plugins, which that one does not know, come last.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -41,8 +41,8 @@ impl Credentials {
         }
         if config.cri_keychain.enable_keychain {
             let pulls = Arc::new(Pulls::new(memory));
-            let containerd = &config.cri_keychain.image_service_path;
-            let service = ImageService::new(containerd.as_ref(), Arc::clone(&pulls)).map_err(anyhow::Error::msg);
+            let containerd: &Path = config.cri_keychain.image_service().as_ref();
+            let service = ImageService::new(containerd, Arc::clone(&pulls)).map_err(anyhow::Error::msg);
             images = Some(service.context("cri_keychain.image_service_path")?);
             sources.push(CredentialSource::Keychain(pulls));
         }

@@ -33,6 +33,8 @@ pub fn start(level: Level) {
     let others = ours.min(LevelFilter::WARN);
     let filter = Targets::new()
         .with_default(others)
+        // It warns of every question that it answers with "not implemented", though that is the right answer.
+        .with_target("fuser", ours.min(LevelFilter::ERROR))
         .with_targets(["soci_index", "soci_fs", "soci_cli"].map(|target| (target, ours)));
     let lines = tracing_subscriber::fmt::layer().event_format(Lines).with_writer(std::io::stderr);
     // A second start in one process (tests) changes nothing.

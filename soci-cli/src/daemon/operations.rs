@@ -5,10 +5,12 @@
 //! the root may read it, and no port has to be open. `/noted/DIGEST`, what was noted of an image's start, is served there
 //! only: it tells what programs do.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Path as Named, State};
@@ -21,6 +23,7 @@ use soci_fs::metrics::Metrics;
 use soci_fs::remote::RemoteLayers;
 use soci_fs::remote::slots::Slots;
 use soci_fs::status::LayerStatus;
+use soci_index::digest::Digest;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::config::MetricsNetwork;
@@ -31,6 +34,9 @@ const PROFILE: &str = "application/octet-stream";
 
 /// Connections that ask for metrics over TCP, where strangers may come.
 const PLACES: Places = Places { all: 64, per_peer: 16 };
+
+/// How often it is looked whether an image has come.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Name of the status socket below the root.
 pub const STATUS_SOCKET: &str = "status.sock";
@@ -98,7 +104,36 @@ impl Operations {
     fn text(&self) -> String {
         let directory = |slot: u16| self.mountpoint.join(slot.to_string()).display().to_string();
         let layers: Vec<_> = self.layers().into_iter().map(|(slot, layer)| (slot, directory(slot), layer)).collect();
-        self.metrics.text(&layers)
+        self.metrics.text(&layers, self.forest.counters())
+    }
+
+    /// Adds up what was asked of each image, once, so long after its first layer came.
+    pub(super) async fn count_images(self: Arc<Self>, wait: Duration) {
+        let mut seen: HashMap<Digest, Option<Instant>> = HashMap::new();
+        loop {
+            tokio::time::sleep(LOOK.min(wait)).await;
+            let mut images: HashMap<Digest, Vec<u16>> = HashMap::new();
+            for (slot, _) in self.forest.slots() {
+                let Some(image) = self.slots.get(slot).and_then(|record| record.manifests().next()) else { continue };
+                images.entry(image).or_default().push(slot);
+            }
+            seen.retain(|image, _| images.contains_key(image));
+            for (image, slots) in &images {
+                let since = seen.entry(*image).or_insert_with(|| Some(Instant::now()));
+                if since.is_some_and(|since| since.elapsed() >= wait) {
+                    *since = None;
+                    self.count_image(image, slots);
+                }
+            }
+        }
+    }
+
+    fn count_image(&self, image: &Digest, slots: &[u16]) {
+        let counts = self.forest.counters().sum(slots);
+        for (operation, count) in &counts {
+            tracing::info!("fuse operation count for image {image}: {operation} = {count}");
+        }
+        self.metrics.images.lock().unwrap_or_else(PoisonError::into_inner).insert(image.to_string(), counts);
     }
 
     fn status(&self) -> DaemonStatus {

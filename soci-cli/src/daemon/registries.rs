@@ -1,7 +1,8 @@
 //! What the configuration says about registries, as the client takes it.
 //!
 //! Timeouts and retries of `[http]` count only where they differ from AWS's defaults: ours are tuned to our way of
-//! reading, and a file that spells the defaults out asks for nothing. Mirrors of `[resolver]` come before those of
+//! reading, and a file that spells the defaults out asks for nothing. What `[blob]` says of the same goes before it: nearly
+//! all requests of a node are for blobs, so one client serves both. Mirrors of `[resolver]` come before those of
 //! `hosts.toml`, and serve indexes and layers alike. Pure; the directories are read when a registry is first spoken to.
 
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use anyhow::Context as _;
 use soci_index::registry::hosts::Host;
 use soci_index::registry::{ClientOptions, HostSource};
 
-use super::config::{DaemonConfig, Http, Mirror};
+use super::config::{Blob, DaemonConfig, Http, Mirror};
 
 /// How registries are reached.
 ///
@@ -31,7 +32,18 @@ pub(super) fn client_options(config: &DaemonConfig) -> anyhow::Result<ClientOpti
     for (wanted, option) in wanted {
         *option = wanted.unwrap_or(*option);
     }
-    if let Some(retries) = changed(http.max_retries, usual.max_retries) {
+    let retries = changed(http.max_retries, usual.max_retries);
+    let (blob, usual) = (&config.blob, Blob::default());
+    let seconds = changed(blob.fetching_timeout_sec, usual.fetching_timeout_sec).map(Duration::from_secs);
+    let wanted = [
+        (seconds, &mut options.deadline),
+        (milliseconds(blob.min_wait_msec, usual.min_wait_msec), &mut options.backoff.first),
+        (milliseconds(blob.max_wait_msec, usual.max_wait_msec), &mut options.backoff.longest),
+    ];
+    for (wanted, option) in wanted {
+        *option = wanted.unwrap_or(*option);
+    }
+    if let Some(retries) = changed(blob.max_retries, usual.max_retries).or(retries) {
         options.backoff.retries_max = u32::try_from(retries).unwrap_or(u32::MAX);
     }
     Ok(options)
@@ -93,6 +105,16 @@ mod tests {
         let backoff = options.backoff;
         assert_eq!([options.connect, options.head, options.deadline, backoff.first, backoff.longest], expected);
         assert_eq!(backoff.retries_max, 4);
+    }
+
+    #[test]
+    fn what_is_said_of_blobs_goes_first() {
+        let text = "[http]\nMaxRetries = 4\nMinWaitMsec = 5\n\
+                    [blob]\nmax_retries = 2\nmax_wait_msec = 70\nfetching_timeout_sec = 9\n";
+        let options = options(text).unwrap();
+        let backoff = options.backoff;
+        let expected = (2, Duration::from_millis(5), Duration::from_millis(70), Duration::from_secs(9));
+        assert_eq!((backoff.retries_max, backoff.first, backoff.longest, options.deadline), expected);
     }
 
     #[test]

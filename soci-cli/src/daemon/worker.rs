@@ -89,6 +89,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
         remote: shop.layers,
         proves: config.background_pace().is_some(),
     });
+    tokio::spawn(Arc::clone(&operations).count_images(config.counting_wait()));
     operations::serve_status(Arc::clone(&operations), root)
         .with_context(|| format!("cannot listen on {}", root.join(operations::STATUS_SOCKET).display()))?;
     if !config.no_prometheus && !config.metrics_address.is_empty() {
@@ -168,14 +169,16 @@ impl Shop {
         let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
         let forest = ForestOptions { opaque, opener: Some(Arc::new(reopener)), ..ForestOptions::default() };
         let forest = Arc::new(Forest::new(forest));
+        let open_modes = open.modes;
         let options = RemoteOptions {
             open,
             images_max: config.images_max(),
             layers_at_once: config.layers_at_once(),
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
-            profiles: config.profile.options(root),
+            profiles: config.profile.options(root, config.prefetch.enable),
             index_quota: config.layer_store.index_quota.limit().unwrap_or(u64::MAX),
+            only_named: open_modes.is_off() && !config.pull_modes.parallel_pull_unpack.enable,
             known_places,
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -23,6 +23,7 @@ use crate::attributes::Attributes;
 use crate::errno;
 use crate::forest::Seen;
 use crate::image::FsError;
+use crate::metrics::fuse::Operation;
 use crate::tree::NodeKind;
 
 /// How long the kernel may keep what never changes: some 34 years.
@@ -64,17 +65,25 @@ impl<S: Served> Adapter<S> {
     }
 
     /// Answers at once where that is possible, else as soon as what has to be waited for is there.
+    /// `answer` says what kept it from answering; that is counted, as is the question.
     fn when_ready(
         &self,
+        operation: Operation,
         inode: INodeNo,
         name: Option<&OsStr>,
-        answer: impl FnOnce(Result<&S, FsError>) + Send + 'static,
+        answer: impl FnOnce(Result<&S, FsError>) -> Result<(), Errno> + Send + 'static,
     ) {
+        if let Some((counters, slot)) = self.served.counters(inode.0) {
+            counters.asked(slot, operation);
+        }
         match self.served.waiting(inode.0, name.map(OsStr::as_bytes)) {
-            None => answer(Ok(&self.served)),
+            None => count_failure(&*self.served, inode, operation, answer(Ok(&self.served))),
             Some(ready) => {
                 let served = Arc::clone(&self.served);
-                self.runtime.spawn(async move { answer(ready.await.map(|()| &*served)) });
+                self.runtime.spawn(async move {
+                    let answered = answer(ready.await.map(|()| &*served));
+                    count_failure(&*served, inode, operation, answered);
+                });
             }
         }
     }
@@ -90,7 +99,7 @@ impl<S: Served> Filesystem for Adapter<S> {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let wanted = name.to_owned();
-        self.when_ready(parent, Some(name), move |served| {
+        self.when_ready(Operation::Lookup, parent, Some(name), move |served| {
             let found = served.map(|served| (served.lookup(parent.0, wanted.as_bytes()), served));
             match found {
                 Ok((Ok(attributes), served)) => {
@@ -99,33 +108,50 @@ impl<S: Served> Filesystem for Adapter<S> {
                     let generation = Generation(served.generation(attributes.inode));
                     let attributes = file_attributes(&attributes);
                     reply.entry_with_ttls(&lasting(constant), &name_ttl, &attributes, generation);
+                    Ok(())
                 }
                 Ok((Err(FsError::NotFound), served)) if served.names_last(parent.0) => {
                     reply.entry(&FOREVER, &absent(), Generation(0));
+                    Ok(())
                 }
-                Ok((Err(error), _)) | Err(error) => reply.error(number(&error)),
+                Ok((Err(error), _)) | Err(error) => refused(&error, |number| reply.error(number)),
             }
         });
     }
 
-    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.when_ready(inode, None, move |served| {
-            let found = served.and_then(|served| Ok((served.attributes(inode.0)?, served.is_constant(inode.0))));
+    fn getattr(&self, _request: &Request, inode: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        let operation = if handle.is_some() { Operation::FileGetattr } else { Operation::Getattr };
+        self.when_ready(operation, inode, None, move |served| {
+            let found = served.and_then(|served| Ok((served.attributes(inode.0)?, served)));
             match found {
-                Ok((attributes, constant)) => reply.attr(&lasting(constant), &file_attributes(&attributes)),
-                Err(error) => reply.error(number(&error)),
+                Ok((attributes, served)) => {
+                    if let (NodeKind::Whiteout, Some((counters, slot))) = (attributes.kind, served.counters(inode.0)) {
+                        counters.was_rather(slot, operation, Operation::WhiteoutGetattr);
+                    }
+                    reply.attr(&lasting(served.is_constant(inode.0)), &file_attributes(&attributes));
+                    Ok(())
+                }
+                Err(error) => refused(&error, |number| reply.error(number)),
             }
         });
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        self.when_ready(inode, None, move |served| match served.and_then(|served| served.read_link(inode.0)) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(number(&error)),
+        self.when_ready(Operation::Readlink, inode, None, move |served| {
+            match served.and_then(|served| served.read_link(inode.0)) {
+                Ok(target) => {
+                    reply.data(&target);
+                    Ok(())
+                }
+                Err(error) => refused(&error, |number| reply.error(number)),
+            }
         });
     }
 
-    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if let Some((counters, slot)) = self.served.counters(inode.0) {
+            counters.asked(slot, Operation::Open);
+        }
         if self.no_open.load(Ordering::Relaxed) {
             reply.error(Errno::ENOSYS);
         } else {
@@ -154,15 +180,21 @@ impl<S: Served> Filesystem for Adapter<S> {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let length = size.min(READ_BYTES_MAX) as usize;
+        let (length, start) = (size.min(READ_BYTES_MAX) as usize, Instant::now());
+        if let Some((counters, slot)) = self.served.counters(inode.0) {
+            counters.asked(slot, Operation::Read);
+        }
         let waiting = BUFFER.with_borrow_mut(|buffer| match self.served.try_read(inode.0, offset, length, buffer) {
             Ok(true) => {
                 reply.data(buffer);
+                count_read(&*self.served, inode, buffer.len(), start);
                 None
             }
             Ok(false) => Some(reply),
             Err(error) => {
-                reply.error(logged(&error));
+                let number = logged(&error);
+                reply.error(number);
+                count_failure(&*self.served, inode, Operation::Read, Err(number));
                 None
             }
         });
@@ -171,22 +203,32 @@ impl<S: Served> Filesystem for Adapter<S> {
         };
         let served = Arc::clone(&self.served);
         self.runtime.spawn(async move {
-            match served.read(inode.0, offset, length).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(logged(&error)),
+            match Arc::clone(&served).read(inode.0, offset, length).await {
+                Ok(bytes) => {
+                    reply.data(&bytes);
+                    count_read(&*served, inode, bytes.len(), start);
+                }
+                Err(error) => {
+                    let number = logged(&error);
+                    reply.error(number);
+                    count_failure(&*served, inode, Operation::Read, Err(number));
+                }
             }
         });
     }
 
     fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.when_ready(inode, None, move |served| {
+        self.when_ready(Operation::Readdir, inode, None, move |served| {
             let mut add = |seen: Seen<'_>| {
                 let kind = file_type(seen.attributes.kind);
                 !reply.add(INodeNo(seen.attributes.inode), seen.next, kind, OsStr::from_bytes(seen.name))
             };
             match served.and_then(|served| list(served, inode.0, offset, &mut add)) {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(number(&error)),
+                Ok(()) => {
+                    reply.ok();
+                    Ok(())
+                }
+                Err(error) => refused(&error, |number| reply.error(number)),
             }
         });
     }
@@ -199,15 +241,18 @@ impl<S: Served> Filesystem for Adapter<S> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.when_ready(inode, None, move |served| {
+        self.when_ready(Operation::Readdir, inode, None, move |served| {
             let ttl = lasting(served.as_ref().is_ok_and(|served| served.names_last(inode.0)));
             let mut add = |seen: Seen<'_>| {
                 let (inode, attr) = (INodeNo(seen.attributes.inode), file_attributes(&seen.attributes));
                 !reply.add(inode, seen.next, OsStr::from_bytes(seen.name), &ttl, &attr, Generation(seen.generation))
             };
             match served.and_then(|served| list(served, inode.0, offset, &mut add)) {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(number(&error)),
+                Ok(()) => {
+                    reply.ok();
+                    Ok(())
+                }
+                Err(error) => refused(&error, |number| reply.error(number)),
             }
         });
     }
@@ -217,22 +262,28 @@ impl<S: Served> Filesystem for Adapter<S> {
             return reply.error(Errno::ENOSYS);
         }
         let name = name.to_owned();
-        self.when_ready(inode, None, move |served| {
+        self.when_ready(Operation::Getxattr, inode, None, move |served| {
             match served.and_then(|served| served.xattr(inode.0, name.as_bytes())) {
-                Ok(value) => sized(&value, size, reply),
-                Err(error) => reply.error(number(&error)),
+                Ok(value) => {
+                    sized(&value, size, reply);
+                    Ok(())
+                }
+                Err(error) => refused(&error, |number| reply.error(number)),
             }
         });
     }
 
     /// Never "not implemented", even where no file has any: programs take that for a failure, an empty list for what it is.
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        self.when_ready(inode, None, move |served| match served.and_then(|served| served.xattr_names(inode.0)) {
-            Ok(names) => {
-                let joined: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
-                sized(&joined, size, reply);
+        self.when_ready(Operation::Listxattr, inode, None, move |served| {
+            match served.and_then(|served| served.xattr_names(inode.0)) {
+                Ok(names) => {
+                    let joined: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+                    sized(&joined, size, reply);
+                    Ok(())
+                }
+                Err(error) => refused(&error, |number| reply.error(number)),
             }
-            Err(error) => reply.error(number(&error)),
         });
     }
 
@@ -271,8 +322,39 @@ impl<S: Served> Filesystem for Adapter<S> {
     }
 }
 
+/// Gives an error as the answer, and to whoever counts it.
+fn refused(error: &FsError, reply: impl FnOnce(Errno)) -> Result<(), Errno> {
+    let number = number(error);
+    reply(number);
+    Err(number)
+}
+
+/// Counts an answer that is a failure of ours. That there is no such name, or attribute, is none.
+fn count_failure<S: Served>(served: &S, inode: INodeNo, operation: Operation, answered: Result<(), Errno>) {
+    if let (Err(number), Some((counters, slot))) = (answered, served.counters(inode.0))
+        && number.code() == Errno::EIO.code()
+    {
+        counters.failed(slot, operation);
+    }
+}
+
+fn count_read<S: Served>(served: &S, inode: INodeNo, bytes: usize, start: Instant) {
+    if let Some((counters, slot)) = served.counters(inode.0) {
+        counters.read(slot, bytes, start.elapsed());
+    }
+}
+
 /// Shows the names of a directory behind `offset`, dots first, until `visit` says that there is no more room.
 fn list(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
+    let start = Instant::now();
+    let listed = list_names(served, inode, offset, visit);
+    if let Some((counters, slot)) = served.counters(inode) {
+        counters.listed(slot, start.elapsed());
+    }
+    listed
+}
+
+fn list_names(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
     let dots = [(1, b".".as_slice(), Ok(inode)), (2, b"..", served.parent(inode))];
     for (next, name, found) in dots.into_iter().filter(|dot| dot.0 > offset) {
         let Ok(attributes) = found.and_then(|inode| served.attributes(inode)) else {

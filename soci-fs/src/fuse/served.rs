@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use crate::attributes::Attributes;
 use crate::forest::{Forest, Seen};
 use crate::image::{FsError, Image};
+use crate::metrics::fuse::Counters;
 
 /// Receives names; `false` ends the listing.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(Seen<'_>) -> bool;
@@ -42,6 +43,10 @@ pub(super) trait Served: fmt::Debug + Send + Sync + 'static {
         length: usize,
     ) -> impl Future<Output = Result<Vec<u8>, FsError>> + Send;
     fn totals(&self) -> (u64, u64);
+    /// Where questions are counted, and by which slot.
+    fn counters(&self, _inode: u64) -> Option<(&Counters, u16)> {
+        None
+    }
 }
 
 impl Served for Image {
@@ -113,6 +118,10 @@ impl Served for Image {
 }
 
 impl Served for Forest {
+    fn counters(&self, inode: u64) -> Option<(&Counters, u16)> {
+        Some((Self::counters(self), Self::slot_of(inode)?))
+    }
+
     fn waiting(self: &Arc<Self>, inode: u64, name: Option<&[u8]>) -> Option<BoxFuture<'static, Result<(), FsError>>> {
         let slot = self.closed_slot(inode, name)?;
         let forest = Arc::clone(self);

@@ -183,6 +183,19 @@ impl Containerd {
         }
     }
 
+    /// Adds labels to an image.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn label_image(&self, name: &str, labels: &Labels) -> Result<(), ContainerdError> {
+        let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+        // containerd 2 cannot take an image without a target, though the mask leaves that alone.
+        let target = Some(descriptor(&self.image(name).await?));
+        let image = Some(wire::Image { name: name.to_owned(), labels: labels.clone(), target });
+        let question = wire::ImageRequest { image, update_mask: Some(wire::FieldMask { paths }) };
+        self.ask("/containerd.services.images.v1.Images/Update", &format!("label image {name}"), question).await
+    }
+
     /// How many bytes of an upload are there; `None` if the content is there already.
     ///
     /// # Errors

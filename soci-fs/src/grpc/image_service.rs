@@ -38,6 +38,7 @@ const STATUS: &str = "grpc-status";
 #[derive(Debug, Clone)]
 pub struct ImageService {
     containerd: Channel,
+    socket: Arc<Path>,
     pulls: Arc<Pulls>,
 }
 
@@ -49,7 +50,7 @@ impl ImageService {
     pub fn new(containerd: &Path, pulls: Arc<Pulls>) -> Result<Self, String> {
         let address = format!("unix://{}", containerd.display());
         let endpoint = Endpoint::from_shared(address).map_err(|error| format!("{}: {error}", containerd.display()))?;
-        Ok(Self { containerd: endpoint.connect_lazy(), pulls })
+        Ok(Self { containerd: endpoint.connect_lazy(), socket: containerd.into(), pulls })
     }
 
     async fn pass_on(mut self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
@@ -58,8 +59,9 @@ impl ImageService {
         let message = limited.map_err(|error| Status::resource_exhausted(format!("the message: {error}")))?.to_bytes();
         let meant = self.read(head.uri.path(), &message);
         let request = http::Request::from_parts(head, Body::new(Full::new(message)));
+        let socket = Arc::clone(&self.socket);
         let unavailable = |error: tonic::transport::Error| {
-            tracing::debug!(%error, "containerd's image service cannot be reached");
+            tracing::warn!(socket = %socket.display(), %error, "containerd's image service cannot be reached");
             Status::unavailable("containerd's image service cannot be reached through soci-snapshotter-grpc")
         };
         std::future::poll_fn(|context| self.containerd.poll_ready(context)).await.map_err(unavailable)?;

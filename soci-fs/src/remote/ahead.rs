@@ -31,6 +31,8 @@ const START_UP: Duration = Duration::from_secs(90);
 pub struct ProfileOptions {
     /// Whether profiles are used: the published default, else what the node remembers.
     pub replay: bool,
+    /// Whether AWS's prefetch artifacts are used, where no profile is published.
+    pub prefetch: bool,
     /// Whether what files name is fetched ahead, where there is no profile.
     pub follow_names: bool,
     /// Whether start-ups are recorded.
@@ -74,7 +76,9 @@ impl RemoteLayers {
     pub(super) fn run_ahead(&self, key: &ImageKey, image: &Arc<ImageOpener>, layers: Vec<Underway<u16>>) {
         let options = &self.0.options.profiles;
         let manifest = key.manifest;
-        if !(options.replay || options.record || options.follow_names) || !self.0.start_ups.begin(manifest) {
+        if !(options.replay || options.prefetch || options.record || options.follow_names)
+            || !self.0.start_ups.begin(manifest)
+        {
             return;
         }
         let (this, key, image) = (self.clone(), key.clone(), Arc::clone(image));
@@ -104,7 +108,11 @@ impl RemoteLayers {
         let image_bytes = image.image().manifest.layers.iter().map(|layer| layer.size).sum();
         let replay_options =
             ReplayOptions { budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)) };
-        let wanted = published.or_else(remembered);
+        let wanted = match published {
+            None if options.prefetch => image.prefetched(&readers).await,
+            published => published,
+        };
+        let wanted = wanted.or_else(remembered);
         let follower = (options.follow_names && wanted.is_none()).then(|| {
             let layers = trees.into_iter().zip(readers.iter().map(|reader| Arc::clone(reader.index())));
             Follower::start(Names::of_layers(layers.collect()), readers.clone(), Reach::default(), &self.0.runtime)

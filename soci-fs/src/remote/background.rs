@@ -109,8 +109,10 @@ impl Background {
 
     async fn fetch(&self, slot: u16) -> bool {
         let Some(reader) = self.layers.0.forest.reader(slot) else { return true };
-        let before = reader.store().present_spans();
-        match reader.fetch_some(FETCH_BYTES).await {
+        let (before, start) = (reader.store().present_spans(), std::time::Instant::now());
+        let fetched = reader.fetch_some(FETCH_BYTES).await;
+        self.metrics.background.note(start.elapsed());
+        match fetched {
             Ok(spans) => {
                 self.metrics.background_spans.fetch_add(spans.into(), Ordering::Relaxed);
                 // A full disk does not keep what was fetched: fetching more would be for nothing.

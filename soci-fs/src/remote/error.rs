@@ -12,6 +12,31 @@ use super::slots::SlotError;
 use crate::forest::PlantError;
 use crate::open::OpenError;
 
+/// What was tried in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// To have a layer for lazy reading.
+    Lazy,
+    /// To have it whole.
+    Whole,
+}
+
+impl RemoteError {
+    /// What has failed, if something has: that an image has no index, or is to be left to containerd, is no failure.
+    pub(super) const fn failure(&self) -> Option<Failed> {
+        match self {
+            Self::Off | Self::Open(OpenError::NotLazy { .. } | OpenError::NoSuchIndex { .. }) => None,
+            Self::Open(OpenError::Unpack(_)) => Some(Failed::Whole),
+            _ => Some(Failed::Lazy),
+        }
+    }
+
+    /// Whether the next layer of the image meets the same: an index that was asked for by its digest cannot be had.
+    pub(super) const fn is_lasting(&self) -> bool {
+        matches!(self, Self::Open(OpenError::NoSuchIndex { .. }))
+    }
+}
+
 /// Why a layer is not provided.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -66,6 +91,9 @@ pub enum RemoteError {
         /// How long.
         limit: Duration,
     },
+    /// No kind of index is to be used.
+    #[error("indexes of both versions are off ([pull_modes]), and no label names one")]
+    Off,
     /// The process is shutting down.
     #[error("the layer was abandoned")]
     Abandoned,

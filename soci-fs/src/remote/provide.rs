@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::RemoteLayers;
+use super::error::Failed;
 use crate::id_map::IdMap;
 use crate::metrics::Metrics;
 use crate::snapshots::provider::{LayerProvider, LayerRequest, Provided};
@@ -26,14 +27,22 @@ pub struct Counted {
 impl LayerProvider for Counted {
     fn provide<'a>(&'a self, request: &'a LayerRequest) -> BoxFuture<'a, Provided> {
         let start = Instant::now();
+        let is_ready = self.layers.is_under_way(&request.labels);
+        let counter = if is_ready { &self.metrics.ready } else { &self.metrics.unready };
+        counter.fetch_add(1, Ordering::Relaxed);
         let provided = self.layers.provide(&request.labels);
         let counted = provided.map(move |provided| match provided {
             Ok(slot) => {
                 self.metrics.mount.note(start.elapsed());
                 self.metrics.provided.fetch_add(1, Ordering::Relaxed);
-                Provided::Layer { slot }
+                Provided::Layer { slot, is_whole: self.layers.is_whole(slot) }
             }
             Err(error) => {
+                match error.failure() {
+                    Some(Failed::Lazy) => drop(self.metrics.lazy_failures.fetch_add(1, Ordering::Relaxed)),
+                    Some(Failed::Whole) => drop(self.metrics.whole_failures.fetch_add(1, Ordering::Relaxed)),
+                    None => {}
+                }
                 self.metrics.left.fetch_add(1, Ordering::Relaxed);
                 Provided::Leave { reason: error.to_string() }
             }

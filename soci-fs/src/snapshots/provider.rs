@@ -62,6 +62,8 @@ pub enum Provided {
     Layer {
         /// Its number.
         slot: u16,
+        /// Whether it was fetched whole, instead of being read lazily.
+        is_whole: bool,
     },
     /// containerd should download and unpack it.
     Leave {

@@ -75,7 +75,7 @@ impl Snapshots {
         }
         let providing = Providing::begin(Arc::clone(self));
         match self.provider.provide(request).await {
-            Provided::Layer { slot } => {
+            Provided::Layer { slot, is_whole } => {
                 let asked = request.clone();
                 let commit = move |snapshots: &Self| {
                     let result = snapshots.commit_layer(&target, &asked, slot);
@@ -83,11 +83,28 @@ impl Snapshots {
                     result
                 };
                 let name = self.blocking(key, commit).await?;
-                tracing::info!("remote-snapshot-prepared" = "true", key, parent, "prepared remote snapshot");
+                if is_whole {
+                    tracing::info!(
+                        "remote-snapshot-prepared" = "true",
+                        "local-snapshot-prepared" = "true",
+                        key,
+                        parent,
+                        "prepared local snapshot"
+                    );
+                } else {
+                    tracing::info!("remote-snapshot-prepared" = "true", key, parent, "prepared remote snapshot");
+                }
                 Ok(Some(name))
             }
             Provided::Leave { reason } => {
-                tracing::info!("remote-snapshot-prepared" = "false", key, parent, reason, "left to containerd");
+                tracing::info!(
+                    "remote-snapshot-prepared" = "false",
+                    "defer-snapshot-runtime" = "true",
+                    key,
+                    parent,
+                    reason,
+                    "left to containerd"
+                );
                 Ok(None)
             }
         }

@@ -41,6 +41,18 @@ impl ContainerdImage {
         Ok(Self { containerd, shown: format!("containerd:{name}"), root: Some(root) })
     }
 
+    /// The content of containerd's namespace, of whatever image; messages call it `shown`.
+    #[must_use]
+    pub const fn content(containerd: Containerd, shown: String) -> Self {
+        Self { containerd, shown, root: None }
+    }
+
+    /// The image's name, as containerd has it.
+    #[must_use]
+    pub fn image_name(&self) -> &str {
+        self.shown.strip_prefix("containerd:").unwrap_or(&self.shown)
+    }
+
     fn failed(&self, digest: &Digest) -> impl Fn(ContainerdError) -> ForeignError + Send + use<> {
         let (image, digest) = (self.shown.clone(), *digest);
         move |error| ForeignError::Failed { image: image.clone(), digest: Box::new(digest), reason: error.to_string() }

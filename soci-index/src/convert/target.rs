@@ -86,6 +86,18 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The place of an image's parts as the local index store calls it; `None` for files, which have no lasting name.
+    #[must_use]
+    pub fn kept_in(&self) -> Option<String> {
+        match self {
+            Self::Registry { repository, .. } => Some(repository.to_string()),
+            Self::Foreign(there) => Some(there.place()),
+            Self::Layout { .. } | Self::NewLayout { .. } | Self::Archive { .. } => None,
+        }
+    }
+}
+
 impl Place {
     pub(super) fn sink(&self) -> &Sink {
         &self.sink
@@ -118,6 +130,11 @@ impl Place {
             (_, Sink::Foreign(sink)) => Ok(sink.store().root().is_some_and(|root| root.digest == index.digest)),
             (_, Sink::Registry(_) | Sink::Layout(_) | Sink::Nowhere) => Ok(false),
         }
+    }
+
+    /// The place as the local index store calls it.
+    pub(super) fn kept_in(&self) -> Option<String> {
+        self.target.kept_in()
     }
 
     /// Whether a part of an image that is there may have gone since, so that it is put again.

@@ -48,6 +48,9 @@ pub trait ContentTarget: Debug + Send + Sync {
     /// What messages call the image, with the store.
     fn name(&self) -> &str;
 
+    /// The store, without the image.
+    fn place(&self) -> String;
+
     /// Begins writing: until [`ContentSink::close`] the store keeps what it is given, whether or not anything refers to
     /// it, and for some hours if that call never comes.
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn ContentSink>, ForeignError>>;
@@ -79,8 +82,9 @@ pub trait ContentSink: Debug + Send + Sync {
 pub enum ForeignError {
     /// A blob is not there.
     #[error(
-        "{image}: its store does not have {digest}: the image was pulled for another platform, or lazily, or the content \
-         was discarded after unpacking; `soci publish` indexes it from its registry, and a full pull fetches it"
+        "{image}: {digest}: not found; its store does not have it: the image was pulled for another platform \
+         (--skip-missing-platforms leaves that out), or lazily, or the content was discarded after unpacking; \
+         `soci publish` indexes it from its registry, and a full pull fetches it"
     )]
     Missing {
         /// The image.

@@ -250,20 +250,23 @@ impl LayoutWriter {
     /// none if index.json does not name it.
     ///
     /// # Errors
-    /// [`StoreError`] when what others need cannot be read (nothing is changed then), or a file cannot be deleted.
+    /// [`StoreError`] when index.json cannot be read or written, or a file cannot be deleted.
     pub fn remove_manifest(&mut self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
         let (gone, kept): (Vec<_>, Vec<_>) =
             self.layout.entries()?.into_iter().partition(|entry| entry.digest == *digest);
         if gone.is_empty() {
             return Ok(Vec::new());
         }
-        let needed = self.needs(&kept)?;
-        // What the removed manifest itself needs may be damaged: it goes all the same.
-        let mut garbage: Vec<Digest> = match self.needs(&gone) {
-            Ok(all) => all.into_iter().collect(),
-            Err(_) => vec![*digest],
+        // The removed manifest may be damaged: it goes all the same. If another one is, nobody knows what that needs, and
+        // all parts stay.
+        let mut garbage: Vec<Digest> = match (self.needs(&gone), self.needs(&kept)) {
+            (Ok(all), Ok(needed)) => all.into_iter().filter(|part| !needed.contains(part)).collect(),
+            (Err(_), Ok(needed)) => Some(*digest).filter(|digest| !needed.contains(digest)).into_iter().collect(),
+            (_, Err(error)) => {
+                tracing::warn!(%error, "the parts of {digest} stay: they may be needed");
+                Some(*digest).filter(|digest| !kept.iter().any(|entry| entry.digest == *digest)).into_iter().collect()
+            }
         };
-        garbage.retain(|digest| !needed.contains(digest));
         garbage.sort_unstable();
         // First the name, then the content: a cut in between leaves unnamed blobs, never a name without content.
         self.change_index(|entries| entries.retain(|listed| !names(listed, digest)))?;

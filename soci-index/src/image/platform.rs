@@ -39,6 +39,8 @@ pub enum PlatformSelection {
     Only(Vec<Platform>),
     /// Every platform of the image.
     All,
+    /// Every platform of which there is a manifest: in another program's store those that were pulled.
+    AllPresent,
 }
 
 impl Platform {

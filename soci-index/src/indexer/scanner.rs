@@ -83,7 +83,7 @@ impl Scanner {
     /// [`IndexError::SpanSize`].
     pub fn new(options: Options) -> Result<Self, IndexError> {
         let plain = options.compression == Compression::None;
-        if options.span_bytes > 1 << 62 || (plain && options.span_bytes == 0) {
+        if options.span_bytes > i64::MAX.cast_unsigned() || (plain && options.span_bytes == 0) {
             return Err(IndexError::SpanSize { span_bytes: options.span_bytes });
         }
         if let Some(span_bytes) = options.compact.filter(|span_bytes| !(1..=1 << 40).contains(span_bytes)) {

@@ -27,6 +27,8 @@ pub enum Relied {
     Verified,
     /// It is listed by an index that is signed.
     Signed,
+    /// It was built on this machine, in an earlier run.
+    BuiltHere,
 }
 
 /// Where something was reused from.
@@ -36,6 +38,8 @@ pub struct ReusedFrom {
     pub index: Digest,
     /// Where that is.
     pub place: String,
+    /// Whether all that the index lists was built on this machine.
+    pub built_here: bool,
 }
 
 impl Reuse {
@@ -74,6 +78,7 @@ impl std::fmt::Display for Relied {
             Self::Unverified => "not verified",
             Self::Verified => "verified",
             Self::Signed => "signed",
+            Self::BuiltHere => "built here",
         })
     }
 }

@@ -1,18 +1,25 @@
 //! The local index store: an OCI layout in which indexes wait to be pushed.
 //!
 //! The two-step way of AWS's tool: `create` here, `push` later. Other tools can read the store, since it is a plain
-//! layout whose index.json names every index and says, in annotations, of which image it is and when it was made.
+//! layout whose index.json names every index and says, in annotations, of which image it is and when it was made. An
+//! index whose parts are kept elsewhere, in containerd or in the registry that a converted image went to, is listed here,
+//! too, with its manifest and where its parts are.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
 use super::{Document, Done, Job, PublishError, Report, parse, put_blobs};
+use crate::build::BuildOptions;
 use crate::digest::Digest;
 use crate::find::{Search, origin};
 use crate::image::ImageSource;
+use crate::image::foreign::ContentSink;
 use crate::image::layout::{Layout, LayoutWriter};
 use crate::image::model::{Descriptor, ImageManifest, annotation, media_type};
-use crate::image::store::Store;
+use crate::image::platform::Platform;
+use crate::image::store::{Store, StoreError};
 use crate::index_manifest::IndexManifest;
 use crate::known::Known;
 use crate::limits::Limits;
@@ -20,10 +27,40 @@ use crate::manifest::{EMPTY_CONFIG, INDEX_V1};
 use crate::registry::referrers::PushedReferrer;
 use crate::registry::upload::PushedBlob;
 use crate::registry::{Body, Repository};
-use crate::sink::{Sink, file_body, on_disk};
+use crate::sink::{Sink, file_body, on_disk, source_body};
 use crate::span_index::{SPAN_INDEX, SpanIndex};
 
 pub use crate::find::origin::IMAGE_NAME;
+
+/// Annotation in the local store's index.json: the place that has the index's parts, if that is another one.
+pub const KEPT_IN: &str = "dev.soci.kept-in";
+/// Annotation in the local store's index.json: all parts were built, or verified, on this machine. Such an index may
+/// become part of an image.
+pub const BUILT_HERE: &str = "dev.soci.built-here";
+
+/// Where an index and its parts are kept.
+#[derive(Debug, Clone)]
+pub enum Keep {
+    /// In the local store.
+    Here,
+    /// In another program's store; the local one lists it.
+    There {
+        /// That store.
+        sink: Arc<dyn ContentSink>,
+        /// Its name, for [`KEPT_IN`].
+        place: String,
+    },
+}
+
+impl Keep {
+    /// The value of [`KEPT_IN`].
+    fn place(&self) -> Option<&str> {
+        match self {
+            Self::Here => None,
+            Self::There { place, .. } => Some(place),
+        }
+    }
+}
 
 /// What the local store notes beside an index.
 #[derive(Debug, Clone)]
@@ -34,72 +71,181 @@ pub struct StoreLabels {
     pub created: String,
 }
 
-/// Indexes an image into the local index store.
+/// Indexes an image into the local index store, or into another store with an entry in the local one.
 ///
 /// # Errors
 /// [`PublishError`].
-pub async fn store(job: &Job<'_>, layout: &Layout, labels: &StoreLabels) -> Result<Report, PublishError> {
-    let (there, known) = if job.force { (Vec::new(), Known::default()) } else { existing(job, layout).await? };
-    let sink = Sink::Layout(layout.clone());
-    let blobs = put_blobs(job, &known, &sink).await?;
+pub async fn store(job: &Job<'_>, layout: &Layout, keep: &Keep, labels: &StoreLabels) -> Result<Report, PublishError> {
+    let existing = if job.force { Existing::default() } else { Existing::read(job, layout, keep).await? };
+    let sink = match keep {
+        Keep::Here => Sink::Layout(layout.clone()),
+        Keep::There { sink, .. } => Sink::Foreign(Arc::clone(sink)),
+    };
+    let blobs = put_blobs(job, &existing.known, &sink).await?;
+    let is_built = job.options.reuse.verified || blobs.reused_from.iter().all(|from| from.built_here);
     let mut made = Vec::new();
     for json in blobs.documents(job)? {
+        let digest = Digest::of(&json);
+        let done = if existing.indexes.contains(&digest) { Done::UpToDate } else { Done::Stored };
+        if let Keep::There { .. } = keep {
+            sink.add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+            sink.add_manifest(media_type::MANIFEST, digest, json.clone()).await?;
+        }
         let mut entry = Descriptor::of(media_type::MANIFEST, &json);
-        let done = if there.contains(&entry.digest) { Done::UpToDate } else { Done::Stored };
-        let manifest = serde_json::from_slice::<ImageManifest>(&json);
-        entry.artifact_type = manifest.ok().map(|manifest| manifest.kind().to_owned());
         entry.platform = Some(job.image.platform.clone());
-        entry.annotations.insert(IMAGE_NAME.to_owned(), labels.name.clone());
-        entry.annotations.insert(annotation::CREATED.to_owned(), labels.created.clone());
-        let (layout, content) = (layout.clone(), json.clone());
-        on_disk(move || {
-            let mut writer: LayoutWriter = layout.lock()?;
-            writer.add_blob(EMPTY_CONFIG)?;
-            writer.add_manifest(entry, &content).map(|_| ())
-        })
-        .await?;
+        if is_built {
+            entry.annotations.insert(BUILT_HERE.to_owned(), "true".to_owned());
+        }
+        list(layout, entry, labels, keep.place(), json.clone()).await?;
         made.push(Document { json, done });
     }
     Ok(blobs.report_all(made))
 }
 
-/// The indexes of the image that were made here, and what the store's indexes tell of: images share layers, so those of
-/// any will do that was made here or comes from the image's own repository.
-async fn existing(job: &Job<'_>, layout: &Layout) -> Result<(Vec<Digest>, Known), PublishError> {
-    let origin = ImageSource::Store { store: Store::Layout(layout.clone()), tag: None };
-    let mut known = Known::default();
-    let search = Search { local: Some(layout), thorough: true, ..Search::of(job.image.descriptor.digest) };
-    let mut there = Vec::new();
-    for index in search.gather().await?.order(None).candidates {
-        known.add(index.digest, &index.index, &origin, job.options);
-        there.push(index.digest);
-    }
-    let own = match job.source {
-        ImageSource::Registry { repository, .. } => Some(repository.to_string()),
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-    };
-    let is_ours = |entry: &&Descriptor| {
-        let is_own = |origins: Vec<String>| own.as_ref().is_some_and(|own| origins.contains(own));
-        matches!(entry.kind(), INDEX_V1 | SPAN_INDEX) && origin::origins(entry).is_none_or(is_own)
-    };
-    for entry in layout.entries()?.iter().filter(is_ours) {
-        let blobs = Store::Layout(layout.clone());
-        let bytes = blobs.blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max)?.unwrap_or_default();
-        if let Ok(index) = IndexManifest::parse(entry.kind(), &bytes, &Limits::DEFAULT) {
-            known.add(entry.digest, &index, &origin, job.options);
-        }
-    }
-    known.confirm(job.image).await;
-    known.verify(job).await?;
-    Ok((there, known))
+/// Lists a version 2 index whose parts are in `place`, as `soci convert` has put them there.
+///
+/// # Errors
+/// [`PublishError`].
+pub async fn note(
+    layout: &Layout,
+    labels: &StoreLabels,
+    platform: &Platform,
+    json: Bytes,
+    place: &str,
+) -> Result<(), PublishError> {
+    let mut entry = Descriptor::of(media_type::MANIFEST, &json);
+    entry.platform = Some(platform.clone());
+    list(layout, entry, labels, Some(place), json).await
 }
 
-/// Pushes an index of the local store, with its blobs, into `repository`. `note` is told of each blob that is done.
+/// Puts an index in the catalogue. `entry` has its platform.
+async fn list(
+    layout: &Layout,
+    mut entry: Descriptor,
+    labels: &StoreLabels,
+    place: Option<&str>,
+    json: Bytes,
+) -> Result<(), PublishError> {
+    let manifest = serde_json::from_slice::<ImageManifest>(&json);
+    entry.artifact_type = manifest.ok().map(|manifest| manifest.kind().to_owned());
+    entry.annotations.insert(IMAGE_NAME.to_owned(), labels.name.clone());
+    entry.annotations.insert(annotation::CREATED.to_owned(), labels.created.clone());
+    entry.annotations.extend(place.map(|place| (KEPT_IN.to_owned(), place.to_owned())));
+    let layout = layout.clone();
+    on_disk(move || {
+        let mut writer: LayoutWriter = layout.lock()?;
+        writer.add_blob(EMPTY_CONFIG)?;
+        writer.add_manifest(entry, &json).map(|_| ())
+    })
+    .await?;
+    Ok(())
+}
+
+/// Indexes that the local store lists, and what need not be built again because of them.
+#[derive(Default)]
+struct Existing {
+    /// Those of the image itself.
+    indexes: Vec<Digest>,
+    known: Known,
+}
+
+impl Existing {
+    /// Images share layers, so the indexes of any will do that were made here or come from the image's own repository.
+    async fn read(job: &Job<'_>, layout: &Layout, keep: &Keep) -> Result<Self, PublishError> {
+        let mut existing = Self::default();
+        let origin_of = |entry: &Descriptor| match (keep, entry.annotations.get(KEPT_IN)) {
+            (Keep::There { sink, place }, Some(there)) if there == place => ImageSource::Foreign(sink.store()),
+            (Keep::Here | Keep::There { .. }, _) => local_source(layout),
+        };
+        let entries = layout.entries()?;
+        let search = Search { local: Some(layout), thorough: true, ..Search::of(job.image.descriptor.digest) };
+        for index in search.gather().await?.order(None).candidates {
+            let entry = entries.iter().find(|entry| entry.digest == index.digest);
+            let origin = entry.map_or_else(|| local_source(layout), origin_of);
+            existing.add(entry, index.digest, &index.index, &origin, job.options);
+            existing.indexes.push(index.digest);
+        }
+        let own = match job.source {
+            ImageSource::Registry { repository, .. } => Some(repository.to_string()),
+            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
+        };
+        let is_ours = |entry: &&Descriptor| {
+            let is_own = |origins: Vec<String>| own.as_ref().is_some_and(|own| origins.contains(own));
+            matches!(entry.kind(), INDEX_V1 | SPAN_INDEX) && origin::origins(entry).is_none_or(is_own)
+        };
+        for entry in entries.iter().filter(is_ours) {
+            if let Some(index) = read_index(layout, entry)? {
+                existing.add(Some(entry), entry.digest, &index, &origin_of(entry), job.options);
+            }
+        }
+        existing.known.confirm(job.image).await;
+        existing.known.verify(job).await?;
+        Ok(existing)
+    }
+
+    fn add(
+        &mut self,
+        entry: Option<&Descriptor>,
+        digest: Digest,
+        index: &IndexManifest,
+        origin: &ImageSource,
+        options: &BuildOptions,
+    ) {
+        if entry.is_some_and(|entry| entry.annotations.contains_key(BUILT_HERE)) {
+            self.known.add_own(digest, index, origin, options);
+        } else {
+            self.known.add(digest, index, origin, options);
+        }
+    }
+}
+
+/// What a conversion need not build again: what `soci create` has built on this machine, from its first byte on. `there`
+/// is the store that is written to, and its name, which may have the parts.
+pub(crate) fn built_here(
+    layout: &Layout,
+    there: Option<(&ImageSource, &str)>,
+    options: &BuildOptions,
+    known: &mut Known,
+) -> Result<(), StoreError> {
+    let is_built = |entry: &&Descriptor| entry.kind() == INDEX_V1 && entry.annotations.contains_key(BUILT_HERE);
+    for entry in layout.entries()?.iter().filter(is_built) {
+        let kept_in = entry.annotations.get(KEPT_IN);
+        let origin = match there {
+            Some((source, place)) if kept_in.is_some_and(|kept| kept == place) => source.clone(),
+            _ => local_source(layout),
+        };
+        if let Some(index) = read_index(layout, entry)? {
+            known.add_own(entry.digest, &index, &origin, options);
+        }
+    }
+    Ok(())
+}
+
+fn local_source(layout: &Layout) -> ImageSource {
+    ImageSource::Store { store: Store::Layout(layout.clone()), tag: None }
+}
+
+/// An index that the store lists; `None` if its manifest is gone or damaged, which costs only the work of building again.
+fn read_index(layout: &Layout, entry: &Descriptor) -> Result<Option<IndexManifest>, StoreError> {
+    let bytes = match Store::Layout(layout.clone()).blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max) {
+        Ok(bytes) => bytes.unwrap_or_default(),
+        Err(error @ StoreError::Io { .. }) => return Err(error),
+        Err(error) => {
+            tracing::debug!(%error, "an index of the local store is not reused");
+            return Ok(None);
+        }
+    };
+    Ok(IndexManifest::parse(entry.kind(), &bytes, &Limits::DEFAULT).ok())
+}
+
+/// Pushes an index of the local store, with its blobs, into `repository`. Blobs that the store lacks come from `elsewhere`.
+/// `note` is told of each blob that is done.
 ///
 /// # Errors
 /// [`PublishError`].
 pub async fn push(
     layout: &Layout,
+    elsewhere: Option<&ImageSource>,
     index: &Descriptor,
     repository: &Repository,
     parallel: usize,
@@ -119,12 +265,15 @@ pub async fn push(
         }
         _ => parse(&index.digest, &json)?.layers,
     };
-    let blobs = layers.iter().map(|blob| Ok::<_, PublishError>((blob.digest, blob.size)));
+    let blobs = layers.iter().map(Ok::<_, PublishError>);
     let note = &note;
     futures_util::stream::iter(blobs)
-        .try_for_each_concurrent(parallel.max(1), |(digest, size)| async move {
-            let path = layout.blob_path(&digest);
-            note(&digest, repository.push_blob(&digest, file_body(path, size), None).await?);
+        .try_for_each_concurrent(parallel.max(1), |blob| async move {
+            let body = match elsewhere.filter(|_| !layout.has_blob(&blob.digest)) {
+                Some(source) => source_body(source, blob),
+                None => file_body(layout.blob_path(&blob.digest), blob.size),
+            };
+            note(&blob.digest, repository.push_blob(&blob.digest, body, None).await?);
             Ok(())
         })
         .await?;

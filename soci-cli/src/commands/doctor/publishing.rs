@@ -9,6 +9,7 @@ use soci_index::find::Search;
 use soci_index::find::choose::Ordered;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::index_manifest::IndexManifest;
 use soci_index::manifest::{INDEX_V1, INDEX_V2};
 use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::upload::Trial;
@@ -17,7 +18,7 @@ use soci_index::span_index::SPAN_INDEX;
 
 use super::{Finding, bad, good, note};
 use crate::args::Doctor;
-use crate::commands::{choice, image, index as local};
+use crate::commands::{catalogue, choice, image};
 use crate::config::Config;
 use crate::exit::{self, Exit, fail};
 use crate::output;
@@ -58,16 +59,31 @@ async fn of_image(
     config: &Config,
 ) -> anyhow::Result<Vec<Finding>> {
     let mut findings = vec![good("image", format!("{} layers, {}", image.manifest.layers.len(), image.platform))];
-    findings.push(layers(image, name));
+    let layout = catalogue::layout(config)?;
+    let search = Search { local: layout.as_ref(), thorough: true, ..Search::new(source, image) };
+    let found = search.gather().await?.order(None);
+    findings.push(match found.candidates.first() {
+        Some(used) => indexed_layers(image, &used.index, name),
+        None => layers(image, name),
+    });
     let Some(repository) = repository else { return Ok(findings) };
     match repository.referrers(&image.descriptor.digest, Some(INDEX_V1)).await {
         Ok(referrers) => findings.push(listing(repository, image, &referrers.found_by, name).await),
         Err(error) => findings.push(bad("referrers", error.to_string(), "see the registry's documentation")),
     }
-    let layout = local::layout(config)?;
-    let search = Search { local: layout.as_ref(), thorough: true, ..Search::new(source, image) };
-    findings.push(index(search.gather().await?.order(None), name));
+    findings.push(index(found, name));
     Ok(findings)
+}
+
+/// How many of the layers the index has that a runtime uses.
+fn indexed_layers(image: &PlatformImage, index: &IndexManifest, name: &str) -> Finding {
+    let all = &image.manifest.layers;
+    let count = all.iter().filter(|layer| index.table(&layer.digest).is_some()).count();
+    let found = format!("{count} of {} are indexed", all.len());
+    if count > 0 {
+        return good("layers", if count < all.len() { format!("{found}; the others are read whole") } else { found });
+    }
+    bad("layers", found, format!("the index is of no use; run: soci publish {name} --force"))
 }
 
 /// How many of the layers an index can be made of, by default.

@@ -1,4 +1,4 @@
-//! What is done with start-up profiles. A section of our own: AWS's snapshotter has its prefetch artifacts.
+//! What is done with start-up profiles. A section of our own: AWS's snapshotter has its prefetch artifacts, in [prefetch].
 
 use std::path::Path;
 
@@ -29,11 +29,12 @@ impl Default for Profile {
 }
 
 impl Profile {
-    /// For the layers of a daemon with this root.
+    /// For the layers of a daemon with this root; `prefetch` has AWS's artifacts used, too.
     #[must_use]
-    pub fn options(&self, root: &Path) -> ProfileOptions {
+    pub fn options(&self, root: &Path, prefetch: bool) -> ProfileOptions {
         ProfileOptions {
             replay: self.replay,
+            prefetch,
             follow_names: self.follow_names,
             record: self.record,
             memory: Some(Memory::new(root.join("profiles"))),

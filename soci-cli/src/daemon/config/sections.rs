@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ContentStoreType, DropPolicy, Limits, MetadataStore, MetricsNetwork, Profile, PullModes, Size, Trust};
 
+/// Where containerd listens.
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+
 /// All keys of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -273,7 +276,7 @@ pub struct ContentStore {
 
 impl Default for ContentStore {
     fn default() -> Self {
-        Self { kind: ContentStoreType::Soci, containerd_address: "/run/containerd/containerd.sock".to_owned() }
+        Self { kind: ContentStoreType::Soci, containerd_address: CONTAINERD_SOCKET.to_owned() }
     }
 }
 
@@ -307,9 +310,17 @@ pub struct CriKeychain {
     pub image_service_path: String,
 }
 
+impl CriKeychain {
+    /// Where the image service is; nothing means the default.
+    #[must_use]
+    pub fn image_service(&self) -> &str {
+        if self.image_service_path.is_empty() { CONTAINERD_SOCKET } else { &self.image_service_path }
+    }
+}
+
 impl Default for CriKeychain {
     fn default() -> Self {
-        Self { enable_keychain: false, image_service_path: "/run/containerd/containerd.sock".to_owned() }
+        Self { enable_keychain: false, image_service_path: CONTAINERD_SOCKET.to_owned() }
     }
 }
 

@@ -61,6 +61,38 @@ impl Containerd {
         }
     }
 
+    /// Deletes content; what is not there is fine.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn delete_content(&self, digest: &Digest) -> Result<(), ContainerdError> {
+        let question = wire::ContentInfoRequest { digest: digest.to_string() };
+        match self.try_ask("/containerd.services.content.v1.Content/Delete", question).await {
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            answer => answer.map_err(|status| refused(&format!("delete {digest}"), &status)),
+        }
+    }
+
+    /// The digests of content that has a label, whatever its value.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn content_with_label(&self, label: &str) -> Result<Vec<Digest>, ContainerdError> {
+        let what = "list its content";
+        let failed = |status: Status| refused(what, &status);
+        let question = wire::ListContentRequest { filters: vec![format!("labels.{label:?}")] };
+        let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/List");
+        let codec = ProstCodec::<wire::ListContentRequest, wire::ListContentResponse>::default();
+        let mut client = self.client().await.map_err(failed)?;
+        let answers = client.server_streaming(self.request(question), path, codec).await.map_err(failed)?;
+        let mut found = Vec::new();
+        let mut answers = answers.into_inner();
+        while let Some(answer) = answers.message().await.map_err(failed)? {
+            found.extend(answer.info.iter().filter_map(|info| info.digest.parse::<Digest>().ok()));
+        }
+        Ok(found)
+    }
+
     /// Where content was pulled from, as containerd has noted it on every pull: registry and repository.
     ///
     /// # Errors

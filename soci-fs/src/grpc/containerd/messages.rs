@@ -82,6 +82,18 @@ pub(super) struct ContentInfoResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct ListContentRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) filters: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ListContentResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) info: Vec<ContentInfo>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct ReadRequest {
     #[prost(string, tag = "1")]
     pub(super) digest: String,

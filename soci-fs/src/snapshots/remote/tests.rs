@@ -54,7 +54,7 @@ impl LayerProvider for Shelf {
             self.asked.lock().unwrap().push(request.clone());
             self.gate.acquire().await.unwrap().forget();
             match request.labels.get("layer").and_then(|layer| self.slots.get(layer.as_str())) {
-                Some(&slot) => Provided::Layer { slot },
+                Some(&slot) => Provided::Layer { slot, is_whole: false },
                 None => Provided::Leave { reason: "not on the shelf".to_owned() },
             }
         })

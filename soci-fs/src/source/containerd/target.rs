@@ -20,6 +20,24 @@ use crate::grpc::containerd::{Containerd, ContainerdError, Labels, Lease};
 /// What the label of a part begins with.
 const PART: &str = "containerd.io/gc.ref.content.";
 
+/// The label of an image by which AWS's tool has containerd's collector keep its index.
+pub const INDEX_LABEL: &str = "containerd.io/gc.ref.content.soci-index";
+
+/// What the name of containerd's content in the local index store begins with.
+const PLACE: &str = "containerd://";
+
+/// What the local index store calls containerd's content in a namespace.
+#[must_use]
+pub fn place(namespace: &str) -> String {
+    format!("{PLACE}{namespace}")
+}
+
+/// The namespace of a [`place`], if it is one.
+#[must_use]
+pub fn namespace_of(place: &str) -> Option<&str> {
+    place.strip_prefix(PLACE)
+}
+
 /// A name in a containerd. Nothing is connected yet.
 #[derive(Debug, Clone)]
 pub struct ContainerdTarget {
@@ -58,6 +76,10 @@ impl ContainerdTarget {
 impl ContentTarget for ContainerdTarget {
     fn name(&self) -> &str {
         &self.shown
+    }
+
+    fn place(&self) -> String {
+        place(&self.namespace)
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn ContentSink>, ForeignError>> {
