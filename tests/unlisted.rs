@@ -1,4 +1,4 @@
-//! Registries that do not say what refers to an image, while they give the image to everybody.
+//! Registries that do not say what refers to an image, or take nothing, while they give the image to everybody.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -98,5 +98,46 @@ async fn the_fallback_tag_is_read_where_the_api_is_refused() {
         stage.front.set(answer);
         let found = client(&stage.front.host()).repository("team/app").referrers(&stage.image.digest(), None).await;
         assert!(matches!(found.unwrap().found_by, soci_index::registry::referrers::FoundBy::FallbackTag), "{answer:?}");
+    }
+}
+
+/// That nothing may be pushed is found out before the first layer is read; a missing right is one code on every registry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_push_costs_no_layer() {
+    let denied = r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#;
+    let read_only = r#"{"errors":[{"code":"DENIED","message":"the system is in read only mode"}]}"#;
+    let quota = r#"{"errors":[{"code":"DENIED","message":"adding 1 MiB will exceed the quota"}]}"#;
+    for (answer, code, words) in [
+        (Fault::Push(403, denied), 3, "access to the resource is denied"),
+        (Fault::Push(403, "denied\n"), 3, "denied"),
+        (Fault::Push(401, denied), 3, "no credentials"),
+        (Fault::Push(403, read_only), 8, "read only"),
+        (Fault::Push(403, quota), 8, "quota"),
+        (Fault::Push(405, ""), 8, "405"),
+    ] {
+        let stage = Stage::new().await;
+        stage.front.set(answer);
+        for more in [&[][..], &["--v2"]] {
+            let refused = stage.run("publish", more);
+            let said = told(&refused);
+            assert_eq!(refused.status.code(), Some(code), "{answer:?} {more:?}: {said}");
+            assert!(said.contains(words), "{answer:?} {more:?}: {said}");
+            let layer = soci_index::digest::Digest::of(&stage.image.blobs[0]);
+            assert_eq!(stage.front.requests(&format!("/blobs/{layer}")), 0, "{answer:?} {more:?}");
+        }
+    }
+}
+
+/// A person who waits is told soon that nobody is there.
+#[test]
+fn a_name_that_nobody_answers_to_is_told_soon() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for name in [format!("{dead}/team/app:v1"), "no-such-host.invalid/team/app:v1".to_owned()] {
+        let (root, start) = (tempfile::tempdir().unwrap(), Instant::now());
+        let failed = run(soci().arg("--root").arg(root.path()).args(["pull", &name]));
+        let said = told(&failed);
+        assert_eq!(failed.status.code(), Some(4), "{said}");
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}: {said}", start.elapsed());
+        assert_eq!(said.matches("tried 2 times").count(), 1, "{said}");
     }
 }

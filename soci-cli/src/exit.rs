@@ -198,7 +198,7 @@ fn of_proof(error: &ProofError) -> Exit {
     }
 }
 
-const fn of_prefetched(error: &PrefetchedError) -> Exit {
+fn of_prefetched(error: &PrefetchedError) -> Exit {
     match error {
         PrefetchedError::Registry(error) => of_registry(error),
         PrefetchedError::Image(error) => of_image(error),
@@ -207,7 +207,7 @@ const fn of_prefetched(error: &PrefetchedError) -> Exit {
     }
 }
 
-const fn of_publish(error: &PublishError) -> Exit {
+fn of_publish(error: &PublishError) -> Exit {
     match error {
         PublishError::Build(BuildError::Image(error)) | PublishError::Image(error) => of_image(error),
         PublishError::Build(BuildError::Layer { .. } | BuildError::LayerDigest { .. } | BuildError::DiffId { .. })
@@ -227,7 +227,7 @@ const fn of_publish(error: &PublishError) -> Exit {
     }
 }
 
-const fn of_profiles(error: &ProfilesError) -> Exit {
+fn of_profiles(error: &ProfilesError) -> Exit {
     match error {
         ProfilesError::Image(error) => of_image(error),
         ProfilesError::Registry(error) => of_registry(error),
@@ -278,7 +278,7 @@ fn of_open(error: &OpenError) -> Exit {
     }
 }
 
-const fn of_pull(error: &PullError) -> Exit {
+fn of_pull(error: &PullError) -> Exit {
     match error {
         PullError::Image(error) => of_image(error),
         PullError::Containerd(error) => of_containerd(error),
@@ -287,7 +287,7 @@ const fn of_pull(error: &PullError) -> Exit {
     }
 }
 
-const fn of_containerd(error: &ContainerdError) -> Exit {
+fn of_containerd(error: &ContainerdError) -> Exit {
     match error {
         ContainerdError::Unreachable { .. } => Exit::Local,
         ContainerdError::Name { .. } | ContainerdError::NoContainer { .. } => Exit::Usage,
@@ -328,7 +328,7 @@ fn of_source(error: &SourceError) -> Exit {
     }
 }
 
-const fn of_image(error: &ImageError) -> Exit {
+fn of_image(error: &ImageError) -> Exit {
     match error {
         ImageError::Registry(error) => of_registry(error),
         ImageError::Store(error) => of_store(error),
@@ -362,7 +362,7 @@ const fn of_foreign(error: &ForeignError) -> Exit {
     }
 }
 
-const fn of_registry(error: &RegistryError) -> Exit {
+fn of_registry(error: &RegistryError) -> Exit {
     match error {
         RegistryError::Unauthorized { .. }
         | RegistryError::Credentials { .. }
@@ -371,6 +371,7 @@ const fn of_registry(error: &RegistryError) -> Exit {
         | RegistryError::NoReferrers { is_refusal: true, .. } => Exit::Credentials,
         RegistryError::Digest { .. } | RegistryError::Size { .. } => Exit::BadContent,
         RegistryError::Setup { .. } => Exit::Usage,
+        error @ RegistryError::Status { status: 403, .. } if error.lacks_rights() => Exit::Credentials,
         RegistryError::Status { status: 400 | 403 | 405 | 409 | 412 | 413 | 415 | 422, .. } => Exit::Refused,
         RegistryError::Transport { .. }
         | RegistryError::Deadline { .. }

@@ -326,8 +326,12 @@ pub(crate) struct Blobs {
     pub(crate) reused_from: Vec<ReusedFrom>,
 }
 
-/// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
+/// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`. That nothing may be put
+/// there is found out before the first layer is read.
 pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Result<Blobs, PublishError> {
+    if !known.lacking(job.image, job.options).is_empty() {
+        sink.try_put().await?;
+    }
     let keep = |finished: Finished| async move {
         match finished {
             Finished::Ztoc(reference, encoded) => sink.add_ztoc(&reference.digest, &encoded).await?,

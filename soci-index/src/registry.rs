@@ -41,7 +41,7 @@ use url::Url;
 
 pub use self::blobs::{BlobReader, Part};
 pub use self::credentials::{CredentialSource, Credentials, Keychain, Login, Secret};
-pub use self::error::{RegistryError, TransportError, TransportKind};
+pub use self::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};
 pub use self::retry::Backoff;
 pub use self::transport::{Body, Chunks, Traffic};
@@ -77,6 +77,9 @@ pub struct ClientOptions {
     pub stall: Duration,
     /// How to wait between attempts.
     pub backoff: Backoff,
+    /// Somebody waits who may have typed a wrong name: a host that was never reached is tried twice and quickly, and each
+    /// longer wait for another attempt is told of.
+    pub is_interactive: bool,
     /// How long the target of a redirect is used without asking the registry again. Such URLs are signed for minutes.
     pub redirect_life: Duration,
     /// In which sizes blobs are sent.
@@ -99,6 +102,7 @@ impl Default for ClientOptions {
             deadline: Duration::from_secs(60),
             stall: Duration::from_secs(20),
             backoff: Backoff::default(),
+            is_interactive: false,
             redirect_life: Duration::from_secs(120),
             upload: UploadSizes::default(),
             limits: Limits::DEFAULT,

@@ -57,6 +57,18 @@ pub enum Sink {
 }
 
 impl Sink {
+    /// Finds out whether anything may be put there, as far as that can be told before.
+    pub(crate) async fn try_put(&self) -> Result<(), SinkError> {
+        match self {
+            Self::Registry(repository) => {
+                let trial = repository.try_upload().await?;
+                tracing::debug!(%repository, ?trial, "blobs may be pushed");
+                Ok(())
+            }
+            Self::Layout(_) | Self::Foreign(_) | Self::Nowhere => Ok(()),
+        }
+    }
+
     /// Puts a zTOC.
     pub(crate) async fn add_ztoc(&self, digest: &Digest, encoded: &Arc<Encoded>) -> Result<(), SinkError> {
         match self {

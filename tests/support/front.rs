@@ -39,6 +39,8 @@ pub enum Fault {
     WrongRange,
     /// Parts of blobs are not served.
     NoParts(NoParts),
+    /// Whoever pushes gets this status with this body; reading is well.
+    Push(u16, &'static str),
     /// The question for referrers has this status, with these lines of the head, each with its end; all else is well.
     Referrers(u16, &'static str),
 }
@@ -162,12 +164,19 @@ async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let mut request = head(&mut client).await?;
     let first = request.lines().next().unwrap_or_default().to_owned();
     shared.requests.lock().unwrap_or_else(PoisonError::into_inner).push(first.clone());
-    if !first.starts_with("GET ") && !first.starts_with("HEAD ") {
+    let is_reading = first.starts_with("GET ") || first.starts_with("HEAD ");
+    let fault = *shared.fault.borrow();
+    if let (false, Fault::Push(status, body)) = (is_reading, fault) {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} As told\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        return client.write_all(format!("{head}{body}").as_bytes()).await;
+    }
+    if !is_reading {
         return client.write_all(b"HTTP/1.1 405 Only reading\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
     }
-    let fault = match *shared.fault.borrow() {
+    let fault = match fault {
         Fault::Referrers(status, lines) if first.contains("/referrers/") => Fault::Status(status, lines),
-        Fault::Referrers(..) => Fault::None,
+        Fault::Referrers(..) | Fault::Push(..) => Fault::None,
         other => other,
     };
     if let Fault::Status(status, lines) = fault {
@@ -227,7 +236,7 @@ struct Answer {
 /// Does to an answer what is done to it at once; tells whether it was one that this can be done to.
 fn strike(fault: Fault, answer: &mut Answer) -> bool {
     match fault {
-        Fault::None | Fault::Stopped | Fault::Status(..) | Fault::Referrers(..) => false,
+        Fault::None | Fault::Stopped | Fault::Status(..) | Fault::Referrers(..) | Fault::Push(..) => false,
         Fault::NoParts(NoParts::PartUnder200) => {
             answer.head = answer.head.replacen(" 206 ", " 200 ", 1).replace("content-range", "x-range");
             true

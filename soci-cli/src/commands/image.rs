@@ -105,6 +105,7 @@ pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
         hosts,
         ca_file,
         client_certificate,
+        is_interactive: true,
         ..ClientOptions::default()
     })
 }

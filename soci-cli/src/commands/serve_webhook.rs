@@ -152,7 +152,7 @@ impl Settings {
         if parsed.is_none_or(|parsed| parsed.registry() != registry || parsed.repository() != "team/app") {
             return Err(fail(Exit::Usage, format!("--registry {registry} is no registry: expected HOST or HOST:PORT")));
         }
-        let client = image::client_options(&arguments.indexing.access)?;
+        let client = ClientOptions { is_interactive: false, ..image::client_options(&arguments.indexing.access)? };
         if let Some(to) = &arguments.to {
             image::repository(to, &client)?;
         }

@@ -185,6 +185,11 @@ impl Grant {
         &self.header
     }
 
+    /// Whether it was given by a token service.
+    pub(crate) fn is_token(&self) -> bool {
+        self.header.starts_with("Bearer ")
+    }
+
     /// The credentials that it came from.
     pub(crate) fn by(&self) -> &Credentials {
         &self.by
@@ -323,9 +328,14 @@ impl Authorizer {
         }
     }
 
-    /// How to speak of the credentials in use.
+    /// How to speak of the credentials in use: those that are known, else those that were refused before, also to another
+    /// request, else what the user has named.
     pub(crate) fn who(&self, repository: &str) -> &'static str {
-        self.lock().logins.of(repository).unwrap_or(&Credentials::Anonymous).who()
+        let is_login = |known: &&Credentials| **known != Credentials::Anonymous;
+        let state = self.lock();
+        let known = state.logins.of(repository).filter(is_login);
+        let refused = || state.logins.refused.get(repository).and_then(|refused| refused.iter().find(is_login));
+        known.or_else(refused).map_or_else(|| self.source.who(), Credentials::who)
     }
 
     /// A token, and by which credentials it was got.

@@ -68,6 +68,20 @@ pub enum CredentialSource {
     Anonymous,
 }
 
+impl CredentialSource {
+    /// How to speak of what the user has named; where it is looked up nothing is known yet.
+    pub(crate) fn who(&self) -> &'static str {
+        match self {
+            Self::Password { user, password } => {
+                Credentials::Password { user: user.clone(), password: password.clone() }.who()
+            }
+            Self::IdentityToken(token) => Credentials::IdentityToken(token.clone()).who(),
+            Self::Chain(sources) => sources.first().map_or_else(|| Credentials::Anonymous.who(), Self::who),
+            Self::DockerConfig | Self::File(_) | Self::Keychain(_) | Self::Anonymous => Credentials::Anonymous.who(),
+        }
+    }
+}
+
 /// Knows credentials.
 pub trait Keychain: Send + Sync + fmt::Debug {
     /// What it is called in messages.

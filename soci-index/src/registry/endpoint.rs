@@ -57,6 +57,7 @@ struct State {
     warned: HashSet<String>,
     targets: HashMap<(String, Digest), Target>,
     aside_until: Option<Instant>,
+    was_reached: bool,
     /// When it was last seen to serve no parts of blobs.
     whole_only: Option<Instant>,
     /// Whether it has served the last part of a blob that it was asked for.
@@ -115,6 +116,13 @@ impl Endpoint {
         self.named(url)
     }
 
+    /// The root of the API, which answers everybody with a login.
+    pub(crate) fn root(&self) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/", self.base.path().trim_end_matches('/')));
+        url
+    }
+
     /// Adds whose content is wanted to a URL of this host, unless it says so.
     pub(crate) fn named(&self, mut url: Url) -> Url {
         if let Some(namespace) = &self.namespace
@@ -137,7 +145,13 @@ impl Endpoint {
 
     /// Notes that the host answers.
     pub(crate) fn is_back(&self) {
-        self.lock().aside_until = None;
+        let mut state = self.lock();
+        (state.aside_until, state.was_reached) = (None, true);
+    }
+
+    /// Whether it has ever answered.
+    pub(crate) fn was_reached(&self) -> bool {
+        self.lock().was_reached
     }
 
     /// Notes that the host serves no parts of blobs; tells whether that was known.

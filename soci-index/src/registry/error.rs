@@ -71,6 +71,29 @@ pub enum ForeignTag {
     },
 }
 
+/// What a registry thinks of a login that it refused for something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginVerdict {
+    /// None was shown.
+    None,
+    /// It is good, and lacks a right.
+    Good,
+    /// It is wrong.
+    Wrong,
+    /// The registry did not tell.
+    Unknown,
+}
+
+impl LoginVerdict {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::None | Self::Unknown => "",
+            Self::Good => ": the login is good, and has no right to this",
+            Self::Wrong => ": the registry does not know this login, or its password is another",
+        }
+    }
+}
+
 /// Why a registry operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
@@ -123,7 +146,7 @@ pub enum RegistryError {
         message: String,
     },
     /// No access, also after asking for a new token.
-    #[error("{registry}/{repository}: access denied to {scope} ({who}){}{}", server_says(&None, message), unasked(*challenged))]
+    #[error("{registry}/{repository}: access denied to {scope} ({who}{}){}{}", login.words(), server_says(&None, message), unasked(*challenged, *login))]
     Unauthorized {
         /// The registry.
         registry: String,
@@ -137,6 +160,8 @@ pub enum RegistryError {
         message: String,
         /// Whether it asked for a login.
         challenged: bool,
+        /// Whether it knows the login.
+        login: LoginVerdict,
     },
     /// No credentials where there should be some.
     #[error("{registry}: cannot read credentials: {reason}")]
@@ -367,6 +392,16 @@ impl RegistryError {
 }
 
 impl RegistryError {
+    /// Whether a right is missing or a login is wrong. A status of 403 is also how registries say that a quota is full, that
+    /// they are read-only, or that a project takes nothing from anybody: these no login changes.
+    #[must_use]
+    pub fn lacks_rights(&self) -> bool {
+        match self {
+            Self::Status { status: 403, message, .. } => hint(403, message).is_empty() && !is_read_only(message),
+            other => other.is_refusal() || matches!(other, Self::Realm { .. } | Self::Token { .. }),
+        }
+    }
+
     /// Whether the registry or its token service did not let us, or nobody could tell the credentials.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
@@ -425,6 +460,11 @@ fn server_says(code: &Option<Box<str>>, message: &str) -> String {
     }
 }
 
+fn is_read_only(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("read only") || message.contains("read-only") || message.contains("readonly")
+}
+
 /// What to do. What a status means beyond its number stands in the message, in words that registries have kept for years.
 fn hint(status: u16, message: &str) -> &'static str {
     match status {
@@ -444,8 +484,8 @@ fn hint(status: u16, message: &str) -> &'static str {
 }
 
 /// A registry that refuses without asking who is there cannot be talked into it by a login.
-fn unasked(challenged: bool) -> &'static str {
-    if challenged {
+fn unasked(challenged: bool, login: LoginVerdict) -> &'static str {
+    if challenged || login != LoginVerdict::None {
         ""
     } else {
         " (it asks for no login here: the project or repository does not exist, or these credentials may not see it; \

@@ -11,7 +11,7 @@ use url::Url;
 use crate::registry::auth::{Errand, Grant, Scopes, TRIED_MAX};
 use crate::registry::challenge;
 use crate::registry::credentials::Credentials;
-use crate::registry::error::{RegistryError, TransportError, TransportKind};
+use crate::registry::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
 use crate::registry::failover::Place;
 use crate::registry::headers;
 use crate::registry::redirect::{self, ShownUrl};
@@ -24,6 +24,11 @@ const REDIRECTS_MAX: usize = 5;
 const ERROR_BYTES_MAX: u64 = 64 << 10;
 /// How long to wait for an error body: the status has been told, the rest is decoration.
 const ERROR_WAIT: Duration = Duration::from_secs(1);
+
+/// How long to wait for the answer whether a login is good: it only makes an error better.
+const LOGIN_WAIT: Duration = Duration::from_secs(2);
+/// A pause that a person is told of.
+const WORTH_A_LINE: Duration = Duration::from_millis(500);
 
 /// What to ask.
 #[derive(Debug, Clone)]
@@ -59,6 +64,8 @@ struct Tries {
     renewed: bool,
     /// What was refused, in order.
     refused: Vec<Credentials>,
+    /// What was shown last.
+    used: Option<Grant>,
 }
 
 /// Whether a status says "later".
@@ -101,14 +108,22 @@ impl Place {
             }
             other => other,
         };
-        if *retry >= backoff.retries_max {
+        let is_interactive = self.options().is_interactive;
+        let no_host = matches!(&error, RegistryError::Transport { error, .. } if error.kind == TransportKind::Connect)
+            && !self.endpoint().was_reached();
+        let retries_max = if is_interactive && no_host { backoff.retries_max.min(1) } else { backoff.retries_max };
+        if *retry >= retries_max {
             return Err(error);
         }
         let pause = asked.unwrap_or_else(|| backoff.wait(*retry, fastrand::f64()));
+        if is_interactive && pause >= WORTH_A_LINE {
+            tracing::info!("trying again in {:.1} s: {error}", pause.as_secs_f32());
+        } else {
+            tracing::debug!(registry = self.host(), repository = self.name(), %error, ?pause, "trying again");
+        }
         if !deadline.pause(pause).await {
             return Err(self.deadline_error(what, deadline, Some(&error)));
         }
-        tracing::debug!(registry = self.host(), repository = self.name(), %error, ?pause, "trying again");
         *retry += 1;
         Ok(())
     }
@@ -150,6 +165,9 @@ impl Place {
         let mut tries = Tries::default();
         loop {
             let grant = if at_home { self.grant(call, deadline).await? } else { None };
+            if grant.is_some() {
+                tries.used.clone_from(&grant);
+            }
             let authorization = grant.as_ref().map(Grant::header);
             let (headers, hurry) = (&call.headers, self.hurry(deadline));
             let request = Request { method, url, headers, authorization, body, home: at_home, hurry };
@@ -173,7 +191,8 @@ impl Place {
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
                 if !helps || !goes_on {
                     let who = tries.refused.first().map_or_else(|| authorizer.who(self.name()), Credentials::who);
-                    let denied = self.denied(response, &call.scopes, !challenges.is_empty(), who).await;
+                    let login = self.login(tries.used.as_ref(), deadline).await;
+                    let denied = self.denied(response, &call.scopes, !challenges.is_empty(), who, login).await;
                     authorizer.give_up(self.name(), grant.as_ref());
                     return Err(denied);
                 }
@@ -226,7 +245,31 @@ impl Place {
         }
     }
 
-    async fn denied(&self, response: Response, scopes: &Scopes, challenged: bool, who: &'static str) -> RegistryError {
+    /// Whether the registry knows a login that it refused here. What a token service gave a token for, it knows; else the
+    /// root of the API tells, which is open to everybody with a login.
+    async fn login(&self, used: Option<&Grant>, deadline: &Deadline) -> LoginVerdict {
+        let Some(used) = used.filter(|used| *used.by() != Credentials::Anonymous) else { return LoginVerdict::None };
+        if used.is_token() {
+            return LoginVerdict::Good;
+        }
+        let (headers, body, url) = (&[][..], &Body::Empty, self.endpoint().root());
+        let (authorization, hurry) = (Some(used.header()), Some(LOGIN_WAIT));
+        let request = Request { method: Method::Get, url: &url, headers, authorization, body, home: true, hurry };
+        match self.transport().send(&request, deadline).await.map(|response| response.status()) {
+            Ok(200) => LoginVerdict::Good,
+            Ok(401) => LoginVerdict::Wrong,
+            Ok(_) | Err(_) => LoginVerdict::Unknown,
+        }
+    }
+
+    async fn denied(
+        &self,
+        response: Response,
+        scopes: &Scopes,
+        challenged: bool,
+        who: &'static str,
+        login: LoginVerdict,
+    ) -> RegistryError {
         let (code, message) = error_text(response).await;
         RegistryError::Unauthorized {
             registry: self.host().to_owned(),
@@ -235,6 +278,7 @@ impl Place {
             who,
             message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
             challenged,
+            login,
         }
     }
 

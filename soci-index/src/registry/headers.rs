@@ -3,7 +3,7 @@
 //! Pure functions from text to values. Each is total; what is not understood is `None`, and the caller decides whether
 //! that is an error.
 
-use serde::Deserialize;
+use serde_json::Value;
 
 /// `Content-Range: bytes first-last/total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,35 +97,61 @@ pub(crate) fn warning_text(header: &str) -> Option<String> {
     Some(one_line(&text.replace("\\\"", "\"")))
 }
 
-/// The first error of a registry's answer: its code and its message, cut to one short line. Empty and HTML bodies give
-/// nothing.
+/// The error of a registry's answer: its code and its message, each cut to one short line. JSON, in the form of the
+/// specification or another, XML of object storage and plain text are understood; a page for people gives nothing.
 pub(crate) fn error_body(body: &[u8]) -> (Option<String>, String) {
-    #[derive(Deserialize)]
-    struct Errors {
-        #[serde(default)]
-        errors: Vec<Entry>,
+    if let Ok(document) = serde_json::from_slice::<Value>(body) {
+        return json_error(&document);
     }
-    #[derive(Deserialize)]
-    struct Entry {
-        #[serde(default)]
-        code: Option<String>,
-        #[serde(default)]
-        message: Option<String>,
-    }
-    if let Ok(Errors { errors }) = serde_json::from_slice(body) {
-        let Some(first) = errors.into_iter().next() else { return (None, String::new()) };
-        return (first.code.map(|code| one_line(&code)), one_line(&first.message.unwrap_or_default()));
-    }
-    // Object storage speaks XML: the code is all that is wanted, the rest may hold parts of a signed URL.
     let text = String::from_utf8_lossy(body);
+    if !text.trim_start().starts_with('<') {
+        let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        return (None, once(&one_line(line)));
+    }
+    // Of XML the code is all that is wanted, the rest may hold parts of a signed URL.
     let code =
         text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| one_line(code));
     (code, String::new())
 }
 
-/// Makes a stranger's text fit to be shown: one line, no control characters, at most 300 characters.
+/// Where programs put the message of an error, the most usual name first.
+const MESSAGES: [&str; 8] = ["message", "error_description", "detail", "details", "error", "title", "msg", "reason"];
+
+fn json_error(document: &Value) -> (Option<String>, String) {
+    let first = document.get("errors").and_then(|errors| errors.as_array()?.first());
+    let error = first.or_else(|| document.get("error").filter(|error| error.is_object())).unwrap_or(document);
+    let code = error.get("code").and_then(|code| match code {
+        Value::String(code) => Some(one_line(code)),
+        Value::Number(code) => Some(code.to_string()),
+        _ => None,
+    });
+    let text = match error {
+        Value::String(text) => Some(text.clone()),
+        error => MESSAGES.iter().find_map(|name| Some(error.get(name)?.as_str()?.to_owned())),
+    };
+    let is_empty = document.get("errors").is_some_and(|errors| errors.as_array().is_some_and(Vec::is_empty));
+    let text = text.unwrap_or_else(|| {
+        let is_told = code.is_some() || is_empty || document.is_null();
+        if is_told { String::new() } else { document.to_string() }
+    });
+    (code.filter(|code| !code.is_empty()), once(&one_line(&text)))
+}
+
+/// A text that says the same twice, as "X: X", said once.
+fn once(text: &str) -> String {
+    let halves = text.match_indices(": ").map(|(at, separator)| (&text[..at], &text[at + separator.len()..]));
+    halves.into_iter().find(|(first, second)| first == second).map_or(text, |(first, _)| first).to_owned()
+}
+
+/// Makes a stranger's text fit to be shown: one line, nothing that steers a terminal or turns the direction of a text, at
+/// most 300 characters.
 pub(crate) fn one_line(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+    let steers = |c: char| {
+        let turns =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        c.is_control() || turns
+    };
+    let clean: String = text.chars().map(|c| if steers(c) { ' ' } else { c }).take(300).collect();
     clean.trim().to_owned()
 }
 
@@ -196,8 +222,27 @@ mod tests {
             (r#"{"errors":[{"code":"DENIED","message":"quota\nexceeded"}]}"#, Some("DENIED"), "quota exceeded"),
             (r#"{"errors":[{"code":"X","message":null}]}"#, Some("X"), ""),
             (r#"{"errors":[]}"#, None, ""),
+            (
+                r#"{"errors":[{"code":"UNAUTHORIZED","message":"no: x, y: no: x, y"}]}"#,
+                Some("UNAUTHORIZED"),
+                "no: x, y",
+            ),
+            (r#"{"errors":[{"code":412,"message":"a: b"}]}"#, Some("412"), "a: b"),
+            (r#"{"message":"not here"}"#, None, "not here"),
+            (r#"{"error":"denied","error_description":"no such user"}"#, None, "no such user"),
+            (r#"{"error":"denied"}"#, None, "denied"),
+            (r#"{"error":{"code":"QUOTA","message":"full"}}"#, Some("QUOTA"), "full"),
+            (r#"{"title":"Forbidden","status":403}"#, None, "Forbidden"),
+            (r#""read only""#, None, "read only"),
+            (r#"{"why":"because"}"#, None, r#"{"why":"because"}"#),
+            (r#"["a"]"#, None, r#"["a"]"#),
+            ("null", None, ""),
+            ("404 page not found\n", None, "404 page not found"),
+            ("\n  read\u{1b}[31monly\nand more", None, "read [31monly"),
+            ("read\u{202e}only", None, "read only"),
             ("", None, ""),
             ("<html>no</html>", None, ""),
+            ("\n<!DOCTYPE html><p>no</p>", None, ""),
             ("<Error><Code>ExpiredToken</Code><Message>secret</Message></Error>", Some("ExpiredToken"), ""),
         ] {
             assert_eq!(error_body(body.as_bytes()), (code.map(str::to_owned), message.to_owned()), "{body}");

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use soci_index::digest::Digest;
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::{
-    Body, ClientOptions, CredentialSource, Credentials, Keychain, Login, Registry, RegistryError, Secret,
+    Body, ClientOptions, CredentialSource, Credentials, Keychain, Login, LoginVerdict, Registry, RegistryError, Secret,
 };
 
 use crate::server::{BASIC, Recorded, Reply, Server, options, reply, with_password};
@@ -498,10 +498,51 @@ async fn very_many_credentials_are_tried_over_several_requests() {
     for attempt in 0.. {
         let answer = repository.manifest(&tag()).await;
         let sent = server.requests().len() - std::mem::replace(&mut requests, server.requests().len());
-        assert!(sent <= 18, "{sent} requests for one");
+        // Of these one asks whether the last login is good.
+        assert!(sent <= 19, "{sent} requests for one");
         if answer.is_ok() {
             break;
         }
         assert!(attempt < 4, "{answer:?}");
+    }
+}
+
+/// A registry of logins without tokens that lets `me` read and nobody push.
+fn readable(request: &Recorded) -> Reply {
+    match (request.header("authorization"), request.method.as_str()) {
+        (Some(BASIC), "GET" | "HEAD") => reply(200).body(MANIFEST),
+        _ => reply(401).header("www-authenticate", "Basic realm=\"x\"").body("denied: denied\n"),
+    }
+}
+
+/// What a login is refused for: itself, or what it lacks.
+#[tokio::test]
+async fn a_wrong_password_and_a_missing_right_are_told_apart() {
+    let server = Server::start(readable).await;
+    let wrong = CredentialSource::Password { user: "me".into(), password: Secret::new("wrong") };
+    let wrong = ClientOptions { credentials: wrong, ..options() };
+    for (options, login, words) in [
+        (with_password(), LoginVerdict::Good, "has no right to this"),
+        (wrong, LoginVerdict::Wrong, "its password is another"),
+        (options(), LoginVerdict::None, "no credentials"),
+    ] {
+        let error = server.repository_with(options).try_upload().await.unwrap_err();
+        let RegistryError::Unauthorized { login: found, message, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((*found, message.as_str()), (login, "denied"), "{error}");
+        assert!(error.to_string().contains(words) && error.lacks_rights(), "{error}");
+    }
+}
+
+/// However many requests are refused at once, each names the login that was used.
+#[tokio::test]
+async fn refused_requests_side_by_side_name_the_login() {
+    for _ in 0..20 {
+        let server = Server::start(readable).await;
+        let repository = server.repository_with(with_password());
+        let pushes = (0..4).map(|_| repository.try_upload());
+        for refused in futures_util::future::join_all(pushes).await {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("with a user name and password"), "{error}");
+        }
     }
 }

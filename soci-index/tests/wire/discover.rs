@@ -124,7 +124,7 @@ async fn nothing_fits() {
     assert!(reason.contains("no referrers API (HTTP 404)"), "{reason}");
     let server = Server::start(|_| reply(401)).await;
     let error = on_registry(&server.repository(), &image(), Which::Newest).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unauthorized { .. }));
+    assert!(matches!(error, RegistryError::NoReferrers { is_refusal: true, .. }));
 }
 
 #[test]

@@ -214,7 +214,7 @@ async fn a_mirror_that_lists_nothing_is_believed_only_if_nobody_else_answers() {
     let mirror = Server::start(|_| reply(404)).await;
     let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
     let error = repository.referrers(&Digest::of(b"s"), None).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Transport { .. }), "{error:?}");
+    assert!(matches!(error, RegistryError::NoReferrers { is_refusal: false, .. }), "{error:?}");
 }
 
 #[tokio::test]

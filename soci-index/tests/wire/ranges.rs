@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use soci_index::digest::Digest;
-use soci_index::registry::{BlobReader, ClientOptions, Part, RegistryError};
+use soci_index::registry::{Backoff, BlobReader, ClientOptions, Part, Registry, RegistryError};
 
 use crate::server::{Recorded, Reply, Server, options, reply};
 
@@ -382,6 +382,21 @@ async fn nobody_listens() {
     let error = repository.blob(Digest::of(b""), 10).read_bytes(0..10).await.unwrap_err();
     assert!(matches!(error, RegistryError::Transport { attempts: 5, .. }) && error.to_string().contains(&dead));
     drop(server);
+}
+
+/// A person is told soon of a name that nobody answers to, and a host that has answered before is waited for.
+#[tokio::test]
+async fn an_interactive_client_tries_twice() {
+    let backoff = Backoff { first: Duration::from_millis(200), ..Backoff::default() };
+    let options = ClientOptions { is_interactive: true, backoff, ..options() };
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for name in [&dead, "no-such-host.invalid"] {
+        let start = Instant::now();
+        let repository = Registry::new(name, options.clone()).unwrap().repository("p/r");
+        let error = repository.blob(Digest::of(b""), 10).read_bytes(0..10).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Transport { attempts: 2, .. }), "{name}: {error:?}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{name}: {:?}", start.elapsed());
+    }
 }
 
 #[tokio::test]
