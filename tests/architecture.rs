@@ -167,7 +167,7 @@ const FOREIGN: [(&str, &[&str]); 30] = [
     ("png", &["soci-cli/src/bench/picture/pixels.rs"]),
     ("embedded_graphics", &["soci-cli/src/bench/picture/pixels.rs"]),
     ("shlex", &["soci-cli/src/commands/bench.rs", "soci-cli/src/commands/sign.rs"]),
-    ("webpki", &["soci-index/src/signature"]),
+    ("webpki", &["soci-index/src/registry/certificates.rs", "soci-index/src/signature"]),
 ];
 
 /// Where unsafe code is.

@@ -17,6 +17,7 @@ pub mod layout;
 mod members;
 pub mod model;
 mod names;
+mod parts;
 pub mod platform;
 pub mod reference;
 pub mod store;
@@ -41,7 +42,7 @@ use crate::image::store::Store;
 pub use crate::image::stream::BlobStream;
 use crate::image::stream::stored;
 use crate::limits::Limits;
-use crate::registry::{ClientOptions, Part, Registry, Repository};
+use crate::registry::{ClientOptions, Registry, Repository};
 
 pub use docker::SavedError;
 pub use error::ImageError;
@@ -454,29 +455,6 @@ impl ImageSource {
             Self::Foreign(store) => {
                 BlobStream::new(foreign::stream(store, descriptor, range, None).map_err(ImageError::from))
             }
-        }
-    }
-
-    /// The same; or the whole blob, where its place serves no parts.
-    ///
-    /// # Errors
-    /// [`ImageError`] when nothing begins to come.
-    pub async fn open_range(&self, descriptor: &Descriptor, range: Range<u64>) -> Result<Part<BlobStream>, ImageError> {
-        match self {
-            Self::Registry { repository, .. } => {
-                let part = repository.blob(descriptor.digest, descriptor.size).open_range(range).await?;
-                Ok(part.map(|stream| BlobStream::new(stream.map_err(ImageError::from))))
-            }
-            Self::Store { .. } | Self::Foreign(_) => Ok(Part::Asked(self.read_range(descriptor, range))),
-        }
-    }
-
-    /// Whether parts of blobs are known to be served there.
-    #[must_use]
-    pub fn serves_parts(&self) -> bool {
-        match self {
-            Self::Registry { repository, .. } => repository.serves_parts(),
-            Self::Store { .. } | Self::Foreign(_) => true,
         }
     }
 

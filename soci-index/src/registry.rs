@@ -30,6 +30,7 @@ pub mod referrers;
 pub mod retry;
 mod tags;
 mod token;
+mod traffic;
 pub(crate) mod transport;
 pub mod upload;
 
@@ -44,7 +45,8 @@ pub use self::credentials::{CredentialSource, Credentials, Keychain, Login, Secr
 pub use self::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};
 pub use self::retry::Backoff;
-pub use self::transport::{Body, Chunks, Traffic};
+pub use self::traffic::Traffic;
+pub use self::transport::{Body, Chunks};
 pub use self::upload::UploadSizes;
 use crate::limits::Limits;
 use crate::registry::endpoint::Endpoint;
@@ -59,7 +61,8 @@ pub struct ClientOptions {
     pub credentials: CredentialSource,
     /// Do not check the registry's own certificate. Mirrors have their own rules.
     pub skip_verify: bool,
-    /// Speak plain HTTP. Registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are always spoken to like this.
+    /// Speak plain HTTP. Registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are spoken to like this unless
+    /// something is said of their TLS: a file of certificates, a client's certificate, or that none is verified.
     pub plain_http: bool,
     /// Mirrors, and how hosts are treated.
     pub hosts: HostSource,
@@ -86,6 +89,12 @@ pub struct ClientOptions {
     pub upload: UploadSizes,
     /// Bounds on what a registry may make us hold.
     pub limits: Limits,
+}
+
+impl ClientOptions {
+    const fn has_tls(&self) -> bool {
+        self.skip_verify || self.ca_file.is_some() || self.client_certificate.is_some()
+    }
 }
 
 impl Default for ClientOptions {
@@ -141,12 +150,14 @@ impl Registry {
         if base.path() != "/" || base.query().is_some() || base.fragment().is_some() || !base.username().is_empty() {
             return Err(failed("expected host or host:port".to_owned()));
         }
-        if options.plain_http || redirect::is_loopback(&base) {
+        let known_as = if host == "registry-1.docker.io" { "docker.io" } else { name };
+        let mut hosts = options.hosts.of(known_as).map_err(failed)?;
+        // What TLS is to be spoken with is not said of a registry without TLS.
+        let has_tls = options.has_tls() || hosts.rules.has_tls();
+        if options.plain_http || (redirect::is_loopback(&base) && !has_tls) {
             base = parse("http")?;
         }
         base.set_path("/v2");
-        let known_as = if host == "registry-1.docker.io" { "docker.io" } else { name };
-        let mut hosts = options.hosts.of(known_as).map_err(failed)?;
         let blocked = std::mem::take(&mut hosts.blocked);
         let endpoints = Endpoint::all(known_as, &base, hosts, &options).map_err(failed)?;
         let endpoints = endpoints.into_iter().map(Arc::new).collect();

@@ -5,10 +5,12 @@
 //! an authority: it is put among the trusted ones and shown by the server itself. The rules refuse it in that role, while
 //! OpenSSL, Go and curl take it. Its name and its dates count as any other's.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
@@ -132,5 +134,14 @@ pub(super) fn advice(error: &Error) -> String {
             "it speaks no TLS on this port; if it speaks HTTP, and that is meant: --plain-http".to_owned()
         }
         other => other.to_string(),
+    }
+}
+
+/// The certificates of a PEM file.
+pub(super) fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(format!("{}: there is no certificate in it", file.display())),
+        found => found.map_err(|error| format!("{}: {error}", file.display())),
     }
 }

@@ -397,7 +397,11 @@ impl RegistryError {
     #[must_use]
     pub fn lacks_rights(&self) -> bool {
         match self {
-            Self::Status { status: 403, message, .. } => hint(403, message).is_empty() && !is_read_only(message),
+            Self::Status { status: 403, code, message, .. } => {
+                let is_denial = |code: &str| matches!(code, "DENIED" | "UNAUTHORIZED" | "FORBIDDEN");
+                let is_denial = code.as_deref().is_none_or(is_denial);
+                is_denial && hint(403, message).is_empty() && !is_read_only(message)
+            }
             other => other.is_refusal() || matches!(other, Self::Realm { .. } | Self::Token { .. }),
         }
     }

@@ -85,6 +85,13 @@ pub struct HostRules {
     pub repositories: Option<Repositories>,
 }
 
+impl HostRules {
+    /// Whether anything is said of the host's TLS.
+    pub(crate) const fn has_tls(&self) -> bool {
+        self.skip_verify || !self.ca_files.is_empty() || !self.client_certificates.is_empty()
+    }
+}
+
 /// Some repositories of a registry, and their names elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Repositories {

@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -26,34 +26,7 @@ use crate::registry::error::{TransportError, TransportKind};
 use crate::registry::hosts::ClientCertificate;
 use crate::registry::redirect::ShownUrl;
 use crate::registry::retry::Deadline;
-
-/// Sums of what passed through a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Traffic {
-    /// Requests sent, repeated ones and those to token services included.
-    pub requests: u64,
-    /// Bytes of bodies received.
-    pub bytes_received: u64,
-    /// Bytes of bodies sent.
-    pub bytes_sent: u64,
-}
-
-impl std::iter::Sum for Traffic {
-    fn sum<I: Iterator<Item = Self>>(several: I) -> Self {
-        several.fold(Self::default(), |sum, one| Self {
-            requests: sum.requests + one.requests,
-            bytes_received: sum.bytes_received + one.bytes_received,
-            bytes_sent: sum.bytes_sent + one.bytes_sent,
-        })
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    requests: AtomicU64,
-    bytes_received: AtomicU64,
-    bytes_sent: AtomicU64,
-}
+use crate::registry::traffic::{Counters, Traffic};
 
 /// The chunks of a request body.
 pub type Chunks = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
@@ -237,7 +210,7 @@ impl Transport {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut extra = Vec::new();
         for file in &setup.ca_files {
-            extra.extend(chain(file, &read(file)?)?);
+            extra.extend(certificates::chain(file, &read(file)?)?);
         }
         let Setup { loopback, connect, head, stall, .. } = *setup;
         let (identity, skip_verify) =
@@ -443,16 +416,7 @@ fn identity(files: &ClientCertificate) -> Result<Identity, String> {
     let failed = |reason: String| format!("{}: no certificate with key: {reason}", files.certificate.display());
     let library = reqwest::Identity::from_pem(&pem).map_err(|error| failed(describe(&error)))?;
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| failed(error.to_string()))?;
-    Ok(Identity { chain: chain(&files.certificate, &pem)?, key, library })
-}
-
-/// The certificates of a PEM file.
-fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(format!("{}: there is no certificate in it", file.display())),
-        found => found.map_err(|error| format!("{}: {error}", file.display())),
-    }
+    Ok(Identity { chain: certificates::chain(&files.certificate, &pem)?, key, library })
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, String> {

@@ -10,6 +10,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use url::Url;
 
@@ -74,11 +75,19 @@ enum Setback {
     Final(RegistryError),
 }
 
+/// Whether to look first if a blob is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    First,
+    Never,
+}
+
 /// What is pushed.
 struct Push<'a> {
     digest: &'a Digest,
     body: Body,
     mount_from: Option<&'a str>,
+    look: Look,
     what: String,
     /// Manners that the registry has refused.
     refused: Vec<Manner>,
@@ -104,7 +113,15 @@ impl Repository {
         body: Body,
         mount_from: Option<&str>,
     ) -> Result<PushedBlob, RegistryError> {
-        self.push_place()?.push_blob(digest, body, mount_from).await
+        self.push_place()?.push_blob(digest, body, mount_from, Look::First).await
+    }
+
+    /// The same for a small blob, which is sent although it may be there: this shows whether anything may be pushed.
+    ///
+    /// # Errors
+    /// As [`Repository::push_blob`].
+    pub async fn push_anyway(&self, digest: &Digest, bytes: Bytes) -> Result<PushedBlob, RegistryError> {
+        self.push_place()?.push_blob(digest, Body::Bytes(bytes), None, Look::Never).await
     }
 }
 
@@ -114,11 +131,12 @@ impl Place {
         digest: &Digest,
         body: Body,
         mount_from: Option<&str>,
+        look: Look,
     ) -> Result<PushedBlob, RegistryError> {
         let deadline = self.deadline(body.len());
         let failure = Arc::default();
         let (body, what) = (watched(body, &failure), format!("pushing blob {digest}"));
-        let mut push = Push { digest, body, mount_from, what, refused: Vec::new() };
+        let mut push = Push { digest, body, mount_from, look, what, refused: Vec::new() };
         let mut retry = 0;
         loop {
             let (error, pause, again) = match self.push_once(&push, &deadline).await {
@@ -150,7 +168,7 @@ impl Place {
     }
 
     async fn push_once(&self, push: &Push<'_>, deadline: &Deadline) -> Result<PushedBlob, Setback> {
-        if self.is_present(push, &Scopes::push(self.name()), deadline).await? {
+        if push.look == Look::First && self.is_present(push, &Scopes::push(self.name()), deadline).await? {
             return Ok(PushedBlob::Present);
         }
         let Some(opened) = self.open_upload(push, deadline).await? else { return Ok(PushedBlob::Mounted) };

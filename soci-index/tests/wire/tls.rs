@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -86,7 +87,7 @@ async fn the_file_is_trusted_and_nobody_else() {
     let (address, _) = encrypted(HELLO, false);
     let server = Server::start(move |_| reply(307).header("location", format!("https://{address}/blob"))).await;
     let ca_file = Some(file("authority.pem"));
-    let trusting = server.repository_with(ClientOptions { ca_file, ..options() });
+    let trusting = server.repository_with(ClientOptions { ca_file, plain_http: true, ..options() });
     assert_eq!(read(&trusting).await.unwrap(), "hello");
     let before = server.requests().len();
     assert_refused(read(&server.repository()).await);
@@ -120,6 +121,24 @@ async fn a_certificate_that_is_trusted_itself() {
             }
         }
     }
+}
+
+/// A registry on this machine that something is said about of TLS is never asked in the clear.
+#[tokio::test]
+async fn a_registry_on_this_machine_may_speak_tls() {
+    let (address, _) = encrypted_by(["self.pem", "self.key"], HELLO, false);
+    for options in [
+        ClientOptions { ca_file: Some(file("self.pem")), ..options() },
+        ClientOptions { skip_verify: true, ..options() },
+    ] {
+        let repository = Registry::new(&address, options).unwrap().repository("p/r");
+        assert_eq!(read(&repository).await.unwrap(), "hello");
+    }
+    let plain = Server::start(|_| panic!("asked in the clear")).await;
+    let options = ClientOptions { ca_file: Some(file("self.pem")), deadline: Duration::from_secs(1), ..options() };
+    let repository = Registry::new(&plain.address, options).unwrap().repository("p/r");
+    read(&repository).await.unwrap_err();
+    assert!(plain.requests().is_empty());
 }
 
 #[tokio::test]
