@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use soci_index::limits::Limits;
 use soci_index::profile::{Profile, Touched};
-use soci_tests::image::{Image, tar, text};
+use soci_tests::image::{Image, shell_layer, tar, text};
 use soci_tests::mounting::{Mounting, can_mount};
 use soci_tests::{run, soci, stdout};
 
@@ -141,4 +141,67 @@ async fn texts_of_others_are_cleaned() {
 fn is_clean(text: &str) {
     let bad = |letter: char| letter.is_control() && letter != '\n';
     assert!(!text.contains(bad), "{text:?}");
+}
+
+/// A root that is not there, or of something else, is not an empty table.
+#[test]
+fn wrong_roots_are_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let other = scratch.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let list = |root: &str, line: &[&str]| run(soci().args(["--root", root]).args(line));
+    let lines: [&[&str]; 4] =
+        [&["index", "list"], &["ztoc", "list"], &["prefetch", "list"], &["index", "list", "--json"]];
+    for line in lines {
+        let fresh = list(other.to_str().unwrap(), line);
+        assert!(fresh.status.success() && fresh.stderr.is_empty(), "an empty directory will do: {fresh:?}");
+        let missing = list("/nowhere/at/all", line);
+        let said = String::from_utf8(missing.stderr).unwrap();
+        assert!(said.contains("/nowhere/at/all does not exist") && said.contains("--root"), "{line:?}: {said}");
+        let usr = list("/usr", line);
+        let said = String::from_utf8(usr.stderr).unwrap();
+        assert!(usr.status.code() == Some(2) && said.contains("/usr is no root of soci's"), "{line:?}: {said}");
+    }
+    let status = list("/nowhere/at/all", &["status"]);
+    assert_eq!(status.status.code(), Some(7), "{status:?}");
+}
+
+/// The first recipe of the README, as it is written there but for names: it publishes, mounts, runs and unmounts.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_recipe_runs() {
+    if !can_mount() {
+        return;
+    }
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let (_, usage) = readme.split_once("\n## Use\n").unwrap();
+    let (_, recipe) = usage.split_once("```sh\n").unwrap();
+    let (recipe, _) = recipe.split_once("```").unwrap();
+    // A layer that is large enough for an index of its own, and one with a shell.
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    });
+    let noise = noise.take(11 << 20).collect();
+    let stage = Mounting::new(Image::gzip(vec![shell_layer(("etc/x", "x")), tar(&[("noise", noise)])])).await;
+    let at = stage.scratch.path().join("new/app");
+    let script: String = recipe
+        .replace("registry.example/team/app:v1", &stage.name())
+        .replace("/mnt/app", at.to_str().unwrap())
+        .replace("python3 -c 'print(\"hi\")'", "/bin/sh -c 'echo hi'")
+        .lines()
+        .filter(|line| !line.starts_with("cargo install"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(
+        script.contains("soci publish 127.") && script.contains("echo hi") && script.contains("soci umount"),
+        "{script}"
+    );
+    let programs = soci_tests::soci_path();
+    let programs = programs.parent().unwrap().display();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-euc", &format!("PATH={programs}:$PATH\n{script}")]).env("CI", "true").env_remove("SOCI_LOG");
+    let said = stdout(shell.env("SOCI_ROOT", stage.scratch.path().join("root")));
+    assert!(said.contains("\nhi\n") && said.contains("mounted "), "{said}");
+    assert!(std::fs::read_dir(&at).unwrap().next().is_none(), "it is unmounted");
 }

@@ -252,7 +252,8 @@ async fn slow_pack_holds_nobody_up() {
     let source = ImageSource::Registry { repository, name: ManifestName::Tag("v1".to_owned()) };
     let found = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
     let store = Arc::new(Store::open(&stage.scratch.path().join("store")).unwrap());
-    let (config, runtime) = (Config { root: stage.scratch.path().join("node") }, Handle::current());
+    let (config, runtime) =
+        (Config { root: stage.scratch.path().join("node"), root_is_named: true }, Handle::current());
     let open = soci_cli::commands::record::open_options(&config, 1000);
     let open = OpenOptions { profile: Choice::Default, ..open };
     let opened = open_image(&source, &found, &store, &open, &runtime).await.unwrap();

@@ -56,6 +56,7 @@ pub(crate) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
 
 /// All indexes, newest first.
 pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
+    config.check_listed()?;
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     let mut entries = Vec::new();
     for descriptor in
