@@ -83,11 +83,16 @@ fn check_directory(directory: &Path) -> anyhow::Result<()> {
         Ok(_) => return Err(fail(Exit::Usage, format!("{shown} is no directory"))),
         Err(error) => return Err(fail(Exit::Local, format!("{shown}: {error}; create the directory first"))),
     }
+    check_device()
+}
+
+/// Refuses a directory with something in it, before anything is fetched.
+fn check_empty(directory: &Path) -> anyhow::Result<()> {
     if std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         let hint = "mount on an empty directory, or what is there would be hidden";
-        return Err(fail(Exit::Usage, format!("{shown} is not empty: {hint}")));
+        return Err(fail(Exit::Usage, format!("{} is not empty: {hint}", directory.display())));
     }
-    check_device()
+    Ok(())
 }
 
 /// Refuses where nothing can be mounted at all, in words that help.
@@ -155,6 +160,7 @@ struct Served {
 async fn prepare(arguments: &Mount, config: &Config, reference: &Reference) -> anyhow::Result<Served> {
     let options = image::client_options(&arguments.access)?;
     let source = ImageSource::open(reference, &options).await?;
+    check_empty(&arguments.directory)?;
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
