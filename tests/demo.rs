@@ -12,6 +12,9 @@ fn demo_measures_a_lazy_start() {
     assert!(number(&report["layers"]) >= 2, "{report}");
     assert!(number(&report["lazy"]["fetched_bytes"]) < number(&report["image_bytes"]), "{report}");
     assert!(number(&report["inflated_spans"]) < number(&report["spans"]), "{report}");
+    // The span index is what is shown first; AWS's stands beside it.
+    assert!(number(&report["index_bytes"]) * 10 < number(&report["aws_index_bytes"]), "{report}");
+    assert!(number(&report["lazy"]["fetched_bytes"]) < number(&report["lazy_aws"]["fetched_bytes"]), "{report}");
     if !Path::new("/dev/fuse").exists() || !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED in part: without /dev/fuse and root the demo reads through the library");
         return;
@@ -19,6 +22,28 @@ fn demo_measures_a_lazy_start() {
     assert_eq!(report["mounted"], true, "{report}");
     assert!(number(&report["pull"]["fetched_bytes"]) >= number(&report["image_bytes"]), "{report}");
     assert!(report["lazy"]["run_seconds"].as_f64().unwrap() > 0.0);
+}
+
+/// Where the device for mounts is missing or may not be opened, the same files are read through the library.
+#[test]
+fn demo_without_the_device() {
+    if !Path::new("/dev/fuse").exists() || !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: hiding /dev/fuse in a namespace needs root");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    // All in a mount namespace of its own. A device on a file system without devices is refused to root, too; what is no
+    // device of FUSE's can be opened, and not mounted by.
+    let forbidden = "mount -t tmpfs -o nodev none $1 && mknod $1/fuse c 10 229 && mount --bind $1/fuse /dev/fuse";
+    let other = ": > $1/fuse && mount --bind $1/fuse /dev/fuse";
+    for (hide, code) in [(forbidden, Some("Permission denied")), (other, None)] {
+        let script = format!("{hide} && exec $0 demo");
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).arg(soci_tests::soci_path()).arg(scratch.path());
+        let text = stdout(command.env("CI", "true"));
+        assert!(text.contains("read lazily"), "{hide}: {text}");
+        assert!(code.is_none_or(|code| text.contains(code)), "{hide}: {text}");
+    }
 }
 
 /// People get a table and bars.

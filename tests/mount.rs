@@ -294,6 +294,14 @@ async fn streamed_layers_and_signals() {
     let stage = Mounting::new(image).await;
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
         let serving = stage.mount(NODE, &[]);
+        // What came as a whole was fetched as well; the second time all is here.
+        let is_first = signal == rustix::process::Signal::TERM;
+        for layer in serving.status()["layers"].as_array().unwrap() {
+            let fetched = if is_first { layer["compressed_bytes"].as_u64() } else { Some(0) };
+            let is_zstd = layer["digest"] == soci_index::digest::Digest::of(&stage.image.blobs[1]).to_string();
+            let fetched = if is_zstd && is_first { Some(stage.image.blobs[1].len() as u64) } else { fetched };
+            assert_eq!(layer["fetched_bytes"].as_u64(), fetched, "{layer}");
+        }
         for (name, content) in ["a", "b", "c"].iter().zip(&layers) {
             assert!(std::fs::read(stage.mountpoint(NODE).join(name)).unwrap() == *content, "{name}");
         }

@@ -53,10 +53,11 @@ Exit codes:
   0 done, or nothing to do         4 registry or network
   1 any other failure              5 image or index damaged or unusable
   2 wrong usage                    6 nothing in the image can be indexed
-  3 credentials missing, refused   7 local disk
+  3 credentials missing, refused   7 this machine: disk, mount, containerd
                                    8 the registry refuses it (quota, policy, type, size)
                                    9 pushed, but the signing command failed
- 10 everything was in place already (publish --detailed-exit-code)";
+ 10 everything was in place already (publish --detailed-exit-code)
+130 interrupted (Ctrl-C); a mount or a server that it ends is done: 0";
 
 /// Options that every command knows.
 #[derive(Debug, Clone, Args)]

@@ -1,5 +1,6 @@
 //! What the environment says: homes, variables, terminals. The only file that reads it.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -7,13 +8,19 @@ use anyhow::Context;
 use soci_fs::private::{ensure_private_root, set_umask};
 
 use crate::args::Global;
+use crate::exit::{Exit, fail};
 
 /// Where things are kept.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The root of everything below.
     pub root: PathBuf,
+    /// Whether it was named, by `--root` or `SOCI_ROOT`.
+    pub root_is_named: bool,
 }
+
+/// What a root has in it, one at least.
+const OURS: [&str; 5] = ["content", "layers", "profiles", "snapshotter", "webhook"];
 
 impl Config {
     /// Works out the directories.
@@ -28,7 +35,30 @@ impl Config {
                 .context("no home directory is known: set HOME, or name a directory with --root")?
                 .join("soci"),
         };
-        Ok(Self { root })
+        Ok(Self { root, root_is_named: global.root.is_some() })
+    }
+
+    /// Refuses a root that holds something and nothing of ours, and mentions one that is not there: what is listed of
+    /// either is empty, which looks like an answer. Where no root was named, nothing was kept yet.
+    ///
+    /// # Errors
+    /// When it is a directory of something else, or no directory.
+    pub fn check_listed(&self) -> anyhow::Result<()> {
+        let shown = self.root.display();
+        let mut entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.root_is_named {
+                    tracing::warn!("{shown} does not exist, so nothing is kept there: is --root right?");
+                }
+                return Ok(());
+            }
+            entries => entries.with_context(|| format!("reading {shown}"))?,
+        };
+        let is_ours = OURS.iter().any(|name| self.root.join(name).exists());
+        if is_ours || entries.next().is_none() {
+            return Ok(());
+        }
+        Err(fail(Exit::Usage, format!("{shown} is no root of soci's: it has none of {}", OURS.join(", "))))
     }
 
     /// Makes the root, and all that this process makes from now on, this user's alone. For every command that keeps

@@ -52,7 +52,7 @@ pub enum Exit {
     BadContent = 5,
     /// No layer of the image can be indexed, or all are too small.
     NothingToIndex = 6,
-    /// The local disk: full, missing, not permitted.
+    /// This machine: its disk (full, missing, not permitted), a mount, containerd.
     Local = 7,
     /// The registry understood and does not take it: quota, policy, immutable tag, media type, size.
     Refused = 8,
@@ -60,6 +60,8 @@ pub enum Exit {
     Signing = 9,
     /// Everything was in place already; only where that was asked for.
     UpToDate = 10,
+    /// An interrupt (Ctrl-C), as shells have it: 128 and the number of the signal.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -76,6 +78,14 @@ pub struct Coded {
     pub exit: Exit,
     /// One line that names the thing and says what to do.
     pub message: String,
+}
+
+/// A failure that another process of ours has reported already, on the same standard error.
+#[derive(Debug, thiserror::Error)]
+#[error("the serving process ended with exit code {code}")]
+pub struct Reported {
+    /// What it ended with.
+    pub code: u8,
 }
 
 /// Makes a [`Coded`] failure.
@@ -289,11 +299,11 @@ fn of_pull(error: &PullError) -> Exit {
 
 fn of_containerd(error: &ContainerdError) -> Exit {
     match error {
-        ContainerdError::Unreachable { .. } => Exit::Local,
-        ContainerdError::Name { .. } | ContainerdError::NoContainer { .. } => Exit::Usage,
-        ContainerdError::Refused { .. } | ContainerdError::NoImage { .. } | ContainerdError::Answer { .. } => {
-            Exit::Failure
+        ContainerdError::Unreachable { .. } | ContainerdError::Refused { .. } | ContainerdError::Answer { .. } => {
+            Exit::Local
         }
+        ContainerdError::Name { .. } | ContainerdError::NoContainer { .. } => Exit::Usage,
+        ContainerdError::NoImage { .. } => Exit::Failure,
         ContainerdError::Content(_) => Exit::Registry,
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use soci_cli::{args::Arguments, exit, logging, run};
+use soci_cli::{args::Arguments, exit, logging, output, run};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -12,8 +12,11 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(reported) = error.downcast_ref::<exit::Reported>() {
+                return reported.code.into();
+            }
             // With standard error gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "soci: {}", exit::words(&error));
+            let _ = writeln!(std::io::stderr(), "soci: {}", output::clean(&exit::words(&error)));
             exit::code(&error).into()
         }
     }

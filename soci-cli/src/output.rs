@@ -1,14 +1,38 @@
 //! What people and programs see: tables, sizes, JSON, bars. Nothing else prints to standard output.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
 
-/// Writes a line to standard output. A reader that went away (`| head`) is no failure.
+/// A text that may have parts from outside, for one line of a terminal: control characters are written as `\u{1b}`.
+#[must_use]
+pub fn clean(text: &str) -> Cow<'_, str> {
+    without(text, char::is_control)
+}
+
+/// The same for several lines of ours: ends of lines stay.
+fn clean_lines(text: &str) -> Cow<'_, str> {
+    without(text, |letter| letter.is_control() && letter != '\n')
+}
+
+fn without(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_bad) {
+        return text.into();
+    }
+    let mut clean = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        if is_bad(letter) { clean.extend(letter.escape_default()) } else { clean.push(letter) }
+    }
+    clean.into()
+}
+
+/// Writes a line to standard output, without control characters. A reader that went away (`| head`) is no failure.
 pub fn line(text: impl AsRef<str>) -> anyhow::Result<()> {
-    bytes(format!("{}\n", text.as_ref()).as_bytes())
+    bytes(format!("{}\n", clean_lines(text.as_ref())).as_bytes())
 }
 
 /// Writes a line about `file`, which was written just now: to standard error if the file itself went to standard output.
@@ -19,7 +43,7 @@ pub fn line_beside(file: &Path, text: impl AsRef<str>) -> anyhow::Result<()> {
     if !soci_index::output::is_standard_output(file) {
         return line(text);
     }
-    writeln!(std::io::stderr(), "{}", text.as_ref()).context("writing to standard error")
+    writeln!(std::io::stderr(), "{}", clean_lines(text.as_ref())).context("writing to standard error")
 }
 
 /// Writes bytes to standard output.
@@ -33,7 +57,22 @@ pub fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// Prints a document, indented by two spaces.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    line(serde_json::to_string_pretty(value).context("writing JSON")?)
+    line(json_for_terminals(&serde_json::to_string_pretty(value).context("writing JSON")?))
+}
+
+/// A JSON document in which the control characters that JSON need not escape (DEL and C1) are escaped, too.
+#[must_use]
+pub fn json_for_terminals(document: &str) -> String {
+    let mut clean = String::with_capacity(document.len());
+    for letter in document.chars() {
+        if matches!(letter, '\u{7f}'..='\u{9f}') {
+            // A String takes all that is written to it.
+            let _ = write!(clean, "\\u{:04x}", u32::from(letter));
+        } else {
+            clean.push(letter);
+        }
+    }
+    clean
 }
 
 /// Prints rows under a header in the form of AWS's tool: cells at least eight wide, four spaces after each.
@@ -43,7 +82,9 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
 
 fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
-    let all: Vec<&Vec<String>> = std::iter::once(&header).chain(rows).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| clean(cell).into_owned()).collect()).collect();
+    let all: Vec<&Vec<String>> = std::iter::once(&header).chain(&rows).collect();
     let width = |column: usize| {
         let cells = all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.max().unwrap_or(0).max(8) + 4
@@ -107,6 +148,21 @@ mod tests {
         assert_eq!(bar(0.0001, 10.0, 10), "▏");
         assert_eq!(bar(0.0, 0.0, 10), "");
         assert_eq!(bar(20.0, 10.0, 4), "████");
+    }
+
+    /// What others have written cannot move the cursor, change a title, or add a row.
+    #[test]
+    fn outside_texts_are_cleaned() {
+        let hostile = "a\u{1b}]0;title\u{7}\nb\u{9b}2J\rc\u{7f}";
+        assert_eq!(clean(hostile), r"a\u{1b}]0;title\u{7}\nb\u{9b}2J\rc\u{7f}");
+        assert_eq!(clean_lines("a\n\u{1b}b"), "a\n\\u{1b}b");
+        assert!(matches!(clean("naïve ▏ 日本"), Cow::Borrowed("naïve ▏ 日本")));
+        let table = format_table(&["COMMAND"], &[vec![hostile.to_owned()]]);
+        assert_eq!(table.lines().count(), 2, "{table}");
+        assert!(!table.replace('\n', "").contains(char::is_control), "{table:?}");
+        let document = json_for_terminals(&serde_json::json!({ "text": hostile }).to_string());
+        assert!(!document.contains(char::is_control), "{document:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&document).unwrap()["text"], hostile);
     }
 
     #[test]

@@ -27,8 +27,9 @@ impl Progress {
         let target = if interactive { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(total, target);
         let form = match total {
-            Some(_) => "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            None => "{msg} {bytes} {bytes_per_sec}",
+            // Powers of 1000, as in all that is said.
+            Some(_) => "{msg} {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+            None => "{msg} {decimal_bytes} {decimal_bytes_per_sec}",
         };
         if let Ok(style) = ProgressStyle::with_template(form) {
             bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
@@ -50,8 +51,12 @@ impl Progress {
         }
     }
 
-    /// Done: the bar goes away.
+    /// Done: the bar reaches its end, also for what was here already, and goes away.
     pub fn finish(&self) {
+        if let Some(total) = self.total {
+            self.bar.set_position(total);
+            self.bar.tick();
+        }
         self.bar.finish_and_clear();
     }
 }

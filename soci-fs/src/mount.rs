@@ -256,6 +256,15 @@ fn unmount_by_helper(mountpoint: &Path, lazy: Lazy) -> Result<(), MountError> {
     Err(MountError::Helper { mountpoint: mountpoint.to_owned(), helper: used, message })
 }
 
+/// Whether this process may open the device that mounts are served through: it may be missing, or be forbidden by its
+/// mode, by the rules of a container for devices, or by a mount without devices.
+///
+/// # Errors
+/// What opening it says.
+pub fn may_open_device() -> io::Result<()> {
+    fs::File::options().read(true).write(true).open("/dev/fuse").map(drop)
+}
+
 /// Whether `path` is a FUSE mount whose process is gone.
 #[must_use]
 pub fn is_stale(path: &Path) -> bool {

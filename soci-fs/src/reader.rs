@@ -254,6 +254,13 @@ impl LayerReader {
         }
     }
 
+    /// Counts what came of the layer by another way than reads: as a whole before it could be read, or in a pack.
+    pub(crate) fn count_fetched(&self, requests: u64, bytes: u64) {
+        let counters = &self.shared.counters;
+        counters.requests.fetch_add(requests, Ordering::Relaxed);
+        counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Reads `length` bytes of the uncompressed layer from `offset` on.
     ///
     /// # Errors

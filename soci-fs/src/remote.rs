@@ -412,7 +412,9 @@ impl RemoteLayers {
         let planted = self.plant(slot, opened.reader).await;
         if planted.is_err() {
             self.0.forest.remove(slot);
-            self.0.slots.release(slot)?;
+            let slots = Arc::clone(&self.0.slots);
+            let released = tokio::task::spawn_blocking(move || slots.release(slot)).await;
+            released.map_err(|_| RemoteError::Abandoned)??;
         }
         planted.map(|()| slot)
     }

@@ -85,6 +85,7 @@ pub(crate) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
 
 /// All indexes, newest first.
 pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
+    config.check_listed()?;
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     let listed = layout.entries()?.into_iter().filter(is_index);
     let mut entries: Vec<Entry> = listed.map(|descriptor| read(&layout, descriptor)).collect();

@@ -8,7 +8,8 @@ use anyhow::Context;
 use soci_fs::open::OpenOptions;
 use soci_fs::store::Store;
 use soci_fs::tree::node_id::NodeId;
-use soci_index::build::{BuildOptions, Observer};
+use soci_index::build::{BuildOptions, Format, Observer};
+use soci_index::digest::Digest;
 use soci_index::image::layout::Layout;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Job;
@@ -17,10 +18,10 @@ use soci_index::registry::{ClientOptions, CredentialSource};
 
 use super::image::{self, block_on};
 use crate::args::Demo;
-use crate::demo::measure::{self, Opened, Ran};
+use crate::demo::measure::{self, Opened, Ran, Way};
 use crate::demo::recipe::Recipe;
 use crate::demo::report::Report;
-use crate::demo::stage::{LAYER_BYTES_MIN, SPAN_BYTES, Stage};
+use crate::demo::stage::{LAYER_BYTES_MIN, Stage};
 use crate::exit::{Exit, fail};
 use crate::output;
 
@@ -47,6 +48,8 @@ struct Play<'a> {
     touched: Vec<std::path::PathBuf>,
     index_seconds: Option<f64>,
     index_store: std::path::PathBuf,
+    /// The index of AWS's form, to be measured beside the span index.
+    aws_index: Option<Digest>,
     /// Whether the index was made here and so not fetched.
     local_index: bool,
     scratch: &'a Path,
@@ -58,7 +61,7 @@ async fn own_image(arguments: &Demo) -> anyhow::Result<Report> {
     let stage = Stage::new(&recipe).await?;
     note(arguments, &format!("publishing its index in a registry of this process ({})", stage.registry.host()))?;
     let start = Instant::now();
-    stage.publish().await?;
+    let aws_index = Some(stage.publish().await?.index);
     let index_seconds = Some(start.elapsed().as_secs_f64());
     let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
     let source = ImageSource::open(&stage.name.parse()?, &options).await?;
@@ -77,6 +80,7 @@ async fn own_image(arguments: &Demo) -> anyhow::Result<Report> {
         touched,
         index_seconds,
         index_store,
+        aws_index,
         local_index: false,
         scratch: scratch.path(),
     };
@@ -92,7 +96,7 @@ async fn foreign_image(arguments: &Demo, name: &str) -> anyhow::Result<Report> {
     let index_store = scratch.path().join("index");
     let layout = Layout::open_or_create(&index_store)?;
     note(arguments, "building the index here (an index beside the image would save this)")?;
-    let building = BuildOptions { span_bytes: SPAN_BYTES, layer_bytes_min: LAYER_BYTES_MIN, ..BuildOptions::default() };
+    let building = BuildOptions { format: Format::Span, layer_bytes_min: LAYER_BYTES_MIN, ..BuildOptions::default() };
     let labels = StoreLabels { name: name.to_owned(), created: super::now() };
     let observer: Observer = Arc::new(|_| {});
     let start = Instant::now();
@@ -109,6 +113,7 @@ async fn foreign_image(arguments: &Demo, name: &str) -> anyhow::Result<Report> {
         touched: Vec::new(),
         index_seconds,
         index_store,
+        aws_index: None,
         local_index: true,
         scratch: scratch.path(),
     };
@@ -138,42 +143,84 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
         )?;
     }
     std::fs::remove_dir_all(&full).context("removing the unpacked image")?;
-    let fuse = Path::new("/dev/fuse").exists();
-    if !fuse {
-        note(arguments, "/dev/fuse is missing, so nothing can be mounted: reading the same files through the library")?;
+    let device = soci_fs::mount::may_open_device();
+    if let Err(error) = &device {
+        let hint = "nothing can be mounted: reading the same files through the library";
+        note(arguments, &format!("/dev/fuse cannot be opened here ({error}), so {hint}"))?;
     }
-    note(arguments, "mounting lazily and running the program")?;
-    let store = Arc::new(Store::open(&scratch.join("store")).context("making a layer store")?);
-    let options = OpenOptions {
-        layer_bytes_min: LAYER_BYTES_MIN,
-        index_store: Some(play.index_store.clone()),
-        parallel: 4,
-        ..OpenOptions::default()
+    let mountpoint = (device.is_ok() && runs).then_some(mountpoint.as_path());
+    note(arguments, if mountpoint.is_some() { "mounting lazily and running the program" } else { "reading lazily" })?;
+    let lazy = lazily(&play, "store", None, mountpoint).await?;
+    let by_aws = match play.aws_index {
+        Some(index) => {
+            note(arguments, "the same by AWS's form of the index")?;
+            Some(lazily(&play, "store-aws", Some(index), mountpoint.filter(|_| lazy.mounted)).await?)
+        }
+        None => None,
     };
-    let mount = (fuse && runs).then_some(mountpoint.as_path());
-    let opened = Opened::new(source, image, &store, &options, mount).await?;
-    let first = once(&opened, mount, &play).await?;
-    let lazy = opened.way(source, first);
-    let again_seconds = once(&opened, mount, &play).await?.as_secs_f64();
-    let status = opened.image.status();
-    let report = Report {
+    Ok(Report {
         image: play.what.clone(),
         command: command.clone(),
         image_bytes: image.manifest.layers.iter().map(|layer| layer.size).sum(),
         layers: image.manifest.layers.len(),
         indexed_layers: image.manifest.layers.iter().filter(|layer| layer.size >= LAYER_BYTES_MIN).count(),
-        files: opened.image.view().len(),
+        files: lazy.files,
         index_seconds: play.index_seconds,
+        spans: lazy.spans,
+        inflated_spans: lazy.inflated_spans,
+        pull: pulled.ok(),
+        index_bytes: if play.local_index { 0 } else { lazy.index_bytes },
+        aws_index_bytes: by_aws.as_ref().map(|by_aws| by_aws.index_bytes),
+        lazy: lazy.way,
+        lazy_aws: by_aws.map(|by_aws| by_aws.way),
+        again_seconds: lazy.again_seconds,
+        mounted: lazy.mounted,
+    })
+}
+
+/// What a lazy start took.
+struct Lazily {
+    way: Way,
+    again_seconds: f64,
+    index_bytes: u64,
+    files: usize,
+    spans: u64,
+    inflated_spans: u64,
+    mounted: bool,
+}
+
+/// Opens the image by an index with nothing of it in a cache, runs the program twice, and closes it.
+async fn lazily(
+    play: &Play<'_>,
+    store: &str,
+    index: Option<Digest>,
+    mountpoint: Option<&Path>,
+) -> anyhow::Result<Lazily> {
+    let store = Arc::new(Store::open(&play.scratch.join(store)).context("making a layer store")?);
+    let options = OpenOptions {
+        layer_bytes_min: LAYER_BYTES_MIN,
+        index,
+        index_store: Some(play.index_store.clone()),
+        parallel: 4,
+        ..OpenOptions::default()
+    };
+    let opened = Opened::new(&play.source, &play.image, &store, &options, mountpoint).await?;
+    let mountpoint = mountpoint.filter(|_| opened.is_mounted());
+    let first = once(&opened, mountpoint, play).await?;
+    let way = opened.way(&play.source, first);
+    let again_seconds = once(&opened, mountpoint, play).await?.as_secs_f64();
+    let status = opened.image.status();
+    let lazily = Lazily {
+        way,
+        again_seconds,
+        index_bytes: opened.index_bytes,
+        files: opened.image.view().len(),
         spans: status.layers.iter().map(|layer| u64::from(layer.spans)).sum(),
         inflated_spans: status.layers.iter().map(|layer| u64::from(layer.present_spans)).sum(),
-        pull: pulled.ok(),
-        lazy,
-        index_bytes: if play.local_index { 0 } else { opened.index_bytes },
-        again_seconds,
-        mounted: mount.is_some(),
+        mounted: opened.is_mounted(),
     };
     tokio::task::spawn_blocking(move || opened.close()).await??;
-    Ok(report)
+    Ok(lazily)
 }
 
 /// The program once, from the mount; or its files, through the library.

@@ -115,8 +115,8 @@ fn machine() -> Vec<Finding> {
         Some(_) => bad("kernel", release, "5.11 or later is needed"),
         None => note("kernel", format!("{release:?} is no version"), "5.11 or later is needed"),
     };
-    let fuse = match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => good("/dev/fuse", "can be opened"),
+    let fuse = match soci_fs::mount::may_open_device() {
+        Ok(()) => good("/dev/fuse", "can be opened"),
         Err(error) => {
             bad("/dev/fuse", error.to_string(), "load the module (modprobe fuse), or give the container the device")
         }

@@ -278,11 +278,21 @@ pub fn block_on<T>(timeout: Duration, work: impl Future<Output = anyhow::Result<
     };
     run_to_end(async {
         tokio::select! {
-            result = work => result,
+            result = interruptible(work, "interrupted; nothing half-done was published") => result,
             () = limit => Err(fail(Exit::Failure, format!("the command did not end within --timeout {timeout:?}"))),
-            _ = tokio::signal::ctrl_c() => Err(fail(Exit::Failure, "interrupted; nothing half-done was published")),
         }
     })
+}
+
+/// Does `work` until its end, or until an interrupt, of which `said` is what the command says.
+///
+/// # Errors
+/// What `work` says, or that it was interrupted.
+pub async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>, said: &str) -> anyhow::Result<T> {
+    tokio::select! {
+        result = work => result,
+        _ = tokio::signal::ctrl_c() => Err(fail(Exit::Interrupted, said)),
+    }
 }
 
 /// Runs `work` to its end; signals are its own business.

@@ -5,15 +5,17 @@
 //! that the mount is ready.
 
 use std::fs::{File, Permissions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
 use soci_fs::open::{IndexModes, LayerNote, OpenOptions, Way, open_image};
@@ -21,7 +23,9 @@ use soci_fs::private::ensure_private_dir;
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_fs::trust::TrustPolicy;
+use soci_index::find::choose::Candidate;
 use soci_index::image::ImageSource;
+use soci_index::image::reference::Reference;
 use soci_index::output as output_file;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
@@ -31,16 +35,22 @@ use super::choice;
 use super::image::{self, run_to_end};
 use crate::args::{Mount, Umount};
 use crate::config::Config;
-use crate::exit::{Exit, fail};
+use crate::exit::{Exit, Reported, fail};
 use crate::output;
 use crate::progress::Progress;
 
 mod ahead;
 
-use ahead::Plan;
+use ahead::{Ahead, Plan};
 
 /// What a detached process prints when its mount is ready.
 const READY: &str = "ready";
+
+/// What an interrupt during the preparations leads to.
+const INTERRUPTED: &str = "interrupted before the mount was ready";
+
+/// The log of detached mounts begins anew when it is longer.
+const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// Layer stores that are tried before giving up: one for each image that is mounted at the same time.
 const STORES_MAX: u32 = 256;
@@ -57,7 +67,7 @@ pub fn run(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     }
     config.keep_private()?;
     if arguments.detach {
-        return detach(arguments, config);
+        return run_to_end(detach(arguments));
     }
     run_to_end(serve(arguments, config))
 }
@@ -73,17 +83,84 @@ fn check_directory(directory: &Path) -> anyhow::Result<()> {
         Ok(_) => return Err(fail(Exit::Usage, format!("{shown} is no directory"))),
         Err(error) => return Err(fail(Exit::Local, format!("{shown}: {error}; create the directory first"))),
     }
-    if !Path::new("/dev/fuse").exists() {
-        return Err(fail(Exit::Local, "/dev/fuse is missing: load the fuse module, or give the container the device"));
+    check_device()
+}
+
+/// Refuses a directory with something in it, before anything is fetched.
+fn check_empty(directory: &Path) -> anyhow::Result<()> {
+    if std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        let hint = "mount on an empty directory, or what is there would be hidden";
+        return Err(fail(Exit::Usage, format!("{} is not empty: {hint}", directory.display())));
     }
     Ok(())
 }
 
+/// Refuses where nothing can be mounted at all, in words that help.
+///
+/// # Errors
+/// When there is no device for mounts.
+pub(super) fn check_device() -> anyhow::Result<()> {
+    match soci_fs::mount::may_open_device() {
+        // Others than root mount through a helper, which may open what they may not.
+        Err(error) if error.kind() != ErrorKind::PermissionDenied || rustix::process::geteuid().is_root() => {
+            let hint = "load the fuse module, or give the container the device";
+            Err(fail(Exit::Local, format!("/dev/fuse cannot be opened ({error}): {hint}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let start = Instant::now();
-    let options = image::client_options(&arguments.access)?;
     let reference = image::reference(&arguments.image)?;
-    let source = ImageSource::open(&reference, &options).await?;
+    let served = image::interruptible(prepare(arguments, config, &reference), INTERRUPTED).await?;
+    let Served { image, mounted, ahead, index, notes } = served;
+    if let Some(file) = &arguments.pid_file {
+        write_pid(file).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let (directory, time) = (arguments.directory.display(), output::time(start.elapsed()));
+    let how =
+        index.as_ref().map_or_else(|| "without an index".to_owned(), |index| format!("by {}", choice::words(index)));
+    let is_bare = index.is_none() && notes.iter().any(|note| note.layer.size >= arguments.min_layer_size);
+    let hint =
+        format!("the image has no index: `soci publish {reference}` makes the next mount fetch only what is read");
+    let hint = is_bare.then_some(hint);
+    if arguments.serve_detached {
+        let log = open_log(config)?;
+        output::line(format!("mounted {reference} on {directory} in {time}, {how} (process {})", std::process::id()))?;
+        hint.map_or(Ok(()), output::line)?;
+        leave_terminal();
+        output::line(READY)?;
+        let to_log = rustix::stdio::dup2_stdout(&log).and_then(|()| rustix::stdio::dup2_stderr(&log));
+        to_log.context("writing to the log from now on")?;
+    } else {
+        report(&notes)?;
+        hint.map_or(Ok(()), output::line)?;
+        output::line(format!(
+            "mounted {reference} on {directory} in {time}, {how}; `soci umount {directory}` or Ctrl-C ends it"
+        ))?;
+    }
+    until_unmounted(mounted).await?;
+    ahead.end();
+    if let Some(file) = &arguments.pid_file {
+        let _ = output_file::remove(file);
+    }
+    summary(&image)
+}
+
+/// An image that is mounted, and how it was opened.
+struct Served {
+    image: Arc<Image>,
+    mounted: Mounted,
+    ahead: Ahead,
+    index: Option<Candidate>,
+    notes: Vec<LayerNote>,
+}
+
+async fn prepare(arguments: &Mount, config: &Config, reference: &Reference) -> anyhow::Result<Served> {
+    let options = image::client_options(&arguments.access)?;
+    let source = ImageSource::open(reference, &options).await?;
+    check_empty(&arguments.directory)?;
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
@@ -104,35 +181,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     options.privileged = arguments.suid;
     options.statistics_path = Some(store.root().to_owned());
     let mounted = mount(Arc::clone(&image), &arguments.directory, &options, Handle::current())?;
-    if let Some(file) = &arguments.pid_file {
-        write_pid(file).with_context(|| format!("writing {}", file.display()))?;
-    }
-    if arguments.serve_detached {
-        output::line(READY)?;
-        leave_terminal();
-    } else {
-        let how = index
-            .as_ref()
-            .map_or_else(|| "without an index".to_owned(), |index| format!("by {}", choice::words(index)));
-        report(&notes)?;
-        if index.is_none() && notes.iter().any(|note| note.layer.size >= arguments.min_layer_size) {
-            output::line(format!(
-                "the image has no index: `soci publish {reference}` makes the next mount fetch only what is read"
-            ))?;
-        }
-        output::line(format!(
-            "mounted {reference} on {} in {}, {how}; `soci umount {}` or Ctrl-C ends it",
-            arguments.directory.display(),
-            output::time(start.elapsed()),
-            arguments.directory.display(),
-        ))?;
-    }
-    until_unmounted(mounted).await?;
-    ahead.end();
-    if let Some(file) = &arguments.pid_file {
-        let _ = output_file::remove(file);
-    }
-    summary(&image)
+    Ok(Served { image, mounted, ahead, index, notes })
 }
 
 /// The number of this process, readable by all users that can enter the directory: it is no secret.
@@ -249,46 +298,57 @@ fn summary(image: &Image) -> anyhow::Result<()> {
     ))
 }
 
-/// Starts a process that serves, and waits until it says that it is ready.
-fn detach(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
-    let log = config.layers().join("mount.log");
-    ensure_private_dir(&config.layers())?;
-    let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-    let program = std::env::current_exe().context("finding this program")?;
-    let mut command = Command::new(program);
-    // The same words again, less the one that led here. Secrets come from standard input or a file, not from a word.
-    command.args(std::env::args_os().skip(1).filter(|word| word != "--detach")).arg("--serve-detached");
-    command.stdout(Stdio::piped()).stderr(file).stdin(if arguments.access.password_stdin {
-        Stdio::inherit()
-    } else {
-        Stdio::null()
-    });
-    let mut child = command.spawn().context("starting the serving process")?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).context("waiting for the serving process")?;
+/// Starts a process that serves, and waits until it says that it is ready. Until then what it says goes where this
+/// process would have said it, and from then on to the log.
+async fn detach(arguments: &Mount) -> anyhow::Result<()> {
+    let mut command = Command::new(crate::config::own_program().context("finding this program")?);
+    // The same words again, but for the one that led here, whose place matters: after `--` there are no options. Secrets
+    // come from standard input or a file, not from a word.
+    let words = std::env::args_os().skip(1);
+    command.args(words.map(|word| if word == "--detach" { "--serve-detached".into() } else { word }));
+    let input = if arguments.access.password_stdin { Stdio::inherit() } else { Stdio::null() };
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let child = command.spawn().context("starting the serving process")?;
+    let id = Pid::from_child(&child);
+    let mut waiting = tokio::task::spawn_blocking(move || until_ready(child));
+    loop {
+        tokio::select! {
+            said = &mut waiting => return said.context("waiting for the serving process")?,
+            // It has its own reasons to end then, and its own words.
+            _ = tokio::signal::ctrl_c() => drop(kill_process(id, Signal::INT)),
+        }
     }
-    if line.trim_end() == READY {
-        output::line(format!(
-            "mounted {} on {} (process {})",
-            arguments.image,
-            arguments.directory.display(),
-            child.id()
-        ))?;
-        return Ok(());
+}
+
+/// Waits for the serving process to say that it is ready, or to end, and passes on what it said.
+fn until_ready(mut child: Child) -> anyhow::Result<()> {
+    let mut said = Vec::new();
+    // All of it is read before any of it is printed: a reader of ours that goes away must not end the mount.
+    for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let line = line.context("waiting for the serving process")?;
+        if line == READY {
+            return said.iter().try_for_each(output::line);
+        }
+        said.push(line);
     }
     let status = child.wait().context("waiting for the serving process")?;
-    let said = std::fs::read_to_string(&log).unwrap_or_default();
-    let exit = match status.code() {
-        Some(2) => Exit::Usage,
-        Some(3) => Exit::Credentials,
-        Some(4) => Exit::Registry,
-        Some(5) => Exit::BadContent,
-        Some(7) => Exit::Local,
-        _ => Exit::Failure,
-    };
-    let last = said.lines().last().unwrap_or("the serving process ended without a word");
-    Err(fail(exit, last.strip_prefix("soci: ").unwrap_or(last)))
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code @ 1..) => Err(Reported { code }.into()),
+        _ if status.signal() == Some(Signal::INT.as_raw()) => Err(fail(Exit::Interrupted, INTERRUPTED)),
+        _ => Err(fail(Exit::Failure, format!("the serving process ended before the mount was ready ({status})"))),
+    }
+}
+
+/// The log of processes that serve in the background, one for all below a root: each adds its lines at the end.
+fn open_log(config: &Config) -> anyhow::Result<File> {
+    let path = config.layers().join("mount.log");
+    ensure_private_dir(&config.layers())?;
+    let file = File::options().append(true).create(true).open(&path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    if file.metadata().is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        file.set_len(0).with_context(|| format!("shortening {}", path.display()))?;
+    }
+    Ok(file)
 }
 
 /// A session of its own, so that closing the terminal does not end the mount.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::TryStreamExt as _;
-use soci_fs::open::{OpenOptions, OpenedImage, Way, open_image};
+use soci_fs::open::{OpenOptions, OpenedImage, open_image};
 use soci_fs::proof;
 use soci_fs::unpack::LayerClaim;
 use soci_index::image::{ImageSource, PlatformImage};
@@ -44,8 +44,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
         let (image, listing) = image::of_platform_with_listing(&source, arguments.platform.as_deref()).await?;
         let size = image.manifest.layers.iter().map(|layer| layer.size).sum();
         let progress = Arc::new(Progress::bytes("fetching", Some(size)));
-        let whole = Arc::new(AtomicU64::new(0));
-        let (fetched, shown) = (Arc::clone(&whole), Arc::clone(&progress));
+        let (fetched, shown) = (AtomicU64::new(0), Arc::clone(&progress));
         let options = OpenOptions {
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
             listing,
@@ -54,7 +53,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
             ..record::open_options(config, arguments.min_layer_size)
         };
         let opened = open_image(&source, &image, &store, &options, &Handle::current()).await?;
-        complete(&opened, &image, &progress, whole.load(Ordering::Relaxed)).await?;
+        complete(&opened, &image, &progress).await?;
         progress.finish();
         Ok(opened)
     })
@@ -63,7 +62,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
 }
 
 /// Fetches what is lacking of all layers side by side, and proves them.
-async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progress, before: u64) -> anyhow::Result<()> {
+async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progress) -> anyhow::Result<()> {
     let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
     let claims =
         layers.map(|(layer, diff_id)| LayerClaim { digest: layer.digest, size: layer.size, diff_id: *diff_id });
@@ -84,15 +83,13 @@ async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progre
     loop {
         tokio::select! {
             done = &mut work => return done,
-            () = tokio::time::sleep(TICK) => progress.at(before + fetched()),
+            () = tokio::time::sleep(TICK) => progress.at(fetched()),
         }
     }
 }
 
 fn say(arguments: &Pull, opened: &OpenedImage, time: Duration) -> anyhow::Result<()> {
     let fetched: u64 = opened.readers.iter().map(|reader| reader.counts().fetched_bytes).sum();
-    let streamed = opened.notes.iter().filter(|note| matches!(note.way, Way::Streamed(_)));
-    let fetched = fetched + streamed.map(|note| note.layer.size).sum::<u64>();
     let bytes: u64 = opened.readers.iter().map(|reader| reader.store().size()).sum();
     if arguments.json {
         let mut document = serde_json::json!({

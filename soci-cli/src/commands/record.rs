@@ -32,6 +32,9 @@ pub mod inside;
 
 use enter::{Ending, Errand};
 
+/// What an interrupt during the preparations leads to.
+const INTERRUPTED: &str = "interrupted before the command was started";
+
 /// Runs the command.
 ///
 /// # Errors
@@ -42,9 +45,7 @@ pub fn run(arguments: &Record, config: &Config, global: &Global) -> anyhow::Resu
         (None, Some(name)) => name,
         (None, None) => return Err(fail(Exit::Usage, "name an image, or a container by --container")),
     };
-    if !Path::new("/dev/fuse").exists() {
-        return Err(fail(Exit::Local, "/dev/fuse is missing: load the fuse module, or give the container the device"));
-    }
+    super::mount::check_device()?;
     run_to_end(record(arguments, name, config))
 }
 
@@ -62,8 +63,12 @@ pub fn open_options(config: &Config, layer_bytes_min: u64) -> OpenOptions {
 async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Result<()> {
     let client = image::client_options(&arguments.access)?;
     let reference = image::reference(name)?;
-    let source = ImageSource::open(&reference, &client).await?;
-    let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
+    let resolving = async {
+        let source = ImageSource::open(&reference, &client).await?;
+        let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
+        Ok((source, found))
+    };
+    let (source, found) = image::interruptible(resolving, INTERRUPTED).await?;
     let errand = Errand::new(&found.raw_config, &arguments.command, arguments.network)?;
     arguments.bounds.set();
     config.keep_private()?;
@@ -76,7 +81,8 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     }
     let store = Arc::new(Store::open(&scratch.path().join("store"))?);
     let open = open_options(config, arguments.min_layer_size);
-    let opened = open_image(&source, &found, &store, &open, &Handle::current()).await?;
+    let opening = async { Ok(open_image(&source, &found, &store, &open, &Handle::current()).await?) };
+    let opened = image::interruptible(opening, INTERRUPTED).await?;
     let recorder = Recorder::new(Limits::DEFAULT);
     opened.readers.iter().for_each(|reader| recorder.attach(reader));
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
@@ -107,6 +113,10 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     output::line_beside(&arguments.output, said)?;
     match ending {
         Ending::Stopped => Ok(()),
+        Ending::Interrupted => {
+            let written = arguments.output.display();
+            Err(fail(Exit::Interrupted, format!("interrupted; what {errand} read until then is in {written}")))
+        }
         Ending::Exited(status) if status.success() => Ok(()),
         Ending::Exited(_) => {
             let written = arguments.output.display();

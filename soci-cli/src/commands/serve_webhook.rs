@@ -276,7 +276,9 @@ fn end_of(error: &anyhow::Error) -> End {
         Exit::BadContent | Exit::Refused | Exit::Usage => done(Outcome::Failed),
         Exit::UpToDate | Exit::Success => done(Outcome::UpToDate),
         // The disk is emptied, the registry comes back, credentials are renewed, the image is replicated.
-        Exit::Failure | Exit::Credentials | Exit::Registry | Exit::Local | Exit::Signing => End::Again { message },
+        Exit::Failure | Exit::Credentials | Exit::Registry | Exit::Local | Exit::Signing | Exit::Interrupted => {
+            End::Again { message }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::args::Level;
+use crate::output::json_for_terminals;
 
 /// Begins logging our own lines from `level` on, and others' warnings.
 pub fn start(level: Level) {
@@ -45,7 +46,7 @@ pub fn start(level: Level) {
 pub fn fatal(error: &anyhow::Error) {
     let line = line("fatal", Map::from_iter([("msg".to_owned(), crate::exit::words(error).into())]));
     // With standard error gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", json_for_terminals(&line.to_string()));
 }
 
 struct Lines;
@@ -65,7 +66,7 @@ where
         };
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
-        writeln!(writer, "{}", line(level, fields.0))
+        writeln!(writer, "{}", json_for_terminals(&line(level, fields.0).to_string()))
     }
 }
 

@@ -138,7 +138,7 @@ impl Opened {
     /// Opens the image, and mounts it on `directory` if one is given.
     ///
     /// # Errors
-    /// When the image cannot be opened or mounted.
+    /// When the image cannot be opened. That it cannot be mounted is a warning.
     pub async fn new(
         source: &ImageSource,
         image: &PlatformImage,
@@ -150,11 +150,20 @@ impl Opened {
         let opened = open_image(source, image, store, options, &Handle::current()).await?;
         let index_bytes = opened.index_bytes;
         let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
-        let mounted = match directory {
-            Some(directory) => Some(mount(Arc::clone(&image), directory, &MountOptions::default(), Handle::current())?),
-            None => None,
-        };
+        let mounted = directory
+            .map(|directory| mount(Arc::clone(&image), directory, &MountOptions::default(), Handle::current()))
+            .transpose()
+            .inspect_err(|error| {
+                tracing::warn!("nothing can be mounted here: {error}; reading the same files through the library");
+            })
+            .unwrap_or_default();
         Ok(Self { image, prepare: start.elapsed(), index_bytes, mounted, before })
+    }
+
+    /// Whether it is mounted.
+    #[must_use]
+    pub const fn is_mounted(&self) -> bool {
+        self.mounted.is_some()
     }
 
     /// What it took so far, with the program's time.

@@ -32,6 +32,10 @@ pub struct Report {
     pub lazy: Way,
     /// Of the bytes fetched lazily, how many were the index.
     pub index_bytes: u64,
+    /// The same start by AWS's form of the index, where the image has both.
+    pub lazy_aws: Option<Way>,
+    /// Of the bytes fetched by that one, how many were the index.
+    pub aws_index_bytes: Option<u64>,
     /// Run again.
     pub again_seconds: f64,
     /// Whether the files went through a mount; else they were read through the library.
@@ -39,6 +43,9 @@ pub struct Report {
 }
 
 const BAR: usize = 44;
+
+/// The row of the lazy start by AWS's form of the index.
+const BY_AWS: &str = "by AWS's index";
 
 impl Report {
     /// Prints tables and bars.
@@ -71,20 +78,25 @@ impl Report {
         rows.push(row(lazy, &self.lazy));
         let again = Way { run_seconds: self.again_seconds, ..Way::default() };
         rows.push(row("once more", &again));
+        rows.extend(self.lazy_aws.iter().map(|way| row(BY_AWS, way)));
         output::table(&["", "PREPARE", "RUN", "TOTAL", "FETCHED", "OF IMAGE", "REQUESTS"], &rows)?;
         output::line("")?;
         self.bars(lazy)?;
         let index = output::size(self.index_bytes);
+        let aws = self.aws_index_bytes.map(|bytes| format!(" ({} by AWS's form of it)", output::size(bytes)));
         output::line(format!(
-            "\nspans inflated: {} of {}; {index} of the bytes were the index",
-            self.inflated_spans, self.spans
+            "\nspans inflated: {} of {}; {index} of the bytes were the index{}",
+            self.inflated_spans,
+            self.spans,
+            aws.unwrap_or_default()
         ))
     }
 
     fn bars(&self, lazy: &str) -> anyhow::Result<()> {
         let total = |way: &Way| way.prepare_seconds + way.run_seconds;
-        let ways: Vec<(&str, &Way)> =
-            self.pull.iter().map(|pull| ("pull everything", pull)).chain([(lazy, &self.lazy)]).collect();
+        let pull = self.pull.iter().map(|pull| ("pull everything", pull));
+        let aws = self.lazy_aws.iter().map(|way| (BY_AWS, way));
+        let ways: Vec<(&str, &Way)> = pull.chain([(lazy, &self.lazy)]).chain(aws).collect();
         let most = ways.iter().map(|(_, way)| total(way)).fold(0.0, f64::max);
         for (name, way) in &ways {
             let (bar, time) = (output::bar(total(way), most, BAR), output::time(Duration::from_secs_f64(total(way))));

@@ -7,7 +7,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use soci_index::build::{BuildOptions, Observer};
+use soci_index::build::{BuildOptions, Format, Observer};
 use soci_index::digest::Digest;
 use soci_index::image::ImageSource;
 use soci_index::image::model::media_type;
@@ -23,7 +23,7 @@ use super::registry::DemoRegistry;
 /// Round trip to the demonstration's registry: that of a registry in the same data centre.
 pub const LATENCY: Duration = Duration::from_millis(2);
 
-/// Spans of the demonstration: its layers are small.
+/// Spans of AWS's form of the index: the demonstration's layers are small.
 pub const SPAN_BYTES: u64 = 1 << 20;
 
 /// Least size of a layer that gets an index.
@@ -67,7 +67,7 @@ impl Stage {
         Ok(Self { registry, name })
     }
 
-    /// Publishes the image's index in the registry, as `soci publish` would.
+    /// Publishes both forms of the image's index in the registry, as `soci publish` would.
     ///
     /// # Errors
     /// When the image cannot be indexed.
@@ -76,8 +76,12 @@ impl Stage {
         let source = ImageSource::open(&self.name.parse()?, &options).await?;
         let ImageSource::Registry { repository, .. } = &source else { anyhow::bail!("{} is in a registry", self.name) };
         let image = source.resolve(&PlatformSelection::Host).await?.pop().context("the image has a platform")?;
-        let building =
-            BuildOptions { span_bytes: SPAN_BYTES, layer_bytes_min: LAYER_BYTES_MIN, ..BuildOptions::default() };
+        let building = BuildOptions {
+            format: Format::Both,
+            span_bytes: SPAN_BYTES,
+            layer_bytes_min: LAYER_BYTES_MIN,
+            ..BuildOptions::default()
+        };
         let observer: Observer = std::sync::Arc::new(|_| {});
         let job =
             publish::Job { source: &source, image: &image, options: &building, force: false, observer: &observer };

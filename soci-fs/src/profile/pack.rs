@@ -149,6 +149,7 @@ impl Unpacking {
     pub(super) async fn run(self, mut stream: BlobStream) -> Result<(), PackError> {
         let (send, receive) = mpsc::channel::<io::Result<Bytes>>(PIECES_WAITING);
         let _turn = budget::pack().await;
+        self.count(1, 0);
         let task = tokio::task::spawn_blocking(move || self.unpack(Arriving { receive, piece: Bytes::new() }));
         while let Some(piece) = stream.next().await {
             // Whoever stops listening says why.
@@ -160,15 +161,27 @@ impl Unpacking {
         task.await.map_err(|_| PackError::Abandoned)?
     }
 
+    /// Counts what is of no single layer, with the first one that the image has.
+    fn count(&self, requests: u64, bytes: u64) {
+        if let Some(reader) = self.readers.iter().flatten().next() {
+            reader.count_fetched(requests, bytes);
+        }
+    }
+
     fn unpack(self, arriving: Arriving) -> Result<(), PackError> {
-        let result = self.unpack_ranges(arriving);
+        let mut counted = 0;
+        let result = self.unpack_ranges(arriving, &mut counted);
+        let packed = self.progress.borrow().packed;
+        self.count(0, packed - counted);
         self.progress.send_modify(|progress| progress.ended = true);
         result
     }
 
-    fn unpack_ranges(&self, arriving: Arriving) -> Result<(), PackError> {
-        let counted = Counted { inner: arriving, progress: &self.progress };
-        let mut decoder = zstd::stream::read::Decoder::new(counted).map_err(PackError::Write)?;
+    /// Packed bytes are counted with the layers that they are of, up to what the decoder has read ahead; `counted` is how
+    /// many were.
+    fn unpack_ranges(&self, arriving: Arriving, counted: &mut u64) -> Result<(), PackError> {
+        let arriving = Counted { inner: arriving, progress: &self.progress };
+        let mut decoder = zstd::stream::read::Decoder::new(arriving).map_err(PackError::Write)?;
         decoder.window_log_max(WINDOW_LOG_MAX).map_err(PackError::Write)?;
         let (ranges, mut buffer) = (self.profile.ranges(), Vec::new());
         for (number, (range, digest)) in ranges.iter().zip(self.profile.digests()).enumerate() {
@@ -183,6 +196,11 @@ impl Unpacking {
             // One that was condemned meanwhile brings no more.
             if let Some(reader) = self.readers[range.layer as usize].as_ref().filter(|reader| reader.pack().is_some()) {
                 reader.store().write_part(offset, &buffer)?;
+            }
+            if let Some(reader) = &self.readers[range.layer as usize] {
+                let packed = self.progress.borrow().packed;
+                reader.count_fetched(0, packed - *counted);
+                *counted = packed;
             }
             self.progress.send_modify(|progress| progress.unpacked += range.length());
         }

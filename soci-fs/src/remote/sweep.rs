@@ -28,7 +28,7 @@ impl RemoteLayers {
         }
     }
 
-    /// Takes slots away that were filled for questions that never came.
+    /// Takes slots away that were filled for questions that never came. Blocks.
     pub fn sweep(&self, life: Duration) {
         let mut state = self.0.state();
         let over = state.unclaimed.iter().filter(|(_, since)| since.elapsed() >= life);
@@ -43,7 +43,11 @@ impl RemoteLayers {
         loop {
             tokio::time::sleep(IDLE_LIFE / 2).await;
             self.end_idle(IDLE_LIFE);
-            self.sweep(UNCLAIMED_LIFE);
+            // It removes files, and waits for records that are being written.
+            let layers = self.clone();
+            if tokio::task::spawn_blocking(move || layers.sweep(UNCLAIMED_LIFE)).await.is_err() {
+                tracing::error!("slots that were not asked for could not be swept");
+            }
             self.sweep_indexes().await;
         }
     }

@@ -39,8 +39,10 @@ pub(super) struct Errand {
 pub(super) enum Ending {
     /// By itself.
     Exited(ExitStatus),
-    /// It was stopped when its time was over, or by whoever watches.
+    /// It was stopped when its time was over.
     Stopped,
+    /// It was stopped by an interrupt.
+    Interrupted,
 }
 
 #[derive(Deserialize)]
@@ -85,16 +87,17 @@ impl Errand {
         let mut child = line.kill_on_drop(true).spawn().with_context(|| format!("starting {self}"))?;
         let time =
             async { if limit.is_zero() { std::future::pending().await } else { tokio::time::sleep(limit).await } };
-        let ended = tokio::select! {
-            status = child.wait() => Some(status.with_context(|| format!("waiting for {self}"))?),
-            () = time => None,
-            _ = tokio::signal::ctrl_c() => None,
+        let ending = tokio::select! {
+            // First: a terminal sends it to the command, too, which ends by it.
+            biased;
+            _ = tokio::signal::ctrl_c() => Ending::Interrupted,
+            status = child.wait() => {
+                return Ok(Ending::Exited(status.with_context(|| format!("waiting for {self}"))?));
+            }
+            () = time => Ending::Stopped,
         };
-        if let Some(status) = ended {
-            return Ok(Ending::Exited(status));
-        }
         child.kill().await.with_context(|| format!("ending {self}"))?;
-        Ok(Ending::Stopped)
+        Ok(ending)
     }
 
     fn as_root(&self, image: &Path, room: &Path) -> anyhow::Result<tokio::process::Command> {
@@ -155,6 +158,7 @@ impl fmt::Display for Ending {
         match self {
             Self::Exited(status) => write!(f, "{status}"),
             Self::Stopped => f.write_str("stopped"),
+            Self::Interrupted => f.write_str("interrupted"),
         }
     }
 }
