@@ -10,6 +10,7 @@ use soci_index::convert::target::Target;
 use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
 use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::publish::PublishError;
 use soci_index::registry::{ClientOptions, Registry};
 use soci_index::signature::Trust;
 use soci_index::v2::EntryNotes;
@@ -39,7 +40,19 @@ pub fn run(arguments: &Convert, global: &Global) -> anyhow::Result<()> {
     let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.fineness)?;
     let (force, platforms) = (arguments.building.force, &arguments.platforms);
     let signed_by = image::signers(&arguments.signers, true)?;
-    let conversion = Conversion { source, target, client, notes, build, signed_by, force, platforms, replaces: None };
+    let conversion = Conversion {
+        source,
+        target,
+        client,
+        notes,
+        build,
+        signed_by,
+        force,
+        platforms,
+        replaces: None,
+        replaces_signed: arguments.replace_signed,
+        signed_hint: "choose another destination, convert by `soci publish --v2` with --sign-with, or say --replace-signed",
+    };
     let converted = conversion.run(global)?;
     if arguments.json {
         return conversion.print_json(&converted);
@@ -127,6 +140,10 @@ pub(crate) struct Conversion<'a> {
     pub(crate) platforms: &'a Platforms,
     /// What the target's tag must still name at the end, if that matters.
     pub(crate) replaces: Option<Digest>,
+    /// Whether a signed image may be replaced by one that is not.
+    pub(crate) replaces_signed: bool,
+    /// What helps if one would be.
+    pub(crate) signed_hint: &'static str,
 }
 
 impl Conversion<'_> {
@@ -148,6 +165,7 @@ impl Conversion<'_> {
             notes: self.notes,
             force: self.force,
             replaces: self.replaces,
+            replaces_signed: self.replaces_signed,
         };
         let source = source::open(&self.source, &self.client, global).await?;
         let bars = Mutex::new(Vec::new());
@@ -158,6 +176,10 @@ impl Conversion<'_> {
         });
         let converted = converted.await;
         bars.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|bar| bar.finish());
+        let converted = match converted {
+            Err(signed @ PublishError::Signed { .. }) => Err(anyhow::Error::from(signed).context(self.signed_hint)),
+            other => other.map_err(anyhow::Error::from),
+        };
         let converted = converted.with_context(|| format!("converting {}", self.source))?;
         converted.images.iter().for_each(|(_, report)| image::warn_missing(report));
         for (platform, _) in &converted.skipped {

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
-use soci_fs::open::{IndexModes, LayerNote, OpenOptions, Way, open_image};
+use soci_fs::open::{IndexModes, LayerNote, NO_INDEX, OpenOptions, Way, open_image};
 use soci_fs::private::ensure_private_dir;
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
@@ -115,7 +115,8 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
             .as_ref()
             .map_or_else(|| "without an index".to_owned(), |index| format!("by {}", choice::words(index)));
         report(&notes)?;
-        if index.is_none() && notes.iter().any(|note| note.layer.size >= arguments.min_layer_size) {
+        let lacks_index = |note: &LayerNote| matches!(&note.way, Way::Streamed(reason) if reason == NO_INDEX);
+        if notes.iter().any(lacks_index) {
             output::line(format!(
                 "the image has no index: `soci publish {reference}` makes the next mount fetch only what is read"
             ))?;

@@ -134,6 +134,7 @@ struct Settings {
     to: Option<String>,
     v2: bool,
     sign_with: Option<String>,
+    replaces_signed: bool,
     /// Whose signatures count.
     trust: Arc<Trust>,
     /// Whose signatures count for what is reused; `None` where all is that fits.
@@ -173,6 +174,7 @@ impl Settings {
             to: arguments.to.clone(),
             v2: arguments.v2,
             sign_with: arguments.sign_with.clone(),
+            replaces_signed: arguments.replace_signed || arguments.sign_with.is_some(),
             trust: signed_by.clone().unwrap_or_default(),
             signed_by,
             client,
@@ -209,11 +211,13 @@ impl Settings {
             forms: &self.forms,
             platforms: &self.platforms,
             dry_run: false,
+            will_sign: self.sign_with.is_some(),
         };
         let published = plan.carry_out(&self.global).await?;
         let up_to_date = published.up_to_date();
         let made: Vec<Digest> = published.reports.iter().flat_map(|(_, report)| report.indexes()).collect();
         self.sign_all(&published.target, &made).await?;
+        sign::look_back(&published.target, &made).await;
         let indexes: Vec<String> = made.iter().map(|index| format!("{}@{index}", published.target)).collect();
         Ok((if up_to_date { Outcome::UpToDate } else { Outcome::Published }, indexes.join(", ")))
     }
@@ -230,6 +234,8 @@ impl Settings {
             force: self.building.force,
             platforms: &self.platforms,
             replaces: Some(*digest),
+            replaces_signed: self.replaces_signed,
+            signed_hint: "the image is signed: have new ones signed by --sign-with COMMAND, or say --replace-signed",
         };
         let converted: Converted = conversion.carry_out(&self.global).await?;
         let spans = converted.images.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
@@ -237,6 +243,7 @@ impl Settings {
         let made: Vec<String> = std::iter::once(converted.digest).chain(spans).map(name).collect();
         if let Target::Registry { repository, .. } = &conversion.target {
             self.sign_all(repository, &converted.signable).await?;
+            sign::look_back(repository, &converted.signable).await;
         }
         Ok((if converted.up_to_date { Outcome::UpToDate } else { Outcome::Published }, made.join(", ")))
     }
