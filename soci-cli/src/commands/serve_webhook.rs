@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use soci_fs::private::set_umask;
+use soci_index::build::BuildError;
 use soci_index::convert::Converted;
 use soci_index::convert::target::Target;
 use soci_index::digest::Digest;
 use soci_index::image::ImageError;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::publish::PublishError;
-use soci_index::registry::{ClientOptions, Repository};
+use soci_index::registry::{ClientOptions, RegistryError, Repository};
 use soci_index::signature::Trust;
+use soci_index::sink::SinkError;
 use soci_index::v2::EntryNotes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -277,12 +279,47 @@ fn end_of(error: &anyhow::Error) -> End {
     if error.chain().any(is_no_image) {
         return done(Outcome::Nothing);
     }
+    if error.chain().filter_map(registry_error).any(is_forbidden_for_now) {
+        return End::Rest { message };
+    }
     match code(error) {
         Exit::NothingToIndex => done(Outcome::Nothing),
         Exit::BadContent | Exit::Refused | Exit::Usage => done(Outcome::Failed),
         Exit::UpToDate | Exit::Success => done(Outcome::UpToDate),
         // The disk is emptied, the registry comes back, credentials are renewed, the image is replicated.
         Exit::Failure | Exit::Credentials | Exit::Registry | Exit::Local | Exit::Signing => End::Again { message },
+    }
+}
+
+/// What the registry said, by whichever error passes it on.
+fn registry_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RegistryError> {
+    let of_image = |error: &'a ImageError| match error {
+        ImageError::Registry(error) => Some(error),
+        _ => None,
+    };
+    match cause.downcast_ref::<PublishError>() {
+        Some(PublishError::Registry(error) | PublishError::Beside { source: error }) => Some(error),
+        Some(PublishError::Sink(SinkError::Registry(error))) => Some(error),
+        Some(
+            PublishError::Image(error)
+            | PublishError::Build(BuildError::Image(error))
+            | PublishError::Sink(SinkError::Image(error)),
+        ) => of_image(error),
+        Some(_) => None,
+        None => cause.downcast_ref().or_else(|| of_image(cause.downcast_ref()?)),
+    }
+}
+
+/// Whether a policy or a state of the registry forbids what an administrator may admit later: content that is not signed,
+/// an immutable tag, a full quota, read-only mode.
+fn is_forbidden_for_now(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Status { status: 403 | 405 | 412, .. } => true,
+        RegistryError::Unauthorized { message, .. } => {
+            let message = message.to_lowercase();
+            ["quota", "upper limit", "read only", "read-only", "readonly"].iter().any(|word| message.contains(word))
+        }
+        _ => false,
     }
 }
 
@@ -316,9 +353,47 @@ mod tests {
         ] {
             let outcome = match end_of(&error) {
                 End::Done { outcome, .. } => Some(outcome),
-                End::Again { .. } => None,
+                End::Again { .. } | End::Rest { .. } => None,
             };
             assert_eq!(outcome, expected, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn what_rests() {
+        let status = |status, message: &str| RegistryError::Status {
+            registry: "h".into(),
+            repository: "team/app".into(),
+            what: "pushing".into(),
+            status,
+            code: None,
+            message: message.into(),
+        };
+        let denied = |message: &str| RegistryError::Unauthorized {
+            registry: "h".into(),
+            repository: "team/app".into(),
+            scope: "push".into(),
+            who: "no credentials",
+            message: message.into(),
+            challenged: false,
+        };
+        for (error, expected) in [
+            (status(412, "PROJECTPOLICYVIOLATION"), true),
+            (status(403, "The system is in read only mode"), true),
+            (
+                denied("adding 1 MiB of storage resource, which when updated will exceed the configured upper limit"),
+                true,
+            ),
+            (denied("The system is in read only mode. Any modification is prohibited."), true),
+            (denied("not yours"), false),
+            (status(415, "media type"), false),
+            (status(503, "busy"), false),
+        ] {
+            let shown = error.to_string();
+            let rests = |error: &anyhow::Error| matches!(end_of(error), End::Rest { .. });
+            assert_eq!(rests(&anyhow::Error::from(error.clone()).context("for linux/amd64")), expected, "{shown}");
+            assert_eq!(rests(&PublishError::Registry(error.clone()).into()), expected, "{shown}");
+            assert_eq!(rests(&PublishError::Sink(SinkError::Registry(error)).into()), expected, "{shown}");
         }
     }
 
