@@ -204,8 +204,9 @@ impl Queue {
             counters: Counters::default(),
             closed: false,
         };
-        let longest = PAUSES.into_iter().chain(RESTS).max().unwrap_or_default();
         for job in left {
+            let pauses: &[u64] = if job.rests { &RESTS } else { &PAUSES };
+            let longest = pauses.last().copied().unwrap_or_default();
             // A clock that was set back must not put a job off for ever.
             let job = Job { due: job.due.min(now + longest), ..job };
             queue.waiting.retain(|known| !is_same(&known.push, &job.push));
