@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
 use soci_index::digest::Digest;
@@ -15,6 +16,7 @@ use soci_index::image::model::media_type;
 use soci_index::image::reference::ManifestName;
 use soci_index::registry::Repository;
 use soci_tests::image::Image;
+use soci_tests::mounting::can_mount;
 use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
 use soci_tests::publishing::{Outcome, image, publish, publish_again, publish_and_find};
 use soci_tests::registry::{Distribution, DockerRegistry, Ferro, Peryx, client, client_with_password};
@@ -454,6 +456,18 @@ async fn nothing_is_read_back() {
     assert!(matches!(found, Discovery::Found(found) if found.others == 0));
 }
 
+/// Mounts, ends it, and answers what was said until it was mounted.
+fn until_mounted(mount: &mut std::process::Command) -> String {
+    use std::io::{BufRead as _, BufReader};
+    let mut child = mount.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let (mut lines, mut said) = (BufReader::new(child.stdout.take().unwrap()), String::new());
+    while !said.contains("mounted ") && lines.read_line(&mut said).unwrap() > 0 {}
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let _ = std::io::copy(&mut lines, &mut std::io::sink());
+    assert!(child.wait().unwrap().success(), "{said}");
+    said
+}
+
 /// The same project: every command names what refuses the index, none says that there is none, and no layer is read a
 /// second time.
 #[tokio::test(flavor = "multi_thread")]
@@ -496,6 +510,13 @@ async fn what_refuses_an_index_is_named() {
         assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
         assert!(said.contains("PROJECTPOLICYVIOLATION"), "{words:?}: {said}");
         assert!(!said.contains("has no index") && !said.contains("has none"), "{words:?}: {said}");
+    }
+    if can_mount() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, mut mount) = (tempfile::tempdir().unwrap(), soci());
+        mount.env("DOCKER_CONFIG", login.path()).arg("--root").arg(root.path()).args(["mount", &name]);
+        let said = until_mounted(mount.arg(place.path()).args(["--min-layer-size", "1000"]));
+        assert!(said.contains("PROJECTPOLICYVIOLATION") && !said.contains("has no index"), "{said}");
     }
     // Who signs wants to know what: it is built, and what was signed can be read.
     let signed = run(publish(&name, login.path()).args(["--sign-with", "true"]));
