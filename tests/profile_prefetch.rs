@@ -115,6 +115,9 @@ async fn profile_as_prefetch_artifacts() {
     let again = stdout(&mut stage.soci("a", &push));
     assert!(again.contains("for AWS's snapshotter: ") && again.contains(index_digest), "{again}");
     assert!(again.contains("of 2 layers") && again.contains(others[0].as_str().unwrap()), "{again}");
+    let listed: serde_json::Value =
+        serde_json::from_str(&stdout(&mut stage.soci("a", &["profile", "list", &name, "--json"]))).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "no second one of the same name: {listed}");
     let _ = profile(&stage, &[(1, 0, 4096)]);
     let other: serde_json::Value = serde_json::from_str(&stdout(stage.soci("a", &push).arg("--json"))).unwrap();
     let second = index(&repository, other["prefetch"]["index"].as_str().unwrap()).await;

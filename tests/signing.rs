@@ -1,9 +1,14 @@
 //! From publishing to trusting: a command signs what was published, and `soci verify` says who did.
 
+use std::time::Duration;
+
+use soci_cli::demo::registry::DemoRegistry;
 use soci_index::digest::Digest;
+use soci_index::image::model::{Descriptor, media_type};
+use soci_index::image::reference::ManifestName;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, client};
-use soci_tests::signer::{Kind, Signer};
+use soci_tests::signer::{Kind, Signer, push_referrer};
 use soci_tests::{run, soci, stdout};
 
 /// Signed once, not twice; by somebody who is trusted, or not; in version 1 and 2.
@@ -80,4 +85,70 @@ async fn signed_and_verified() {
     assert_eq!(verify(&signer, &copy).status.code(), Some(5));
     signer.push_simple(&repository, &index.parse::<Digest>().unwrap()).await;
     assert!(verify(&signer, &copy).status.success());
+}
+
+/// A tag that names a signed image is not given to an unsigned one, whatever kind of signature it is; nothing is sent, no
+/// layer is read. What was converted and signed is left as it is by another run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_image_is_not_replaced_by_an_unsigned_one() {
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let host = registry.host();
+    let bundle = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    for (name, kind) in [
+        ("tag", ""),
+        ("cosign", "application/vnd.dev.cosign.artifact.sig.v1+json"),
+        ("bundle", bundle),
+        ("notation", "application/vnd.cncf.notary.signature"),
+    ] {
+        let repository = client(&host).repository(&format!("team/{name}"));
+        let image = Image::gzip(vec![tar(&[(name, text(1, 300_000))])]);
+        image.push(&repository, "v1").await;
+        let tag = ManifestName::Tag("v1".to_owned());
+        let there = async || repository.manifest(&tag).await.unwrap().unwrap();
+        let sign = async |subject: &Descriptor| match kind {
+            "" => signer.push_simple(&repository, &subject.digest).await,
+            kind => push_referrer(&repository, subject, kind, kind, b"{}").await,
+        };
+        let before = there().await;
+        sign(&before.descriptor()).await;
+
+        let image = format!("{host}/team/{name}:v1");
+        let publish = |more: &[&str]| {
+            let mut publish = soci();
+            publish.args(["publish", &image, "--v2", "--min-layer-size", "0"]).args(more);
+            run(&mut publish)
+        };
+        let sent = registry.traffic().bytes_received;
+        let convert = run(soci().args(["convert", &image, &image, "--min-layer-size", "0"]));
+        for refused in [publish(&[]), convert] {
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert_eq!(refused.status.code(), Some(2), "{name}: {said}");
+            for word in ["is signed", "--sign-with", "--replace-signed", kind] {
+                assert!(said.contains(word), "{name}: {word}: {said}");
+            }
+        }
+        assert!(String::from_utf8_lossy(&publish(&[]).stderr).contains("--as"), "{name}");
+        assert_eq!((there().await.digest, registry.traffic().bytes_received), (before.digest, sent), "{name}");
+
+        // Elsewhere nothing is lost.
+        let elsewhere = format!("{host}/team/{name}:v1-soci");
+        let copied = publish(&["--as", &elsewhere]);
+        assert!(copied.status.success(), "{copied:?}");
+        let forced = publish(&["--replace-signed"]);
+        assert!(forced.status.success(), "{forced:?}");
+        let converted = there().await;
+        assert_eq!(converted.media_type, media_type::INDEX);
+        sign(&converted.descriptor()).await;
+        for same in [&[][..], &["--format", "both"]] {
+            let again = publish(same);
+            assert!(again.status.success(), "{again:?}");
+        }
+        let other = publish(&["--span-size", "65536"]);
+        assert_eq!(other.status.code(), Some(2), "{other:?}");
+        assert_eq!(there().await.digest, converted.digest);
+        let signed = publish(&["--span-size", "65536", "--sign-with", "true"]);
+        assert!(signed.status.success(), "{signed:?}");
+        assert_ne!(there().await.digest, converted.digest);
+    }
 }

@@ -17,7 +17,7 @@ use soci_index::registry::Repository;
 use soci_index::span_index::SPAN_INDEX;
 use soci_tests::forge::{Lie, push_spans, push_ztoc};
 use soci_tests::image::{Image, tar, text};
-use soci_tests::profile::{Profile, ProfiledRegistry, Quirks};
+use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};
 use soci_tests::registry::{DockerRegistry, client, free_address};
 use soci_tests::{run, soci};
 
@@ -539,4 +539,57 @@ async fn told_to_end() {
         let left: Value = serde_json::from_slice(&left).unwrap();
         assert_eq!(left["jobs"].as_array().unwrap().len(), jobs_left, "{drain}: {left}");
     }
+}
+
+/// A webhook whose address lacks its path loses every event: the log says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_another_path_is_logged() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::start("127.0.0.1:1", root.path(), &["--no-auth"]);
+    for (method, path, expected) in
+        [("POST", "/", 404), ("POST", "/webhooks?token=s3cret", 404), ("GET", "/webhook", 405)]
+    {
+        let (status, answer) = server.request(method, path, None, "{}");
+        assert_eq!(status, expected, "{answer}");
+        assert!(answer.contains("POST /webhook"), "{answer}");
+    }
+    let start = Instant::now();
+    loop {
+        let said = server.said.lock().unwrap().clone();
+        if ["POST / is answered", "POST /webhooks is answered", "GET /webhook is answered"]
+            .iter()
+            .all(|line| said.contains(line))
+        {
+            assert!(!said.contains("s3cret"), "{said}");
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{said}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A project that admits nothing for now: the job rests, and an event of the repository that is no push of an image, a
+/// signature for example, has it tried again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_policy_forbids_is_tried_again_after_the_next_event() {
+    let broken = Some(Broken { method: "GET", path: "/manifests/", status: 412 });
+    let registry = ProfiledRegistry::with(Quirks { broken, ..Profile::Harbor215.quirks() }).await;
+    let root = tempfile::tempdir().unwrap();
+    let repository = registry.client(root.path()).repository("team/app");
+    let image = Image::gzip(vec![tar(&[("a", text(1, 300_000))])]);
+    image.push(&repository, "v1").await;
+    registry.break_down();
+    let server = Server::start(&registry.address, root.path(), &["--no-auth"]);
+    assert_eq!(server.tell(&harbor("team/app", "v1", &image.digest())).0, 202);
+    let start = Instant::now();
+    while server.metric("jobs_retried_total") == 0 {
+        assert!(start.elapsed() < PATIENCE, "{}", server.jobs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let waiting = &server.jobs()["waiting"][0];
+    assert_eq!((&waiting["rests"], &waiting["attempts"]), (&true.into(), &1.into()), "{waiting}");
+    registry.heal();
+    let signature = format!("sha256-{}.sig", image.digest().hex());
+    assert_eq!(server.tell(&harbor("team/app", &signature, &image.digest())).0, 202);
+    assert_eq!(server.outcomes(1), ["published"]);
 }

@@ -232,7 +232,7 @@ fn of_publish(error: &PublishError) -> Exit {
         PublishError::Sink(SinkError::Stopped) => Exit::Failure,
         PublishError::NothingToIndex { .. } => Exit::NothingToIndex,
         PublishError::Moved { .. } => Exit::Failure,
-        PublishError::NoReferrers { .. } => Exit::Usage,
+        PublishError::NoReferrers { .. } | PublishError::Signed { .. } => Exit::Usage,
         PublishError::Ztoc { .. } | PublishError::Enable { .. } | PublishError::Sparse { .. } => Exit::BadContent,
     }
 }

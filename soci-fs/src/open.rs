@@ -49,7 +49,7 @@ mod reopen;
 
 pub use find::ask_early;
 pub(crate) use find::windows_blob;
-pub use layer::OpenedLayer;
+pub use layer::{NO_INDEX, OpenedLayer};
 pub use reopen::{KeptLayer, LayerOrigin, reopen_layer};
 
 /// How to open an image.

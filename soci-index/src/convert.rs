@@ -9,6 +9,7 @@
 //! be what anybody may have pushed.
 
 mod beside;
+mod signed;
 pub mod target;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub struct ConvertOptions {
     pub replaces: Option<Digest>,
     /// The local index store: what was built here is not built again.
     pub local: Option<Layout>,
+    /// Whether an image that is signed may be replaced under its name by one that is not.
+    pub replaces_signed: bool,
 }
 
 /// What became of an image.
@@ -82,10 +85,11 @@ pub async fn convert(
         return Err(PublishError::NoReferrers { target: target.to_string() });
     }
     let root = Root::read(source, target).await?;
+    let signed = if options.replaces_signed { None } else { signed::find(target).await? };
     let images = source.resolve(&options.platforms).await?;
     let place = target.open(source).await?;
     let sink = place.sink().clone();
-    let converted = into_place(source, &root, &images, place, options, observer).await;
+    let converted = into_place(source, &root, &images, place, options, signed, observer).await;
     sink.close().await;
     converted
 }
@@ -96,8 +100,14 @@ async fn into_place(
     images: &[PlatformImage],
     mut place: Place,
     options: &ConvertOptions,
+    signed: Option<PublishError>,
     observer: impl Fn(&PlatformImage) -> Observer,
 ) -> Result<Converted, PublishError> {
+    // What is signed stays: nothing is sent, unless it is for a span index beside it.
+    let blobs_go_to = match &signed {
+        Some(_) if !options.build.format.has_spans() => Sink::Nowhere,
+        _ => place.sink().clone(),
+    };
     let existing = if options.force { Known::default() } else { ztocs_of(&place, options).await };
     let (mut indexed, mut reports, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
     let (mut built, mut indexes) = (existing, Vec::new());
@@ -109,7 +119,7 @@ async fn into_place(
         let observer = observer(image);
         let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
         let known = known_of(&job, &built, place.is_home_of(source)).await?;
-        let blobs = put_blobs(&job, &known, place.sink()).await?;
+        let blobs = put_blobs(&job, &known, &blobs_go_to).await?;
         built.add_built(&blobs.layers, &place.as_source(), &blobs.reused_from);
         match blobs.v2() {
             Ok(index) => {
@@ -132,6 +142,9 @@ async fn into_place(
     let enabled = v2::enable(&root.index, &root.children, &indexed, options.notes)
         .map_err(|error| PublishError::Enable { image: source.to_string(), source: error })?;
     let is_there = place.holds(&enabled.index).await?;
+    if let Some(signed) = signed.filter(|_| !is_there) {
+        return Err(signed);
+    }
     let is_written = !is_there || place.may_have_lost();
     if is_written {
         put_manifests(source, root, &enabled, &mut place).await?;

@@ -50,6 +50,19 @@ pub struct Rejected {
     pub reason: String,
 }
 
+/// An index that a registry lists and refuses to show: by a policy that admits signed content only, say.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its size, as listed.
+    pub size: u64,
+    /// The kind, as listed; `None` where the list does not say it.
+    pub kind: Option<&'static str>,
+    /// What the registry said.
+    pub error: RegistryError,
+}
+
 /// What a search found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovery {
@@ -139,8 +152,10 @@ pub(crate) enum Depth {
 pub(crate) struct Listed {
     /// The indexes of the image.
     pub(crate) found: Vec<Fitting>,
-    /// What was listed and does not fit.
+    /// What was listed and does not fit, or is refused.
     pub(crate) rejected: Vec<Rejected>,
+    /// What is refused.
+    pub(crate) refused: Vec<Refused>,
     /// What was listed and not looked at, by [`Depth::FirstKind`] or for its place in a long list.
     pub(crate) unread: Vec<Descriptor>,
     /// Why there is none, when nothing was listed.
@@ -185,14 +200,15 @@ pub(crate) async fn list(
     // What is of another kind is none of ours, unless the list was to be of one kind anyway.
     let may_be_of = |entry: &Descriptor, kind: &str| kinds.len() == 1 || may_be(entry, kind);
     listed.retain(|entry| kinds.iter().any(|kind| may_be_of(entry, kind)));
-    let mut all = Listed { found: Vec::new(), rejected: Vec::new(), unread: Vec::new(), nothing };
+    let mut all = Listed { nothing, ..Listed::nothing() };
     let mut tried = Vec::new();
     for kind in kinds {
         if depth == Depth::FirstKind && !all.found.is_empty() {
             break;
         }
-        let candidates = listed.iter().filter(|entry| may_be_of(entry, kind)).map(|entry| entry.digest);
-        for digest in candidates.take(CANDIDATES_MAX) {
+        let candidates = listed.iter().filter(|entry| may_be_of(entry, kind));
+        for entry in candidates.take(CANDIDATES_MAX) {
+            let digest = entry.digest;
             tried.push(digest);
             match manifest(lists, digest, kept).await {
                 Ok(Some(raw)) => all.consider(raw, image, kind, None),
@@ -200,7 +216,10 @@ pub(crate) async fn list(
                 Err(error @ (RegistryError::Deadline { .. } | RegistryError::Unauthorized { .. })) => {
                     return Err(error);
                 }
-                Err(error) => all.reject(digest, error.to_string()),
+                Err(error) => {
+                    all.reject(digest, error.to_string());
+                    all.refuse(entry, kind, error);
+                }
             }
         }
     }
@@ -256,7 +275,7 @@ pub(crate) fn list_layout(
 ) -> Result<Listed, StoreError> {
     let store = Store::Layout(layout.clone());
     let nothing = "the layout holds no such index of this image".to_owned();
-    let mut all = Listed { found: Vec::new(), rejected: Vec::new(), unread: Vec::new(), nothing };
+    let mut all = Listed { nothing, ..Listed::nothing() };
     for entry in ordered(store.entries()?) {
         if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) {
             continue;
@@ -288,7 +307,22 @@ fn ordered(mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
 impl Listed {
     /// What a place has that was not asked for anything.
     pub(crate) const fn nothing() -> Self {
-        Self { found: Vec::new(), rejected: Vec::new(), unread: Vec::new(), nothing: String::new() }
+        Self {
+            found: Vec::new(),
+            rejected: Vec::new(),
+            refused: Vec::new(),
+            unread: Vec::new(),
+            nothing: String::new(),
+        }
+    }
+
+    /// Notes an entry that is there, as listed, and that the registry does not show.
+    fn refuse(&mut self, entry: &Descriptor, kind: &'static str, error: RegistryError) {
+        let is_refusal = matches!(error, RegistryError::Status { status: 403 | 412 | 451, .. });
+        if is_refusal && !self.refused.iter().any(|refused| refused.digest == entry.digest) {
+            let kind = Some(kind).filter(|kind| entry.kind() == *kind);
+            self.refused.push(Refused { digest: entry.digest, size: entry.size, kind, error });
+        }
     }
 
     fn reject(&mut self, digest: Digest, reason: String) {

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use crate::digest::Digest;
-use crate::discover::{Depth, Fitting, Listed, Which, list, list_layout};
+use crate::discover::{Depth, Fitting, Listed, Refused, Rejected, Which, list, list_layout};
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageManifest};
 use crate::image::store::{Store, StoreError};
@@ -93,6 +93,7 @@ pub struct Gathered {
     /// What may not.
     pub passed_over: Vec<PassedOver>,
     failures: Vec<RegistryError>,
+    refused: Vec<Refused>,
 }
 
 /// An index of the local store.
@@ -383,6 +384,12 @@ impl Gathered {
         self.failures.first()
     }
 
+    /// Indexes that are there, as listed, and that their registry refuses to show.
+    #[must_use]
+    pub fn refused(&self) -> &[Refused] {
+        &self.refused
+    }
+
     fn add(&mut self, answer: Result<Listed, Unasked>, place: &Place, name: &str, fetched: &[Kept]) {
         match answer {
             Ok(listed) => {
@@ -415,8 +422,13 @@ impl Gathered {
 
     fn reject(&mut self, listed: &Listed, place: &Place) {
         let over = |digest: Digest, reason| PassedOver { digest: Some(digest), place: place.clone(), reason };
-        let unfit = listed.rejected.iter().map(|no| over(no.digest, Reason::Unfit(no.reason.clone())));
-        self.passed_over.extend(unfit);
+        let is_refused = |digest: &Digest| listed.refused.iter().any(|refused| refused.digest == *digest);
+        let reason = |no: &Rejected| match is_refused(&no.digest) {
+            true => Reason::Refused(no.reason.clone()),
+            false => Reason::Unfit(no.reason.clone()),
+        };
+        self.passed_over.extend(listed.rejected.iter().map(|no| over(no.digest, reason(no))));
+        self.refused.extend(listed.refused.iter().cloned());
         let taken = listed.found.first().map_or("", |found| found.index.form());
         self.passed_over.extend(listed.unread.iter().map(|entry| over(entry.digest, Reason::Form { taken })));
     }

@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 
 use crate::build::{self, BuildOptions, Existing, LayerReport};
 use crate::digest::Digest;
+use crate::discover::Refused;
 use crate::find::Search;
 use crate::find::choose::Candidate;
 use crate::image::model::{Descriptor, ImageIndex, ImageManifest};
@@ -271,6 +272,8 @@ fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
 pub(crate) struct Beside {
     /// Its indexes, the one that is used first.
     pub(crate) indexes: Vec<Candidate>,
+    /// Those that the registry refuses to show.
+    pub(crate) refused: Vec<Refused>,
     pub(crate) known: Known,
 }
 
@@ -280,9 +283,10 @@ pub(crate) async fn beside(
     image: &PlatformImage,
     options: &BuildOptions,
 ) -> Result<Beside, RegistryError> {
-    let mut beside = Beside::default();
     let origin = ImageSource::of_repository(repository);
-    for index in indexes(repository, &image.descriptor.digest, options).await? {
+    let (indexes, refused) = indexes(repository, &image.descriptor.digest, options).await?;
+    let mut beside = Beside { refused, ..Beside::default() };
+    for index in indexes {
         if options.reuse.allows(&origin, &[index.digest]).await {
             beside.known.add(index.digest, &index.index, &origin, options);
         }
@@ -297,26 +301,29 @@ async fn indexes(
     repository: &Repository,
     image: &Digest,
     options: &BuildOptions,
-) -> Result<Vec<Candidate>, RegistryError> {
+) -> Result<(Vec<Candidate>, Vec<Refused>), RegistryError> {
     let format = options.format;
     let kinds = [format.has_spans().then_some(SPAN_INDEX), format.has_ztoc().then_some(INDEX_V1)];
     let kinds: Vec<&'static str> = kinds.into_iter().flatten().collect();
     refers(repository, image, &kinds).await
 }
 
-/// The same of certain kinds.
+/// The same of certain kinds, and those that the registry refuses to show.
 pub(crate) async fn refers(
     repository: &Repository,
     image: &Digest,
     kinds: &[&'static str],
-) -> Result<Vec<Candidate>, RegistryError> {
+) -> Result<(Vec<Candidate>, Vec<Refused>), RegistryError> {
     let own = ImageSource::of_repository(repository);
     let search = Search { referring: kinds, own: Some(&own), thorough: true, ..Search::of(*image) };
     // Only a layout on this machine can make it fail.
     let gathered = search.gather().await.unwrap_or_default();
     match gathered.failure() {
         Some(error) => Err(error.clone()),
-        None => Ok(gathered.order(None).candidates),
+        None => {
+            let refused = gathered.refused().to_vec();
+            Ok((gathered.order(None).candidates, refused))
+        }
     }
 }
 
@@ -392,7 +399,7 @@ async fn of_tag(
         if options.format.has_ztoc() {
             found.extend(named_by(&origin, &raw.digest, &manifest, options).await);
         }
-        for index in indexes(repository, &raw.digest, options).await.unwrap_or_default() {
+        for index in indexes(repository, &raw.digest, options).await.unwrap_or_default().0 {
             if options.reuse.allows(&origin, &[index.digest]).await {
                 found.push((index.digest, index.index));
             }
@@ -414,7 +421,7 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
         }
         if let (true, ImageSource::Registry { repository, .. }) = (options.format.has_spans(), source)
             && let Some(image) = entry.annotations.get(IMAGE_MANIFEST_DIGEST).and_then(|image| image.parse().ok())
-            && let Ok(there) = refers(repository, &image, &[SPAN_INDEX]).await
+            && let Ok((there, _)) = refers(repository, &image, &[SPAN_INDEX]).await
         {
             for index in there {
                 if options.reuse.allows(source, &[index.digest]).await {

@@ -8,11 +8,13 @@
 pub mod local;
 pub mod prefetched;
 pub mod profiles;
+pub mod refused;
 
 use bytes::Bytes;
 
 use crate::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
 use crate::digest::Digest;
+use crate::discover::Refused;
 use crate::find::choose::{Candidate, Place, choose};
 use crate::image::model::{Descriptor, media_type};
 use crate::image::store::StoreError;
@@ -107,6 +109,18 @@ pub enum PublishError {
         /// Why.
         source: RegistryError,
     },
+    /// An image that is signed would be replaced by one that is not.
+    #[error(
+        "{image} names {digest}, which is signed ({signatures}); the new image has another digest and no signature, so nothing was pushed"
+    )]
+    Signed {
+        /// The name.
+        image: String,
+        /// What it names.
+        digest: Box<Digest>,
+        /// Its signatures.
+        signatures: String,
+    },
     /// The tag that was to be replaced names something else by now.
     #[error("{image} no longer names {expected} but {}: nothing was pushed under that tag", is_there(there.as_deref()))]
     Moved {
@@ -180,6 +194,11 @@ pub enum Done {
     UpToDate,
     /// It was pushed, and consumers find it in this way; not all of them perhaps.
     Published(FoundBy, Visibility),
+    /// One is there, and the registry refuses to show it, so it is left alone.
+    Hidden {
+        /// What the registry says.
+        reason: String,
+    },
     /// It was put into the local store.
     Stored,
     /// It was made and thrown away: a dry run.
@@ -214,6 +233,9 @@ impl std::fmt::Debug for Job<'_> {
 /// [`PublishError`]. After an error no new manifest is in the repository.
 pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> Result<Report, PublishError> {
     let existing = existing(job, Some(repository), known).await?;
+    if let Some(report) = existing.hidden(job) {
+        return Ok(report);
+    }
     let sink = Sink::Registry(repository.clone());
     let blobs = put_blobs(job, &existing.known, &sink).await?;
     let mut made = Vec::new();
@@ -244,6 +266,9 @@ pub(crate) fn span_references(layers: &[LayerReport]) -> Vec<SpanReference> {
 /// [`PublishError`].
 pub async fn rehearse(job: &Job<'_>, repository: Option<&Repository>, known: &Known) -> Result<Report, PublishError> {
     let existing = existing(job, repository, known).await?;
+    if let Some(report) = existing.hidden(job) {
+        return Ok(report);
+    }
     let blobs = put_blobs(job, &existing.known, &Sink::Nowhere).await?;
     let made = blobs.documents(job)?.into_iter().map(|json| {
         let done = if existing.has(&json) { Done::UpToDate } else { Done::Nothing };
@@ -264,6 +289,8 @@ pub(crate) struct Document {
 struct Existing {
     /// The indexes of this very image, the one that is used first.
     indexes: Vec<Candidate>,
+    /// Those that the registry refuses to show.
+    refused: Vec<Refused>,
     known: Known,
 }
 
@@ -295,7 +322,8 @@ impl Existing {
 
 async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known) -> Result<Existing, PublishError> {
     let (true, Some(repository)) = (!job.force, repository) else { return Ok(Existing::default()) };
-    let known::Beside { mut indexes, known: mut all } = known::beside(repository, job.image, job.options).await?;
+    let known::Beside { mut indexes, refused, known: mut all } =
+        known::beside(repository, job.image, job.options).await?;
     let before = all.len();
     all.confirm(job.image).await;
     // What a clean-up has taken away is built again.
@@ -313,7 +341,7 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
     }
     all.confirm(job.image).await;
     all.verify(job).await?;
-    Ok(Existing { indexes, known: all })
+    Ok(Existing { indexes, refused, known: all })
 }
 
 /// What an index is made of, put where it goes.

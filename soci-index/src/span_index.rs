@@ -21,8 +21,9 @@ use crate::image::model::{Descriptor, media_type};
 use crate::limits::Limits;
 use crate::manifest::EMPTY_CONFIG;
 
-/// Configuration media type of a span index, which is also its artifact type.
-pub const SPAN_INDEX: &str = "application/vnd.soci.span-index.v1+json";
+/// Configuration media type of a span index, which is also its artifact type. Harbor makes a name of what stands between
+/// the vendor and `config`, and shows any other type as unknown.
+pub const SPAN_INDEX: &str = "application/vnd.soci.span-index.config.v1+json";
 
 const LAYER_DIGEST: &str = "vnd.soci.layer.digest";
 const SPAN_SIZE: &str = "vnd.soci.span.size";

@@ -185,6 +185,10 @@ pub struct Publish {
     /// HOST/REPOSITORY@DIGEST. With --v2 for the image manifests and the image, too
     #[arg(long, value_name = "COMMAND")]
     pub sign_with: Option<String>,
+    /// With --v2: replace an image that is signed although the new one is not; without this, and without --sign-with,
+    /// nothing is pushed then
+    #[arg(long, requires = "v2")]
+    pub replace_signed: bool,
     /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
@@ -240,6 +244,9 @@ pub struct Convert {
     /// For destinations in a registry; the image itself stays the same
     #[arg(long, conflicts_with = "standalone")]
     pub span_index: bool,
+    /// Replace an image in a registry that is signed although the new one is not; without this nothing is pushed then
+    #[arg(long)]
+    pub replace_signed: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

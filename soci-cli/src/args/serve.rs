@@ -50,6 +50,10 @@ pub struct ServeWebhook {
     /// Run this command for each index that was published, as `soci publish --sign-with` does
     #[arg(long, value_name = "COMMAND")]
     pub sign_with: Option<String>,
+    /// With --v2: replace images that are signed although the new ones are not; without this, and without --sign-with,
+    /// these are left alone
+    #[arg(long, requires = "v2")]
+    pub replace_signed: bool,
     /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
@@ -68,6 +72,9 @@ project's registry. Only what has a tag is indexed. All platforms are, unless so
 
   POST /webhook   events              GET /jobs      what waits, runs and has ended (with the token)
   GET /metrics    for Prometheus      GET /healthz   ok (both also at --health-listen)
+
+A request to another path is answered with 404 and logged. What a policy of the registry forbids (412, read-only mode, a
+full quota) rests, from two minutes to a day, and is tried again when its repository has another event.
 
 A request's head has 5 seconds and 32 KiB, a connection 30 seconds; there are 256 connections, 64 of one peer (an IPv4
 address, or a network of 64 bits of IPv6). Beyond that the oldest one that has sent no head gives way.

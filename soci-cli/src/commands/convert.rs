@@ -12,6 +12,7 @@ use soci_index::digest::Digest;
 use soci_index::image::layout::Layout;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::publish::PublishError;
 use soci_index::publish::local::{self, StoreLabels};
 use soci_index::registry::{ClientOptions, Registry};
 use soci_index::signature::Trust;
@@ -46,8 +47,20 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
     let signed_by = image::signers(&arguments.signers, true)?;
     let selection = image::whole_selection(platforms, arguments.skip_missing_platforms)?;
     let local = if arguments.standalone { None } else { catalogue::layout(config)? };
-    let conversion =
-        Conversion { source, target, client, notes, build, signed_by, force, selection, replaces: None, local };
+    let conversion = Conversion {
+        source,
+        target,
+        client,
+        notes,
+        build,
+        signed_by,
+        force,
+        selection,
+        replaces: None,
+        replaces_signed: arguments.replace_signed,
+        signed_hint: "choose another destination, convert by `soci publish --v2` with --sign-with, or say --replace-signed",
+        local,
+    };
     let converted = conversion.run(global)?;
     if let Err(error) = list(&conversion, &arguments.destination, &converted, config) {
         tracing::warn!(
@@ -158,6 +171,10 @@ pub(crate) struct Conversion {
     pub(crate) replaces: Option<Digest>,
     /// The local index store, for what was built here.
     pub(crate) local: Option<Layout>,
+    /// Whether a signed image may be replaced by one that is not.
+    pub(crate) replaces_signed: bool,
+    /// What helps if one would be.
+    pub(crate) signed_hint: &'static str,
 }
 
 impl Conversion {
@@ -180,6 +197,7 @@ impl Conversion {
             force: self.force,
             replaces: self.replaces,
             local: self.local.clone(),
+            replaces_signed: self.replaces_signed,
         };
         let source = source::open(&self.source, &self.client, global).await?;
         let bars = Mutex::new(Vec::new());
@@ -190,6 +208,10 @@ impl Conversion {
         });
         let converted = converted.await;
         bars.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|bar| bar.finish());
+        let converted = match converted {
+            Err(signed @ PublishError::Signed { .. }) => Err(anyhow::Error::from(signed).context(self.signed_hint)),
+            other => other.map_err(anyhow::Error::from),
+        };
         let converted = converted.with_context(|| format!("converting {}", self.source))?;
         converted.images.iter().for_each(|(_, report)| image::warn_missing(report));
         for (platform, _) in &converted.skipped {

@@ -157,12 +157,22 @@ pub fn json(platform: &str, report: &Report) -> serde_json::Value {
     })
 }
 
+/// What there is to say of an index that the registry refuses to show.
+#[must_use]
+pub fn hidden(reason: &str) -> String {
+    format!(
+        "nobody can read it, so it is not known what it says: {reason}; have it signed as the registry demands, or build \
+         it again by --force"
+    )
+}
+
 fn words(done: &Done) -> (&'static str, Option<String>, Vec<String>) {
     match done {
         Done::UpToDate => ("up to date", None, Vec::new()),
         Done::Published(found_by, visibility) => {
             ("published", Some(super::found_by(found_by).to_owned()), visibility.warnings())
         }
+        Done::Hidden { reason } => ("refused", None, vec![hidden(reason)]),
         Done::Stored => ("stored", None, Vec::new()),
         Done::Nothing => ("dry run", None, Vec::new()),
     }

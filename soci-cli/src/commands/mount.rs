@@ -18,7 +18,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
-use soci_fs::open::{IndexModes, LayerNote, OpenOptions, Way, open_image};
+use soci_fs::open::{IndexModes, LayerNote, NO_INDEX, OpenOptions, Way, open_image};
 use soci_fs::private::ensure_private_dir;
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
@@ -121,7 +121,8 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let (directory, time) = (arguments.directory.display(), output::time(start.elapsed()));
     let how =
         index.as_ref().map_or_else(|| "without an index".to_owned(), |index| format!("by {}", choice::words(index)));
-    let is_bare = index.is_none() && notes.iter().any(|note| note.layer.size >= arguments.min_layer_size);
+    let lacks_index = |note: &LayerNote| matches!(&note.way, Way::Streamed(reason) if reason == NO_INDEX);
+    let is_bare = notes.iter().any(lacks_index);
     let hint =
         format!("the image has no index: `soci publish {reference}` makes the next mount fetch only what is read");
     let hint = is_bare.then_some(hint);

@@ -21,7 +21,7 @@ use soci_index::ztoc::rfc3339;
 use tokio::runtime::Handle;
 
 use super::image::{self, block_on};
-use super::{found_by, mount, record};
+use super::{found_by, mount, record, sign};
 use crate::args::{self, Access, Platforms, PushProfile};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
@@ -105,6 +105,7 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
     let path = pack_file.as_ref().map(tempfile::NamedTempFile::path);
     let pack_bytes = path.map(std::fs::metadata).transpose().context("looking at the pack")?.map(|file| file.len());
     let pushed = profiles::push(&repository, &found.raw.descriptor(), &profile, path, &notes).await?;
+    sign::look_back(&repository, &[pushed.digest]).await;
     if arguments.json {
         return output::json(&serde_json::json!({
             "digest": pushed.digest,

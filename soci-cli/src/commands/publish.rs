@@ -15,12 +15,16 @@ use soci_index::signature::Trust;
 use soci_index::v2::EntryNotes;
 
 use super::convert::{self, Conversion};
-use super::create::json;
+use super::create::{hidden, json};
 use super::image::{self, block_on};
 use super::{sign, source};
 use crate::args::{Building, Forms, Global, Platforms, Publish};
 use crate::exit::{Exit, fail};
 use crate::output;
+
+/// What helps where a signed image would be replaced.
+const SIGNED_HINT: &str = "the image is signed: have the new one signed by --sign-with COMMAND, give it a name of its own \
+     by --as IMAGE, or say --replace-signed";
 
 /// Runs the command.
 ///
@@ -55,6 +59,8 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         selection: image::selection(&arguments.indexing.platforms)?,
         replaces: None,
         local: None,
+        replaces_signed: arguments.replace_signed || arguments.sign_with.is_some(),
+        signed_hint: SIGNED_HINT,
     };
     let target = match &conversion.target {
         Target::Registry { repository, .. } => Some(repository),
@@ -74,6 +80,7 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
     if let Some(repository) = target {
         // Whoever pulls looks at the image and its manifests, a node at the indexes of its platform.
         sign_all(arguments, repository, &converted.signable, global.timeout)?;
+        look_back(repository, &converted.signable, global.timeout)?;
     }
     Ok(converted.up_to_date)
 }
@@ -90,6 +97,14 @@ fn sign_all(
     block_on(timeout, sign::sign_all(command, repository, manifests, &trust))
 }
 
+/// Warns of what is in the registry and refused to whoever will ask for it.
+fn look_back(repository: &Repository, manifests: &[Digest], timeout: Duration) -> anyhow::Result<()> {
+    block_on(timeout, async {
+        sign::look_back(repository, manifests).await;
+        Ok(())
+    })
+}
+
 /// Pushes indexes that refer to the image. Answers whether they were all there.
 fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyhow::Result<bool> {
     let plan = Plan {
@@ -101,6 +116,7 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
         forms: &arguments.indexing.forms,
         platforms: &arguments.indexing.platforms,
         dry_run: arguments.dry_run,
+        will_sign: arguments.sign_with.is_some(),
     };
     let start = Instant::now();
     let published = block_on(global.timeout, plan.carry_out(global))?;
@@ -126,6 +142,9 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
     for (_, report) in reports.iter().filter(|_| !arguments.dry_run) {
         let indexes: Vec<Digest> = report.indexes().collect();
         sign_all(arguments, target, &indexes, global.timeout)?;
+        if plan.will_sign {
+            look_back(target, &indexes, global.timeout)?;
+        }
     }
     Ok(published.up_to_date())
 }
@@ -149,6 +168,8 @@ pub struct Plan<'a> {
     pub platforms: &'a Platforms,
     /// Push nothing.
     pub dry_run: bool,
+    /// Whether the indexes are signed afterwards.
+    pub will_sign: bool,
 }
 
 /// What was published.
@@ -197,7 +218,11 @@ impl Plan<'_> {
                 publish::publish(&job, &target, &known).await
             };
             progress.finish();
-            let report = report.with_context(|| format!("{} for {}", self.image, image.platform))?;
+            let mut report = report.with_context(|| format!("{} for {}", self.image, image.platform))?;
+            // What will be signed is looked at after that.
+            if !self.will_sign {
+                report.look_back(&target).await;
+            }
             // Platforms share layers.
             known.add_built(&report.layers, &origin, &report.reused_from);
             reports.push((image.platform.to_string(), report));
@@ -270,6 +295,7 @@ pub(super) fn span_lines(platform: &str, report: &Report) -> Vec<String> {
     let done = std::iter::once(&report.done).chain(report.spans.as_ref().map(|spans| &spans.done));
     let warnings = done.filter_map(|done| match done {
         Done::Published(_, visibility) => Some(visibility.warnings()),
+        Done::Hidden { reason } => Some(vec![hidden(reason)]),
         Done::UpToDate | Done::Stored | Done::Nothing => None,
     });
     lines.extend(warnings.take(1).flatten().map(|warning| format!("{platform}: warning: {warning}")));
@@ -279,6 +305,10 @@ pub(super) fn span_lines(platform: &str, report: &Report) -> Vec<String> {
 fn words(done: &Done) -> String {
     match done {
         Done::UpToDate => "is up to date".to_owned(),
+        Done::Published(found_by, visibility) if visibility.is_refused() => {
+            format!("pushed, listed by {}, and refused to whoever asks for it", super::found_by(found_by))
+        }
+        Done::Hidden { .. } => "is there, and refused to whoever asks for it".to_owned(),
         Done::Published(found_by, _) => format!("published, found by {}", super::found_by(found_by)),
         Done::Stored => "stored".to_owned(),
         Done::Nothing => "built, not pushed (dry run)".to_owned(),

@@ -10,8 +10,9 @@ use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::manifest::INDEX_V1;
 use soci_index::publish::local;
+use soci_index::publish::refused::refusal;
 use soci_index::registry::Repository;
-use soci_index::registry::referrers::FoundBy;
+use soci_index::registry::referrers::{Blemish, FoundBy};
 use soci_index::registry::upload::PushedBlob;
 use soci_index::span_index::SPAN_INDEX;
 
@@ -107,7 +108,10 @@ async fn one(
         let _ = say(format!("{what} artifact with digest: {digest}"));
     };
     let pushed = local::push(layout, elsewhere, &index, repository, parallel, note).await;
-    let pushed = pushed.with_context(|| format!("pushing index {}", index.digest))?;
+    let mut pushed = pushed.with_context(|| format!("pushing index {}", index.digest))?;
+    if let Some(reason) = refusal(repository, &index.digest).await {
+        pushed.visibility.add(Blemish::Refused { reason });
+    }
     say(format!("successfully pushed artifact with digest: {}", index.digest))?;
     if let FoundBy::FallbackTag = pushed.found_by {
         say("the registry has no referrers API: the index is listed in the image's fallback tag".to_owned())?;

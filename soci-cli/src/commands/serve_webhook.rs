@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use soci_fs::private::set_umask;
+use soci_index::build::BuildError;
 use soci_index::convert::Converted;
 use soci_index::convert::target::Target;
 use soci_index::digest::Digest;
 use soci_index::image::ImageError;
 use soci_index::image::reference::{Reference, RegistryReference};
 use soci_index::publish::PublishError;
-use soci_index::registry::{ClientOptions, Repository};
+use soci_index::registry::{ClientOptions, RegistryError, Repository};
 use soci_index::signature::Trust;
+use soci_index::sink::SinkError;
 use soci_index::v2::EntryNotes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -134,6 +136,7 @@ struct Settings {
     to: Option<String>,
     v2: bool,
     sign_with: Option<String>,
+    replaces_signed: bool,
     /// Whose signatures count.
     trust: Arc<Trust>,
     /// Whose signatures count for what is reused; `None` where all is that fits.
@@ -173,6 +176,7 @@ impl Settings {
             to: arguments.to.clone(),
             v2: arguments.v2,
             sign_with: arguments.sign_with.clone(),
+            replaces_signed: arguments.replace_signed || arguments.sign_with.is_some(),
             trust: signed_by.clone().unwrap_or_default(),
             signed_by,
             client,
@@ -209,11 +213,13 @@ impl Settings {
             forms: &self.forms,
             platforms: &self.platforms,
             dry_run: false,
+            will_sign: self.sign_with.is_some(),
         };
         let published = plan.carry_out(&self.global).await?;
         let up_to_date = published.up_to_date();
         let made: Vec<Digest> = published.reports.iter().flat_map(|(_, report)| report.indexes()).collect();
         self.sign_all(&published.target, &made).await?;
+        sign::look_back(&published.target, &made).await;
         let indexes: Vec<String> = made.iter().map(|index| format!("{}@{index}", published.target)).collect();
         Ok((if up_to_date { Outcome::UpToDate } else { Outcome::Published }, indexes.join(", ")))
     }
@@ -231,6 +237,8 @@ impl Settings {
             selection: image::selection(&self.platforms)?,
             replaces: Some(*digest),
             local: None,
+            replaces_signed: self.replaces_signed,
+            signed_hint: "the image is signed: have new ones signed by --sign-with COMMAND, or say --replace-signed",
         };
         let converted: Converted = conversion.carry_out(&self.global).await?;
         let spans = converted.images.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
@@ -238,6 +246,7 @@ impl Settings {
         let made: Vec<String> = std::iter::once(converted.digest).chain(spans).map(name).collect();
         if let Target::Registry { repository, .. } = &conversion.target {
             self.sign_all(repository, &converted.signable).await?;
+            sign::look_back(repository, &converted.signable).await;
         }
         Ok((if converted.up_to_date { Outcome::UpToDate } else { Outcome::Published }, made.join(", ")))
     }
@@ -271,6 +280,9 @@ fn end_of(error: &anyhow::Error) -> End {
     if error.chain().any(is_no_image) {
         return done(Outcome::Nothing);
     }
+    if error.chain().filter_map(registry_error).any(is_forbidden_for_now) {
+        return End::Rest { message };
+    }
     match code(error) {
         Exit::NothingToIndex => done(Outcome::Nothing),
         Exit::BadContent | Exit::Refused | Exit::Usage => done(Outcome::Failed),
@@ -279,6 +291,38 @@ fn end_of(error: &anyhow::Error) -> End {
         Exit::Failure | Exit::Credentials | Exit::Registry | Exit::Local | Exit::Signing | Exit::Interrupted => {
             End::Again { message }
         }
+    }
+}
+
+/// What the registry said, by whichever error passes it on.
+fn registry_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RegistryError> {
+    let of_image = |error: &'a ImageError| match error {
+        ImageError::Registry(error) => Some(error),
+        _ => None,
+    };
+    match cause.downcast_ref::<PublishError>() {
+        Some(PublishError::Registry(error) | PublishError::Beside { source: error }) => Some(error),
+        Some(PublishError::Sink(SinkError::Registry(error))) => Some(error),
+        Some(
+            PublishError::Image(error)
+            | PublishError::Build(BuildError::Image(error))
+            | PublishError::Sink(SinkError::Image(error)),
+        ) => of_image(error),
+        Some(_) => None,
+        None => cause.downcast_ref().or_else(|| of_image(cause.downcast_ref()?)),
+    }
+}
+
+/// Whether a policy or a state of the registry forbids what an administrator may admit later: content that is not signed,
+/// an immutable tag, a full quota, read-only mode.
+fn is_forbidden_for_now(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Status { status: 403 | 405 | 412, .. } => true,
+        RegistryError::Unauthorized { message, .. } => {
+            let message = message.to_lowercase();
+            ["quota", "upper limit", "read only", "read-only", "readonly"].iter().any(|word| message.contains(word))
+        }
+        _ => false,
     }
 }
 
@@ -312,9 +356,48 @@ mod tests {
         ] {
             let outcome = match end_of(&error) {
                 End::Done { outcome, .. } => Some(outcome),
-                End::Again { .. } => None,
+                End::Again { .. } | End::Rest { .. } => None,
             };
             assert_eq!(outcome, expected, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn what_rests() {
+        let status = |status, message: &str| RegistryError::Status {
+            registry: "h".into(),
+            repository: "team/app".into(),
+            what: "pushing".into(),
+            status,
+            code: None,
+            message: message.into(),
+        };
+        let denied = |message: &str| RegistryError::Unauthorized {
+            registry: "h".into(),
+            repository: "team/app".into(),
+            scope: "push".into(),
+            who: "no credentials",
+            message: message.into(),
+            challenged: false,
+            login: soci_index::registry::LoginVerdict::None,
+        };
+        for (error, expected) in [
+            (status(412, "PROJECTPOLICYVIOLATION"), true),
+            (status(403, "The system is in read only mode"), true),
+            (
+                denied("adding 1 MiB of storage resource, which when updated will exceed the configured upper limit"),
+                true,
+            ),
+            (denied("The system is in read only mode. Any modification is prohibited."), true),
+            (denied("not yours"), false),
+            (status(415, "media type"), false),
+            (status(503, "busy"), false),
+        ] {
+            let shown = error.to_string();
+            let rests = |error: &anyhow::Error| matches!(end_of(error), End::Rest { .. });
+            assert_eq!(rests(&anyhow::Error::from(error.clone()).context("for linux/amd64")), expected, "{shown}");
+            assert_eq!(rests(&PublishError::Registry(error.clone()).into()), expected, "{shown}");
+            assert_eq!(rests(&PublishError::Sink(SinkError::Registry(error)).into()), expected, "{shown}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use soci_index::digest::Digest;
+use soci_index::publish::refused::refusal;
 use soci_index::registry::Repository;
 use soci_index::signature::Trust;
 use soci_index::signature::fetch::{Verdict, search};
@@ -118,6 +119,16 @@ pub async fn sign_all(
         sign(command, &format!("{repository}@{digest}")).await?;
     }
     Ok(())
+}
+
+/// Warns of manifests that the registry refuses to show to whoever will ask for them.
+pub async fn look_back(repository: &Repository, manifests: &[Digest]) {
+    for digest in manifests {
+        if let Some(reason) = refusal(repository, digest).await {
+            let hint = "have it signed as the registry demands, or have unsigned content admitted";
+            tracing::warn!("{repository}@{digest} is there and nobody can read it: {reason}; {hint}");
+        }
+    }
 }
 
 /// The program and its arguments.

@@ -133,7 +133,8 @@ impl Finder<'_> {
             ..Search::new(self.source, image)
         };
         let gathered = search.gather().await?;
-        let failure = gathered.failure().cloned();
+        let refused = gathered.refused().first().map(|refused| refused.error.clone());
+        let failure = gathered.failure().cloned().or(refused);
         let ordered = gathered.order(self.wanted);
         if let (true, Some(failure)) = (ordered.candidates.is_empty(), failure) {
             return Err(failure.into());

@@ -35,6 +35,7 @@ pub enum Answer {
 #[derive(Debug)]
 enum Message {
     Pushed(Vec<Push>, oneshot::Sender<Answer>),
+    Stirred(Vec<String>, oneshot::Sender<()>),
     Look(oneshot::Sender<Seen>),
     /// The senders have gone: begin nothing more, and say when all has ended.
     Close(oneshot::Sender<()>),
@@ -56,6 +57,14 @@ impl Mailbox {
     /// [`Gone`].
     pub async fn pushed(&self, pushes: Vec<Push>) -> Result<Answer, Gone> {
         self.ask(|reply| Message::Pushed(pushes, reply)).await
+    }
+
+    /// Says in which repositories something happened that is no push of an image: what rests there is tried again.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn stirred(&self, repositories: Vec<String>) -> Result<(), Gone> {
+        self.ask(|reply| Message::Stirred(repositories, reply)).await
     }
 
     /// The state of things.
@@ -141,6 +150,11 @@ impl Clerk {
         for message in messages {
             match message {
                 Message::Pushed(pushes, reply) => pushed.push((pushes, reply)),
+                Message::Stirred(repositories, reply) => {
+                    let step = self.queue.step(now(), Input::Stirred(repositories));
+                    self.go_on(step);
+                    let _ = reply.send(());
+                }
                 Message::Look(reply) => drop(reply.send(self.queue.seen())),
                 Message::Close(reply) => {
                     let step = self.queue.step(now(), Input::Close);
@@ -239,5 +253,8 @@ fn log(push: &Push, end: &End) {
         End::Done { outcome: Outcome::Failed, message } => tracing::error!("{repository}:{tag}: failed: {message}"),
         End::Done { outcome, message } => tracing::info!(?outcome, "{repository}:{tag}: {message}"),
         End::Again { message } => tracing::warn!("{repository}:{tag}: will be tried again: {message}"),
+        End::Rest { message } => {
+            tracing::warn!("{repository}:{tag}: rests until the registry admits it, or has another event: {message}");
+        }
     }
 }

@@ -140,6 +140,8 @@ pub struct Events {
     pub pushes: Vec<Push>,
     /// What is left alone.
     pub ignored: Vec<Reason>,
+    /// The repositories of what is left alone: a signature that was pushed may change what is admitted there.
+    pub stirred: Vec<String>,
 }
 
 impl Events {
@@ -158,7 +160,15 @@ impl Events {
             Some("harbor.artifact.pushed") => {
                 Ok(Self::of_harbor(&part::<HarborCloud>("harbor.artifact.pushed", &value)?.data))
             }
-            Some(kind) => Ok(Self { pushes: Vec::new(), ignored: vec![Reason::Kind { kind: shown(kind) }] }),
+            Some(kind) => {
+                let repository = ["event_data", "data"]
+                    .iter()
+                    .find_map(|data| value.get(data)?.get("repository")?.get("repo_full_name")?.as_str());
+                // Reading changes nothing, and is what we do ourselves.
+                let is_pull = kind.to_ascii_lowercase().contains("pull");
+                let stirred = repository.filter(|_| !is_pull).map(shown).into_iter().collect();
+                Ok(Self { ignored: vec![Reason::Kind { kind: shown(kind) }], stirred, ..Self::default() })
+            }
             None => Err(EventError::Unknown),
         }
     }
@@ -186,6 +196,10 @@ impl Events {
         for event in &notification.events {
             if event.action != "push" {
                 events.ignored.push(Reason::Kind { kind: shown(&event.action) });
+                // Reading changes nothing.
+                if event.action == "delete" {
+                    events.stirred.push(shown(&event.target.repository));
+                }
                 continue;
             }
             let target = &event.target;
@@ -210,7 +224,10 @@ impl Events {
         };
         match read {
             Ok(push) => self.pushes.push(push),
-            Err(reason) => self.ignored.push(reason),
+            Err(reason) => {
+                self.ignored.push(reason);
+                self.stirred.push(shown(repository));
+            }
         }
     }
 }
@@ -332,7 +349,7 @@ mod tests {
             distribution("push", media_type::INDEX, Some("v1")),
             distribution("push", media_type::DOCKER_LIST, Some("v1")),
         ] {
-            assert_eq!(parsed(&event), Events { pushes: vec![push.clone()], ignored: Vec::new() }, "{event}");
+            assert_eq!(parsed(&event), Events { pushes: vec![push.clone()], ..Events::default() }, "{event}");
         }
     }
 
@@ -360,6 +377,28 @@ mod tests {
             let events = parsed(&event);
             assert_eq!((events.pushes.len(), events.ignored.len()), (0, 1), "{event}");
             assert!(events.ignored[0].to_string().contains(reason), "{event}: {}", events.ignored[0]);
+        }
+    }
+
+    #[test]
+    fn what_stirs_a_repository() {
+        let of_kind = |kind: &str, mut event: Value| {
+            event["type"] = kind.into();
+            event
+        };
+        for (event, stirs) in [
+            (harbor(D), true),
+            (harbor(&format!("sha256-{}.sig", &D[7..])), true),
+            (of_kind("DELETE_ARTIFACT", harbor("v1")), true),
+            (of_kind("harbor.artifact.deleted", cloud("v1")), true),
+            (distribution("delete", media_type::MANIFEST, None), true),
+            (of_kind("PULL_ARTIFACT", harbor("v1")), false),
+            (of_kind("harbor.artifact.pulled", cloud("v1")), false),
+            (distribution("pull", media_type::MANIFEST, Some("v1")), false),
+            (distribution("push", "application/octet-stream", None), false),
+        ] {
+            let expected: &[&str] = if stirs { &["team/app"] } else { &[] };
+            assert_eq!(parsed(&event).stirred, expected, "{event}");
         }
     }
 

@@ -133,7 +133,7 @@ mod tests {
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn job(tag: &str) -> Job {
-        Job { push: Push::new("team/app", tag, DIGEST).unwrap(), attempts: 1, due: 77, begun: true }
+        Job { push: Push::new("team/app", tag, DIGEST).unwrap(), attempts: 1, due: 77, rests: true, begun: true }
     }
 
     #[test]

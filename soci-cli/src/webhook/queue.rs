@@ -2,7 +2,9 @@
 //!
 //! Pure: the time comes in with every step, and what is to be started goes out. One image, one job: whoever pushes a tag
 //! again while its job waits replaces what waits; while it runs, the job runs again afterwards, for what the tag names
-//! then. A failure that may pass is tried again after the times of [`PAUSES`]; the others end the job. Invariants: no
+//! then. A failure that may pass is tried again after the times of [`PAUSES`]. What a policy forbids passes when an
+//! administrator changes something, which may take days: such a job rests for the times of [`RESTS`], and is tried again
+//! at once when its repository has another event. The others end the job. Invariants: no
 //! tag is worked on twice at the same time; what was accepted stays in [`Queue::pending`] until it has ended or was
 //! replaced; what is refused changes nothing.
 
@@ -14,6 +16,10 @@ use super::event::Push;
 
 /// Seconds before another attempt: the registry restarts, credentials are renewed, quotas are raised.
 pub const PAUSES: [u64; 4] = [30, 120, 600, 1800];
+/// Seconds that a job rests which a policy forbids: an image is signed within minutes, a quota is raised on Monday.
+pub const RESTS: [u64; 8] = [120, 600, 1800, 7200, 21_600, 86_400, 86_400, 86_400];
+/// Seconds before a resting job is tried again when its repository has another event: what we push ourselves is one, too.
+const STIRRING: u64 = 10;
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 100;
 
@@ -39,6 +45,9 @@ pub struct Job {
     /// Not before this second of the Unix clock.
     #[serde(default)]
     pub due: u64,
+    /// Whether it rests until a policy of the registry admits it.
+    #[serde(default)]
+    pub rests: bool,
     /// Whether it was begun before: part of it may be done already.
     #[serde(default)]
     pub begun: bool,
@@ -75,6 +84,11 @@ pub enum End {
         /// Why it failed.
         message: String,
     },
+    /// A policy of the registry forbids it for now.
+    Rest {
+        /// Which.
+        message: String,
+    },
 }
 
 /// A job that has ended.
@@ -99,6 +113,8 @@ pub struct Ended {
 pub enum Input {
     /// Images were pushed: all of them are accepted, or none.
     Pushed(Vec<Push>),
+    /// Something happened in these repositories.
+    Stirred(Vec<String>),
     /// A run of this image's job has ended.
     Ended(Push, End),
     /// Time has passed.
@@ -188,8 +204,9 @@ impl Queue {
             counters: Counters::default(),
             closed: false,
         };
-        let longest = PAUSES.last().copied().unwrap_or_default();
         for job in left {
+            let pauses: &[u64] = if job.rests { &RESTS } else { &PAUSES };
+            let longest = pauses.last().copied().unwrap_or_default();
             // A clock that was set back must not put a job off for ever.
             let job = Job { due: job.due.min(now + longest), ..job };
             queue.waiting.retain(|known| !is_same(&known.push, &job.push));
@@ -205,8 +222,11 @@ impl Queue {
                 if !self.has_room(&pushes) {
                     return Step::Full;
                 }
+                let repositories: Vec<String> = pushes.iter().map(|push| push.repository.clone()).collect();
                 pushes.into_iter().for_each(|push| self.accept(push));
+                self.stir(now, &repositories);
             }
+            Input::Stirred(repositories) => self.stir(now, &repositories),
             Input::Ended(push, end) => self.end(now, &push, end),
             Input::Clock => {}
             Input::Close => self.closed = true,
@@ -264,17 +284,24 @@ impl Queue {
         }
     }
 
+    fn stir(&mut self, now: u64, repositories: &[String]) {
+        let stirred = |job: &&mut Job| job.rests && repositories.contains(&job.push.repository);
+        self.waiting.iter_mut().filter(stirred).for_each(|job| job.due = job.due.min(now + STIRRING));
+    }
+
     fn end(&mut self, now: u64, push: &Push, end: End) {
         let Some(at) = self.running.iter().position(|running| is_same(&running.job.push, push)) else { return };
         let Running { mut job, next } = self.running.swap_remove(at);
-        let pause = usize::try_from(job.attempts).ok().and_then(|done| PAUSES.get(done));
+        let rests = matches!(end, End::Rest { .. });
+        let pauses: &[u64] = if rests { &RESTS } else { &PAUSES };
+        let pause = usize::try_from(job.attempts).ok().and_then(|done| pauses.get(done));
         let (outcome, message) = match (end, pause) {
             (End::Done { outcome, message }, _) => (outcome, message),
-            (End::Again { message }, _) if next.is_some() => (Outcome::Superseded, message),
-            (End::Again { message }, None) => (Outcome::Failed, message),
-            (End::Again { .. }, Some(pause)) => {
+            (End::Again { message } | End::Rest { message }, _) if next.is_some() => (Outcome::Superseded, message),
+            (End::Again { message } | End::Rest { message }, None) => (Outcome::Failed, message),
+            (End::Again { .. } | End::Rest { .. }, Some(pause)) => {
                 self.counters.retried += 1;
-                (job.attempts, job.due, job.begun) = (job.attempts + 1, now + pause, true);
+                job = Job { attempts: job.attempts + 1, due: now + pause, rests, begun: true, ..job };
                 self.waiting.push_back(job);
                 return;
             }
@@ -318,7 +345,7 @@ impl Queue {
 }
 
 fn fresh(push: Push) -> Job {
-    Job { push, attempts: 0, due: 0, begun: false }
+    Job { push, attempts: 0, due: 0, rests: false, begun: false }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::StreamExt as _;
@@ -35,6 +35,8 @@ const BODIES_BYTES_MAX: usize = 32 << 20;
 const EVENT_PLACES: Places = Places { all: 256, per_peer: 64 };
 /// Connections that ask whether all is well.
 const HEALTH_PLACES: Places = Places { all: 32, per_peer: 8 };
+/// Letters of a path that are logged.
+const SHOWN_MAX: usize = 200;
 /// When to come again, if too many wait.
 const RETRY_AFTER_SECONDS: &str = "60";
 
@@ -82,6 +84,8 @@ pub async fn serve(
     let server = Arc::new(server);
     let watched = Router::new().route("/metrics", get(metrics)).route("/healthz", get(async || "ok\n"));
     let events = watched.clone().route("/webhook", post(webhook)).route("/jobs", get(jobs));
+    let (events, watched) =
+        (events.method_not_allowed_fallback(other_method).fallback(other_path), watched.fallback(other_path));
     let (events, watched) = (events.with_state(Arc::clone(&server)), watched.with_state(server));
     let ended = |mut end: watch::Receiver<bool>| async move {
         // A sender that is gone means the same.
@@ -131,6 +135,11 @@ async fn webhook(State(server): State<Arc<Server>>, request: Request) -> Respons
     events.ignored.iter().for_each(|reason| tracing::debug!("ignored: {reason}"));
     let ignored: Vec<String> = events.ignored.iter().map(ToString::to_string).collect();
     let accepted = json!({ "queued": events.pushes.len(), "ignored": ignored });
+    if !events.stirred.is_empty()
+        && let Err(gone) = server.mailbox.stirred(events.stirred).await
+    {
+        return gone.into();
+    }
     if events.pushes.is_empty() {
         return document(StatusCode::ACCEPTED, &accepted);
     }
@@ -142,6 +151,21 @@ async fn webhook(State(server): State<Arc<Server>>, request: Request) -> Respons
         }
         Err(gone) => gone.into(),
     }
+}
+
+/// Most likely a webhook's address without its path, whose events would be lost without a word.
+async fn other_path(method: Method, uri: Uri) -> Response {
+    elsewhere(StatusCode::NOT_FOUND, &method, &uri)
+}
+
+async fn other_method(method: Method, uri: Uri) -> Response {
+    elsewhere(StatusCode::METHOD_NOT_ALLOWED, &method, &uri)
+}
+
+fn elsewhere(status: StatusCode, method: &Method, uri: &Uri) -> Response {
+    let path: String = uri.path().chars().take(SHOWN_MAX).collect();
+    tracing::warn!("{method} {path} is answered with {status}: events are taken by POST /webhook");
+    say(status, &"events are taken by POST /webhook")
 }
 
 async fn jobs(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {

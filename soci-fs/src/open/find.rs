@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use soci_index::digest::Digest;
+use soci_index::discover::Refused;
 use soci_index::find::Search;
 use soci_index::find::choose::{Candidate, Choice, Ordered, Place};
 use soci_index::find::keep::Keep;
@@ -125,7 +126,8 @@ async fn find(
         ..whole
     };
     let gathered = search.gather().await?;
-    let failure = gathered.failure().cloned();
+    let refused = gathered.refused().first().cloned();
+    let failure = gathered.failure().cloned().or_else(|| Some(refused.as_ref()?.error.clone()));
     let ordered = gathered.order(options.index.as_ref());
     if let (true, Some(named)) = (ordered.candidates.is_empty(), options.index) {
         return Err(failure.map_or(OpenError::NoSuchIndex { digest: Box::new(named) }, OpenError::Registry));
@@ -139,9 +141,15 @@ async fn find(
             (false, false) => tracing::info!(image = %of, "{other}"),
         }
     }
-    let Some(chosen) = choice.chosen.clone() else { return Ok((None, None)) };
+    let Some(chosen) = choice.chosen.clone() else { return Ok((None, refused.map(|refused| hidden(&refused)))) };
     tracing::info!(image = %of, index = %chosen.digest, form = chosen.index.form(), place = chosen.whereabouts());
     Ok((Some(keep(chosen, choice, source, image, options, local).await), doubt))
+}
+
+/// Why there is no index where there is one.
+fn hidden(refused: &Refused) -> String {
+    let Refused { digest, error, .. } = refused;
+    format!("the registry has the index {digest} and refuses to show it: {error}")
 }
 
 /// The first candidate that may be used at once, else the first of all and why it may not.

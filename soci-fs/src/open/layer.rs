@@ -26,6 +26,9 @@ use crate::source::watched::WatchedSource;
 use crate::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
 use crate::unpack::{Encoding, LayerClaim, UnpackError, Unpacked, unpack};
 
+/// Why a layer is read whole where nobody has made an index.
+pub const NO_INDEX: &str = "the image has no index";
+
 /// A layer that can be read.
 #[derive(Debug)]
 pub struct OpenedLayer {
@@ -176,7 +179,7 @@ impl ImageOpener {
         if let Some(doubt) = &self.doubt {
             return Ok(Err(doubt.clone()));
         }
-        let Some(found) = &self.found else { return Ok(Err("the image has no index".to_owned())) };
+        let Some(found) = &self.found else { return Ok(Err(NO_INDEX.to_owned())) };
         let reason = match self.believed(found, layer, diff_id).await? {
             Ok(table) => return Ok(Ok(table)),
             Err(reason) => reason,

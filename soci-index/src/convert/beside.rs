@@ -30,7 +30,10 @@ pub(super) async fn push(
         let subject = Descriptor::of(manifest.media_type, &manifest.bytes);
         let json = Bytes::from(SpanIndex::new(&spans, &subject).to_json());
         let (index, index_size) = (Digest::of(&json), json.len() as u64);
-        let there = if force { Vec::new() } else { known::refers(repository, &subject.digest, &[SPAN_INDEX]).await? };
+        let there = match force {
+            true => Vec::new(),
+            false => known::refers(repository, &subject.digest, &[SPAN_INDEX]).await?.0,
+        };
         let is_there = there.iter().any(|there| there.digest == index);
         let done = match is_there {
             true => Done::UpToDate,

@@ -18,7 +18,7 @@ use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource};
 use crate::output::{self, Output};
 use crate::publish::PublishError;
-use crate::registry::Repository;
+use crate::registry::{RegistryError, Repository};
 use crate::sink::{Sink, SinkError, on_disk, read_blocking};
 use crate::v2::Document;
 use crate::v2::document::{Entry, Index};
@@ -124,8 +124,12 @@ impl Place {
     pub(super) async fn holds(&self, index: &Document) -> Result<bool, PublishError> {
         match (&self.target, &self.sink) {
             (Target::Registry { repository, tag }, _) => {
-                let there = repository.manifest(&ManifestName::Tag(tag.clone())).await?;
-                Ok(there.is_some_and(|there| there.digest == index.digest))
+                match repository.manifest(&ManifestName::Tag(tag.clone())).await {
+                    Ok(there) => Ok(there.is_some_and(|there| there.digest == index.digest)),
+                    // A policy may let a tag be written that it does not let be read.
+                    Err(RegistryError::Status { status: 412, .. }) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
             }
             (_, Sink::Foreign(sink)) => Ok(sink.store().root().is_some_and(|root| root.digest == index.digest)),
             (_, Sink::Registry(_) | Sink::Layout(_) | Sink::Nowhere) => Ok(false),

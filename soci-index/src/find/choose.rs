@@ -70,6 +70,8 @@ pub enum Reason {
     Doubt(String),
     /// It is no index of this image, or cannot be read.
     Unfit(String),
+    /// It is there, and the registry refuses to show it.
+    Refused(String),
     /// It was kept from a place that does not have it any more.
     Gone,
     /// It was kept from another repository, so it says nothing of this image's.
@@ -213,7 +215,7 @@ impl Reason {
     /// Whether something is wrong with a place or an index, which somebody should look after.
     #[must_use]
     pub const fn is_trouble(&self) -> bool {
-        matches!(self, Self::Unasked(_) | Self::Unfit(_))
+        matches!(self, Self::Unasked(_) | Self::Unfit(_) | Self::Refused(_))
     }
 
     /// Whether this is nothing to look into: an image that was published by default has two forms of one index.
@@ -226,6 +228,7 @@ impl Reason {
             | Self::Digest
             | Self::Doubt(_)
             | Self::Unfit(_)
+            | Self::Refused(_)
             | Self::Gone
             | Self::Foreign { .. }
             | Self::Unasked(_) => false,
@@ -284,6 +287,7 @@ impl fmt::Display for Reason {
             Self::Same => f.write_str("it is the same index in another place"),
             Self::Doubt(doubt) => f.write_str(doubt),
             Self::Unfit(why) => f.write_str(why),
+            Self::Refused(why) => write!(f, "it is there, and the registry refuses to show it: {why}"),
             Self::Gone => f.write_str("it was kept locally, and its place does not have it any more"),
             Self::Foreign { origin } => write!(f, "it was fetched for another repository: {origin}"),
             Self::Unasked(why) => write!(f, "it could not be asked: {why}"),

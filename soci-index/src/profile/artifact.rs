@@ -19,8 +19,9 @@ use crate::image::model::{Descriptor, ImageManifest, annotation, media_type};
 use crate::manifest::EMPTY_CONFIG;
 use crate::ztoc::rfc3339;
 
-/// What kind of artifact it is; also the media type of its configuration, for registries that know only that.
-pub const ARTIFACT: &str = "application/vnd.soci.profile.v1+json";
+/// What kind of artifact it is; also the media type of its configuration, for registries that know only that. Harbor makes
+/// a name of what stands between the vendor and `config`, and shows any other type as unknown.
+pub const ARTIFACT: &str = "application/vnd.soci.start-profile.config.v1+json";
 /// Annotation: the profile's name.
 pub const NAME: &str = "dev.soci.profile.name";
 /// Annotation: `true` on the one that is used when none is named.

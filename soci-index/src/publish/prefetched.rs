@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::discover::{self, Discovery, Which};
 use crate::image::model::{Descriptor, media_type};
 use crate::image::{ImageError, ImageSource, PlatformImage};
+use crate::known;
 use crate::limits::Limits;
 use crate::manifest::{EMPTY_CONFIG, INDEX_V1, ManifestError, PREFETCH, SociIndex};
 use crate::prefetch;
@@ -102,6 +103,10 @@ pub async fn push(
     let found = match discover::on_registry(repository, &subject, Which::Newest).await? {
         Discovery::Found(found) => found,
         Discovery::None { reason, .. } => {
+            let (_, refused) = known::refers(repository, &subject, &[INDEX_V1]).await?;
+            if let Some(refused) = refused.into_iter().next() {
+                return Err(refused.error.into());
+            }
             let (repository, image) = (repository.to_string(), Box::new(subject));
             return Err(PrefetchedError::NoIndex { repository, image, reason });
         }

@@ -11,6 +11,7 @@ use futures_util::StreamExt as _;
 
 use crate::digest::Digest;
 use crate::image::model::{Descriptor, RawManifest, media_type};
+use crate::image::reference::ManifestName;
 use crate::image::store::Store;
 use crate::image::{ImageError, ImageSource};
 use crate::limits::Limits;
@@ -125,7 +126,8 @@ fn decode(digest: &Digest, blob: &[u8]) -> Result<Profile, ProfilesError> {
     decoded.map_err(|source| ProfilesError::Profile { digest: Box::new(*digest), source })
 }
 
-/// Pushes a profile of the image `subject`, with the pack in `pack` if there is one.
+/// Pushes a profile of the image `subject`, with the pack in `pack` if there is one. The same profile under the same name
+/// is not made a second time, although it would have another time in it.
 ///
 /// # Errors
 /// [`ProfilesError`]. After an error no new manifest is in the repository.
@@ -144,8 +146,32 @@ pub async fn push(
     for bytes in [blob.clone(), Bytes::from_static(EMPTY_CONFIG)] {
         repository.push_blob(&Digest::of(&bytes), Body::Bytes(bytes), None).await?;
     }
-    let manifest = artifact::manifest(notes, &Descriptor::of(PROFILE, &blob), pack.as_ref(), subject);
-    Ok(repository.push_referrer(media_type::MANIFEST, manifest.into()).await?)
+    let profile = Descriptor::of(PROFILE, &blob);
+    let manifest = match there(repository, &subject.digest, &profile, pack.as_ref(), notes).await {
+        Some(manifest) => manifest,
+        None => artifact::manifest(notes, &profile, pack.as_ref(), subject).into(),
+    };
+    Ok(repository.push_referrer(media_type::MANIFEST, manifest).await?)
+}
+
+/// The manifest that says all of this already, but for the time.
+async fn there(
+    repository: &Repository,
+    image: &Digest,
+    profile: &Descriptor,
+    pack: Option<&Descriptor>,
+    notes: &Notes,
+) -> Option<Bytes> {
+    let known = of_registry(Lists::Repository(repository), image).await;
+    let known = known.inspect_err(|error| tracing::debug!(%error, "it is not known which profiles there are")).ok()?;
+    let digest = |blob: Option<&Descriptor>| blob.map(|blob| blob.digest);
+    let is_same = |one: &&Published| {
+        (&one.name, one.is_default, one.profile.digest) == (&notes.name, notes.is_default, profile.digest)
+            && digest(one.pack.as_ref()) == digest(pack)
+            && one.command == notes.command.as_deref().unwrap_or_default()
+    };
+    let same = known.iter().find(is_same)?.digest;
+    Some(repository.manifest(&ManifestName::Digest(same)).await.ok()??.bytes)
 }
 
 async fn push_pack(repository: &Repository, file: &Path) -> Result<Descriptor, ProfilesError> {

@@ -25,6 +25,8 @@ const SIMPLE_CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
 const SIMPLE_ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 /// Artifact type of notation's signature.
 const NOTATION: &str = "application/vnd.cncf.notary.signature";
+/// How the artifact types of sigstore's bundles begin, whatever their version.
+const ANY_BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
 /// Media type of its envelope as JWS.
 const JWS: &str = "application/jose+json";
 
@@ -68,6 +70,47 @@ pub async fn search(repository: &Repository, subject: &Digest, trust: &Trust, no
     }
 }
 
+/// Names the signatures that `subject` has, whoever made them: cosign's tag, and what refers to it. None is checked.
+///
+/// # Errors
+/// When the registry does not say what refers to `subject`, and there is no tag of cosign's.
+pub async fn present(repository: &Repository, subject: &Digest) -> Result<Vec<String>, RegistryError> {
+    let tag = cosign_tag(subject);
+    let has_tag = repository.manifest(&ManifestName::Tag(tag.clone())).await.is_ok_and(|there| there.is_some());
+    let mut found: Vec<String> = has_tag.then(|| format!("cosign's tag {tag}")).into_iter().collect();
+    let entries = match repository.referrers(subject, None).await {
+        Ok(referrers) => referrers.entries,
+        Err(_) if has_tag => return Ok(found),
+        Err(error) => return Err(error),
+    };
+    for entry in entries.iter().take(SIGNATURES_MAX) {
+        let kind = match entry.kind() {
+            "" => kind_of(repository, &entry.digest).await,
+            kind => kind.to_owned(),
+        };
+        if is_signature(&kind) {
+            found.push(format!("{} of type {kind}", entry.digest));
+        }
+    }
+    Ok(found)
+}
+
+/// What a manifest says it is, where the list does not say it.
+async fn kind_of(repository: &Repository, digest: &Digest) -> String {
+    let Ok(Some(raw)) = repository.manifest(&ManifestName::Digest(*digest)).await else { return String::new() };
+    serde_json::from_slice(&raw.bytes).map(|manifest: ImageManifest| manifest.kind().to_owned()).unwrap_or_default()
+}
+
+/// Whether an artifact type is one of signatures: also in versions that cannot be checked here.
+fn is_signature(kind: &str) -> bool {
+    kind == NOTATION || kind == SIMPLE_ARTIFACT || kind.starts_with(ANY_BUNDLE)
+}
+
+/// The tag under which cosign keeps the signatures of a manifest.
+fn cosign_tag(subject: &Digest) -> String {
+    format!("{}-{}.sig", subject.algorithm().name(), subject.hex())
+}
+
 struct Search<'a> {
     repository: &'a Repository,
     subject: &'a Digest,
@@ -79,7 +122,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     async fn run(&mut self) -> Option<Signer> {
-        let tag = format!("{}-{}.sig", self.subject.algorithm().name(), self.subject.hex());
+        let tag = cosign_tag(self.subject);
         if let Some(manifest) = self.manifest(&ManifestName::Tag(tag.clone())).await
             && let Some(signer) = self.layers(&tag, SIMPLE_ARTIFACT, &manifest).await
         {

@@ -290,7 +290,10 @@ impl Shared {
         }
         let broken = self.quirks.broken.filter(|_| self.is_broken.load(Ordering::Relaxed));
         if let Some(broken) = broken.filter(|broken| broken.meets(&request.method, request.path())) {
-            let error = || Reply::error(broken.status, "UNKNOWN", "as profiled");
+            let error = || match broken.status {
+                412 => Reply::error(412, "PROJECTPOLICYVIOLATION", "The image is not signed by cosign."),
+                status => Reply::error(status, "UNKNOWN", "as profiled"),
+            };
             return if broken.status == 0 { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(error()) };
         }
         match self.instead(&request) {

@@ -6,7 +6,7 @@
 
 use soci_index::build::{BuildOptions, compression};
 use soci_index::find::Search;
-use soci_index::find::choose::Ordered;
+use soci_index::find::choose::{Ordered, Reason};
 use soci_index::image::platform::PlatformSelection;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::index_manifest::IndexManifest;
@@ -149,6 +149,10 @@ fn index(found: Ordered, name: &str) -> Finding {
     let others: String = others.map(|other| format!("; {other}")).collect();
     match &choice.chosen {
         Some(chosen) => good("index", format!("{}; used: {}{others}", there.join(", "), choice::words(chosen))),
+        None if choice.passed_over.iter().any(|other| matches!(other.reason, Reason::Refused(_))) => {
+            let fix = "have it signed as the registry demands, or have unsigned content admitted";
+            bad("index", format!("nobody can read it, so the image is read whole{others}"), fix)
+        }
         None => {
             bad("index", format!("the image has none, and is read whole{others}"), format!("run: soci publish {name}"))
         }

@@ -105,6 +105,39 @@ fn failures_that_pass_are_tried_again() {
 
 /// A new push does not wait for the pause of the one before.
 #[test]
+fn what_a_policy_forbids_rests_until_its_repository_has_an_event() {
+    let rest = || End::Rest { message: "unsigned".to_owned() };
+    let mut queue = queue(1, 10);
+    let _ = queue.step(0, Input::Pushed(vec![push("a")]));
+    let mut now = 0;
+    for pause in RESTS {
+        assert_eq!(started(&mut queue, now, Input::Ended(push("a"), rest())), []);
+        assert_eq!(started(&mut queue, now + pause - 1, Input::Clock), []);
+        now += pause;
+        assert_eq!(started(&mut queue, now, Input::Clock), [pair("a", D[0])]);
+    }
+    let _ = queue.step(now, Input::Ended(push("a"), rest()));
+    assert_eq!(queue.seen().counters.failed, 1, "at last");
+
+    let _ = queue.step(now, Input::Pushed(vec![push("a")]));
+    let _ = queue.step(now, Input::Ended(push("a"), rest()));
+    let other = Input::Stirred(vec!["team/other".to_owned()]);
+    assert_eq!(started(&mut queue, now, other), []);
+    assert_eq!(queue.pending()[0].due, now + RESTS[0]);
+    let own = || Input::Stirred(vec!["team/app".to_owned()]);
+    assert_eq!(started(&mut queue, now, own()), []);
+    assert_eq!(started(&mut queue, now + STIRRING, Input::Clock), [pair("a", D[0])]);
+    // Another tag's push is an event, too; and what only failed is not hurried.
+    let _ = queue.step(now + 20, Input::Ended(push("a"), rest()));
+    assert_eq!(started(&mut queue, now + 20, Input::Pushed(vec![push("b")])), [pair("b", D[0])]);
+    let _ = queue.step(now + 21, Input::Ended(push("b"), again()));
+    let due: Vec<u64> = queue.pending().iter().map(|job| job.due - now).collect();
+    assert_eq!(due, [20 + STIRRING, 21 + PAUSES[0]]);
+    let _ = queue.step(now + 22, own());
+    assert_eq!(queue.pending()[1].due, now + 21 + PAUSES[0]);
+}
+
+#[test]
 fn a_push_ends_the_pause() {
     let mut queue = queue(1, 10);
     let _ = queue.step(1, Input::Pushed(vec![push("a")]));

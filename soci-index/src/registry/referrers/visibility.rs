@@ -61,6 +61,11 @@ pub enum Blemish {
         /// Of the manifest.
         pushed: String,
     },
+    /// The registry lists it and refuses to show it.
+    Refused {
+        /// What the registry says.
+        reason: String,
+    },
     /// Whoever asks for this type alone is not shown it.
     Filter {
         /// The type.
@@ -86,6 +91,11 @@ impl fmt::Display for Blemish {
                 "the registry lists the type {listed:?} instead of {pushed:?}: clients that look for the type will not \
                  find the index; publish with --v2"
             ),
+            Self::Refused { reason } => write!(
+                f,
+                "nobody can read it: {reason}; have it signed as the registry demands (--sign-with COMMAND), or have \
+                 unsigned content admitted"
+            ),
             Self::Filter { artifact_type } => write!(
                 f,
                 "the registry does not list it to those who ask for {artifact_type} only: clients that do will not find \
@@ -100,6 +110,20 @@ impl Visibility {
     #[must_use]
     pub fn of(blemishes: Vec<Blemish>) -> Self {
         if blemishes.is_empty() { Self::Full } else { Self::Partial(blemishes) }
+    }
+
+    /// Notes another thing to say.
+    pub fn add(&mut self, blemish: Blemish) {
+        match self {
+            Self::Full => *self = Self::Partial(vec![blemish]),
+            Self::Partial(blemishes) => blemishes.push(blemish),
+        }
+    }
+
+    /// Whether the registry refuses to show it.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.blemishes().iter().any(|blemish| matches!(blemish, Blemish::Refused { .. }))
     }
 
     /// What there is to say.
