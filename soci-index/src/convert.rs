@@ -108,6 +108,11 @@ async fn into_place(
         Some(_) if !options.build.format.has_spans() => Sink::Nowhere,
         _ => place.sink().clone(),
     };
+    // That nothing may be put there is found out before the first layer is read; of an image that was converted before
+    // perhaps nothing will be.
+    if !place.was_converted().await {
+        blobs_go_to.try_put().await?;
+    }
     let existing = if options.force { Known::default() } else { ztocs_of(&place, options).await };
     let (mut indexed, mut reports, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
     let (mut built, mut indexes) = (existing, Vec::new());

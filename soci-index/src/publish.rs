@@ -237,6 +237,10 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
         return Ok(report);
     }
     let sink = Sink::Registry(repository.clone());
+    // That nothing may be put there is found out before the first layer is read.
+    if !existing.known.lacking(job.image, job.options).is_empty() {
+        sink.try_put().await?;
+    }
     let blobs = put_blobs(job, &existing.known, &sink).await?;
     let mut made = Vec::new();
     for json in blobs.documents(job)? {
@@ -354,12 +358,8 @@ pub(crate) struct Blobs {
     pub(crate) reused_from: Vec<ReusedFrom>,
 }
 
-/// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`. That nothing may be put
-/// there is found out before the first layer is read.
+/// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
 pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Result<Blobs, PublishError> {
-    if !known.lacking(job.image, job.options).is_empty() {
-        sink.try_put().await?;
-    }
     let keep = |finished: Finished| async move {
         match finished {
             Finished::Ztoc(reference, encoded) => sink.add_ztoc(&reference.digest, &encoded).await?,

@@ -2,7 +2,7 @@
 //!
 //! The list is what counts, as AWS's database does for its tool: an index whose manifest was deleted is still listed, by
 //! what the list says of it, until `soci rebuild-db` looks for it. Parts are in the store itself, or where the entry's
-//! [`local::KEPT_IN`] says.
+//! [`KEPT_IN`] says.
 
 use std::cmp::Reverse;
 

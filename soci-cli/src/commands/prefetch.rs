@@ -40,8 +40,9 @@ pub fn run(arguments: &args::Prefetch, config: &Config) -> anyhow::Result<()> {
 
 fn artifacts(config: &Config) -> anyhow::Result<Vec<Artifact>> {
     let mut artifacts: Vec<Artifact> = Vec::new();
+    let entries = catalogue::entries(config)?;
     let Some(layout) = catalogue::layout(config)? else { return Ok(artifacts) };
-    for entry in catalogue::entries(config)? {
+    for entry in entries {
         for blob in entry.blobs().iter().filter(|blob| blob.media_type == PREFETCH) {
             if !artifacts.iter().any(|known| known.descriptor.digest == blob.digest) {
                 artifacts.push(artifact(&layout, &entry, blob));

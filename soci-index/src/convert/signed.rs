@@ -29,8 +29,12 @@ pub(super) async fn find(target: &Target) -> Result<Option<PublishError>, Publis
     };
     let digest = Box::new(there.digest);
     let refusal = PublishError::Signed { image: target.to_string(), digest, signatures: signatures.join(", ") };
+    if is_converted(&there.bytes) { Ok(Some(refusal)) } else { Err(refusal) }
+}
+
+/// Whether an image index is that of an image that was converted.
+pub(super) fn is_converted(index: &[u8]) -> bool {
     let is_soci = |entry: &Descriptor| entry.artifact_type.as_deref() == Some(INDEX_V2);
-    let index: Result<ImageIndex, _> = serde_json::from_slice(&there.bytes);
-    let is_converted = index.is_ok_and(|index| index.manifests.iter().any(is_soci));
-    if is_converted { Ok(Some(refusal)) } else { Err(refusal) }
+    let index: Result<ImageIndex, _> = serde_json::from_slice(index);
+    index.is_ok_and(|index| index.manifests.iter().any(is_soci))
 }

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::convert::signed;
 use crate::digest::Digest;
 use crate::image::foreign::ContentTarget;
 use crate::image::layout::Layout;
@@ -118,6 +119,13 @@ impl Place {
             // They are made anew, from nothing.
             Target::NewLayout { .. } | Target::Archive { .. } => None,
         }
+    }
+
+    /// Whether what has the target's name now was converted before.
+    pub(super) async fn was_converted(&self) -> bool {
+        let Target::Registry { repository, tag } = &self.target else { return false };
+        let there = repository.manifest(&ManifestName::Tag(tag.clone())).await;
+        there.ok().flatten().is_some_and(|there| signed::is_converted(&there.bytes))
     }
 
     /// Whether the image is there already.
