@@ -79,7 +79,7 @@ pub(super) fn is_index(entry: &Descriptor) -> bool {
 
 pub(crate) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
     let directory = config.index_store();
-    // A store that nobody has written to yet is empty, not broken.
+    // A store that does not exist yet is empty, not broken.
     if !directory.exists() { Ok(None) } else { Ok(Some(Layout::open(&directory)?)) }
 }
 

@@ -97,7 +97,7 @@ fn sign_all(
     block_on(timeout, sign::sign_all(command, repository, manifests, &trust))
 }
 
-/// Warns of what is in the registry and refused to whoever will ask for it.
+/// Warns of pushed indexes that the registry refuses to serve to clients.
 fn look_back(repository: &Repository, manifests: &[Digest], timeout: Duration) -> anyhow::Result<()> {
     block_on(timeout, async {
         sign::look_back(repository, manifests).await;

@@ -121,7 +121,7 @@ pub async fn sign_all(
     Ok(())
 }
 
-/// Warns of manifests that the registry refuses to show to whoever will ask for them.
+/// Warns of signed manifests that the registry refuses to serve to clients.
 pub async fn look_back(repository: &Repository, manifests: &[Digest]) {
     for digest in manifests {
         if let Some(reason) = refusal(repository, digest).await {

@@ -322,7 +322,7 @@ impl<S: Served> Filesystem for Adapter<S> {
     }
 }
 
-/// Gives an error as the answer, and to whoever counts it.
+/// Answers with the error, and passes it to the operation counter.
 fn refused(error: &FsError, reply: impl FnOnce(Errno)) -> Result<(), Errno> {
     let number = number(error);
     reply(number);

@@ -1,4 +1,4 @@
-//! What containerd is told about the snapshotter by its configuration file, and the lines that are missing there.
+//! Checks containerd's configuration of the snapshotter, and finds the lines that are missing in it.
 
 use std::path::Path;
 
