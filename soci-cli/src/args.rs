@@ -210,7 +210,7 @@ pub struct Access {
     /// Read the password from standard input
     #[arg(long, requires = "user")]
     pub password_stdin: bool,
-    /// Use HTTP without TLS (registries on this machine are tried that way anyway)
+    /// Use HTTP without TLS (registries on this machine are asked for TLS first, and spoken to without if they have none)
     #[arg(long)]
     pub plain_http: bool,
     /// Certificate authority to trust besides the system's, a PEM file

@@ -2,7 +2,7 @@
 //!
 //! A [`Registry`] is what images name, on one host or, with mirrors, on several; a [`Repository`] is one name on it.
 //! Both are handles that cost nothing to clone. Below them each file has one job: `hosts` reads which hosts there are;
-//! an `endpoint` is one of them with its connections, tokens and memory; `failover` decides who is asked; `transport`
+//! an `endpoint` is one of them with its connections, tokens and memory, and its `address` finds out whether it speaks TLS; `failover` decides who is asked; `transport`
 //! moves bytes and is the only one that knows the HTTP library; `challenge`, `headers`, `redirect` and `retry` are pure;
 //! `auth`, `token` and `credentials` decide what may be attached to a request; `exchange` carries one call through;
 //! `blobs`, `manifests`, `tags`, `referrers`, `fallback` and `upload` speak the protocol.
@@ -12,6 +12,7 @@
 //! (a token service apart), and no host gets another one's; every answer is bounded before it is held; every operation ends at its deadline; an absent
 //! manifest or blob is a value, not an error.
 
+mod address;
 mod auth;
 pub mod blobs;
 mod certificates;
@@ -50,7 +51,7 @@ pub use self::transport::{Body, Chunks};
 pub use self::upload::UploadSizes;
 use crate::limits::Limits;
 use crate::registry::endpoint::Endpoint;
-use crate::registry::hosts::Blocked;
+use crate::registry::hosts::{Blocked, Host, HostRules};
 use crate::registry::retry::Deadline;
 
 /// How to reach a registry. Proxies are those that the environment names (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`,
@@ -61,8 +62,9 @@ pub struct ClientOptions {
     pub credentials: CredentialSource,
     /// Do not check the registry's own certificate. Mirrors have their own rules.
     pub skip_verify: bool,
-    /// Speak plain HTTP. Registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are spoken to like this unless
-    /// something is said of their TLS: a file of certificates, a client's certificate, or that none is verified.
+    /// Speak plain HTTP. Without it, registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are asked for TLS first,
+    /// and spoken to in plain HTTP if they have none, unless something is said of their TLS: a file of certificates, a
+    /// client's certificate, or that none is verified.
     pub plain_http: bool,
     /// Mirrors, and how hosts are treated.
     pub hosts: HostSource,
@@ -152,14 +154,15 @@ impl Registry {
         }
         let known_as = if host == "registry-1.docker.io" { "docker.io" } else { name };
         let mut hosts = options.hosts.of(known_as).map_err(failed)?;
-        // What TLS is to be spoken with is not said of a registry without TLS.
-        let has_tls = options.has_tls() || hosts.rules.has_tls();
-        if options.plain_http || (redirect::is_loopback(&base) && !has_tls) {
-            base = parse("http")?;
-        }
+        let mut plain = parse("http")?;
         base.set_path("/v2");
+        plain.set_path("/v2");
+        let own = match options.plain_http {
+            true => Host { url: plain, plain: None, rules: HostRules::default() },
+            false => Host::perhaps_plain(base, plain, HostRules::default()),
+        };
         let blocked = std::mem::take(&mut hosts.blocked);
-        let endpoints = Endpoint::all(known_as, &base, hosts, &options).map_err(failed)?;
+        let endpoints = Endpoint::all(known_as, &own, hosts, &options).map_err(failed)?;
         let endpoints = endpoints.into_iter().map(Arc::new).collect();
         Ok(Self(Arc::new(Inner { name: name.to_owned(), options, endpoints, blocked })))
     }

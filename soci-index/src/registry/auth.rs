@@ -18,11 +18,12 @@ use base64::Engine as _;
 use tokio::time::Instant;
 use url::Url;
 
+use crate::registry::address::Address;
 use crate::registry::challenge::Challenge;
 use crate::registry::credentials::{self, CredentialSource, Credentials, Login};
 use crate::registry::error::RegistryError;
 use crate::registry::redirect::{self, ShownUrl};
-use crate::registry::retry::{Backoff, Deadline};
+use crate::registry::retry::{Deadline, Patience};
 use crate::registry::token::{Token, TokenRequest};
 use crate::registry::transport::Transport;
 
@@ -202,7 +203,7 @@ pub(crate) struct Errand<'a> {
     pub(crate) repository: &'a str,
     pub(crate) scopes: &'a Scopes,
     pub(crate) deadline: &'a Deadline,
-    pub(crate) backoff: Backoff,
+    pub(crate) patience: Patience,
     /// See [`crate::registry::transport::Request::hurry`].
     pub(crate) hurry: Option<Duration>,
 }
@@ -219,13 +220,13 @@ struct Asked<'a> {
 #[derive(Debug)]
 pub(crate) struct Authorizer {
     registry: String,
-    base: Url,
+    address: Address,
     source: CredentialSource,
     state: Mutex<State>,
 }
 
 impl Authorizer {
-    pub(crate) fn new(registry: &str, base: &Url, source: CredentialSource) -> Self {
+    pub(crate) fn new(registry: &str, address: Address, source: CredentialSource) -> Self {
         let state = State {
             scheme: Scheme::Unknown,
             logins: Logins::default(),
@@ -233,7 +234,15 @@ impl Authorizer {
             tokens: HashMap::new(),
             wider: HashMap::new(),
         };
-        Self { registry: registry.to_owned(), base: base.clone(), source, state: Mutex::new(state) }
+        Self { registry: registry.to_owned(), address, source, state: Mutex::new(state) }
+    }
+
+    /// The token service, if the registry has named one.
+    pub(crate) fn realm(&self) -> Option<Url> {
+        match &self.lock().scheme {
+            Scheme::Bearer { realm, .. } => Some(realm.clone()),
+            Scheme::Unknown | Scheme::Basic => None,
+        }
     }
 
     /// What to attach to a request; `None` while the registry has not asked for anything.
@@ -273,7 +282,7 @@ impl Authorizer {
         let basic = challenges.iter().any(|challenge| challenge.scheme == "basic");
         let realm = bearer.and_then(|challenge| challenge.parameter("realm"));
         if let (Some(challenge), Some(realm)) = (bearer, realm) {
-            let realm = redirect::realm(&self.base, realm).map_err(|reason| RegistryError::Realm {
+            let realm = redirect::realm(self.address.base(), realm).map_err(|reason| RegistryError::Realm {
                 registry: self.registry.clone(),
                 realm: realm.split('?').next().unwrap_or_default().chars().take(200).collect(),
                 reason,
@@ -391,10 +400,10 @@ impl Authorizer {
             service: service.clone(),
             scopes,
             credentials,
-            home: redirect::same_origin(&self.base, realm),
+            home: redirect::same_origin(self.address.base(), realm),
             hurry: errand.hurry,
         };
-        request.send(errand.transport, &errand.backoff, errand.deadline).await
+        request.send(errand.transport, errand.patience, errand.deadline).await
     }
 
     fn slot(&self, scopes: &Scopes) -> Arc<Slot> {

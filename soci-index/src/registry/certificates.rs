@@ -35,6 +35,18 @@ pub(super) fn client_config(
     Ok(config)
 }
 
+/// The first message of a TLS connection to `host`, which is a name or an address; `None` when it is neither.
+pub(super) fn client_hello(host: &str) -> Option<Vec<u8>> {
+    let name = ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned()).ok()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+    let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), name).ok()?;
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).ok()?;
+    Some(hello)
+}
+
 /// The rules, and what goes beyond them.
 #[derive(Debug)]
 struct Verifier {

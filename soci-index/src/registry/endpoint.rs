@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::digest::Digest;
+use crate::registry::address::Address;
 use crate::registry::auth::Authorizer;
 use crate::registry::credentials::CredentialSource;
 use crate::registry::failover::Need;
 use crate::registry::hosts::{Capabilities, Host, HostRules, Hosts, Repositories};
-use crate::registry::redirect;
+use crate::registry::redirect::{self, ShownUrl};
 use crate::registry::transport::{Home, Response, Setup, Transport};
 use crate::registry::{ClientOptions, headers};
 
@@ -27,6 +28,8 @@ const WARNINGS_MAX: usize = 100;
 const TARGETS_MAX: usize = 1000;
 /// Refusals remembered, one per repository and kind of question. What is beyond is asked each time.
 const REFUSALS_MAX: usize = 1000;
+/// Origins remembered that answered.
+const REACHED_MAX: usize = 100;
 /// How long a host that could not be reached is left aside. Long enough that a start of a container does not wait for
 /// it at every read, short enough that a mirror that was restarted is used by the next one.
 const ASIDE: Duration = Duration::from_secs(30);
@@ -40,7 +43,7 @@ pub(crate) struct Endpoint {
     /// The registry's own name, or the host and port of a mirror.
     pub(crate) name: String,
     /// The root of its API, without a slash at the end of the path.
-    pub(crate) base: Url,
+    pub(crate) address: Address,
     /// Whose content is wanted, if the host is somebody else's.
     pub(crate) namespace: Option<String>,
     pub(crate) capabilities: Capabilities,
@@ -57,7 +60,8 @@ struct State {
     warned: HashSet<String>,
     targets: HashMap<(String, Digest), Target>,
     aside_until: Option<Instant>,
-    was_reached: bool,
+    /// Where an answer came from: the host, its token service, its storage.
+    reached: HashSet<String>,
     /// When it was last seen to serve no parts of blobs.
     whole_only: Option<Instant>,
     /// Whether it has served the last part of a blob that it was asked for.
@@ -76,16 +80,22 @@ struct Target {
 }
 
 impl Endpoint {
-    /// All hosts of the registry `name`, in the order in which they are asked. `own` is the address of the registry
-    /// itself. The error is a reason in words.
-    pub(crate) fn all(name: &str, own: &Url, hosts: Hosts, options: &ClientOptions) -> Result<Vec<Self>, String> {
-        let last = Host { url: hosts.server.unwrap_or_else(|| own.clone()), rules: hosts.rules };
+    /// All hosts of the registry `name`, in the order in which they are asked. `own` is where the registry itself is, but
+    /// for its rules. The error is a reason in words.
+    pub(crate) fn all(name: &str, own: &Host, hosts: Hosts, options: &ClientOptions) -> Result<Vec<Self>, String> {
+        let last = match hosts.server {
+            Some(url) => Host { url, plain: None, rules: hosts.rules },
+            None => Host { rules: hosts.rules, ..own.clone() },
+        };
         let all = hosts.before.into_iter().chain([last]);
-        all.map(|host| Self::new(name, own, host, options)).collect()
+        all.map(|host| Self::new(name, &own.url, host, options)).collect()
     }
 
     fn new(registry: &str, own: &Url, host: Host, options: &ClientOptions) -> Result<Self, String> {
-        let Host { url: base, mut rules } = host;
+        let Host { url: base, plain, mut rules } = host;
+        // With a host that something is said of about TLS, TLS is spoken.
+        let plain = plain.filter(|_| !options.has_tls() && !rules.has_tls());
+        let address = Address::new(base.clone(), plain);
         let repositories = rules.repositories.take();
         let is_own = (base.host(), base.port()) == (own.host(), own.port());
         let name = if is_own { registry.to_owned() } else { authority(&base) };
@@ -96,7 +106,7 @@ impl Endpoint {
         })?;
         let credentials = if is_own { options.credentials.clone() } else { without_password(&options.credentials) };
         Ok(Self {
-            authorizer: Authorizer::new(&name, &base, credentials),
+            authorizer: Authorizer::new(&name, address.clone(), credentials),
             // Where repositories have other names, the registry's own name says nothing.
             namespace: (!is_own && repositories.is_none()).then(|| registry.to_owned()),
             repositories,
@@ -105,21 +115,25 @@ impl Endpoint {
             capabilities,
             transport,
             name,
-            base,
+            address,
         })
+    }
+
+    fn base(&self) -> &Url {
+        self.address.base()
     }
 
     /// The URL of `rest` below `repository`. Tags, digests and names hold nothing that needs escaping in a path.
     pub(crate) fn url(&self, repository: &str, rest: &str) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}/{repository}/{rest}", self.base.path().trim_end_matches('/')));
+        let mut url = self.base().clone();
+        url.set_path(&format!("{}/{repository}/{rest}", self.base().path().trim_end_matches('/')));
         self.named(url)
     }
 
     /// The root of the API, which answers everybody with a login.
     pub(crate) fn root(&self) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}/", self.base.path().trim_end_matches('/')));
+        let mut url = self.base().clone();
+        url.set_path(&format!("{}/", self.base().path().trim_end_matches('/')));
         url
     }
 
@@ -135,23 +149,32 @@ impl Endpoint {
 
     /// Whether a URL is on this host.
     pub(crate) fn is_home(&self, url: &Url) -> bool {
-        redirect::same_origin(&self.base, url)
+        redirect::same_origin(self.base(), url)
     }
 
     /// Notes that the host could not be reached.
     pub(crate) fn leave_aside(&self) {
+        self.address.forget_plain();
         self.lock().aside_until = Some(Instant::now() + ASIDE);
     }
 
     /// Notes that the host answers.
     pub(crate) fn is_back(&self) {
-        let mut state = self.lock();
-        (state.aside_until, state.was_reached) = (None, true);
+        self.lock().aside_until = None;
     }
 
-    /// Whether it has ever answered.
-    pub(crate) fn was_reached(&self) -> bool {
-        self.lock().was_reached
+    /// Notes that an answer came from the origin of a URL, here or where this host sends its clients.
+    pub(crate) fn note_reached(&self, url: &Url) {
+        let origin = ShownUrl::new(url);
+        let reached = &mut self.lock().reached;
+        if reached.len() < REACHED_MAX && !reached.contains(origin.origin()) {
+            reached.insert(origin.origin().to_owned());
+        }
+    }
+
+    /// Whether an answer ever came from there.
+    pub(crate) fn was_reached(&self, url: &ShownUrl) -> bool {
+        self.lock().reached.contains(url.origin())
     }
 
     /// Notes that the host serves no parts of blobs; tells whether that was known.

@@ -27,8 +27,6 @@ const ERROR_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait for the answer whether a login is good: it only makes an error better.
 const LOGIN_WAIT: Duration = Duration::from_secs(2);
-/// A pause that a person is told of.
-const WORTH_A_LINE: Duration = Duration::from_millis(500);
 
 /// What to ask.
 #[derive(Debug, Clone)]
@@ -101,26 +99,20 @@ impl Place {
         error: RegistryError,
         deadline: &Deadline,
     ) -> Result<(), RegistryError> {
-        let backoff = self.backoff();
+        let patience = self.patience();
         let error = match error {
             RegistryError::Transport { registry, error, .. } => {
                 RegistryError::Transport { registry, attempts: *retry + 1, error }
             }
             other => other,
         };
-        let is_interactive = self.options().is_interactive;
-        let no_host = matches!(&error, RegistryError::Transport { error, .. } if error.kind == TransportKind::Connect)
-            && !self.endpoint().was_reached();
-        let retries_max = if is_interactive && no_host { backoff.retries_max.min(1) } else { backoff.retries_max };
-        if *retry >= retries_max {
+        let no_host = matches!(&error, RegistryError::Transport { error, .. }
+            if error.kind == TransportKind::Connect && !self.endpoint().was_reached(&error.url));
+        if *retry >= patience.retries_max(no_host) {
             return Err(error);
         }
-        let pause = asked.unwrap_or_else(|| backoff.wait(*retry, fastrand::f64()));
-        if is_interactive && pause >= WORTH_A_LINE {
-            tracing::info!("trying again in {:.1} s: {error}", pause.as_secs_f32());
-        } else {
-            tracing::debug!(registry = self.host(), repository = self.name(), %error, ?pause, "trying again");
-        }
+        let pause = asked.unwrap_or_else(|| patience.backoff.wait(*retry, fastrand::f64()));
+        patience.say(pause, &error);
         if !deadline.pause(pause).await {
             return Err(self.deadline_error(what, deadline, Some(&error)));
         }
@@ -130,7 +122,8 @@ impl Place {
 
     /// One attempt: follows redirects, renews credentials.
     pub(crate) async fn attempt(&self, call: &Call, deadline: &Deadline) -> Result<Answer, RegistryError> {
-        let (mut method, mut url, mut body) = (call.method, call.url.clone(), call.body.clone());
+        let (mut method, mut body) = (call.method, call.body.clone());
+        let mut url = self.endpoint().address.settle(&call.url).await;
         let mut at_home = true;
         for _ in 0..=REDIRECTS_MAX {
             at_home &= self.endpoint().is_home(&url);
@@ -180,6 +173,7 @@ impl Place {
             if at_home {
                 self.endpoint().is_back();
             }
+            self.endpoint().note_reached(url);
             self.endpoint().note_warnings(&response);
             let status = response.status();
             if !at_home || !matches!(status, 401 | 403) {
@@ -223,12 +217,15 @@ impl Place {
 
     fn errand<'a>(&'a self, call: &'a Call, deadline: &'a Deadline) -> Errand<'a> {
         let (transport, repository, scopes) = (self.transport(), self.name(), &call.scopes);
-        let (backoff, hurry) = (self.backoff(), self.hurry(deadline));
-        Errand { transport, repository, scopes, deadline, backoff, hurry }
+        let (patience, hurry) = (self.patience(), self.hurry(deadline));
+        Errand { transport, repository, scopes, deadline, patience, hurry }
     }
 
     async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
         let grant = self.authorizer().grant(&self.errand(call, deadline)).await;
+        if let (Ok(Some(_)), Some(realm)) = (&grant, self.authorizer().realm()) {
+            self.endpoint().note_reached(&realm);
+        }
         // A host whose token service is away is as good as away.
         if let Err(RegistryError::Transport { error, .. }) = &grant
             && !deadline.is_over()

@@ -25,7 +25,7 @@ use crate::registry::auth::Authorizer;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::RegistryError;
 use crate::registry::hosts::Capabilities;
-use crate::registry::retry::{Backoff, Deadline};
+use crate::registry::retry::{Backoff, Deadline, Patience};
 use crate::registry::transport::Transport;
 use crate::registry::{ClientOptions, Repository};
 
@@ -140,9 +140,10 @@ impl Place {
     }
 
     /// How often to try: once, where somebody else can be asked.
-    pub(crate) fn backoff(&self) -> Backoff {
-        let backoff = self.options().backoff;
-        if self.is_final { backoff } else { Backoff { retries_max: 0, ..backoff } }
+    pub(crate) fn patience(&self) -> Patience {
+        let options = self.options();
+        let retries_max = if self.is_final { options.backoff.retries_max } else { 0 };
+        Patience { backoff: Backoff { retries_max, ..options.backoff }, is_interactive: options.is_interactive }
     }
 
     /// How much silence to bear: half of the time that is left, where somebody else can be asked.

@@ -46,21 +46,34 @@ pub struct HostSource {
 pub struct Host {
     /// The root of its API, usually ending in `/v2`.
     pub url: Url,
+    /// The same over plain HTTP, where the host may have no TLS. It is not used if anything is said of the host's TLS.
+    pub plain: Option<Url>,
     /// How to treat it.
     pub rules: HostRules,
 }
 
 impl Host {
-    /// A mirror that is named by its host, and that reads only. Hosts of this machine speak plain HTTP.
+    /// A host whose scheme is not said: on this machine it may be either, elsewhere it is https.
+    pub(crate) fn perhaps_plain(url: Url, plain: Url, rules: HostRules) -> Self {
+        let plain = redirect::is_loopback(&url).then_some(plain);
+        Self { url, plain, rules }
+    }
+
+    /// A mirror that is named by its host, and that reads only.
     ///
     /// # Errors
     /// [`file::UrlFault`] when the text names no host.
     pub fn mirror(text: &str, plain_http: bool) -> Result<Self, file::UrlFault> {
-        let mut url = file::url(text, false)?;
-        if (plain_http || redirect::is_loopback(&url)) && !text.contains("://") {
-            url = file::url(&format!("http://{text}"), false)?;
+        let rules = HostRules { capabilities: Capabilities::READ, ..HostRules::default() };
+        let url = file::url(text, false)?;
+        if text.contains("://") {
+            return Ok(Self { url, plain: None, rules });
         }
-        Ok(Self { url, rules: HostRules { capabilities: Capabilities::READ, ..HostRules::default() } })
+        let plain = file::url(&format!("http://{text}"), false)?;
+        match plain_http {
+            true => Ok(Self { url: plain, plain: None, rules }),
+            false => Ok(Self::perhaps_plain(url, plain, rules)),
+        }
     }
 }
 
@@ -354,15 +367,17 @@ mod tests {
 
     #[test]
     fn mirrors_by_name() {
-        for (text, plain_http, expected) in [
-            ("m.example", false, "https://m.example/v2"),
-            ("m.example:443", true, "http://m.example:443/v2"),
-            ("localhost:5000", false, "http://localhost:5000/v2"),
-            ("https://localhost:5000", true, "https://localhost:5000/v2"),
-            ("m.example/cache", false, "https://m.example/cache/v2"),
+        for (text, plain_http, expected, plain) in [
+            ("m.example", false, "https://m.example/v2", None),
+            ("m.example:443", true, "http://m.example:443/v2", None),
+            ("localhost:5000", false, "https://localhost:5000/v2", Some("http://localhost:5000/v2")),
+            ("localhost:5000", true, "http://localhost:5000/v2", None),
+            ("https://localhost:5000", true, "https://localhost:5000/v2", None),
+            ("m.example/cache", false, "https://m.example/cache/v2", None),
         ] {
             let host = Host::mirror(text, plain_http).unwrap();
             assert_eq!((host.url.as_str(), host.rules.capabilities), (expected, Capabilities::READ));
+            assert_eq!(host.plain.as_ref().map(Url::as_str), plain, "{text}");
         }
         assert_eq!(Host::mirror("", true), Err(file::UrlFault::Malformed));
     }
@@ -407,7 +422,7 @@ mod tests {
         // A mirror that is named by other means comes before the file's, and only for its registry.
         write(first.path(), "r.example_5000_", "[host.'https://in-the-file']\n");
         let rules = HostRules::default();
-        let named = Host { url: file::url("named", false).unwrap(), rules };
+        let named = Host { url: file::url("named", false).unwrap(), plain: None, rules };
         source.mirrors.insert("r.example:5000".to_owned(), vec![named]);
         let before = source.of("r.example:5000").unwrap().before;
         let before: Vec<&str> = before.iter().map(|host| host.url.as_str()).collect();

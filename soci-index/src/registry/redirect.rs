@@ -22,6 +22,13 @@ impl ShownUrl {
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         Self(format!("{}://{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path()))
     }
+
+    /// The part before the path: scheme, host and, if it is not the usual one, port.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        let host = self.0.find("://").map_or(0, |scheme| scheme + 3);
+        self.0[host..].find('/').map_or(&self.0, |path| &self.0[..host + path])
+    }
 }
 
 impl fmt::Display for ShownUrl {
@@ -218,5 +225,7 @@ mod tests {
         let shown = ShownUrl::new(&url("https://user:pass@h:8443/path?X-Amz-Signature=secret#frag"));
         assert_eq!(shown.to_string(), "https://h:8443/path?...");
         assert_eq!(format!("{shown:?}"), "https://h:8443/path?...");
+        assert_eq!(shown.origin(), "https://h:8443");
+        assert_eq!(ShownUrl::new(&url("http://[::1]")).origin(), "http://[::1]");
     }
 }

@@ -3,6 +3,7 @@
 //! The arithmetic is pure: randomness and the present time are arguments. Invariant: no wait ends after the deadline;
 //! a wait that would is not begun, and the caller gets the last error instead.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,34 @@ impl Backoff {
     pub fn wait(&self, retry: u32, random: f64) -> Duration {
         let grown = self.first.saturating_mul(2_u32.saturating_pow(retry.min(20))).min(self.longest);
         (grown / 2) + (grown / 2).mul_f64(random.clamp(0.0, 1.0))
+    }
+}
+
+/// A pause that a person is told of.
+const WORTH_A_LINE: Duration = Duration::from_millis(500);
+
+/// How often to try again, and what is said of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) backoff: Backoff,
+    /// Whether a person waits.
+    pub(crate) is_interactive: bool,
+}
+
+impl Patience {
+    /// How often to try again. A person may have typed a wrong name: a host that never answered is tried twice.
+    pub(crate) fn retries_max(self, is_unknown_host: bool) -> u32 {
+        let most = if self.is_interactive && is_unknown_host { 1 } else { u32::MAX };
+        self.backoff.retries_max.min(most)
+    }
+
+    /// Says that there is a pause, and why.
+    pub(crate) fn say(self, pause: Duration, why: &dyn Display) {
+        if self.is_interactive && pause >= WORTH_A_LINE {
+            tracing::info!("trying again in {:.1} s: {why}", pause.as_secs_f32());
+        } else {
+            tracing::debug!(%why, ?pause, "trying again");
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::registry::auth::{self, Scopes, basic};
 use crate::registry::credentials::{Credentials, Secret};
 use crate::registry::error::RegistryError;
 use crate::registry::headers;
-use crate::registry::retry::{Backoff, Deadline};
+use crate::registry::retry::{Deadline, Patience};
 use crate::registry::transport::{Body, BodyError, Method, Request, Transport};
 
 /// A token's life when the service does not tell (the distribution project's rule).
@@ -66,12 +66,12 @@ impl TokenRequest<'_> {
     pub(crate) async fn send(
         &self,
         transport: &Transport,
-        backoff: &Backoff,
+        patience: Patience,
         deadline: &Deadline,
     ) -> Result<Token, RegistryError> {
         let mut answer = None;
         if let Credentials::IdentityToken(token) = self.credentials {
-            let form = self.repeated(transport, backoff, deadline, Some(token)).await?;
+            let form = self.repeated(transport, patience, deadline, Some(token)).await?;
             // These four are how services say that they do not know the form.
             if !matches!(form.status, 400 | 401 | 404 | 405) {
                 answer = Some(form);
@@ -79,7 +79,7 @@ impl TokenRequest<'_> {
         }
         let answer = match answer {
             Some(answer) => answer,
-            None => self.repeated(transport, backoff, deadline, None).await?,
+            None => self.repeated(transport, patience, deadline, None).await?,
         };
         match answer.status {
             200 => read(&answer.body).map_err(|reason| self.error(Some(200), reason)),
@@ -91,28 +91,25 @@ impl TokenRequest<'_> {
         }
     }
 
-    /// Asks until there is an answer that another attempt would not change.
+    /// Asks until there is an answer that another attempt would not change. A service that cannot be reached is an error at
+    /// once: the request that wants the token is tried again, as often as is worth it, and says so.
     async fn repeated(
         &self,
         transport: &Transport,
-        backoff: &Backoff,
+        patience: Patience,
         deadline: &Deadline,
         form: Option<&Secret>,
     ) -> Result<Answer, RegistryError> {
         let mut retry = 0;
         loop {
-            let answer = self.once(transport, deadline, form).await;
-            let pause = match &answer {
-                Ok(answer) if !matches!(answer.status, 429 | 500 | 502..=504) => {
-                    return Ok(Answer { ..answer.clone() });
-                }
-                Ok(answer) => answer.retry_after,
-                Err(error) if error.is_transient() => None,
-                Err(error) => return Err(error.clone()),
-            };
-            let pause = pause.unwrap_or_else(|| backoff.wait(retry, fastrand::f64()));
-            if retry >= backoff.retries_max || !deadline.pause(pause).await {
-                return answer;
+            let answer = self.once(transport, deadline, form).await?;
+            if !matches!(answer.status, 429 | 500 | 502..=504) || retry >= patience.backoff.retries_max {
+                return Ok(answer);
+            }
+            let pause = answer.retry_after.unwrap_or_else(|| patience.backoff.wait(retry, fastrand::f64()));
+            patience.say(pause, &format_args!("{} answers {}", auth::shown(self.realm), answer.status));
+            if !deadline.pause(pause).await {
+                return Ok(answer);
             }
             retry += 1;
         }
@@ -182,12 +179,6 @@ impl TokenRequest<'_> {
             Some(status) => format!("HTTP {status} {reason}").trim_end().to_owned(),
         };
         RegistryError::Token { registry: self.registry.to_owned(), realm: auth::shown(self.realm), status, reason }
-    }
-}
-
-impl Clone for Answer {
-    fn clone(&self) -> Self {
-        Self { status: self.status, retry_after: self.retry_after, body: self.body.clone() }
     }
 }
 

@@ -57,7 +57,7 @@ fn all(request: &Recorded) -> Reply {
 }
 
 fn host(address: &str, rules: HostRules) -> Host {
-    Host { url: file::url(&format!("http://{address}"), false).unwrap(), rules }
+    Host { url: file::url(&format!("http://{address}"), false).unwrap(), plain: None, rules }
 }
 
 /// The repository `p/r` on `origin`, with these hosts before it.

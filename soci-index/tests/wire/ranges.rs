@@ -399,6 +399,27 @@ async fn an_interactive_client_tries_twice() {
     }
 }
 
+/// The same goes for the hosts that a registry sends its clients to: the registry's answers do not make these known.
+#[tokio::test]
+async fn an_interactive_client_tries_the_hosts_behind_a_registry_twice() {
+    let backoff = Backoff { first: Duration::from_millis(200), ..Backoff::default() };
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let token = reply(401).header("www-authenticate", format!("Bearer realm=\"http://{dead}/token\""));
+    let storage = reply(307).header("location", format!("http://{dead}/blob"));
+    for (answer, is_interactive, expected) in [(&token, true, 2), (&storage, true, 2), (&token, false, 7)] {
+        let answer = answer.clone();
+        let server = Server::start(move |_| answer.clone()).await;
+        let backoff = if is_interactive { backoff } else { Backoff { first: Duration::from_millis(2), ..backoff } };
+        let repository = server.repository_with(ClientOptions { is_interactive, backoff, ..options() });
+        let start = Instant::now();
+        let error = repository.blob(Digest::of(b""), 10).read_bytes(0..10).await.unwrap_err();
+        let RegistryError::Transport { attempts, error, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(*attempts, expected, "{error}");
+        assert!(error.to_string().contains(&dead), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
 #[tokio::test]
 async fn whole_blobs_are_checked() {
     let server = Server::start(|_| reply(200).body(content())).await;

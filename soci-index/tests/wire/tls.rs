@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use soci_index::digest::Digest;
+use soci_index::registry::hosts::Host;
 use soci_index::registry::{
     ClientCertificate, ClientOptions, HostSource, Registry, RegistryError, Repository, TransportKind,
 };
@@ -127,6 +128,7 @@ async fn a_certificate_that_is_trusted_itself() {
 #[tokio::test]
 async fn a_registry_on_this_machine_may_speak_tls() {
     let (address, _) = encrypted_by(["self.pem", "self.key"], HELLO, false);
+    let options = || ClientOptions { plain_http: false, ..options() };
     for options in [
         ClientOptions { ca_file: Some(file("self.pem")), ..options() },
         ClientOptions { skip_verify: true, ..options() },
@@ -139,6 +141,30 @@ async fn a_registry_on_this_machine_may_speak_tls() {
     let repository = Registry::new(&plain.address, options).unwrap().repository("p/r");
     read(&repository).await.unwrap_err();
     assert!(plain.requests().is_empty());
+}
+
+/// Without a word about TLS, a registry on this machine is asked for it first.
+#[tokio::test]
+async fn a_registry_on_this_machine_says_itself_what_it_speaks() {
+    let options = || ClientOptions { plain_http: false, ..options() };
+    let (encrypted, _) = encrypted_by(["self.pem", "self.key"], HELLO, false);
+    let plain = Server::start(|_| reply(200).body("hello")).await;
+    let at = |address: &str| Registry::new(address, options()).unwrap().repository("p/r");
+    assert_eq!(read(&at(&plain.address)).await.unwrap(), "hello");
+    assert_eq!(plain.requests().len(), 1);
+    let error = read(&at(&encrypted)).await.unwrap_err().to_string();
+    assert!(error.contains("--tls-ca-cert") && error.contains("https://"), "{error}");
+    // Mirrors likewise, one of them in the clear before one that is not to be believed.
+    let mirrors = [&encrypted, &plain.address].map(|address| Host::mirror(address, false).unwrap());
+    let hosts = HostSource { mirrors: [("r.example".to_owned(), mirrors.to_vec())].into(), ..HostSource::default() };
+    let mirrored = Registry::new("r.example", ClientOptions { hosts: hosts.clone(), ..options() }).unwrap();
+    assert_eq!(read(&mirrored.repository("p/r")).await.unwrap(), "hello");
+    // What the command line says of TLS is said of mirrors as well.
+    let before = plain.requests().len();
+    let trusting = ClientOptions { hosts, ca_file: Some(file("self.pem")), ..options() };
+    let trusting = Registry::new("r.example", trusting).unwrap().repository("p/r");
+    assert_eq!(read(&trusting).await.unwrap(), "hello");
+    assert_eq!(plain.requests().len(), before);
 }
 
 #[tokio::test]

@@ -243,7 +243,7 @@ impl<'t> Reading<'t> {
         for (name, value) in tables {
             let table = value.get_ref().as_table().ok_or_else(|| self.kind(name, value, "a table"))?;
             let (rules, override_path) = self.rules(table, false)?;
-            hosts.push(Host { url: self.url(name, name.get_ref(), override_path)?, rules });
+            hosts.push(Host { url: self.url(name, name.get_ref(), override_path)?, plain: None, rules });
         }
         Ok(hosts)
     }

@@ -19,7 +19,6 @@ use url::Url;
 
 use super::file::{self, HostsError, Key, Reading, UrlFault, Value, ValueFault};
 use super::{Blocked, Capabilities, Host, HostRules, Hosts, Repositories};
-use crate::registry::redirect;
 
 /// One table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,10 +98,13 @@ impl Location {
         }
     }
 
-    /// The address, over `https` unless it is on this machine.
     fn url(&self, scheme: &str) -> Result<Url, UrlFault> {
-        let url = file::url(&format!("{scheme}://{}", self.host), false)?;
-        if redirect::is_loopback(&url) { file::url(&format!("http://{}", self.host), false) } else { Ok(url) }
+        file::url(&format!("{scheme}://{}", self.host), false)
+    }
+
+    /// The host there, which is treated by these rules.
+    fn host(&self, rules: HostRules) -> Result<Host, UrlFault> {
+        Ok(Host::perhaps_plain(self.url("https")?, self.url("http")?, rules))
     }
 }
 
@@ -248,7 +250,7 @@ pub fn hosts(entries: &[Entry], registry: &str) -> Result<Option<Hosts>, UrlFaul
             };
             let repositories = Some(Repositories { instead: place.path.clone(), ..area });
             let rules = HostRules { skip_verify: entry.insecure, repositories, ..HostRules::default() };
-            hosts.before.push(Host { url: place.url("https")?, rules });
+            hosts.before.push(place.host(rules)?);
             elsewhere.push(path.clone());
         }
     }
@@ -266,9 +268,10 @@ fn of_mirror(mirror: &Mirror, area: &Repositories) -> Result<Vec<Host>, UrlFault
     };
     let repositories = Some(Repositories { instead: mirror.location.path.clone(), ..area.clone() });
     let rules = HostRules { capabilities, skip_verify: mirror.insecure, repositories, ..HostRules::default() };
-    let mut hosts = vec![Host { url: mirror.location.url("https")?, rules: rules.clone() }];
-    if mirror.insecure && hosts[0].url.scheme() == "https" {
-        hosts.push(Host { url: mirror.location.url("http")?, rules: HostRules { skip_verify: false, ..rules } });
+    let mut hosts = vec![mirror.location.host(rules.clone())?];
+    if mirror.insecure {
+        let rules = HostRules { skip_verify: false, ..rules };
+        hosts.push(Host { url: mirror.location.url("http")?, plain: None, rules });
     }
     Ok(hosts)
 }

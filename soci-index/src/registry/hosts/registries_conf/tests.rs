@@ -13,7 +13,7 @@ fn asked(text: &str, registry: &str, repository: &str) -> Vec<String> {
     if hosts.blocked.iter().any(|blocked| blocked.repositories.contains(repository)) {
         return vec!["blocked".to_owned()];
     }
-    let own = Host { url: file::url(registry, false).unwrap(), rules: hosts.rules };
+    let own = Host { url: file::url(registry, false).unwrap(), plain: None, rules: hosts.rules };
     let here = |host: &Host| host.rules.repositories.as_ref().is_none_or(|some| some.contains(repository));
     hosts.before.into_iter().chain([own]).filter(here).map(|host| shown(&host, repository)).collect()
 }
@@ -23,6 +23,7 @@ fn shown(host: &Host, repository: &str) -> String {
     let name = rules.repositories.as_ref().map_or_else(|| repository.to_owned(), |some| some.rename(repository));
     let mut shown = format!("{}/{name}", host.url);
     for (is, word) in [
+        (host.plain.is_some(), " perhaps plain"),
         (rules.skip_verify, " unchecked"),
         (!rules.capabilities.push, " reading"),
         (!rules.capabilities.resolve, " by digest"),
@@ -64,7 +65,7 @@ blocked = true
     let app = "https://docker.io/v2/library/app";
     let mirrors = [
         "https://harbor.example/v2/proxy/library/app reading",
-        "http://localhost:5000/v2/library/app reading by digest",
+        "https://localhost:5000/v2/library/app perhaps plain reading by digest",
         app,
     ];
     assert_eq!(asked(text, "docker.io", "library/app"), mirrors);
