@@ -1,10 +1,12 @@
 //! `soci record`: what a command of an image gets at, and what becomes of an output that is no file.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use soci_tests::image::{Image, shell_layer, tar, text};
 use soci_tests::mounting::{Mounting, can_mount};
 use soci_tests::{run, stdout};
@@ -113,6 +115,32 @@ async fn what_cannot_be_run_is_said() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("/no/such/program"), "{said}");
     assert!(!file.exists());
+}
+
+/// A signal ends the command, keeps what was read, and leaves no mount behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_leave_nothing_behind() {
+    if !can_mount() {
+        return;
+    }
+    let stage = stage().await;
+    let name = stage.name();
+    for signal in [Signal::TERM, Signal::INT] {
+        let file = stage.scratch.path().join(format!("{}.profile", signal.as_raw()));
+        let mut command = stage.soci("recorder", &["record", &name, "--min-layer-size", "1000", "-o"]);
+        let script = "read -r word < /etc/greeting; echo $word; while :; do :; done";
+        command.arg(&file).args(["--", "/bin/sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "hello");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        assert!(fs::metadata(&file).unwrap().len() > 0);
+        let below = stage.scratch.path();
+        let left = soci_fs::mount::mounts("soci").unwrap();
+        assert!(left.iter().all(|mount| !mount.mountpoint.starts_with(below)), "{left:?}");
+    }
 }
 
 /// Devices and pipes are written into, never replaced; of a link, what it leads to is.

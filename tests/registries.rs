@@ -464,7 +464,8 @@ fn until_mounted(mount: &mut std::process::Command) -> String {
     while !said.contains("mounted ") && lines.read_line(&mut said).unwrap() > 0 {}
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let _ = std::io::copy(&mut lines, &mut std::io::sink());
-    assert!(child.wait().unwrap().success(), "{said}");
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}: {said}");
     said
 }
 

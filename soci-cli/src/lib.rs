@@ -14,6 +14,7 @@ pub mod exit;
 pub mod logging;
 pub mod output;
 pub mod progress;
+pub mod signals;
 pub mod webhook;
 
 use args::{Arguments, Command, Global, Ztoc};

@@ -29,7 +29,6 @@ use soci_index::image::reference::Reference;
 use soci_index::output as output_file;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::choice;
 use super::image::{self, run_to_end};
@@ -38,6 +37,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Reported, fail};
 use crate::output;
 use crate::progress::Progress;
+use crate::signals::Signals;
 
 mod ahead;
 
@@ -113,7 +113,12 @@ pub(super) fn check_device() -> anyhow::Result<()> {
 async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let start = Instant::now();
     let reference = image::reference(&arguments.image)?;
-    let served = image::interruptible(prepare(arguments, config, &reference), INTERRUPTED).await?;
+    // From here on: a signal between the mount and the wait for its end must not leave the mount behind.
+    let mut signals = Signals::catch()?;
+    let served = tokio::select! {
+        served = prepare(arguments, config, &reference) => served?,
+        () = signals.next() => return Err(fail(Exit::Interrupted, INTERRUPTED)),
+    };
     let Served { image, mounted, ahead, index, notes } = served;
     if let Some(file) = &arguments.pid_file {
         write_pid(file).with_context(|| format!("writing {}", file.display()))?;
@@ -141,7 +146,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
             "mounted {reference} on {directory} in {time}, {how}; `soci umount {directory}` or Ctrl-C ends it"
         ))?;
     }
-    until_unmounted(mounted).await?;
+    until_unmounted(mounted, &mut signals).await?;
     ahead.end();
     if let Some(file) = &arguments.pid_file {
         let _ = output_file::remove(file);
@@ -194,16 +199,13 @@ fn write_pid(path: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
-/// Serves until somebody unmounts, or a signal asks for it.
-async fn until_unmounted(mounted: Mounted) -> anyhow::Result<()> {
+/// Serves until the directory is unmounted, or a signal asks for it.
+async fn until_unmounted(mounted: Mounted, signals: &mut Signals) -> anyhow::Result<()> {
     let unmounter = mounted.unmounter();
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
     let mut served = tokio::task::spawn_blocking(move || mounted.wait());
     tokio::select! {
         result = &mut served => result.context("serving the mount")??,
-        _ = terminate.recv() => end(&unmounter, served).await?,
-        _ = interrupt.recv() => end(&unmounter, served).await?,
+        () = signals.next() => end(&unmounter, served).await?,
     }
     Ok(())
 }
@@ -311,12 +313,13 @@ async fn detach(arguments: &Mount) -> anyhow::Result<()> {
     command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let child = command.spawn().context("starting the serving process")?;
     let id = Pid::from_child(&child);
+    let mut signals = Signals::catch()?;
     let mut waiting = tokio::task::spawn_blocking(move || until_ready(child));
     loop {
         tokio::select! {
             said = &mut waiting => return said.context("waiting for the serving process")?,
             // It has its own reasons to end then, and its own words.
-            _ = tokio::signal::ctrl_c() => drop(kill_process(id, Signal::INT)),
+            () = signals.next() => drop(kill_process(id, Signal::INT)),
         }
     }
 }

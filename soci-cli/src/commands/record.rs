@@ -25,6 +25,7 @@ use crate::args::{Global, Record};
 use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
+use crate::signals::Signals;
 
 mod container;
 mod enter;
@@ -87,9 +88,10 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     opened.readers.iter().for_each(|reader| recorder.attach(reader));
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
     let options = MountOptions { source: reference.to_string(), ..MountOptions::default() };
+    let mut signals = Signals::catch()?;
     let mounted = mount(Arc::clone(&image), &mountpoint, &options, Handle::current())?;
     let start = Instant::now();
-    let ending = errand.run(&mountpoint, &room, arguments.time).await;
+    let ending = errand.run(&mountpoint, &room, arguments.time, &mut signals).await;
     let time = start.elapsed();
     let unmounter = mounted.unmounter();
     unmounter.unmount(Lazy::Yes)?;

@@ -19,7 +19,6 @@ use soci_index::signature::Trust;
 use soci_index::sink::SinkError;
 use soci_index::v2::EntryNotes;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::convert::{self, Conversion};
@@ -28,6 +27,7 @@ use super::{image, sign};
 use crate::args::{Building, Forms, Global, Platforms, ServeWebhook};
 use crate::config::Config;
 use crate::exit::{Exit, code, fail};
+use crate::signals::Signals;
 use crate::webhook::event::Push;
 use crate::webhook::journal::Journal;
 use crate::webhook::queue::{Bounds, End, Job, Outcome, Queue};
@@ -72,8 +72,7 @@ async fn serve(
     journal: Journal,
     work: Work,
 ) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let mut signals = Signals::catch()?;
     let (events, address) = listen(arguments.listen).await?;
     let health = match arguments.health_listen {
         Some(wanted) => {
@@ -87,10 +86,7 @@ async fn serve(
     tracing::info!("listening at {address} for events of {}", arguments.registry);
     let (stop, stopped) = watch::channel(false);
     let serving = tokio::spawn(server::serve(Listeners { events, health }, manners, mailbox.clone(), stopped));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
     // The other end may have failed already.
     let _ = stop.send(true);
     tracing::info!("ending: what runs has {:?}", arguments.drain);
@@ -99,8 +95,7 @@ async fn serve(
         () = tokio::time::sleep(arguments.drain) => {
             tracing::warn!("not everything ended in time; it is done after the next start");
         }
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
     }
     serving.abort();
     Ok(())

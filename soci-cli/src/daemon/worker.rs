@@ -26,12 +26,12 @@ use soci_fs::store::Store;
 use soci_fs::supervisor::Inherited;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::DaemonConfig;
 use super::keychain::Credentials;
 use super::operations::{self, Operations};
 use super::registries;
+use crate::signals::Signals;
 
 /// How long calls under way may take after the worker was told to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -68,8 +68,7 @@ pub(super) fn mountpoint(root: &Path) -> PathBuf {
 }
 
 async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let mut signals = Signals::catch()?;
     let options = SnapshotOptions::of_this_system();
     let credentials = Credentials::of(config, inherited.memory)?;
     let shop = Shop::open(root, config, &options, credentials.source)?;
@@ -114,8 +113,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
             result.context("the mount's threads ended")?.context("the mount can no longer be served")?;
             anyhow::bail!("{} was unmounted by somebody; it is made again", mountpoint(root).display());
         }
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
     }
     drop(stop);
     if let Ok(result) = tokio::time::timeout(STOP_LIMIT, server).await {

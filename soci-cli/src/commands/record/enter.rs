@@ -21,6 +21,7 @@ use anyhow::Context;
 use serde::Deserialize;
 
 use crate::exit::{Exit, fail};
+use crate::signals::Signals;
 
 /// Where programs are when nobody says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -80,8 +81,14 @@ impl Errand {
     }
 
     /// Runs it on the image mounted at `image`, with the empty directory `room` for what it writes. Ends it after `limit`,
-    /// unless that is zero, or on an interrupt.
-    pub(super) async fn run(&self, image: &Path, room: &Path, limit: Duration) -> anyhow::Result<Ending> {
+    /// unless that is zero, or on a signal.
+    pub(super) async fn run(
+        &self,
+        image: &Path,
+        room: &Path,
+        limit: Duration,
+        signals: &mut Signals,
+    ) -> anyhow::Result<Ending> {
         let mut line =
             if rustix::process::geteuid().is_root() { self.as_root(image, room)? } else { self.in_bubble(image)? };
         let mut child = line.kill_on_drop(true).spawn().with_context(|| format!("starting {self}"))?;
@@ -90,7 +97,7 @@ impl Errand {
         let ending = tokio::select! {
             // First: a terminal sends it to the command, too, which ends by it.
             biased;
-            _ = tokio::signal::ctrl_c() => Ending::Interrupted,
+            () = signals.next() => Ending::Interrupted,
             status = child.wait() => {
                 return Ok(Ending::Exited(status.with_context(|| format!("waiting for {self}"))?));
             }
