@@ -23,12 +23,12 @@ bench *names:
 
 # Kill workers and supervisors under readers, so many times
 chaos kills="1000":
-    SOCI_CHAOS_KILLS={{kills}} cargo test -p soci-fs --test survival
+    SOCI_CHAOS_KILLS={{kills}} cargo test -p soci-tests --test survival
 
 # Mutate inputs of every parser for so many seconds
 fuzz seconds="600":
-    SOCI_FUZZ_SECONDS={{seconds}} cargo test --release -p soci-index --test mutation -- --nocapture
-    PROPTEST_CASES=20000 cargo test --release -p soci-index --test model
+    SOCI_FUZZ_SECONDS={{seconds}} cargo test --release -p soci-tests --test index mutation -- --nocapture
+    PROPTEST_CASES=20000 cargo test --release -p soci-tests --test index model
 
 # Licences, sources and duplicates of dependencies
 deny:
@@ -46,7 +46,7 @@ static:
     RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target "$target" --target-dir target/static -p soci-cli --bin soci
     strip -o target/static/soci "target/static/$target/release/soci"
     ls -l target/static/soci
-    SOCI_STATIC=$PWD/target/static/soci cargo test --workspace --test static -- --nocapture
+    SOCI_STATIC=$PWD/target/static/soci cargo test -p soci-tests --test house static_binary -- --nocapture
 
 # Manual pages and shell completions into target/
 man:

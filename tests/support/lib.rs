@@ -1,21 +1,25 @@
 //! What the end-to-end tests share: the binary, images to work on, registries to work with.
 
 pub mod answers;
+pub mod archive;
 pub mod containerd;
 pub mod daemon;
 pub mod forge;
 pub mod front;
 pub mod gate;
 pub mod go;
+pub mod golden;
 pub mod image;
 pub mod layers;
 pub mod mounting;
 pub mod node;
 pub mod profile;
 pub mod publishing;
+pub mod reading;
 pub mod registry;
 pub mod signer;
 pub mod stage;
+pub mod trees;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

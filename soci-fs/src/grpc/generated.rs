@@ -6,7 +6,7 @@
     clippy::all,
     clippy::too_many_lines,
     clippy::use_self,
-    reason = "generated; `tests/generated.rs` compares it with its definitions"
+    reason = "generated; `tests/house/generated.rs` compares it with its definitions"
 )]
 
 #[rustfmt::skip]
