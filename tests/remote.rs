@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::metrics::Metrics;
@@ -101,6 +101,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
     let profiles = ProfileOptions {
         follow_names: false,
         prefetch: false,
+        prefetch_layers: None,
         replay: true,
         record: true,
         memory: Some(Memory::new(kept.path().join("profiles"))),
@@ -362,6 +363,38 @@ async fn a_search_that_failed_serves_all_layers() {
     daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
 }
 
+/// Artifacts are of one layer each, of which only so many are fetched ahead at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetching_is_limited() {
+    const DELAY: Duration = Duration::from_millis(300);
+    let layers = [("a", text(1, 200_000)), ("b", text(2, 200_000))].map(|file| tar(&[file]));
+    let image = Image::gzip(layers.to_vec());
+    let registry = DemoRegistry::start(DELAY).await.unwrap();
+    let name = push(&registry, &image).await;
+    let line = ["publish", &name, "--format", "aws", "--min-layer-size", "0"];
+    drop(stdout(soci().args(line).args(["--prefetch-file", "a", "--prefetch-file", "b"])));
+    let root = tempfile::tempdir().unwrap();
+    let profiles = ProfileOptions { prefetch: true, prefetch_layers: Some(1), ..ProfileOptions::default() };
+    let daemon = Daemon::start_with(root.path(), true, profiles);
+    let mut slots = Vec::new();
+    for layer in [0, 1] {
+        slots.push(daemon.layers.provide(&labels(&name, &image, layer)).await.unwrap());
+    }
+    let mut came = [None; 2];
+    let start = Instant::now();
+    while came.contains(&None) {
+        assert!(start.elapsed() < Duration::from_secs(30), "{came:?}");
+        for (slot, came) in slots.iter().zip(&mut came) {
+            let is_there = daemon.forest.reader(*slot).unwrap().store().is_complete();
+            *came = came.or_else(|| is_there.then(Instant::now));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let [first, second] = came.map(Option::unwrap);
+    let between = first.max(second) - first.min(second);
+    assert!(between > DELAY / 2, "they came side by side, {between:?} apart");
+}
+
 /// What AWS's prefetch artifacts name is fetched before anybody reads, if that is wanted.
 #[tokio::test(flavor = "multi_thread")]
 async fn prefetch_artifacts_are_used() {
@@ -370,7 +403,11 @@ async fn prefetch_artifacts_are_used() {
     let name = push(&registry, &image).await;
     let line = ["publish", &name, "--format", "aws", "--min-layer-size", "0", "--span-size", "65536"];
     drop(stdout(soci().args(line).args(["--prefetch-file", "b"])));
-    for prefetch in [false, true] {
+    let spans = ["publish", &name, "--format", "span", "--min-layer-size", "0", "--index-span-size", "65536"];
+    for (prefetch, by_spans) in [(false, false), (true, false), (false, true), (true, true)] {
+        if by_spans {
+            drop(stdout(soci().args(spans)));
+        }
         let root = tempfile::tempdir().unwrap();
         let profiles = ProfileOptions { prefetch, ..ProfileOptions::default() };
         let daemon = Daemon::start_with(root.path(), true, profiles);

@@ -8,16 +8,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::status::LayerStatus;
 
 pub mod fuse;
 mod peer;
+mod stages;
 
 use fuse::Counters;
+pub use stages::Stages;
 
 /// Upper bounds of the buckets, in milliseconds, as AWS has them.
 const MILLISECONDS: [u64; 15] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
@@ -118,6 +120,8 @@ pub struct Metrics {
     pub ready: AtomicU64,
     /// Layers whose opening began when containerd asked for them.
     pub unready: AtomicU64,
+    /// How long the steps of opening layers took.
+    pub stages: Arc<Stages>,
     /// How often each operation was asked of an image, when its time had come.
     pub images: Mutex<BTreeMap<String, Vec<(&'static str, u64)>>>,
 }

@@ -35,6 +35,7 @@ use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
+use crate::metrics::Stages;
 use crate::profile::{self, Wanted, fetch, find_published};
 use crate::reader::{LayerReader, Policy};
 use crate::source::watched::Observer;
@@ -71,6 +72,8 @@ pub struct OpenOptions {
     pub index_repositories: Vec<Repository>,
     /// The local index store; `None` keeps no index.
     pub index_store: Option<PathBuf>,
+    /// Another program's store on this machine that may have indexes and their parts.
+    pub content: Option<ImageSource>,
     /// How many layers are worked on at the same time, at least 1.
     pub parallel: usize,
     /// Which indexes may be used before they are proven.
@@ -81,6 +84,8 @@ pub struct OpenOptions {
     pub profile: profile::Choice,
     /// Fetches foreign layers from their URLs, if the operator allows it.
     pub urls: Option<UrlFetcher>,
+    /// Where the times of opening are noted.
+    pub stages: Arc<Stages>,
 }
 
 impl Default for OpenOptions {
@@ -95,11 +100,13 @@ impl Default for OpenOptions {
             modes: IndexModes::default(),
             index_repositories: Vec::new(),
             index_store: None,
+            content: None,
             parallel: 1,
             trust: Arc::default(),
             listing: None,
             profile: profile::Choice::None,
             urls: None,
+            stages: Arc::default(),
         }
     }
 }
@@ -139,11 +146,13 @@ impl fmt::Debug for OpenOptions {
             modes,
             index_repositories,
             index_store,
+            content,
             parallel,
             trust,
             listing,
             profile,
             urls,
+            stages: _,
         } = self;
         f.debug_struct("OpenOptions")
             .field("urls", urls)
@@ -154,6 +163,7 @@ impl fmt::Debug for OpenOptions {
             .field("modes", modes)
             .field("index_repositories", index_repositories)
             .field("index_store", index_store)
+            .field("content", content)
             .field("parallel", parallel)
             .field("trust", trust)
             .field("listing", listing)

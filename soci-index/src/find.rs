@@ -78,6 +78,8 @@ pub struct Search<'a> {
     pub listing: Option<&'a Listing>,
     /// The local index store.
     pub local: Option<&'a Layout>,
+    /// Another program's store on this machine that may have indexes. It lists none, and is asked by their digests.
+    pub content: Option<&'a ImageSource>,
     /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and for
     /// policies that may refuse the first.
     pub thorough: bool,
@@ -138,6 +140,7 @@ impl<'a> Search<'a> {
             own: None,
             listing: None,
             local: None,
+            content: None,
             thorough: false,
             is_optional: false,
         }
@@ -153,6 +156,7 @@ impl<'a> Search<'a> {
         let (made, fetched): (Vec<Kept>, Vec<Kept>) = kept.into_iter().partition(|kept| kept.origins.is_none());
         gathered.candidates.extend(made.into_iter().map(|kept| kept.candidate));
         self.copies_of_what_is_named(&fetched, &mut gathered);
+        self.in_content(&mut gathered).await;
         if self.named.is_some() && !gathered.candidates.is_empty() {
             return Ok(gathered);
         }
@@ -225,6 +229,23 @@ impl<'a> Search<'a> {
             let Some((place, _)) = self.places().find(|(_, name)| kept.is_of(name)) else { continue };
             let place = if self.annotated.as_ref() == Some(digest) { Place::Image } else { place };
             gathered.candidates.push(kept.as_copy_of(place));
+        }
+    }
+
+    /// The index that is known by its digest, if another store on this machine has it.
+    async fn in_content(&self, gathered: &mut Gathered) {
+        let (Some(content), Some(digest)) = (self.content, self.named.copied().or(self.annotated)) else { return };
+        if gathered.candidates.iter().any(|found| found.digest == digest) {
+            return;
+        }
+        let Ok(Some(raw)) = content.manifest_by_digest(digest).await else { return };
+        let found = match self.annotated == Some(digest) {
+            true => version_2(digest, raw.bytes, Place::Image),
+            false => asked_for(digest, raw.bytes, &self.subject, Place::Local),
+        };
+        match found {
+            Ok(candidate) => gathered.candidates.push(candidate),
+            Err(reason) => gathered.unfit(digest, Place::Local, reason),
         }
     }
 
@@ -329,7 +350,7 @@ impl<'a> Search<'a> {
     async fn by_digest(&self, own: &ImageSource, gathered: &mut Gathered) {
         let Some(named) = self.named.filter(|_| gathered.candidates.is_empty()) else { return };
         match own.manifest_by_digest(*named).await {
-            Ok(Some(raw)) => match asked_for(*named, raw.bytes, &self.subject) {
+            Ok(Some(raw)) => match asked_for(*named, raw.bytes, &self.subject, Place::Beside) {
                 Ok(candidate) => gathered.candidates.push(candidate),
                 Err(reason) => gathered.unfit(*named, Place::Beside, reason),
             },
@@ -453,13 +474,13 @@ fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, Stri
 }
 
 /// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
-fn asked_for(digest: Digest, raw: Bytes, subject: &Digest) -> Result<Candidate, String> {
+fn asked_for(digest: Digest, raw: Bytes, subject: &Digest, place: Place) -> Result<Candidate, String> {
     let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
     let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
     match index.subject() {
         Some(other) if other.digest != *subject => Err(format!("it is of another image, {}", other.digest)),
         None if index.kind() != INDEX_V2 => Err("it names no image".to_owned()),
-        _ => Ok(Candidate { digest, raw, index, created: None, place: Place::Beside, cached: false }),
+        _ => Ok(Candidate { digest, raw, index, created: None, place, cached: false }),
     }
 }
 

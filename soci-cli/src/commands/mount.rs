@@ -230,11 +230,13 @@ fn open_options(
         modes: IndexModes::default(),
         index_repositories: image::repositories(&arguments.index_from, client)?,
         index_store: Some(config.index_store()),
+        content: None,
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
         trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
         listing: None,
         profile: ahead::choice(arguments),
         urls: image::foreign_layers(arguments.foreign_layers)?,
+        stages: Arc::default(),
     })
 }
 

@@ -15,6 +15,7 @@ type Layers<'a> = &'a [(u16, String, LayerStatus)];
 /// Times in milliseconds besides that of mounting.
 pub(super) fn times(metrics: &Metrics, text: &mut String) {
     metrics.background.write(text, "background_fetch");
+    metrics.stages.write(text);
 }
 
 /// Counts, in the family of operations.
