@@ -78,6 +78,8 @@ pub struct Search<'a> {
     pub listing: Option<&'a Listing>,
     /// The local index store.
     pub local: Option<&'a Layout>,
+    /// Whether indexes count that the local store lists and whose parts are in another program's store.
+    pub listed: bool,
     /// Another program's store on this machine that may have indexes. It lists none, and is asked by their digests.
     pub content: Option<&'a ImageSource>,
     /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and for
@@ -140,6 +142,7 @@ impl<'a> Search<'a> {
             own: None,
             listing: None,
             local: None,
+            listed: true,
             content: None,
             thorough: false,
             is_optional: false,
@@ -178,15 +181,21 @@ impl<'a> Search<'a> {
         let entries: HashMap<Digest, Descriptor> =
             layout.entries()?.into_iter().map(|entry| (entry.digest, entry)).collect();
         let origins = |digest: &Digest| entries.get(digest).and_then(origin::origins);
+        let counts = |digest: &Digest| {
+            self.listed || !entries.get(digest).is_some_and(|entry| entry.annotations.contains_key(origin::KEPT_IN))
+        };
         let which = self.named.map_or(Which::Newest, Which::Named);
         let listed = list_layout(layout, &self.subject, which, self.referring)?;
         gathered.reject(&listed, &Place::Local);
         let mut kept: Vec<Kept> = listed
             .found
             .into_iter()
+            .filter(|found| counts(&found.raw.digest))
             .map(|found| Kept { origins: origins(&found.raw.digest), candidate: candidate(found, Place::Local) })
             .collect();
-        let is_version_2 = |entry: &&Descriptor| self.annotated == Some(entry.digest) || entry.kind() == INDEX_V2;
+        let is_version_2 = |entry: &&Descriptor| {
+            counts(&entry.digest) && (self.annotated == Some(entry.digest) || entry.kind() == INDEX_V2)
+        };
         if let Some(entry) =
             self.named.copied().or(self.annotated).and_then(|digest| entries.get(&digest)).filter(is_version_2)
             && let Some(raw) = Store::Layout(layout.clone()).manifest(entry)?

@@ -139,6 +139,8 @@ async fn find(
         repositories: &options.index_repositories,
         listing: options.listing.as_deref(),
         local: local.as_ref(),
+        // Their parts cannot be had otherwise.
+        listed: options.content.is_some(),
         content: options.content.as_ref(),
         // The first may be refused.
         thorough: options.trust.provisional() == Provisional::RequireSignature,
