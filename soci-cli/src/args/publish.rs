@@ -275,8 +275,11 @@ Examples:
   soci convert --standalone --format oci-dir layout layout-soci
   soci convert containerd:app:v1 containerd:app:v1-soci
 
-An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it. With --address or --namespace,
-plain names are images of that containerd.";
+An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it.
+
+Plain names are images of containerd with --address, --namespace or --content-store (or CONTAINERD_ADDRESS,
+CONTAINERD_NAMESPACE), and without these if /run/containerd/containerd.sock answers and has the source; else they are in
+registries. `docker://NAME` always is, `containerd:NAME` never. --user, --span-index and --replace-signed mean registries, too.";
 
 /// What a standalone conversion writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
