@@ -165,7 +165,7 @@ async fn names_and_values(version: Containerd) {
         assert!(sum(&text, "soci_fs_image_operation_count_key", &format!("node.{operation}")).is_some(), "{text}");
     }
     let image = image.digest();
-    assert!(text.contains(&format!("operation_type=\"whiteout.Getattr\",image=\"{image}\"")), "{text}");
+    assert!(text.contains(&format!("image=\"{image}\",operation_type=\"whiteout.Getattr\"")), "{text}");
     assert!(sum(&text, "soci_fs_image_operation_count_key", "file.Read").unwrap() > 1.0, "{text}");
     let log = node.log();
     assert!(log.contains(&format!("fuse operation count for image {image}: node.Lookup = ")), "{log}");

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::metrics::Metrics;
+use soci_fs::metrics::{Metrics, Stages};
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::profile::Memory;
 use soci_fs::remote::background::{Background, Pace};
@@ -361,6 +361,34 @@ async fn a_search_that_failed_serves_all_layers() {
     assert_eq!(registry.traffic().requests, before, "one search is enough");
     // Without the digest it is another question.
     daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+}
+
+/// A layer that an index names and that cannot be read by it counts as one that fell back; others do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_fall_back_are_counted() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    for (is_damaged, expected) in [(false, 0), (true, 1)] {
+        let root = tempfile::tempdir().unwrap();
+        let create = ["create", &name, "--format", "aws", "--min-layer-size", "10000"];
+        drop(stdout(soci().arg("--root").arg(root.path()).args(create)));
+        if is_damaged {
+            let ztoc = stdout(soci().arg("--root").arg(root.path()).args(["ztoc", "list", "-q"]));
+            let file = ztoc.lines().next().unwrap().replace("sha256:", "content/blobs/sha256/");
+            std::fs::write(root.path().join(file), "no zTOC").unwrap();
+        }
+        let stages = Arc::new(Stages::default());
+        let open = |open| OpenOptions { stages: Arc::clone(&stages), ..open };
+        let daemon = Daemon::start_by(root.path(), ProfileOptions::default(), open);
+        let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+        assert_eq!(daemon.read(slot, "etc/motd").await, contents[0]);
+        let metrics = Metrics { stages, ..Metrics::default() };
+        let text = metrics.text(&[], daemon.forest.counters());
+        let line =
+            format!("soci_fs_operation_count{{layer=\"\",operation_type=\"fuse_mount_failure_count\"}} {expected}");
+        assert!(text.lines().any(|found| found == line), "{text}");
+    }
 }
 
 /// Artifacts are of one layer each, of which only so many are fetched ahead at the same time.

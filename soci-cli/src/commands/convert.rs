@@ -38,12 +38,14 @@ const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
 /// When the image cannot be read or indexed, or the destination not be written.
 pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Result<()> {
     let client = image::client_options(&arguments.access)?;
-    let global = &as_meant(arguments, global);
+    let missing = || fail(Exit::Usage, "destination needs to be specified".to_owned());
+    let destined = arguments.destination.as_deref().ok_or_else(missing)?;
+    let global = &as_meant(arguments, destined, global);
     let (source, target) = if arguments.standalone {
-        standalone(arguments)?
+        standalone(arguments, destined)?
     } else {
         let source = source::meant(image::reference(&arguments.source)?, global);
-        (source, destination(&arguments.destination, &client, global)?)
+        (source, destination(destined, &client, global)?)
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let format = if arguments.span_index { Format::Both } else { Format::Aws };
@@ -67,7 +69,7 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
         local,
     };
     let converted = conversion.run(global)?;
-    if let Err(error) = list(&conversion, &arguments.destination, &converted, config) {
+    if let Err(error) = list(&conversion, destined, &converted, config) {
         tracing::warn!(
             "{}: the image is there, but `soci index list` will not show its indexes: {error:#}",
             conversion.target
@@ -84,14 +86,10 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
 
 /// The options as if containerd had been named, where that of this machine has the source and nothing says that registries
 /// are meant: so does AWS's tool, which knows no other place.
-fn as_meant(arguments: &Convert, global: &Global) -> Global {
-    let Convert { source, destination, standalone, span_index, replace_signed, access, .. } = arguments;
+fn as_meant(arguments: &Convert, destination: &str, global: &Global) -> Global {
+    let Convert { source, standalone, span_index, replace_signed, access, .. } = arguments;
     let says_registry = *span_index || *replace_signed || access.user.is_some();
-    if *standalone
-        || says_registry
-        || global.names_containerd()
-        || ![source, destination].into_iter().all(|name| is_plain(name))
-    {
+    if *standalone || says_registry || global.names_containerd() || ![source, destination].into_iter().all(is_plain) {
         return global.clone();
     }
     let found = block_on(CONTAINERD_PATIENCE, source::find_in_containerd(source, global)).is_ok();
@@ -125,8 +123,8 @@ fn list(conversion: &Conversion, name: &str, converted: &Converted, config: &Con
 }
 
 /// Source and destination as paths.
-fn standalone(arguments: &Convert) -> anyhow::Result<(Reference, Target)> {
-    let (input, output) = (PathBuf::from(&arguments.source), PathBuf::from(&arguments.destination));
+fn standalone(arguments: &Convert, destination: &str) -> anyhow::Result<(Reference, Target)> {
+    let (input, output) = (PathBuf::from(&arguments.source), PathBuf::from(destination));
     let kind = std::fs::metadata(&input)
         .map_err(|error| fail(Exit::Local, format!("failed to access input {}: {error}", input.display())))?;
     let source = if kind.is_dir() {

@@ -1,6 +1,8 @@
 //! How long the steps took that come before a layer can be read, and the requests for its bytes: the times that AWS's
 //! snapshotter has under the same names.
 
+use std::sync::atomic::AtomicU64;
+
 use super::Histogram;
 
 /// Times of one process. Openers, readers and the mount note theirs here.
@@ -16,6 +18,8 @@ pub struct Stages {
     pub tree: Histogram,
     /// To show a layer in the mount, once its tree is built.
     pub mount: Histogram,
+    /// Layers that an index names, and that were fetched whole because they could not be read by it.
+    pub fallbacks: AtomicU64,
     /// From a request for spans of a layer until the answer begins.
     pub requests: Histogram,
 }

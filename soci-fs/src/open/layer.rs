@@ -1,6 +1,7 @@
 //! Opens single layers, the first time and again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -98,6 +99,9 @@ impl ImageOpener {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
         let from_urls = urls.is_some();
+        if !from_urls && self.claim(layer, diff_id).table.is_some() {
+            self.options.stages.fallbacks.fetch_add(1, Ordering::Relaxed);
+        }
         let stored = self.stream(layer, diff_id, urls).await?;
         if from_urls {
             stored.store.pin();
