@@ -339,6 +339,30 @@ async fn indexes_by_digest_and_modes_that_are_off() {
     assert_eq!(registry.traffic().requests, before, "nothing is asked");
 }
 
+/// The index that a label names is of another image: it is used for the layers that both have, the others come whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_another_image() {
+    let [shared, own, others] = [1, 2, 3].map(|seed| text(seed, 300_000));
+    let layer = |content: &Vec<u8>| tar(&[("etc/motd", content.clone())]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let other = Image::gzip(vec![layer(&shared), layer(&others)]);
+    let publish = ["publish", &push(&registry, &other).await, "--format", "aws", "--min-layer-size", "0", "--json"];
+    let published: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    let index = published["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
+    let image = Image::gzip(vec![layer(&shared), layer(&own)]);
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon =
+        Daemon::start_by(root.path(), ProfileOptions::default(), |open| OpenOptions { any_subject: true, ..open });
+    for (layer, content, is_lazy) in [(0, &shared, true), (1, &own, false)] {
+        let mut labels = labels(&name, &image, layer);
+        labels.insert(INDEX.to_owned(), index.clone());
+        let slot = daemon.layers.provide(&labels).await.unwrap();
+        assert_eq!(daemon.record(slot).unwrap().claim.table.is_some(), is_lazy, "layer {layer}");
+        assert_eq!(daemon.read(slot, "etc/motd").await, *content);
+    }
+}
+
 /// An index that cannot be had is looked for once, however many layers the image has.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_that_failed_serves_all_layers() {

@@ -66,6 +66,8 @@ pub struct OpenOptions {
     pub policy: Policy,
     /// Use this index and no other.
     pub index: Option<Digest>,
+    /// Whether that one may be of another image: its layers that this one lacks are of no use then.
+    pub any_subject: bool,
     /// Which kinds of indexes are looked for when none is named.
     pub modes: IndexModes,
     /// Repositories beside the image's own that may hold its index. They are asked first.
@@ -97,6 +99,7 @@ impl Default for OpenOptions {
             whole_layers: true,
             policy: Policy::default(),
             index: None,
+            any_subject: false,
             modes: IndexModes::default(),
             index_repositories: Vec::new(),
             index_store: None,
@@ -143,6 +146,7 @@ impl fmt::Debug for OpenOptions {
             whole_layers,
             policy,
             index,
+            any_subject,
             modes,
             index_repositories,
             index_store,
@@ -160,6 +164,7 @@ impl fmt::Debug for OpenOptions {
             .field("whole_layers", whole_layers)
             .field("policy", policy)
             .field("index", index)
+            .field("any_subject", any_subject)
             .field("modes", modes)
             .field("index_repositories", index_repositories)
             .field("index_store", index_store)

@@ -36,7 +36,7 @@ use futures_util::StreamExt as _;
 use crate::digest::Digest;
 use crate::discover::{Depth, Fitting, Listed, Refused, Rejected, Which, list, list_layout};
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageManifest};
+use crate::image::model::{Descriptor, ImageManifest, RawManifest};
 use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::index_manifest::{IndexManifest, REFERRING};
@@ -78,6 +78,8 @@ pub struct Search<'a> {
     pub listing: Option<&'a Listing>,
     /// The local index store.
     pub local: Option<&'a Layout>,
+    /// Whether an index that was named may be of another image: it says nothing of the layers that only this one has.
+    pub any_subject: bool,
     /// Whether indexes count that the local store lists and whose parts are in another program's store.
     pub listed: bool,
     /// Another program's store on this machine that may have indexes. It lists none, and is asked by their digests.
@@ -142,6 +144,7 @@ impl<'a> Search<'a> {
             own: None,
             listing: None,
             local: None,
+            any_subject: false,
             listed: true,
             content: None,
             thorough: false,
@@ -243,16 +246,12 @@ impl<'a> Search<'a> {
 
     /// The index that is known by its digest, if another store on this machine has it.
     async fn in_content(&self, gathered: &mut Gathered) {
-        let (Some(content), Some(digest)) = (self.content, self.named.copied().or(self.annotated)) else { return };
-        if gathered.candidates.iter().any(|found| found.digest == digest) {
-            return;
-        }
+        let is_found = |digest: &Digest| gathered.candidates.iter().any(|found| found.digest == *digest);
+        let wanted = self.named.copied().or(self.annotated).filter(|digest| !is_found(digest));
+        let (Some(content), Some(digest)) = (self.content, wanted) else { return };
         let Ok(Some(raw)) = content.manifest_by_digest(digest).await else { return };
-        let found = match self.annotated == Some(digest) {
-            true => version_2(digest, raw.bytes, Place::Image),
-            false => asked_for(digest, raw.bytes, &self.subject, Place::Local),
-        };
-        match found {
+        let is_own = self.annotated == Some(digest);
+        match if is_own { version_2(digest, raw.bytes, Place::Image) } else { self.asked_for(raw, Place::Local) } {
             Ok(candidate) => gathered.candidates.push(candidate),
             Err(reason) => gathered.unfit(digest, Place::Local, reason),
         }
@@ -359,13 +358,27 @@ impl<'a> Search<'a> {
     async fn by_digest(&self, own: &ImageSource, gathered: &mut Gathered) {
         let Some(named) = self.named.filter(|_| gathered.candidates.is_empty()) else { return };
         match own.manifest_by_digest(*named).await {
-            Ok(Some(raw)) => match asked_for(*named, raw.bytes, &self.subject, Place::Beside) {
+            Ok(Some(raw)) => match self.asked_for(raw, Place::Beside) {
                 Ok(candidate) => gathered.candidates.push(candidate),
                 Err(reason) => gathered.unfit(*named, Place::Beside, reason),
             },
             Ok(None) => {}
             Err(ImageError::Registry(error)) => gathered.fail(Place::Beside, Unasked::Failed(error)),
             Err(error) => gathered.unfit(*named, Place::Beside, error.to_string()),
+        }
+    }
+
+    /// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
+    fn asked_for(&self, found: RawManifest, place: Place) -> Result<Candidate, String> {
+        let RawManifest { digest, bytes: raw, .. } = found;
+        let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
+        let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
+        match index.subject() {
+            Some(other) if other.digest != self.subject && !self.any_subject => {
+                Err(format!("it is of another image, {}", other.digest))
+            }
+            None if index.kind() != INDEX_V2 => Err("it names no image".to_owned()),
+            _ => Ok(Candidate { digest, raw, index, created: None, place, cached: false }),
         }
     }
 
@@ -479,17 +492,6 @@ fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, Stri
         }
         Ok(_) => Err("it is of version 1, and the image names it".to_owned()),
         Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
-fn asked_for(digest: Digest, raw: Bytes, subject: &Digest, place: Place) -> Result<Candidate, String> {
-    let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
-    let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
-    match index.subject() {
-        Some(other) if other.digest != *subject => Err(format!("it is of another image, {}", other.digest)),
-        None if index.kind() != INDEX_V2 => Err("it names no image".to_owned()),
-        _ => Ok(Candidate { digest, raw, index, created: None, place, cached: false }),
     }
 }
 

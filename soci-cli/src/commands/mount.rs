@@ -227,6 +227,7 @@ fn open_options(
             .map(str::parse)
             .transpose()
             .map_err(|error| fail(Exit::Usage, format!("{error}")))?,
+        any_subject: false,
         modes: IndexModes::default(),
         index_repositories: image::repositories(&arguments.index_from, client)?,
         index_store: Some(config.index_store()),

@@ -140,6 +140,7 @@ impl Shop {
             whole_layers: !config.pull_modes.leave_unindexed,
             policy: Policy::default(),
             index: None,
+            any_subject: true,
             modes: IndexModes {
                 referring: config.pull_modes.soci_v1.enable,
                 annotated: config.pull_modes.soci_v2.enable,

@@ -139,6 +139,7 @@ async fn find(
         repositories: &options.index_repositories,
         listing: options.listing.as_deref(),
         local: local.as_ref(),
+        any_subject: options.any_subject,
         // Their parts cannot be had otherwise.
         listed: options.content.is_some(),
         content: options.content.as_ref(),
