@@ -36,6 +36,7 @@ use crate::attributes::Attributes;
 use crate::id_map::IdMap;
 use crate::image::FsError;
 use crate::kernel_cache::Mounted;
+use crate::metrics::Stages;
 use crate::metrics::fuse::Counters;
 use crate::reader::LayerReader;
 use crate::tree::node_id::NodeId;
@@ -154,12 +155,19 @@ pub struct ForestOptions {
     pub opener: Option<Arc<dyn Opener>>,
     /// How long the opening of a layer may take, for whoever waits for it. Programs cannot be interrupted meanwhile.
     pub open_limit: Duration,
+    /// Where it is noted how long trees take to build, and layers to be shown.
+    pub stages: Arc<Stages>,
 }
 
 impl Default for ForestOptions {
     /// 30 s, as long as a read may take.
     fn default() -> Self {
-        Self { opaque: OpaqueAttribute::default(), opener: None, open_limit: Duration::from_secs(30) }
+        Self {
+            opaque: OpaqueAttribute::default(),
+            opener: None,
+            open_limit: Duration::from_secs(30),
+            stages: Arc::default(),
+        }
     }
 }
 
@@ -245,9 +253,12 @@ impl Forest {
     /// [`PlantError`].
     pub fn insert(&self, slot: u16, reader: LayerReader) -> Result<(), PlantError> {
         let digest = reader.digest();
-        let planted = Arc::new(Planted::new(reader)?);
+        let planted = Arc::new(Planted::timed(reader, &self.options.stages)?);
+        let start = std::time::Instant::now();
         self.guard(slot, &planted);
-        self.put(slot, Slot { digest, state: SlotState::Open(planted) })
+        let shown = self.put(slot, Slot { digest, state: SlotState::Open(planted) });
+        self.options.stages.mount.note(start.elapsed());
+        shown
     }
 
     /// Notes that the layer `digest` is in a slot, to be opened when somebody looks.
@@ -367,7 +378,7 @@ impl Forest {
 
     /// Starts opening a layer, in a task of its own: a caller that gives up does not take it down.
     fn launch(&self, slot: u16, digest: Digest) -> Opening {
-        let (opener, limit) = (self.options.opener.clone(), self.options.open_limit);
+        let ForestOptions { opener, open_limit: limit, stages, .. } = self.options.clone();
         let work = tokio::spawn(async move {
             let opener = opener.ok_or(OpenError::NoOpener { digest })?;
             let opened = tokio::time::timeout(limit, opener.open(slot, digest)).await;
@@ -375,7 +386,7 @@ impl Forest {
             if reader.digest() != digest {
                 return Err(OpenError::Mismatch { expected: digest, found: reader.digest() });
             }
-            let made = tokio::task::spawn_blocking(move || Planted::new(reader)).await;
+            let made = tokio::task::spawn_blocking(move || Planted::timed(reader, &stages)).await;
             let planted = made.map_err(|_| OpenError::Abandoned { digest })?;
             planted.map(Arc::new).map_err(|cause| OpenError::Tree { digest, cause })
         });

@@ -8,16 +8,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::status::LayerStatus;
 
 pub mod fuse;
 mod peer;
+mod stages;
 
 use fuse::Counters;
+pub use stages::Stages;
 
 /// Upper bounds of the buckets, in milliseconds, as AWS has them.
 const MILLISECONDS: [u64; 15] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
@@ -50,7 +52,7 @@ impl Histogram {
     fn write(&self, text: &mut String, operation: &str) {
         let name = "soci_fs_operation_duration_milliseconds";
         let count = self.count.load(Ordering::Relaxed);
-        let labels = format!("operation_type=\"{operation}\",layer=\"\"");
+        let labels = format!("layer=\"\",operation_type=\"{operation}\"");
         for (bucket, bound) in self.buckets.iter().zip(MILLISECONDS) {
             let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {}", bucket.load(Ordering::Relaxed));
         }
@@ -118,6 +120,8 @@ pub struct Metrics {
     pub ready: AtomicU64,
     /// Layers whose opening began when containerd asked for them.
     pub unready: AtomicU64,
+    /// How long the steps of opening layers took.
+    pub stages: Arc<Stages>,
     /// How often each operation was asked of an image, when its time had come.
     pub images: Mutex<BTreeMap<String, Vec<(&'static str, u64)>>>,
 }
@@ -159,7 +163,7 @@ impl Metrics {
                 let labels = if operation.is_empty() {
                     format!("digest=\"{}\",mountpoint=\"{}\"", layer.digest, escaped(directory))
                 } else {
-                    format!("operation_type=\"{operation}\",layer=\"{}\"", layer.digest)
+                    format!("layer=\"{}\",operation_type=\"{operation}\"", layer.digest)
                 };
                 let _ = writeln!(text, "{name}{{{labels}}} {}", figure(layer));
             }
@@ -184,7 +188,7 @@ impl Metrics {
             ("background_span_fetch_failure_count", &self.background_failures),
         ] {
             let count = count.load(Ordering::Relaxed);
-            let _ = writeln!(text, "{name}{{operation_type=\"{operation}\",layer=\"\"}} {count}");
+            let _ = writeln!(text, "{name}{{layer=\"\",operation_type=\"{operation}\"}} {count}");
         }
     }
 
@@ -250,22 +254,22 @@ mod tests {
         counters.asked(3, fuse::Operation::Read);
         let text = metrics.text(&[(3, "/a \"b\"".to_owned(), layer(5))], &counters);
         for line in [
-            "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"2\"} 0",
-            "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"4\"} 1",
-            "soci_fs_operation_duration_milliseconds_bucket{operation_type=\"mount\",layer=\"\",le=\"+Inf\"} 2",
-            "soci_fs_operation_duration_milliseconds_sum{operation_type=\"mount\",layer=\"\"} 60002.5",
-            "soci_fs_operation_count{operation_type=\"synchronous_read_remote_registry_fetch_count\",layer=\"sha256:00\"} 5",
+            "soci_fs_operation_duration_milliseconds_bucket{layer=\"\",operation_type=\"mount\",le=\"2\"} 0",
+            "soci_fs_operation_duration_milliseconds_bucket{layer=\"\",operation_type=\"mount\",le=\"4\"} 1",
+            "soci_fs_operation_duration_milliseconds_bucket{layer=\"\",operation_type=\"mount\",le=\"+Inf\"} 2",
+            "soci_fs_operation_duration_milliseconds_sum{layer=\"\",operation_type=\"mount\"} 60002.5",
+            "soci_fs_operation_count{layer=\"sha256:00\",operation_type=\"synchronous_read_remote_registry_fetch_count\"} 5",
             "soci_fs_layer_fetched_size_bytes{digest=\"sha256:00\",mountpoint=\"/a \\\"b\\\"\"} 7",
             "soci_layers_prepared_total{outcome=\"left\"} 1",
             "soci_layer_late_reads_total{digest=\"sha256:00\",slot=\"3\"} 4",
             "soci_layer_waited_seconds_total{digest=\"sha256:00\",slot=\"3\"} 1.25",
             "soci_layer_present_bytes{digest=\"sha256:00\",slot=\"3\"} 20",
             "soci_layers_open 1",
-            "soci_fs_operation_count{operation_type=\"synchronous_read_count\",layer=\"sha256:00\"} 1",
-            "soci_fs_operation_count{operation_type=\"background_fetch_work_queue_evicted\",layer=\"\"} 0",
-            "soci_fs_bytes_served{operation_type=\"synchronous_bytes_served\",layer=\"sha256:00\"} 0",
-            "soci_fs_image_operation_count_key{operation_type=\"background_fetch_work_queue_size\",image=\"\"} 1",
-            "soci_fs_operation_count{operation_type=\"background_span_fetch_count\",layer=\"\"} 0",
+            "soci_fs_operation_count{layer=\"sha256:00\",operation_type=\"synchronous_read_count\"} 1",
+            "soci_fs_operation_count{layer=\"\",operation_type=\"background_fetch_work_queue_evicted\"} 0",
+            "soci_fs_bytes_served{layer=\"sha256:00\",operation_type=\"synchronous_bytes_served\"} 0",
+            "soci_fs_image_operation_count_key{image=\"\",operation_type=\"background_fetch_work_queue_size\"} 1",
+            "soci_fs_operation_count{layer=\"\",operation_type=\"background_span_fetch_count\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -35,6 +35,7 @@ use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
+use crate::metrics::Stages;
 use crate::profile::{self, Wanted, fetch, find_published};
 use crate::reader::{LayerReader, Policy};
 use crate::source::watched::Observer;
@@ -65,12 +66,16 @@ pub struct OpenOptions {
     pub policy: Policy,
     /// Use this index and no other.
     pub index: Option<Digest>,
+    /// Whether that one may be of another image: its layers that this one lacks are of no use then.
+    pub any_subject: bool,
     /// Which kinds of indexes are looked for when none is named.
     pub modes: IndexModes,
     /// Repositories beside the image's own that may hold its index. They are asked first.
     pub index_repositories: Vec<Repository>,
     /// The local index store; `None` keeps no index.
     pub index_store: Option<PathBuf>,
+    /// Another program's store on this machine that may have indexes and their parts.
+    pub content: Option<ImageSource>,
     /// How many layers are worked on at the same time, at least 1.
     pub parallel: usize,
     /// Which indexes may be used before they are proven.
@@ -81,6 +86,8 @@ pub struct OpenOptions {
     pub profile: profile::Choice,
     /// Fetches foreign layers from their URLs, if the operator allows it.
     pub urls: Option<UrlFetcher>,
+    /// Where the times of opening are noted.
+    pub stages: Arc<Stages>,
 }
 
 impl Default for OpenOptions {
@@ -92,14 +99,17 @@ impl Default for OpenOptions {
             whole_layers: true,
             policy: Policy::default(),
             index: None,
+            any_subject: false,
             modes: IndexModes::default(),
             index_repositories: Vec::new(),
             index_store: None,
+            content: None,
             parallel: 1,
             trust: Arc::default(),
             listing: None,
             profile: profile::Choice::None,
             urls: None,
+            stages: Arc::default(),
         }
     }
 }
@@ -136,14 +146,17 @@ impl fmt::Debug for OpenOptions {
             whole_layers,
             policy,
             index,
+            any_subject,
             modes,
             index_repositories,
             index_store,
+            content,
             parallel,
             trust,
             listing,
             profile,
             urls,
+            stages: _,
         } = self;
         f.debug_struct("OpenOptions")
             .field("urls", urls)
@@ -151,9 +164,11 @@ impl fmt::Debug for OpenOptions {
             .field("whole_layers", whole_layers)
             .field("policy", policy)
             .field("index", index)
+            .field("any_subject", any_subject)
             .field("modes", modes)
             .field("index_repositories", index_repositories)
             .field("index_store", index_store)
+            .field("content", content)
             .field("parallel", parallel)
             .field("trust", trust)
             .field("listing", listing)

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::metrics::Stages;
 use crate::profile::Incoming;
 use crate::readahead::ReadAhead;
 use crate::source::origins::Origins;
@@ -141,6 +142,8 @@ struct Shared {
     /// Held while spans are decoded one after the other.
     chaining: tokio::sync::Mutex<()>,
     counters: Counters,
+    /// Where times are noted.
+    stages: OnceLock<Arc<Stages>>,
     /// Who wants to know what is read, and whether anybody does.
     listeners: Mutex<Vec<Box<dyn Listener>>>,
     is_heard: AtomicBool,
@@ -200,6 +203,7 @@ impl LayerReader {
             pass: whole::Pass::default(),
             chaining: tokio::sync::Mutex::default(),
             counters: Counters::default(),
+            stages: OnceLock::new(),
             listeners: Mutex::default(),
             is_heard: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
@@ -252,6 +256,12 @@ impl LayerReader {
             late_reads,
             waited,
         }
+    }
+
+    /// Has the times of requests for spans noted in `stages`, from now on.
+    pub(crate) fn note_times(&self, stages: &Arc<Stages>) {
+        // The first that was given stays.
+        self.shared.stages.get_or_init(|| Arc::clone(stages));
     }
 
     /// Counts what came of the layer by another way than reads: as a whole before it could be read, or in a pack.

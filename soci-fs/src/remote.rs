@@ -122,6 +122,8 @@ struct Inner {
     registries: Arc<Registries>,
     runtime: Handle,
     gate: Semaphore,
+    /// For layers that are fetched ahead by prefetch artifacts.
+    prefetching: Semaphore,
     state: Mutex<State>,
     start_ups: ahead::StartUps,
 }
@@ -192,6 +194,7 @@ impl RemoteLayers {
             forest.expect(slot, record.claim.layer)?;
         }
         let gate = Semaphore::new(options.layers_at_once.max(1));
+        let prefetching = Semaphore::new(options.profiles.prefetch_layers.unwrap_or(Semaphore::MAX_PERMITS).max(1));
         Ok(Self(Arc::new(Inner {
             forest,
             store,
@@ -201,6 +204,7 @@ impl RemoteLayers {
             registries,
             runtime,
             gate,
+            prefetching,
             state: Mutex::default(),
             start_ups: ahead::StartUps::default(),
         })))

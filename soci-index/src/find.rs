@@ -36,7 +36,7 @@ use futures_util::StreamExt as _;
 use crate::digest::Digest;
 use crate::discover::{Depth, Fitting, Listed, Refused, Rejected, Which, list, list_layout};
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageManifest};
+use crate::image::model::{Descriptor, ImageManifest, RawManifest};
 use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::index_manifest::{IndexManifest, REFERRING};
@@ -78,6 +78,12 @@ pub struct Search<'a> {
     pub listing: Option<&'a Listing>,
     /// The local index store.
     pub local: Option<&'a Layout>,
+    /// Whether an index that was named may be of another image: it says nothing of the layers that only this one has.
+    pub any_subject: bool,
+    /// Whether indexes count that the local store lists and whose parts are in another program's store.
+    pub listed: bool,
+    /// Another program's store on this machine that may have indexes. It lists none, and is asked by their digests.
+    pub content: Option<&'a ImageSource>,
     /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and for
     /// policies that may refuse the first.
     pub thorough: bool,
@@ -138,6 +144,9 @@ impl<'a> Search<'a> {
             own: None,
             listing: None,
             local: None,
+            any_subject: false,
+            listed: true,
+            content: None,
             thorough: false,
             is_optional: false,
         }
@@ -153,6 +162,7 @@ impl<'a> Search<'a> {
         let (made, fetched): (Vec<Kept>, Vec<Kept>) = kept.into_iter().partition(|kept| kept.origins.is_none());
         gathered.candidates.extend(made.into_iter().map(|kept| kept.candidate));
         self.copies_of_what_is_named(&fetched, &mut gathered);
+        self.in_content(&mut gathered).await;
         if self.named.is_some() && !gathered.candidates.is_empty() {
             return Ok(gathered);
         }
@@ -174,15 +184,21 @@ impl<'a> Search<'a> {
         let entries: HashMap<Digest, Descriptor> =
             layout.entries()?.into_iter().map(|entry| (entry.digest, entry)).collect();
         let origins = |digest: &Digest| entries.get(digest).and_then(origin::origins);
+        let counts = |digest: &Digest| {
+            self.listed || !entries.get(digest).is_some_and(|entry| entry.annotations.contains_key(origin::KEPT_IN))
+        };
         let which = self.named.map_or(Which::Newest, Which::Named);
         let listed = list_layout(layout, &self.subject, which, self.referring)?;
         gathered.reject(&listed, &Place::Local);
         let mut kept: Vec<Kept> = listed
             .found
             .into_iter()
+            .filter(|found| counts(&found.raw.digest))
             .map(|found| Kept { origins: origins(&found.raw.digest), candidate: candidate(found, Place::Local) })
             .collect();
-        let is_version_2 = |entry: &&Descriptor| self.annotated == Some(entry.digest) || entry.kind() == INDEX_V2;
+        let is_version_2 = |entry: &&Descriptor| {
+            counts(&entry.digest) && (self.annotated == Some(entry.digest) || entry.kind() == INDEX_V2)
+        };
         if let Some(entry) =
             self.named.copied().or(self.annotated).and_then(|digest| entries.get(&digest)).filter(is_version_2)
             && let Some(raw) = Store::Layout(layout.clone()).manifest(entry)?
@@ -225,6 +241,19 @@ impl<'a> Search<'a> {
             let Some((place, _)) = self.places().find(|(_, name)| kept.is_of(name)) else { continue };
             let place = if self.annotated.as_ref() == Some(digest) { Place::Image } else { place };
             gathered.candidates.push(kept.as_copy_of(place));
+        }
+    }
+
+    /// The index that is known by its digest, if another store on this machine has it.
+    async fn in_content(&self, gathered: &mut Gathered) {
+        let is_found = |digest: &Digest| gathered.candidates.iter().any(|found| found.digest == *digest);
+        let wanted = self.named.copied().or(self.annotated).filter(|digest| !is_found(digest));
+        let (Some(content), Some(digest)) = (self.content, wanted) else { return };
+        let Ok(Some(raw)) = content.manifest_by_digest(digest).await else { return };
+        let is_own = self.annotated == Some(digest);
+        match if is_own { version_2(digest, raw.bytes, Place::Image) } else { self.asked_for(raw, Place::Local) } {
+            Ok(candidate) => gathered.candidates.push(candidate),
+            Err(reason) => gathered.unfit(digest, Place::Local, reason),
         }
     }
 
@@ -329,13 +358,27 @@ impl<'a> Search<'a> {
     async fn by_digest(&self, own: &ImageSource, gathered: &mut Gathered) {
         let Some(named) = self.named.filter(|_| gathered.candidates.is_empty()) else { return };
         match own.manifest_by_digest(*named).await {
-            Ok(Some(raw)) => match asked_for(*named, raw.bytes, &self.subject) {
+            Ok(Some(raw)) => match self.asked_for(raw, Place::Beside) {
                 Ok(candidate) => gathered.candidates.push(candidate),
                 Err(reason) => gathered.unfit(*named, Place::Beside, reason),
             },
             Ok(None) => {}
             Err(ImageError::Registry(error)) => gathered.fail(Place::Beside, Unasked::Failed(error)),
             Err(error) => gathered.unfit(*named, Place::Beside, error.to_string()),
+        }
+    }
+
+    /// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
+    fn asked_for(&self, found: RawManifest, place: Place) -> Result<Candidate, String> {
+        let RawManifest { digest, bytes: raw, .. } = found;
+        let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
+        let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
+        match index.subject() {
+            Some(other) if other.digest != self.subject && !self.any_subject => {
+                Err(format!("it is of another image, {}", other.digest))
+            }
+            None if index.kind() != INDEX_V2 => Err("it names no image".to_owned()),
+            _ => Ok(Candidate { digest, raw, index, created: None, place, cached: false }),
         }
     }
 
@@ -449,17 +492,6 @@ fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, Stri
         }
         Ok(_) => Err("it is of version 1, and the image names it".to_owned()),
         Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
-fn asked_for(digest: Digest, raw: Bytes, subject: &Digest) -> Result<Candidate, String> {
-    let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
-    let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
-    match index.subject() {
-        Some(other) if other.digest != *subject => Err(format!("it is of another image, {}", other.digest)),
-        None if index.kind() != INDEX_V2 => Err("it names no image".to_owned()),
-        _ => Ok(Candidate { digest, raw, index, created: None, place: Place::Beside, cached: false }),
     }
 }
 

@@ -193,6 +193,8 @@ fn refused_destinations() {
         (vec!["convert", &source, &format!("h.example/app@{digest}")], 2, "must not contain a digest"),
         (vec!["convert", &source, "UPPER"], 2, "must be a tagged ref"),
         (vec!["convert", "--standalone", "/no/such/file", "x"], 7, "failed to access input /no/such/file"),
+        (vec!["convert", "--standalone", "/no/such/file"], 2, "destination needs to be specified"),
+        (vec!["convert", "--standalone", "--format", "x", "a", "b"], 2, "unsupported output format"),
         (vec!["convert", "--standalone", "--format", "oci-dir", path(&layout), path(&home)], 7, "other files"),
         (vec!["convert", "--standalone", path(&layout), path(&work.path().join("x.tar"))], 6, "no ztocs created"),
     ] {

@@ -15,7 +15,7 @@ use soci_tests::node::Node;
 use soci_tests::registry::client;
 use soci_tests::{on_each_containerd, run, soci, stdout};
 
-on_each_containerd!(indexes_in_containerd);
+on_each_containerd!(indexes_in_containerd, the_daemon_reads_them_there);
 
 const BUILDING: [&str; 4] = ["--min-layer-size", "1000", "--span-size", "262144"];
 
@@ -210,6 +210,42 @@ async fn sizes() {
         let index = lines(root, &["index", "list", "-q"]).remove(0);
         let info = stdout(&mut local(root, &["index", "info", &index]));
         assert!(info.contains(&format!("\"com.amazon.soci.span-size\": \"{bytes}\"")), "{size}: {info}");
+    }
+}
+
+/// `[content_store] type = "containerd"`: an index that containerd has is used when a label names it, or when the local
+/// store lists it; without the key the image is left to containerd.
+async fn the_daemon_reads_them_there(version: Containerd) {
+    for (kind, root, is_named, expected) in [
+        ("soci", "soci", true, (0, 2)),
+        ("containerd", "elsewhere", true, (2, 0)),
+        ("containerd", "soci", false, (2, 0)),
+    ] {
+        let configurations = |directory: &Path| {
+            let socket = directory.join("containerd.sock");
+            let soci = format!(
+                "[background_fetch]\ndisable = true\n[content_store]\ntype = {kind:?}\ncontainerd_address = {socket:?}\n"
+            );
+            [version.configuration(directory), soci]
+        };
+        let Some(node) = Node::start_as(version, None, configurations) else { return };
+        let (_registry, name) = published().await;
+        let (v1, root) = (format!("{name}:v1"), node.path(root));
+        let socket = node.path("containerd.sock").display().to_string();
+        let soci = |arguments: &[&str]| {
+            let mut command = local(&root, &["--address", &socket]);
+            command.args(arguments);
+            command
+        };
+        drop(stdout(&mut soci(&["rpull", "--snapshotter", "overlayfs", &v1])));
+        drop(stdout(&mut soci(&[&["--content-store", "containerd", "create", &v1], &BUILDING[..]].concat())));
+        let index = lines(&root, &["index", "list", "-q"]).remove(0);
+        let named: &[&str] = if is_named { &["--soci-index-digest", &index] } else { &[] };
+        drop(run(&mut soci(&[&["rpull"], named, &[&v1]].concat())));
+        let log = node.log();
+        let lines = |value: &str| log.lines().filter(|line| line.contains(value)).count();
+        let prepared = (lines(r#""remote-snapshot-prepared":"true""#), lines(r#""defer-snapshot-runtime":"true""#));
+        assert_eq!(prepared, expected, "{kind}: {log}");
     }
 }
 

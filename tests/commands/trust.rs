@@ -160,6 +160,7 @@ impl Stage {
             profile: soci_fs::profile::Choice::None,
             urls: None,
             observer: Arc::new(|_| {}),
+            ..OpenOptions::default()
         }
     }
 

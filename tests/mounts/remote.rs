@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use soci_cli::demo::registry::DemoRegistry;
-use soci_fs::metrics::Metrics;
+use soci_fs::metrics::{Metrics, Stages};
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::profile::Memory;
 use soci_fs::remote::background::{Background, Pace};
@@ -101,6 +101,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
     let profiles = ProfileOptions {
         follow_names: false,
         prefetch: false,
+        prefetch_layers: None,
         replay: true,
         record: true,
         memory: Some(Memory::new(kept.path().join("profiles"))),
@@ -338,6 +339,30 @@ async fn indexes_by_digest_and_modes_that_are_off() {
     assert_eq!(registry.traffic().requests, before, "nothing is asked");
 }
 
+/// The index that a label names is of another image: it is used for the layers that both have, the others come whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_another_image() {
+    let [shared, own, others] = [1, 2, 3].map(|seed| text(seed, 300_000));
+    let layer = |content: &Vec<u8>| tar(&[("etc/motd", content.clone())]);
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let other = Image::gzip(vec![layer(&shared), layer(&others)]);
+    let publish = ["publish", &push(&registry, &other).await, "--format", "aws", "--min-layer-size", "0", "--json"];
+    let published: serde_json::Value = serde_json::from_str(&stdout(soci().args(publish))).unwrap();
+    let index = published["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
+    let image = Image::gzip(vec![layer(&shared), layer(&own)]);
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon =
+        Daemon::start_by(root.path(), ProfileOptions::default(), |open| OpenOptions { any_subject: true, ..open });
+    for (layer, content, is_lazy) in [(0, &shared, true), (1, &own, false)] {
+        let mut labels = labels(&name, &image, layer);
+        labels.insert(INDEX.to_owned(), index.clone());
+        let slot = daemon.layers.provide(&labels).await.unwrap();
+        assert_eq!(daemon.record(slot).unwrap().claim.table.is_some(), is_lazy, "layer {layer}");
+        assert_eq!(daemon.read(slot, "etc/motd").await, *content);
+    }
+}
+
 /// An index that cannot be had is looked for once, however many layers the image has.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_that_failed_serves_all_layers() {
@@ -362,6 +387,66 @@ async fn a_search_that_failed_serves_all_layers() {
     daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
 }
 
+/// A layer that an index names and that cannot be read by it counts as one that fell back; others do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_fall_back_are_counted() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    for (is_damaged, expected) in [(false, 0), (true, 1)] {
+        let root = tempfile::tempdir().unwrap();
+        let create = ["create", &name, "--format", "aws", "--min-layer-size", "10000"];
+        drop(stdout(soci().arg("--root").arg(root.path()).args(create)));
+        if is_damaged {
+            let ztoc = stdout(soci().arg("--root").arg(root.path()).args(["ztoc", "list", "-q"]));
+            let file = ztoc.lines().next().unwrap().replace("sha256:", "content/blobs/sha256/");
+            std::fs::write(root.path().join(file), "no zTOC").unwrap();
+        }
+        let stages = Arc::new(Stages::default());
+        let open = |open| OpenOptions { stages: Arc::clone(&stages), ..open };
+        let daemon = Daemon::start_by(root.path(), ProfileOptions::default(), open);
+        let slot = daemon.layers.provide(&labels(&name, &image, 0)).await.unwrap();
+        assert_eq!(daemon.read(slot, "etc/motd").await, contents[0]);
+        let metrics = Metrics { stages, ..Metrics::default() };
+        let text = metrics.text(&[], daemon.forest.counters());
+        let line =
+            format!("soci_fs_operation_count{{layer=\"\",operation_type=\"fuse_mount_failure_count\"}} {expected}");
+        assert!(text.lines().any(|found| found == line), "{text}");
+    }
+}
+
+/// Artifacts are of one layer each, of which only so many are fetched ahead at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetching_is_limited() {
+    const DELAY: Duration = Duration::from_millis(300);
+    let layers = [("a", text(1, 200_000)), ("b", text(2, 200_000))].map(|file| tar(&[file]));
+    let image = Image::gzip(layers.to_vec());
+    let registry = DemoRegistry::start(DELAY).await.unwrap();
+    let name = push(&registry, &image).await;
+    let line = ["publish", &name, "--format", "aws", "--min-layer-size", "0"];
+    drop(stdout(soci().args(line).args(["--prefetch-file", "a", "--prefetch-file", "b"])));
+    let root = tempfile::tempdir().unwrap();
+    let profiles = ProfileOptions { prefetch: true, prefetch_layers: Some(1), ..ProfileOptions::default() };
+    let daemon = Daemon::start_with(root.path(), true, profiles);
+    let mut slots = Vec::new();
+    for layer in [0, 1] {
+        slots.push(daemon.layers.provide(&labels(&name, &image, layer)).await.unwrap());
+    }
+    let mut came = [None; 2];
+    let start = Instant::now();
+    while came.contains(&None) {
+        assert!(start.elapsed() < Duration::from_secs(30), "{came:?}");
+        for (slot, came) in slots.iter().zip(&mut came) {
+            let is_there = daemon.forest.reader(*slot).unwrap().store().is_complete();
+            *came = came.or_else(|| is_there.then(Instant::now));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let [first, second] = came.map(Option::unwrap);
+    let between = first.max(second) - first.min(second);
+    assert!(between > DELAY / 2, "they came side by side, {between:?} apart");
+}
+
 /// What AWS's prefetch artifacts name is fetched before anybody reads, if that is wanted.
 #[tokio::test(flavor = "multi_thread")]
 async fn prefetch_artifacts_are_used() {
@@ -370,7 +455,11 @@ async fn prefetch_artifacts_are_used() {
     let name = push(&registry, &image).await;
     let line = ["publish", &name, "--format", "aws", "--min-layer-size", "0", "--span-size", "65536"];
     drop(stdout(soci().args(line).args(["--prefetch-file", "b"])));
-    for prefetch in [false, true] {
+    let spans = ["publish", &name, "--format", "span", "--min-layer-size", "0", "--index-span-size", "65536"];
+    for (prefetch, by_spans) in [(false, false), (true, false), (false, true), (true, true)] {
+        if by_spans {
+            drop(stdout(soci().args(spans)));
+        }
         let root = tempfile::tempdir().unwrap();
         let profiles = ProfileOptions { prefetch, ..ProfileOptions::default() };
         let daemon = Daemon::start_with(root.path(), true, profiles);

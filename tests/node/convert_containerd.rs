@@ -19,6 +19,7 @@ use soci_tests::{on_each_containerd, run, soci, stdout};
 
 on_each_containerd!(
     golden_images,
+    plain_names,
     the_collector_keeps_what_the_image_needs,
     platforms_that_were_not_pulled,
     what_is_missing,
@@ -141,6 +142,54 @@ async fn golden_images(version: Containerd) {
         compared += 1;
     }
     assert!(compared >= 4, "{compared}");
+}
+
+/// What AWS's users type: no address, no namespace. The image is converted where it is; names that say so, and options that
+/// only registries know, mean a registry.
+async fn plain_names(version: Containerd) {
+    let Some(node) = Node::start(version) else { return };
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = |tag: &str| format!("{}/team/app:{tag}", registry.host());
+    let repository = client(&registry.host()).repository("team/app");
+    image().push(&repository, "v1").await;
+    // The machine's containerd is at the usual place, for one command.
+    let usual = |arguments: &[&str]| {
+        let script =
+            "mount -t tmpfs tmpfs /run && mkdir /run/containerd && mount --bind \"$0\" /run/containerd && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(node.path("")).arg(soci_tests::soci_path());
+        command.env_remove("CONTAINERD_ADDRESS").env_remove("CONTAINERD_NAMESPACE");
+        let output = run(command.arg("convert").args(BUILDING).args(arguments));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let in_registry = async |tag: &str| {
+        let name = ManifestName::Tag(tag.to_owned());
+        repository.manifest(&name).await.unwrap().map(|manifest| manifest.digest.to_string())
+    };
+    // containerd does not have it yet.
+    let said = usual(&[&name("v1"), &name("first")]);
+    assert!(!said.contains("containerd"), "{said}");
+    let expected = in_registry("first").await.unwrap();
+    drop(stdout(in_containerd(&node, "rpull").args(["--snapshotter", "overlayfs", &name("v1")])));
+
+    let said = usual(&[&name("v1"), &name("second")]);
+    assert_eq!(target(&node, &name("second")), Some(expected.clone()), "{said}");
+    assert_eq!(in_registry("second").await, None);
+    assert!(
+        said.contains("is in this machine's containerd") && said.contains(&format!("docker://{}", name("v1"))),
+        "{said}"
+    );
+    for (tag, arguments) in [
+        ("third", vec![format!("docker://{}", name("v1")), format!("docker://{}", name("third"))]),
+        ("fourth", vec![name("v1"), format!("docker://{}", name("fourth"))]),
+        ("fifth", vec!["--replace-signed".to_owned(), name("v1"), name("fifth")]),
+    ] {
+        let said = usual(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(in_registry(tag).await, Some(expected.clone()), "{said}");
+        assert_eq!(target(&node, &name(tag)), None);
+    }
 }
 
 /// The labels that containerd needs, and what is left when one image after the other is removed.

@@ -221,17 +221,18 @@ Exit codes are listed by `soci --help`.";
 
 /// `soci convert`
 #[derive(Debug, Args)]
-#[command(after_help = CONVERT_HELP)]
+#[command(after_help = CONVERT_HELP, override_usage = "soci convert [OPTIONS] <SOURCE> <DESTINATION>")]
 pub struct Convert {
     /// The image
     pub source: String,
     /// Where the SOCI-enabled image goes
-    pub destination: String,
+    // Checked by the command, which says of a missing one what AWS's tool says.
+    pub destination: Option<String>,
     /// Source and destination are files or directories with an OCI layout
     #[arg(long)]
     pub standalone: bool,
     /// With --standalone: what to write
-    #[arg(long, value_enum, default_value_t = Format::OciArchive, value_name = "FORMAT")]
+    #[arg(long, default_value = "oci-archive", value_name = "oci-archive|oci-dir", value_parser = format)]
     pub format: Format,
     /// With --all-platforms: convert those that containerd has, where one was not pulled
     #[arg(long, requires = "all_platforms")]
@@ -275,11 +276,22 @@ Examples:
   soci convert --standalone --format oci-dir layout layout-soci
   soci convert containerd:app:v1 containerd:app:v1-soci
 
-An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it. With --address or --namespace,
-plain names are images of that containerd.";
+An existing layout at a standalone destination is replaced; `oci:DIR:TAG` adds to it.
+
+Plain names are images of containerd with --address, --namespace or --content-store (or CONTAINERD_ADDRESS,
+CONTAINERD_NAMESPACE), and without these if /run/containerd/containerd.sock answers and has the source; else they are in
+registries. `docker://NAME` always is, `containerd:NAME` never. --user, --span-index and --replace-signed mean registries, too.";
+
+fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "oci-archive" => Ok(Format::OciArchive),
+        "oci-dir" => Ok(Format::OciDir),
+        other => Err(format!("unsupported output format: {other}; must be one of [oci-archive oci-dir]")),
+    }
+}
 
 /// What a standalone conversion writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A tar file.
     OciArchive,

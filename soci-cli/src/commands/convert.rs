@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use soci_fs::source::containerd::target::ContainerdTarget;
@@ -11,7 +12,7 @@ use soci_index::convert::{ConvertOptions, Converted, convert};
 use soci_index::digest::Digest;
 use soci_index::image::layout::Layout;
 use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::image::reference::{REGISTRY_SCHEME, Reference, RegistryReference};
 use soci_index::publish::PublishError;
 use soci_index::publish::local::{self, StoreLabels};
 use soci_index::registry::{ClientOptions, Registry};
@@ -28,17 +29,23 @@ use crate::config::Config;
 use crate::exit::{Exit, fail};
 use crate::output;
 
+/// How long containerd may take to say whether it has an image that nobody said is there.
+const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs the command.
 ///
 /// # Errors
 /// When the image cannot be read or indexed, or the destination not be written.
 pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Result<()> {
     let client = image::client_options(&arguments.access)?;
+    let missing = || fail(Exit::Usage, "destination needs to be specified".to_owned());
+    let destined = arguments.destination.as_deref().ok_or_else(missing)?;
+    let global = &as_meant(arguments, destined, global);
     let (source, target) = if arguments.standalone {
-        standalone(arguments)?
+        standalone(arguments, destined)?
     } else {
         let source = source::meant(image::reference(&arguments.source)?, global);
-        (source, destination(&arguments.destination, &client, global)?)
+        (source, destination(destined, &client, global)?)
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let format = if arguments.span_index { Format::Both } else { Format::Aws };
@@ -62,7 +69,7 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
         local,
     };
     let converted = conversion.run(global)?;
-    if let Err(error) = list(&conversion, &arguments.destination, &converted, config) {
+    if let Err(error) = list(&conversion, destined, &converted, config) {
         tracing::warn!(
             "{}: the image is there, but `soci index list` will not show its indexes: {error:#}",
             conversion.target
@@ -75,6 +82,30 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
     converted.images.iter().chain(&converted.skipped).try_for_each(|(_, report)| image::print_layers(report))?;
     conversion.summary(&converted).iter().for_each(|line| tracing::info!("{line}"));
     Ok(())
+}
+
+/// The options as if containerd had been named, where that of this machine has the source and nothing says that registries
+/// are meant: so does AWS's tool, which knows no other place.
+fn as_meant(arguments: &Convert, destination: &str, global: &Global) -> Global {
+    let Convert { source, standalone, span_index, replace_signed, access, .. } = arguments;
+    let says_registry = *span_index || *replace_signed || access.user.is_some();
+    if *standalone || says_registry || global.names_containerd() || ![source, destination].into_iter().all(is_plain) {
+        return global.clone();
+    }
+    let found = block_on(CONTAINERD_PATIENCE, source::find_in_containerd(source, global)).is_ok();
+    if !found {
+        return global.clone();
+    }
+    tracing::info!(
+        "{source} is in this machine's containerd, and {destination} goes there; registries are meant by \
+         {REGISTRY_SCHEME}{source} {REGISTRY_SCHEME}{destination}"
+    );
+    Global { namespace: Some(global.containerd_namespace().to_owned()), ..global.clone() }
+}
+
+/// Whether a name says neither that it is in a registry, nor that it is elsewhere.
+fn is_plain(name: &str) -> bool {
+    !name.starts_with(REGISTRY_SCHEME) && matches!(image::reference(name), Ok(Reference::Registry(_)))
 }
 
 /// Has the local index store list the new indexes, which are kept with the image.
@@ -92,8 +123,8 @@ fn list(conversion: &Conversion, name: &str, converted: &Converted, config: &Con
 }
 
 /// Source and destination as paths.
-fn standalone(arguments: &Convert) -> anyhow::Result<(Reference, Target)> {
-    let (input, output) = (PathBuf::from(&arguments.source), PathBuf::from(&arguments.destination));
+fn standalone(arguments: &Convert, destination: &str) -> anyhow::Result<(Reference, Target)> {
+    let (input, output) = (PathBuf::from(&arguments.source), PathBuf::from(destination));
     let kind = std::fs::metadata(&input)
         .map_err(|error| fail(Exit::Local, format!("failed to access input {}: {error}", input.display())))?;
     let source = if kind.is_dir() {

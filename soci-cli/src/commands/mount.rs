@@ -229,14 +229,17 @@ fn open_options(
             .map(str::parse)
             .transpose()
             .map_err(|error| fail(Exit::Usage, format!("{error}")))?,
+        any_subject: false,
         modes: IndexModes::default(),
         index_repositories: image::repositories(&arguments.index_from, client)?,
         index_store: Some(config.index_store()),
+        content: None,
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
         trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
         listing: None,
         profile: ahead::choice(arguments),
         urls: image::foreign_layers(arguments.foreign_layers)?,
+        stages: Arc::default(),
     })
 }
 

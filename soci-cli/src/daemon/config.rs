@@ -34,7 +34,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 44] = [
+const WITH_EFFECT: [&str; 45] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -43,6 +43,7 @@ const WITH_EFFECT: [&str; 44] = [
     "blob.max_wait_msec",
     "blob.min_wait_msec",
     "content_store.containerd_address",
+    "content_store.type",
     "cri_keychain.enable_keychain",
     "cri_keychain.image_service_path",
     "debug",
@@ -66,7 +67,7 @@ const WITH_EFFECT: [&str; 44] = [
     "metrics_network",
     "mount_timeout_sec",
     "no_prometheus",
-    "prefetch.enable",
+    "prefetch",
     "profile",
     "pull_modes.foreign_layers",
     "pull_modes.leave_unindexed",

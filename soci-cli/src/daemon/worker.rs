@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use soci_fs::forest::{Forest, ForestOptions, OpaqueAttribute};
 use soci_fs::grpc;
-use soci_fs::metrics::Metrics;
+use soci_fs::metrics::{Metrics, Stages};
 use soci_fs::mount::device::{self, ServeOptions};
 use soci_fs::open::{IndexModes, OpenOptions};
 use soci_fs::profile::Choice;
@@ -46,6 +46,7 @@ struct Shop {
     store: Arc<Store>,
     slots: Arc<Slots>,
     layers: RemoteLayers,
+    stages: Arc<Stages>,
 }
 
 /// Runs a worker until it is told to end.
@@ -75,7 +76,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let serving = ServeOptions { statistics_path: Some(root.to_owned()), ..ServeOptions::default() };
     let session = device::serve(Arc::clone(&shop.forest), inherited.kept, &serving, Handle::current())
         .with_context(|| format!("cannot serve {}", mountpoint(root).display()))?;
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics { stages: Arc::clone(&shop.stages), ..Metrics::default() });
     let provider = Arc::new(Counted { layers: shop.layers.clone(), metrics: Arc::clone(&metrics) });
     let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
     shop.layers.keep_only(&snapshots.layers_in_use()?);
@@ -130,31 +131,34 @@ impl Shop {
         snapshots: &SnapshotOptions,
         credentials: CredentialSource,
     ) -> anyhow::Result<Self> {
-        let runtime = Handle::current();
+        let (runtime, stages) = (Handle::current(), Arc::new(Stages::default()));
         let open = OpenOptions {
             observer: Arc::new(|_| {}),
             layer_bytes_min: config.layer_bytes_min(),
             whole_layers: !config.pull_modes.leave_unindexed,
             policy: Policy::default(),
             index: None,
+            any_subject: true,
             modes: IndexModes {
                 referring: config.pull_modes.soci_v1.enable,
                 annotated: config.pull_modes.soci_v2.enable,
             },
             index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
+            content: config.content_store.source(),
             parallel: 1,
             trust: Arc::new(config.trust.policy().context("[trust]")?),
             listing: None,
             profile: Choice::None,
             urls: crate::commands::image::foreign_layers(config.pull_modes.foreign_layers)?,
+            stages: Arc::clone(&stages),
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
         let id_maps = IdMaps::open(root.join("snapshotter/id-maps.json"))?;
         let client = ClientOptions { credentials, ..registries::client_options(config)? };
         let registries = Arc::new(Registries::new(client, config.index_rules()?));
-        let socket = PathBuf::from(&config.content_store.containerd_address);
+        let socket = config.content_store.address();
         let known_places = Some(KnownPlaces::new(socket, Arc::clone(&slots), Arc::clone(&registries)));
         let reopener = Reopener {
             known_places: known_places.clone(),
@@ -165,7 +169,12 @@ impl Shop {
             runtime: runtime.clone(),
         };
         let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
-        let forest = ForestOptions { opaque, opener: Some(Arc::new(reopener)), ..ForestOptions::default() };
+        let forest = ForestOptions {
+            opaque,
+            opener: Some(Arc::new(reopener)),
+            stages: Arc::clone(&stages),
+            ..ForestOptions::default()
+        };
         let forest = Arc::new(Forest::new(forest));
         let open_modes = open.modes;
         let options = RemoteOptions {
@@ -174,14 +183,14 @@ impl Shop {
             layers_at_once: config.layers_at_once(),
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
-            profiles: config.profile.options(root, config.prefetch.enable),
+            profiles: config.profile.options(root, &config.prefetch),
             index_quota: config.layer_store.index_quota.limit().unwrap_or(u64::MAX),
             only_named: open_modes.is_off() && !config.pull_modes.parallel_pull_unpack.enable,
             known_places,
         };
         let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
         let layers = RemoteLayers::new(planted, kept, Arc::clone(&slots), id_maps, registries, options, runtime)?;
-        Ok(Self { forest, store, slots, layers })
+        Ok(Self { forest, store, slots, layers, stages })
     }
 
     /// Starts what is done from time to time.

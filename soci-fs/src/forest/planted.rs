@@ -10,6 +10,7 @@
 //! `stat` and `read` would cut the text.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use serde::Serialize;
 use soci_index::digest::Digest;
@@ -21,6 +22,7 @@ use super::OpaqueAttribute;
 use crate::attributes::Attributes;
 use crate::id_map::IdMap;
 use crate::image::FsError;
+use crate::metrics::Stages;
 use crate::reader::LayerReader;
 use crate::tree::node_id::NodeId;
 use crate::tree::{Node, NodeKind, NodeNumber, Tree, TreeError};
@@ -63,6 +65,14 @@ pub(super) struct Planted {
 }
 
 impl Planted {
+    /// [`Planted::new`], and notes how long that took.
+    pub(super) fn timed(reader: LayerReader, stages: &Stages) -> Result<Self, TreeError> {
+        let start = Instant::now();
+        let planted = Self::new(reader);
+        stages.tree.note(start.elapsed());
+        planted
+    }
+
     /// Builds the layer's tree: work for a thread that may be busy for a moment.
     pub(super) fn new(reader: LayerReader) -> Result<Self, TreeError> {
         let tree = Arc::new(Tree::of_layer(&reader.index().entries)?);

@@ -15,6 +15,7 @@ type Layers<'a> = &'a [(u16, String, LayerStatus)];
 /// Times in milliseconds besides that of mounting.
 pub(super) fn times(metrics: &Metrics, text: &mut String) {
     metrics.background.write(text, "background_fetch");
+    metrics.stages.write(text);
 }
 
 /// Counts, in the family of operations.
@@ -22,7 +23,7 @@ pub(super) fn counts(metrics: &Metrics, text: &mut String, layers: Layers<'_>, c
     let name = "soci_fs_operation_count";
     let mut of_layers = |operation: &str, count: &dyn Fn(u16) -> u64| {
         for (slot, _, layer) in layers {
-            let labels = format!("operation_type=\"{operation}\",layer=\"{}\"", layer.digest);
+            let labels = format!("layer=\"{}\",operation_type=\"{operation}\"", layer.digest);
             let _ = writeln!(text, "{name}{{{labels}}} {}", count(*slot));
         }
     };
@@ -39,7 +40,7 @@ pub(super) fn counts(metrics: &Metrics, text: &mut String, layers: Layers<'_>, c
         ("fuse_failure_state", counters.states()),
         // Every question that can fail has a name of its own.
         ("fuse_unknown_operation_failure_count", 0),
-        ("fuse_mount_failure_count", read(&metrics.lazy_failures)),
+        ("fuse_mount_failure_count", read(&metrics.lazy_failures) + read(&metrics.stages.fallbacks)),
         ("local_mount_failure_count", read(&metrics.whole_failures)),
         ("resolve_cache_hit", read(&metrics.ready)),
         ("resolve_cache_miss", read(&metrics.unready)),
@@ -47,7 +48,7 @@ pub(super) fn counts(metrics: &Metrics, text: &mut String, layers: Layers<'_>, c
         ("background_fetch_work_queue_evicted", 0),
         ("preresolve_queue_drop", 0),
     ] {
-        let _ = writeln!(text, "{name}{{operation_type=\"{operation}\",layer=\"\"}} {count}");
+        let _ = writeln!(text, "{name}{{layer=\"\",operation_type=\"{operation}\"}} {count}");
     }
 }
 
@@ -65,23 +66,23 @@ pub(super) fn own_families(metrics: &Metrics, text: &mut String, layers: Layers<
     let _ = write!(text, "# HELP {name} Bytes that reads were answered with.\n# TYPE {name} gauge\n");
     for (slot, _, layer) in layers {
         let bytes = counters.get(*slot).map_or(0, super::fuse::Counts::bytes);
-        let labels = format!("operation_type=\"synchronous_bytes_served\",layer=\"{}\"", layer.digest);
+        let labels = format!("layer=\"{}\",operation_type=\"synchronous_bytes_served\"", layer.digest);
         let _ = writeln!(text, "{name}{{{labels}}} {bytes}");
     }
     let name = "soci_fs_image_operation_count_key";
     let _ = write!(text, "# HELP {name} Operations of an image's first minute.\n# TYPE {name} gauge\n");
     let waiting = layers.iter().filter(|(_, _, layer)| layer.present_spans < layer.spans).count();
-    let _ = writeln!(text, "{name}{{operation_type=\"background_fetch_work_queue_size\",image=\"\"}} {waiting}");
+    let _ = writeln!(text, "{name}{{image=\"\",operation_type=\"background_fetch_work_queue_size\"}} {waiting}");
     for (image, counts) in metrics.images.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         for (operation, count) in counts {
-            let _ = writeln!(text, "{name}{{operation_type=\"{operation}\",image=\"{image}\"}} {count}");
+            let _ = writeln!(text, "{name}{{image=\"{image}\",operation_type=\"{operation}\"}} {count}");
         }
     }
 }
 
 fn short_times(text: &mut String, operation: &str, layer: &str, times: &Times) {
     let name = "soci_fs_operation_duration_microseconds";
-    let labels = format!("operation_type=\"{operation}\",layer=\"{layer}\"");
+    let labels = format!("layer=\"{layer}\",operation_type=\"{operation}\"");
     let (buckets, count, sum) = times.read();
     for (bucket, bound) in buckets.iter().zip(MICROSECONDS) {
         let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {bucket}");

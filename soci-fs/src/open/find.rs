@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -83,7 +84,7 @@ pub(super) async fn find_trusted(
     options: &OpenOptions,
 ) -> Result<(Option<Found>, Option<String>), OpenError> {
     let referring = if options.index.is_some() || options.modes.referring { REFERRING } else { &[] };
-    find(source, image, options, referring).await
+    find(source, image, options, referring, Keeping::All).await
 }
 
 /// AWS's index alone, if it may be used at once: what is left when the span index is of no use.
@@ -92,11 +93,27 @@ pub(super) async fn find_trusted_aws(
     image: &PlatformImage,
     options: &OpenOptions,
 ) -> Option<Found> {
+    aws(source, image, options, Keeping::All).await
+}
+
+/// The same, of which nothing is fetched yet but the manifest.
+pub(super) async fn find_aws(source: &ImageSource, image: &PlatformImage, options: &OpenOptions) -> Option<Found> {
+    aws(source, image, options, Keeping::Nothing).await
+}
+
+/// Whether the parts of an index are fetched at once, to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    All,
+    Nothing,
+}
+
+async fn aws(source: &ImageSource, image: &PlatformImage, options: &OpenOptions, keeping: Keeping) -> Option<Found> {
     if options.index.is_some() {
         return None;
     }
     let referring: &[_] = if options.modes.referring { &[INDEX_V1] } else { &[] };
-    let found = find(source, image, options, referring).await;
+    let found = find(source, image, options, referring, keeping).await;
     let found = found.inspect_err(|error| tracing::warn!(%error, "AWS's index cannot be looked for"));
     let (found, doubt) = found.ok()?;
     found.filter(|_| doubt.is_none())
@@ -107,7 +124,9 @@ async fn find(
     image: &PlatformImage,
     options: &OpenOptions,
     referring: &[&'static str],
+    keeping: Keeping,
 ) -> Result<(Option<Found>, Option<String>), OpenError> {
+    let start = Instant::now();
     let local = match &options.index_store {
         Some(directory) => Some(open_layout(directory).await?),
         None => None,
@@ -120,6 +139,10 @@ async fn find(
         repositories: &options.index_repositories,
         listing: options.listing.as_deref(),
         local: local.as_ref(),
+        any_subject: options.any_subject,
+        // Their parts cannot be had otherwise.
+        listed: options.content.is_some(),
+        content: options.content.as_ref(),
         // The first may be refused.
         thorough: options.trust.provisional() == Provisional::RequireSignature,
         is_optional: options.index.is_none(),
@@ -143,7 +166,11 @@ async fn find(
     }
     let Some(chosen) = choice.chosen.clone() else { return Ok((None, refused.map(|refused| hidden(&refused)))) };
     tracing::info!(image = %of, index = %chosen.digest, form = chosen.index.form(), place = chosen.whereabouts());
-    Ok((Some(keep(chosen, choice, source, image, options, local).await), doubt))
+    let found = keep(chosen, choice, source, image, options, local, keeping).await;
+    if keeping == Keeping::All {
+        options.stages.index_fetch.note(start.elapsed());
+    }
+    Ok((Some(found), doubt))
 }
 
 /// Why there is no index where there is one.
@@ -230,6 +257,7 @@ async fn keep(
     image: &PlatformImage,
     options: &OpenOptions,
     local: Option<Layout>,
+    keeping: Keeping,
 ) -> Found {
     let named = |position: usize| options.index_repositories.get(position).map(ImageSource::of_repository);
     let origin = match &chosen.place {
@@ -238,15 +266,18 @@ async fn keep(
         Place::Local => None,
     };
     let others: Vec<ImageSource> = options.index_repositories.iter().map(ImageSource::of_repository).collect();
-    let parts = Parts::new(origin.iter().chain([source]).chain(&others), source);
     let (digest, index) = (chosen.digest, chosen.index.clone());
+    // Programs keep AWS's form only.
+    let content = options.content.iter().filter(|_| matches!(index, IndexManifest::Soci(_)));
+    let parts = Parts::new(content.chain(&origin).chain([source]).chain(&others), source);
     let mut found = Found { digest, index, layout: None, origin, parts, choice };
     found.layout = match (&found.origin, local) {
         (Some(ImageSource::Store { store: BlobStore::Layout(own), .. }), _) => Some(own.clone()),
-        (Some(ImageSource::Registry { repository, .. }), Some(local)) if !chosen.cached => {
+        (Some(ImageSource::Registry { repository, .. }), Some(local)) if !chosen.cached && keeping == Keeping::All => {
             let (name, origin) = (source.to_string(), repository.to_string());
             let keep = Keep { found: &chosen, name: &name, image, origin: &origin, parts: &found.parts };
-            match keep.into_layout(&local).await {
+            let stages = Arc::clone(&options.stages);
+            match keep.into_layout(&local, &move |time| stages.table_fetch.note(time)).await {
                 Ok(()) => Some(local),
                 Err(error) => {
                     tracing::warn!(index = %digest, %error, "the index is not kept locally");

@@ -1,6 +1,7 @@
 //! Opens single layers, the first time and again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -98,6 +99,9 @@ impl ImageOpener {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
         let from_urls = urls.is_some();
+        if !from_urls && self.claim(layer, diff_id).table.is_some() {
+            self.options.stages.fallbacks.fetch_add(1, Ordering::Relaxed);
+        }
         let stored = self.stream(layer, diff_id, urls).await?;
         if from_urls {
             stored.store.pin();
@@ -143,6 +147,7 @@ impl ImageOpener {
         };
         let policy = self.options.policy;
         let reader = LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
+        reader.note_times(&self.options.stages);
         if matches!(note.way, Way::Streamed(_)) {
             reader.count_fetched(1, layer.size);
         }
@@ -220,7 +225,7 @@ impl ImageOpener {
     }
 
     /// What an index says of a layer; or why that is of no use.
-    async fn table(
+    pub(super) async fn table(
         &self,
         found: &Found,
         layer: &Descriptor,
@@ -235,7 +240,10 @@ impl ImageOpener {
                 return Ok(Err(format!("its {what} cannot be had: {error}")));
             }
         };
-        match decode(bytes.clone(), table, layer.size).await? {
+        let start = Instant::now();
+        let decoded = decode(bytes.clone(), table, layer.size).await?;
+        self.options.stages.table_decode.note(start.elapsed());
+        match decoded {
             Ok(index) => {
                 let places = found.windows(table);
                 let windows = origins(places.into_iter().map(|blob| (blob.place(), Arc::new(blob) as Arc<dyn Source>)));
@@ -257,7 +265,12 @@ impl ImageOpener {
                 Err(error) => tracing::warn!(table = %table.digest, %error, "a local part of an index is damaged"),
             }
         }
-        found.blob(table, limit).await
+        let start = Instant::now();
+        let bytes = found.blob(table, limit).await;
+        if bytes.is_ok() {
+            self.options.stages.table_fetch.note(start.elapsed());
+        }
+        bytes
     }
 
     /// Puts the table of a claim into the store, and opens the claim's part of it.

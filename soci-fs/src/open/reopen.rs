@@ -97,7 +97,9 @@ pub async fn reopen_layer(
     let local = local_place(&record, options).await?;
     let places = kept.origins.iter().flat_map(|origin| origin.index_from.iter().chain([&origin.image]));
     let windows = windows_of(&record, local.iter().chain(places));
-    Ok(Some(LayerReader::with_windows(claim.layer, index, store, source, windows, options.policy, runtime)))
+    let reader = LayerReader::with_windows(claim.layer, index, store, source, windows, options.policy, runtime);
+    reader.note_times(&options.stages);
+    Ok(Some(reader))
 }
 
 /// The local index store, if it has the windows of a layer.

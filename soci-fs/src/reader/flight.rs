@@ -200,6 +200,9 @@ impl Layer {
         let asked = Instant::now();
         let mut first_bytes: Option<(Instant, u64)> = None;
         let delivery = tokio::time::timeout(stall, self.source.fetch(range.clone())).await.map_err(stalled)??;
+        if let Some(stages) = self.stages.get() {
+            stages.requests.note(asked.elapsed());
+        }
         if delivery.is_whole {
             self.pass_over(delivery, run.drain(..).collect());
             return Ok(());

@@ -13,8 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use soci_index::digest::Digest;
+use soci_index::image::ImageSource;
 use soci_index::limits::Limits;
 use soci_index::profile::Profile;
+
+use tokio::task::JoinSet;
 
 use super::{ImageKey, RemoteLayers, Underway};
 use crate::mentions::{Follower, Names, Reach};
@@ -33,6 +36,8 @@ pub struct ProfileOptions {
     pub replay: bool,
     /// Whether AWS's prefetch artifacts are used, where no profile is published.
     pub prefetch: bool,
+    /// Layers that are fetched ahead by such artifacts at the same time, over all images; `None` is no limit.
+    pub prefetch_layers: Option<usize>,
     /// Whether what files name is fetched ahead, where there is no profile.
     pub follow_names: bool,
     /// Whether start-ups are recorded.
@@ -108,12 +113,14 @@ impl RemoteLayers {
         let image_bytes = image.image().manifest.layers.iter().map(|layer| layer.size).sum();
         let replay_options =
             ReplayOptions { budget_bytes: options.budget_bytes.unwrap_or_else(|| budget(image_bytes)) };
-        let wanted = match published {
+        let prefetched = match &published {
             None if options.prefetch => image.prefetched(&readers).await,
-            published => published,
+            _ => Vec::new(),
         };
-        let wanted = wanted.or_else(remembered);
-        let follower = (options.follow_names && wanted.is_none()).then(|| {
+        let is_prefetched = !prefetched.is_empty();
+        let wanted = if is_prefetched { None } else { published.or_else(remembered) };
+        let mut prefetching = self.prefetch(key, prefetched, &source, &readers);
+        let follower = (options.follow_names && wanted.is_none() && !is_prefetched).then(|| {
             let layers = trees.into_iter().zip(readers.iter().map(|reader| Arc::clone(reader.index())));
             Follower::start(Names::of_layers(layers.collect()), readers.clone(), Reach::default(), &self.0.runtime)
         });
@@ -128,6 +135,35 @@ impl RemoteLayers {
         if let Some(replay) = replay {
             replay.finished().await;
         }
+        while prefetching.join_next().await.is_some() {}
+    }
+
+    /// Fetches what prefetch artifacts name, each of one layer, a limited number at a time.
+    fn prefetch(
+        &self,
+        key: &ImageKey,
+        wanted: Vec<Wanted>,
+        source: &ImageSource,
+        readers: &[LayerReader],
+    ) -> JoinSet<()> {
+        let mut running = JoinSet::new();
+        for wanted in wanted {
+            let Some(reader) = readers.iter().find(|reader| wanted.profile.layers() == [reader.digest()]) else {
+                continue;
+            };
+            let budget_bytes = self.0.options.profiles.budget_bytes;
+            let options =
+                ReplayOptions { budget_bytes: budget_bytes.unwrap_or_else(|| budget(reader.index().compressed_size)) };
+            let (this, image, source, reader) = (self.clone(), key.to_string(), source.clone(), reader.clone());
+            let work = async move {
+                let Ok(_permit) = this.0.prefetching.acquire().await else { return };
+                let (layer, bytes) = (reader.digest(), wanted.profile.bytes());
+                tracing::info!(image, %layer, bytes, "fetching ahead by a prefetch artifact");
+                Replay::start(wanted, source, vec![reader], options, &this.0.runtime).finished().await;
+            };
+            running.spawn_on(work, &self.0.runtime);
+        }
+        running
     }
 
     /// What is noted of the start-up of the image with this manifest: of the one under way, else what is remembered.

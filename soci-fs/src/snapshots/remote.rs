@@ -85,7 +85,7 @@ impl Snapshots {
                 let name = self.blocking(key, commit).await?;
                 if is_whole {
                     tracing::info!(
-                        "remote-snapshot-prepared" = "true",
+                        "remote-snapshot-prepared" = "false",
                         "local-snapshot-prepared" = "true",
                         key,
                         parent,

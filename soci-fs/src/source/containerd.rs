@@ -3,6 +3,7 @@
 //! Reading writes nothing there: no label, no lease. An image that is removed while it is read fails the reading, with a
 //! message that says so.
 
+pub mod node;
 pub mod target;
 
 use std::ops::Range;

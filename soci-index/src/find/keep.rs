@@ -3,6 +3,8 @@
 //! An edge. Only blobs of the image's own layers are fetched, each written as it arrives, a few at a time: what else an
 //! index lists is nothing that this image can use. A part that does not come is no error, for whoever needs it asks again.
 
+use std::time::{Duration, Instant};
+
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::choose::{Candidate, Place};
@@ -21,6 +23,9 @@ use crate::span_index::SpanReference;
 /// Blobs of an index that are fetched at the same time: each costs a round trip.
 const PARALLEL: usize = 8;
 
+/// Is told how long something took.
+pub type Timed = dyn Fn(Duration) + Send + Sync;
+
 /// An index that is to be kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep<'a> {
@@ -37,13 +42,13 @@ pub struct Keep<'a> {
 }
 
 impl Keep<'_> {
-    /// Puts the index and its parts in `layout`.
+    /// Puts the index and its parts in `layout`; `timed` is told how long each part took that came.
     ///
     /// # Errors
     /// [`SinkError`] when the layout cannot be read or written.
-    pub async fn into_layout(&self, layout: &Layout) -> Result<(), SinkError> {
+    pub async fn into_layout(&self, layout: &Layout, timed: &Timed) -> Result<(), SinkError> {
         let wanted = self.blobs().into_iter().filter(|blob| !layout.has_blob(&blob.digest));
-        let fetching: Vec<_> = wanted.map(|blob| self.fetch(layout, blob)).collect();
+        let fetching: Vec<_> = wanted.map(|blob| self.fetch(layout, blob, timed)).collect();
         futures_util::stream::iter(fetching).buffer_unordered(PARALLEL).collect::<()>().await;
         let mut entry = Descriptor::of(media_type::MANIFEST, &self.found.raw);
         entry.artifact_type = Some(self.found.index.kind().to_owned());
@@ -72,13 +77,15 @@ impl Keep<'_> {
         blobs
     }
 
-    async fn fetch(&self, layout: &Layout, blob: Descriptor) {
+    async fn fetch(&self, layout: &Layout, blob: Descriptor, timed: &Timed) {
+        let start = Instant::now();
         let write = |source: &ImageSource| {
             let (to, digest) = (layout.clone(), blob.digest);
             read_blocking(source.open_blob(&blob), move |reader| to.add_early(&digest, reader)).boxed()
         };
-        if let Err(error) = self.parts.first(blob.size, write).await {
-            tracing::warn!(blob = %blob.digest, %error, "a part of an index did not come");
+        match self.parts.first(blob.size, write).await {
+            Ok(_) => timed(start.elapsed()),
+            Err(error) => tracing::warn!(blob = %blob.digest, %error, "a part of an index did not come"),
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::image::reference::Reference;
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Annotation in the local store's index.json: the repositories that the index was fetched from.
 pub const ORIGIN: &str = "dev.soci.origin";
+/// Annotation in the local store's index.json: the place that has the index's parts, if that is another one.
+pub const KEPT_IN: &str = "dev.soci.kept-in";
 /// Annotation in the local store's index.json: the manifest of the image that a fetched index is of.
 pub const IMAGE: &str = "dev.soci.image";
 

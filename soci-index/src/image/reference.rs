@@ -196,9 +196,12 @@ impl FromStr for Reference {
             }
             return Ok(Self::Containerd { name: name.to_owned() });
         }
-        text.parse().map(Self::Registry)
+        text.strip_prefix(REGISTRY_SCHEME).unwrap_or(text).parse().map(Self::Registry)
     }
 }
+
+/// What the name of an image may begin with to say that it is in a registry, as skopeo has it. Most names need not say so.
+pub const REGISTRY_SCHEME: &str = "docker://";
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

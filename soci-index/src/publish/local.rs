@@ -30,10 +30,8 @@ use crate::registry::{Body, Repository};
 use crate::sink::{Sink, file_body, on_disk, source_body};
 use crate::span_index::{SPAN_INDEX, SpanIndex};
 
-pub use crate::find::origin::IMAGE_NAME;
+pub use crate::find::origin::{IMAGE_NAME, KEPT_IN};
 
-/// Annotation in the local store's index.json: the place that has the index's parts, if that is another one.
-pub const KEPT_IN: &str = "dev.soci.kept-in";
 /// Annotation in the local store's index.json: all parts were built, or verified, on this machine. Such an index may
 /// become part of an image.
 pub const BUILT_HERE: &str = "dev.soci.built-here";

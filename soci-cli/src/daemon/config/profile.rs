@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use soci_fs::profile::Memory;
 use soci_fs::remote::ProfileOptions;
 
+use super::Prefetch;
+
 /// What is done with start-up profiles.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -29,12 +31,13 @@ impl Default for Profile {
 }
 
 impl Profile {
-    /// For the layers of a daemon with this root; `prefetch` has AWS's artifacts used, too.
+    /// For the layers of a daemon with this root; `prefetch` says whether AWS's artifacts are used, too.
     #[must_use]
-    pub fn options(&self, root: &Path, prefetch: bool) -> ProfileOptions {
+    pub fn options(&self, root: &Path, prefetch: &Prefetch) -> ProfileOptions {
         ProfileOptions {
             replay: self.replay,
-            prefetch,
+            prefetch: prefetch.enable,
+            prefetch_layers: usize::try_from(prefetch.max_concurrency).ok().filter(|limit| *limit > 0),
             follow_names: self.follow_names,
             record: self.record,
             memory: Some(Memory::new(root.join("profiles"))),

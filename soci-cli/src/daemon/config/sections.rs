@@ -1,8 +1,11 @@
 //! The sections of the file, one structure each. Defaults are those of AWS's snapshotter 0.16.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use soci_fs::source::containerd::node::NodeContent;
+use soci_index::image::ImageSource;
 
 use super::{ContentStoreType, DropPolicy, Limits, MetadataStore, MetricsNetwork, Profile, PullModes, Size, Trust};
 
@@ -280,13 +283,31 @@ impl Default for ContentStore {
     }
 }
 
+impl ContentStore {
+    /// containerd's content, if it may have indexes.
+    #[must_use]
+    pub fn source(&self) -> Option<ImageSource> {
+        match self.kind {
+            ContentStoreType::Soci => None,
+            ContentStoreType::Containerd => Some(NodeContent::source(self.address())),
+        }
+    }
+
+    /// Where containerd is.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
+        let given = Some(self.containerd_address.as_str()).filter(|given| !given.is_empty());
+        given.unwrap_or(CONTAINERD_SOCKET).into()
+    }
+}
+
 /// What is fetched at the start.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prefetch {
     /// Use prefetch artifacts.
     pub enable: bool,
-    /// Fetches at the same time.
+    /// Layers that are fetched ahead at the same time; zero and less is no limit.
     pub max_concurrency: i64,
 }
 
