@@ -19,7 +19,7 @@ const ABSENT: [&str; 2] = ["blob_redirect", "synchronous_bytes_fetched"];
 /// The document has every operation of AWS's: in the table of what is served, or in that of what is not.
 #[test]
 fn the_table_is_of_all_names() {
-    let document = include_str!("../docs/METRICS.md");
+    let document = include_str!("../../docs/METRICS.md");
     let (served, absent) = document.split_once("are not there").unwrap();
     let (absent, _) = absent.split_once("## Log keys").unwrap();
     for name in AWS_NAMES {
