@@ -159,6 +159,41 @@ async fn what_nobody_uses_is_swept() {
     assert_eq!(daemon.forest.slots().iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [again]);
 }
 
+/// A layer that is asked for while it is being given up is provided anew, and what was given up takes nothing of it along.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_may_be_wanted_again_at_once() {
+    let (image, contents) = image();
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let name = push(&registry, &image).await;
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path(), true);
+    let wanted = labels(&name, &image, 0);
+    let mut slot = daemon.layers.provide(&wanted).await.unwrap();
+    let mut anew = 0;
+    for round in 0..40 {
+        let layers = daemon.layers.clone();
+        let given_up = tokio::task::spawn_blocking(move || layers.release(slot));
+        if round % 2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        // One that was handed out just before it went is refused; the next question brings it.
+        let provided = match daemon.layers.provide(&wanted).await {
+            Ok(same) if same == slot => None,
+            provided => provided.ok(),
+        };
+        given_up.await.unwrap();
+        let other = match provided {
+            Some(other) => other,
+            None => daemon.layers.provide(&wanted).await.unwrap(),
+        };
+        anew += u32::from(other > slot);
+        slot = other;
+        assert!(daemon.directory(slot).exists(), "round {round}");
+        assert_eq!(daemon.read(slot, "etc/motd").await, contents[0], "round {round}");
+    }
+    assert_eq!(anew, 40);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reasons_for_leaving_a_layer_to_containerd() {
     let (image, _) = image();

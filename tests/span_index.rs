@@ -261,3 +261,38 @@ async fn a_restart_needs_nobody() {
 }
 
 const TOC: &str = soci_index::compact::TOC;
+
+/// What is published again with a smaller `--min-layer-size` is used from then on, whatever the digests are; with a larger
+/// one it is said that the earlier index stays in use.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_more_layers_is_used() {
+    let registry = soci_cli::demo::registry::DemoRegistry::start(std::time::Duration::ZERO).await.unwrap();
+    let host = registry.host();
+    // With one image the digests could be right by chance.
+    for number in 0..4 {
+        let image = Image::gzip(vec![tar(&[("a", text(number, 300_000))]), tar(&[("b", text(number + 9, 40_000))])]);
+        image.push(&client(&host).repository(&format!("team/{number}")), "v1").await;
+        let name = format!("{host}/team/{number}:v1");
+        let publish = |min: &str| -> serde_json::Value {
+            let words = ["publish", &name, "--json", "--span-size", "65536", "--min-layer-size", min];
+            serde_json::from_str(&stdout(soci().args(words))).unwrap()
+        };
+        let one = publish("50000");
+        assert_eq!(one["images"][0]["usedInstead"], serde_json::json!([]), "{one:#}");
+        let two = publish("0");
+        assert_eq!(two["images"][0]["usedInstead"], serde_json::json!([]), "{two:#}");
+        let root = tempfile::tempdir().unwrap();
+        let (index, kinds) = read_all(&name, &image, options(root.path()), root.path()).await;
+        let spans = &two["images"][0]["spanIndex"]["digest"];
+        assert_eq!((spans, kinds.len()), (&index.to_string().into(), 2), "{two:#}");
+        assert_ne!(*spans, one["images"][0]["spanIndex"]["digest"]);
+        let verified = stdout(soci().args(["verify", &name, "--json"]));
+        let verified: serde_json::Value = serde_json::from_str(&verified).unwrap();
+        let passed_over = verified[0]["passedOver"].as_array().unwrap();
+        let reasons: Vec<&str> = passed_over.iter().filter_map(|other| other["reason"].as_str()).collect();
+        assert!(reasons.contains(&"it covers fewer layers"), "{reasons:?}");
+        let again = publish("50000");
+        let instead = again["images"][0]["usedInstead"].as_array().unwrap();
+        assert!(instead.contains(spans) && instead.len() == 2, "{again:#}");
+    }
+}

@@ -153,7 +153,11 @@ pub enum Command {
     Prefetch(Prefetch),
     /// Bring the list of the local index store up to date: indexes whose manifest is gone leave it, those found in the store,
     /// and with --content-store containerd in containerd, enter it
-    RebuildDb,
+    RebuildDb {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// The zTOCs of single layers
     #[command(subcommand)]
     Ztoc(Ztoc),
@@ -288,6 +292,9 @@ pub enum Index {
         /// All indexes of this image
         #[arg(long = "ref", value_name = "IMAGE")]
         image: Option<String>,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
     },
 }
 

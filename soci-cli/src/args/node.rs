@@ -106,6 +106,9 @@ pub struct Mount {
     /// Write the process id of the serving process to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Print a JSON document, of one line, when the mount is ready, and another one when it has ended
+    #[arg(long)]
+    pub json: bool,
     /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
