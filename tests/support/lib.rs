@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod containerd;
 pub mod daemon;
+pub mod disk;
 pub mod forge;
 pub mod front;
 pub mod gate;
@@ -16,6 +17,7 @@ pub mod publishing;
 pub mod registry;
 pub mod signer;
 pub mod stage;
+pub mod urls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

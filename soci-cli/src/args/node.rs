@@ -190,6 +190,10 @@ pub struct Rpull {
     /// Use this index and no other
     #[arg(long, value_name = "DIGEST")]
     pub soci_index_digest: Option<String>,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names, where the
+    /// snapshotter leaves them to containerd; they are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

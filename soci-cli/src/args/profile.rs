@@ -50,6 +50,10 @@ pub struct Record {
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Print one JSON document; what the command prints goes to standard error then
     #[arg(long)]
     pub json: bool,
@@ -176,6 +180,10 @@ pub struct PushProfile {
     /// Platform, for example linux/arm64 [default: this machine's]
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
+    /// For --pack: fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

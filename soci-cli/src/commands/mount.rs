@@ -28,7 +28,7 @@ use soci_index::image::reference::Reference;
 use soci_index::output as output_file;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Heeded, SignalKind, signal};
 
 use super::image::{self, run_to_end};
 use crate::args::{Mount, Umount};
@@ -121,6 +121,8 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         write_pid(file).with_context(|| format!("writing {}", file.display()))?;
     }
     let (directory, time) = (&arguments.directory, start.elapsed());
+    // What has been told that the mount is ready may end it at once.
+    let signals = Signals::heeded()?;
     let log = if arguments.serve_detached { Some(open_log(config)?) } else { None };
     match arguments.json {
         true => report.ready_json(&mountpoint, time, config)?,
@@ -132,7 +134,7 @@ async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
         let to_log = rustix::stdio::dup2_stdout(&log).and_then(|()| rustix::stdio::dup2_stderr(&log));
         to_log.context("writing to the log from now on")?;
     }
-    until_unmounted(mounted).await?;
+    until_unmounted(mounted, signals).await?;
     ahead.end();
     if let Some(file) = &arguments.pid_file {
         let _ = output_file::remove(file);
@@ -184,16 +186,28 @@ fn write_pid(path: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
+/// The signals that end a mount.
+struct Signals {
+    terminate: Heeded,
+    interrupt: Heeded,
+}
+
+impl Signals {
+    /// From now on they do not end the process by themselves.
+    fn heeded() -> anyhow::Result<Self> {
+        let heeded = |kind| signal(kind).context("waiting for signals");
+        Ok(Self { terminate: heeded(SignalKind::terminate())?, interrupt: heeded(SignalKind::interrupt())? })
+    }
+}
+
 /// Serves until somebody unmounts, or a signal asks for it.
-async fn until_unmounted(mounted: Mounted) -> anyhow::Result<()> {
+async fn until_unmounted(mounted: Mounted, mut signals: Signals) -> anyhow::Result<()> {
     let unmounter = mounted.unmounter();
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
     let mut served = tokio::task::spawn_blocking(move || mounted.wait());
     tokio::select! {
         result = &mut served => result.context("serving the mount")??,
-        _ = terminate.recv() => end(&unmounter, served).await?,
-        _ = interrupt.recv() => end(&unmounter, served).await?,
+        _ = signals.terminate.recv() => end(&unmounter, served).await?,
+        _ = signals.interrupt.recv() => end(&unmounter, served).await?,
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_fs::open::open_image;
+use soci_fs::open::{OpenOptions, open_image};
 use soci_fs::profile::pack;
 use soci_index::digest::Digest;
 use soci_index::entry::Timestamp;
@@ -92,7 +92,8 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
         config.keep_private()?;
         let store = Arc::new(mount::free_store(&config.layers())?);
-        let options = record::open_options(config, 0);
+        let urls = image::foreign_layers(arguments.foreign_layers)?;
+        let options = OpenOptions { urls, ..record::open_options(config, 0) };
         let opened = open_image(&source, &found, &store, &options, &Handle::current()).await?;
         profile = pack::make(&profile, &opened.readers, file.as_file()).await.context("making the pack")?;
         Some(file)

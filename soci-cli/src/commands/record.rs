@@ -80,7 +80,8 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         std::fs::create_dir(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     let store = Arc::new(Store::open(&scratch.path().join("store"))?);
-    let open = open_options(config, arguments.min_layer_size);
+    let urls = image::foreign_layers(arguments.foreign_layers)?;
+    let open = OpenOptions { urls, ..open_options(config, arguments.min_layer_size) };
     let opening = async { Ok(open_image(&source, &found, &store, &open, &Handle::current()).await?) };
     let opened = image::interruptible(opening, INTERRUPTED).await?;
     let recorder = Recorder::new(Limits::DEFAULT);
