@@ -153,7 +153,11 @@ pub enum Command {
     Prefetch(Prefetch),
     /// Bring the list of the local index store up to date: indexes whose manifest is gone leave it, those found in the store,
     /// and with --content-store containerd in containerd, enter it
-    RebuildDb,
+    RebuildDb {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// The zTOCs of single layers
     #[command(subcommand)]
     Ztoc(Ztoc),
@@ -288,6 +292,9 @@ pub enum Index {
         /// All indexes of this image
         #[arg(long = "ref", value_name = "IMAGE")]
         image: Option<String>,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -411,6 +418,41 @@ mod tests {
     #[test]
     fn definition_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    /// Commands that have no `--json`, and why.
+    const WITHOUT_JSON: [(&str, &str); 8] = [
+        ("index info", "what it prints is JSON"),
+        ("ztoc info", "what it prints is JSON"),
+        ("ztoc get-file", "what it prints is the file"),
+        ("serve-webhook", "it serves; its state is in webhook/queue.json and at /health"),
+        ("inside", "it becomes another program"),
+        ("umount", "it says nothing but by its exit code"),
+        ("completions", "what it prints is a program"),
+        ("man", "it writes files"),
+    ];
+
+    /// Every command can be asked by a program.
+    #[test]
+    fn every_command_has_a_document() {
+        fn leaves(command: &clap::Command, name: &str, found: &mut Vec<(String, bool)>) {
+            for command in command.get_subcommands() {
+                let name = format!("{name} {}", command.get_name()).trim().to_owned();
+                if command.has_subcommands() {
+                    leaves(command, &name, found);
+                } else {
+                    found.push((name, command.get_arguments().any(|argument| argument.get_id() == "json")));
+                }
+            }
+        }
+        let mut found = Vec::new();
+        leaves(&Arguments::command(), "", &mut found);
+        let lacking: Vec<&str> =
+            found.iter().filter(|(_, has_json)| !has_json).map(|(name, _)| name.as_str()).collect();
+        let mut known: Vec<&str> = lacking.clone();
+        known.retain(|name| WITHOUT_JSON.iter().any(|(known, _)| known == name));
+        assert_eq!(lacking, known, "without --json, and without a reason");
+        assert_eq!(known.len(), WITHOUT_JSON.len(), "a reason without need");
     }
 
     /// The command lines that nerdctl runs.

@@ -293,7 +293,7 @@ fn of_pull(error: &PullError) -> Exit {
         PullError::Image(error) => of_image(error),
         PullError::Containerd(error) => of_containerd(error),
         PullError::NoSnapshotter { .. } => Exit::Local,
-        PullError::Layers { .. } | PullError::WrongTar { .. } => Exit::BadContent,
+        PullError::Layers { .. } | PullError::WrongTar { .. } | PullError::Foreign { .. } => Exit::BadContent,
     }
 }
 

@@ -36,7 +36,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::ServeWebhook(serve) => commands::serve_webhook::run(&serve, &config, &global),
         Command::Verify(verify) => commands::verify::run(&verify, &config, &global),
         Command::Prefetch(prefetch) => commands::prefetch::run(&prefetch, &config),
-        Command::RebuildDb => commands::rebuild_db::run(&config, &global),
+        Command::RebuildDb { json } => commands::rebuild_db::run(json, &config, &global),
         Command::Index(index) => commands::index::run(&index, &config, &global),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config, &global),
         Command::Mount(mount) => commands::mount::run(&mount, &config),

@@ -60,6 +60,23 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(json_for_terminals(&serde_json::to_string_pretty(value).context("writing JSON")?))
 }
 
+/// Prints a document about `file`, which was written just now: to standard error if the file itself went to standard
+/// output.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn json_beside(file: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    line_beside(file, json_for_terminals(&serde_json::to_string_pretty(value).context("writing JSON")?))
+}
+
+/// Prints a document as one line, for commands that print one after another.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    line(json_for_terminals(&serde_json::to_string(value).context("writing JSON")?))
+}
+
 /// A JSON document in which the control characters that JSON need not escape (DEL and C1) are escaped, too.
 #[must_use]
 pub fn json_for_terminals(document: &str) -> String {

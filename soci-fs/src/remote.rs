@@ -13,8 +13,9 @@
 //! or if what it claims (the diff_id) was proven on this node. Every image that comes to use a slot becomes an origin of its
 //! bytes. A slot whose claim is condemned is handed out to no other image.
 //!
-//! Invariants: no lock is held while waiting; one look-up per image and one opening per layer at a time, however many
-//! ask; a layer that was brought for a question still to come is not taken away before that had time to come.
+//! Invariants: no lock is held while waiting or over a file; one look-up per image and one opening per layer at a time, however many
+//! ask; a layer that was brought for a question still to come is not taken away before that had time to come; one that is
+//! being given up is opened anew only when that is done.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -30,7 +31,7 @@ use soci_index::image::model::Descriptor;
 use soci_index::image::platform::PlatformSelection;
 use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use crate::forest::Forest;
@@ -171,6 +172,8 @@ struct State {
     layers: HashMap<Claim, Bringing>,
     /// Slots that were not asked for yet, and since when.
     unclaimed: HashMap<u16, Instant>,
+    /// Claims of slots that are being given up; the channel closes when that is done.
+    leaving: HashMap<Claim, watch::Receiver<()>>,
 }
 
 impl RemoteLayers {
@@ -264,20 +267,16 @@ impl RemoteLayers {
         self.0.options.mountpoint.join(name)
     }
 
-    /// Takes a slot away, with what is stored of its layer. The disk is freed a little later.
+    /// Takes a slot away, with what is stored of its layer. The disk is freed a little later. Blocks.
     pub fn release(&self, slot: u16) {
-        let mut state = self.0.state();
-        self.take_away(&mut state, slot);
+        self.take_away(|_| vec![slot]);
     }
 
     /// Takes all slots away but these. For the start, when a process before may have left some.
     pub fn keep_only(&self, used: &BTreeSet<u16>) {
-        let mut state = self.0.state();
-        for (slot, _) in self.0.slots.all() {
-            if !used.contains(&slot) {
-                self.take_away(&mut state, slot);
-            }
-        }
+        let all = self.0.slots.all().into_iter().map(|(slot, _)| slot);
+        let unused: Vec<u16> = all.filter(|slot| !used.contains(slot)).collect();
+        self.take_away(|_| unused);
     }
 
     /// Whether the layer of a slot is still being opened: it may yet turn out to be containerd's.
@@ -396,6 +395,7 @@ impl RemoteLayers {
         layer: Descriptor,
         diff_id: Digest,
     ) -> Result<u16, RemoteError> {
+        self.until_left(&layer.digest, &diff_id).await;
         if let Some(slot) = self.shared_slot(image, &layer, diff_id).await {
             return Ok(slot);
         }

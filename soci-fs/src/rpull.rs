@@ -15,9 +15,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use soci_index::build::Skip;
 use soci_index::digest::Digest;
 use soci_index::image::model::{Descriptor, RawManifest};
 use soci_index::image::reference::RegistryReference;
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
 
 use crate::grpc::containerd::{Containerd, ContainerdError, Labels, Lease, Prepared, SOURCE_LABEL};
@@ -58,6 +60,16 @@ pub enum PullError {
         /// Tars of the configuration.
         tars: usize,
     },
+    /// The layer is not with the image, and was not fetched from elsewhere.
+    #[error("layer {layer} ({media_type}) cannot be pulled: {}", Skip::Foreign { urls: urls.clone() })]
+    Foreign {
+        /// The layer.
+        layer: Box<Digest>,
+        /// What the image says it is.
+        media_type: String,
+        /// Where it is to be had.
+        urls: Vec<String>,
+    },
     /// A layer is not what the image says.
     #[error("layer {layer}: its tar has the digest {found}, the image says {expected}")]
     WrongTar {
@@ -79,6 +91,8 @@ pub struct PullOptions {
     pub snapshotter: String,
     /// An index that it is to use.
     pub index: Option<Digest>,
+    /// Fetches foreign layers from their URLs, if the operator allows it.
+    pub urls: Option<UrlFetcher>,
 }
 
 /// How a layer came.
@@ -261,7 +275,15 @@ impl Pull<'_> {
             self.containerd.label_content(&layer.digest, &labels).await?;
             return Ok(0);
         };
-        let rest = self.source.read_range(layer, offset.min(layer.size)..layer.size);
+        let wanted = offset.min(layer.size)..layer.size;
+        let rest = if !layer.is_foreign() || self.source.has_blob(layer).await? {
+            self.source.read_range(layer, wanted)
+        } else if let Some(urls) = self.options.urls.as_ref().filter(|_| !layer.urls.is_empty()) {
+            urls.read(layer, wanted)
+        } else {
+            let (media_type, urls) = (layer.media_type.clone(), layer.urls.clone());
+            return Err(PullError::Foreign { layer: Box::new(layer.digest), media_type, urls });
+        };
         self.containerd.upload(layer, offset, rest, &labels).await?;
         Ok(layer.size.saturating_sub(offset))
     }

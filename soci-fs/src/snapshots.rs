@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 mod database;
@@ -64,7 +64,7 @@ pub struct Snapshots {
     mapped: Mapped,
     options: SnapshotOptions,
     provider: Arc<dyn LayerProvider>,
-    releases: Mutex<remote::Releases>,
+    releases: remote::SharedReleases,
     _lock: Lock,
 }
 
@@ -89,7 +89,7 @@ impl Snapshots {
         let database = Database::open(&home.join("soci.redb"))?;
         let directories = Directories::open(home.join("snapshots"))?;
         let mapped = Mapped::open(home.join("mapped"))?;
-        let releases = Mutex::default();
+        let releases = remote::SharedReleases::default();
         let snapshots = Self { database, directories, mapped, options, provider, releases, _lock: lock };
         snapshots.release_id_maps()?;
         snapshots.name_missing()?;

@@ -95,6 +95,11 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         true
     }
 
+    /// Whether this is the image's place, which is known after a restart, too: what is lost of the blob can be had there again.
+    fn is_remembered(&self) -> bool {
+        true
+    }
+
     /// How many places there are to ask.
     fn choices(&self) -> usize {
         1

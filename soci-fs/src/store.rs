@@ -217,7 +217,8 @@ impl Store {
         }
         let directory = self.directory(&id);
         make_directory(&directory)?;
-        let record = Record { claim: *claim, layer_bytes: index.compressed_size, table_kept: None };
+        let record =
+            Record { claim: *claim, layer_bytes: index.compressed_size, table_kept: None, from_elsewhere: false };
         record::write_if_absent(&directory, &record)?;
         let layer = LayerStore::open(&directory, claim, index, fingerprint, self.boot, Arc::clone(&self.common))?;
         let layer = Arc::new(layer);

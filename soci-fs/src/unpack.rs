@@ -210,13 +210,14 @@ async fn fill(
     let adopted =
         tokio::task::spawn_blocking(move || adopting.adopt().and_then(|()| adopting.set_proven(&Proof::OwnTable)));
     adopted.await.map_err(|_| UnpackError::Abandoned { layer })?.map_err(failed)?;
-    if encoding == Encoding::Zstd {
+    let from_elsewhere = !source.is_remembered();
+    if encoding == Encoding::Zstd || from_elsewhere {
         kept.pin();
     }
     let index = Arc::new(indexed.index.clone());
     let ztoc = indexed.into_ztoc().ok().and_then(|ztoc| Some(ztoc.encode().ok()?.to_vec()));
     let table_kept = ztoc.as_ref().map(|ztoc| Descriptor::of(ZTOC, ztoc));
-    let record = Record { claim: claim.whole(), layer_bytes: claim.size, table_kept };
+    let record = Record { claim: claim.whole(), layer_bytes: claim.size, table_kept, from_elsewhere };
     // Without it the layer is only streamed again.
     if let Some(ztoc) = &ztoc
         && let Err(error) = store.keep_table(&record, ztoc)

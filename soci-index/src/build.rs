@@ -186,7 +186,9 @@ impl std::fmt::Display for Skip {
                 "it is a foreign layer, which is not with the image, and it names no place to fetch it from",
             ),
             Self::Foreign { urls } => {
-                write!(f, "it is a foreign layer, which is not with the image; it is to be had from {}", shown(urls))
+                let allowed = "--foreign-layers, or pull_modes.foreign_layers of the snapshotter, allows that";
+                let urls = shown(urls);
+                write!(f, "it is a foreign layer, which is not with the image; it is to be had from {urls} ({allowed})")
             }
             Self::Damaged { error } => write!(f, "it cannot be indexed: {error}"),
             Self::Inexpressible { reason } => f.write_str(reason),

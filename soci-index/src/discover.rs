@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use crate::digest::Digest;
-use crate::find::choose::{Created, newest_first};
+use crate::find::choose::{Created, better_first, newest_first};
 use crate::image::ImageError;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, ImageManifest, RawManifest, annotation, media_type};
@@ -366,14 +366,14 @@ impl Listed {
     }
 
     fn discovery(mut self, image: &Digest) -> Discovery {
-        self.found.sort_by_key(|found| newest_first(found.created, &found.raw.digest));
+        self.found.sort_by_cached_key(|found| better_first(&found.index, found.created, &found.raw.digest));
         let others = self.found.len().saturating_sub(1);
         let Some(Fitting { raw, manifest, kind, .. }) = self.found.into_iter().next() else {
             let reason = self.rejected.first().map_or(self.nothing, why);
             return Discovery::None { reason, rejected: self.rejected };
         };
         if others > 0 {
-            tracing::info!(%image, chosen = %raw.digest, others, "several indexes: taking the newest");
+            tracing::info!(%image, chosen = %raw.digest, others, "several indexes: taking the one of most layers, or the newest");
         }
         Discovery::Found(Box::new(FoundIndex { digest: raw.digest, raw: raw.bytes, manifest, others, kind }))
     }

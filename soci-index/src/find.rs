@@ -8,9 +8,11 @@
 //! 3. One in a repository that the operator named for the image goes before all others, in the order in which they were
 //!    named: the operator's word against that of anybody who may push.
 //! 4. The span index goes before the version 2 index that the image names, and that before AWS's version 1.
-//! 5. The newest, by the instant that `created` names, in whatever zone and with whatever fraction it is written. No time,
+//! 5. The one that has tables of the most layers: what was published again with a smaller `--min-layer-size` is used, and
+//!    ours say nothing of their time, which would make two of one image differ.
+//! 6. The newest, by the instant that `created` names, in whatever zone and with whatever fraction it is written. No time,
 //!    or one that cannot be read, is the oldest. An entry of a layout has its manifest's time, else that of index.json.
-//! 6. The smallest digest.
+//! 7. The smallest digest.
 //!
 //! A policy of trust may pass over what it doubts, in the same order ([`choose::Ordered::take`]).
 //!

@@ -1,5 +1,7 @@
 //! An index manifest of either form, for those who take whichever there is.
 
+use std::collections::BTreeSet;
+
 use crate::digest::Digest;
 use crate::image::model::Descriptor;
 use crate::limits::Limits;
@@ -86,6 +88,16 @@ impl IndexManifest {
             Self::Soci(index) => index.ztocs().collect(),
             Self::Spans(_) => Vec::new(),
         }
+    }
+
+    /// How many layers it has a table of.
+    #[must_use]
+    pub fn coverage(&self) -> usize {
+        let layers: BTreeSet<Digest> = match self {
+            Self::Soci(index) => index.ztocs().map(|(layer, _)| layer).collect(),
+            Self::Spans(index) => index.references().map(|reference| reference.layer).collect(),
+        };
+        layers.len()
     }
 
     /// The blobs that it refers to.

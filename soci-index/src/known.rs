@@ -184,12 +184,12 @@ impl Known {
         if !job.options.reuse.verified {
             return Ok(());
         }
-        let subject = job.image.raw.descriptor();
+        let (subject, urls) = (job.image.raw.descriptor(), job.options.urls.as_ref());
         let (ztocs, spans) = (std::mem::take(&mut self.ztocs), std::mem::take(&mut self.spans));
         for known in ztocs {
             let index = SociIndex::v1(std::slice::from_ref(&known.reference), &[], &subject);
             if known.index.is_none()
-                || is_good(&verify(job.source, job.image, &index, &known.origin, job.observer).await?)
+                || is_good(&verify(job.source, job.image, &index, &known.origin, urls, job.observer).await?)
             {
                 self.ztocs.push(known);
             }
@@ -197,7 +197,7 @@ impl Known {
         for known in spans {
             let index = SpanIndex::new(std::slice::from_ref(&known.reference), &subject);
             if known.index.is_none()
-                || is_good(&verify_spans(job.source, job.image, &index, &known.origin, job.observer).await?)
+                || is_good(&verify_spans(job.source, job.image, &index, &known.origin, urls, job.observer).await?)
             {
                 self.spans.push(known);
             }

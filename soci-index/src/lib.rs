@@ -29,6 +29,7 @@ pub mod format;
 pub mod gojson;
 pub mod gotime;
 pub mod gzip;
+pub mod icon;
 pub mod image;
 pub mod index;
 pub mod index_manifest;

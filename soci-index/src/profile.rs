@@ -16,13 +16,14 @@
 //! |--:|---|
 //! | 8 | `SOCI-PRO` |
 //! | 2 | version, 1 |
-//! | 1 | 0: ranges only; 1: with the SHA-256 of each |
+//! | 1 | bits: 1, with the SHA-256 of each range; 2, with the command that was recorded |
 //! | 5 | zeros |
 //! | 8 | number of layers, *l* |
 //! | 8 | number of ranges, *r* |
 //! | … | *l* layers: a varint length and the digest as text, `sha256:` and the like |
 //! | … | *r* ranges, in order of first touch: a varint number of the layer; a signed number of pages from where the range before of the same layer ended, rounded up (from 0 at first), to where this one starts; a varint number of bytes |
 //! | … | if so marked, *r* × 32 bytes: SHA-256 of the bytes |
+//! | … | if so marked, a varint length and the command in UTF-8, neither empty nor longer than 4096 bytes |
 //!
 //! *varint*: seven bits per byte, lowest first, the top bit set on all bytes but the last, in its shortest form. *signed*:
 //! a varint of twice the number, or of twice its complement plus one when it is negative (zigzag).
@@ -31,7 +32,8 @@
 //!
 //! Pure. A [`Profile`] has no empty range, none of more than [`RANGE_BYTES_MAX`], none that overlaps another, and none
 //! that starts within a page; in all it keeps the limits. Only the last page of a layer can be a short one, and a length
-//! that ends elsewhere within a page is allowed: it does no harm.
+//! that ends elsewhere within a page is allowed: it does no harm. The command is a note for people, and goes from the file
+//! that was recorded to an annotation of the manifest: what is published of the same reads is the same blob.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -53,6 +55,8 @@ pub const PAGE_BYTES: u64 = 4096;
 /// Bytes of one range at most. A range is used only as a whole when it comes from a pack, so a long one would be waited
 /// for; a commitment of the format, since readers reserve that much.
 pub const RANGE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a recorded command at most; what is longer is cut. Part of the format, so that a note stays one.
+pub const COMMAND_BYTES_MAX: usize = 4096;
 /// Media type of a profile blob.
 pub const PROFILE: &str = "application/vnd.soci.profile.ranges.v1+zstd";
 /// Media type of a pack blob.
@@ -82,6 +86,7 @@ pub struct Profile {
     ranges: Vec<Touched>,
     /// SHA-256 of each range, or nothing.
     digests: Vec<[u8; 32]>,
+    command: String,
 }
 
 /// Why something is no profile.
@@ -169,7 +174,7 @@ impl Profile {
                 return Err(damaged(pair[1], "it overlaps another"));
             }
         }
-        Ok(Self { layers, ranges, digests: Vec::new() })
+        Ok(Self { layers, ranges, digests: Vec::new(), command: String::new() })
     }
 
     /// The same with the SHA-256 of each range, as it goes with a pack.
@@ -181,6 +186,13 @@ impl Profile {
             return Err(ProfileError::Digests { ranges: self.ranges.len(), digests: digests.len() });
         }
         Ok(Self { digests, ..self })
+    }
+
+    /// The same with the command that was recorded, cut to [`COMMAND_BYTES_MAX`]; an empty text takes it out.
+    #[must_use]
+    pub fn with_command(self, command: &str) -> Self {
+        let command = command[..command.floor_char_boundary(COMMAND_BYTES_MAX)].to_owned();
+        Self { command, ..self }
     }
 
     /// Reads a blob.
@@ -217,13 +229,20 @@ impl Profile {
         &self.digests
     }
 
+    /// The command that was recorded; empty when the profile does not say.
+    #[must_use]
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
     /// Bytes of all ranges.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.ranges.iter().map(Touched::length).sum()
     }
 
-    /// What either names: all of this one, in its order, then what the other has besides, in its order. Digests are lost.
+    /// What either names: all of this one, in its order, then what the other has besides, in its order. Digests are lost;
+    /// commands are joined by `; `.
     ///
     /// # Errors
     /// [`ProfileError::TooLarge`] when that is more than `limits` allow.
@@ -239,7 +258,10 @@ impl Profile {
             let (found, limit) = (self.bytes().saturating_add(other.bytes()), limits.profile_bytes_max);
             return Err(ProfileError::TooLarge { what: "ranges or bytes in both", found, limit });
         }
-        recording.finish()
+        let mut commands = vec![self.command.as_str(), &other.command];
+        commands.dedup();
+        commands.retain(|command| !command.is_empty());
+        Ok(recording.finish()?.with_command(&commands.join("; ")))
     }
 
     /// The spans that hold the ranges, in order of first touch, each once. `tables` are the layers of an image with their

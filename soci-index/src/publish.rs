@@ -16,13 +16,14 @@ use crate::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, O
 use crate::digest::Digest;
 use crate::discover::Refused;
 use crate::find::choose::{Candidate, Place, choose};
+use crate::icon;
 use crate::image::model::{Descriptor, media_type};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::index_manifest::IndexManifest;
 use crate::known::{self, Known, Relied, ReusedFrom};
 use crate::limits::Limits;
-use crate::manifest::{EMPTY_CONFIG, ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
+use crate::manifest::{ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::prefetch::{self, Wanted};
 use crate::registry::referrers::{FoundBy, Visibility};
 use crate::registry::{Body, RegistryError, Repository};
@@ -253,8 +254,9 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
 
 /// Pushes an index whose blobs are there.
 pub(crate) async fn refer(repository: &Repository, json: Bytes) -> Result<Done, RegistryError> {
-    let config = Bytes::from_static(EMPTY_CONFIG);
-    repository.push_blob(&Digest::of(&config), Body::Bytes(config), None).await?;
+    for blob in icon::constant_blobs(&json) {
+        repository.push_blob(&Digest::of(blob), Body::Bytes(Bytes::from_static(blob)), None).await?;
+    }
     let pushed = repository.push_referrer(media_type::MANIFEST, json).await?;
     Ok(Done::Published(pushed.found_by, pushed.visibility))
 }

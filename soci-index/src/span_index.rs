@@ -5,6 +5,8 @@
 //! ([`crate::compact`]). The TOC's descriptor says all that a reader has to know: of which layer it is, and digest and
 //! size of its windows.
 //!
+//! The last blob is the icon ([`crate::icon`]), which no reader asks for.
+//!
 //! | annotation of a TOC | value |
 //! |---|---|
 //! | `vnd.soci.layer.digest` | the layer |
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compact::{TOC, WINDOWS};
 use crate::digest::Digest;
+use crate::icon;
 use crate::image::model::{Descriptor, media_type};
 use crate::limits::Limits;
 use crate::manifest::EMPTY_CONFIG;
@@ -37,7 +40,7 @@ pub struct SpanIndex {
     schema_version: u32,
     media_type: String,
     config: Descriptor,
-    /// TOC and windows of each indexed layer, in the order of the image's layers.
+    /// TOC and windows of each indexed layer, in the order of the image's layers; then the icon.
     pub layers: Vec<Descriptor>,
     /// The image manifest that it is for.
     pub subject: Descriptor,
@@ -121,7 +124,11 @@ impl SpanIndex {
             schema_version: 2,
             media_type: media_type::MANIFEST.to_owned(),
             config: Descriptor::of(SPAN_INDEX, EMPTY_CONFIG),
-            layers: layers.iter().flat_map(|layer| [layer.toc_descriptor(), layer.windows_descriptor()]).collect(),
+            layers: layers
+                .iter()
+                .flat_map(|layer| [layer.toc_descriptor(), layer.windows_descriptor()])
+                .chain([icon::descriptor()])
+                .collect(),
             subject: Descriptor::new(&subject.media_type, subject.digest, subject.size),
         }
     }
@@ -177,7 +184,8 @@ mod tests {
         assert_eq!(read.references().collect::<Vec<_>>(), std::slice::from_ref(&reference));
         assert_eq!(read.toc(&reference.layer), Some(&reference.toc_descriptor()));
         assert_eq!((read.toc(&Digest::of(b"another")), read.subject.digest), (None, subject.digest));
-        assert_eq!((read.layers.len(), read.to_json()), (2, json));
+        assert_eq!((read.layers.len(), read.to_json()), (3, json));
+        assert_eq!(read.layers[2], icon::descriptor());
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! a time zone) serves as well and is told apart from one that says something else. So an index that somebody pushed
 //! can be trusted, or not, without knowing who it was.
 
-use crate::build::{self, BuildOptions, Format, Observer, index_layer};
+use crate::build::{self, BuildError, BuildOptions, Format, Observer, Skip, index_layer};
 use crate::compact;
 use crate::digest::Digest;
 use crate::image::model::Descriptor;
+use crate::image::urls::UrlFetcher;
 use crate::image::{ImageSource, PlatformImage};
+use crate::indexer::Indexed;
 use crate::limits::Limits;
 use crate::manifest::{PREFETCH, Prefetch, SociIndex};
 use crate::publish::PublishError;
@@ -56,7 +58,7 @@ pub struct Checked {
 }
 
 /// Checks all that `index` says of `image`, in the order of the index. Blobs of the index are in `origin`, which need
-/// not be where the image is.
+/// not be where the image is; foreign layers come by `urls`, if the operator allows that.
 ///
 /// # Errors
 /// [`PublishError`] when the image or a blob cannot be read, or the image is not what its own digests say.
@@ -65,14 +67,16 @@ pub async fn verify(
     image: &PlatformImage,
     index: &SociIndex,
     origin: &ImageSource,
+    urls: Option<&UrlFetcher>,
     observer: &Observer,
 ) -> Result<Vec<Checked>, PublishError> {
+    let layers = Layers { source, urls, observer };
     let mut checked = Vec::new();
     for (layer, blob) in index.ztocs() {
         let verdict = match image.manifest.layers.iter().zip(&image.config.diff_ids).find(|(of, _)| of.digest == layer)
         {
             None => Verdict::Unusable { reason: "the image has no such layer".to_owned() },
-            Some((descriptor, diff_id)) => check(source, descriptor, diff_id, blob, origin, observer).await?,
+            Some((descriptor, diff_id)) => check(layers, descriptor, diff_id, blob, origin).await?,
         };
         checked.push(Checked { blob: blob.digest, layer, verdict });
     }
@@ -92,14 +96,16 @@ pub async fn verify_spans(
     image: &PlatformImage,
     index: &SpanIndex,
     origin: &ImageSource,
+    urls: Option<&UrlFetcher>,
     observer: &Observer,
 ) -> Result<Vec<Checked>, PublishError> {
+    let read = Layers { source, urls, observer };
     let mut checked = Vec::new();
     for reference in index.references() {
         let layers = || image.manifest.layers.iter().zip(&image.config.diff_ids);
         let verdicts = match layers().find(|(of, _)| of.digest == reference.layer) {
             None => [(); 2].map(|()| Verdict::Unusable { reason: "the image has no such layer".to_owned() }),
-            Some((layer, diff_id)) => check_spans(source, layer, diff_id, &reference, origin, observer).await?,
+            Some((layer, diff_id)) => check_spans(read, layer, diff_id, &reference, origin).await?,
         };
         for (blob, verdict) in [reference.toc.0, reference.windows.0].into_iter().zip(verdicts) {
             checked.push(Checked { blob, layer: reference.layer, verdict });
@@ -108,23 +114,34 @@ pub async fn verify_spans(
     Ok(checked)
 }
 
+/// How the layers of the image are read.
+#[derive(Clone, Copy)]
+struct Layers<'a> {
+    source: &'a ImageSource,
+    urls: Option<&'a UrlFetcher>,
+    observer: &'a Observer,
+}
+
+impl Layers<'_> {
+    /// Indexes one of them again.
+    async fn index(self, layer: &Descriptor, options: BuildOptions) -> Result<Result<Indexed, Skip>, BuildError> {
+        let options = BuildOptions { layer_bytes_min: 0, urls: self.urls.cloned(), ..options };
+        index_layer(self.source, layer, &options, self.observer).await
+    }
+}
+
 /// The verdicts on a TOC and a windows blob.
 async fn check_spans(
-    source: &ImageSource,
+    layers: Layers<'_>,
     layer: &Descriptor,
     diff_id: &Digest,
     reference: &SpanReference,
     origin: &ImageSource,
-    observer: &Observer,
 ) -> Result<[Verdict; 2], PublishError> {
     let unusable = |reason: String| Ok([(); 2].map(|()| Verdict::Unusable { reason: reason.clone() }));
-    let options = BuildOptions {
-        format: Format::Span,
-        compact_span_bytes: reference.span_bytes,
-        layer_bytes_min: 0,
-        ..BuildOptions::default()
-    };
-    let indexed = match index_layer(source, layer, &options, observer).await? {
+    let options =
+        BuildOptions { format: Format::Span, compact_span_bytes: reference.span_bytes, ..BuildOptions::default() };
+    let indexed = match layers.index(layer, options).await? {
         Ok(indexed) => indexed,
         Err(skip) => return unusable(format!("the layer is {}, which has no such index ({skip})", layer.media_type)),
     };
@@ -158,12 +175,11 @@ async fn check_spans(
 }
 
 async fn check(
-    source: &ImageSource,
+    layers: Layers<'_>,
     layer: &Descriptor,
     diff_id: &Digest,
     blob: &Descriptor,
     origin: &ImageSource,
-    observer: &Observer,
 ) -> Result<Verdict, PublishError> {
     let limits = Limits::INDEXING;
     let bytes = origin.blob_bytes(blob, limits.ztoc_bytes_max).await?;
@@ -175,8 +191,8 @@ async fn check(
     let Ok(span_bytes) = u64::try_from(found.span_bytes()) else {
         return unusable(format!("its span size is {}", found.span_bytes()));
     };
-    let options = BuildOptions { span_bytes, layer_bytes_min: 0, limits, ..BuildOptions::default() };
-    let indexed = match index_layer(source, layer, &options, observer).await? {
+    let options = BuildOptions { span_bytes, limits, ..BuildOptions::default() };
+    let indexed = match layers.index(layer, options).await? {
         Ok(indexed) => indexed,
         Err(skip) => return unusable(format!("the layer is {}, which has no such index ({skip})", layer.media_type)),
     };

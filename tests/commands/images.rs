@@ -1,19 +1,17 @@
 //! Images as people have them: wrong labels, layers that are none, archives of several images, outputs that are no files.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use soci_index::digest::Digest;
 use soci_index::image::model::media_type;
-use soci_tests::image::{GZIP, Image, gzip, tar, text};
+use soci_tests::image::{GZIP, Image, gzip, shell_layer, tar, text};
 use soci_tests::mounting::can_mount;
+use soci_tests::urls::serve;
 use soci_tests::{run, soci, stdout};
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -152,35 +150,6 @@ fn layers_that_are_none() {
     }
 }
 
-/// A server of one file, which counts what it is asked for and what it is shown.
-fn serve(content: Vec<u8>) -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
-    let heads = Arc::clone(&asked);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, mut head) = (stream.unwrap(), Vec::new());
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                head.push(byte[0]);
-            }
-            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
-            let answer = if head.starts_with("get /moved") {
-                "HTTP/1.1 302 Found\r\nLocation: /layer\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
-            } else {
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", content.len())
-            };
-            stream.write_all(answer.as_bytes()).unwrap();
-            if answer.contains("200") {
-                let _ = stream.write_all(&content);
-            }
-            heads.lock().unwrap().push(head);
-        }
-    });
-    (format!("http://{address}"), asked)
-}
-
 /// Foreign layers come from their URLs if that is allowed, and only right ones.
 #[test]
 fn foreign_layers_from_their_urls() {
@@ -229,6 +198,51 @@ fn foreign_layers_from_their_urls() {
         }
     }
     assert!(!asked.lock().unwrap().iter().any(|head| head.contains("authorization")));
+}
+
+/// What was indexed by its URLs is verified, reused and recorded by them, too, and a command that may not ask them says which
+/// option allows it.
+#[test]
+fn foreign_layers_are_verified_and_recorded() {
+    let (foreign, own) = (tar(&[("foreign", text(1, 20_000))]), shell_layer(("etc/x", "x")));
+    let blob = gzip(&foreign, 6);
+    let (url, asked) = serve(blob.clone());
+    let work = tempfile::tempdir().unwrap();
+    let mut image = Image::new(vec![(FOREIGN, blob.clone(), foreign), (GZIP, gzip(&own, 6), own)]);
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    manifest["layers"][0]["urls"] = json!([format!("{url}/layer")]);
+    image.manifest = manifest.to_string().into();
+    let name = layout(&work.path().join("layout"), &image, &[Digest::of(&blob)]);
+    let create = ["create", &name, "--min-layer-size", "0", "--foreign-layers"];
+    assert_eq!(soci_at(work.path(), &create).0, 0);
+    let asked = || asked.lock().unwrap().len();
+    let before = asked();
+
+    let (code, said, _) = soci_at(work.path(), &["verify", &name]);
+    assert!(code == 5 && said.contains("--foreign-layers") && asked() == before, "{code} {said}");
+    let (code, said, warned) = soci_at(work.path(), &["verify", &name, "--foreign-layers"]);
+    // A zTOC, a TOC and windows for each of two layers.
+    assert_eq!((code, said.matches(" identical").count()), (0, 6), "{said}{warned}");
+    assert!(asked() > before);
+    let before = asked();
+    let (code, said, warned) = soci_at(work.path(), &[&create[..], &["--verify-reused", "--json"]].concat());
+    let document: Value = serde_json::from_str(&said).unwrap();
+    let reused: Vec<bool> = layers(&document).iter().map(|layer| layer["reused"] == true).collect();
+    assert_eq!((code, reused, asked() > before), (0, vec![true, true], true), "{said}{warned}");
+
+    if can_mount() {
+        let file = work.path().join("p.profile");
+        let record = ["record", &name, "-o", file.to_str().unwrap(), "--min-layer-size", "1000"];
+        let command = ["--", "/bin/sh", "-c", "read -r line < /foreign; :"];
+        let (code, _, said) = soci_at(work.path(), &[&record[..], &command].concat());
+        assert!(code == 5 && said.contains("--foreign-layers"), "{code} {said}");
+        let (code, said, warned) = soci_at(work.path(), &[&record[..], &["--foreign-layers"], &command].concat());
+        assert!(code == 0 && file.exists(), "{code} {said}{warned}");
+    }
+}
+
+fn layers(document: &Value) -> Vec<Value> {
+    document[0]["layers"].as_array().cloned().unwrap_or_default()
 }
 
 /// A file that will not change is not worth another try, and what is wrong with it is said once.

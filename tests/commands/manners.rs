@@ -143,6 +143,89 @@ fn is_clean(text: &str) {
     assert!(!text.contains(bad), "{text:?}");
 }
 
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// A mount says in one line each, for programs, what it is and what it came to; in the background it says the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_have_documents() {
+    if !can_mount() {
+        return;
+    }
+    let content = text(1, 600_000);
+    let stage = Mounting::new(Image::gzip(vec![shell_layer(("etc/x", "x")), tar(&[("data", content.clone())])])).await;
+    stage.publish(&["--index-span-size", "65536"]);
+    let serving = stage.mount("node", &["--json", "--no-profile"]);
+    assert!(std::fs::read(serving.at.join("data")).unwrap() == content);
+    let at = serving.at.clone();
+    let said = serving.end();
+    // What comes after these went to standard error.
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    let (ready, ended) = (json(lines[0]), json(lines[1]));
+    assert_eq!((&ready["event"], &ended["event"]), (&"mounted".into(), &"unmounted".into()));
+    assert_eq!(ready["digest"], stage.image.digest().to_string());
+    assert_eq!((&ready["image"], &ready["form"]), (&stage.name().into(), &"spans".into()));
+    assert_eq!(ready["mountpoint"], at.to_str().unwrap());
+    assert_eq!(ready["root"], stage.scratch.path().join("node").to_str().unwrap());
+    let layers = ready["layers"].as_array().unwrap();
+    assert_eq!((layers.len(), &layers[1]["way"], &layers[1]["index"]), (2, &"lazy".into(), &"spans".into()), "{ready}");
+    assert!(ready["process"].as_u64() > Some(1) && ready["passedOver"].is_array(), "{ready}");
+    assert!(ended["bytesFetched"].as_u64() > Some(10_000) && ended["requests"].as_u64() > Some(0), "{ended}");
+    assert!(ended["presentSpans"].as_u64() > Some(0) && ended["layers"].as_array().unwrap().len() == 2, "{ended}");
+
+    let at = stage.mountpoint("other");
+    std::fs::create_dir(&at).unwrap();
+    let line = ["mount", "--detach", "--json", "--min-layer-size", "100000000", &stage.name(), at.to_str().unwrap()];
+    let ready = json(&stdout(&mut stage.soci("other", &line)));
+    drop(stdout(&mut stage.soci("other", &["umount", at.to_str().unwrap()])));
+    assert_eq!((&ready["event"], &ready["layers"][1]["way"]), (&"mounted".into(), &"whole".into()), "{ready}");
+    assert!(ready["layers"][1]["reason"].is_string() && ready["layers"][1]["index"].is_null(), "{ready}");
+}
+
+/// What is recorded, merged, removed and brought up to date has a document, too, and nothing else on standard output.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_have_documents() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Mounting::new(Image::gzip(vec![shell_layer(("etc/x", "x")), tar(&[("data", text(2, 300_000))])])).await;
+    let (name, at) = (stage.name(), |name: &str| stage.scratch.path().join(name).to_str().unwrap().to_owned());
+    let (first, both) = (at("first.profile"), at("both.profile"));
+    let script = "read -r word < /etc/x; echo \"$word on standard output\"";
+    let line = ["record", &name, "--json", "--min-layer-size", "1000", "-o", &first, "--", "/bin/sh", "-c", script];
+    let recorded = json(&stdout(&mut stage.soci("node", &line)));
+    assert_eq!((&recorded["output"], &recorded["image"]), (&first.clone().into(), &name.clone().into()));
+    assert_eq!(recorded["digest"], stage.image.digest().to_string());
+    assert!(recorded["bytes"].as_u64() > Some(10_000) && recorded["ending"] == "exit status: 0", "{recorded}");
+    let failed = run(&mut stage.soci("node", &[&line[..10], &["exit 3"]].concat()));
+    let document = json(&String::from_utf8(failed.stdout).unwrap());
+    assert_eq!((failed.status.code(), &document["ending"]), (Some(1), &"exit status: 3".into()));
+    let recorded = json(&stdout(&mut stage.soci("node", &line)));
+
+    let merged = json(&stdout(&mut stage.soci("node", &["profile", "merge", &first, &first, "-o", &both, "--json"])));
+    assert_eq!((&merged["bytes"], &merged["command"]), (&recorded["bytes"], &recorded["command"]));
+    assert!(merged["ranges"].as_u64() > Some(0) && merged["output"] == both, "{merged}");
+    let piped = run(&mut stage.soci("node", &["profile", "merge", &first, &first, "-o", "/dev/stdout", "--json"]));
+    assert_eq!(piped.stdout, std::fs::read(&both).unwrap(), "the profile alone");
+    assert_eq!(json(&String::from_utf8(piped.stderr).unwrap())["bytes"], merged["bytes"]);
+
+    let pushed = json(&stdout(&mut stage.soci("node", &["profile", "push", &name, &both, "--json"])));
+    let deleted = json(&stdout(&mut stage.soci("node", &["profile", "rm", &name, "default", "--json"])));
+    assert_eq!(deleted, serde_json::json!({ "image": name, "name": "default", "deleted": [pushed["digest"]] }));
+
+    drop(stdout(&mut stage.soci("node", &["create", &name, "--min-layer-size", "1000"])));
+    let listed = json(&stdout(&mut stage.soci("node", &["index", "list", "--json"])));
+    let index = listed[0]["digest"].as_str().unwrap();
+    let nothing = json(&stdout(&mut stage.soci("node", &["rebuild-db", "--json"])));
+    assert_eq!(nothing, serde_json::json!({ "left": [], "entered": [] }));
+    let removed = json(&stdout(&mut stage.soci("node", &["index", "rm", index, "--json"])));
+    assert_eq!(removed["removed"][0]["digest"], index, "{removed}");
+    assert!(removed["removed"][0]["blobs"].as_array().unwrap().len() > 1, "{removed}");
+    assert!(json(&stdout(&mut stage.soci("node", &["index", "list", "--json"]))).as_array().unwrap().is_empty());
+}
+
 /// A root that is not there, or of something else, is not an empty table.
 #[test]
 fn wrong_roots_are_named() {

@@ -161,8 +161,20 @@ async fn recorded_pushed_and_replayed_from_a_pack() {
     let listed: serde_json::Value =
         serde_json::from_str(&stdout(&mut stage.soci("x", &["profile", "list", &name, "--json"]))).unwrap();
     assert_eq!(listed[0]["created"], "1970-01-02T00:00:00Z");
+    // The command is a note in the manifest; the blob is that of the same reads by any other.
+    let command = format!("/bin/sh -c '{script}'");
+    assert_eq!((&listed[0]["command"], &shown["command"]), (&command.clone().into(), &command.clone().into()));
+    let again = ["profile", "push", &name, file, "--name", "other", "--command", ""];
+    let other: serde_json::Value =
+        serde_json::from_str(&stdout(stage.soci("recorder", &again).arg("--json").env("SOURCE_DATE_EPOCH", "86400")))
+            .unwrap();
+    let listed_now: serde_json::Value =
+        serde_json::from_str(&stdout(&mut stage.soci("x", &["profile", "list", &name, "--json"]))).unwrap();
+    let unnamed = listed_now.as_array().unwrap().iter().find(|one| one["digest"] == other["digest"]).unwrap();
+    assert_eq!(unnamed["command"], "", "an empty text publishes no command");
     assert!(listed[0]["default"] == true && listed[0]["packBytes"].as_u64() > Some(1000), "{listed}");
-    assert!(stdout(&mut stage.soci("x", &["profile", "list", &name])).contains("default"));
+    let table = stdout(&mut stage.soci("x", &["profile", "list", &name]));
+    assert!(table.contains("default") && table.contains(&command), "{table}");
 
     let serving = stage.mount("cold", &[]);
     let run_there = |serving: &Serving| {

@@ -152,3 +152,42 @@ async fn a_signed_image_is_not_replaced_by_an_unsigned_one() {
         assert_ne!(there().await.digest, converted.digest);
     }
 }
+
+/// A signature of one platform's manifest is lost as well when that gets another digest, so it stops a conversion as one of
+/// the image index does: by cosign's tag, and as a referrer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_platform_is_not_replaced_by_an_unsigned_one() {
+    let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
+    let Some(signer) = Signer::new(Kind::P256) else { return };
+    let host = registry.host();
+    for (name, kind) in [("tag", ""), ("referrer", "application/vnd.cncf.notary.signature")] {
+        let repository = client(&host).repository(&format!("team/{name}"));
+        let image = Image::gzip(vec![tar(&[(name, text(1, 300_000))])]);
+        image.push(&repository, "one").await;
+        let there = async |tag: &str| {
+            repository.manifest(&ManifestName::Tag(tag.to_owned())).await.unwrap().unwrap().descriptor()
+        };
+        let child = there("one").await;
+        let index = serde_json::json!({ "schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": [child] });
+        let tag = ManifestName::Tag("v1".to_owned());
+        repository.push_manifest(&tag, media_type::INDEX, index.to_string().into()).await.unwrap();
+        match kind {
+            "" => signer.push_simple(&repository, &child.digest).await,
+            kind => push_referrer(&repository, &child, kind, kind, b"{}").await,
+        }
+        let before = there("v1").await.digest;
+        let image = format!("{host}/team/{name}:v1");
+        let publish = |more: &[&str]| run(soci().args(["publish", &image, "--v2", "--min-layer-size", "0"]).args(more));
+        let sent = registry.traffic().bytes_received;
+        let refused = publish(&[]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{name}: {said}");
+        for word in ["is signed", &format!("of its manifest {}", child.digest), "--sign-with", kind] {
+            assert!(said.contains(word), "{name}: {word}: {said}");
+        }
+        assert_eq!((there("v1").await.digest, registry.traffic().bytes_received), (before, sent), "{name}");
+        assert!(publish(&["--as", &format!("{host}/team/{name}:v1-soci")]).status.success());
+        assert!(publish(&["--replace-signed"]).status.success());
+        assert_ne!(there("v1").await.digest, before);
+    }
+}

@@ -8,11 +8,18 @@ use soci_fs::open::{ImageOpener, KeptLayer, LayerOrigin, OpenOptions, Way, reope
 use soci_fs::store::Store;
 use soci_index::digest::Digest;
 use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
+use soci_index::icon;
 use soci_index::image::ImageSource;
+use soci_index::image::model::{Descriptor, ImageIndex, ImageManifest};
 use soci_index::image::platform::PlatformSelection;
+use soci_index::image::reference::ManifestName;
 use soci_index::limits::Limits;
+use soci_index::manifest::INDEX_V1;
+use soci_index::profile::artifact::ARTIFACT as PROFILE_ARTIFACT;
+use soci_index::profile::{PAGE_BYTES, Profile, Touched};
 use soci_index::registry::{ClientOptions, CredentialSource, Repository};
 use soci_index::span_index::{SPAN_INDEX, SpanIndex};
+use soci_tests::front::Front;
 use soci_tests::go::peer;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{BothKinds, DockerRegistry, client};
@@ -261,3 +268,101 @@ async fn a_restart_needs_nobody() {
 }
 
 const TOC: &str = soci_index::compact::TOC;
+
+/// What is published again with a smaller `--min-layer-size` is used from then on, whatever the digests are; with a larger
+/// one it is said that the earlier index stays in use.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_more_layers_is_used() {
+    let registry = soci_cli::demo::registry::DemoRegistry::start(std::time::Duration::ZERO).await.unwrap();
+    let host = registry.host();
+    // With one image the digests could be right by chance.
+    for number in 0..4 {
+        let image = Image::gzip(vec![tar(&[("a", text(number, 300_000))]), tar(&[("b", text(number + 9, 40_000))])]);
+        image.push(&client(&host).repository(&format!("team/{number}")), "v1").await;
+        let name = format!("{host}/team/{number}:v1");
+        let publish = |min: &str| -> serde_json::Value {
+            let words = ["publish", &name, "--json", "--span-size", "65536", "--min-layer-size", min];
+            serde_json::from_str(&stdout(soci().args(words))).unwrap()
+        };
+        let one = publish("50000");
+        assert_eq!(one["images"][0]["usedInstead"], serde_json::json!([]), "{one:#}");
+        let two = publish("0");
+        assert_eq!(two["images"][0]["usedInstead"], serde_json::json!([]), "{two:#}");
+        let root = tempfile::tempdir().unwrap();
+        let (index, kinds) = read_all(&name, &image, options(root.path()), root.path()).await;
+        let spans = &two["images"][0]["spanIndex"]["digest"];
+        assert_eq!((spans, kinds.len()), (&index.to_string().into(), 2), "{two:#}");
+        assert_ne!(*spans, one["images"][0]["spanIndex"]["digest"]);
+        let verified = stdout(soci().args(["verify", &name, "--json"]));
+        let verified: serde_json::Value = serde_json::from_str(&verified).unwrap();
+        let passed_over = verified[0]["passedOver"].as_array().unwrap();
+        let reasons: Vec<&str> = passed_over.iter().filter_map(|other| other["reason"].as_str()).collect();
+        assert!(reasons.contains(&"it covers fewer layers"), "{reasons:?}");
+        let again = publish("50000");
+        let instead = again["images"][0]["usedInstead"].as_array().unwrap();
+        assert!(instead.contains(spans) && instead.len() == 2, "{again:#}");
+    }
+}
+
+/// Harbor looks for an icon among the layers of a manifest. Ours have it, wherever they go; AWS's forms stay as AWS's tool
+/// makes them; nothing that reads an index fetches it.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_ours_have_the_icon() {
+    let registry = soci_cli::demo::registry::DemoRegistry::start(std::time::Duration::ZERO).await.unwrap();
+    let front = Front::start(&registry.host()).await.unwrap();
+    let (image, repository) = pushed(&registry.host()).await;
+    let (name, root) = (format!("{}/team/app:v1", registry.host()), tempfile::tempdir().unwrap());
+    let icon = Digest::of(icon::PNG);
+    // In two steps: by way of the local store.
+    drop(stdout(soci().arg("--root").arg(root.path()).args(["create", &name]).args(FLAGS)));
+    assert!(root.path().join("content/blobs/sha256").join(icon.hex()).exists());
+    drop(stdout(soci().arg("--root").arg(root.path()).args(["push", &name])));
+    drop(publish(&name, &["--v2", "--as", &format!("{name}-soci"), "--format", "both"]));
+    let file = root.path().join("p.profile");
+    let range = Touched { layer: 0, bytes: 0..PAGE_BYTES };
+    let profile = Profile::new(vec![Digest::of(&image.blobs[0])], vec![range], &Limits::DEFAULT).unwrap();
+    std::fs::write(&file, profile.encode().unwrap()).unwrap();
+    drop(stdout(soci().args(["profile", "push", &name, file.to_str().unwrap(), "--default"])));
+
+    let mut found = Vec::new();
+    for subject in [image.digest(), converted(&repository).await] {
+        for entry in repository.referrers(&subject, None).await.unwrap().entries {
+            let raw = repository.manifest(&ManifestName::Digest(entry.digest)).await.unwrap().unwrap();
+            let manifest: ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
+            let is_icon = |layer: &&Descriptor| layer.annotations.contains_key(icon::ANNOTATION);
+            let icons: Vec<&Descriptor> = manifest.layers.iter().filter(is_icon).collect();
+            assert!(icons.iter().all(|layer| layer.digest == icon && layer.media_type == "image/png"), "{manifest:?}");
+            assert_eq!(icons.len(), usize::from(entry.kind() != INDEX_V1), "{manifest:?}");
+            found.push(entry.kind().to_owned());
+        }
+    }
+    found.sort();
+    assert_eq!(found, [INDEX_V1, SPAN_INDEX, SPAN_INDEX, PROFILE_ARTIFACT]);
+    let blob = Descriptor::new("image/png", icon, icon::PNG.len() as u64);
+    assert_eq!(repository.blob_bytes(&blob, 1000).await.unwrap(), icon::PNG);
+
+    // A picture that can be shown: each part of it has the checksum that it says.
+    let mut rest = icon::PNG.strip_prefix(b"\x89PNG\r\n\x1a\n").unwrap();
+    while !rest.is_empty() {
+        let number = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().unwrap());
+        let length = number(0) as usize;
+        let mut sum = flate2::Crc::new();
+        sum.update(&rest[4..8 + length]);
+        assert_eq!(sum.sum(), number(8 + length));
+        rest = &rest[12 + length..];
+    }
+
+    // By all commands that read an index, and by way of a node.
+    let fronted = format!("{}/team/app:v1", front.host());
+    for line in [&["pull", &fronted, "--min-layer-size", "0"][..], &["verify", &fronted], &["doctor", &fronted]] {
+        drop(run(soci().arg("--root").arg(root.path().join("node")).args(line)));
+    }
+    assert!(front.requests("/blobs/") > 3 && front.requests(&icon.hex()) == 0);
+}
+
+/// The manifest of the converted image.
+async fn converted(repository: &Repository) -> Digest {
+    let raw = repository.manifest(&ManifestName::Tag("v1-soci".to_owned())).await.unwrap().unwrap();
+    let index: ImageIndex = serde_json::from_slice(&raw.bytes).unwrap();
+    index.manifests.iter().find(|entry| entry.may_be_image()).unwrap().digest
+}

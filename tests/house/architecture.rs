@@ -167,7 +167,10 @@ const FOREIGN: [(&str, &[&str]); 30] = [
     ("indicatif", &["soci-cli/src/progress.rs"]),
     ("png", &["soci-cli/src/bench/picture/pixels.rs"]),
     ("embedded_graphics", &["soci-cli/src/bench/picture/pixels.rs"]),
-    ("shlex", &["soci-cli/src/commands/bench.rs", "soci-cli/src/commands/sign.rs"]),
+    (
+        "shlex",
+        &["soci-cli/src/commands/bench.rs", "soci-cli/src/commands/record/enter.rs", "soci-cli/src/commands/sign.rs"],
+    ),
     ("webpki", &["soci-index/src/registry/certificates.rs", "soci-index/src/signature"]),
 ];
 
@@ -217,7 +220,7 @@ const LOCKED_FILES: [&str; 9] = [
 ];
 
 /// What a call on a file looks like.
-const ON_FILES: [&str; 9] = [
+const ON_FILES: [&str; 16] = [
     "fs::",
     "File::",
     "sync_all(",
@@ -227,6 +230,14 @@ const ON_FILES: [&str; 9] = [
     "write_through(",
     "write_all_at(",
     "fallocate(",
+    // Those of the table of slots, of the layer store, and of what provides layers to snapshots.
+    "slots.assign(",
+    "slots.join(",
+    "slots.release(",
+    "slots.erase(",
+    "set_aside(",
+    "provider.release(",
+    "provider.keep_id_maps(",
 ];
 
 struct Source {
@@ -445,7 +456,8 @@ fn is_on_files(line: &str, functions: &BTreeSet<String>) -> bool {
 fn guard(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("let ")?;
     let (name, value) = rest.strip_prefix("mut ").unwrap_or(rest).split_once(" = ")?;
-    let taken = ["lock()", ".read()", ".write()"].iter().find_map(|call| value.split_once(call))?.1;
+    let taken =
+        ["lock()", ".read()", ".write()", ".state()", ".releases()"].iter().find_map(|call| value.split_once(call))?.1;
     let taken = taken.strip_prefix(".unwrap_or_else(PoisonError::into_inner)").unwrap_or(taken);
     (taken == ";").then_some(name)
 }

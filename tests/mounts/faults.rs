@@ -31,6 +31,7 @@ use soci_index::limits::Limits;
 use soci_index::manifest::{EMPTY_CONFIG, SociIndex, ZtocReference};
 use soci_index::registry::{Body, ClientOptions, CredentialSource, Repository};
 use soci_index::ztoc::{Spans, Ztoc};
+use soci_tests::disk::SmallDisk;
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::registry::{DockerRegistry, client};
 use soci_tests::{run, soci, stdout};
@@ -279,32 +280,6 @@ async fn killed_publish_is_continued() {
     assert!(killed >= 3, "only {killed} were killed before their end");
 }
 
-/// Unmounts a tmpfs.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(bytes: &str) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(directory.path());
-        if !rustix::process::geteuid().is_root() || !run(&mut mount).status.success() {
-            eprintln!("SKIPPED: a small file system needs root and mount(8)");
-            return None;
-        }
-        Some(Self(directory))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("-l").arg(self.path()));
-    }
-}
-
 /// A full disk: what was fetched is served all the same, it only is not kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_serves_reads() {
@@ -331,8 +306,7 @@ async fn full_disk_serves_reads() {
     let Cause::Store(StoreError::Io { cause, .. }) = &incomplete.cause else { panic!("{incomplete}") };
     assert_eq!(cause.kind(), std::io::ErrorKind::StorageFull, "{incomplete}");
     // With room again, the next mount keeps everything.
-    let bigger = run(Command::new("mount").args(["-o", "remount,size=20m"]).arg(disk.path()));
-    assert!(bigger.status.success(), "{bigger:?}");
+    disk.resize("20m");
     let roomy = reader();
     read_all(&roomy, &content).await.unwrap();
     roomy.complete().await.unwrap();
@@ -354,8 +328,7 @@ async fn a_pull_onto_a_full_disk() {
     assert_eq!(output.status.code(), Some(7), "{message}");
     assert!(message.lines().last().unwrap().contains("No space left"), "{message}");
     assert!(message.matches("WARN").count() <= image.tars.len(), "a line for a layer, not for a span: {message}");
-    let bigger = run(Command::new("mount").args(["-o", "remount,size=40m"]).arg(disk.path()));
-    assert!(bigger.status.success(), "{bigger:?}");
+    disk.resize("40m");
     let again = pull();
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }

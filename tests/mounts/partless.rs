@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use soci_cli::demo::registry::DemoRegistry;
 use soci_index::registry::Repository;
+use soci_tests::disk::SmallDisk;
 use soci_tests::forge::{Lie, SPAN_BYTES, push_spans, push_ztoc};
 use soci_tests::front::{Fault, Front, NoParts};
 use soci_tests::image::{Image, tar, text};
@@ -106,6 +107,15 @@ impl<'a> Mount<'a> {
     }
 }
 
+impl Mount<'_> {
+    fn present_spans(&self) -> (u64, u64) {
+        let status: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(self.at.join(".soci/status.json")).unwrap()).unwrap();
+        let layer = &status["layers"][0];
+        (layer["present_spans"].as_u64().unwrap(), layer["spans"].as_u64().unwrap())
+    }
+}
+
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
         let _ = run(soci().args(["umount", "--lazy"]).arg(self.at));
@@ -197,5 +207,90 @@ async fn an_origin_that_serves_parts_is_preferred() {
         assert!(daemon.read(slot, "c").await == content(2), "{manner:?}");
         let (sent, layer) = (good.blob_bytes_sent() - before, stage.layer_bytes());
         assert!(sent < layer * 3 / 4, "{manner:?}: {sent} bytes of {layer} were sent for a sixth of the layer");
+    }
+}
+
+/// The disk is full in the middle of a pass: all that waits gets its bytes, and the right ones, from memory; with room again
+/// the layer is kept, by this process and by the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_in_the_middle_of_a_pass() {
+    for (spans, manner) in [(false, NoParts::Whole), (true, NoParts::Status(400))] {
+        let Some(disk) = SmallDisk::new("40m") else { return };
+        let stage = Stage::new(spans).await;
+        stage.front.set(Fault::NoParts(manner));
+        let wanted = labels(&stage.name(), &stage.image, 0);
+        let (slot, present) = {
+            let daemon = Daemon::start(disk.path(), true);
+            let slot = daemon.layers.provide(&wanted).await.unwrap();
+            disk.leave(2 << 20);
+            let read = async |number: usize| {
+                assert!(daemon.read(slot, FILES[number]).await == content(number), "{manner:?} {number}");
+            };
+            // Side by side, so that one waits while the other's pass goes on; then again, of what is in memory or comes anew.
+            tokio::join!(read(0), read(1), read(2), read(3), read(4));
+            for number in (0..FILES.len()).rev() {
+                read(number).await;
+            }
+            let store = daemon.forest.reader(slot).unwrap();
+            let present = store.store().present_spans();
+            assert!(present > 0 && !store.store().is_complete() && store.condemned().is_none(), "{present} spans");
+            disk.resize("40m");
+            read(4).await;
+            (slot, present)
+        };
+        let daemon = Daemon::start(disk.path(), true);
+        for (number, name) in FILES.iter().enumerate() {
+            assert!(daemon.read(slot, name).await == content(number), "{manner:?} {name}");
+        }
+        let reader = daemon.forest.reader(slot).unwrap();
+        assert!(reader.store().present_spans() > present && reader.condemned().is_none(), "{manner:?}");
+        reader.complete().await.unwrap();
+        assert!(reader.store().is_complete());
+    }
+}
+
+/// The process is killed in the middle of a pass: the next mount shows right bytes only, has what was stored until then, and
+/// goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_in_the_middle_of_a_pass() {
+    if !can_mount() {
+        return;
+    }
+    for (spans, manner) in [(false, NoParts::Status(400)), (true, NoParts::Whole)] {
+        let stage = Stage::new(spans).await;
+        stage.front.set(Fault::NoParts(manner));
+        stage.front.pause(10);
+        let at = stage.root.path().join("mnt");
+        std::fs::create_dir(&at).unwrap();
+        let mut mount = Mount::new(&stage, &at);
+        let reading = at.join("e");
+        // It fails when the process is killed, or has been answered by then.
+        let reader = std::thread::spawn(move || std::fs::read(reading));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let (before, all) = loop {
+            let (present, all) = mount.present_spans();
+            if present >= 5 {
+                break (present, all);
+            }
+            assert!(Instant::now() < deadline, "the pass does not begin");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        assert!(before < all, "{manner:?}: all {all} spans were there before it could be killed");
+        mount.child.kill().unwrap();
+        mount.child.wait().unwrap();
+        drop(mount);
+        if let Ok(read) = reader.join().unwrap() {
+            assert!(read == content(4), "{manner:?}");
+        }
+
+        stage.front.pause(0);
+        let mount = Mount::new(&stage, &at);
+        let (kept, _) = mount.present_spans();
+        assert!(kept >= before, "{manner:?}: {kept} of {before} spans are kept");
+        for (number, name) in FILES.iter().enumerate() {
+            assert!(std::fs::read(mount.at.join(name)).unwrap() == content(number), "{manner:?} {name}");
+        }
+        let (present, _) = mount.present_spans();
+        assert!(present > kept, "{manner:?}");
     }
 }

@@ -11,6 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use soci_index::compact::WINDOWS_MAGIC;
 use soci_index::digest::Digest;
+use soci_index::icon;
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::manifest::EMPTY_CONFIG;
 use soci_index::registry::Body;
@@ -103,7 +104,7 @@ async fn push_toc(stage: &Mounting, toc: Vec<u8>) {
     };
     let subject = Descriptor::of(media_type::MANIFEST, &stage.image.manifest);
     let index = serde_json::to_vec(&SpanIndex::new(&[reference], &subject)).unwrap();
-    for blob in [toc, windows, EMPTY_CONFIG.to_vec()] {
+    for blob in [toc, windows, EMPTY_CONFIG.to_vec(), icon::PNG.to_vec()] {
         repository.push_blob(&Digest::of(&blob), Body::Bytes(blob.into()), None).await.unwrap();
     }
     repository.push_referrer(media_type::MANIFEST, Bytes::from(index)).await.unwrap();

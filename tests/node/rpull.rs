@@ -9,11 +9,13 @@ use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, shell_layer, tar, text};
 use soci_tests::node::Node;
 use soci_tests::stage::Stage;
+use soci_tests::urls::serve;
 use soci_tests::{on_each_containerd, run, soci, stdout};
 
 on_each_containerd!(
     layers_are_provided,
     other_snapshotters_are_filled,
+    foreign_layers_come_from_their_urls,
     an_interrupted_pull_is_gone_on_with,
     a_second_repository_serves_when_the_first_is_gone,
 );
@@ -66,6 +68,34 @@ async fn layers_are_provided(version: Containerd) {
     assert_eq!(came(&stdout(rpull(&node).args(["--json", &plain]))), ["already", "provided"]);
     assert_eq!(node.run(&plain, "two", "wc -c < /srv/other"), format!("{FILE_BYTES}\n"));
     node.remove_last_images(&[&name, &plain]);
+}
+
+/// What the registry lacks and the snapshotter leaves comes from its URLs, if that is allowed.
+async fn foreign_layers_come_from_their_urls(version: Containerd) {
+    let Some(stage) = Stage::new().await else { return };
+    let Some(node) = Node::start(version) else { return };
+    let mut image = image();
+    let (url, asked) = serve(image.blobs[1].to_vec());
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    manifest["layers"][1]["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into();
+    manifest["layers"][1]["urls"] = serde_json::json!([format!("{url}/layer")]);
+    image.manifest = manifest.to_string().into();
+    let name = stage.push(&Image { blobs: lacking(&image), ..image.clone() }, "foreign").await;
+    let pull = |more: &[&str]| run(rpull(&node).args(["--snapshotter", "overlayfs", "--json", &name]).args(more));
+    let refused = pull(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(5) && said.contains("--foreign-layers"), "{said}");
+    assert_eq!(asked.lock().unwrap().len(), 0);
+    let pulled = pull(&["--foreign-layers"]);
+    assert!(pulled.status.success(), "{pulled:?}");
+    // The first one is here already, unless containerd has collected what the pull that failed left behind.
+    assert_eq!(came(&String::from_utf8(pulled.stdout).unwrap())[1..], ["fetched", "fetched"]);
+    node.remove_last_images(&[&name]);
+}
+
+/// Its blobs without the second layer.
+fn lacking(image: &Image) -> Vec<bytes::Bytes> {
+    image.blobs.iter().enumerate().filter(|(place, _)| *place != 1).map(|(_, blob)| blob.clone()).collect()
 }
 
 async fn other_snapshotters_are_filled(version: Containerd) {

@@ -5,6 +5,7 @@ use soci_index::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::compact;
 use soci_index::digest::Digest;
 use soci_index::entry::EntryKind;
+use soci_index::icon;
 use soci_index::image::model::{Descriptor, media_type};
 use soci_index::index::{Compression, LayerIndex};
 use soci_index::indexer::{Indexed, Indexer, Options};
@@ -122,7 +123,7 @@ pub async fn push_spans(repository: &Repository, image: &Image, span_bytes: u64,
         windows: (Digest::of(&compact.windows), compact.windows.len() as u64),
         span_bytes,
     };
-    for blob in [&toc[..], &compact.windows[..], EMPTY_CONFIG] {
+    for blob in [&toc[..], &compact.windows[..], EMPTY_CONFIG, icon::PNG] {
         push_blob(repository, blob).await;
     }
     let index = SpanIndex::new(&[reference], &Descriptor::of(media_type::MANIFEST, &image.manifest)).to_json();

@@ -74,6 +74,8 @@ struct Shared {
     struck: AtomicU64,
     /// Bytes of bodies of blobs that were sent.
     sent: AtomicU64,
+    /// Milliseconds between two pieces of a blob, where no parts are served.
+    pause: AtomicU64,
 }
 
 impl Front {
@@ -90,6 +92,7 @@ impl Front {
             requests: Mutex::default(),
             struck: AtomicU64::default(),
             sent: AtomicU64::default(),
+            pause: AtomicU64::default(),
         });
         let task = tokio::spawn(listen(listener, address, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
@@ -105,6 +108,11 @@ impl Front {
     pub fn set(&self, fault: Fault) -> u64 {
         self.shared.fault.send_replace(fault);
         self.shared.struck.load(Ordering::Relaxed)
+    }
+
+    /// Rests for so many milliseconds after each 16 KiB of a blob of which no parts are served.
+    pub fn pause(&self, milliseconds: u64) {
+        self.shared.pause.store(milliseconds, Ordering::Relaxed);
     }
 
     /// Bytes of blobs that were sent so far.
@@ -218,6 +226,10 @@ async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         client.write_all(bytes).await?;
         if is_blob {
             shared.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        let pause = shared.pause.load(Ordering::Relaxed);
+        if is_blob && pause > 0 && matches!(fault, Fault::NoParts(_)) {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         if let Fault::Slow { bytes_per_second, .. } = fault {
             tokio::time::sleep(Duration::from_secs(1) * u32::try_from(piece).unwrap_or(u32::MAX) / bytes_per_second)

@@ -4,6 +4,7 @@ pub mod answers;
 pub mod archive;
 pub mod containerd;
 pub mod daemon;
+pub mod disk;
 pub mod forge;
 pub mod front;
 pub mod gate;
@@ -20,6 +21,7 @@ pub mod registry;
 pub mod signer;
 pub mod stage;
 pub mod trees;
+pub mod urls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -106,6 +106,9 @@ pub struct Mount {
     /// Write the process id of the serving process to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Print a JSON document, of one line, when the mount is ready, and another one when it has ended
+    #[arg(long)]
+    pub json: bool,
     /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
@@ -187,6 +190,10 @@ pub struct Rpull {
     /// Use this index and no other
     #[arg(long, value_name = "DIGEST")]
     pub soci_index_digest: Option<String>,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names, where the
+    /// snapshotter leaves them to containerd; they are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

@@ -50,6 +50,13 @@ pub struct Record {
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
+    /// Print one JSON document; what the command prints goes to standard error then
+    #[arg(long)]
+    pub json: bool,
     /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
@@ -119,6 +126,9 @@ pub enum Profile {
         /// Platform, for example linux/arm64 [default: this machine's]
         #[arg(long, short = 'p', value_name = "OS/ARCH")]
         platform: Option<String>,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
         /// How to talk to the registry.
         #[command(flatten)]
         access: Box<Access>,
@@ -132,6 +142,9 @@ pub enum Profile {
         /// Where to write the result
         #[arg(long, short = 'o', value_name = "FILE")]
         output: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -158,7 +171,7 @@ pub struct PushProfile {
     /// lists it before the image's other indexes.
     #[arg(long)]
     pub as_prefetch: bool,
-    /// The command that was recorded, as a note for people
+    /// The command that was recorded, as a note for people; an empty text publishes none [default: what `soci record` ran]
     #[arg(long, value_name = "TEXT")]
     pub command: Option<String>,
     /// Push into this repository, HOST/NAME, and not into the image's own
@@ -167,6 +180,10 @@ pub struct PushProfile {
     /// Platform, for example linux/arm64 [default: this machine's]
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
+    /// For --pack: fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

@@ -317,6 +317,10 @@ pub struct Verify {
     /// Demand a signature by this certificate, or by one of this authority, a PEM file as notation uses; may be repeated
     #[arg(long = "certificate", value_name = "FILE")]
     pub certificates: Vec<PathBuf>,
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

@@ -131,7 +131,7 @@ impl Start<'_> {
     async fn pull_lazily(&self) -> anyhow::Result<()> {
         let containerd = Containerd::connect(&self.node.socket, &self.node.namespace).await?;
         let (image, root, platform, source) = self.resolve().await?;
-        let options = PullOptions { image, snapshotter: self.snapshotter.to_owned(), index: None };
+        let options = PullOptions { image, snapshotter: self.snapshotter.to_owned(), index: None, urls: None };
         let seen = Mutex::new((self.relay.bytes_down(), Vec::new()));
         let note = |pulled: &PulledLayer| {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);

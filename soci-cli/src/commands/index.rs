@@ -23,7 +23,10 @@ pub fn run(arguments: &Index, config: &Config, global: &Global) -> anyhow::Resul
     match arguments {
         Index::List(arguments) => list(config, arguments),
         Index::Info { digest } => info(config, digest),
-        Index::Remove { digests, image } => remove(config, digests, image.as_deref(), global),
+        Index::Remove { digests, image, json } => {
+            let removed = remove(config, digests, image.as_deref(), global)?;
+            if *json { output::json(&removed_json(&removed)) } else { Ok(()) }
+        }
     }
 }
 
@@ -97,22 +100,32 @@ fn missing(digest: &Digest) -> anyhow::Error {
     fail(Exit::Failure, format!("the local index store has no index {digest}; `soci index list` shows what it has"))
 }
 
-fn remove(config: &Config, digests: &[String], of: Option<&str>, global: &Global) -> anyhow::Result<()> {
+/// An index that was removed, with all blobs of the store that went with it.
+type Removed = (Digest, Vec<Digest>);
+
+fn removed_json(removed: &[Removed]) -> serde_json::Value {
+    let one = |(digest, blobs): &Removed| serde_json::json!({ "digest": digest, "blobs": blobs });
+    serde_json::json!({ "removed": removed.iter().map(one).collect::<Vec<_>>() })
+}
+
+fn remove(config: &Config, digests: &[String], of: Option<&str>, global: &Global) -> anyhow::Result<Vec<Removed>> {
     config.keep_private()?;
     let entries = entries(config)?;
     let wanted = to_remove(&entries, digests, of)?;
-    let Some(layout) = layout(config)? else { return Ok(()) };
+    let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     for entry in entries.iter().filter(|entry| wanted.contains(&entry.descriptor.digest)) {
         if let Some(namespace) = target::namespace_of(entry.note(KEPT_IN)) {
             block_on(global.timeout, remove_from_containerd(&entry.descriptor.digest, namespace, global))?;
         }
     }
     let mut writer = layout.lock()?;
-    for digest in &wanted {
-        let removed = writer.remove_manifest(digest)?;
+    let mut all = Vec::new();
+    for digest in wanted {
+        let removed = writer.remove_manifest(&digest)?;
         tracing::debug!(%digest, blobs = removed.len(), "removed");
+        all.push((digest, removed));
     }
-    Ok(())
+    Ok(all)
 }
 
 /// What was named, and the span index of an image whose last other index goes.

@@ -18,19 +18,17 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use soci_fs::image::Image;
 use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
-use soci_fs::open::{IndexModes, LayerNote, NO_INDEX, OpenOptions, Way, open_image};
+use soci_fs::open::{IndexModes, OpenOptions, open_image};
 use soci_fs::private::ensure_private_dir;
 use soci_fs::reader::Policy;
 use soci_fs::store::{Store, StoreError};
 use soci_fs::trust::TrustPolicy;
-use soci_index::find::choose::Candidate;
 use soci_index::image::ImageSource;
 use soci_index::image::reference::Reference;
 use soci_index::output as output_file;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
 
-use super::choice;
 use super::image::{self, run_to_end};
 use crate::args::{Mount, Umount};
 use crate::config::Config;
@@ -40,8 +38,10 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 
 mod ahead;
+mod report;
 
 use ahead::{Ahead, Plan};
+use report::Report;
 
 /// What a detached process prints when its mount is ready.
 const READY: &str = "ready";
@@ -113,45 +113,36 @@ pub(super) fn check_device() -> anyhow::Result<()> {
 async fn serve(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
     let start = Instant::now();
     let reference = image::reference(&arguments.image)?;
+    // While nothing is mounted there: later it would be this process that is asked.
+    let mountpoint = absolute(&arguments.directory)?;
     // From here on: a signal between the mount and the wait for its end must not leave the mount behind.
     let mut signals = Signals::catch()?;
     let served = tokio::select! {
         served = prepare(arguments, config, &reference) => served?,
         () = signals.next() => return Err(fail(Exit::Interrupted, INTERRUPTED)),
     };
-    let Served { image, mounted, ahead, index, notes } = served;
+    let Served { image, mounted, ahead, report } = served;
     if let Some(file) = &arguments.pid_file {
         write_pid(file).with_context(|| format!("writing {}", file.display()))?;
     }
-    let (directory, time) = (arguments.directory.display(), output::time(start.elapsed()));
-    let how =
-        index.as_ref().map_or_else(|| "without an index".to_owned(), |index| format!("by {}", choice::words(index)));
-    let lacks_index = |note: &LayerNote| matches!(&note.way, Way::Streamed(reason) if reason == NO_INDEX);
-    let is_bare = notes.iter().any(lacks_index);
-    let hint =
-        format!("the image has no index: `soci publish {reference}` makes the next mount fetch only what is read");
-    let hint = is_bare.then_some(hint);
-    if arguments.serve_detached {
-        let log = open_log(config)?;
-        output::line(format!("mounted {reference} on {directory} in {time}, {how} (process {})", std::process::id()))?;
-        hint.map_or(Ok(()), output::line)?;
+    let (directory, time) = (&arguments.directory, start.elapsed());
+    let log = if arguments.serve_detached { Some(open_log(config)?) } else { None };
+    match arguments.json {
+        true => report.ready_json(&mountpoint, time, config)?,
+        false => report.ready(directory, time, arguments.serve_detached)?,
+    }
+    if let Some(log) = log {
         leave_terminal();
         output::line(READY)?;
         let to_log = rustix::stdio::dup2_stdout(&log).and_then(|()| rustix::stdio::dup2_stderr(&log));
         to_log.context("writing to the log from now on")?;
-    } else {
-        report(&notes)?;
-        hint.map_or(Ok(()), output::line)?;
-        output::line(format!(
-            "mounted {reference} on {directory} in {time}, {how}; `soci umount {directory}` or Ctrl-C ends it"
-        ))?;
     }
     until_unmounted(mounted, &mut signals).await?;
     ahead.end();
     if let Some(file) = &arguments.pid_file {
         let _ = output_file::remove(file);
     }
-    summary(&image)
+    report::ended(&image, &mountpoint, arguments.json)
 }
 
 /// An image that is mounted, and how it was opened.
@@ -159,8 +150,7 @@ struct Served {
     image: Arc<Image>,
     mounted: Mounted,
     ahead: Ahead,
-    index: Option<Candidate>,
-    notes: Vec<LayerNote>,
+    report: Report,
 }
 
 async fn prepare(arguments: &Mount, config: &Config, reference: &Reference) -> anyhow::Result<Served> {
@@ -177,7 +167,7 @@ async fn prepare(arguments: &Mount, config: &Config, reference: &Reference) -> a
     progress.finish();
     let opened = opened.with_context(|| reference.to_string())?;
     let mut ahead = plan.follow(&source, &opened.readers, opened.profile)?;
-    let (index, notes) = (opened.choice.chosen.clone(), opened.notes.clone());
+    let report = Report { reference: reference.clone(), found, choice: opened.choice, notes: opened.notes };
     let image = Arc::new(Image::new(opened.readers).context("merging the layers")?);
     if !arguments.no_follow_names {
         ahead.follow_names(&image);
@@ -187,7 +177,7 @@ async fn prepare(arguments: &Mount, config: &Config, reference: &Reference) -> a
     options.privileged = arguments.suid;
     options.statistics_path = Some(store.root().to_owned());
     let mounted = mount(Arc::clone(&image), &arguments.directory, &options, Handle::current())?;
-    Ok(Served { image, mounted, ahead, index, notes })
+    Ok(Served { image, mounted, ahead, report })
 }
 
 /// The number of this process, readable by all users that can enter the directory: it is no secret.
@@ -272,36 +262,6 @@ pub fn free_store(root: &Path) -> anyhow::Result<Store> {
     }
     let hint = format!("all {STORES_MAX} layer stores below {} are in use; unmount some images", root.display());
     Err(fail(Exit::Local, hint))
-}
-
-/// Says how each layer was opened.
-fn report(notes: &[LayerNote]) -> anyhow::Result<()> {
-    let row = |note: &LayerNote| {
-        let way = match &note.way {
-            Way::Lazy => "on demand".to_owned(),
-            Way::Kept => "all here".to_owned(),
-            Way::Streamed(reason) => format!("fetched: {reason}"),
-        };
-        vec![note.layer.digest.to_string(), output::size(note.layer.size), way]
-    };
-    output::table(&["LAYER", "SIZE", "FILES"], &notes.iter().map(row).collect::<Vec<_>>())
-}
-
-/// Says what was fetched.
-fn summary(image: &Image) -> anyhow::Result<()> {
-    let status = image.status();
-    let sum = |count: fn(&soci_fs::status::LayerStatus) -> u64| status.layers.iter().map(count).sum::<u64>();
-    let (fetched, all) = (sum(|layer| layer.fetched_bytes), sum(|layer| layer.compressed_bytes));
-    let (present, spans) = (sum(|layer| layer.present_spans.into()), sum(|layer| layer.spans.into()));
-    output::line(format!(
-        "unmounted; {} of {} fetched in {} requests, {present} of {spans} spans are here; {} reads waited for them, \
-         {:.1} s in all",
-        output::size(fetched),
-        output::size(all),
-        sum(|layer| layer.requests),
-        sum(|layer| layer.late_reads),
-        status.layers.iter().map(|layer| layer.waited_seconds).sum::<f64>(),
-    ))
 }
 
 /// Starts a process that serves, and waits until it says that it is ready. Until then what it says goes where this

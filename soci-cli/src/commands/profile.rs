@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_fs::open::open_image;
+use soci_fs::open::{OpenOptions, open_image};
 use soci_fs::profile::pack;
 use soci_index::digest::Digest;
 use soci_index::entry::Timestamp;
@@ -37,11 +37,12 @@ pub fn run(arguments: &args::Profile, config: &Config, timeout: Duration) -> any
         args::Profile::List { image, platform, json, access } => {
             block_on(timeout, list(image, platform.as_deref(), *json, access))
         }
-        args::Profile::Rm { image, name, platform, access } => {
-            block_on(timeout, remove(image, name, platform.as_deref(), access))
+        args::Profile::Rm { image, name, platform, json, access } => {
+            let deleted = block_on(timeout, remove(image, name, platform.as_deref(), access))?;
+            say_deleted(image, name, &deleted, *json)
         }
         args::Profile::Show { file, json } => show(file, *json),
-        args::Profile::Merge { first, second, output } => merge(first, second, output),
+        args::Profile::Merge { first, second, output, json } => merge(first, second, output, *json),
     }
 }
 
@@ -65,7 +66,11 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         let hint = "a name has letters, digits, - _ . and at most 128 of them";
         return Err(fail(Exit::Usage, format!("{:?} is no name of a profile: {hint}", arguments.name)));
     }
-    let mut profile = read(&arguments.file)?;
+    let recorded = read(&arguments.file)?;
+    let own = Some(recorded.command()).filter(|command| !command.is_empty()).map(str::to_owned);
+    let command = arguments.command.clone().or(own).filter(|command| !command.is_empty());
+    // It goes into an annotation: what the same reads are published as stays the same blob.
+    let mut profile = recorded.with_command("");
     let (source, found) = resolve(&arguments.image, arguments.platform.as_deref(), &arguments.access).await?;
     let known = |layer: &Digest| found.manifest.layers.iter().any(|known| known.digest == *layer);
     if !profile.layers().iter().any(known) {
@@ -87,7 +92,8 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
         config.keep_private()?;
         let store = Arc::new(mount::free_store(&config.layers())?);
-        let options = record::open_options(config, 0);
+        let urls = image::foreign_layers(arguments.foreign_layers)?;
+        let options = OpenOptions { urls, ..record::open_options(config, 0) };
         let opened = open_image(&source, &found, &store, &options, &Handle::current()).await?;
         profile = pack::make(&profile, &opened.readers, file.as_file()).await.context("making the pack")?;
         Some(file)
@@ -96,12 +102,7 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
     };
     let created = crate::config::source_date()
         .map_or_else(super::now, |seconds| rfc3339::format(Timestamp { seconds, nanoseconds: 0 }));
-    let notes = Notes {
-        name: arguments.name.clone(),
-        is_default: arguments.default,
-        created,
-        command: arguments.command.clone(),
-    };
+    let notes = Notes { name: arguments.name.clone(), is_default: arguments.default, created, command };
     let path = pack_file.as_ref().map(tempfile::NamedTempFile::path);
     let pack_bytes = path.map(std::fs::metadata).transpose().context("looking at the pack")?.map(|file| file.len());
     let pushed = profiles::push(&repository, &found.raw.descriptor(), &profile, path, &notes).await?;
@@ -209,7 +210,16 @@ async fn list(name: &str, platform: Option<&str>, json: bool, access: &Access) -
     output::table(&["NAME", "USE", "PACK", "CREATED", "DIGEST", "COMMAND"], &rows)
 }
 
-async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<()> {
+fn say_deleted(image: &str, name: &str, deleted: &[Digest], json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::json(&serde_json::json!({ "image": image, "name": name, "deleted": deleted }));
+    }
+    let line = |digest: &Digest| output::line(format!("profile {name} of {image} is deleted: {digest}"));
+    deleted.iter().try_for_each(line)
+}
+
+/// Deletes the profiles of a name, and says which.
+async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<Vec<Digest>> {
     let (source, found) = resolve(image, platform, access).await?;
     let ImageSource::Registry { repository, .. } = &source else {
         return Err(fail(Exit::Usage, format!("{image} is not in a registry: profiles are deleted there only")));
@@ -220,7 +230,7 @@ async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access
         let hint = format!("`soci profile list {image}` shows what there is");
         return Err(fail(Exit::Failure, format!("{image} has no profile {name}; {hint}")));
     }
-    for one in published {
+    for one in &published {
         let deleted = repository.delete_manifest(&one.digest).await;
         deleted.map_err(|error| match error {
             RegistryError::Status { status: 400 | 403 | 405 | 501, .. } => fail(
@@ -233,9 +243,9 @@ async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access
             ),
             error => error.into(),
         })?;
-        output::line(format!("profile {name} of {image} is deleted: {}", one.digest))?;
+        tracing::info!(digest = %one.digest, name, "a profile is deleted");
     }
-    Ok(())
+    Ok(published.into_iter().map(|one| one.digest).collect())
 }
 
 fn show(file: &Path, json: bool) -> anyhow::Result<()> {
@@ -246,6 +256,7 @@ fn show(file: &Path, json: bool) -> anyhow::Result<()> {
         let ranges = profile.ranges().iter().map(|range| (range.layer, range.bytes.start, range.length()));
         return output::json(&serde_json::json!({
             "bytes": profile.bytes(),
+            "command": profile.command(),
             "layers": layers,
             "ranges": ranges.collect::<Vec<_>>(),
             "verified": !profile.digests().is_empty(),
@@ -256,13 +267,20 @@ fn show(file: &Path, json: bool) -> anyhow::Result<()> {
         vec![layer.to_string(), of_layer(number).count().to_string(), output::size(bytes)]
     };
     let rows: Vec<_> = profile.layers().iter().enumerate().map(row).collect();
-    output::table(&["LAYER", "RANGES", "BYTES"], &rows)
+    output::table(&["LAYER", "RANGES", "BYTES"], &rows)?;
+    match profile.command() {
+        "" => Ok(()),
+        command => output::line(format!("recorded of {}", output::clean(command))),
+    }
 }
 
-fn merge(first: &Path, second: &Path, file: &Path) -> anyhow::Result<()> {
+fn merge(first: &Path, second: &Path, file: &Path, json: bool) -> anyhow::Result<()> {
     let merged = read(first)?.merge(&read(second)?, &Limits::DEFAULT);
     let merged = merged.map_err(|error| fail(Exit::Failure, format!("{}: {error}", file.display())))?;
     record::write(file, &merged)?;
+    if json {
+        return output::json_beside(file, &record::document(file, &merged));
+    }
     let (bytes, ranges) = (output::size(merged.bytes()), merged.ranges().len());
     output::line_beside(file, format!("{}: {bytes} in {ranges} ranges", file.display()))
 }

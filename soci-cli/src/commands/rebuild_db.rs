@@ -25,6 +25,7 @@ use super::catalogue::{self, Entry};
 use super::image::block_on;
 use crate::args::{ContentStore, Global};
 use crate::config::Config;
+use crate::output;
 
 /// What every index in containerd has, whether our tool has made it or AWS's.
 const ZTOC_LABEL: &str = "containerd.io/gc.ref.content.ztoc.0";
@@ -33,11 +34,11 @@ const ZTOC_LABEL: &str = "containerd.io/gc.ref.content.ztoc.0";
 ///
 /// # Errors
 /// When the store cannot be read or written, or containerd was asked for and does not answer.
-pub fn run(config: &Config, global: &Global) -> anyhow::Result<()> {
+pub fn run(json: bool, config: &Config, global: &Global) -> anyhow::Result<()> {
     config.keep_private()?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let entries = catalogue::entries(config)?;
-    block_on(global.timeout, async {
+    let (left, entered) = block_on(global.timeout, async {
         let gone = gone(&layout, &entries, global).await?;
         let containerd = containerd(global).await?;
         let mut found = unlisted(&layout)?;
@@ -51,6 +52,7 @@ pub fn run(config: &Config, global: &Global) -> anyhow::Result<()> {
             tracing::info!(%digest, blobs = removed.len(), "left the list: its manifest is gone");
         }
         drop(writer);
+        let entered: Vec<Digest> = found.iter().map(|found| found.digest).collect();
         for found in found {
             let platform = match &containerd {
                 Some(containerd) => platform(containerd, &found.subject).await,
@@ -59,8 +61,9 @@ pub fn run(config: &Config, global: &Global) -> anyhow::Result<()> {
             tracing::info!(digest = %found.digest, "entered the list");
             found.list(&layout, platform)?;
         }
-        Ok(())
-    })
+        Ok((gone, entered))
+    })?;
+    if json { output::json(&serde_json::json!({ "left": left, "entered": entered })) } else { Ok(()) }
 }
 
 async fn containerd(global: &Global) -> anyhow::Result<Option<Containerd>> {

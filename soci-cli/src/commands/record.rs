@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use soci_fs::image::Image;
@@ -14,7 +14,7 @@ use soci_fs::open::{OpenOptions, open_image};
 use soci_fs::private::ensure_private_dir;
 use soci_fs::profile::Recorder;
 use soci_fs::store::Store;
-use soci_index::image::ImageSource;
+use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::limits::Limits;
 use soci_index::output as output_file;
 use soci_index::profile::Profile;
@@ -31,7 +31,7 @@ mod container;
 mod enter;
 pub mod inside;
 
-use enter::{Ending, Errand};
+use enter::{Ending, Errand, Terms};
 
 /// What an interrupt during the preparations leads to.
 const INTERRUPTED: &str = "interrupted before the command was started";
@@ -81,7 +81,8 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         std::fs::create_dir(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     let store = Arc::new(Store::open(&scratch.path().join("store"))?);
-    let open = open_options(config, arguments.min_layer_size);
+    let urls = image::foreign_layers(arguments.foreign_layers)?;
+    let open = OpenOptions { urls, ..open_options(config, arguments.min_layer_size) };
     let opening = async { Ok(open_image(&source, &found, &store, &open, &Handle::current()).await?) };
     let opened = image::interruptible(opening, INTERRUPTED).await?;
     let recorder = Recorder::new(Limits::DEFAULT);
@@ -91,13 +92,14 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     let mut signals = Signals::catch()?;
     let mounted = mount(Arc::clone(&image), &mountpoint, &options, Handle::current())?;
     let start = Instant::now();
-    let ending = errand.run(&mountpoint, &room, arguments.time, &mut signals).await;
+    let terms = Terms { time: arguments.time, quiet: arguments.json };
+    let ending = errand.run(&mountpoint, &room, terms, &mut signals).await;
     let time = start.elapsed();
     let unmounter = mounted.unmounter();
     unmounter.unmount(Lazy::Yes)?;
     drop(mounted);
     let ending = ending?;
-    let profile = recorder.profile()?;
+    let profile = recorder.profile()?.with_command(&errand.line());
     if profile.ranges().is_empty() {
         return Err(fail(Exit::Failure, format!("{errand} read nothing of {reference} ({ending})")));
     }
@@ -105,14 +107,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         tracing::warn!("the command reads more than a profile can name; the rest is left out");
     }
     write(&arguments.output, &profile)?;
-    let said = format!(
-        "{}: {} in {} ranges, read within {} by {errand}",
-        arguments.output.display(),
-        output::size(profile.bytes()),
-        profile.ranges().len(),
-        output::time(time),
-    );
-    output::line_beside(&arguments.output, said)?;
+    say(arguments, &found, &profile, &errand, (&ending, time))?;
     match ending {
         Ending::Stopped => Ok(()),
         Ending::Interrupted => {
@@ -125,6 +120,39 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
             Err(fail(Exit::Failure, format!("{errand}: {ending}; what it read is in {written} all the same")))
         }
     }
+}
+
+fn say(
+    arguments: &Record,
+    image: &PlatformImage,
+    profile: &Profile,
+    errand: &Errand,
+    (ending, time): (&Ending, Duration),
+) -> anyhow::Result<()> {
+    let file = &arguments.output;
+    if arguments.json {
+        let mut document = document(file, profile);
+        document["image"] = arguments.image.clone().into();
+        document["digest"] = image.descriptor.digest.to_string().into();
+        document["seconds"] = time.as_secs_f64().into();
+        document["ending"] = ending.to_string().into();
+        return output::json_beside(file, &document);
+    }
+    let (bytes, ranges, time) = (output::size(profile.bytes()), profile.ranges().len(), output::time(time));
+    let shown = file.display();
+    output::line_beside(file, format!("{shown}: {bytes} in {ranges} ranges, read within {time} by {errand}"))
+}
+
+/// A profile that was written, for programs.
+#[must_use]
+pub fn document(file: &Path, profile: &Profile) -> serde_json::Value {
+    serde_json::json!({
+        "output": file.display().to_string(),
+        "bytes": profile.bytes(),
+        "ranges": profile.ranges().len(),
+        "layers": profile.layers(),
+        "command": profile.command(),
+    })
 }
 
 /// Writes a profile.

@@ -29,7 +29,8 @@ pub fn run(arguments: &Rpull, global: &Global) -> anyhow::Result<()> {
     let index = arguments.soci_index_digest.as_deref().map(str::parse).transpose();
     let index = index.map_err(|error| fail(Exit::Usage, format!("--soci-index-digest: {error}")))?;
     let snapshotter = arguments.access.peer.snapshotter.clone().unwrap_or_else(|| SNAPSHOTTER.to_owned());
-    let pulling = PullOptions { image: name.clone(), snapshotter, index };
+    let urls = image::foreign_layers(arguments.foreign_layers)?;
+    let pulling = PullOptions { image: name.clone(), snapshotter, index, urls };
     let start = Instant::now();
     let pulled = block_on(global.timeout, async {
         let containerd = Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await?;

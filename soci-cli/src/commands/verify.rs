@@ -11,6 +11,7 @@ use soci_index::find::Search;
 use soci_index::find::choose::{Candidate, PassedOver, Place};
 use soci_index::image::layout::Layout;
 use soci_index::image::store::Store;
+use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::index_manifest::IndexManifest;
 use soci_index::manifest::INDEX_V2;
@@ -57,6 +58,7 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     let policy = (!arguments.keys.is_empty() || !arguments.certificates.is_empty())
         .then(|| TrustPolicy::new(Provisional::RequireSignature, &arguments.keys, &arguments.certificates))
         .transpose()?;
+    let urls = image::foreign_layers(arguments.foreign_layers)?;
     let outcomes = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;
         let finder =
@@ -70,7 +72,8 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
                 return Err(fail(Exit::Failure, format!("{reference} has no index for {}; {hint}", image.platform)));
             }
             for Found { candidate: found, signature, used } in found {
-                let checked = check(&source, &image, &found, &finder.origin(&found, layout.as_ref())).await?;
+                let origin = finder.origin(&found, layout.as_ref());
+                let checked = check(&source, &image, &found, &origin, urls.as_ref()).await?;
                 outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature, used });
             }
         }
@@ -94,13 +97,14 @@ async fn check(
     image: &PlatformImage,
     found: &Candidate,
     origin: &ImageSource,
+    urls: Option<&UrlFetcher>,
 ) -> anyhow::Result<Vec<Checked>> {
     let building = soci_index::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
     let indexed = image.manifest.layers.iter().filter(|layer| found.index.table(&layer.digest).is_some());
     let (progress, observer) = image::watch("verifying", indexed, &building);
     let checked = match &found.index {
-        IndexManifest::Soci(index) => verify(source, image, index, origin, &observer).await,
-        IndexManifest::Spans(index) => verify_spans(source, image, index, origin, &observer).await,
+        IndexManifest::Soci(index) => verify(source, image, index, origin, urls, &observer).await,
+        IndexManifest::Spans(index) => verify_spans(source, image, index, origin, urls, &observer).await,
     };
     progress.finish();
     checked.with_context(|| format!("verifying index {}", found.digest))

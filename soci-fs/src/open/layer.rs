@@ -98,14 +98,10 @@ impl ImageOpener {
         if !self.options.whole_layers {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
         }
-        let from_urls = urls.is_some();
-        if !from_urls && self.claim(layer, diff_id).table.is_some() {
+        if urls.is_none() && self.claim(layer, diff_id).table.is_some() {
             self.options.stages.fallbacks.fetch_add(1, Ordering::Relaxed);
         }
         let stored = self.stream(layer, diff_id, urls).await?;
-        if from_urls {
-            stored.store.pin();
-        }
         self.opened(layer, stored, None, note(Way::Streamed(reason)))
     }
 
@@ -275,7 +271,8 @@ impl ImageOpener {
 
     /// Puts the table of a claim into the store, and opens the claim's part of it.
     async fn keep(&self, layer: &Descriptor, claim: Claim, table: Table) -> Result<(Stored, Table), OpenError> {
-        let record = Record { claim, layer_bytes: layer.size, table_kept: Some(table.descriptor.clone()) };
+        let table_kept = Some(table.descriptor.clone());
+        let record = Record { claim, layer_bytes: layer.size, table_kept, from_elsewhere: false };
         let store = Arc::clone(&self.store);
         let kept = tokio::task::spawn_blocking(move || {
             if store.record(&claim.id()).is_none_or(|known| known != record) {
@@ -397,8 +394,8 @@ pub(super) async fn stored(store: &Arc<Store>, claim: Claim) -> Result<Option<St
         match decode_now(&table, descriptor, None) {
             Ok(index) => {
                 let layer = store.layer(&claim, &index)?;
-                if index.compressed_size != record.layer_bytes {
-                    // The index is of another form than the blob (zstd): what is lost of it cannot be fetched again.
+                // Of another form than the blob (zstd), or from URLs: what is lost of it cannot be fetched again.
+                if index.compressed_size != record.layer_bytes || record.from_elsewhere {
                     layer.pin();
                 }
                 Ok(Some(Stored { index: Arc::new(index), store: layer, record }))

@@ -188,6 +188,10 @@ impl Layer {
     ) -> Result<(), Cause> {
         let turn = self.pass.turn(&self.source).await;
         *run = self.pass.board(std::mem::take(run).into()).into();
+        if turn.is_some() {
+            // A pass may have brought them, and ended, while this waited for its turn.
+            run.retain(|passenger| !self.land_if_stored(passenger));
+        }
         let (Some(first), Some(last)) = (run.front(), run.back()) else {
             return Ok(());
         };
@@ -327,6 +331,11 @@ impl Layer {
             }
         }
         Ok(bytes)
+    }
+
+    /// Lands a passenger whose span is in the store; `false` if it is not.
+    fn land_if_stored(&self, passenger: &Passenger) -> bool {
+        self.stored(passenger.span).map(|bytes| self.land(passenger, Ok(bytes))).is_some()
     }
 
     pub(super) fn land(&self, passenger: &Passenger, landing: Result<Bytes, Cause>) {

@@ -9,7 +9,7 @@
 //! so that what still points at an old layer fails instead of finding a new one; a record that cannot be read costs its
 //! own layer only, and is left for a person to look at. All calls that write a file block: they are for threads that may.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -134,6 +134,8 @@ struct Table {
     records: BTreeMap<u16, SlotRecord>,
     /// Numbers whose file cannot be read: taken, and of no use.
     damaged: Vec<u16>,
+    /// Numbers whose file is about to go: not free yet.
+    leaving: BTreeSet<u16>,
     last: u16,
 }
 
@@ -234,8 +236,8 @@ impl Slots {
         }
         record.origins.push(origin);
         self.write(slot, &record)?;
-        self.lock().records.insert(slot, record);
-        Ok(true)
+        // Unless it was withdrawn meanwhile; then the file goes, too, as soon as this one is done.
+        Ok(self.lock().records.get_mut(&slot).map(|known| *known = record).is_some())
     }
 
     fn write(&self, slot: u16, record: &SlotRecord) -> Result<(), SlotError> {
@@ -250,12 +252,36 @@ impl Slots {
     /// # Errors
     /// [`SlotError::Io`]; the slot is still taken then.
     pub fn release(&self, slot: u16) -> Result<Option<SlotRecord>, SlotError> {
+        let record = self.withdraw(slot);
+        self.erase(slot, record.as_ref())?;
+        Ok(record)
+    }
+
+    /// Takes the record out of the table, where nothing finds it from now on, and says what it was. It touches no file, so
+    /// that locks may be held; [`Self::erase`] has to follow.
+    pub fn withdraw(&self, slot: u16) -> Option<SlotRecord> {
+        let mut table = self.lock();
+        table.leaving.insert(slot);
+        table.records.remove(&slot)
+    }
+
+    /// Removes the file of a slot that was withdrawn, whose number is free then.
+    ///
+    /// # Errors
+    /// [`SlotError::Io`]; the record is in the table again then.
+    pub fn erase(&self, slot: u16, record: Option<&SlotRecord>) -> Result<(), SlotError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.path(slot);
-        match std::fs::remove_file(&path) {
+        let removed = match std::fs::remove_file(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(cause)),
-            _ => Ok(self.lock().records.remove(&slot)),
+            _ => Ok(()),
+        };
+        let mut table = self.lock();
+        table.leaving.remove(&slot);
+        if let (Err(_), Some(record)) = (&removed, record) {
+            table.records.insert(slot, record.clone());
         }
+        removed
     }
 
     fn path(&self, slot: u16) -> PathBuf {
@@ -274,7 +300,9 @@ impl Table {
         if self.last < SLOT_MAX {
             return Some(self.last + 1);
         }
-        (1..=SLOT_MAX).find(|slot| !self.records.contains_key(slot) && !self.damaged.contains(slot))
+        let is_taken =
+            |slot: &u16| self.records.contains_key(slot) || self.damaged.contains(slot) || self.leaving.contains(slot);
+        (1..=SLOT_MAX).find(|slot| !is_taken(slot))
     }
 }
 
@@ -355,6 +383,26 @@ mod tests {
         assert_eq!(slots.assign(b).unwrap(), 4);
     }
 
+    /// A record that is withdrawn is found by nothing, and is back where its file stays.
+    #[test]
+    fn withdrawn_and_erased() {
+        let directory = tempfile::tempdir().unwrap();
+        let slots = Slots::open(directory.path()).unwrap();
+        let file = directory.path().join("1.json");
+        slots.assign(record("a")).unwrap();
+        let withdrawn = slots.withdraw(1).unwrap();
+        assert_eq!((slots.find(&withdrawn.claim), slots.get(1), slots.withdraw(1)), (None, None, None));
+        assert!(!slots.join(1, origin("other/app", "a")).unwrap() && file.exists());
+        // What cannot be removed: a directory.
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert!(slots.erase(1, Some(&withdrawn)).is_err());
+        assert_eq!(slots.get(1), Some(withdrawn));
+        std::fs::remove_dir(&file).unwrap();
+        assert_eq!(slots.release(1).unwrap(), Some(record("a")));
+        assert_eq!(slots.all(), []);
+    }
+
     #[test]
     fn damage_costs_one_slot() {
         let directory = tempfile::tempdir().unwrap();
@@ -375,6 +423,9 @@ mod tests {
         let mut table = Table { last: SLOT_MAX, damaged: vec![1], ..Table::default() };
         table.records.insert(2, record("a"));
         assert_eq!(table.free(), Some(3));
+        table.leaving.insert(3);
+        assert_eq!(table.free(), Some(4));
+        table.leaving.clear();
         table.last = 7;
         assert_eq!(table.free(), Some(8));
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use soci_index::digest::Digest;
 use soci_index::find::sweep::{self, Swept};
 use soci_index::image::layout::Layout;
+use tokio::sync::watch;
 
+use super::slots::SlotRecord;
 use super::{RemoteLayers, RemoteOptions, State};
 
 /// How long a slot that was filled may wait to be asked for.
@@ -30,11 +32,10 @@ impl RemoteLayers {
 
     /// Takes slots away that were filled for questions that never came. Blocks.
     pub fn sweep(&self, life: Duration) {
-        let mut state = self.0.state();
-        let over = state.unclaimed.iter().filter(|(_, since)| since.elapsed() >= life);
-        for slot in over.map(|(slot, _)| *slot).collect::<Vec<_>>() {
-            self.take_away(&mut state, slot);
-        }
+        self.take_away(|state| {
+            let over = state.unclaimed.iter().filter(|(_, since)| since.elapsed() >= life);
+            over.map(|(slot, _)| *slot).collect()
+        });
     }
 
     /// Does [`RemoteLayers::sweep`], [`RemoteLayers::end_idle`] and [`RemoteLayers::sweep_indexes`] from time to time, for as
@@ -71,24 +72,79 @@ impl RemoteLayers {
         }
     }
 
-    pub(super) fn take_away(&self, state: &mut State, slot: u16) {
+    /// Takes away the slots that `choose` names while nothing changes, with what is stored of their layers. Blocks.
+    pub(super) fn take_away(&self, choose: impl FnOnce(&State) -> Vec<u16>) {
+        let leaving: Vec<Leaving> = {
+            let mut state = self.0.state();
+            let slots = choose(&state);
+            slots.into_iter().map(|slot| self.withdraw(&mut state, slot)).collect()
+        };
+        for leaving in &leaving {
+            leaving.erase();
+        }
+    }
+
+    /// Takes a slot out of all that can be asked for it. It touches no file, which is why the lock may be held.
+    fn withdraw(&self, state: &mut State, slot: u16) -> Leaving {
         state.unclaimed.remove(&slot);
         self.0.forest.remove(slot);
-        match self.0.slots.release(slot) {
-            Ok(None) => {}
-            Ok(Some(record)) => {
-                let layer = record.claim.layer;
-                // The claim by which it was asked for may be another one, whose proof was here.
-                state.layers.retain(|claim, bringing| {
-                    *claim != record.claim && !matches!(bringing.underway.peek(), Some(Ok(brought)) if *brought == slot)
-                });
-                match self.0.store.set_aside(&record.claim) {
-                    Ok(removed) => drop(self.0.runtime.spawn_blocking(move || removed.delete())),
-                    Err(error) => tracing::warn!(slot, %layer, %error, "the data of a layer stay behind"),
-                }
-                tracing::info!(slot, %layer, "an unused layer is removed");
-            }
-            Err(error) => tracing::warn!(slot, %error, "a slot stays taken"),
+        let record = self.0.slots.withdraw(slot);
+        let (done, watched) = watch::channel(());
+        if let Some(record) = &record {
+            // The claim by which it was asked for may be another one, whose proof was here.
+            state.layers.retain(|claim, bringing| {
+                *claim != record.claim && !matches!(bringing.underway.peek(), Some(Ok(brought)) if *brought == slot)
+            });
+            state.leaving.insert(record.claim, watched);
+        }
+        Leaving { layers: self.clone(), slot, record, _done: done }
+    }
+
+    /// Waits while a slot of this layer, or of another one with the same tar, is being given up.
+    pub(super) async fn until_left(&self, layer: &Digest, diff_id: &Digest) {
+        let next = || {
+            let state = self.0.state();
+            let mut leaving = state.leaving.iter();
+            leaving.find(|(claim, _)| claim.layer == *layer || claim.diff_id == *diff_id).map(|(_, done)| done.clone())
+        };
+        while let Some(mut done) = next() {
+            // Nothing is ever sent: it closes.
+            let _ = done.changed().await;
+        }
+    }
+}
+
+/// A slot that nothing finds any more, until its files are gone.
+struct Leaving {
+    layers: RemoteLayers,
+    slot: u16,
+    record: Option<SlotRecord>,
+    /// Closes when this is dropped.
+    _done: watch::Sender<()>,
+}
+
+impl Leaving {
+    /// Removes its files.
+    fn erase(&self) {
+        let (inner, slot) = (&self.layers.0, self.slot);
+        if let Err(error) = inner.slots.erase(slot, self.record.as_ref()) {
+            tracing::warn!(slot, %error, "a slot stays taken");
+            return;
+        }
+        let Some(SlotRecord { claim, .. }) = &self.record else { return };
+        let layer = claim.layer;
+        match inner.store.set_aside(claim) {
+            Ok(removed) => drop(inner.runtime.spawn_blocking(move || removed.delete())),
+            Err(error) => tracing::warn!(slot, %layer, %error, "the data of a layer stay behind"),
+        }
+        tracing::info!(slot, %layer, "an unused layer is removed");
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(record) = &self.record {
+            self.layers.0.state().leaving.remove(&record.claim);
         }
     }
 }

@@ -6,11 +6,14 @@
 //! are not: where the name is taken by a snapshot on another parent, a second name is used, that of the pair.
 //!
 //! A layer may be promised to one call while another removes the last snapshot that stood on it. So layers are given back
-//! only while no call is with the provider, and only after another look at the database.
+//! only while no call is with the provider, and only after another look at the database; a call that comes meanwhile waits,
+//! on a thread that may block. No lock is held while that goes on.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
 
 #[cfg(test)]
 mod tests;
@@ -38,9 +41,19 @@ pub enum Prepared {
 pub(super) struct Releases {
     /// Calls that are with the provider.
     providing: usize,
+    /// Whether layers are being given back.
+    returning: bool,
     candidates: BTreeSet<u16>,
     /// Whether a mapping of owners may be unused.
     id_maps: bool,
+}
+
+/// The same, shared by all calls.
+#[derive(Debug, Default)]
+pub(super) struct SharedReleases {
+    state: Mutex<Releases>,
+    /// Told when layers have been given back.
+    returned: Condvar,
 }
 
 impl Snapshots {
@@ -69,17 +82,25 @@ impl Snapshots {
     ) -> Result<Option<String>, SnapshotError> {
         let LayerRequest { key, parent, .. } = request;
         let (wanted, asked) = (target.clone(), request.clone());
-        let existing = self.blocking(key, move |snapshots| snapshots.existing(&wanted, &asked)).await?;
+        let this = Arc::clone(self);
+        let begin = move |snapshots: &Self| match snapshots.existing(&wanted, &asked)? {
+            Some(name) => Ok((Some(name), None)),
+            None => Ok((None, Some(Providing::begin(this)))),
+        };
+        let (existing, providing) = self.blocking(key, begin).await?;
         if existing.is_some() {
             return Ok(existing);
         }
-        let providing = Providing::begin(Arc::clone(self));
+        let mut providing = ProvidingHere(providing);
         match self.provider.provide(request).await {
             Provided::Layer { slot, is_whole } => {
                 let asked = request.clone();
+                let providing = providing.0.take();
                 let commit = move |snapshots: &Self| {
                     let result = snapshots.commit_layer(&target, &asked, slot);
-                    providing.end(slot);
+                    if let Some(providing) = providing {
+                        providing.end(slot);
+                    }
                     result
                 };
                 let name = self.blocking(key, commit).await?;
@@ -163,38 +184,100 @@ impl Snapshots {
         })
     }
 
-    /// Notes that a layer or a mapping may be unused now, and gives back what is.
+    /// Notes that a layer or a mapping may be unused now, and gives back what is. Blocks.
     pub(super) fn release(&self, candidate: Option<u16>, id_map: Option<u8>) {
-        let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
-        releases.candidates.extend(candidate);
-        releases.id_maps |= id_map.is_some();
-        if releases.providing > 0 {
-            return;
+        {
+            let mut releases = self.releases();
+            releases.candidates.extend(candidate);
+            releases.id_maps |= id_map.is_some();
         }
-        // The lock is held so that no call goes to the provider between the look and the release.
-        releases.candidates.retain(|&slot| match self.database.read(|view: &View| view.slot_is_used(slot)) {
-            Ok(false) => {
-                self.provider.release(slot);
-                false
-            }
-            Ok(true) => false,
+        let Some(mut returning) = Returning::begin(self) else { return };
+        while let Some((candidates, id_maps)) = returning.next() {
+            returning.later.extend(candidates.into_iter().filter(|slot| !self.give_back(*slot)));
+            returning.id_maps_later |= id_maps && !self.give_back_id_maps();
+        }
+    }
+
+    /// Gives a layer back unless it is used; `false` if that cannot be told.
+    fn give_back(&self, slot: u16) -> bool {
+        match self.database.read(|view: &View| view.slot_is_used(slot)) {
+            Ok(false) => self.provider.release(slot),
+            Ok(true) => {}
             Err(error) => {
                 tracing::warn!(slot, %error, "cannot tell whether a layer is still used; it is kept until the next cleaning");
-                true
+                return false;
             }
-        });
-        if releases.id_maps {
-            releases.id_maps = self
-                .release_id_maps()
-                .inspect_err(|error| {
-                    tracing::warn!(%error, "cannot tell which mappings of owners are used; they are kept until later");
-                })
-                .is_err();
+        }
+        true
+    }
+
+    fn give_back_id_maps(&self) -> bool {
+        let given_back = self.release_id_maps();
+        given_back
+            .inspect_err(|error| {
+                tracing::warn!(%error, "cannot tell which mappings of owners are used; they are kept until later");
+            })
+            .is_ok()
+    }
+
+    /// Locks for a few instructions.
+    fn releases(&self) -> MutexGuard<'_, Releases> {
+        self.releases.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Layers are being given back, by one thread at a time, and no call goes to the provider until this is dropped.
+struct Returning<'s> {
+    snapshots: &'s Snapshots,
+    is_over: bool,
+    /// What could not be told, for another time.
+    later: BTreeSet<u16>,
+    id_maps_later: bool,
+}
+
+impl<'s> Returning<'s> {
+    /// `None` while a call is with the provider, which gives back what it finds at its end, or another thread does it.
+    fn begin(snapshots: &'s Snapshots) -> Option<Self> {
+        let mut releases = snapshots.releases();
+        if releases.providing > 0 || releases.returning {
+            return None;
+        }
+        releases.returning = true;
+        Some(Self { snapshots, is_over: false, later: BTreeSet::new(), id_maps_later: false })
+    }
+
+    /// What came since the last look; it is over when there is nothing.
+    fn next(&mut self) -> Option<(BTreeSet<u16>, bool)> {
+        let mut releases = self.snapshots.releases();
+        let found = (std::mem::take(&mut releases.candidates), std::mem::take(&mut releases.id_maps));
+        if !found.0.is_empty() || found.1 {
+            return Some(found);
+        }
+        // Under this lock, so that what comes from now on is given back by the call that brings it.
+        self.end(&mut releases);
+        None
+    }
+
+    fn end(&mut self, releases: &mut Releases) {
+        releases.candidates.append(&mut self.later);
+        releases.id_maps |= self.id_maps_later;
+        releases.returning = false;
+        self.is_over = true;
+        self.snapshots.releases.returned.notify_all();
+    }
+}
+
+impl Drop for Returning<'_> {
+    fn drop(&mut self) {
+        // By a panic: the calls that wait must not wait for ever.
+        if !self.is_over {
+            let snapshots = self.snapshots;
+            self.end(&mut snapshots.releases());
         }
     }
 }
 
-/// A call that is with the provider, until it is dropped.
+/// A call that is with the provider, until it is dropped. Both block.
 pub(super) struct Providing<S: Deref<Target = Snapshots>> {
     snapshots: S,
     slot: Option<u16>,
@@ -202,7 +285,12 @@ pub(super) struct Providing<S: Deref<Target = Snapshots>> {
 
 impl<S: Deref<Target = Snapshots>> Providing<S> {
     pub(super) fn begin(snapshots: S) -> Self {
-        snapshots.releases.lock().unwrap_or_else(PoisonError::into_inner).providing += 1;
+        {
+            let releases = snapshots.releases();
+            let is_returning = |releases: &mut Releases| releases.returning;
+            let waited = snapshots.releases.returned.wait_while(releases, is_returning);
+            waited.unwrap_or_else(PoisonError::into_inner).providing += 1;
+        }
         Self { snapshots, slot: None }
     }
 
@@ -214,8 +302,20 @@ impl<S: Deref<Target = Snapshots>> Providing<S> {
 
 impl<S: Deref<Target = Snapshots>> Drop for Providing<S> {
     fn drop(&mut self) {
-        self.snapshots.releases.lock().unwrap_or_else(PoisonError::into_inner).providing -= 1;
+        self.snapshots.releases().providing -= 1;
         self.snapshots.release(self.slot, None);
+    }
+}
+
+/// The same on a thread that must not block: it ends on one that may.
+struct ProvidingHere(Option<Providing<Arc<Snapshots>>>);
+
+impl Drop for ProvidingHere {
+    fn drop(&mut self) {
+        let Some(providing) = self.0.take() else { return };
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn_blocking(move || drop(providing)));
+        }
     }
 }
 

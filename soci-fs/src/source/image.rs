@@ -116,6 +116,11 @@ impl Source for UrlBlob {
         }
         .boxed()
     }
+
+    /// The URLs are the image's word, and whether they may be asked is the operator's, of today.
+    fn is_remembered(&self) -> bool {
+        false
+    }
 }
 
 impl fmt::Debug for ImageBlob {

@@ -40,6 +40,10 @@ impl Source for WatchedSource {
         }
         .boxed()
     }
+
+    fn is_remembered(&self) -> bool {
+        self.inner.is_remembered()
+    }
 }
 
 impl fmt::Debug for WatchedSource {

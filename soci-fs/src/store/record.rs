@@ -29,6 +29,9 @@ pub struct Record {
     /// The TOC or zTOC: the claim's, or one that was made here of a layer that was read whole. None when it is not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_kept: Option<Descriptor>,
+    /// The layer came from another place than the image's, so that what is lost of it cannot be fetched again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_elsewhere: bool,
 }
 
 impl Store {

@@ -60,6 +60,8 @@ pub enum Reason {
         /// The form of the one that was taken.
         taken: &'static str,
     },
+    /// The one that was taken has tables of more layers.
+    Fewer,
     /// The one that was taken is newer.
     Older,
     /// Both are of the same time, and the other digest is smaller.
@@ -118,7 +120,13 @@ impl Candidate {
     /// What candidates are sorted by; the smallest is the best. The order of the rules of [`crate::find`].
     fn key(&self) -> impl Ord + use<> {
         let named = self.place.position().unwrap_or(usize::MAX);
-        (named, form_rank(&self.index), Reverse(self.created), self.digest, self.place.clone(), self.cached)
+        (
+            named,
+            form_rank(&self.index),
+            better_first(&self.index, self.created, &self.digest),
+            self.place.clone(),
+            self.cached,
+        )
     }
 
     /// Whether its form goes before version 1.
@@ -145,7 +153,12 @@ fn form_rank(index: &IndexManifest) -> u8 {
     }
 }
 
-/// What two indexes of one form and one kind of place are ordered by: the newest, then the smallest digest.
+/// What two indexes of one form and one kind of place are ordered by: the one of more layers, then as they are listed.
+pub(crate) fn better_first(index: &IndexManifest, created: Option<Created>, digest: &Digest) -> impl Ord + use<> {
+    (Reverse(index.coverage()), newest_first(created, digest))
+}
+
+/// What indexes are listed by before they are read: the newest, then the smallest digest.
 pub(crate) fn newest_first(created: Option<Created>, digest: &Digest) -> (Reverse<Option<Created>>, Digest) {
     (Reverse(created), *digest)
 }
@@ -208,6 +221,9 @@ fn beaten(other: &Candidate, taken: &Candidate) -> Reason {
     if form_rank(&other.index) != form_rank(&taken.index) {
         return Reason::Form { taken: taken.index.form() };
     }
+    if other.index.coverage() != taken.index.coverage() {
+        return Reason::Fewer;
+    }
     if other.created == taken.created { Reason::Digest } else { Reason::Older }
 }
 
@@ -224,6 +240,7 @@ impl Reason {
         match self {
             Self::Form { .. } | Self::Same | Self::NotNeeded | Self::NotNamed => true,
             Self::Place
+            | Self::Fewer
             | Self::Older
             | Self::Digest
             | Self::Doubt(_)
@@ -282,6 +299,7 @@ impl fmt::Display for Reason {
             Self::NotNamed => f.write_str("another one was named"),
             Self::Place => f.write_str("a repository that was named for the image goes first"),
             Self::Form { taken } => write!(f, "the form {taken} goes first"),
+            Self::Fewer => f.write_str("it covers fewer layers"),
             Self::Older => f.write_str("it is older"),
             Self::Digest => f.write_str("it is of the same time, and its digest is larger"),
             Self::Same => f.write_str("it is the same index in another place"),

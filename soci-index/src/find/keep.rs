@@ -10,13 +10,13 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use super::choose::{Candidate, Place};
 use super::origin::{self, IMAGE_NAME};
 use super::parts::Parts;
+use crate::icon;
 use crate::image::layout::Layout;
 use crate::image::model::{Descriptor, media_type};
 use crate::image::store::StoreError;
 use crate::image::{ImageSource, PlatformImage};
 use crate::index_manifest::IndexManifest;
 use crate::limits::Limits;
-use crate::manifest::EMPTY_CONFIG;
 use crate::sink::{SinkError, on_disk, read_blocking};
 use crate::span_index::SpanReference;
 
@@ -101,6 +101,8 @@ fn enter(layout: &Layout, mut entry: Descriptor, raw: &[u8], origin: &str) -> Re
         return Ok(());
     }
     origin::note(&mut entry, origin, before.as_ref());
-    writer.add_blob(EMPTY_CONFIG)?;
+    for blob in icon::constant_blobs(raw) {
+        writer.add_blob(blob)?;
+    }
     writer.add_manifest(entry, raw).map(|_| ())
 }

@@ -6,7 +6,7 @@
 //! digest. Without a name and without a default, none is used: what a stranger pushed beside an image costs bytes only when
 //! he says that everybody should have it.
 //!
-//! The manifest vouches for the profile blob by digest, and the profile for each range of its pack by SHA-256.
+//! The last blob is the icon ([`crate::icon`]). The manifest vouches for the profile blob by digest, and the profile for each range of its pack by SHA-256.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{PACK, PROFILE};
 use crate::digest::Digest;
-
+use crate::icon;
 use crate::image::model::{Descriptor, ImageManifest, annotation, media_type};
 use crate::manifest::EMPTY_CONFIG;
 use crate::ztoc::rfc3339;
@@ -96,7 +96,7 @@ pub fn manifest(notes: &Notes, profile: &Descriptor, pack: Option<&Descriptor>, 
         media_type: media_type::MANIFEST,
         artifact_type: ARTIFACT,
         config: Descriptor::of(ARTIFACT, EMPTY_CONFIG),
-        layers: std::iter::once(profile).chain(pack).cloned().collect(),
+        layers: std::iter::once(profile).chain(pack).cloned().chain([icon::descriptor()]).collect(),
         subject: Descriptor::new(&subject.media_type, subject.digest, subject.size),
         annotations,
     };

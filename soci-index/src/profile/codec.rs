@@ -1,6 +1,6 @@
 //! The blob of a profile, written and read.
 
-use super::{PAGE_BYTES, Profile, ProfileError, RANGE_BYTES_MAX, Touched};
+use super::{COMMAND_BYTES_MAX, PAGE_BYTES, Profile, ProfileError, RANGE_BYTES_MAX, Touched};
 use crate::digest::Digest;
 use crate::limits::Limits;
 
@@ -8,6 +8,9 @@ const MAGIC: [u8; 8] = *b"SOCI-PRO";
 const VERSION: u16 = 1;
 /// Bytes before the tables.
 const HEAD_BYTES: usize = 32;
+/// Bits of the header: what follows the ranges.
+const HAS_DIGESTS: u8 = 1;
+const HAS_COMMAND: u8 = 2;
 /// A digest as text is at most `sha512:` and 128 digits.
 const DIGEST_TEXT_MAX: u64 = 256;
 /// Bytes of the content for each range at most: three numbers and a digest. With the limit on ranges it stops a frame
@@ -19,7 +22,8 @@ const LEVEL: i32 = 19;
 pub(super) fn encode(profile: &Profile) -> Result<Vec<u8>, ProfileError> {
     let mut content = Vec::from(MAGIC);
     content.extend(VERSION.to_le_bytes());
-    content.push(u8::from(!profile.digests.is_empty()));
+    let marks = [(HAS_DIGESTS, profile.digests.is_empty()), (HAS_COMMAND, profile.command.is_empty())];
+    content.push(marks.iter().filter(|(_, is_empty)| !is_empty).map(|(mark, _)| mark).sum());
     content.extend([0; 5]);
     content.extend((profile.layers.len() as u64).to_le_bytes());
     content.extend((profile.ranges.len() as u64).to_le_bytes());
@@ -40,6 +44,10 @@ pub(super) fn encode(profile: &Profile) -> Result<Vec<u8>, ProfileError> {
         *expected = range.bytes.end.div_ceil(PAGE_BYTES);
     }
     profile.digests.iter().for_each(|digest| content.extend(digest));
+    if !profile.command.is_empty() {
+        put(&mut content, profile.command.len() as u64);
+        content.extend(profile.command.as_bytes());
+    }
     zstd::bulk::compress(&content, LEVEL).map_err(|error| ProfileError::Frame { reason: error.to_string() })
 }
 
@@ -69,11 +77,10 @@ pub(super) fn decode(blob: &[u8], limits: &Limits) -> Result<Profile, ProfileErr
         fits.ok_or(ProfileError::TooLarge { what, found, limit: limit as u64 })
     };
     let (layer_count, range_count) = (count("layers", 16)?, count("ranges", 24)?);
-    let has_digests = match (head[10], &head[11..16]) {
-        (0, [0, 0, 0, 0, 0]) => false,
-        (1, [0, 0, 0, 0, 0]) => true,
-        _ => return Err(frame("its header has marks that are not known")),
+    let (marks @ 0..=3, [0, 0, 0, 0, 0]) = (head[10], &head[11..16]) else {
+        return Err(frame("its header has marks that are not known"));
     };
+    let has_digests = marks & HAS_DIGESTS != 0;
     let mut reader = Reader { rest, part: "layers", number: 0 };
     let layers = read_layers(&mut reader, layer_count)?;
     let ranges = read_ranges(&mut reader, range_count, layers.len())?;
@@ -83,10 +90,11 @@ pub(super) fn decode(blob: &[u8], limits: &Limits) -> Result<Profile, ProfileErr
         digests.push(reader.bytes(32)?.try_into().map_err(|_| reader.fault("it ends too early"))?);
         reader.number += 1;
     }
+    let command = if marks & HAS_COMMAND == 0 { "" } else { read_command(&mut reader)? };
     if !reader.rest.is_empty() {
         return Err(reader.fault("the content goes on after its end"));
     }
-    let profile = Profile::new(layers, ranges, limits)?;
+    let profile = Profile::new(layers, ranges, limits)?.with_command(command);
     if has_digests { profile.with_digests(digests) } else { Ok(profile) }
 }
 
@@ -97,7 +105,8 @@ fn frame(reason: &str) -> ProfileError {
 fn unpack(blob: &[u8], limits: &Limits) -> Result<Vec<u8>, ProfileError> {
     let size = zstd::zstd_safe::get_frame_content_size(blob).map_err(|_| frame("it is no zstd frame"))?;
     let found = size.ok_or_else(|| frame("its frame does not state its size"))?;
-    let limit = HEAD_BYTES as u64 + limits.profile_ranges_max as u64 * (RANGE_CONTENT_MAX + DIGEST_TEXT_MAX);
+    let around = (HEAD_BYTES + COMMAND_BYTES_MAX + 10) as u64;
+    let limit = around + limits.profile_ranges_max as u64 * (RANGE_CONTENT_MAX + DIGEST_TEXT_MAX);
     let too_large = || ProfileError::TooLarge { what: "bytes of content", found, limit };
     let size = usize::try_from(found).ok().filter(|_| found <= limit).ok_or_else(too_large)?;
     zstd::bulk::decompress(blob, size).map_err(|error| frame(&error.to_string()))
@@ -134,6 +143,13 @@ fn read_ranges(reader: &mut Reader<'_>, count: usize, layers: usize) -> Result<V
         ranges.push(Touched { layer, bytes });
     }
     Ok(ranges)
+}
+
+fn read_command<'a>(reader: &mut Reader<'a>) -> Result<&'a str, ProfileError> {
+    (reader.part, reader.number) = ("command", 0);
+    let length = reader.number_up_to(COMMAND_BYTES_MAX as u64, "it is too long")?;
+    let text = reader.bytes(usize::try_from(length).unwrap_or(usize::MAX))?;
+    std::str::from_utf8(text).ok().filter(|text| !text.is_empty()).ok_or_else(|| reader.fault("it is no text"))
 }
 
 struct Reader<'a> {

@@ -77,7 +77,12 @@ fn hostile_blobs() {
         (pack(b"short"), "no whole header"),
         (pack(&[0; 40]), "begins with"),
         (pack(&head(2, 0, 0, 0)), "version 2"),
-        (pack(&head(1, 2, 0, 0)), "marks"),
+        (pack(&head(1, 4, 0, 0)), "marks"),
+        (pack(&head(1, 2, 0, 0)), "too early"),
+        (pack(&[head(1, 2, 0, 0), vec![0]].concat()), "no text"),
+        (pack(&[head(1, 2, 0, 0), vec![1, 0xff]].concat()), "no text"),
+        (pack(&[head(1, 2, 0, 0), vec![0x81, 0x20]].concat()), "too long"),
+        (pack(&[head(1, 2, 0, 0), vec![1, b'a', 0]].concat()), "after its end"),
         (pack(&head(1, 0, 0, u64::MAX)), "limit"),
         (pack(&head(1, 0, u64::MAX, 0)), "limit"),
         (pack(&head(1, 0, 0, 1)), "too early"),
@@ -94,6 +99,22 @@ fn hostile_blobs() {
         let error = Profile::decode(&blob, &Limits::DEFAULT).unwrap_err().to_string();
         assert!(error.contains(what), "{error:?} should say {what:?}");
     }
+}
+
+/// A command is a note: cut where it is too long, never within a letter, and joined when profiles are.
+#[test]
+fn commands_are_notes() {
+    let (one, other) = (profile(&[(0, 0, 1)]), profile(&[(0, 1, 1)]));
+    assert_eq!(one.command(), "");
+    let long = one.clone().with_command(&format!("a{}", "é".repeat(COMMAND_BYTES_MAX)));
+    assert_eq!(long.command().len(), COMMAND_BYTES_MAX - 1);
+    assert_eq!(Profile::decode(&long.encode().unwrap(), &Limits::DEFAULT).unwrap(), long);
+    for (first, second, joined) in [("a", "b", "a; b"), ("a", "a", "a"), ("", "b", "b"), ("a", "", "a"), ("", "", "")] {
+        let merged = one.clone().with_command(first).merge(&other.clone().with_command(second), &Limits::DEFAULT);
+        assert_eq!(merged.unwrap().command(), joined);
+    }
+    // Without one the blob is what it was before there were commands.
+    assert_eq!(long.with_command("").encode().unwrap(), one.encode().unwrap());
 }
 
 #[test]
@@ -204,17 +225,17 @@ fn recordings() -> impl Strategy<Value = Profile> {
 
 proptest! {
     #[test]
-    fn round_trip(profile in recordings(), packed: bool) {
+    fn round_trip(profile in recordings(), packed: bool, command in ".{0,20}") {
         let digests = if packed { profile.ranges().iter().map(|range| [range.layer as u8; 32]).collect() } else { vec![] };
-        let profile = if packed { profile.with_digests(digests).unwrap() } else { profile };
+        let profile = if packed { profile.with_digests(digests).unwrap() } else { profile }.with_command(&command);
         let blob = profile.encode().unwrap();
         prop_assert_eq!(Profile::decode(&blob, &Limits::DEFAULT).unwrap(), profile);
     }
 
     #[test]
-    fn any_content_is_judged(tail in proptest::collection::vec(any::<u8>(), 0..200), counts: (u8, u8, bool)) {
+    fn any_content_is_judged(tail in proptest::collection::vec(any::<u8>(), 0..200), counts: (u8, u8, u8)) {
         let mut content = b"SOCI-PRO".to_vec();
-        content.extend([1, 0, counts.2.into(), 0, 0, 0, 0, 0, counts.0, 0, 0, 0, 0, 0, 0, 0, counts.1, 0, 0, 0, 0, 0, 0, 0]);
+        content.extend([1, 0, counts.2 % 5, 0, 0, 0, 0, 0, counts.0, 0, 0, 0, 0, 0, 0, 0, counts.1, 0, 0, 0, 0, 0, 0, 0]);
         content.extend(tail);
         if let Ok(profile) = Profile::decode(&zstd::bulk::compress(&content, 1).unwrap(), &Limits::DEFAULT) {
             prop_assert_eq!(Profile::decode(&profile.encode().unwrap(), &Limits::DEFAULT).unwrap(), profile);

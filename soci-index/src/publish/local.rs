@@ -14,6 +14,7 @@ use super::{Document, Done, Job, PublishError, Report, parse, put_blobs};
 use crate::build::BuildOptions;
 use crate::digest::Digest;
 use crate::find::{Search, origin};
+use crate::icon;
 use crate::image::ImageSource;
 use crate::image::foreign::ContentSink;
 use crate::image::layout::{Layout, LayoutWriter};
@@ -23,7 +24,7 @@ use crate::image::store::{Store, StoreError};
 use crate::index_manifest::IndexManifest;
 use crate::known::Known;
 use crate::limits::Limits;
-use crate::manifest::{EMPTY_CONFIG, INDEX_V1};
+use crate::manifest::INDEX_V1;
 use crate::registry::referrers::PushedReferrer;
 use crate::registry::upload::PushedBlob;
 use crate::registry::{Body, Repository};
@@ -86,7 +87,9 @@ pub async fn store(job: &Job<'_>, layout: &Layout, keep: &Keep, labels: &StoreLa
         let digest = Digest::of(&json);
         let done = if existing.indexes.contains(&digest) { Done::UpToDate } else { Done::Stored };
         if let Keep::There { .. } = keep {
-            sink.add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+            for blob in icon::constant_blobs(&json) {
+                sink.add_bytes(Bytes::from_static(blob)).await?;
+            }
             sink.add_manifest(media_type::MANIFEST, digest, json.clone()).await?;
         }
         let mut entry = Descriptor::of(media_type::MANIFEST, &json);
@@ -132,7 +135,9 @@ async fn list(
     let layout = layout.clone();
     on_disk(move || {
         let mut writer: LayoutWriter = layout.lock()?;
-        writer.add_blob(EMPTY_CONFIG)?;
+        for blob in icon::constant_blobs(&json) {
+            writer.add_blob(blob)?;
+        }
         writer.add_manifest(entry, &json).map(|_| ())
     })
     .await?;
@@ -263,7 +268,9 @@ pub async fn push(
         }
         _ => parse(&index.digest, &json)?.layers,
     };
-    let blobs = layers.iter().map(Ok::<_, PublishError>);
+    let constant = icon::constant_blobs(&json);
+    let is_constant = |blob: &&Descriptor| constant.iter().any(|bytes| Digest::of(bytes) == blob.digest);
+    let blobs = layers.iter().filter(|blob| !is_constant(blob)).map(Ok::<_, PublishError>);
     let note = &note;
     futures_util::stream::iter(blobs)
         .try_for_each_concurrent(parallel.max(1), |blob| async move {
@@ -275,7 +282,9 @@ pub async fn push(
             Ok(())
         })
         .await?;
-    let config = Digest::of(EMPTY_CONFIG);
-    note(&config, repository.push_blob(&config, Body::Bytes(Bytes::from_static(EMPTY_CONFIG)), None).await?);
+    for blob in constant {
+        let digest = Digest::of(blob);
+        note(&digest, repository.push_blob(&digest, Body::Bytes(Bytes::from_static(blob)), None).await?);
+    }
     Ok(repository.push_referrer(media_type::MANIFEST, json).await?)
 }

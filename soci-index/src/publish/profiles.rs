@@ -1,6 +1,6 @@
 //! Profiles beside an image: finding, fetching and pushing them.
 //!
-//! Order of things when one is pushed: the pack, the profile, the configuration, then the manifest, which names the image,
+//! Order of things when one is pushed: the pack, the profile, the configuration and the icon, then the manifest, which names the image,
 //! then the check that the registry lists it. What is passed over in a search is said in the log only: a profile is a hint,
 //! and nobody should be stopped by one.
 
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use crate::digest::Digest;
+use crate::icon;
 use crate::image::model::{Descriptor, RawManifest, media_type};
 use crate::image::reference::ManifestName;
 use crate::image::store::Store;
@@ -143,7 +144,7 @@ pub async fn push(
         Some(file) => Some(push_pack(repository, file).await?),
         None => None,
     };
-    for bytes in [blob.clone(), Bytes::from_static(EMPTY_CONFIG)] {
+    for bytes in [blob.clone(), Bytes::from_static(EMPTY_CONFIG), Bytes::from_static(icon::PNG)] {
         repository.push_blob(&Digest::of(&bytes), Body::Bytes(bytes), None).await?;
     }
     let profile = Descriptor::of(PROFILE, &blob);

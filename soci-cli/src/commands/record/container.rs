@@ -10,7 +10,7 @@ use soci_index::image::reference::Reference;
 use soci_index::limits::Limits;
 use soci_index::profile::Profile;
 
-use super::write;
+use super::{document, write};
 use crate::args::{Global, Record};
 use crate::commands::image::block_on;
 use crate::commands::{ask, image, source};
@@ -35,12 +35,20 @@ pub(super) fn run(arguments: &Record, id: &str, config: &Config, global: &Global
     }
     let profile = Profile::decode(&answer.body, &Limits::DEFAULT).context("the profile that the snapshotter gives")?;
     write(&arguments.output, &profile)?;
-    output::line(format!(
+    if arguments.json {
+        let mut document = document(&arguments.output, &profile);
+        document["image"] = name.into();
+        document["digest"] = manifest.to_string().into();
+        document["container"] = id.into();
+        return output::json_beside(&arguments.output, &document);
+    }
+    let said = format!(
         "{}: {} in {} ranges, read by the first starts of {name} on this machine",
         arguments.output.display(),
         output::size(profile.bytes()),
         profile.ranges().len(),
-    ))
+    );
+    output::line_beside(&arguments.output, said)
 }
 
 /// The name of a container's image, its snapshotter, and the manifest that fits this machine.

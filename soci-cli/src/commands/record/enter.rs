@@ -13,8 +13,9 @@
 //! of its own.
 
 use std::fmt;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -33,6 +34,15 @@ pub(super) struct Errand {
     environment: Vec<String>,
     directory: String,
     network: bool,
+}
+
+/// How a command is run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// It is ended after this time, unless that is zero; on an interrupt always.
+    pub(super) time: Duration,
+    /// What it prints goes to standard error: standard output is for a document.
+    pub(super) quiet: bool,
 }
 
 /// How a command ended.
@@ -80,17 +90,26 @@ impl Errand {
         Ok(Self { words, environment, directory: directory.unwrap_or_else(|| "/".to_owned()), network })
     }
 
-    /// Runs it on the image mounted at `image`, with the empty directory `room` for what it writes. Ends it after `limit`,
-    /// unless that is zero, or on a signal.
+    /// The command as a shell would take it, for a note.
+    pub(super) fn line(&self) -> String {
+        shlex::try_join(self.words.iter().map(String::as_str)).unwrap_or_else(|_| self.words.join(" "))
+    }
+
+    /// Runs it on the image mounted at `image`, with the empty directory `room` for what it writes. A signal ends it.
     pub(super) async fn run(
         &self,
         image: &Path,
         room: &Path,
-        limit: Duration,
+        terms: Terms,
         signals: &mut Signals,
     ) -> anyhow::Result<Ending> {
+        let limit = terms.time;
         let mut line =
             if rustix::process::geteuid().is_root() { self.as_root(image, room)? } else { self.in_bubble(image)? };
+        if terms.quiet {
+            let to_error = std::io::stderr().as_fd().try_clone_to_owned().context("passing on standard error")?;
+            line.stdout(Stdio::from(to_error));
+        }
         let mut child = line.kill_on_drop(true).spawn().with_context(|| format!("starting {self}"))?;
         let time =
             async { if limit.is_zero() { std::future::pending().await } else { tokio::time::sleep(limit).await } };
@@ -181,6 +200,10 @@ mod tests {
         assert_eq!((own.words, own.directory.as_str()), (vec!["e".to_owned(), "c".into(), "d".into()], "/w"));
         assert_eq!(own.environment, ["A=1", PATH]);
         let other = Errand::new(b"{}", &["x".to_owned()], false).unwrap();
+        assert_eq!(
+            Errand::new(b"{}", &["sh".to_owned(), "-c".into(), "a b".into()], false).unwrap().line(),
+            "sh -c 'a b'"
+        );
         assert_eq!((other.to_string(), other.directory.as_str()), ("`x`".to_owned(), "/"));
         assert_eq!(crate::exit::code(&Errand::new(b"{}", &[], false).unwrap_err()), Exit::Usage);
     }

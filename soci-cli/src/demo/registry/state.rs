@@ -211,7 +211,8 @@ impl Contents {
             entry.artifact_type = Some(parsed.kind().to_owned());
             entry.annotations = parsed.annotations;
             let mut needed = std::iter::once(&parsed.config).chain(&parsed.layers);
-            (parsed.subject, needed.all(|blob| self.blobs.contains(&blob.digest)))
+            // Of a foreign layer the image says itself where it is.
+            (parsed.subject, needed.all(|blob| blob.is_foreign() || self.blobs.contains(&blob.digest)))
         };
         if !complete {
             return Err(Failure::ManifestBlobUnknown);

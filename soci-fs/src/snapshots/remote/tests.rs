@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
@@ -22,6 +23,8 @@ struct Shelf {
     slots: BTreeMap<&'static str, u16>,
     asked: Mutex<Vec<LayerRequest>>,
     released: Mutex<Vec<u16>>,
+    /// What the next release waits for.
+    held: Mutex<Option<mpsc::Receiver<()>>>,
     maps: Mutex<BTreeMap<u8, IdMap>>,
     /// A permit per answer.
     gate: Semaphore,
@@ -38,6 +41,7 @@ impl Shelf {
             slots: slots.iter().copied().collect(),
             asked: Mutex::default(),
             released: Mutex::default(),
+            held: Mutex::default(),
             maps: Mutex::default(),
             gate: Semaphore::new(100),
         })
@@ -86,6 +90,10 @@ impl LayerProvider for Shelf {
 
     fn release(&self, slot: u16) {
         self.released.lock().unwrap().push(slot);
+        let held = self.held.lock().unwrap().take();
+        if let Some(held) = held {
+            held.recv().unwrap();
+        }
     }
 }
 
@@ -211,7 +219,42 @@ async fn a_promised_layer_is_not_given_back() {
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     snapshots.remove("sha256:b").unwrap();
+    // The call ends on a thread that may block.
+    while shelf.released().len() < 2 {
+        tokio::task::yield_now().await;
+    }
     assert_eq!(shelf.released(), [5, 3]);
+}
+
+/// While a layer is given back no call goes to the provider; it waits without stopping the runtime, whose only thread this
+/// is, and what becomes unused meanwhile is given back, too.
+#[tokio::test]
+async fn calls_wait_while_layers_are_given_back() {
+    let node = Node::new();
+    let shelf = Shelf::new(&node, &[("base", 3), ("other", 5), ("third", 7)]);
+    let snapshots = Arc::new(node.open_with(shelf.clone()));
+    let prepare = |request| tokio::spawn(Arc::clone(&snapshots).prepare_or_provide(request));
+    for (key, target, layer) in [("k1", "sha256:a", "base"), ("k2", "sha256:c", "other")] {
+        prepare(request(key, "", target, layer)).await.unwrap().unwrap();
+    }
+    let (go_on, held) = mpsc::channel();
+    *shelf.held.lock().unwrap() = Some(held);
+    let remove = |name: &'static str| {
+        let snapshots = Arc::clone(&snapshots);
+        tokio::task::spawn_blocking(move || snapshots.remove(name).unwrap())
+    };
+    let removing = remove("sha256:a");
+    while shelf.released().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let waiting = prepare(request("k3", "", "sha256:e", "third"));
+    remove("sha256:c").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((shelf.asked.lock().unwrap().len(), shelf.released()), (2, vec![3]));
+    go_on.send(()).unwrap();
+    removing.await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), remote("sha256:e"));
+    assert_eq!(shelf.released(), [3, 5]);
 }
 
 /// For a container in a user namespace all that is below shows mapped owners: layers by a view of the provider, what

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::image::model::{Descriptor, media_type};
 use crate::index_manifest::IndexManifest;
-use crate::manifest::SociIndex;
-use crate::span_index::SpanIndex;
+use crate::manifest::{SociIndex, ZtocReference};
+use crate::span_index::{SpanIndex, SpanReference};
 
 #[test]
 fn timestamps() {
@@ -34,12 +34,28 @@ enum Form {
     V1,
 }
 
-fn manifest(form: Form) -> IndexManifest {
+/// A manifest of so many layers.
+fn manifest(form: Form, layers: u8) -> IndexManifest {
+    let spans = |number| SpanReference {
+        layer: Digest::of(&[number]),
+        toc: (Digest::of(b"toc"), 3),
+        windows: (Digest::of(b"windows"), 7),
+        span_bytes: 1,
+    };
+    let ztoc = |number| ZtocReference {
+        digest: Digest::of(b"ztoc"),
+        size: 4,
+        layer: Digest::of(&[number]),
+        layer_media_type: String::new(),
+        span_bytes: 1,
+        disable_xattrs: true,
+    };
+    let ztocs: Vec<ZtocReference> = (0..layers).map(ztoc).collect();
     let subject = Descriptor::of(media_type::MANIFEST, b"image");
     match form {
-        Form::Spans => IndexManifest::Spans(SpanIndex::new(&[], &subject)),
-        Form::V2 => IndexManifest::Soci(SociIndex::v2(&[], &[])),
-        Form::V1 => IndexManifest::Soci(SociIndex::v1(&[], &[], &subject)),
+        Form::Spans => IndexManifest::Spans(SpanIndex::new(&(0..layers).map(spans).collect::<Vec<_>>(), &subject)),
+        Form::V2 => IndexManifest::Soci(SociIndex::v2(&ztocs, &[])),
+        Form::V1 => IndexManifest::Soci(SociIndex::v1(&ztocs, &[], &subject)),
     }
 }
 
@@ -51,7 +67,12 @@ fn candidate(number: u8, form: Form, created: Option<&str>, place: Place) -> Can
     let created = created.and_then(Created::parse);
     // Digests that are ordered as their numbers are.
     let digest = format!("sha256:{}", format!("{number:02x}").repeat(32)).parse().unwrap();
-    Candidate { digest, raw: Bytes::new(), index: manifest(form), created, place, cached: false }
+    Candidate { digest, raw: Bytes::new(), index: manifest(form, 1), created, place, cached: false }
+}
+
+/// The same with tables of two layers.
+fn larger(number: u8, form: Form, created: Option<&str>, place: Place) -> Candidate {
+    Candidate { index: manifest(form, 2), ..candidate(number, form, created, place) }
 }
 
 const JANUARY: Option<&str> = Some("2026-01-01T00:00:00Z");
@@ -72,6 +93,11 @@ fn rules() {
         (candidate(9, Spans, None, Place::Beside), candidate(1, V2, None, Place::Image), form("spans")),
         (candidate(9, Spans, JANUARY, Place::Beside), candidate(1, V1, FEBRUARY, Place::Local), form("spans")),
         (candidate(9, V2, None, Place::Image), candidate(1, V1, FEBRUARY, Place::Beside), form("v2")),
+        (candidate(9, Spans, None, Place::Beside), larger(1, V1, FEBRUARY, Place::Beside), form("spans")),
+        (candidate(9, V1, None, named(0)), larger(1, V1, FEBRUARY, Place::Beside), Reason::Place),
+        (larger(9, Spans, None, Place::Beside), candidate(1, Spans, None, Place::Beside), Reason::Fewer),
+        (larger(9, V1, None, Place::Beside), candidate(1, V1, FEBRUARY, Place::Local), Reason::Fewer),
+        (larger(9, V1, FEBRUARY, Place::Beside), larger(1, V1, JANUARY, Place::Beside), Reason::Older),
         (candidate(9, V1, FEBRUARY, Place::Beside), candidate(1, V1, JANUARY, Place::Local), Reason::Older),
         (candidate(9, V1, FEBRUARY, Place::Local), candidate(1, V1, JANUARY, Place::Beside), Reason::Older),
         (candidate(9, V1, JANUARY, Place::Beside), candidate(1, V1, None, Place::Local), Reason::Older),
@@ -135,8 +161,9 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         prop_oneof![Just(named(0)), Just(named(1)), Just(Place::Image), Just(Place::Beside), Just(Place::Local),];
     // Few digests, so that one index is in several places; a digest has one form.
     let one = (0_u8..9, form, time, place, any::<bool>()).prop_map(|(number, form, time, place, cached)| {
-        let number = number * 3 + form as u8;
-        Candidate { cached, ..candidate(number, form, time, place) }
+        // A digest has one form, and covers what it covers.
+        let (number, index) = (number * 3 + form as u8, manifest(form, number % 3));
+        Candidate { cached, index, ..candidate(number, form, time, place) }
     });
     proptest::collection::vec(one, 1..12)
 }
@@ -153,6 +180,9 @@ fn goes_before(one: &Candidate, other: &Candidate) -> bool {
     }
     if form(one) != form(other) {
         return form(one) < form(other);
+    }
+    if one.index.coverage() != other.index.coverage() {
+        return one.index.coverage() > other.index.coverage();
     }
     match (one.created, other.created) {
         (one, other) if one == other => {}
