@@ -6,19 +6,13 @@
 pub mod args;
 pub mod bench;
 pub mod commands;
-pub mod config;
 pub mod daemon;
 pub mod demo;
-pub mod door;
-pub mod exit;
-pub mod logging;
-pub mod output;
-pub mod progress;
-pub mod signals;
+pub mod report;
 pub mod webhook;
 
+use args::config::Config;
 use args::{Arguments, Command, Global, Ztoc};
-use config::Config;
 
 /// Carries out a command.
 ///

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use soci_index::registry::hosts::Host;
 use soci_index::registry::{ClientOptions, HostSource};
 
-use super::config::{Blob, DaemonConfig, Http, Mirror};
+use crate::daemon::config::{Blob, DaemonConfig, Http, Mirror};
 
 /// How registries are reached.
 ///
@@ -127,7 +127,9 @@ mod tests {
         assert_eq!(hosts.directories, [PathBuf::from("/a"), PathBuf::from("/b")]);
         let mirrors = &hosts.mirrors["docker.io"];
         let urls: Vec<&str> = mirrors.iter().map(|host| host.url.as_str()).collect();
-        assert_eq!(urls, ["https://m.example:8443/v2", "http://n.example/v2", "http://localhost:5000/v2"]);
+        assert_eq!(urls, ["https://m.example:8443/v2", "http://n.example/v2", "https://localhost:5000/v2"]);
+        let plain: Vec<bool> = mirrors.iter().map(|host| host.plain.is_some()).collect();
+        assert_eq!(plain, [false, false, true]);
         let silences: Vec<_> = mirrors.iter().map(|host| host.rules.silence).collect();
         assert_eq!(silences, [Some(Duration::from_secs(7)), Some(Duration::MAX), None]);
         assert!(mirrors.iter().all(|host| host.rules.capabilities == Capabilities::READ));
