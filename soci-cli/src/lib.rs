@@ -17,7 +17,7 @@ use args::{Arguments, Command, Global, Ztoc};
 /// Carries out a command.
 ///
 /// # Errors
-/// Whatever stopped it; [`exit::code`] knows the exit code.
+/// Whatever stopped it; [`report::exit::code`] knows the exit code.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let timeout = arguments.global.timeout;
     let config = Config::new(&arguments.global)?;
