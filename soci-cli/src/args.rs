@@ -2,15 +2,16 @@
 //!
 //! Names, flags and defaults are those of AWS's `soci` where both have a command, so that scripts and nerdctl keep
 //! working. Values are parsed here into what the commands work with; what depends on the environment (homes, terminals)
-//! is decided in [`crate::config`].
+//! is decided in [`crate::args::config`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use soci_index::gotime::duration;
+use soci_index::format::gotime::duration;
 
 mod bench;
+pub mod config;
 mod node;
 mod profile;
 mod publish;

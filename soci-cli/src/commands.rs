@@ -1,7 +1,6 @@
 //! One file per command: each has a `run` that takes the parsed arguments and returns when done. Beside them stands what
 //! several share.
 
-pub mod ask;
 pub mod bench;
 pub mod catalogue;
 pub mod choice;
@@ -30,9 +29,9 @@ pub mod ztoc;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use soci_index::entry::Timestamp;
+use soci_index::format::entry::Timestamp;
+use soci_index::format::ztoc::rfc3339;
 use soci_index::registry::referrers::FoundBy;
-use soci_index::ztoc::rfc3339;
 
 /// Now, by RFC 3339.
 #[must_use]

@@ -3,10 +3,11 @@
 //! It replaces AWS's daemon of the same name, so its flags, variables, paths and log lines are that one's.
 //!
 //! One program, two processes: what is started is the supervisor, which keeps the mount and the socket and starts itself
-//! again as the worker, which does the work and may die ([`soci_fs::supervisor`]). The configuration is read by both: by
+//! again as the worker, which does the work and may die ([`soci_fs::node::supervisor`]). The configuration is read by both: by
 //! the supervisor so that a mistake stops the start, by each worker so that `SIGHUP` takes a new one into use.
 
 pub mod args;
+pub mod ask;
 pub mod config;
 mod keychain;
 pub mod log;
@@ -19,12 +20,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use soci_fs::mount::device::DeviceOptions;
-use soci_fs::private::{ensure_private_root, forbid_core_dumps, set_umask};
-use soci_fs::snapshots::check_overlay;
-use soci_fs::supervisor::{self, Address, SupervisorOptions};
+use soci_fs::fuse::mount::device::DeviceOptions;
+use soci_fs::layer::private::{ensure_private_root, forbid_core_dumps, set_umask};
+use soci_fs::node::snapshots::check_overlay;
+use soci_fs::node::supervisor::{self, Address, SupervisorOptions};
 
-use crate::output;
+use crate::report::output;
 use args::{Arguments, Command, ConfigCommand};
 use config::Loaded;
 
@@ -81,7 +82,7 @@ fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
         worker.extend(["--config".into(), absolute.into()]);
     }
     supervisor::run(SupervisorOptions {
-        program: crate::config::own_program().context("cannot tell which program this is")?,
+        program: crate::args::config::own_program().context("cannot tell which program this is")?,
         arguments: worker,
         environment: &WORKER_ENVIRONMENT,
         mountpoint: worker::mountpoint(root),

@@ -6,24 +6,18 @@
 pub mod args;
 pub mod bench;
 pub mod commands;
-pub mod config;
 pub mod daemon;
 pub mod demo;
-pub mod door;
-pub mod exit;
-pub mod logging;
-pub mod output;
-pub mod progress;
-pub mod signals;
+pub mod report;
 pub mod webhook;
 
+use args::config::Config;
 use args::{Arguments, Command, Global, Ztoc};
-use config::Config;
 
 /// Carries out a command.
 ///
 /// # Errors
-/// Whatever stopped it; [`exit::code`] knows the exit code.
+/// Whatever stopped it; [`report::exit::code`] knows the exit code.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let timeout = arguments.global.timeout;
     let config = Config::new(&arguments.global)?;

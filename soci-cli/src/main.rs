@@ -4,11 +4,16 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use soci_cli::{args::Arguments, exit, logging, output, run};
+use soci_cli::args::Arguments;
+use soci_cli::args::config::log_filter;
+use soci_cli::report::exit;
+use soci_cli::report::logging;
+use soci_cli::report::output;
+use soci_cli::run;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    logging::start(arguments.global.debug || arguments.command.shows_requests());
+    logging::start(arguments.global.debug || arguments.command.shows_requests(), log_filter());
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -10,6 +10,7 @@
 //! Our own pushes lead to no work: a SOCI manifest has no tag, and an image that we made is up to date.
 
 pub mod clerk;
+pub mod door;
 pub mod event;
 pub mod journal;
 pub mod queue;

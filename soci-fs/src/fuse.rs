@@ -1,4 +1,4 @@
-//! Serves an [`Image`] or a [`Forest`] to the kernel: the only folder that knows the FUSE library.
+//! Serves an [`image::Image`] or a [`forest::Forest`] to the kernel: the only folder that knows the FUSE library.
 //!
 //! Neither ever changes, but for the few things that they say do, so the kernel may keep what it is told for ever: names
 //! (also that a name does not exist), attributes, directories, link targets, pages. `open` and `opendir` are answered
@@ -9,7 +9,10 @@
 //! the thread goes on to the next request: the network never holds up a FUSE thread.
 //!
 //! An image is mounted by the library and served until it is unmounted. A forest is served on a device that somebody
-//! else has opened, mounted and keeps; see [`takeover`].
+//! else has opened, mounted and keeps; see `takeover`.
+//!
+//! [`image`] answers for one merged image, [`forest`] for all layers of a node side by side, [`mount`] hands either to the
+//! kernel. The room uses `tree`, `layer` and `foresight`; `node` and `soci mount` use it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -21,11 +24,17 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use fuser::{BackgroundSession, Config, INodeNo, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 
-use crate::image::Image;
-use crate::kernel_cache::KernelCache;
-use crate::mount::MountOptions;
+use crate::fuse::image::Image;
+use crate::fuse::mount::MountOptions;
+use crate::tree::kernel_cache::KernelCache;
 
 mod adapter;
+pub mod counts;
+pub(crate) mod descriptor;
+pub mod errno;
+pub mod forest;
+pub mod image;
+pub mod mount;
 pub(crate) mod relay;
 mod served;
 pub(crate) mod takeover;

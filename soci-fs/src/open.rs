@@ -11,8 +11,10 @@
 //! The span index goes before AWS's; where a layer's part of it cannot be had or read, AWS's is asked.
 //!
 //! All layers are opened at the same time. What is opened lazily is kept under the claim that this image makes, and no other
-//! image gets it unless it would have made the same ([`crate::store::Claim`]). Invariant: a zTOC that does not fit its layer
+//! image gets it unless it would have made the same ([`crate::layer::store::Claim`]). Invariant: a zTOC that does not fit its layer
 //! never stops a mount, it only costs laziness, and the note says so.
+//!
+//! The room uses `layer` and `foresight`; `node` and `soci mount` use it. [`trust`] is the operator's policy.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,32 +23,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use soci_index::build::Skip;
-use soci_index::digest::Digest;
 use soci_index::find::choose::Choice;
-use soci_index::image::model::Descriptor;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::Descriptor;
+use soci_index::format::profile::artifact::Published;
 use soci_index::image::store::StoreError as BlobStoreError;
 use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageError, ImageSource, PlatformImage};
-use soci_index::profile::artifact::Published;
+use soci_index::publish::build::Skip;
 use soci_index::publish::profiles::ProfilesError;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
-use crate::metrics::Stages;
-use crate::profile::{self, Wanted, fetch, find_published};
-use crate::reader::{LayerReader, Policy};
-use crate::source::watched::Observer;
-use crate::store::{Condemned, Store, StoreError};
-use crate::trust::{Provisional, TrustPolicy};
-use crate::unpack::UnpackError;
+use crate::foresight::profile::{self, Wanted, fetch, find_published};
+use crate::layer::reader::{LayerReader, Policy};
+use crate::layer::source::watched::Observer;
+use crate::layer::stages::Stages;
+use crate::layer::store::{Condemned, Store, StoreError};
+use crate::layer::unpack::UnpackError;
+use crate::open::trust::{Provisional, TrustPolicy};
 
 mod find;
 mod layer;
 mod prefetch;
 mod reopen;
+pub mod trust;
 
 pub use find::ask_early;
 pub(crate) use find::windows_blob;

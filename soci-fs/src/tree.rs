@@ -7,24 +7,31 @@
 //! plain records leave the way open to mapping the arrays from a file.
 //!
 //! A node holds no attributes. It names the layer and the entry that has them, so a tree costs 24 bytes per file and 12
-//! bytes plus the name per directory entry; see [`crate::attributes`].
+//! bytes plus the name per directory entry; see [`crate::tree::attributes`].
 //!
 //! Invariants: node 0 is the root directory; the children of a node are one contiguous range of directory entries with
 //! ascending unique names; no name is empty, `.`, `..`, longer than 255 bytes or has a slash or NUL in it; directories
 //! have one parent and form a tree, so a walk ends; the same layers give the same arrays.
+//!
+//! The room uses `soci-index` alone; `foresight`, `fuse` and `node` use it. [`view`] merges the trees of an image's layers,
+//! [`id_map`] shows other owners.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
-use soci_index::entry::Entry;
+use soci_index::format::entry::Entry;
 
+pub mod attributes;
 mod build;
 mod draft;
+pub mod id_map;
+pub(crate) mod kernel_cache;
 mod name;
 pub mod node_id;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod view;
 
 /// Number of a node within its tree, from 0 (the root).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

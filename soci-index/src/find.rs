@@ -28,6 +28,8 @@
 //!
 //! [`choose`] is pure; this module asks. Road not taken: to stop at the first place that has an index, local store first.
 //! It saves a question, and lets a stale or foreign copy speak for the image.
+//!
+//! The room uses `format`, `registry` and `image`; `publish` and `soci-fs` use it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -35,26 +37,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::digest::Digest;
-use crate::discover::{Depth, Fitting, Listed, Refused, Rejected, Which, list, list_layout};
+use crate::find::discover::{Depth, Listed, Which, list, list_layout};
+use crate::format::digest::Digest;
+use crate::format::index_manifest::{IndexManifest, REFERRING};
+use crate::format::limits::Limits;
+use crate::format::manifest::{INDEX_DIGEST, INDEX_V2, SociIndex};
+use crate::format::model::{Descriptor, ImageManifest, RawManifest};
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageManifest, RawManifest};
 use crate::image::store::{Store, StoreError};
 use crate::image::{ImageError, ImageSource, PlatformImage};
-use crate::index_manifest::{IndexManifest, REFERRING};
-use crate::limits::Limits;
-use crate::manifest::{INDEX_DIGEST, INDEX_V2, SociIndex};
+use crate::registry::Repository;
 use crate::registry::referrers::{Listing, Lists};
-use crate::registry::{RegistryError, Repository};
 
 pub mod choose;
+pub mod discover;
+pub mod gathered;
 pub mod hedge;
 pub mod keep;
 pub mod origin;
 pub mod parts;
 pub mod sweep;
 
-use self::choose::{Candidate, Ordered, PassedOver, Place, Reason};
+pub use self::gathered::Gathered;
+
+use self::choose::{Candidate, PassedOver, Place, Reason};
+use self::gathered::{Unasked, candidate};
 
 /// How long a place may take to answer where it can be done without.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -91,17 +98,6 @@ pub struct Search<'a> {
     pub thorough: bool,
     /// Whether the image can be used without an index: then no place is waited for longer than ten seconds.
     pub is_optional: bool,
-}
-
-/// What a search has found.
-#[derive(Debug, Default)]
-pub struct Gathered {
-    /// All that may be taken.
-    pub candidates: Vec<Candidate>,
-    /// What may not.
-    pub passed_over: Vec<PassedOver>,
-    failures: Vec<RegistryError>,
-    refused: Vec<Refused>,
 }
 
 /// An index of the local store.
@@ -405,83 +401,6 @@ impl<'a> Search<'a> {
             }
         }
     }
-}
-
-/// Why a place gave no answer.
-enum Unasked {
-    Failed(RegistryError),
-    Slow,
-}
-
-impl Gathered {
-    /// Puts what was found in order. `named` is the digest that was asked for.
-    #[must_use]
-    pub fn order(self, named: Option<&Digest>) -> Ordered {
-        let mut ordered = choose::order(self.candidates, named);
-        ordered.others.extend(self.passed_over);
-        ordered
-    }
-
-    /// The first error of a registry that could not be asked. It is one of the caller where there is no index and the
-    /// caller has to say for certain that there is none.
-    #[must_use]
-    pub fn failure(&self) -> Option<&RegistryError> {
-        self.failures.first()
-    }
-
-    /// Indexes that are there, as listed, and that their registry refuses to show.
-    #[must_use]
-    pub fn refused(&self) -> &[Refused] {
-        &self.refused
-    }
-
-    fn add(&mut self, answer: Result<Listed, Unasked>, place: &Place, name: &str, fetched: &[Kept]) {
-        match answer {
-            Ok(listed) => {
-                self.reject(&listed, place);
-                self.candidates.extend(listed.found.into_iter().map(|found| candidate(found, place.clone())));
-            }
-            Err(why) => {
-                let copies = fetched.iter().filter(|kept| kept.is_of(name)).map(|kept| kept.as_copy_of(place.clone()));
-                self.candidates.extend(copies);
-                self.fail(place.clone(), why);
-            }
-        }
-    }
-
-    fn fail(&mut self, place: Place, why: Unasked) {
-        let text = match why {
-            Unasked::Failed(error) => {
-                let text = error.to_string();
-                self.failures.push(error);
-                text
-            }
-            Unasked::Slow => format!("it did not answer within {PATIENCE:?}"),
-        };
-        self.passed_over.push(PassedOver::place(place, Reason::Unasked(text)));
-    }
-
-    fn unfit(&mut self, digest: Digest, place: Place, reason: String) {
-        self.passed_over.push(PassedOver { digest: Some(digest), place, reason: Reason::Unfit(reason) });
-    }
-
-    fn reject(&mut self, listed: &Listed, place: &Place) {
-        let over = |digest: Digest, reason| PassedOver { digest: Some(digest), place: place.clone(), reason };
-        let is_refused = |digest: &Digest| listed.refused.iter().any(|refused| refused.digest == *digest);
-        let reason = |no: &Rejected| match is_refused(&no.digest) {
-            true => Reason::Refused(no.reason.clone()),
-            false => Reason::Unfit(no.reason.clone()),
-        };
-        self.passed_over.extend(listed.rejected.iter().map(|no| over(no.digest, reason(no))));
-        self.refused.extend(listed.refused.iter().cloned());
-        let taken = listed.found.first().map_or("", |found| found.index.form());
-        self.passed_over.extend(listed.unread.iter().map(|entry| over(entry.digest, Reason::Form { taken })));
-    }
-}
-
-fn candidate(found: Fitting, place: Place) -> Candidate {
-    let Fitting { raw, index, created, .. } = found;
-    Candidate { digest: raw.digest, raw: raw.bytes, index, created, place, cached: false }
 }
 
 /// Reads the index that an image names.

@@ -6,20 +6,21 @@
 //! not speak there is a trait, [`foreign::ContentStore`]. Invariants: a [`PlatformImage`] has been
 //! checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every
 //! parsed document; attestations and artifacts are never taken for images.
+//!
+//! The room uses `format` and `registry`; `find` and `publish` use it. [`sink`] is where things are written to, [`output`]
+//! how files are: never half, and never in place of a device.
 
 pub mod archive;
 mod docker;
 mod entries;
 mod error;
-mod folded;
 pub mod foreign;
 pub mod layout;
 mod members;
-pub mod model;
 mod names;
+pub mod output;
 mod parts;
-pub mod platform;
-pub mod reference;
+pub mod sink;
 pub mod store;
 mod stream;
 pub mod urls;
@@ -30,18 +31,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
-use crate::digest::{Digest, Hasher};
+use crate::format::digest::{Digest, Hasher};
+use crate::format::limits::Limits;
+use crate::format::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, media_type};
+use crate::format::platform::{Platform, PlatformSelection, best};
+use crate::format::reference::{ManifestName, Reference};
 use crate::image::archive::Archive;
 use crate::image::entries::tags_of;
 use crate::image::foreign::{ContentStore, ForeignError};
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, media_type};
-use crate::image::platform::{Platform, PlatformSelection, best};
-use crate::image::reference::{ManifestName, Reference};
 use crate::image::store::Store;
 pub use crate::image::stream::BlobStream;
 use crate::image::stream::stored;
-use crate::limits::Limits;
 use crate::registry::{ClientOptions, Registry, Repository};
 
 pub use docker::SavedError;

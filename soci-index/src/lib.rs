@@ -1,54 +1,75 @@
-//! Span indexes for gzip container layers: everything a build job needs, and nothing that needs a mount or root.
+//! Indexes for gzip container layers: everything a build job needs, and nothing that needs a mount or root.
 //!
-//! Five words carry the crate:
+//! Five words carry the crate: a **layer** is one compressed tar blob of an image; a **checkpoint** is a deflate block
+//! boundary at which decoding may begin; a **span** is the compressed bytes between two checkpoints; the **TOC** is the
+//! layer's file table; a **zTOC** is the file in which AWS's tools keep the TOC and the checkpoints of one layer.
 //!
-//! * a **layer** is one compressed tar blob of an image;
-//! * a **checkpoint** is a deflate block boundary at which decoding may begin;
-//! * a **span** is the compressed bytes between two checkpoints;
-//! * the **TOC** is the layer's file table;
-//! * a **zTOC** is the file in which AWS's tools keep the TOC and the checkpoints of one layer.
+//! # What a program does with it
 //!
-//! The modules fall in two halves. The *pure* half turns bytes into values and back: it knows no file, socket, clock,
-//! environment, thread or runtime, and a test in `tests/` holds it to that. The *edges* (`image`, `registry`,
-//! [`publish`], [`find`]) move bytes between it and the world.
+//! | to | use |
+//! |---|---|
+//! | index a layer from chunks of its bytes | [`Indexer`] |
+//! | read a range of a file, given ranges of the layer | [`LayerReader`], by a [`LayerIndex`] |
+//! | publish an image's index beside it in a registry | [`Job`] and [`publish()`](publish::publish) |
+//! | find the index of an image | [`Search`] |
+//! | check an index against its layers | [`verify()`](publish::verify::verify) |
+//!
+//! ```
+//! use std::io::Write as _;
+//!
+//! use soci_index::format::index::Compression;
+//! use soci_index::indexing::Options;
+//! use soci_index::{Indexer, LayerReader};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let mut tar = tar::Builder::new(Vec::new());
+//! # let mut header = tar::Header::new_gnu();
+//! # header.set_size(5);
+//! # tar.append_data(&mut header, "etc/greeting", &b"hello"[..])?;
+//! # let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+//! # gzip.write_all(&tar.into_inner()?)?;
+//! # let layer = gzip.finish()?;
+//! // Index a layer, in chunks of any size.
+//! let mut indexer = Indexer::new(Options::of(Compression::Gzip))?;
+//! for chunk in layer.chunks(4096) {
+//!     indexer.push(chunk, &mut |_| {})?;
+//! }
+//! let indexed = indexer.finish()?;
+//! println!("layer {}, diff_id {}", indexed.layer_digest, indexed.diff_id);
+//!
+//! // Read one file: only the spans that hold it are asked for.
+//! let index = &indexed.index;
+//! let entry = index.entries.iter().find(|entry| &*entry.name == b"etc/greeting").ok_or("no such file")?;
+//! let fetch = |range: std::ops::Range<u64>| {
+//!     let (start, end) = (range.start as usize, range.end as usize);
+//!     Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(&layer[start..end]))
+//! };
+//! let mut content = Vec::new();
+//! LayerReader::new(index, fetch).read_file(entry, 0..entry.size, &mut |part| content.extend_from_slice(part))?;
+//! assert_eq!(content, b"hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Rooms
+//!
+//! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an index
+//! of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
+//! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this project's
+//! other crates and change with them.
 //!
 //! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 
-pub mod access;
-pub mod build;
-pub mod checkpoint;
-pub mod compact;
-pub mod convert;
-pub mod decode;
-pub mod digest;
-pub mod discover;
-pub mod encoding;
-pub mod entry;
 pub mod find;
 pub mod format;
-pub mod gojson;
-pub mod gotime;
-pub mod gzip;
-pub mod icon;
 pub mod image;
-pub mod index;
-pub mod index_manifest;
-pub mod indexer;
-mod inflate;
-pub mod known;
-pub mod limits;
-pub mod manifest;
-pub mod output;
-pub mod pipeline;
-pub mod prefetch;
-pub mod profile;
+pub mod indexing;
 pub mod publish;
 pub mod registry;
-pub mod signature;
-pub mod sink;
-pub mod span;
-pub mod span_index;
-pub mod tar;
-pub mod v2;
-pub mod verify;
-pub mod ztoc;
+pub mod trust;
+
+pub use crate::find::Search;
+pub use crate::format::access::LayerReader;
+pub use crate::format::index::LayerIndex;
+pub use crate::indexing::Indexer;
+pub use crate::publish::Job;

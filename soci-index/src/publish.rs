@@ -4,33 +4,43 @@
 //! artifacts and the configuration blob, then the manifest with the image as its `subject`, then the check that it is
 //! listed. An interrupted run leaves blobs, never a manifest that misses one; the next run finds the blobs and goes on.
 //! A run that finds the same index in place reads no layer and sends nothing.
+//!
+//! The room is the top of the crate: [`mod@build`] reads layers, [`known`] finds what need not be built again, [`v2`] and
+//! [`convert`] make SOCI-enabled images, [`local`] keeps indexes on this machine, [`mod@verify`] checks one against its layers.
 
+pub mod build;
+pub mod convert;
+pub mod known;
 pub mod local;
 pub mod prefetched;
 pub mod profiles;
 pub mod refused;
+pub mod report;
+pub mod v2;
+pub mod verify;
 
 use bytes::Bytes;
 
-use crate::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
-use crate::digest::Digest;
-use crate::discover::Refused;
+pub use self::report::{Done, Report, SpanReport};
+
 use crate::find::choose::{Candidate, Place, choose};
-use crate::icon;
-use crate::image::model::{Descriptor, media_type};
+use crate::find::discover::Refused;
+use crate::format::digest::Digest;
+use crate::format::icon;
+use crate::format::index_manifest::IndexManifest;
+use crate::format::limits::Limits;
+use crate::format::manifest::{ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
+use crate::format::model::{Descriptor, media_type};
+use crate::format::prefetch::{self, Wanted};
+use crate::format::span_index::{SpanIndex, SpanIndexError, SpanReference};
+use crate::format::ztoc::{Ztoc, ZtocError};
+use crate::image::sink::{Sink, SinkError};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
-use crate::index_manifest::IndexManifest;
-use crate::known::{self, Known, Relied, ReusedFrom};
-use crate::limits::Limits;
-use crate::manifest::{ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
-use crate::prefetch::{self, Wanted};
-use crate::registry::referrers::{FoundBy, Visibility};
+use crate::publish::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
+use crate::publish::known::{Known, Relied, ReusedFrom};
+use crate::publish::v2::EnableError;
 use crate::registry::{Body, RegistryError, Repository};
-use crate::sink::{Sink, SinkError};
-use crate::span_index::{SpanIndex, SpanIndexError, SpanReference};
-use crate::v2::EnableError;
-use crate::ztoc::{Ztoc, ZtocError};
 
 /// Why an index could not be published or stored.
 #[derive(Debug, thiserror::Error)]
@@ -136,74 +146,6 @@ pub enum PublishError {
 
 fn is_there(there: Option<&Digest>) -> String {
     there.map_or_else(|| "nothing".to_owned(), ToString::to_string)
-}
-
-/// A span index that was made beside another one.
-#[derive(Debug, Clone)]
-pub struct SpanReport {
-    /// Digest of its manifest.
-    pub index: Digest,
-    /// Size of its manifest.
-    pub index_size: u64,
-    /// What was done with it.
-    pub done: Done,
-}
-
-/// What became of an image.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Digest of the index: AWS's, or the span index where that alone was asked for.
-    pub index: Digest,
-    /// Size of the index manifest.
-    pub index_size: u64,
-    /// The span index, where both were asked for.
-    pub spans: Option<SpanReport>,
-    /// The layers, in the image's order.
-    pub layers: Vec<LayerReport>,
-    /// Prefetch artifacts: the layer of each, and its digest.
-    pub prefetch: Vec<(Digest, Digest)>,
-    /// Files that were asked for early and are in no layer.
-    pub missing: Vec<String>,
-    /// What was done.
-    pub done: Done,
-    /// Why that is relied on which was not built in this run, if there is any.
-    pub reused: Option<Relied>,
-    /// The indexes that list what was reused so.
-    pub reused_from: Vec<ReusedFrom>,
-    /// Indexes of the image beside it that are used instead of what was made.
-    pub used_instead: Vec<Digest>,
-}
-
-impl Report {
-    /// Whether all was there already.
-    #[must_use]
-    pub fn is_up_to_date(&self) -> bool {
-        let spans = self.spans.as_ref().is_none_or(|spans| spans.done == Done::UpToDate);
-        self.done == Done::UpToDate && spans
-    }
-
-    /// The manifests that were made.
-    pub fn indexes(&self) -> impl Iterator<Item = Digest> {
-        std::iter::once(self.index).chain(self.spans.as_ref().map(|spans| spans.index))
-    }
-}
-
-/// What was done with an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Done {
-    /// The same index was there.
-    UpToDate,
-    /// It was pushed, and consumers find it in this way; not all of them perhaps.
-    Published(FoundBy, Visibility),
-    /// One is there, and the registry refuses to show it, so it is left alone.
-    Hidden {
-        /// What the registry says.
-        reason: String,
-    },
-    /// It was put into the local store.
-    Stored,
-    /// It was made and thrown away: a dry run.
-    Nothing,
 }
 
 /// What is to be indexed, and how.

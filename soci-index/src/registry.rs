@@ -11,6 +11,8 @@
 //! where a redirect led, whether the registry knows referrers. Invariants: no credential leaves the origin of its host
 //! (a token service apart), and no host gets another one's; every answer is bounded before it is held; every operation ends at its deadline; an absent
 //! manifest or blob is a value, not an error.
+//!
+//! The room uses `format`; `image`, `trust`, `find` and `publish` use it.
 
 mod address;
 mod auth;
@@ -49,7 +51,7 @@ pub use self::retry::Backoff;
 pub use self::traffic::Traffic;
 pub use self::transport::{Body, Chunks};
 pub use self::upload::UploadSizes;
-use crate::limits::Limits;
+use crate::format::limits::Limits;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::hosts::{Blocked, Host, HostRules};
 use crate::registry::retry::Deadline;

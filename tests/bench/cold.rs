@@ -22,7 +22,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use serde_json::Value;
-use soci_cli::bench::picture::Format;
+use soci_cli::bench::picture;
 use soci_cli::bench::series::{Sample, Series};
 use soci_cli::bench::waits::Waits;
 use soci_tests::go;
@@ -176,7 +176,7 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
         if let Some(directory) = &options.pictures {
             let file = directory.join(format!("cold-{}.svg", network.arguments[3]));
             let title = format!("From nothing to the end of the program, {}", network.name);
-            let picture = Format::Svg.draw(&title, &all)?;
+            let picture = picture::draw(&title, &all);
             std::fs::write(&file, picture).with_context(|| format!("writing {}", file.display()))?;
         }
     }

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use soci_index::format::model::{Descriptor, media_type};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, media_type};
 
 use crate::data::{Data, Pushed};
 use crate::process::{measured, output, soci};

@@ -10,17 +10,17 @@ use anyhow::Context as _;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::registry::DemoRegistry;
 use soci_cli::demo::stage::Stage as DemoStage;
-use soci_fs::forest::{Forest, ForestOptions};
-use soci_fs::metrics::Metrics;
+use soci_fs::fuse::forest::{Forest, ForestOptions};
+use soci_fs::layer::store::Store;
+use soci_fs::node::metrics::Metrics;
+use soci_fs::node::remote::id_maps::IdMaps;
+use soci_fs::node::remote::labels::{IMAGE, LAYER, MANIFEST};
+use soci_fs::node::remote::slots::Slots;
+use soci_fs::node::remote::{Counted, Registries, RemoteLayers, RemoteOptions};
+use soci_fs::node::snapshots::provider::LayerRequest;
+use soci_fs::node::snapshots::{Prepared, SnapshotOptions, Snapshots};
 use soci_fs::open::OpenOptions;
-use soci_fs::remote::id_maps::IdMaps;
-use soci_fs::remote::labels::{IMAGE, LAYER, MANIFEST};
-use soci_fs::remote::slots::Slots;
-use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions};
-use soci_fs::snapshots::provider::LayerRequest;
-use soci_fs::snapshots::{Prepared, SnapshotOptions, Snapshots};
-use soci_fs::store::Store;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use soci_tests::containerd::Containerd;
 use soci_tests::image::{Image, shell_layer, tar, text};
@@ -69,7 +69,7 @@ impl Desk {
             layers_at_once: 100,
             open_limit: Duration::from_secs(30),
             mountpoint: root.path().join("fs"),
-            profiles: soci_fs::remote::ProfileOptions::default(),
+            profiles: soci_fs::node::remote::ProfileOptions::default(),
             index_quota: u64::MAX,
             only_named: false,
             known_places: None,

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use soci_fs::proof::{self, Verdict};
-use soci_fs::reader::{LayerReader, Policy};
-use soci_fs::source::memory::MemorySource;
-use soci_fs::store::{Claim, Store};
-use soci_index::digest::{Digest, Hasher};
-use soci_index::index::Compression;
-use soci_index::indexer::{Options, index_bytes};
+use soci_fs::layer::proof::{self, Verdict};
+use soci_fs::layer::reader::{LayerReader, Policy};
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::store::{Claim, Store};
+use soci_index::format::digest::{Digest, Hasher};
+use soci_index::format::index::Compression;
+use soci_index::indexing::{Options, index_bytes};
 use tokio::runtime::Runtime;
 
 use crate::report::{Goal, Report};
@@ -61,7 +61,7 @@ pub(crate) fn proof(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()
 
 fn hash(path: &std::path::Path) -> anyhow::Result<Digest> {
     let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    let (mut hasher, mut buffer) = (Hasher::new(soci_index::digest::Algorithm::Sha256), vec![0; 1 << 20]);
+    let (mut hasher, mut buffer) = (Hasher::new(soci_index::format::digest::Algorithm::Sha256), vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hasher.finish()),

@@ -7,11 +7,11 @@ use serde_json::Value;
 use soci_cli::demo::measure::Opened;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::store::Store;
 use soci_fs::open::OpenOptions;
-use soci_fs::reader::Policy;
-use soci_fs::store::Store;
+use soci_index::format::platform::PlatformSelection;
 use soci_index::image::ImageSource;
-use soci_index::image::platform::PlatformSelection;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Runtime;
 

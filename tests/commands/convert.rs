@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use soci_index::digest::Digest;
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::reference::ManifestName;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, client};
 use soci_tests::{run, soci, stdout};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use soci_index::image::reference::ManifestName;
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::Repository;
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::profile::{Broken, Profile, ProfiledRegistry};

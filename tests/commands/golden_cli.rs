@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 
 fn golden() -> PathBuf {
     std::env::var_os("SOCI_GOLDEN").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
 use soci_tests::image::{GZIP, Image, gzip, shell_layer, tar, text};
 use soci_tests::mounting::can_mount;
 use soci_tests::urls::serve;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use soci_cli::demo::registry::DemoRegistry;
+use soci_index::format::model::{Descriptor, media_type};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, media_type};
 use soci_tests::containerd::Containerd;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::node::Node;

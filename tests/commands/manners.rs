@@ -7,8 +7,8 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use soci_index::limits::Limits;
-use soci_index::profile::{Profile, Touched};
+use soci_index::format::limits::Limits;
+use soci_index::format::profile::{Profile, Touched};
 use soci_tests::image::{Image, shell_layer, tar, text};
 use soci_tests::mounting::{Mounting, can_mount};
 use soci_tests::{run, soci, stdout};
@@ -117,7 +117,7 @@ async fn texts_of_others_are_cleaned() {
     const HOSTILE: &str = "a\u{1b}]0;owned\u{7}\nb\u{9b}2J\rc";
     let stage = Mounting::new(Image::gzip(vec![tar(&[("file", text(1, 300_000))])])).await;
     let name = stage.name();
-    let layer = soci_index::digest::Digest::of(&stage.image.blobs[0]);
+    let layer = soci_index::format::digest::Digest::of(&stage.image.blobs[0]);
     let profile = Profile::new(vec![layer], vec![Touched { layer: 0, bytes: 0..1000 }], &Limits::DEFAULT).unwrap();
     let file = stage.scratch.path().join("default.profile");
     std::fs::write(&file, profile.encode().unwrap()).unwrap();

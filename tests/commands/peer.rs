@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, ImageManifest, media_type};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, ImageManifest, media_type};
 use soci_tests::go::peer;
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::registry::{BothKinds, client};
@@ -231,7 +231,7 @@ async fn through_registries() {
         assert_eq!(pulled[0], index, "{address}");
         let manifest: ImageManifest = serde_json::from_slice(
             &repository
-                .manifest(&soci_index::image::reference::ManifestName::Digest(index.parse().unwrap()))
+                .manifest(&soci_index::format::reference::ManifestName::Digest(index.parse().unwrap()))
                 .await
                 .unwrap()
                 .unwrap()

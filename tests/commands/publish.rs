@@ -1,14 +1,14 @@
 //! Publishing, end to end, on real registries.
 
-use soci_index::checkpoint::Window;
-use soci_index::digest::Digest;
+use soci_index::format::checkpoint::Window;
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::SociIndex;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::reference::ManifestName;
+use soci_index::format::ztoc::{Spans, Ztoc};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::reference::ManifestName;
-use soci_index::limits::Limits;
-use soci_index::manifest::SociIndex;
 use soci_index::registry::Body;
-use soci_index::ztoc::{Spans, Ztoc};
 use soci_tests::gate::Gate;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, Peryx, client, client_with_password};

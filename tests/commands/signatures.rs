@@ -4,12 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
-use soci_index::digest::Digest;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::signature::fetch::{Verdict, search};
-use soci_index::signature::{
-    Certificate, PublicKey, Signature, SignatureError, Signer as Who, Trust, TrustError, verify,
-};
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::trust::fetch::{Verdict, search};
+use soci_index::trust::{Certificate, PublicKey, Signature, SignatureError, Signer as Who, Trust, TrustError, verify};
 use soci_tests::image::{Image, tar};
 use soci_tests::registry::client;
 use soci_tests::signer::{Kind, Signer, push_referrer};

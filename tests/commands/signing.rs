@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use soci_cli::demo::registry::DemoRegistry;
-use soci_index::digest::Digest;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::reference::ManifestName;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, client};
 use soci_tests::signer::{Kind, Signer, push_referrer};

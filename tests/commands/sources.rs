@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::reference::ManifestName;
 use soci_tests::containerd::Containerd;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::node::Node;

@@ -4,21 +4,21 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use soci_fs::layer::store::Store;
 use soci_fs::open::{ImageOpener, KeptLayer, LayerOrigin, OpenOptions, Way, reopen_layer};
-use soci_fs::store::Store;
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
-use soci_index::icon;
+use soci_index::find::discover::{Discovery, Which, on_registry, preferred_on_registry};
+use soci_index::format::digest::Digest;
+use soci_index::format::icon;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::INDEX_V1;
+use soci_index::format::model::{Descriptor, ImageIndex, ImageManifest};
+use soci_index::format::platform::PlatformSelection;
+use soci_index::format::profile::artifact::ARTIFACT as PROFILE_ARTIFACT;
+use soci_index::format::profile::{PAGE_BYTES, Profile, Touched};
+use soci_index::format::reference::ManifestName;
+use soci_index::format::span_index::{SPAN_INDEX, SpanIndex};
 use soci_index::image::ImageSource;
-use soci_index::image::model::{Descriptor, ImageIndex, ImageManifest};
-use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::ManifestName;
-use soci_index::limits::Limits;
-use soci_index::manifest::INDEX_V1;
-use soci_index::profile::artifact::ARTIFACT as PROFILE_ARTIFACT;
-use soci_index::profile::{PAGE_BYTES, Profile, Touched};
 use soci_index::registry::{ClientOptions, CredentialSource, Repository};
-use soci_index::span_index::{SPAN_INDEX, SpanIndex};
 use soci_tests::front::Front;
 use soci_tests::go::peer;
 use soci_tests::image::{Image, tar, text};
@@ -267,7 +267,7 @@ async fn a_restart_needs_nobody() {
     assert!(reader.read(0, length).await.unwrap() == image.tars[0][..length]);
 }
 
-const TOC: &str = soci_index::compact::TOC;
+const TOC: &str = soci_index::format::compact::TOC;
 
 /// What is published again with a smaller `--min-layer-size` is used from then on, whatever the digests are; with a larger
 /// one it is said that the earlier index stays in use.

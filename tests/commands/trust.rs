@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::json;
 use soci_cli::demo::registry::DemoRegistry;
+use soci_fs::layer::proof::{self, Verdict};
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::store::Store;
+use soci_fs::layer::unpack::LayerClaim;
+use soci_fs::open::trust::{Provisional, SignerRule, TrustPolicy};
 use soci_fs::open::{IndexModes, KeptLayer, LayerOrigin, OpenOptions, OpenedImage, Way, open_image, reopen_layer};
-use soci_fs::proof::{self, Verdict};
-use soci_fs::reader::Policy;
-use soci_fs::store::Store;
-use soci_fs::trust::{Provisional, SignerRule, TrustPolicy};
-use soci_fs::unpack::LayerClaim;
-use soci_index::checkpoint::{WINDOW_BYTES, Window};
-use soci_index::digest::Digest;
+use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::format::digest::Digest;
+use soci_index::format::index::Compression;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V2, SociIndex, ZtocReference};
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::platform::PlatformSelection;
+use soci_index::format::reference::ManifestName;
+use soci_index::format::ztoc::{Spans, Ztoc};
 use soci_index::image::ImageSource;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::ManifestName;
-use soci_index::index::Compression;
-use soci_index::indexer::{Options, index_bytes};
-use soci_index::limits::Limits;
-use soci_index::manifest::{EMPTY_CONFIG, INDEX_DIGEST, INDEX_V2, SociIndex, ZtocReference};
+use soci_index::indexing::{Options, index_bytes};
 use soci_index::registry::{Body, ClientOptions, CredentialSource, Repository};
-use soci_index::ztoc::{Spans, Ztoc};
 use soci_tests::containerd::Containerd;
 use soci_tests::daemon::daemon;
 use soci_tests::front::{Fault, Front};
@@ -157,7 +157,7 @@ impl Stage {
             parallel: 1,
             trust: Arc::new(trust),
             listing: None,
-            profile: soci_fs::profile::Choice::None,
+            profile: soci_fs::foresight::profile::Choice::None,
             urls: None,
             observer: Arc::new(|_| {}),
             ..OpenOptions::default()

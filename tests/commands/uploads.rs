@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use soci_cli::demo::registry::DemoRegistry;
-use soci_index::image::model::Descriptor;
+use soci_index::format::model::Descriptor;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, ClientOptions, Registry, UploadSizes};
 use soci_tests::image::text;

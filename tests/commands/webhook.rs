@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
-use soci_index::image::model::media_type;
-use soci_index::image::reference::ManifestName;
+use soci_index::find::discover::{Discovery, Which, on_registry, preferred_on_registry};
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::reference::ManifestName;
+use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::registry::Repository;
-use soci_index::span_index::SPAN_INDEX;
 use soci_tests::forge::{Lie, push_spans, push_ztoc};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::profile::{Broken, Profile, ProfiledRegistry, Quirks};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use serde_json::json;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
-use soci_index::image::model::{Descriptor, media_type};
+use soci_index::find::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
+use soci_index::format::model::{Descriptor, media_type};
 use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::{Body, Repository};
 use soci_tests::image::{Image, tar, text};

@@ -41,49 +41,38 @@ const TOP: [&str; 27] = [
     "tests",
 ];
 
-/// The edges of `soci-index`: what moves bytes between the pure half and the world.
-const EDGES: [&str; 34] = [
-    "soci-index/src/build.rs",
-    "soci-index/src/build",
-    "soci-index/src/convert.rs",
-    "soci-index/src/convert",
-    "soci-index/src/discover.rs",
-    "soci-index/src/find.rs",
-    "soci-index/src/find/hedge.rs",
-    "soci-index/src/find/keep.rs",
-    "soci-index/src/find/parts.rs",
-    "soci-index/src/find/sweep.rs",
-    "soci-index/src/image.rs",
-    "soci-index/src/image/parts.rs",
-    "soci-index/src/image/archive.rs",
-    "soci-index/src/image/entries.rs",
-    "soci-index/src/image/docker.rs",
-    "soci-index/src/image/error.rs",
-    "soci-index/src/image/foreign.rs",
-    "soci-index/src/image/layout.rs",
-    "soci-index/src/image/members.rs",
-    "soci-index/src/image/store.rs",
-    "soci-index/src/image/stream.rs",
-    "soci-index/src/image/urls.rs",
-    "soci-index/src/known.rs",
-    "soci-index/src/known",
-    "soci-index/src/output.rs",
-    "soci-index/src/pipeline.rs",
-    "soci-index/src/publish.rs",
-    "soci-index/src/publish",
-    "soci-index/src/sink.rs",
-    "soci-index/src/sink",
-    "soci-index/src/verify.rs",
-    "soci-index/src/registry",
-    "soci-index/src/registry.rs",
-    "soci-index/src/signature/fetch.rs",
+/// The rooms of each crate, from the ground up: a room uses only rooms above it in this list.
+const ROOMS: [(&str, &[&str]); 3] = [
+    ("soci-index", &["format", "indexing", "registry", "image", "trust", "find", "publish"]),
+    ("soci-fs", &["tree", "layer", "foresight", "open", "fuse", "node"]),
+    ("soci-cli", &["report", "args", "webhook", "daemon", "demo", "bench", "commands"]),
 ];
 
-/// Parts of `registry` that parse and compute only. The rest of it is edge.
-const PURE_IN_REGISTRY: [&str; 1] = ["soci-index/src/registry/challenge.rs"];
+/// Files and folders that turn values into values: they know no file, socket, clock, environment, thread or runtime.
+const PURE: [&str; 19] = [
+    "soci-index/src/format.rs",
+    "soci-index/src/format",
+    "soci-index/src/indexing.rs",
+    "soci-index/src/indexing/choice.rs",
+    "soci-index/src/indexing/hasher.rs",
+    "soci-index/src/indexing/scanner.rs",
+    "soci-index/src/registry/challenge.rs",
+    "soci-index/src/image/names.rs",
+    "soci-index/src/find/choose.rs",
+    "soci-index/src/find/origin.rs",
+    "soci-index/src/trust.rs",
+    "soci-index/src/trust/bundle.rs",
+    "soci-index/src/trust/chain.rs",
+    "soci-index/src/trust/cosign.rs",
+    "soci-index/src/trust/key.rs",
+    "soci-index/src/trust/notation.rs",
+    "soci-index/src/publish/v2.rs",
+    "soci-cli/src/webhook/event.rs",
+    "soci-cli/src/webhook/queue.rs",
+];
 
-/// What no pure module may touch: the world, and the edges, through which it would come in by the back door.
-const IMPURE: [&str; 18] = [
+/// What no pure module may touch.
+const IMPURE: [&str; 12] = [
     "std::env::",
     "std::fs",
     "std::io",
@@ -95,48 +84,42 @@ const IMPURE: [&str; 18] = [
     "reqwest::",
     "futures_util::",
     "tempfile::",
-    "crate::build",
-    "crate::discover",
-    "crate::output",
-    "crate::pipeline",
-    "crate::publish",
     "crate::registry",
-    "crate::image::{",
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 30] = [
+const FOREIGN: [(&str, &[&str]); 28] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
-    ("oci_spec", &["soci-index/src/image/reference/grammar.rs"]),
+    ("oci_spec", &["soci-index/src/format/reference/grammar.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
-    ("planus", &["soci-index/src/ztoc/flat_read.rs", "soci-index/src/ztoc/zinfo.rs"]),
-    ("libz_rs_sys", &["soci-index/src/inflate.rs"]),
-    ("crc32fast", &["soci-index/src/gzip.rs"]),
+    ("planus", &["soci-index/src/format/ztoc/flat_read.rs", "soci-index/src/format/ztoc/zinfo.rs"]),
+    ("libz_rs_sys", &["soci-index/src/format/inflate.rs"]),
+    ("crc32fast", &["soci-index/src/format/gzip.rs"]),
     (
         "sha2",
         &[
-            "soci-index/src/digest.rs",
-            "soci-index/src/decode.rs",
-            "soci-index/src/indexer/hasher.rs",
-            "soci-index/src/indexer/choice.rs",
-            "soci-fs/src/store/marks.rs",
+            "soci-index/src/format/digest.rs",
+            "soci-index/src/format/decode.rs",
+            "soci-index/src/indexing/hasher.rs",
+            "soci-index/src/indexing/choice.rs",
+            "soci-fs/src/layer/store/marks.rs",
         ],
     ),
     ("fuser", &["soci-fs/src/fuse.rs", "soci-fs/src/fuse"]),
-    ("xxhash_rust", &["soci-fs/src/store/present.rs"]),
-    ("tonic", &["soci-fs/src/grpc.rs", "soci-fs/src/grpc"]),
-    ("tonic_prost", &["soci-fs/src/grpc"]),
-    ("prost", &["soci-fs/src/grpc"]),
-    ("prost_types", &["soci-fs/src/grpc.rs", "soci-fs/src/grpc"]),
+    ("xxhash_rust", &["soci-fs/src/layer/store/present.rs"]),
+    ("tonic", &["soci-fs/src/node/grpc.rs", "soci-fs/src/node/grpc"]),
+    ("tonic_prost", &["soci-fs/src/node/grpc"]),
+    ("prost", &["soci-fs/src/node/grpc"]),
+    ("prost_types", &["soci-fs/src/node/grpc.rs", "soci-fs/src/node/grpc"]),
     // `database.rs` speaks to it, the module's error carries what it said.
-    ("http_body_util", &["soci-fs/src/grpc"]),
-    ("libc", &["soci-fs/src/mount/id_mapped.rs"]),
-    ("kube", &["soci-fs/src/keychain/cluster.rs"]),
-    ("k8s_openapi", &["soci-fs/src/keychain/cluster.rs"]),
-    ("serde_saphyr", &["soci-fs/src/keychain/plugins.rs"]),
-    ("redb", &["soci-fs/src/snapshots/error.rs", "soci-fs/src/snapshots/database.rs"]),
-    ("regex", &["soci-fs/src/snapshots/filter.rs"]),
+    ("http_body_util", &["soci-fs/src/node/grpc"]),
+    ("libc", &["soci-fs/src/fuse/mount/id_mapped.rs"]),
+    ("kube", &["soci-fs/src/node/keychain/cluster.rs"]),
+    ("k8s_openapi", &["soci-fs/src/node/keychain/cluster.rs"]),
+    ("serde_saphyr", &["soci-fs/src/node/keychain/plugins.rs"]),
+    ("redb", &["soci-fs/src/node/snapshots/error.rs", "soci-fs/src/node/snapshots/database.rs"]),
+    ("regex", &["soci-fs/src/node/snapshots/filter.rs"]),
     // `main.rs` parses, `args.rs` declares, `help.rs` writes completions and manual pages of it.
     (
         "clap",
@@ -160,40 +143,38 @@ const FOREIGN: [(&str, &[&str]); 30] = [
         &[
             "soci-cli/src/demo/registry.rs",
             "soci-cli/src/daemon/operations.rs",
-            "soci-cli/src/door.rs",
+            "soci-cli/src/webhook/door.rs",
             "soci-cli/src/webhook/server.rs",
         ],
     ),
-    ("indicatif", &["soci-cli/src/progress.rs"]),
-    ("png", &["soci-cli/src/bench/picture/pixels.rs"]),
-    ("embedded_graphics", &["soci-cli/src/bench/picture/pixels.rs"]),
+    ("indicatif", &["soci-cli/src/report/progress.rs"]),
     (
         "shlex",
         &["soci-cli/src/commands/bench.rs", "soci-cli/src/commands/record/enter.rs", "soci-cli/src/commands/sign.rs"],
     ),
-    ("webpki", &["soci-index/src/registry/certificates.rs", "soci-index/src/signature"]),
+    ("webpki", &["soci-index/src/registry/certificates.rs", "soci-index/src/trust"]),
 ];
 
 /// Where unsafe code is.
 const UNSAFE: [&str; 3] = [
     // The C-style interface of the inflater is the only one that stops at block boundaries.
-    "soci-index/src/inflate.rs",
+    "soci-index/src/format/inflate.rs",
     // Descriptors known by number: one inside the FUSE library, and those that a service manager passes.
-    "soci-fs/src/descriptor.rs",
+    "soci-fs/src/fuse/descriptor.rs",
     // A system call that no library wraps.
-    "soci-fs/src/mount/id_mapped.rs",
+    "soci-fs/src/fuse/mount/id_mapped.rs",
 ];
 
 /// Who reads the environment.
 const ENVIRONMENT: [&str; 5] = [
     // The validated configuration: where state is kept.
-    "soci-cli/src/config.rs",
+    "soci-cli/src/args/config.rs",
     // Whether a person is watching.
-    "soci-cli/src/output.rs",
+    "soci-cli/src/report/output.rs",
     // Its own command line, to start itself again in the background.
     "soci-cli/src/commands/mount.rs",
     // What a service manager passes.
-    "soci-fs/src/supervisor/systemd.rs",
+    "soci-fs/src/node/supervisor/systemd.rs",
     // Where Docker and Podman keep logins.
     "soci-index/src/registry/credentials/docker.rs",
 ];
@@ -201,22 +182,22 @@ const ENVIRONMENT: [&str; 5] = [
 /// Where a lock is held over calls on local files, and why; those who call there block.
 const LOCKED_FILES: [&str; 9] = [
     // Of two versions of a record the later one stays.
-    "soci-fs/src/remote/slots.rs",
+    "soci-fs/src/node/remote/slots.rs",
     // The same of the table of mappings.
-    "soci-fs/src/remote/id_maps.rs",
+    "soci-fs/src/node/remote/id_maps.rs",
     // What shows a snapshot with other owners is put up or taken down once.
-    "soci-fs/src/snapshots/mapped.rs",
+    "soci-fs/src/node/snapshots/mapped.rs",
     // No layer is opened while it is being removed.
-    "soci-fs/src/store.rs",
-    "soci-fs/src/store/evict.rs",
+    "soci-fs/src/layer/store.rs",
+    "soci-fs/src/layer/store/evict.rs",
     // No span is written where a hole is being punched.
-    "soci-fs/src/store/layer.rs",
+    "soci-fs/src/layer/store/layer.rs",
     // A page is written by one of those that bring it.
-    "soci-fs/src/store/partial.rs",
+    "soci-fs/src/layer/store/partial.rs",
     // The file is in memory, and has one writer.
-    "soci-fs/src/keychain/pulls.rs",
+    "soci-fs/src/node/keychain/pulls.rs",
     // Lines of two threads do not mix: the lock is standard output's own.
-    "soci-cli/src/output.rs",
+    "soci-cli/src/report/output.rs",
 ];
 
 /// What a call on a file looks like.
@@ -269,6 +250,13 @@ impl Source {
         self.path.contains("/generated/")
     }
 
+    /// The room that it is in: the first folder or file below `src`, but for the crate's own root.
+    fn room(&self) -> Option<&str> {
+        let (_, below) = self.path.split_once("/src/")?;
+        let room = below.split('/').next()?.trim_end_matches(".rs");
+        (!matches!(room, "lib" | "main" | "snapshotter_main")).then_some(room)
+    }
+
     /// A file of tests in the middle of the product.
     fn is_test(&self) -> bool {
         self.path.ends_with("/tests.rs")
@@ -316,18 +304,39 @@ fn assert_none(rule: &str, found: &[String]) {
     assert!(found.is_empty(), "{rule}:\n{}", found.join("\n"));
 }
 
-/// Architecture invariant: the pure half of `soci-index` knows no file, socket, clock, environment, thread or runtime.
+/// Architecture invariant: a room uses only rooms below it, so that there is no circle among them.
+#[test]
+fn rooms_use_only_rooms_below() {
+    let mut found = Vec::new();
+    for (name, rooms) in ROOMS {
+        let sources = sources(&format!("{name}/src/"));
+        let floor = |room: &str| rooms.iter().position(|known| *known == room);
+        let mut seen = BTreeSet::new();
+        for source in sources.iter().filter(|source| !source.is_test() && !source.is_generated()) {
+            let Some(room) = source.room() else { continue };
+            let own = floor(room).unwrap_or_else(|| panic!("{}: {room} is not in the list of rooms", source.path));
+            seen.insert(room);
+            for (number, line) in source.lines() {
+                let uses = line.match_indices("crate::").map(|(at, word)| &line[at + word.len()..]);
+                let above =
+                    uses.filter_map(|rest| floor(&rest[..rest.find(|c: char| c != '_' && !c.is_alphanumeric())?]));
+                found.extend(above.filter(|above| *above > own).map(|_| format!("{}:{number}: {line}", source.path)));
+            }
+        }
+        assert_eq!(seen.len(), rooms.len(), "{name} has {seen:?}, the list says {rooms:?}");
+    }
+    assert_none("a room uses one above it", &found);
+}
+
+/// Architecture invariant: what is pure knows no file, socket, clock, environment, thread or runtime.
 #[test]
 fn pure_modules_touch_nothing() {
     let mut found = Vec::new();
-    let sources = sources("soci-index/src/");
-    let pure: Vec<&Source> = sources
-        .iter()
-        .filter(|source| !source.is_test() && source.path != "soci-index/src/lib.rs")
-        .filter(|source| !source.is_under(&EDGES) || source.is_under(&PURE_IN_REGISTRY))
-        .collect();
-    assert!(pure.len() > 20, "{} pure files", pure.len());
-    for source in pure {
+    let sources = sources("/src/");
+    for path in PURE {
+        assert!(sources.iter().any(|source| source.is_under(&[path])), "{path} is gone");
+    }
+    for source in sources.iter().filter(|source| source.is_under(&PURE) && !source.is_test()) {
         for (number, line) in source.lines() {
             let grouped = line.trim_start().starts_with("use std::{") || line.trim_start().starts_with("use crate::{");
             // The platform that the program was built for is a constant, and an address is a value.
@@ -336,20 +345,6 @@ fn pure_modules_touch_nothing() {
                 found.push(format!("{}:{number}: {line}", source.path));
             }
         }
-    }
-    assert_none("pure modules touch the world", &found);
-}
-
-/// Architecture invariant: what is done when is decided without a look at the world.
-#[test]
-fn the_queue_of_the_webhook_is_pure() {
-    let mut found = Vec::new();
-    let pure = ["soci-cli/src/webhook/event.rs", "soci-cli/src/webhook/queue.rs"];
-    let sources = sources("soci-cli/src/webhook/");
-    assert!(pure.iter().all(|path| sources.iter().any(|source| source.path == *path)), "{pure:?}");
-    for source in sources.iter().filter(|source| source.is_under(&pure) && !source.is_test()) {
-        let lines = source.lines().filter(|(_, line)| IMPURE.iter().any(|word| line.contains(word)));
-        found.extend(lines.map(|(number, line)| format!("{}:{number}: {line}", source.path)));
     }
     assert_none("pure modules touch the world", &found);
 }

@@ -17,7 +17,7 @@ const PACKAGES: [(&str, &str, &str); 2] = [
 ];
 
 fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../soci-fs/src/grpc/generated")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../soci-fs/src/node/grpc/generated")
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn generated_code_is_current() {
         .build_client(false)
         .build_transport(false)
         .btree_map(".")
-        .extern_path(".containerd.types", "crate::grpc::generated::types")
+        .extern_path(".containerd.types", "crate::node::grpc::generated::types")
         .compile_fds(descriptors.clone())
         .unwrap();
     // A package that is named by its path is not generated, so the one with the mounts has a turn of its own.

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use soci_cli::demo::registry::DemoRegistry;
-use soci_index::discover::{Discovery, Which, on_registry};
+use soci_index::find::discover::{Discovery, Which, on_registry};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::client;
 use soci_tests::run;

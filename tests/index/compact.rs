@@ -3,15 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test says no by panicking")]
 
 use bytes::Bytes;
-use soci_index::checkpoint::{WINDOW_BYTES, Window, WindowBytes};
-use soci_index::compact::used::{keep, used};
-use soci_index::compact::{CompactError, Encoded, WindowError, WindowPlace, WindowsBlob, decode, encode};
-use soci_index::decode::decode_span;
-use soci_index::index::{Compression, LayerIndex, Windows};
-use soci_index::indexer::choice::{Candidate, Chooser};
-use soci_index::indexer::{self, IndexError, Indexer, Options};
-use soci_index::limits::Limits;
-use soci_index::ztoc::Ztoc;
+use soci_index::format::checkpoint::{WINDOW_BYTES, Window, WindowBytes};
+use soci_index::format::compact::used::{keep, used};
+use soci_index::format::compact::{CompactError, Encoded, WindowError, WindowPlace, WindowsBlob, decode, encode};
+use soci_index::format::decode::decode_span;
+use soci_index::format::index::{Compression, LayerIndex, Windows};
+use soci_index::format::limits::Limits;
+use soci_index::format::ztoc::Ztoc;
+use soci_index::indexing::choice::{Candidate, Chooser};
+use soci_index::indexing::{self, IndexError, Indexer, Options};
 use soci_tests::golden::{Case, cases};
 
 /// The windows of an index that came with them.
@@ -44,7 +44,7 @@ fn encoded(index: &LayerIndex, layer: &[u8]) -> Encoded {
 /// An index of the case, by our own indexer; none where the layer is none.
 fn index(case: &Case, span_bytes: u64) -> Option<LayerIndex> {
     let options = Options { compression: case.compression, span_bytes, compact: None, limits: Limits::DEFAULT };
-    let ztoc = indexer::index_bytes(&case.layer, options).ok()?.into_ztoc().ok()?;
+    let ztoc = indexing::index_bytes(&case.layer, options).ok()?.into_ztoc().ok()?;
     ztoc.into_index(case.layer.len() as u64, &Limits::DEFAULT).ok()
 }
 
@@ -117,7 +117,7 @@ fn one_pass() {
                 assert!(again == made, "{} in pieces of {piece}, spans of {span_bytes}", case.name);
             }
             let read = back(&made);
-            let usual = indexer::index_bytes(&case.layer, Options::of(case.compression)).unwrap().index;
+            let usual = indexing::index_bytes(&case.layer, Options::of(case.compression)).unwrap().index;
             assert_eq!(read.entries, usual.entries, "{}", case.name);
             let whole = |index: &LayerIndex| -> Vec<u8> {
                 let all = index.spans.spans().iter().enumerate();
@@ -184,7 +184,7 @@ fn spans_are_even() {
     }
     let layer = archive.into_inner().unwrap().finish().unwrap();
     let options = Options { compact: Some(262_144), ..Options::of(Compression::Gzip) };
-    let made = indexer::index_bytes(&layer, options).unwrap().compact.unwrap().unwrap();
+    let made = indexing::index_bytes(&layer, options).unwrap().compact.unwrap().unwrap();
     let index = decode(&made.toc, &Limits::DEFAULT).unwrap();
     let lengths = index.spans.spans().iter().map(|span| span.uncompressed.end - span.uncompressed.start);
     let lengths: Vec<u64> = lengths.collect();
@@ -260,7 +260,7 @@ fn damage() {
                 Err(_) => refused += 1,
                 Ok(read) => {
                     let end = read.uncompressed_size;
-                    let inside = |entry: &soci_index::entry::Entry| {
+                    let inside = |entry: &soci_index::format::entry::Entry| {
                         entry.sparse().is_some() || entry.data_offset + entry.size <= end
                     };
                     assert!(read.entries.iter().all(inside), "byte {place}");
@@ -295,7 +295,7 @@ fn refusals_have_names() {
     // A frame that promises more than it may.
     let mut frame = pack(&[0; 1000]);
     let small = Limits { ztoc_bytes_max: 100, ..Limits::DEFAULT };
-    assert!(matches!(soci_index::compact::decode(&frame, &small), Err(CompactError::TooLarge { .. })));
+    assert!(matches!(soci_index::format::compact::decode(&frame, &small), Err(CompactError::TooLarge { .. })));
     frame.truncate(8);
     assert!(decode(&frame).contains("not a span index"));
 }
@@ -317,7 +317,7 @@ fn forged_windows() {
     // Of another length, with its right digest.
     let short = zstd::bulk::compress(&[1; 100], 1).unwrap();
     let mut other = *place;
-    other.digest = soci_index::digest::Digest::of(&short).bytes().try_into().unwrap();
+    other.digest = soci_index::format::digest::Digest::of(&short).bytes().try_into().unwrap();
     assert!(matches!(other.window(&short), Err(WindowError::Frame { .. })));
 }
 

@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use soci_index::access::LayerReader;
-use soci_index::decode::decode_span;
-use soci_index::digest::Digest;
-use soci_index::entry::{Entry, EntryKind};
-use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::{self, Indexer, Options};
-use soci_index::limits::Limits;
-use soci_index::tar::check_header;
-use soci_index::ztoc::Ztoc;
+use soci_index::format::access::LayerReader;
+use soci_index::format::decode::decode_span;
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::{Entry, EntryKind};
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::limits::Limits;
+use soci_index::format::tar::check_header;
+use soci_index::format::ztoc::Ztoc;
+use soci_index::indexing::{self, Indexer, Options};
 use soci_tests::golden::{Case, cases, golden};
 
 fn options(case: &Case, span_bytes: u64) -> Options {
@@ -25,7 +25,7 @@ fn options(case: &Case, span_bytes: u64) -> Options {
 
 /// Our zTOC of a layer, or why there is none.
 fn build(layer: &[u8], options: Options) -> Result<Vec<u8>, String> {
-    let indexed = indexer::index_bytes(layer, options).map_err(|error| error.to_string())?;
+    let indexed = indexing::index_bytes(layer, options).map_err(|error| error.to_string())?;
     let ztoc = indexed.into_ztoc().map_err(|obstacle| obstacle.to_string())?;
     Ok(ztoc.encode().map_err(|error| error.to_string())?.to_vec())
 }
@@ -171,7 +171,7 @@ fn pieces_do_not_matter() {
 fn sparse_files_are_read() {
     let mut formats = 0;
     for case in cases().into_iter().filter(|case| case.name[4..].starts_with("sparse-")) {
-        let indexed = indexer::index_bytes(&case.layer, options(&case, 16_384)).unwrap();
+        let indexed = indexing::index_bytes(&case.layer, options(&case, 16_384)).unwrap();
         let mut sparse = 0;
         for (entry, file) in indexed.entries().iter().zip(&case.files) {
             assert_eq!(String::from_utf8_lossy(&entry.name), file.path, "{}", case.name);
@@ -188,7 +188,7 @@ fn sparse_files_are_read() {
         formats += 1;
         // The map counts as memory.
         let limits = Limits { text_bytes_max: 150, ..Limits::DEFAULT };
-        assert!(indexer::index_bytes(&case.layer, Options { limits, ..options(&case, 16_384) }).is_err());
+        assert!(indexing::index_bytes(&case.layer, Options { limits, ..options(&case, 16_384) }).is_err());
     }
     assert!(formats >= 5 || std::env::var_os("SOCI_GOLDEN").is_some(), "{formats} sparse layers");
 }
@@ -236,7 +236,7 @@ fn hostile_ztocs_yield_errors_or_right_bytes() {
 
 fn fate(name: &str, bytes: Bytes, layer: &[u8], gzip: bool) -> Fate {
     let compression = if gzip { Compression::Gzip } else { Compression::None };
-    let truth = indexer::index_bytes(
+    let truth = indexing::index_bytes(
         layer,
         Options { compression, span_bytes: 1 << 20, compact: None, limits: Limits::DEFAULT },
     )

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use soci_index::digest::Digest;
-use soci_index::image::model::{Descriptor, ImageManifest};
-use soci_index::index::Compression;
-use soci_index::indexer::{self, Options};
-use soci_index::limits::Limits;
-use soci_index::manifest::{Prefetch, SociIndex, ZtocReference};
-use soci_index::prefetch;
-use soci_index::v2::document::{Entry, EntryPlatform, Index};
-use soci_index::v2::{EntryNotes, Indexed, enable};
-use soci_index::ztoc::Ztoc;
+use soci_index::format::digest::Digest;
+use soci_index::format::index::Compression;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{Prefetch, SociIndex, ZtocReference};
+use soci_index::format::model::{Descriptor, ImageManifest};
+use soci_index::format::prefetch;
+use soci_index::format::v2_document::{Entry, EntryPlatform, Index};
+use soci_index::format::ztoc::Ztoc;
+use soci_index::indexing::{self, Options};
+use soci_index::publish::v2::{EntryNotes, Indexed, enable};
 
 /// Blobs of an OCI layout.
 struct Layout(PathBuf);
@@ -90,7 +90,7 @@ fn ztocs(directory: &Path, readme: &str, layout: &Layout, image: &Descriptor) ->
         let gzip = layer.media_type.ends_with("gzip");
         let compression = if gzip { Compression::Gzip } else { Compression::None };
         let options = Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT };
-        let ztoc = indexer::index_bytes(&layout.blob(&layer.digest), options).unwrap().into_ztoc().unwrap();
+        let ztoc = indexing::index_bytes(&layout.blob(&layer.digest), options).unwrap().into_ztoc().unwrap();
         let encoded = ztoc.encode().unwrap();
         let golden = directory.join("ztocs").join(format!("{}.ztoc", encoded.digest().hex()));
         assert_eq!(std::fs::read(&golden).ok(), Some(encoded.to_vec()), "{}", golden.display());
@@ -187,7 +187,7 @@ fn root(layout: &Layout) -> Index {
     }
     let config: Value =
         serde_json::from_slice(&layout.blob(&body["config"]["digest"].as_str().unwrap().parse().unwrap())).unwrap();
-    let platform: soci_index::image::model::ImageConfig = serde_json::from_value(config).unwrap();
+    let platform: soci_index::format::model::ImageConfig = serde_json::from_value(config).unwrap();
     let mut entry: Entry = only.clone();
     entry.platform = Some(EntryPlatform::from(&platform.platform));
     Index::of(vec![entry])

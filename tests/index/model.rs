@@ -11,15 +11,15 @@ use std::ops::Range;
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use soci_index::access::{AccessError, LayerReader};
-use soci_index::checkpoint::{WINDOW_BYTES, Window};
-use soci_index::decode::{DecodeError, decode_span};
-use soci_index::digest::Digest;
-use soci_index::entry::{Entry, EntryKind, Timestamp};
-use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::{Indexed, Indexer, Options, index_bytes};
-use soci_index::limits::Limits;
-use soci_index::ztoc::Ztoc;
+use soci_index::format::access::{AccessError, LayerReader};
+use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::format::decode::{DecodeError, decode_span};
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::{Entry, EntryKind, Timestamp};
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::limits::Limits;
+use soci_index::format::ztoc::Ztoc;
+use soci_index::indexing::{Indexed, Indexer, Options, index_bytes};
 use soci_tests::archive::{Archive, Dialect, Ending, Known, Layer, Wrapping, layer, plain, write_gzip, write_tar};
 
 fn config(cases: u32) -> ProptestConfig {

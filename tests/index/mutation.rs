@@ -16,19 +16,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use soci_index::access::LayerReader;
-use soci_index::digest::Digest;
-use soci_index::entry::EntryKind;
-use soci_index::gzip::GzipError;
-use soci_index::image::model::{ImageConfig, ImageIndex, ImageManifest};
-use soci_index::image::platform::Platform;
-use soci_index::image::reference::Reference;
-use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::{IndexError, Indexed, Indexer, Options, index_bytes};
-use soci_index::limits::Limits;
-use soci_index::manifest::{Prefetch, SociIndex};
+use soci_index::format::access::LayerReader;
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::EntryKind;
+use soci_index::format::gzip::GzipError;
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{Prefetch, SociIndex};
+use soci_index::format::model::{ImageConfig, ImageIndex, ImageManifest};
+use soci_index::format::platform::Platform;
+use soci_index::format::reference::Reference;
+use soci_index::format::ztoc::{Ztoc, rfc3339};
+use soci_index::indexing::{IndexError, Indexed, Indexer, Options, index_bytes};
 use soci_index::registry::challenge;
-use soci_index::ztoc::{Ztoc, rfc3339};
 use soci_tests::golden::golden;
 
 /// Counts what the calling thread holds.
@@ -371,7 +371,7 @@ fn ztocs_are_read_or_refused() {
         let Ok(ztoc) = Ztoc::decode(&bytes, &Limits::DEFAULT) else { return };
         let again = ztoc.encode().unwrap().to_vec();
         assert!(Ztoc::decode(&Bytes::from(again), &Limits::DEFAULT).unwrap() == ztoc, "read, written and read");
-        let plan = soci_index::prefetch::plan(&[(digest, &ztoc)], &["a".to_owned(), "usr/bin/env".to_owned()]);
+        let plan = soci_index::format::prefetch::plan(&[(digest, &ztoc)], &["a".to_owned(), "usr/bin/env".to_owned()]);
         assert!(plan.layers.len() <= 1);
         let _ = (ztoc.span_of(random.next()), ztoc.has_no_xattrs());
         let size = ztoc.compressed_size;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::{Value, json};
-use soci_fs::keychain::cluster::Cluster;
+use soci_fs::node::keychain::cluster::Cluster;
 use soci_index::registry::{Credentials, Keychain as _, Login};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};

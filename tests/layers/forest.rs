@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use soci_fs::errno;
-use soci_fs::forest::{Forest, ForestOptions, OpaqueAttribute, OpenError, Opener, PlantError};
-use soci_fs::id_map::{IdMap, IdRange};
-use soci_fs::image::FsError;
-use soci_fs::reader::{LayerReader, Policy};
-use soci_fs::store::Store;
+use soci_fs::fuse::errno;
+use soci_fs::fuse::forest::{Forest, ForestOptions, OpaqueAttribute, OpenError, Opener, PlantError};
+use soci_fs::fuse::image::FsError;
+use soci_fs::layer::reader::{LayerReader, Policy};
+use soci_fs::layer::store::Store;
 use soci_fs::tree::NodeKind;
-use soci_index::digest::Digest;
+use soci_fs::tree::id_map::{IdMap, IdRange};
+use soci_index::format::digest::Digest;
 use soci_tests::reading::{Layer, noise, quick, sample_tar};
 
 const ROOT: u64 = 1;

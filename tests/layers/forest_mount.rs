@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use soci_fs::forest::{Forest, ForestOptions};
-use soci_fs::id_map::{IdMap, IdRange};
-use soci_fs::mount::device::{self, DeviceOptions, ServeOptions};
-use soci_fs::mount::{Lazy, mounts, unmount};
-use soci_fs::reader::Policy;
-use soci_fs::store::Store;
+use soci_fs::fuse::forest::{Forest, ForestOptions};
+use soci_fs::fuse::mount::device::{self, DeviceOptions, ServeOptions};
+use soci_fs::fuse::mount::{Lazy, mounts, unmount};
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::store::Store;
+use soci_fs::tree::id_map::{IdMap, IdRange};
 use soci_tests::reading::{Layer, noise, sample_tar};
 use soci_tests::trees::{can_mount, compare, populate, tree};
 
@@ -252,7 +252,7 @@ fn a_condemned_layer_is_forgotten_by_the_kernel() {
     header.set_size(0);
     builder.append_link(&mut header, "etc/link", "file").unwrap();
     let mut layer = Layer::gzip(builder.into_inner().unwrap(), 32 << 10);
-    let mut index = soci_index::index::LayerIndex::clone(&layer.index);
+    let mut index = soci_index::format::index::LayerIndex::clone(&layer.index);
     let link = index.entries.iter_mut().find(|entry| &*entry.name == b"etc/link").unwrap();
     link.link = b"evil"[..].into();
     layer.index = Arc::new(index);
@@ -268,9 +268,9 @@ fn a_condemned_layer_is_forgotten_by_the_kernel() {
     let reader = bench.forest.reader(7).unwrap();
     let proof = bench.runtime.block_on(async {
         reader.complete().await.unwrap();
-        soci_fs::proof::prove(&reader, layer.claim).await
+        soci_fs::layer::proof::prove(&reader, layer.claim).await
     });
-    assert!(matches!(proof, Err(soci_fs::proof::ProofError::Table { .. })), "{proof:?}");
+    assert!(matches!(proof, Err(soci_fs::layer::proof::ProofError::Table { .. })), "{proof:?}");
     let merged = bench.overlays[0].clone();
     let is_gone = || {
         [bench.root().join("7"), merged.clone()]

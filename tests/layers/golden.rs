@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use soci_fs::attributes::Attributes;
-use soci_fs::proof::{Verdict, prove};
-use soci_fs::reader::Policy;
-use soci_fs::store::Store;
+use soci_fs::layer::proof::{Verdict, prove};
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::store::Store;
+use soci_fs::layer::unpack::LayerClaim;
+use soci_fs::tree::attributes::Attributes;
 use soci_fs::tree::{NodeKind, NodeNumber, Tree};
-use soci_fs::unpack::LayerClaim;
-use soci_index::entry::Entry;
-use soci_index::index::Compression;
+use soci_index::format::entry::Entry;
+use soci_index::format::index::Compression;
 use soci_tests::reading::{Layer, golden, index};
 
 /// Cases and the paths in them, with what is below, on which we differ on purpose.
@@ -248,8 +248,8 @@ async fn indexes_of_aws_are_proven() {
         let tables = std::fs::read_dir(&case).unwrap().map(|entry| entry.unwrap().path());
         for table in tables.filter(|path| path.extension().is_some_and(|extension| extension == "ztoc")) {
             let bytes = std::fs::read(&table).unwrap().into();
-            let limits = soci_index::limits::Limits::DEFAULT;
-            let decoded = soci_index::ztoc::Ztoc::decode(&bytes, &limits);
+            let limits = soci_index::format::limits::Limits::DEFAULT;
+            let decoded = soci_index::format::ztoc::Ztoc::decode(&bytes, &limits);
             let Ok(of_aws) = decoded.and_then(|ztoc| ztoc.into_index(blob.len() as u64, &limits)) else { continue };
             let Ok((indexed, tar)) = index(&blob, compression, 65_536) else { continue };
             let claim = LayerClaim { digest: indexed.layer_digest, size: blob.len() as u64, diff_id: indexed.diff_id };
@@ -296,7 +296,7 @@ async fn files_are_those_that_tar_extracts() {
         compared += 1;
         store.remove(&layer.indexed()).unwrap();
         let reader = layer.reader(&store, layer.memory(), Policy::default());
-        let image = soci_fs::image::Image::new(vec![reader]).unwrap();
+        let image = soci_fs::fuse::image::Image::new(vec![reader]).unwrap();
         let mut found = BTreeMap::new();
         let mut directories = vec![(1, String::new())];
         while let Some((directory, path)) = directories.pop() {
@@ -306,7 +306,8 @@ async fn files_are_those_that_tar_extracts() {
                 let text = match listed.attributes.kind {
                     NodeKind::Directory => "directory".to_owned(),
                     NodeKind::Regular => {
-                        soci_index::digest::Digest::of(&image.read(inode, 0, 64 << 20).await.unwrap()).to_string()
+                        soci_index::format::digest::Digest::of(&image.read(inode, 0, 64 << 20).await.unwrap())
+                            .to_string()
                     }
                     NodeKind::Symlink => escape(image.read_link(inode).unwrap()),
                     _ => "special".to_owned(),
@@ -350,7 +351,7 @@ fn describe(directory: &Path, path: &str, into: &mut BTreeMap<String, String>) {
             describe(&entry.path(), &path, into);
             "directory".to_owned()
         } else if kind.is_file() {
-            soci_index::digest::Digest::of(&std::fs::read(entry.path()).unwrap()).to_string()
+            soci_index::format::digest::Digest::of(&std::fs::read(entry.path()).unwrap()).to_string()
         } else if kind.is_symlink() {
             escape(std::fs::read_link(entry.path()).unwrap().as_os_str().as_bytes())
         } else {

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use soci_fs::image::Image;
-use soci_fs::mentions::{Follower, Reach};
-use soci_fs::reader::LayerReader;
-use soci_fs::source::memory::MemorySource;
-use soci_fs::source::{Chunks, Source, SourceError};
-use soci_fs::store::Store;
+use soci_fs::foresight::mentions::{Follower, Reach};
+use soci_fs::fuse::image::Image;
+use soci_fs::layer::reader::LayerReader;
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::source::{Chunks, Source, SourceError};
+use soci_fs::layer::store::Store;
 use soci_tests::reading::{Layer, files_tar, noise, plain_policy};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};

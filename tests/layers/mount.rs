@@ -9,12 +9,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_fs::image::Image;
-use soci_fs::mount::{Lazy, MountError, MountOptions, Mounted, is_stale, mount, mounts, unmount};
-use soci_fs::reader::Policy;
-use soci_fs::source::Source;
-use soci_fs::source::faulty::{Fault, FaultySource};
-use soci_fs::store::Store;
+use soci_fs::fuse::image::Image;
+use soci_fs::fuse::mount::{Lazy, MountError, MountOptions, Mounted, is_stale, mount, mounts, unmount};
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::source::Source;
+use soci_fs::layer::source::faulty::{Fault, FaultySource};
+use soci_fs::layer::store::Store;
 use soci_tests::reading::{Layer, files_tar, noise, quick, sample_tar};
 use soci_tests::trees::{can_mount, compare, populate, tree};
 

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use soci_fs::profile::pack;
-use soci_fs::reader::LayerReader;
-use soci_fs::source::memory::MemorySource;
-use soci_fs::source::{Chunks, Source, SourceError};
-use soci_fs::store::Store;
-use soci_index::digest::Digest;
-use soci_index::limits::Limits;
-use soci_index::profile::{PAGE_BYTES, Profile, Touched};
+use soci_fs::foresight::profile::pack;
+use soci_fs::layer::reader::LayerReader;
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::source::{Chunks, Source, SourceError};
+use soci_fs::layer::store::Store;
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
+use soci_index::format::profile::{PAGE_BYTES, Profile, Touched};
 use soci_tests::reading::{Layer, plain_policy, sample_tar};
 
 const SPAN: u64 = 64 << 10;

@@ -9,14 +9,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use soci_fs::reader::{Cause, LayerReader, Policy};
-use soci_fs::source::Source;
-use soci_fs::source::faulty::{Fault, FaultySource};
-use soci_fs::source::file::FileSource;
-use soci_fs::source::memory::MemorySource;
-use soci_fs::store::{BootId, Store};
-use soci_index::checkpoint::{WINDOW_BYTES, Window};
-use soci_index::index::Windows;
+use soci_fs::layer::reader::{Cause, LayerReader, Policy};
+use soci_fs::layer::source::Source;
+use soci_fs::layer::source::faulty::{Fault, FaultySource};
+use soci_fs::layer::source::file::FileSource;
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::store::{BootId, Store};
+use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::format::index::Windows;
 use soci_tests::reading::{Layer, noise, plain_policy, quick, sample_tar};
 
 const SPAN: u64 = 64 << 10;
@@ -256,7 +256,7 @@ async fn a_full_disk_costs_no_reads() {
         assert_eq!(source.requests(), requests);
     }
     // Read-ahead may still be busy in it.
-    soci_fs::mount::unmount(directory.path(), soci_fs::mount::Lazy::Yes).unwrap();
+    soci_fs::fuse::mount::unmount(directory.path(), soci_fs::fuse::mount::Lazy::Yes).unwrap();
 }
 
 /// An index whose windows were changed passes every digest. The neighbour that was decoded tells.

@@ -9,17 +9,17 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
-use soci_fs::image::Image;
-use soci_fs::proof::{self, ProofError, Verdict};
-use soci_fs::reader::{LayerReader, Policy};
-use soci_fs::source::Source;
-use soci_fs::source::faulty::{Fault, FaultySource};
-use soci_fs::source::memory::MemorySource;
-use soci_fs::store::Store;
-use soci_fs::unpack::{Encoding, LayerClaim, UnpackError, unpack};
-use soci_index::checkpoint::Window;
-use soci_index::digest::Digest;
-use soci_index::index::Windows;
+use soci_fs::fuse::image::Image;
+use soci_fs::layer::proof::{self, ProofError, Verdict};
+use soci_fs::layer::reader::{LayerReader, Policy};
+use soci_fs::layer::source::Source;
+use soci_fs::layer::source::faulty::{Fault, FaultySource};
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::store::Store;
+use soci_fs::layer::unpack::{Encoding, LayerClaim, UnpackError, unpack};
+use soci_index::format::checkpoint::Window;
+use soci_index::format::digest::Digest;
+use soci_index::format::index::Windows;
 use tokio::sync::watch;
 
 use soci_tests::reading::{Layer, noise, plain_policy, sample_tar};

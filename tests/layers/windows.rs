@@ -5,15 +5,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use soci_fs::reader::LayerReader;
-use soci_fs::source::Source;
-use soci_fs::source::faulty::{Fault, FaultySource};
-use soci_fs::source::memory::MemorySource;
-use soci_fs::store::Store;
-use soci_index::compact;
-use soci_index::index::{Compression, LayerIndex, Windows};
-use soci_index::indexer::{Options, index_bytes};
-use soci_index::limits::Limits;
+use soci_fs::layer::reader::LayerReader;
+use soci_fs::layer::source::Source;
+use soci_fs::layer::source::faulty::{Fault, FaultySource};
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::store::Store;
+use soci_index::format::compact;
+use soci_index::format::index::{Compression, LayerIndex, Windows};
+use soci_index::format::limits::Limits;
+use soci_index::indexing::{Options, index_bytes};
 use soci_tests::reading::{Layer, plain_policy, sample_tar};
 
 const SPAN: u64 = 64 << 10;

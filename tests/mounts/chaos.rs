@@ -11,7 +11,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_tests::containerd::Containerd;
 use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, shell_layer, tar, text};

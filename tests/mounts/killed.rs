@@ -1,13 +1,13 @@
 //! A publish that is killed at any moment leaves nothing half-done that can be found, and the next run completes it.
 
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, Which, on_registry, preferred_on_registry};
-use soci_index::image::model::{Descriptor, ImageIndex, ImageManifest};
-use soci_index::image::reference::ManifestName;
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_DIGEST, SociIndex};
+use soci_index::find::discover::{Discovery, Which, on_registry, preferred_on_registry};
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{INDEX_DIGEST, SociIndex};
+use soci_index::format::model::{Descriptor, ImageIndex, ImageManifest};
+use soci_index::format::reference::ManifestName;
+use soci_index::format::span_index::{SPAN_INDEX, SpanIndex};
 use soci_index::registry::Repository;
-use soci_index::span_index::{SPAN_INDEX, SpanIndex};
 use soci_tests::gate::{Gate, Moment};
 use soci_tests::image::{Image, tar, text};
 use soci_tests::registry::{DockerRegistry, client};

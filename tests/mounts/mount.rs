@@ -298,7 +298,7 @@ async fn streamed_layers_and_signals() {
         let is_first = signal == rustix::process::Signal::TERM;
         for layer in serving.status()["layers"].as_array().unwrap() {
             let fetched = if is_first { layer["compressed_bytes"].as_u64() } else { Some(0) };
-            let is_zstd = layer["digest"] == soci_index::digest::Digest::of(&stage.image.blobs[1]).to_string();
+            let is_zstd = layer["digest"] == soci_index::format::digest::Digest::of(&stage.image.blobs[1]).to_string();
             let fetched = if is_zstd && is_first { Some(stage.image.blobs[1].len() as u64) } else { fetched };
             assert_eq!(layer["fetched_bytes"].as_u64(), fetched, "{layer}");
         }
@@ -308,7 +308,12 @@ async fn streamed_layers_and_signals() {
         serving.signal(signal);
         let (code, text) = serving.ended();
         assert_eq!(code, 0, "{text}");
-        assert!(soci_fs::mount::mounts("soci").unwrap().iter().all(|mount| mount.mountpoint != stage.mountpoint(NODE)));
+        assert!(
+            soci_fs::fuse::mount::mounts("soci")
+                .unwrap()
+                .iter()
+                .all(|mount| mount.mountpoint != stage.mountpoint(NODE))
+        );
     }
 }
 

@@ -96,7 +96,7 @@ async fn nothing_below_the_snapshotters_root_is_for_others() {
     // As it is found when another program has made it, or an older version.
     let root = node.path("soci");
     node.kill_snapshotter();
-    soci_fs::mount::unmount(&root.join("fs"), soci_fs::mount::Lazy::Yes).unwrap();
+    soci_fs::fuse::mount::unmount(&root.join("fs"), soci_fs::fuse::mount::Lazy::Yes).unwrap();
     fs::remove_dir_all(&root).unwrap();
     open_directory(&root.join("layers"));
     open_directory(&root.join("snapshotter/layers"));

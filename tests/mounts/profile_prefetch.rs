@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{INDEX_V1, LAYER_DIGEST, PREFETCH, Prefetch, SociIndex};
+use soci_index::format::profile::{Profile, Touched};
+use soci_index::format::reference::ManifestName;
+use soci_index::format::span::SpanTable;
+use soci_index::format::ztoc::Ztoc;
 use soci_index::image::ImageSource;
-use soci_index::image::reference::ManifestName;
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_V1, LAYER_DIGEST, PREFETCH, Prefetch, SociIndex};
-use soci_index::profile::{Profile, Touched};
 use soci_index::registry::Repository;
-use soci_index::span::SpanTable;
-use soci_index::ztoc::Ztoc;
 use soci_tests::image::{Image, tar, text};
 use soci_tests::mounting::{Mounting, REPOSITORY};
 use soci_tests::registry::client;

@@ -138,7 +138,7 @@ async fn signals_leave_nothing_behind() {
         assert_eq!(output.status.code(), Some(130), "{output:?}");
         assert!(fs::metadata(&file).unwrap().len() > 0);
         let below = stage.scratch.path();
-        let left = soci_fs::mount::mounts("soci").unwrap();
+        let left = soci_fs::fuse::mount::mounts("soci").unwrap();
         assert!(left.iter().all(|mount| !mount.mountpoint.starts_with(below)), "{left:?}");
     }
 }

@@ -96,8 +96,8 @@ async fn the_fallback_tag_is_read_where_the_api_is_refused() {
     let tag = format!("sha256-{}", stage.image.digest().hex());
     let list = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
     let here = client(&stage.registry.host()).repository("team/app");
-    let name = soci_index::image::reference::ManifestName::Tag(tag);
-    here.push_manifest(&name, soci_index::image::model::media_type::INDEX, list.into()).await.unwrap();
+    let name = soci_index::format::reference::ManifestName::Tag(tag);
+    here.push_manifest(&name, soci_index::format::model::media_type::INDEX, list.into()).await.unwrap();
     for (answer, _) in ANSWERS {
         stage.front.set(answer);
         let found = client(&stage.front.host()).repository("team/app").referrers(&stage.image.digest(), None).await;
@@ -126,7 +126,7 @@ async fn a_refused_push_costs_no_layer() {
             let said = told(&refused);
             assert_eq!(refused.status.code(), Some(code), "{answer:?} {more:?}: {said}");
             assert!(said.contains(words), "{answer:?} {more:?}: {said}");
-            let layer = soci_index::digest::Digest::of(&stage.image.blobs[0]);
+            let layer = soci_index::format::digest::Digest::of(&stage.image.blobs[0]);
             assert_eq!(stage.front.requests(&format!("/blobs/{layer}")), 0, "{answer:?} {more:?}");
         }
     }

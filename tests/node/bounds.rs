@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use soci_index::compact::WINDOWS_MAGIC;
-use soci_index::digest::Digest;
-use soci_index::icon;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::manifest::EMPTY_CONFIG;
+use soci_index::format::compact::WINDOWS_MAGIC;
+use soci_index::format::digest::Digest;
+use soci_index::format::icon;
+use soci_index::format::manifest::EMPTY_CONFIG;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::span_index::{SpanIndex, SpanReference};
 use soci_index::registry::Body;
-use soci_index::span_index::{SpanIndex, SpanReference};
 use soci_tests::image::{GZIP, Image, gzip, tar, text};
 use soci_tests::mounting::{Mounting, REPOSITORY, can_mount};
 use soci_tests::registry::client;
@@ -46,13 +46,13 @@ fn attempt(stage: &Mounting, node: &str, flags: &[&str], script: &str) -> Attemp
     command.arg(&at).args(["--min-layer-size", "0", "--no-profile", "--no-follow-names"]).args(flags);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (start, mut peak) = (Instant::now(), 0);
-    let is_mounted = || soci_fs::mount::mounts("soci").unwrap().iter().any(|mount| mount.mountpoint == at);
+    let is_mounted = || soci_fs::fuse::mount::mounts("soci").unwrap().iter().any(|mount| mount.mountpoint == at);
     let read = loop {
         peak = peak_kib(child.id()).unwrap_or(peak);
         if is_mounted() {
             let output = run(Command::new("sh").args(["-c", script]).current_dir(&at));
             peak = peak_kib(child.id()).unwrap_or(peak);
-            soci_fs::mount::unmount(&at, soci_fs::mount::Lazy::Yes).unwrap();
+            soci_fs::fuse::mount::unmount(&at, soci_fs::fuse::mount::Lazy::Yes).unwrap();
             break Some(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         if child.try_wait().unwrap().is_some() {

@@ -28,7 +28,7 @@ fn image(path: &Path) {
         ("index.json".to_owned(), index.to_string().into_bytes()),
     ];
     for blob in image.blobs.iter().chain([&image.manifest]) {
-        files.push((format!("blobs/sha256/{}", soci_index::digest::Digest::of(blob).hex()), blob.to_vec()));
+        files.push((format!("blobs/sha256/{}", soci_index::format::digest::Digest::of(blob).hex()), blob.to_vec()));
     }
     let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
     fs::write(path, tar(&files)).unwrap();

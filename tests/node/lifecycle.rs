@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use flate2::read::MultiGzDecoder;
 use rustix::mount::{UnmountFlags, unmount};
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_tests::containerd::Containerd;
 use soci_tests::front::Front;
 use soci_tests::image::{GZIP, Image, shell_layer, tar, text};

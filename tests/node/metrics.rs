@@ -105,7 +105,7 @@ async fn names_and_values(version: Containerd) {
     };
     drop(rpull(&name));
     // A digest that nothing has: the layer is containerd's.
-    let absent = soci_index::digest::Digest::of(b"absent").to_string();
+    let absent = soci_index::format::digest::Digest::of(b"absent").to_string();
     let mut left = soci();
     left.arg("--address").arg(node.path("containerd.sock")).args(["rpull", "--soci-index-digest", &absent]);
     drop(run(left.arg(name.replace(":v1", ":none"))));

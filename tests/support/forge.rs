@@ -1,19 +1,19 @@
 //! Indexes, honest and forged, of layers in images that tests have made, and pushing them beside an image.
 
 use bytes::Bytes;
-use soci_index::checkpoint::{WINDOW_BYTES, Window};
-use soci_index::compact;
-use soci_index::digest::Digest;
-use soci_index::entry::EntryKind;
-use soci_index::icon;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::{Indexed, Indexer, Options};
-use soci_index::limits::Limits;
-use soci_index::manifest::{EMPTY_CONFIG, SociIndex, ZtocReference};
+use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::format::compact;
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::EntryKind;
+use soci_index::format::icon;
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{EMPTY_CONFIG, SociIndex, ZtocReference};
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::span_index::{SpanIndex, SpanReference};
+use soci_index::format::ztoc::{Spans, Ztoc};
+use soci_index::indexing::{Indexed, Indexer, Options};
 use soci_index::registry::{Body, Repository};
-use soci_index::span_index::{SpanIndex, SpanReference};
-use soci_index::ztoc::{Spans, Ztoc};
 
 use crate::image::{GZIP, Image, gzip, tar, text};
 

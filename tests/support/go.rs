@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 
 use crate::{soci_path, stdout};
 

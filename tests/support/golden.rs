@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use soci_index::index::Compression;
+use soci_index::format::index::Compression;
 
 /// One layer and what AWS made of it.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
 use soci_cli::demo::recipe::{Recipe, pack};
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::{Body, Repository};
 
 /// An image: blobs and a manifest.

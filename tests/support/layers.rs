@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_fs::forest::{Forest, ForestOptions};
-use soci_fs::image::FsError;
+use soci_fs::fuse::forest::{Forest, ForestOptions};
+use soci_fs::fuse::image::FsError;
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::store::{Store, StoreError};
+use soci_fs::node::remote::background::{Background, Pace};
+use soci_fs::node::remote::id_maps::IdMaps;
+use soci_fs::node::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
+use soci_fs::node::remote::slots::{SlotRecord, Slots};
+use soci_fs::node::remote::{ProfileOptions, Registries, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::open::OpenOptions;
-use soci_fs::reader::Policy;
-use soci_fs::remote::background::{Background, Pace};
-use soci_fs::remote::id_maps::IdMaps;
-use soci_fs::remote::labels::{IMAGE, INDEX, LAYER, MANIFEST};
-use soci_fs::remote::slots::{SlotRecord, Slots};
-use soci_fs::remote::{ProfileOptions, Registries, RemoteLayers, RemoteOptions, Reopener};
-use soci_fs::store::{Store, StoreError};
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::{Backoff, ClientOptions, CredentialSource};
 
 use crate::image::Image;

@@ -107,7 +107,7 @@ pub struct Serving {
 
 impl Serving {
     fn is_mounted(&self) -> bool {
-        let mounts = soci_fs::mount::mounts("soci").expect("the table of mounts");
+        let mounts = soci_fs::fuse::mount::mounts("soci").expect("the table of mounts");
         mounts.iter().any(|mount| mount.mountpoint == self.at)
     }
 
@@ -163,7 +163,7 @@ impl Serving {
     /// When it is not mounted.
     #[must_use]
     pub fn end(self) -> String {
-        soci_fs::mount::unmount(&self.at, soci_fs::mount::Lazy::Yes).expect("a mount");
+        soci_fs::fuse::mount::unmount(&self.at, soci_fs::fuse::mount::Lazy::Yes).expect("a mount");
         self.ended().1
     }
 }
@@ -171,7 +171,7 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = soci_fs::mount::unmount(&self.at, soci_fs::mount::Lazy::Yes);
+            let _ = soci_fs::fuse::mount::unmount(&self.at, soci_fs::fuse::mount::Lazy::Yes);
             let _ = child.kill();
             let _ = child.wait();
         }

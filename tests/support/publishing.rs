@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
-use soci_index::image::model::Descriptor;
+use soci_index::find::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
+use soci_index::format::digest::Digest;
+use soci_index::format::model::Descriptor;
+use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::ApiAnswer;
-use soci_index::span_index::SPAN_INDEX;
 
 use crate::image::{Image, tar, text};
 use crate::{run, soci};

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use soci_fs::reader::{LayerReader, Policy};
-use soci_fs::source::Source;
-use soci_fs::source::memory::MemorySource;
-use soci_fs::store::{Claim, Store};
-use soci_fs::unpack::LayerClaim;
-use soci_index::digest::Digest;
-use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::{Indexed, Indexer, Options};
-use soci_index::limits::Limits;
+use soci_fs::layer::reader::{LayerReader, Policy};
+use soci_fs::layer::source::Source;
+use soci_fs::layer::source::memory::MemorySource;
+use soci_fs::layer::store::{Claim, Store};
+use soci_fs::layer::unpack::LayerClaim;
+use soci_index::format::digest::Digest;
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::limits::Limits;
+use soci_index::indexing::{Indexed, Indexer, Options};
 
 /// A layer: its tar, its blob, its index.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ pub fn index(
     blob: &[u8],
     compression: Compression,
     span_bytes: u64,
-) -> Result<(Indexed, Vec<u8>), soci_index::indexer::IndexError> {
+) -> Result<(Indexed, Vec<u8>), soci_index::indexing::IndexError> {
     let mut tar = Vec::new();
     let mut indexer = Indexer::new(Options { compression, span_bytes, compact: None, limits: Limits::DEFAULT })?;
     for chunk in blob.chunks(100_000) {

@@ -7,9 +7,9 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
-use soci_index::digest::Digest;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::{Body, Repository};
 use tempfile::TempDir;
 

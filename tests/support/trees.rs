@@ -31,7 +31,7 @@ pub fn describe(path: &Path) -> String {
     );
     if kind.is_file() {
         let content = fs::read(path).unwrap();
-        text += &format!(" size {} sum {}", stat.size(), soci_index::digest::Digest::of(&content));
+        text += &format!(" size {} sum {}", stat.size(), soci_index::format::digest::Digest::of(&content));
     } else if kind.is_symlink() {
         text += &format!(" size {} -> {}", stat.size(), fs::read_link(path).unwrap().display());
     } else if kind.is_char_device() || kind.is_block_device() {

@@ -29,7 +29,7 @@ use processes::{supervisor, worker};
 use rustix::fs::Advice;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, Signal};
-use soci_fs::mount::{Lazy, unmount};
+use soci_fs::fuse::mount::{Lazy, unmount};
 use soci_tests::reading::{Layer, files_tar, noise};
 
 const LAYERS: u16 = 3;

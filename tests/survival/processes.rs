@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use soci_fs::forest::{Forest, ForestOptions, OpenError, Opener};
-use soci_fs::mount::device::{self, DeviceOptions, ServeOptions};
-use soci_fs::reader::{LayerReader, Policy};
-use soci_fs::source::faulty::{Fault, FaultySource};
-use soci_fs::store::Store;
-use soci_fs::supervisor::{Address, Inherited, SupervisorOptions, run};
-use soci_index::digest::Digest;
-use soci_index::index::Compression;
+use soci_fs::fuse::forest::{Forest, ForestOptions, OpenError, Opener};
+use soci_fs::fuse::mount::device::{self, DeviceOptions, ServeOptions};
+use soci_fs::layer::reader::{LayerReader, Policy};
+use soci_fs::layer::source::faulty::{Fault, FaultySource};
+use soci_fs::layer::store::Store;
+use soci_fs::node::supervisor::{Address, Inherited, SupervisorOptions, run};
+use soci_index::format::digest::Digest;
+use soci_index::format::index::Compression;
 
 use super::{LAYERS, SOURCE_DELAY};
 use soci_tests::reading::Layer;

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use anyhow::Context;
-use soci_index::index::Compression;
-use soci_index::indexer::{Options, SPAN_BYTES};
-use soci_index::limits::Limits;
-use soci_index::pipeline::index_reader;
+use soci_index::format::index::Compression;
+use soci_index::format::limits::Limits;
+use soci_index::indexing::pipeline::index_reader;
+use soci_index::indexing::{Options, SPAN_BYTES};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);

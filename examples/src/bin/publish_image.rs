@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use soci_index::build::{BuildOptions, Observer, Progress};
+use soci_index::format::platform::PlatformSelection;
 use soci_index::image::ImageSource;
-use soci_index::image::platform::PlatformSelection;
-use soci_index::known::Known;
+use soci_index::publish::build::{BuildOptions, Observer, Progress};
+use soci_index::publish::known::Known;
 use soci_index::publish::{Job, publish};
 use soci_index::registry::ClientOptions;
 

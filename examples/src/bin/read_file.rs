@@ -10,9 +10,9 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::Context;
 use bytes::Bytes;
-use soci_index::access::LayerReader;
-use soci_index::limits::Limits;
-use soci_index::ztoc::Ztoc;
+use soci_index::format::access::LayerReader;
+use soci_index::format::limits::Limits;
+use soci_index::format::ztoc::Ztoc;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

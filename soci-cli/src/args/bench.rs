@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use soci_index::gotime::duration;
-
-use crate::bench::picture::Format;
+use soci_index::format::gotime::duration;
 
 /// `soci bench`
 #[derive(Debug, Args)]
@@ -40,7 +38,7 @@ pub struct Bench {
     #[arg(long, value_name = "COMMAND")]
     pub before_each: Option<String>,
     /// Layers below this size may come whole from a lazy snapshotter
-    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Simulate so long a way to the registry and back
     #[arg(long, default_value = "0", value_parser = duration, value_name = "TIME")]
@@ -54,25 +52,15 @@ pub struct Bench {
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Draw bars of pull, create and run into this file, whose name ends with .svg or .png
+    /// Draw bars of pull, create and run into this file, whose name ends with .svg
     #[arg(long, alias = "svg", value_name = "FILE", value_parser = drawing)]
-    pub picture: Option<Drawing>,
+    pub picture: Option<PathBuf>,
 }
 
-/// A file for a picture, and how it is written there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drawing {
-    /// Where it goes.
-    pub file: PathBuf,
-    /// What the name of the file asks for.
-    pub format: Format,
-}
-
-fn drawing(text: &str) -> Result<Drawing, String> {
-    let format = Format::of(Path::new(text));
-    let format = format
-        .ok_or_else(|| format!("pictures are drawn as SVG or PNG: {text:?} ends neither with .svg nor with .png"))?;
-    Ok(Drawing { file: text.into(), format })
+/// A file for a picture.
+fn drawing(text: &str) -> Result<PathBuf, String> {
+    let is_svg = Path::new(text).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    if is_svg { Ok(text.into()) } else { Err(format!("pictures are SVG: {text:?} does not end with .svg")) }
 }
 
 /// Bytes per second of a rate in bits: `100mbit`.
@@ -93,11 +81,11 @@ mod tests {
 
     #[test]
     fn names_of_pictures() {
-        for (text, expected) in [("a.svg", Format::Svg), ("a.b/c.png", Format::Png), ("A.PNG", Format::Png)] {
-            assert_eq!(drawing(text), Ok(Drawing { file: text.into(), format: expected }));
+        for text in ["a.svg", "a.b/c.SVG"] {
+            assert_eq!(drawing(text), Ok(text.into()));
         }
-        for wrong in ["", "png", ".png", "a.gif", "a.png.gz", "a."] {
-            assert!(drawing(wrong).unwrap_err().contains("neither with .svg nor with .png"), "{wrong}");
+        for wrong in ["", "svg", ".svg", "a.png", "a.svg.gz", "a."] {
+            assert!(drawing(wrong).unwrap_err().contains("does not end with .svg"), "{wrong}");
         }
     }
 

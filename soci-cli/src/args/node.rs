@@ -4,25 +4,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use soci_fs::limits::Caps;
-use soci_fs::trust as policy;
-use soci_index::gotime::duration;
-use soci_index::limits::Limits;
+use soci_fs::layer::limits::Caps;
+use soci_fs::open::trust as policy;
+use soci_index::format::gotime::duration;
+use soci_index::format::limits::Limits;
 
-use super::Access;
+use crate::args::Access;
 
 /// What an image may make the program hold.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct Bounds {
     /// Decoded bytes of one span; a layer with larger ones is not read lazily [default: 67108864]
-    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub max_span_bytes: Option<u64>,
     /// Bytes of memory for the tables of a layer, beside twice its compressed size [default: 67108864]
-    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub max_table_bytes: Option<u64>,
     /// Bytes of memory for the tables of all layers [default: 1073741824]
-    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub max_total_table_bytes: Option<u64>,
 }
 
@@ -30,7 +30,7 @@ impl Bounds {
     /// Has them apply to all that this process does.
     pub fn set(&self) {
         let Caps { layer, total_table_bytes } = Caps::default();
-        soci_fs::limits::set(Caps {
+        soci_fs::layer::limits::set(Caps {
             layer: Limits {
                 span_bytes_max: self.max_span_bytes.unwrap_or(layer.span_bytes_max),
                 table_bytes_least: self.max_table_bytes.unwrap_or(layer.table_bytes_least),
@@ -61,7 +61,7 @@ pub struct Mount {
     #[arg(long, value_name = "REPOSITORY")]
     pub index_from: Vec<String>,
     /// Layers below this size are read whole at once
-    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others
@@ -85,7 +85,7 @@ pub struct Mount {
     #[arg(long, conflicts_with = "profile")]
     pub no_profile: bool,
     /// Compressed bytes that a profile may have fetched and nobody read [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
-    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub profile_budget: Option<u64>,
     /// Do not fetch ahead what the files that are read name, libraries and modules, where there is no profile
     #[arg(long)]
@@ -126,7 +126,7 @@ pub struct Pull {
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
     /// Layers below this size are read whole, by one core each
-    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others

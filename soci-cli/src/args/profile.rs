@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use soci_index::gotime::duration;
+use soci_index::format::gotime::duration;
 
-use super::{Access, Bounds};
+use crate::args::{Access, Bounds};
 
 /// `soci record`
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ pub struct Record {
     #[arg(long, short = 'p', value_name = "OS/ARCH")]
     pub platform: Option<String>,
     /// Layers below this size are read whole at once
-    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others

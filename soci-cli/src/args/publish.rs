@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Access, Platforms};
+use crate::args::{Access, Platforms};
 
 /// How to build indexes.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Building")]
 pub struct Building {
     /// Uncompressed bytes between two checkpoints of AWS's form: a number, or one with a unit, as 4MiB
-    #[arg(long, default_value_t = 4_194_304, value_name = "SIZE", value_parser = super::size::span, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 4_194_304, value_name = "SIZE", value_parser = crate::args::size::span, allow_negative_numbers = true)]
     pub span_size: u64,
     /// Leave layers below this size alone: they are read whole
-    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = super::size::layer, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
     /// Leave out what an index can do without: `xattr` notes layers that have no extended attributes
     #[arg(long = "optimizations", value_name = "NAME")]
@@ -27,7 +27,7 @@ pub struct Building {
     pub prefetch_files_json: Option<PathBuf>,
     /// For publish and convert: how many other tags of the repository are looked at for layers that are indexed already,
     /// at a manifest or two each
-    #[arg(long, default_value_t = soci_index::known::REUSE_TAGS, value_name = "N")]
+    #[arg(long, default_value_t = soci_index::publish::known::REUSE_TAGS, value_name = "N")]
     pub reuse_tags: usize,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others
@@ -73,7 +73,7 @@ pub struct Forms {
 #[command(next_help_heading = "Building")]
 pub struct Fineness {
     /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
-    #[arg(long, default_value_t = soci_index::compact::SPAN_BYTES, value_name = "SIZE", value_parser = super::size::bytes, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = soci_index::format::compact::SPAN_BYTES, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub index_span_size: u64,
 }
 

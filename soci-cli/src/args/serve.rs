@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use soci_index::gotime::duration;
+use soci_index::format::gotime::duration;
 
-use super::{Indexing, Signers};
+use crate::args::{Indexing, Signers};
 
 /// `soci serve-webhook`
 #[derive(Debug, Clone, Args)]

@@ -4,8 +4,8 @@
 //! layer after having fetched it whole, which only the bytes tell. Layers below a size are fetched whole by design and
 //! prove nothing.
 
-use soci_fs::rpull::Came;
-use soci_index::digest::Digest;
+use soci_fs::node::rpull::Came;
+use soci_index::format::digest::Digest;
 
 /// How a layer came, and what went over the network meanwhile.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 //! containerd, told by its own client `ctr` what to do in each phase of a start.
 //!
 //! A well-kept tool is a better measure than calls of our own, and what it costs, a process, all snapshotters pay. Only
-//! lazy pulls go by [`soci_fs::rpull`], because `ctr` tells snapshotters nothing of the image.
+//! lazy pulls go by [`soci_fs::node::rpull`], because `ctr` tells snapshotters nothing of the image.
 
 use std::io::Read as _;
 use std::path::PathBuf;

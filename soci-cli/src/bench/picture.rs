@@ -3,16 +3,11 @@
 //! Lengths are medians. All bars of a picture have one scale; each image and workload has a heading, and each bar's end
 //! says seconds in all and bytes from the network.
 //!
-//! What stands where is decided once, in `layout`, in units of which the picture is 960 wide. Two painters draw that:
-//! `svg` as text, by hand, and `pixels` as PNG, with letters of its own, since servers have no fonts.
+//! `layout` decides what stands where, in units of which the picture is 960 wide; `svg` writes it down.
 
-mod pixels;
 mod svg;
 
-use std::path::Path;
-
-pub use self::pixels::PictureError;
-use super::series::{Sample, Series};
+use crate::bench::series::{Sample, Series};
 
 const WIDTH: f64 = 960.0;
 /// Where bars begin and where the longest ends.
@@ -25,37 +20,10 @@ const KEY: f64 = 12.0;
 const PHASES: [(&str, Colour); 3] =
     [("pull", Colour(0x1b, 0x3a, 0x5c)), ("create", Colour(0x3f, 0x7f, 0xb5)), ("run", Colour(0xa9, 0xcc, 0xe3))];
 
-/// How a picture is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// Text that scales.
-    Svg,
-    /// Pixels, for what shows no SVG.
-    Png,
-}
-
-impl Format {
-    /// What the file's name asks for by its ending, `.svg` or `.png` in letters of either case; `None` for any other.
-    #[must_use]
-    pub fn of(file: &Path) -> Option<Self> {
-        match file.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-            "svg" => Some(Self::Svg),
-            "png" => Some(Self::Png),
-            _ => None,
-        }
-    }
-
-    /// Draws the series in their order: the bytes of a file.
-    ///
-    /// # Errors
-    /// When a picture of so many series is larger than its format can be.
-    pub fn draw(self, title: &str, series: &[Series]) -> Result<Vec<u8>, PictureError> {
-        let picture = layout(title, series);
-        match self {
-            Self::Svg => Ok(svg::draw(&picture).into_bytes()),
-            Self::Png => pixels::draw(&picture),
-        }
-    }
+/// Draws the series in their order, as an SVG document.
+#[must_use]
+pub fn draw(title: &str, series: &[Series]) -> String {
+    svg::draw(&layout(title, series))
 }
 
 /// Red, green and blue.
@@ -153,126 +121,9 @@ mod tests {
         }
     }
 
-    fn svg(title: &str, series: &[Series]) -> String {
-        String::from_utf8(Format::Svg.draw(title, series).unwrap()).unwrap()
-    }
-
-    /// A decoded PNG.
-    struct Pixels {
-        width: u32,
-        height: u32,
-        bytes: Vec<u8>,
-    }
-
-    impl Pixels {
-        fn of(title: &str, series: &[Series]) -> Self {
-            let file = Format::Png.draw(title, series).unwrap();
-            let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
-            let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
-            let info = reader.next_frame(&mut bytes).unwrap();
-            assert_eq!((info.color_type, info.bit_depth), (png::ColorType::Rgb, png::BitDepth::Eight));
-            Self { width: info.width, height: info.height, bytes }
-        }
-
-        fn at(&self, x: u32, y: u32) -> Colour {
-            let at = (y * self.width + x) as usize * 3;
-            Colour(self.bytes[at], self.bytes[at + 1], self.bytes[at + 2])
-        }
-
-        /// Black pixels in a rectangle, as rows of text.
-        fn letters(&self, (x, y): (u32, u32), (width, height): (u32, u32)) -> Vec<String> {
-            let mark = |x, y| if self.at(x, y) == Colour(0, 0, 0) { '#' } else { '.' };
-            (y..y + height).map(|y| (x..x + width).map(|x| mark(x, y)).collect()).collect()
-        }
-    }
-
-    #[test]
-    fn the_same_in_pixels() {
-        let drawn = Pixels::of("two & more", &[series("soci", 0.5), series("overlayfs", 4.6)]);
-        // One and a half pixels for each unit of the SVG below.
-        assert_eq!((drawn.width, drawn.height), (1440, 240));
-        let [pull, create, run] = PHASES.map(|(_, colour)| colour);
-        let white = Colour(255, 255, 255);
-        for (x, y, expected) in [
-            (0, 0, white),
-            (1439, 239, white),
-            // What the colours mean.
-            (285, 60, pull),
-            (302, 77, pull),
-            (303, 60, white),
-            (284, 60, white),
-            (420, 60, create),
-            (555, 60, run),
-            // The first bar: 50, 50 and 100 units from 190 on.
-            (284, 150, white),
-            (285, 150, pull),
-            (359, 173, pull),
-            (360, 150, create),
-            (434, 150, create),
-            (435, 150, run),
-            (584, 150, run),
-            (585, 150, white),
-            (285, 149, white),
-            (285, 174, white),
-            // The second, 460, 50 and 100.
-            (974, 186, pull),
-            (975, 186, create),
-            (1050, 186, run),
-            (1199, 209, run),
-            (1200, 209, white),
-        ] {
-            assert_eq!(drawn.at(x, y), expected, "{x} {y}");
-        }
-        assert_eq!(Pixels::of("nothing", &[]).height, 114);
-    }
-
-    #[test]
-    fn letters_are_in_their_places() {
-        // The last letter of a name ends where names end, at 182 units, and stands on 112.
-        let drawn = Pixels::of("", &[series("soci", 0.5)]);
-        let i = drawn.letters((263, 158), (10, 11));
-        let expected = [
-            "....##....",
-            "....##....",
-            "..........",
-            "..####....",
-            "....##....",
-            "....##....",
-            "....##....",
-            "....##....",
-            "....##....",
-            "....##....",
-            ".########.",
-        ];
-        assert_eq!(i, expected);
-    }
-
-    #[test]
-    fn a_letter_without_a_picture_is_a_box() {
-        let last = |name: &str| Pixels::of("", &[series(name, 0.5)]).letters((263, 150), (10, 24)).join("\n");
-        let missing = last("\u{65e5}");
-        for letter in ["\u{672c}", "\u{1f980}", "\u{5d0}"] {
-            assert_eq!(last(letter), missing, "{letter}");
-        }
-        let drawn = ["a", "?", "\u{e9}", "\u{159}", "\u{416}", "\u{3a9}"].map(last);
-        for (index, letter) in drawn.iter().enumerate() {
-            assert!(letter.contains('#') && *letter != missing && !drawn[..index].contains(letter), "{letter}");
-        }
-        assert!(missing.contains('#'), "{missing}");
-        // What cannot be seen in any font takes no place.
-        assert_eq!(last("a\u{7}"), last("a"));
-    }
-
-    /// Neither a long name nor a large number is anything to fail by.
-    #[test]
-    fn what_is_beyond_an_edge_is_cut_off() {
-        let long = series(&"long".repeat(1000), f64::MAX / 4.0);
-        assert_eq!(Pixels::of(&"title".repeat(1000), &[long]).width, 1440);
-    }
-
     #[test]
     fn a_picture_of_two_bars() {
-        let drawn = svg("two & more", &[series("soci", 0.5), series("overlayfs", 4.6)]);
+        let drawn = draw("two & more", &[series("soci", 0.5), series("overlayfs", 4.6)]);
         let expected = "\
 <svg xmlns=\"http://www.w3.org/2000/svg\" width=\"960\" height=\"160\" viewBox=\"0 0 960 160\" font-family=\"sans-serif\" font-size=\"13\">
 <rect width=\"100%\" height=\"100%\" fill=\"white\"/>
@@ -297,6 +148,6 @@ mod tests {
 </svg>
 ";
         assert_eq!(drawn, expected);
-        assert!(svg("nothing", &[]).ends_with("</svg>\n"));
+        assert!(draw("nothing", &[]).ends_with("</svg>\n"));
     }
 }

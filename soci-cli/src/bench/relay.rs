@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::link::Link;
+use crate::bench::link::Link;
 
 /// Bytes that are sent in one piece.
 const PIECE_BYTES: usize = 16 << 10;

@@ -6,20 +6,20 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::rpull::{self, PullOptions, PulledLayer};
-use soci_index::image::model::RawManifest;
-use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::{Reference, RegistryReference};
+use soci_fs::node::grpc::containerd::Containerd;
+use soci_fs::node::rpull::{self, PullOptions, PulledLayer};
+use soci_index::format::model::RawManifest;
+use soci_index::format::platform::PlatformSelection;
+use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::{ClientOptions, CredentialSource};
 
-use super::honesty::{self, Seen};
-use super::node::Node;
-use super::relay::Relay;
-use super::series::Sample;
-use super::waits::Waits;
-use crate::exit::{Exit, fail};
+use crate::bench::honesty::{self, Seen};
+use crate::bench::node::Node;
+use crate::bench::relay::Relay;
+use crate::bench::series::Sample;
+use crate::bench::waits::Waits;
+use crate::report::exit::{Exit, fail};
 
 /// containerd's own snapshotters: what they have was downloaded and unpacked.
 const WHOLE: [&str; 7] = ["overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"];

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::waits::Waits;
+use crate::bench::waits::Waits;
 
 /// A start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

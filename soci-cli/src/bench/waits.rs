@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::commands::status;
+use crate::daemon::ask;
 use crate::daemon::operations::SlotStatus;
 
 /// Reads whose bytes were not on this machine.
@@ -23,7 +23,7 @@ impl Waits {
     /// answers, or it serves nothing from there.
     #[must_use]
     pub fn of(root: &Path, repository: &str) -> Option<Self> {
-        Self::among(&status::ask(root).ok()?.layers, repository)
+        Self::among(&ask::status(root).ok()?.layers, repository)
     }
 
     fn among(layers: &[SlotStatus], repository: &str) -> Option<Self> {

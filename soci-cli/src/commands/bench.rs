@@ -7,17 +7,18 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use serde_json::json;
-use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::format::reference::{Reference, RegistryReference};
 
-use super::image::{self, block_on};
+use crate::args::config::Config;
 use crate::args::{Bench, Global};
 use crate::bench::node::{self, Node};
+use crate::bench::picture;
 use crate::bench::relay::{Network, Relay};
 use crate::bench::run::Start;
 use crate::bench::series::{HEADER, Sample, Series};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::image::{self, block_on};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// A snapshotter, and the tag that it wants.
 #[derive(Debug)]
@@ -52,8 +53,8 @@ pub fn run(arguments: &Bench, config: &Config, global: &Global) -> anyhow::Resul
         series.extend(job.measure(&snapshotters, &workloads)?);
     }
     let rows: Vec<Vec<String>> = series.iter().map(Series::row).collect();
-    let files = arguments.json.iter().chain(arguments.picture.as_ref().map(|picture| &picture.file));
-    if !files.into_iter().any(|file| soci_index::output::is_standard_output(file)) {
+    let files = arguments.json.iter().chain(&arguments.picture);
+    if !files.into_iter().any(|file| soci_index::image::output::is_standard_output(file)) {
         output::table(&HEADER, &rows)?;
     }
     let documents: Vec<serde_json::Value> = series.iter().map(Series::json).collect();
@@ -65,7 +66,7 @@ pub fn run(arguments: &Bench, config: &Config, global: &Global) -> anyhow::Resul
         write(file, format!("{:#}\n", json!({ "network": network, "series": documents })).as_bytes())?;
     }
     if let Some(picture) = &arguments.picture {
-        write(&picture.file, &picture.format.draw(&title(network), &series)?)?;
+        write(picture, picture::draw(&title(network), &series).as_bytes())?;
     }
     Ok(())
 }
@@ -179,7 +180,7 @@ pub fn title(network: Network) -> String {
 }
 
 fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    soci_index::output::write(file, bytes).with_context(|| format!("writing {}", file.display()))
+    soci_index::image::output::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]

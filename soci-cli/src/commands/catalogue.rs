@@ -6,26 +6,26 @@
 
 use std::cmp::Reverse;
 
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::source::containerd::ContainerdImage;
-use soci_fs::source::containerd::target;
-use soci_index::digest::Digest;
+use soci_fs::node::content::ContainerdImage;
+use soci_fs::node::content::target;
+use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::find::choose::Created;
+use soci_index::format::digest::Digest;
+use soci_index::format::index_manifest::IndexManifest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{INDEX_V1, INDEX_V2};
+use soci_index::format::model::{Descriptor, annotation};
+use soci_index::format::reference::Reference;
+use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, annotation};
-use soci_index::image::reference::Reference;
 use soci_index::image::store::Store;
-use soci_index::index_manifest::IndexManifest;
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_V1, INDEX_V2};
 use soci_index::publish::local::{IMAGE_NAME, KEPT_IN};
 use soci_index::registry::ClientOptions;
-use soci_index::span_index::SPAN_INDEX;
 
-use super::image;
 use crate::args::Global;
-use crate::config::Config;
+use crate::args::config::Config;
+use crate::commands::image;
 
 /// An index of the store.
 pub(super) struct Entry {

@@ -5,29 +5,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_fs::source::containerd::target::ContainerdTarget;
-use soci_index::build::{BuildOptions, Format};
-use soci_index::convert::target::Target;
-use soci_index::convert::{ConvertOptions, Converted, convert};
-use soci_index::digest::Digest;
+use soci_fs::node::content::target::ContainerdTarget;
+use soci_index::format::digest::Digest;
+use soci_index::format::platform::PlatformSelection;
+use soci_index::format::reference::{REGISTRY_SCHEME, Reference, RegistryReference};
 use soci_index::image::layout::Layout;
-use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::{REGISTRY_SCHEME, Reference, RegistryReference};
 use soci_index::publish::PublishError;
+use soci_index::publish::build::{BuildOptions, Format};
+use soci_index::publish::convert::target::Target;
+use soci_index::publish::convert::{ConvertOptions, Converted, convert};
 use soci_index::publish::local::{self, StoreLabels};
+use soci_index::publish::v2::EntryNotes;
 use soci_index::registry::{ClientOptions, Registry};
-use soci_index::signature::Trust;
-use soci_index::v2::EntryNotes;
+use soci_index::trust::Trust;
 
-use super::catalogue;
-use super::create::json;
-use super::image::{self, block_on};
-use super::publish::span_lines;
-use super::source;
+use crate::args::config::Config;
 use crate::args::{self, Convert, Global};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::catalogue;
+use crate::commands::create::json;
+use crate::commands::image::{self, block_on};
+use crate::commands::publish::span_lines;
+use crate::commands::source;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// How long containerd may take to say whether it has an image that nobody said is there.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
@@ -114,7 +114,7 @@ fn list(conversion: &Conversion, name: &str, converted: &Converted, config: &Con
     config.keep_private()?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let name = source::name(&image::reference(name)?);
-    let labels = StoreLabels { name, created: super::now() };
+    let labels = StoreLabels { name, created: crate::commands::now() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("starting threads")?;
     for (platform, json) in &converted.indexes {
         runtime.block_on(local::note(&layout, &labels, platform, json.clone(), &place))?;

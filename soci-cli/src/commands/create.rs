@@ -3,21 +3,21 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::source::containerd::target::{ContainerdTarget, INDEX_LABEL};
+use soci_fs::node::content::target::{ContainerdTarget, INDEX_LABEL};
+use soci_fs::node::grpc::containerd::Containerd;
+use soci_index::format::reference::Reference;
 use soci_index::image::ImageError;
 use soci_index::image::foreign::{ContentSink, ContentTarget as _};
 use soci_index::image::layout::Layout;
-use soci_index::image::reference::Reference;
 use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::publish::{Done, Job, Report};
 
-use super::image::{self, block_on};
-use super::source;
+use crate::args::config::Config;
 use crate::args::{ContentStore, Create, FormatName, Forms, Global};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::image::{self, block_on};
+use crate::commands::source;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Runs the command.
 ///
@@ -40,7 +40,7 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         }
         let shelf = Shelf::open(&reference, global).await?;
         for image in images {
-            let labels = StoreLabels { name: source::name(&reference), created: super::now() };
+            let labels = StoreLabels { name: source::name(&reference), created: crate::commands::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
             let (image, force) = (&image, indexing.building.force);
             let job = Job { source: &source, image, options: &building, force, observer: &observer };
@@ -170,7 +170,7 @@ fn words(done: &Done) -> (&'static str, Option<String>, Vec<String>) {
     match done {
         Done::UpToDate => ("up to date", None, Vec::new()),
         Done::Published(found_by, visibility) => {
-            ("published", Some(super::found_by(found_by).to_owned()), visibility.warnings())
+            ("published", Some(crate::commands::found_by(found_by).to_owned()), visibility.warnings())
         }
         Done::Hidden { reason } => ("refused", None, vec![hidden(reason)]),
         Done::Stored => ("stored", None, Vec::new()),

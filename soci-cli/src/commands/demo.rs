@@ -5,25 +5,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use soci_fs::layer::store::Store;
 use soci_fs::open::OpenOptions;
-use soci_fs::store::Store;
 use soci_fs::tree::node_id::NodeId;
-use soci_index::build::{BuildOptions, Format, Observer};
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::image::layout::Layout;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Job;
+use soci_index::publish::build::{BuildOptions, Format, Observer};
 use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::registry::{ClientOptions, CredentialSource};
 
-use super::image::{self, block_on};
 use crate::args::Demo;
+use crate::commands::image::{self, block_on};
 use crate::demo::measure::{self, Opened, Ran, Way};
 use crate::demo::recipe::Recipe;
 use crate::demo::report::Report;
 use crate::demo::stage::{LAYER_BYTES_MIN, Stage};
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Runs the command.
 ///
@@ -97,7 +97,7 @@ async fn foreign_image(arguments: &Demo, name: &str) -> anyhow::Result<Report> {
     let layout = Layout::open_or_create(&index_store)?;
     note(arguments, "building the index here (an index beside the image would save this)")?;
     let building = BuildOptions { format: Format::Span, layer_bytes_min: LAYER_BYTES_MIN, ..BuildOptions::default() };
-    let labels = StoreLabels { name: name.to_owned(), created: super::now() };
+    let labels = StoreLabels { name: name.to_owned(), created: crate::commands::now() };
     let observer: Observer = Arc::new(|_| {});
     let start = Instant::now();
     let job = Job { source: &source, image: &image, options: &building, force: false, observer: &observer };
@@ -139,11 +139,14 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
     if let Err(error) = &pulled {
         note(
             arguments,
-            &format!("running the program from a full pull is not possible here: {}", crate::exit::words(error)),
+            &format!(
+                "running the program from a full pull is not possible here: {}",
+                crate::report::exit::words(error)
+            ),
         )?;
     }
     std::fs::remove_dir_all(&full).context("removing the unpacked image")?;
-    let device = soci_fs::mount::may_open_device();
+    let device = soci_fs::fuse::mount::may_open_device();
     if let Err(error) = &device {
         let hint = "nothing can be mounted: reading the same files through the library";
         note(arguments, &format!("/dev/fuse cannot be opened here ({error}), so {hint}"))?;

@@ -11,12 +11,12 @@ mod publishing;
 
 use serde::Serialize;
 
-use super::image;
 use crate::args::Doctor;
-use crate::config::{self, Config};
+use crate::args::config::{self, Config};
+use crate::commands::image;
 use crate::daemon::operations::DaemonStatus;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -98,7 +98,7 @@ pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
 
 /// Whether this machine runs the snapshotter, or is meant to.
 fn is_node(arguments: &Doctor, config: &Config) -> bool {
-    containerd::has_plugin(&arguments.containerd_config) || super::status::ask(&config.root).is_ok()
+    containerd::has_plugin(&arguments.containerd_config) || crate::daemon::ask::status(&config.root).is_ok()
 }
 
 /// The kernel and the programs of this machine.
@@ -115,7 +115,7 @@ fn machine() -> Vec<Finding> {
         Some(_) => bad("kernel", release, "5.11 or later is needed"),
         None => note("kernel", format!("{release:?} is no version"), "5.11 or later is needed"),
     };
-    let fuse = match soci_fs::mount::may_open_device() {
+    let fuse = match soci_fs::fuse::mount::may_open_device() {
         Ok(()) => good("/dev/fuse", "can be opened"),
         Err(error) => {
             bad("/dev/fuse", error.to_string(), "load the module (modprobe fuse), or give the container the device")
@@ -144,18 +144,19 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn daemon(config: &Config) -> Vec<Finding> {
-    match super::status::ask(&config.root) {
+    match crate::daemon::ask::status(&config.root) {
         Ok(status) => {
             let runs = good("daemon", format!("{} runs, {} layers", status.version, status.slots));
             vec![runs, proofs(&status)]
         }
-        Err(error) => vec![note("daemon", crate::exit::words(&error), "`soci mount` does not need it")],
+        Err(error) => vec![note("daemon", crate::report::exit::words(&error), "`soci mount` does not need it")],
     }
 }
 
 /// Whether what the daemon shows is, or will be, proven.
 fn proofs(status: &DaemonStatus) -> Finding {
-    let count = |word: &str| status.layers.iter().filter(|held| super::status::trust(&held.layer) == word).count();
+    let count =
+        |word: &str| status.layers.iter().filter(|held| crate::commands::status::trust(&held.layer) == word).count();
     let (condemned, suspended) = (count("condemned"), count("suspended"));
     let found = format!("{} of {} open layers proven", count("proven"), status.layers.len());
     if condemned + suspended > 0 {

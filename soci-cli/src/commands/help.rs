@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::args::{Arguments, Completions, Man};
-use crate::output;
+use crate::report::output;
 
 /// Prints the completion script of a shell.
 ///
@@ -35,7 +35,7 @@ fn write_pages(directory: &Path) -> std::io::Result<()> {
     clap_mangen::generate_to(Arguments::command(), made.path())?;
     for page in std::fs::read_dir(made.path())? {
         let page = page?;
-        soci_index::output::write(&directory.join(page.file_name()), &std::fs::read(page.path())?)?;
+        soci_index::image::output::write(&directory.join(page.file_name()), &std::fs::read(page.path())?)?;
     }
     Ok(())
 }

@@ -9,27 +9,27 @@ use std::time::Duration;
 
 use anyhow::Context;
 use soci_fs::open::ask_early;
-use soci_fs::trust::read_trust;
-use soci_index::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
-use soci_index::digest::Digest;
-use soci_index::encoding::obstacle;
-use soci_index::image::model::Descriptor;
-use soci_index::image::platform::{Platform, PlatformSelection};
-use soci_index::image::reference::{Reference, RegistryReference};
+use soci_fs::open::trust::read_trust;
+use soci_index::format::digest::Digest;
+use soci_index::format::encoding::obstacle;
+use soci_index::format::model::Descriptor;
+use soci_index::format::platform::{Platform, PlatformSelection};
+use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::known::{Relied, Reuse};
 use soci_index::publish::Report;
+use soci_index::publish::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
+use soci_index::publish::known::{Relied, Reuse};
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
-use soci_index::signature::Trust;
+use soci_index::trust::Trust;
 use tokio::runtime::Handle;
 
 use crate::args::{Access, Building, Fineness, FormatName, Forms, Optimization, Platforms, Signers};
-use crate::exit::{Exit, fail};
-use crate::output;
-use crate::progress::Progress;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
+use crate::report::progress::Progress;
 
 /// Reads an image reference.
 ///

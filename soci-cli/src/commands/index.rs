@@ -1,19 +1,19 @@
 //! `soci index`, `soci ztoc list`: what is in the local index store.
 
 use anyhow::Context;
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::source::containerd::target;
-use soci_index::digest::Digest;
+use soci_fs::node::content::target;
+use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::find::origin;
-use soci_index::image::model::annotation;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::annotation;
 use soci_index::publish::local::{IMAGE_NAME, KEPT_IN};
 
-use super::catalogue::{Entry, entries, layout};
-use super::image::{self, block_on};
+use crate::args::config::Config;
 use crate::args::{Global, Index, IndexList, Platforms};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::catalogue::{Entry, entries, layout};
+use crate::commands::image::{self, block_on};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Runs an `index` command.
 ///
@@ -59,7 +59,7 @@ fn list(config: &Config, arguments: &IndexList) -> anyhow::Result<()> {
             entry.platform(),
             entry.descriptor.media_type.clone(),
             entry.form().to_owned(),
-            super::age(entry.note(annotation::CREATED)),
+            crate::commands::age(entry.note(annotation::CREATED)),
         ]
     };
     let header = ["DIGEST", "SIZE", "IMAGE REF", "PLATFORM", "MEDIA TYPE", "MANIFEST VERSION", "CREATED"];

@@ -16,26 +16,26 @@ use std::time::Instant;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
-use soci_fs::image::Image;
-use soci_fs::mount::{Lazy, MountOptions, Mounted, mount, unmount};
+use soci_fs::fuse::image::Image;
+use soci_fs::fuse::mount::{Lazy, MountOptions, Mounted, mount, unmount};
+use soci_fs::layer::private::ensure_private_dir;
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::store::{Store, StoreError};
+use soci_fs::open::trust::TrustPolicy;
 use soci_fs::open::{IndexModes, OpenOptions, open_image};
-use soci_fs::private::ensure_private_dir;
-use soci_fs::reader::Policy;
-use soci_fs::store::{Store, StoreError};
-use soci_fs::trust::TrustPolicy;
+use soci_index::format::reference::Reference;
 use soci_index::image::ImageSource;
-use soci_index::image::reference::Reference;
-use soci_index::output as output_file;
+use soci_index::image::output as output_file;
 use soci_index::registry::ClientOptions;
 use tokio::runtime::Handle;
 
-use super::image::{self, run_to_end};
+use crate::args::config::Config;
 use crate::args::{Mount, Umount};
-use crate::config::Config;
-use crate::exit::{Exit, Reported, fail};
-use crate::output;
-use crate::progress::Progress;
-use crate::signals::Signals;
+use crate::commands::image::{self, run_to_end};
+use crate::report::exit::{Exit, Reported, fail};
+use crate::report::output;
+use crate::report::progress::Progress;
+use crate::report::signals::Signals;
 
 mod ahead;
 mod report;
@@ -74,7 +74,7 @@ pub fn run(arguments: &Mount, config: &Config) -> anyhow::Result<()> {
 
 fn check_directory(directory: &Path) -> anyhow::Result<()> {
     let shown = directory.display();
-    if soci_fs::mount::is_stale(directory) {
+    if soci_fs::fuse::mount::is_stale(directory) {
         let hint = format!("{shown} is a mount whose process is gone; run `soci umount {shown}` first");
         return Err(fail(Exit::Local, hint));
     }
@@ -100,7 +100,7 @@ fn check_empty(directory: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// When there is no device for mounts.
 pub(super) fn check_device() -> anyhow::Result<()> {
-    match soci_fs::mount::may_open_device() {
+    match soci_fs::fuse::mount::may_open_device() {
         // Others than root mount through a helper, which may open what they may not.
         Err(error) if error.kind() != ErrorKind::PermissionDenied || rustix::process::geteuid().is_root() => {
             let hint = "load the fuse module, or give the container the device";
@@ -235,8 +235,8 @@ fn open_options(
 
 /// Takes the mount out of the tree; who has files open may go on until they are done, up to a limit.
 async fn end(
-    unmounter: &soci_fs::mount::Unmounter,
-    served: tokio::task::JoinHandle<Result<(), soci_fs::mount::MountError>>,
+    unmounter: &soci_fs::fuse::mount::Unmounter,
+    served: tokio::task::JoinHandle<Result<(), soci_fs::fuse::mount::MountError>>,
 ) -> anyhow::Result<()> {
     unmounter.unmount(Lazy::Yes)?;
     match tokio::time::timeout(std::time::Duration::from_secs(5), served).await {
@@ -267,7 +267,7 @@ pub fn free_store(root: &Path) -> anyhow::Result<Store> {
 /// Starts a process that serves, and waits until it says that it is ready. Until then what it says goes where this
 /// process would have said it, and from then on to the log.
 async fn detach(arguments: &Mount) -> anyhow::Result<()> {
-    let mut command = Command::new(crate::config::own_program().context("finding this program")?);
+    let mut command = Command::new(crate::args::config::own_program().context("finding this program")?);
     // The same words again, but for the one that led here, whose place matters: after `--` there are no options. Secrets
     // come from standard input or a file, not from a word.
     let words = std::env::args_os().skip(1);
@@ -331,7 +331,7 @@ fn leave_terminal() {
 /// When nothing is mounted there, or it is in use.
 pub fn run_umount(arguments: &Umount) -> anyhow::Result<()> {
     let directory = absolute(&arguments.directory)?;
-    let mounts = soci_fs::mount::mounts("soci").context("reading the table of mounts")?;
+    let mounts = soci_fs::fuse::mount::mounts("soci").context("reading the table of mounts")?;
     if !mounts.iter().any(|mount| mount.mountpoint == directory) {
         let there: Vec<String> = mounts.iter().map(|mount| mount.mountpoint.display().to_string()).collect();
         let hint = if there.is_empty() {

@@ -1,17 +1,17 @@
 //! `soci prefetch`: the prefetch artifacts in the local index store. Words and columns are those of AWS's tool.
 
 use anyhow::Context;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{LAYER_DIGEST, PREFETCH, Prefetch};
+use soci_index::format::model::{Descriptor, annotation};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, annotation};
-use soci_index::limits::Limits;
-use soci_index::manifest::{LAYER_DIGEST, PREFETCH, Prefetch};
 
-use super::catalogue::{self, Entry};
 use crate::args;
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::args::config::Config;
+use crate::commands::catalogue::{self, Entry};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// One artifact.
 struct Artifact {
@@ -85,7 +85,7 @@ fn list(artifacts: &[Artifact], json: bool) -> anyhow::Result<()> {
             artifact.descriptor.digest.to_string(),
             artifact.layer.clone(),
             artifact.spans().map_or_else(|| "N/A".to_owned(), |spans| spans.to_string()),
-            super::age(&artifact.created),
+            crate::commands::age(&artifact.created),
         ]
     };
     output::table(&["DIGEST", "LAYER DIGEST", "SPANS", "CREATED"], &artifacts.iter().map(row).collect::<Vec<_>>())

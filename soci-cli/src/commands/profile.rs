@@ -5,27 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use soci_fs::foresight::profile::pack;
 use soci_fs::open::{OpenOptions, open_image};
-use soci_fs::profile::pack;
-use soci_index::digest::Digest;
-use soci_index::entry::Timestamp;
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::Timestamp;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::INDEX_DIGEST;
+use soci_index::format::profile::Profile;
+use soci_index::format::profile::artifact::{Notes, Published, is_name};
+use soci_index::format::ztoc::rfc3339;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::limits::Limits;
-use soci_index::manifest::INDEX_DIGEST;
-use soci_index::profile::Profile;
-use soci_index::profile::artifact::{Notes, Published, is_name};
 use soci_index::publish::prefetched::{self, Prefetched, PrefetchedError};
 use soci_index::publish::profiles;
 use soci_index::registry::{RegistryError, Repository};
-use soci_index::ztoc::rfc3339;
 use tokio::runtime::Handle;
 
-use super::image::{self, block_on};
-use super::{found_by, mount, record, sign};
+use crate::args::config::Config;
 use crate::args::{self, Access, Platforms, PushProfile};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::image::{self, block_on};
+use crate::commands::{found_by, mount, record, sign};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Runs the command.
 ///
@@ -100,8 +100,8 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
     } else {
         None
     };
-    let created = crate::config::source_date()
-        .map_or_else(super::now, |seconds| rfc3339::format(Timestamp { seconds, nanoseconds: 0 }));
+    let created = crate::args::config::source_date()
+        .map_or_else(crate::commands::now, |seconds| rfc3339::format(Timestamp { seconds, nanoseconds: 0 }));
     let notes = Notes { name: arguments.name.clone(), is_default: arguments.default, created, command };
     let path = pack_file.as_ref().map(tempfile::NamedTempFile::path);
     let pack_bytes = path.map(std::fs::metadata).transpose().context("looking at the pack")?.map(|file| file.len());
@@ -203,7 +203,7 @@ async fn list(name: &str, platform: Option<&str>, json: bool, access: &Access) -
     let row = |one: &Published| {
         let pack = one.pack.as_ref().map_or_else(|| "-".to_owned(), |pack| output::size(pack.size));
         let default = if one.is_default { "default" } else { "-" };
-        let age = super::age(&one.created);
+        let age = crate::commands::age(&one.created);
         vec![one.name.clone(), default.to_owned(), pack, age, one.digest.to_string(), one.command.clone()]
     };
     let rows: Vec<_> = published.iter().map(row).collect();
@@ -263,7 +263,7 @@ fn show(file: &Path, json: bool) -> anyhow::Result<()> {
         }));
     }
     let row = |(number, layer): (usize, &Digest)| {
-        let bytes = of_layer(number).map(soci_index::profile::Touched::length).sum();
+        let bytes = of_layer(number).map(soci_index::format::profile::Touched::length).sum();
         vec![layer.to_string(), of_layer(number).count().to_string(), output::size(bytes)]
     };
     let rows: Vec<_> = profile.layers().iter().enumerate().map(row).collect();

@@ -4,23 +4,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use soci_index::convert::target::Target;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
+use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::ImageSource;
-use soci_index::image::reference::{Reference, RegistryReference};
-use soci_index::known::Known;
+use soci_index::publish::convert::target::Target;
+use soci_index::publish::known::Known;
+use soci_index::publish::v2::EntryNotes;
 use soci_index::publish::{self, Done, Job, Report, SpanReport};
 use soci_index::registry::{ClientOptions, Repository, Traffic};
-use soci_index::signature::Trust;
-use soci_index::v2::EntryNotes;
+use soci_index::trust::Trust;
 
-use super::convert::{self, Conversion};
-use super::create::{hidden, json};
-use super::image::{self, block_on};
-use super::{sign, source};
 use crate::args::{Building, Forms, Global, Platforms, Publish};
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::convert::{self, Conversion};
+use crate::commands::create::{hidden, json};
+use crate::commands::image::{self, block_on};
+use crate::commands::{sign, source};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// What helps where a signed image would be replaced.
 const SIGNED_HINT: &str = "the image is signed: have the new one signed by --sign-with COMMAND, give it a name of its own \
@@ -306,10 +306,10 @@ fn words(done: &Done) -> String {
     match done {
         Done::UpToDate => "is up to date".to_owned(),
         Done::Published(found_by, visibility) if visibility.is_refused() => {
-            format!("pushed, listed by {}, and refused to whoever asks for it", super::found_by(found_by))
+            format!("pushed, listed by {}, and refused to whoever asks for it", crate::commands::found_by(found_by))
         }
         Done::Hidden { .. } => "is there, and refused to whoever asks for it".to_owned(),
-        Done::Published(found_by, _) => format!("published, found by {}", super::found_by(found_by)),
+        Done::Published(found_by, _) => format!("published, found by {}", crate::commands::found_by(found_by)),
         Done::Stored => "stored".to_owned(),
         Done::Nothing => "built, not pushed (dry run)".to_owned(),
     }

@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::TryStreamExt as _;
+use soci_fs::layer::proof;
+use soci_fs::layer::unpack::LayerClaim;
 use soci_fs::open::{OpenOptions, OpenedImage, open_image};
-use soci_fs::proof;
-use soci_fs::unpack::LayerClaim;
 use soci_index::image::{ImageSource, PlatformImage};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::choice;
-use super::image::{self, block_on};
-use super::mount::free_store;
-use super::record;
+use crate::args::config::Config;
 use crate::args::{Global, Pull};
-use crate::config::Config;
-use crate::output;
-use crate::progress::Progress;
+use crate::commands::choice;
+use crate::commands::image::{self, block_on};
+use crate::commands::mount::free_store;
+use crate::commands::record;
+use crate::report::output;
+use crate::report::progress::Progress;
 
 /// How often the bar is moved.
 const TICK: Duration = Duration::from_millis(100);

@@ -1,27 +1,27 @@
 //! `soci push`: push the newest local index of an image beside it in the registry.
 
 use anyhow::Context;
-use soci_index::digest::Digest;
-use soci_index::discover::{self, Discovery, Which};
 use soci_index::find::Search;
 use soci_index::find::choose::Choice;
+use soci_index::find::discover::{self, Discovery, Which};
+use soci_index::format::digest::Digest;
+use soci_index::format::manifest::INDEX_V1;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, media_type};
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::manifest::INDEX_V1;
 use soci_index::publish::local;
 use soci_index::publish::refused::refusal;
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::{Blemish, FoundBy};
 use soci_index::registry::upload::PushedBlob;
-use soci_index::span_index::SPAN_INDEX;
 
-use super::image::{self, block_on};
-use super::{catalogue, choice};
+use crate::args::config::Config;
 use crate::args::{Existing, Global, Push};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::image::{self, block_on};
+use crate::commands::{catalogue, choice};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Runs the command.
 ///
@@ -124,7 +124,7 @@ async fn one(
         "platform": image.platform.to_string(),
         "image": image.descriptor.digest,
         "index": index.digest,
-        "foundBy": super::found_by(&pushed.found_by),
+        "foundBy": crate::commands::found_by(&pushed.found_by),
         "warnings": warnings,
     });
     document.as_object_mut().into_iter().for_each(|document| document.extend(choice::json(choice)));

@@ -7,25 +7,25 @@
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::source::containerd::{ContainerdImage, target};
-use soci_index::digest::Digest;
+use soci_fs::node::content::{ContainerdImage, target};
+use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::find::origin;
+use soci_index::format::digest::Digest;
+use soci_index::format::index_manifest::IndexManifest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::INDEX_V1;
+use soci_index::format::model::{Descriptor, ImageConfig, ImageManifest, annotation, media_type};
+use soci_index::format::platform::Platform;
+use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, ImageConfig, ImageManifest, annotation, media_type};
-use soci_index::image::platform::Platform;
-use soci_index::index_manifest::IndexManifest;
-use soci_index::limits::Limits;
-use soci_index::manifest::INDEX_V1;
 use soci_index::publish::local::KEPT_IN;
-use soci_index::span_index::SPAN_INDEX;
 
-use super::catalogue::{self, Entry};
-use super::image::block_on;
+use crate::args::config::Config;
 use crate::args::{ContentStore, Global};
-use crate::config::Config;
-use crate::output;
+use crate::commands::catalogue::{self, Entry};
+use crate::commands::image::block_on;
+use crate::report::output;
 
 /// What every index in containerd has, whether our tool has made it or AWS's.
 const ZTOC_LABEL: &str = "containerd.io/gc.ref.content.ztoc.0";
@@ -130,7 +130,7 @@ impl Found {
         let mut entry = Descriptor::of(media_type::MANIFEST, &self.json);
         entry.artifact_type = Some(self.index.kind().to_owned());
         entry.platform = platform;
-        entry.annotations.insert(annotation::CREATED.to_owned(), super::now());
+        entry.annotations.insert(annotation::CREATED.to_owned(), crate::commands::now());
         entry.annotations.insert(origin::ORIGIN.to_owned(), String::new());
         entry.annotations.insert(origin::IMAGE.to_owned(), self.subject.digest.to_string());
         entry.annotations.extend(self.kept_in.map(|place| (KEPT_IN.to_owned(), place)));

@@ -8,24 +8,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use soci_fs::image::Image;
-use soci_fs::mount::{Lazy, MountOptions, mount};
+use soci_fs::foresight::profile::Recorder;
+use soci_fs::fuse::image::Image;
+use soci_fs::fuse::mount::{Lazy, MountOptions, mount};
+use soci_fs::layer::private::ensure_private_dir;
+use soci_fs::layer::store::Store;
 use soci_fs::open::{OpenOptions, open_image};
-use soci_fs::private::ensure_private_dir;
-use soci_fs::profile::Recorder;
-use soci_fs::store::Store;
+use soci_index::format::limits::Limits;
+use soci_index::format::profile::Profile;
+use soci_index::image::output as output_file;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::limits::Limits;
-use soci_index::output as output_file;
-use soci_index::profile::Profile;
 use tokio::runtime::Handle;
 
-use super::image::{self, run_to_end};
+use crate::args::config::Config;
 use crate::args::{Global, Record};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
-use crate::signals::Signals;
+use crate::commands::image::{self, run_to_end};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
+use crate::report::signals::Signals;
 
 mod container;
 mod enter;
@@ -46,7 +46,7 @@ pub fn run(arguments: &Record, config: &Config, global: &Global) -> anyhow::Resu
         (None, Some(name)) => name,
         (None, None) => return Err(fail(Exit::Usage, "name an image, or a container by --container")),
     };
-    super::mount::check_device()?;
+    crate::commands::mount::check_device()?;
     run_to_end(record(arguments, name, config))
 }
 

@@ -3,15 +3,15 @@
 use std::time::Instant;
 
 use serde_json::json;
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::rpull::{self, Came, PullOptions, Pulled, PulledLayer};
+use soci_fs::node::grpc::containerd::Containerd;
+use soci_fs::node::rpull::{self, Came, PullOptions, Pulled, PulledLayer};
+use soci_index::format::reference::Reference;
 use soci_index::image::ImageSource;
-use soci_index::image::reference::Reference;
 
-use super::image::{self, block_on};
 use crate::args::{Global, Platforms, Rpull};
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::image::{self, block_on};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// containerd's snapshotter of this project, as nerdctl wants it to be called.
 const SNAPSHOTTER: &str = "soci";

@@ -6,28 +6,28 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use soci_fs::private::set_umask;
-use soci_index::build::BuildError;
-use soci_index::convert::Converted;
-use soci_index::convert::target::Target;
-use soci_index::digest::Digest;
+use soci_fs::layer::private::set_umask;
+use soci_index::format::digest::Digest;
+use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::ImageError;
-use soci_index::image::reference::{Reference, RegistryReference};
+use soci_index::image::sink::SinkError;
 use soci_index::publish::PublishError;
+use soci_index::publish::build::BuildError;
+use soci_index::publish::convert::Converted;
+use soci_index::publish::convert::target::Target;
+use soci_index::publish::v2::EntryNotes;
 use soci_index::registry::{ClientOptions, RegistryError, Repository};
-use soci_index::signature::Trust;
-use soci_index::sink::SinkError;
-use soci_index::v2::EntryNotes;
+use soci_index::trust::Trust;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::convert::{self, Conversion};
-use super::publish::Plan;
-use super::{image, sign};
+use crate::args::config::Config;
 use crate::args::{Building, Forms, Global, Platforms, ServeWebhook};
-use crate::config::Config;
-use crate::exit::{Exit, code, fail};
-use crate::signals::Signals;
+use crate::commands::convert::{self, Conversion};
+use crate::commands::publish::Plan;
+use crate::commands::{image, sign};
+use crate::report::exit::{Exit, code, fail};
+use crate::report::signals::Signals;
 use crate::webhook::event::Push;
 use crate::webhook::journal::Journal;
 use crate::webhook::queue::{Bounds, End, Job, Outcome, Queue};
@@ -265,7 +265,7 @@ impl Settings {
 
 /// Whether a failure may pass.
 fn end_of(error: &anyhow::Error) -> End {
-    let message = crate::exit::words(error);
+    let message = crate::report::exit::words(error);
     let done = |outcome| End::Done { outcome, message: message.clone() };
     let is_moved =
         |cause: &(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(PublishError::Moved { .. }));

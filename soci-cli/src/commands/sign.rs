@@ -9,20 +9,21 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::publish::refused::refusal;
 use soci_index::registry::Repository;
-use soci_index::signature::Trust;
-use soci_index::signature::fetch::{Verdict, search};
+use soci_index::trust::Trust;
+use soci_index::trust::fetch::{Verdict, search};
 
-use crate::config;
+use crate::args::config;
+use crate::report::exit::{Exit, fail};
 
 /// What stands for the index in a command line.
 const PLACE: &str = "{}";
 
 /// Why an index was not signed. It is in the registry all the same.
 #[derive(Debug, thiserror::Error)]
-pub enum SignError {
+enum SignError {
     /// The command line makes no sense.
     #[error("the signing command {command:?} cannot be split into words: it is empty, or a quote is not closed")]
     Words {
@@ -59,12 +60,25 @@ pub enum SignError {
     },
 }
 
+impl SignError {
+    const fn exit(&self) -> Exit {
+        match self {
+            Self::Words { .. } | Self::NoProgram { .. } => Exit::Usage,
+            Self::NotStarted { .. } | Self::Failed { .. } => Exit::Signing,
+        }
+    }
+}
+
 /// Runs `command` for the index `reference`, `HOST/REPOSITORY@sha256:...`, and waits for it. `{}` in the command stands
 /// for the reference; without it the reference is the last argument.
 ///
 /// # Errors
-/// [`SignError`].
+/// When the program cannot be run, or ends with a failure. The index is in the registry all the same.
 pub async fn sign(command: &str, reference: &str) -> anyhow::Result<()> {
+    run(command, reference).await.map_err(|error| fail(error.exit(), error.to_string()))
+}
+
+async fn run(command: &str, reference: &str) -> Result<(), SignError> {
     let (program, arguments) = words(command, reference)?;
     let not_started = |reason: std::io::Error| SignError::NotStarted {
         reference: reference.to_owned(),
@@ -76,7 +90,7 @@ pub async fn sign(command: &str, reference: &str) -> anyhow::Result<()> {
     child.args(arguments).stdout(Stdio::from(to_error)).kill_on_drop(true);
     let status = child.status().await.map_err(not_started)?;
     if !status.success() {
-        return Err(SignError::Failed { reference: reference.to_owned(), program, status }.into());
+        return Err(SignError::Failed { reference: reference.to_owned(), program, status });
     }
     Ok(())
 }
@@ -84,8 +98,12 @@ pub async fn sign(command: &str, reference: &str) -> anyhow::Result<()> {
 /// Checks a command line, and that its program can be run, before anything is built or pushed.
 ///
 /// # Errors
-/// [`SignError::Words`] and [`SignError::NoProgram`].
-pub fn check(command: &str) -> Result<(), SignError> {
+/// When it cannot be split into words, or there is no such program.
+pub fn check(command: &str) -> anyhow::Result<()> {
+    program(command).map_err(|error| fail(error.exit(), error.to_string()))
+}
+
+fn program(command: &str) -> Result<(), SignError> {
     let (program, _) = words(command, "")?;
     let is_there = match program.contains('/') {
         true => is_program(Path::new(&program)),
@@ -101,7 +119,7 @@ fn is_program(file: &Path) -> bool {
 /// Has manifests of a repository signed, in this order, but for those that bear a good signature by one of `trust`.
 ///
 /// # Errors
-/// [`SignError`].
+/// As [`sign`].
 pub async fn sign_all(
     command: &str,
     repository: &Repository,
@@ -151,7 +169,7 @@ fn words(command: &str, reference: &str) -> Result<(String, Vec<String>), SignEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::{Exit, code};
+    use crate::report::exit::{Exit, code};
 
     const REFERENCE: &str = "h.example/a@sha256:00; $(touch /tmp/x) 'y";
 
@@ -170,13 +188,13 @@ mod tests {
         let embedded = words("s --image={}@", "r").unwrap().1;
         assert_eq!(embedded, ["--image=r@"]);
         for command in ["", "  ", "s 'open", "''", "# only a comment"] {
-            assert!(matches!(check(command), Err(SignError::Words { .. })), "{command}");
+            assert!(matches!(super::program(command), Err(SignError::Words { .. })), "{command}");
         }
         let place = tempfile::tempdir().unwrap();
         let (text, gone) = (place.path().join("text"), place.path().join("gone"));
         std::fs::write(&text, "no program").unwrap();
         for program in [text.to_str().unwrap(), gone.to_str().unwrap(), "/", "no-such-program-anywhere"] {
-            let refused = check(&format!("{program} sign")).unwrap_err();
+            let refused = super::program(&format!("{program} sign")).unwrap_err();
             assert!(matches!(&refused, SignError::NoProgram { program: named } if named == program), "{refused}");
         }
         assert!(check("sh -c true").is_ok() && check("/bin/sh -c true").is_ok());

@@ -3,9 +3,9 @@
 //! A plain name means a registry. For `create` and `convert`, which nerdctl calls, it means an image of containerd if one
 //! was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
 
-use soci_fs::grpc::containerd::Containerd;
-use soci_fs::source::containerd::ContainerdImage;
-use soci_index::image::reference::Reference;
+use soci_fs::node::content::ContainerdImage;
+use soci_fs::node::grpc::containerd::Containerd;
+use soci_index::format::reference::Reference;
 use soci_index::image::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::ClientOptions;

@@ -1,21 +1,18 @@
 //! `soci status`: what the snapshotter of this machine serves.
 
-use std::path::Path;
-
-use anyhow::Context as _;
-use soci_fs::status::LayerStatus;
+use soci_fs::layer::status::LayerStatus;
 
 use crate::args::Status;
-use crate::config::Config;
-use crate::daemon::operations::{DaemonStatus, STATUS_SOCKET};
-use crate::output;
+use crate::args::config::Config;
+use crate::daemon::ask;
+use crate::report::output;
 
 /// Runs `status`.
 ///
 /// # Errors
 /// When no daemon answers.
 pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
-    let status = ask(&config.root)?;
+    let status = ask::status(&config.root)?;
     if arguments.json {
         return output::json(&status);
     }
@@ -66,16 +63,4 @@ pub(super) fn trust(layer: &LayerStatus) -> &'static str {
         LayerStatus { proven: true, .. } => "proven",
         _ => PROVISIONAL,
     }
-}
-
-/// Asks the daemon of a root.
-///
-/// # Errors
-/// When none answers, or not as one of ours does.
-pub fn ask(root: &Path) -> anyhow::Result<DaemonStatus> {
-    let answer = super::ask::get(root, "/status")?;
-    let shown = root.join(STATUS_SOCKET);
-    let shown = shown.display();
-    anyhow::ensure!(answer.status == 200, "{shown} answered with status {}", answer.status);
-    serde_json::from_slice(&answer.body).with_context(|| format!("the answer of {shown}"))
 }

@@ -5,26 +5,26 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use soci_fs::trust::{Provisional, TrustPolicy};
-use soci_index::digest::Digest;
+use soci_fs::open::trust::{Provisional, TrustPolicy};
 use soci_index::find::Search;
 use soci_index::find::choose::{Candidate, PassedOver, Place};
+use soci_index::format::digest::Digest;
+use soci_index::format::index_manifest::IndexManifest;
+use soci_index::format::manifest::INDEX_V2;
 use soci_index::image::layout::Layout;
 use soci_index::image::store::Store;
 use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::index_manifest::IndexManifest;
-use soci_index::manifest::INDEX_V2;
+use soci_index::publish::verify::{Checked, Verdict, verify, verify_spans};
 use soci_index::registry::Repository;
-use soci_index::signature::fetch as signature;
-use soci_index::verify::{Checked, Verdict, verify, verify_spans};
+use soci_index::trust::fetch as signature;
 
-use super::image::{self, block_on};
-use super::{catalogue, choice, source};
+use crate::args::config::Config;
 use crate::args::{Global, Verify};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::image::{self, block_on};
+use crate::commands::{catalogue, choice, source};
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// One index of a platform and what it turned out to be.
 struct Outcome {
@@ -99,7 +99,7 @@ async fn check(
     origin: &ImageSource,
     urls: Option<&UrlFetcher>,
 ) -> anyhow::Result<Vec<Checked>> {
-    let building = soci_index::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
+    let building = soci_index::publish::build::BuildOptions { layer_bytes_min: 0, ..Default::default() };
     let indexed = image.manifest.layers.iter().filter(|layer| found.index.table(&layer.digest).is_some());
     let (progress, observer) = image::watch("verifying", indexed, &building);
     let checked = match &found.index {

@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use serde::Serialize;
-use soci_index::entry::Entry;
-use soci_index::gojson::quote;
-use soci_index::index::Compression;
-use soci_index::indexer::Options;
-use soci_index::limits::Limits;
-use soci_index::output::Output;
-use soci_index::pipeline::index_reader;
-use soci_index::ztoc::{Ztoc, kind_name};
+use soci_index::format::entry::Entry;
+use soci_index::format::gojson::quote;
+use soci_index::format::index::Compression;
+use soci_index::format::limits::Limits;
+use soci_index::format::ztoc::{Ztoc, kind_name};
+use soci_index::image::output::Output;
+use soci_index::indexing::Options;
+use soci_index::indexing::pipeline::index_reader;
 
-use crate::exit::{Exit, fail};
-use crate::output;
-use crate::progress::Progress;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
+use crate::report::progress::Progress;
 
 pub mod get_file;
 
@@ -61,7 +61,7 @@ pub fn create(layer: &Path, out: &Path, span_bytes: u64, json: bool) -> anyhow::
     write_whole(out, encoded.pieces()).with_context(|| format!("writing {}", out.display()))?;
     if json {
         // With the zTOC itself on standard output there is no room for a second document.
-        let is_taken = out == Path::new("-") || soci_index::output::is_standard_output(out);
+        let is_taken = out == Path::new("-") || soci_index::image::output::is_standard_output(out);
         return if is_taken { Ok(()) } else { output::json(&summary) };
     }
     if out != Path::new("-") {

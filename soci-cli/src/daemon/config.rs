@@ -13,8 +13,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use soci_fs::remote::background::Pace;
-use soci_fs::remote::elsewhere::{IndexRule, RuleError};
+use soci_fs::node::remote::background::Pace;
+use soci_fs::node::remote::elsewhere::{IndexRule, RuleError};
 
 mod limits;
 mod profile;
@@ -320,7 +320,7 @@ mod tests {
     fn limits_are_read() {
         let loaded = parse("[limits]\nmax_span_bytes = 1073741824\n").unwrap();
         assert_eq!(loaded.without_effect, [""; 0]);
-        let (caps, default) = (loaded.config.limits.caps(), soci_fs::limits::Caps::default());
+        let (caps, default) = (loaded.config.limits.caps(), soci_fs::layer::limits::Caps::default());
         assert_eq!((caps.layer.span_bytes_max, caps.total_table_bytes), (1 << 30, default.total_table_bytes));
         let zero = parse("[limits]\nmax_span_bytes = 0\nmax_table_bytes = 0\nmax_total_table_bytes = 0\n").unwrap();
         assert_eq!(zero.config.limits.caps(), default);

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use soci_fs::grpc::image_service::ImageService;
-use soci_fs::keychain::cluster::Cluster;
-use soci_fs::keychain::plugins::Plugins;
-use soci_fs::keychain::pulls::Pulls;
+use soci_fs::node::grpc::image_service::ImageService;
+use soci_fs::node::keychain::cluster::Cluster;
+use soci_fs::node::keychain::plugins::Plugins;
+use soci_fs::node::keychain::pulls::Pulls;
 use soci_index::registry::{CredentialSource, Keychain};
 use tokio::runtime::Handle;
 
-use super::config::DaemonConfig;
+use crate::daemon::config::DaemonConfig;
 
 /// The credentials of a daemon.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
-use soci_index::entry::Timestamp;
-use soci_index::ztoc::rfc3339;
+use soci_index::format::entry::Timestamp;
+use soci_index::format::ztoc::rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer as _;
@@ -18,8 +18,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::args::Level;
-use crate::output::json_for_terminals;
+use crate::daemon::args::Level;
+use crate::report::output::json_for_terminals;
 
 /// Begins logging our own lines from `level` on, and others' warnings.
 pub fn start(level: Level) {
@@ -44,7 +44,7 @@ pub fn start(level: Level) {
 
 /// Writes the line of a failure that ends the program; no level keeps it back.
 pub fn fatal(error: &anyhow::Error) {
-    let line = line("fatal", Map::from_iter([("msg".to_owned(), crate::exit::words(error).into())]));
+    let line = line("fatal", Map::from_iter([("msg".to_owned(), crate::report::exit::words(error).into())]));
     // With standard error gone there is nobody left to tell.
     let _ = writeln!(std::io::stderr(), "{}", json_for_terminals(&line.to_string()));
 }

@@ -18,16 +18,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
-use soci_fs::forest::Forest;
-use soci_fs::metrics::Metrics;
-use soci_fs::remote::RemoteLayers;
-use soci_fs::remote::slots::Slots;
-use soci_fs::status::LayerStatus;
-use soci_index::digest::Digest;
+use soci_fs::fuse::forest::Forest;
+use soci_fs::layer::status::LayerStatus;
+use soci_fs::node::metrics::Metrics;
+use soci_fs::node::remote::RemoteLayers;
+use soci_fs::node::remote::slots::Slots;
+use soci_index::format::digest::Digest;
 use tokio::net::{TcpListener, UnixListener};
 
-use super::config::MetricsNetwork;
-use crate::door::{Door, Places, one_request_each};
+use crate::daemon::config::MetricsNetwork;
+use crate::webhook::door::{Door, Places, one_request_each};
 
 /// What a profile is, to HTTP.
 const PROFILE: &str = "application/octet-stream";

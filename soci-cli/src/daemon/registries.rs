@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use soci_index::registry::hosts::Host;
 use soci_index::registry::{ClientOptions, HostSource};
 
-use super::config::{Blob, DaemonConfig, Http, Mirror};
+use crate::daemon::config::{Blob, DaemonConfig, Http, Mirror};
 
 /// How registries are reached.
 ///

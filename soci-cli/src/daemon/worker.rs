@@ -9,29 +9,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use soci_fs::forest::{Forest, ForestOptions, OpaqueAttribute};
-use soci_fs::grpc;
-use soci_fs::metrics::{Metrics, Stages};
-use soci_fs::mount::device::{self, ServeOptions};
+use soci_fs::foresight::profile::Choice;
+use soci_fs::fuse::forest::{Forest, ForestOptions, OpaqueAttribute};
+use soci_fs::fuse::mount::device::{self, ServeOptions};
+use soci_fs::layer::reader::Policy;
+use soci_fs::layer::stages::Stages;
+use soci_fs::layer::store::Store;
+use soci_fs::node::grpc;
+use soci_fs::node::metrics::Metrics;
+use soci_fs::node::remote::background::Background;
+use soci_fs::node::remote::id_maps::IdMaps;
+use soci_fs::node::remote::known_places::KnownPlaces;
+use soci_fs::node::remote::slots::Slots;
+use soci_fs::node::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
+use soci_fs::node::snapshots::{SnapshotOptions, Snapshots};
+use soci_fs::node::supervisor::Inherited;
 use soci_fs::open::{IndexModes, OpenOptions};
-use soci_fs::profile::Choice;
-use soci_fs::reader::Policy;
-use soci_fs::remote::background::Background;
-use soci_fs::remote::id_maps::IdMaps;
-use soci_fs::remote::known_places::KnownPlaces;
-use soci_fs::remote::slots::Slots;
-use soci_fs::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
-use soci_fs::snapshots::{SnapshotOptions, Snapshots};
-use soci_fs::store::Store;
-use soci_fs::supervisor::Inherited;
+use soci_index::image::urls::UrlFetcher;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Handle;
 
-use super::config::DaemonConfig;
-use super::keychain::Credentials;
-use super::operations::{self, Operations};
-use super::registries;
-use crate::signals::Signals;
+use crate::daemon::config::DaemonConfig;
+use crate::daemon::keychain::Credentials;
+use crate::daemon::operations::{self, Operations};
+use crate::daemon::registries;
+use crate::report::signals::Signals;
 
 /// How long calls under way may take after the worker was told to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -54,7 +56,7 @@ struct Shop {
 /// # Errors
 /// Whatever kept it from starting, or stopped it.
 pub(super) fn run(root: &Path, config: &DaemonConfig) -> anyhow::Result<()> {
-    soci_fs::limits::set(config.limits.caps());
+    soci_fs::layer::limits::set(config.limits.caps());
     let inherited = Inherited::receive()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(serve(root, config, inherited));
@@ -150,7 +152,7 @@ impl Shop {
             trust: Arc::new(config.trust.policy().context("[trust]")?),
             listing: None,
             profile: Choice::None,
-            urls: crate::commands::image::foreign_layers(config.pull_modes.foreign_layers)?,
+            urls: config.pull_modes.foreign_layers.then(UrlFetcher::new).transpose()?,
             stages: Arc::clone(&stages),
         };
         let store = Arc::new(Store::open(root).context("the layer store")?);

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::StreamExt;
-use soci_fs::image::Image;
-use soci_fs::mount::{Lazy, MountOptions, Mounted, mount};
+use soci_fs::fuse::image::Image;
+use soci_fs::fuse::mount::{Lazy, MountOptions, Mounted, mount};
+use soci_fs::layer::store::Store;
 use soci_fs::open::{OpenOptions, open_image};
-use soci_fs::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
 use tokio::runtime::Handle;
 
@@ -209,7 +209,7 @@ pub struct Ran {
 pub fn run(root: &Path, command: &[String]) -> anyhow::Result<Ran> {
     // Looked for in our own way: the command's environment is the image's.
     let tool = |name: &str| {
-        let places = crate::config::search_path().into_iter().chain(["/usr/sbin", "/sbin"].map(Into::into));
+        let places = crate::args::config::search_path().into_iter().chain(["/usr/sbin", "/sbin"].map(Into::into));
         let found = places.map(|place| place.join(name)).find(|file| file.is_file());
         found.with_context(|| format!("{name} is not installed"))
     };

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use crate::exit::{Exit, fail};
+use crate::report::exit::{Exit, fail};
 
 /// Most bytes of files in one layer: the demonstration should take seconds.
 const LAYER_BYTES_MAX: u64 = 120 << 20;
@@ -134,7 +134,7 @@ fn is_library(path: &Path) -> bool {
 
 /// A program of that name in the usual places.
 fn in_path(name: &str) -> Option<PathBuf> {
-    let path = crate::config::search_path();
+    let path = crate::args::config::search_path();
     path.iter().map(|directory| directory.join(name)).find(|file| {
         file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     })

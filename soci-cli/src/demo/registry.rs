@@ -22,7 +22,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::Traffic;
 use tokio::task::JoinHandle;
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::measure::Way;
-use crate::output;
+use crate::demo::measure::Way;
+use crate::report::output;
 
 /// What was measured.
 #[derive(Debug, serde::Serialize)]

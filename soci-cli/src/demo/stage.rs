@@ -7,18 +7,18 @@ use anyhow::Context;
 use bytes::Bytes;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use soci_index::build::{BuildOptions, Format, Observer};
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::platform::{Platform, PlatformSelection};
+use soci_index::format::reference::ManifestName;
 use soci_index::image::ImageSource;
-use soci_index::image::model::media_type;
-use soci_index::image::platform::{Platform, PlatformSelection};
-use soci_index::image::reference::ManifestName;
-use soci_index::known::Known;
 use soci_index::publish;
+use soci_index::publish::build::{BuildOptions, Format, Observer};
+use soci_index::publish::known::Known;
 use soci_index::registry::{Body, ClientOptions, CredentialSource, Registry, Repository};
 
-use super::recipe::{Recipe, pack};
-use super::registry::DemoRegistry;
+use crate::demo::recipe::{Recipe, pack};
+use crate::demo::registry::DemoRegistry;
 
 /// Round trip to the demonstration's registry: that of a registry in the same data centre.
 pub const LATENCY: Duration = Duration::from_millis(2);

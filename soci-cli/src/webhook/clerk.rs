@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::event::Push;
-use super::journal::{Journal, JournalError};
-use super::queue::{End, Input, Job, Outcome, Queue, Seen, Step};
-use super::{Work, now};
+use crate::webhook::event::Push;
+use crate::webhook::journal::{Journal, JournalError};
+use crate::webhook::queue::{End, Input, Job, Outcome, Queue, Seen, Step};
+use crate::webhook::{Work, now};
 
 /// Messages that wait for the clerk: senders wait beyond that.
 const MAILBOX: usize = 256;

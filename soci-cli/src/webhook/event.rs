@@ -8,9 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
-use soci_index::image::reference::RegistryReference;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::reference::RegistryReference;
 
 /// A place in a reference where only the rest of it is looked at.
 const ANY_HOST: &str = "registry.invalid";

@@ -8,10 +8,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use soci_fs::lock::{Lock, LockError};
-use soci_fs::private::ensure_private_dir;
+use soci_fs::layer::lock::{Lock, LockError};
+use soci_fs::layer::private::ensure_private_dir;
 
-use super::queue::Job;
+use crate::webhook::queue::Job;
 
 /// The form of the file. A new number when an older program would misread it.
 const FORM: u32 = 1;

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::Push;
+use crate::webhook::event::Push;
 
 /// Seconds before another attempt: the registry restarts, credentials are renewed, quotas are raised.
 pub const PAUSES: [u64; 4] = [30, 120, 600, 1800];

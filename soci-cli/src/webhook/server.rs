@@ -17,15 +17,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use soci_fs::glob::is_like;
-use soci_index::digest::Digest;
+use soci_fs::layer::glob::is_like;
+use soci_index::format::digest::Digest;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
-use super::clerk::{Answer, Gone, Mailbox};
-use super::event::{Events, Push};
-use super::queue::Seen;
-use crate::door::{Door, Places, one_request_each};
+use crate::webhook::clerk::{Answer, Gone, Mailbox};
+use crate::webhook::door::{Door, Places, one_request_each};
+use crate::webhook::event::{Events, Push};
+use crate::webhook::queue::Seen;
 
 /// Bytes of a body. Harbor's events have some hundred; a registry's notifications come in batches.
 const BODY_BYTES_MAX: usize = 1 << 20;

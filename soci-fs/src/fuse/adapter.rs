@@ -14,17 +14,17 @@ use fuser::{
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use soci_index::entry::Timestamp;
+use soci_index::format::entry::Timestamp;
 use tokio::runtime::Handle;
 
-use super::served::{Served, Visit};
-use super::{READ_BYTES_MAX, negotiate};
-use crate::attributes::Attributes;
-use crate::errno;
-use crate::forest::Seen;
-use crate::image::FsError;
-use crate::metrics::fuse::Operation;
+use crate::fuse::counts::Operation;
+use crate::fuse::errno;
+use crate::fuse::forest::Seen;
+use crate::fuse::image::FsError;
+use crate::fuse::served::{Served, Visit};
+use crate::fuse::{READ_BYTES_MAX, negotiate};
 use crate::tree::NodeKind;
+use crate::tree::attributes::Attributes;
 
 /// How long the kernel may keep what never changes: some 34 years.
 const FOREVER: Duration = Duration::from_secs(1 << 30);

@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, s
 /// Requests may be as long as the library has told the kernel: 16 MiB of data, and a page.
 const REQUEST_BYTES_MAX: usize = (16 << 20) + 4096;
 /// Answers are as long as the largest read, and a header.
-const ANSWER_BYTES_MAX: usize = super::READ_BYTES_MAX as usize + 4096;
+const ANSWER_BYTES_MAX: usize = crate::fuse::READ_BYTES_MAX as usize + 4096;
 /// What a socket may hold: the largest answer with all that the kernel counts in.
 const SOCKET_BYTES: usize = 4 << 20;
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use crate::attributes::Attributes;
-use crate::forest::{Forest, Seen};
-use crate::image::{FsError, Image};
-use crate::metrics::fuse::Counters;
+use crate::fuse::counts::Counters;
+use crate::fuse::forest::{Forest, Seen};
+use crate::fuse::image::{FsError, Image};
+use crate::tree::attributes::Attributes;
 
 /// Receives names; `false` ends the listing.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(Seen<'_>) -> bool;

@@ -9,7 +9,7 @@
 //! The road not taken is a special case for the first server: then it would matter whether it died before or after its
 //! first answer, and nobody could tell.
 //!
-//! Kernels before 6.9 send nothing again; there the keeper reads the requests and passes them on: see [`super::relay`].
+//! Kernels before 6.9 send nothing again; there the keeper reads the requests and passes them on: see [`crate::fuse::relay`].
 //!
 //! Invariants: the keeper holds a descriptor of the device at all times, so the kernel never sees it closed; requests
 //! that a dead server had taken are answered by the next one; two servers never serve at the same time.
@@ -24,10 +24,10 @@ use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, Sessi
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::runtime::Handle;
 
-use super::adapter::Adapter;
-use super::{Kernel, negotiate, session_config};
-use crate::descriptor;
-use crate::forest::Forest;
+use crate::fuse::adapter::Adapter;
+use crate::fuse::descriptor;
+use crate::fuse::forest::Forest;
+use crate::fuse::{Kernel, negotiate, session_config};
 
 /// Protocol version 7 is the only one there is.
 const MAJOR: u32 = 7;

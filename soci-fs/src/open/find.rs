@@ -10,27 +10,27 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use soci_index::digest::Digest;
-use soci_index::discover::Refused;
 use soci_index::find::Search;
 use soci_index::find::choose::{Candidate, Choice, Ordered, Place};
+use soci_index::find::discover::Refused;
 use soci_index::find::keep::Keep;
 use soci_index::find::parts::Parts;
+use soci_index::format::digest::Digest;
+use soci_index::format::index_manifest::{IndexManifest, REFERRING};
+use soci_index::format::manifest::{INDEX_DIGEST, INDEX_V1};
+use soci_index::format::model::Descriptor;
+use soci_index::format::profile::artifact::ARTIFACT as PROFILE;
+use soci_index::format::span_index::{SPAN_INDEX, SpanReference};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::Descriptor;
 use soci_index::image::store::Store as BlobStore;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::index_manifest::{IndexManifest, REFERRING};
-use soci_index::manifest::{INDEX_DIGEST, INDEX_V1};
-use soci_index::profile::artifact::ARTIFACT as PROFILE;
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::Listing;
-use soci_index::span_index::{SPAN_INDEX, SpanReference};
 use tokio::runtime::Handle;
 
-use super::{OpenError, OpenOptions};
-use crate::source::image::ImageBlob;
-use crate::trust::Provisional;
+use crate::layer::source::image::ImageBlob;
+use crate::open::trust::Provisional;
+use crate::open::{OpenError, OpenOptions};
 
 /// The index of an image, and where its blobs are.
 #[derive(Debug)]

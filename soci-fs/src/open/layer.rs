@@ -6,26 +6,26 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use soci_index::compact::{self, CompactError};
-use soci_index::digest::Digest;
-use soci_index::encoding::{Declared, SNIFF_BYTES, obstacle};
+use soci_index::format::compact::{self, CompactError};
+use soci_index::format::digest::Digest;
+use soci_index::format::encoding::{Declared, SNIFF_BYTES, obstacle};
+use soci_index::format::index::LayerIndex;
+use soci_index::format::index_manifest::IndexManifest;
+use soci_index::format::model::Descriptor;
+use soci_index::format::ztoc::{Ztoc, ZtocError};
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::image::model::Descriptor;
 use soci_index::image::store::{Store as BlobStore, StoreError as BlobStoreError};
-use soci_index::index::LayerIndex;
-use soci_index::index_manifest::IndexManifest;
-use soci_index::ztoc::{Ztoc, ZtocError};
 
-use super::find::Found;
-use super::{ImageOpener, LayerNote, OpenError, Way};
-use crate::reader::LayerReader;
-use crate::source::Source;
-use crate::source::image::{ImageBlob, UrlBlob};
-use crate::source::origins::Origins;
-use crate::source::watched::WatchedSource;
-use crate::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
-use crate::unpack::{Encoding, LayerClaim, UnpackError, Unpacked, unpack};
+use crate::layer::reader::LayerReader;
+use crate::layer::source::Source;
+use crate::layer::source::image::{ImageBlob, UrlBlob};
+use crate::layer::source::origins::Origins;
+use crate::layer::source::watched::WatchedSource;
+use crate::layer::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
+use crate::layer::unpack::{Encoding, LayerClaim, UnpackError, Unpacked, unpack};
+use crate::open::find::Found;
+use crate::open::{ImageOpener, LayerNote, OpenError, Way};
 
 /// Why a layer is read whole where nobody has made an index.
 pub const NO_INDEX: &str = "the image has no index";
@@ -123,9 +123,11 @@ impl ImageOpener {
         note: LayerNote,
     ) -> Result<OpenedLayer, OpenError> {
         let Stored { index, store, record } = stored;
-        let full =
-            |full: crate::limits::Full| OpenError::NotLazy { layer: Box::new(layer.digest), reason: full.to_string() };
-        crate::limits::admit(&index).map_err(full)?;
+        let full = |full: crate::layer::limits::Full| OpenError::NotLazy {
+            layer: Box::new(layer.digest),
+            reason: full.to_string(),
+        };
+        crate::layer::limits::admit(&index).map_err(full)?;
         let claim = *store.claim();
         // What is kept may be of another blob with the same tar.
         let blob = if claim.layer == layer.digest {
@@ -198,7 +200,7 @@ impl ImageOpener {
 
     /// AWS's index, if it may be used.
     async fn fallback(&self) -> Option<&Found> {
-        let find = super::find::find_trusted_aws(&self.source, &self.image, &self.options);
+        let find = crate::open::find::find_trusted_aws(&self.source, &self.image, &self.options);
         self.fallback.get_or_init(|| find).await.as_ref()
     }
 
@@ -228,7 +230,7 @@ impl ImageOpener {
         table: &Descriptor,
     ) -> Result<Result<Table, String>, OpenError> {
         let what = if table.media_type == compact::TOC { "TOC" } else { "zTOC" };
-        let limit = crate::limits::for_layer(layer.size).ztoc_bytes_max;
+        let limit = crate::layer::limits::for_layer(layer.size).ztoc_bytes_max;
         let bytes = match self.table_bytes(found, table, limit).await {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -380,7 +382,7 @@ pub(super) fn origins(places: impl IntoIterator<Item = (String, Arc<dyn Source>)
 
 /// Where the windows of a recorded layer are, if it is read by a span index.
 pub(super) fn windows_of<'a>(record: &Record, places: impl IntoIterator<Item = &'a ImageSource>) -> Option<Origins> {
-    let blob = super::find::windows_blob(record.table_kept.as_ref()?)?;
+    let blob = crate::open::find::windows_blob(record.table_kept.as_ref()?)?;
     let source = |place: &ImageSource| Arc::new(ImageBlob::new(place.clone(), blob.clone())) as Arc<dyn Source>;
     origins(places.into_iter().map(|place| (place.place(), source(place))))
 }
@@ -436,7 +438,7 @@ async fn decode(
 /// Decodes a TOC or zTOC of a layer of so many bytes; of as many as it says itself where that is `None`.
 fn decode_now(bytes: &Bytes, table: &Descriptor, layer_bytes: Option<u64>) -> Result<LayerIndex, TableError> {
     // One whose layer is not known was kept here, under a layer that kept to the limits.
-    let limits = crate::limits::for_layer(layer_bytes.unwrap_or(u64::MAX));
+    let limits = crate::layer::limits::for_layer(layer_bytes.unwrap_or(u64::MAX));
     if table.media_type != compact::TOC {
         let ztoc = Ztoc::decode(bytes, &limits)?;
         let own = u64::try_from(ztoc.compressed_size).map_err(|_| TableError::Negative)?;

@@ -8,18 +8,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use soci_index::digest::Digest;
-use soci_index::image::model::Descriptor;
-use soci_index::index::LayerIndex;
-use soci_index::index_manifest::IndexManifest;
-use soci_index::limits::Limits;
-use soci_index::manifest::{LAYER_DIGEST, PREFETCH, Prefetch};
-use soci_index::profile::{PAGE_BYTES, Profile, RANGE_BYTES_MAX, Touched};
+use soci_index::format::digest::Digest;
+use soci_index::format::index::LayerIndex;
+use soci_index::format::index_manifest::IndexManifest;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{LAYER_DIGEST, PREFETCH, Prefetch};
+use soci_index::format::model::Descriptor;
+use soci_index::format::profile::{PAGE_BYTES, Profile, RANGE_BYTES_MAX, Touched};
 
-use super::ImageOpener;
-use super::find::{Found, find_aws};
-use crate::profile::Wanted;
-use crate::reader::LayerReader;
+use crate::foresight::profile::Wanted;
+use crate::layer::reader::LayerReader;
+use crate::open::ImageOpener;
+use crate::open::find::{Found, find_aws};
 
 impl ImageOpener {
     /// What the artifacts beside AWS's index name of these layers, each layer's as a profile of its own.

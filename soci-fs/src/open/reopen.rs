@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
+use soci_index::format::model::Descriptor;
 use soci_index::image::ImageSource;
-use soci_index::image::model::Descriptor;
 use soci_index::image::store::Store as BlobStore;
 use tokio::runtime::Handle;
 
-use super::layer::{Stored, origins, stored, windows_of};
-use super::{OpenError, OpenOptions};
-use crate::reader::LayerReader;
-use crate::source::Source;
-use crate::source::image::ImageBlob;
-use crate::source::origins::Origins;
-use crate::store::{Claim, Condemned, Record, Store};
-use crate::trust::Provisional;
+use crate::layer::reader::LayerReader;
+use crate::layer::source::Source;
+use crate::layer::source::image::ImageBlob;
+use crate::layer::source::origins::Origins;
+use crate::layer::store::{Claim, Condemned, Record, Store};
+use crate::open::layer::{Stored, origins, stored, windows_of};
+use crate::open::trust::Provisional;
+use crate::open::{OpenError, OpenOptions};
 
 /// An image that uses a layer, as one place from which its parts can be had.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ impl LayerOrigin {
         let Some(windows) = reader.windows() else { return };
         let record = reader.store().record();
         let places = self.index_from.iter().chain([&self.image]);
-        let Some(blob) = record.and_then(|record| super::find::windows_blob(record.table_kept.as_ref()?)) else {
+        let Some(blob) = record.and_then(|record| crate::open::find::windows_blob(record.table_kept.as_ref()?)) else {
             return;
         };
         for place in places {
@@ -93,7 +93,7 @@ pub async fn reopen_layer(
     let Some(source) = origins(own.map(|origin| (origin.name(), origin.blob()))).or_else(|| any_origin(kept)) else {
         return Ok(None);
     };
-    crate::limits::count(&index);
+    crate::layer::limits::count(&index);
     let local = local_place(&record, options).await?;
     let places = kept.origins.iter().flat_map(|origin| origin.index_from.iter().chain([&origin.image]));
     let windows = windows_of(&record, local.iter().chain(places));
@@ -104,9 +104,9 @@ pub async fn reopen_layer(
 
 /// The local index store, if it has the windows of a layer.
 async fn local_place(record: &Record, options: &OpenOptions) -> Result<Option<ImageSource>, OpenError> {
-    let windows = record.table_kept.as_ref().and_then(super::find::windows_blob);
+    let windows = record.table_kept.as_ref().and_then(crate::open::find::windows_blob);
     let (Some(windows), Some(directory)) = (windows, &options.index_store) else { return Ok(None) };
-    let layout = super::find::open_layout(directory).await?;
+    let layout = crate::open::find::open_layout(directory).await?;
     Ok(layout.has_blob(&windows.digest).then(|| ImageSource::Store { store: BlobStore::Layout(layout), tag: None }))
 }
 

@@ -9,11 +9,11 @@
 //! Layers made on AUFS keep files with several names in `.wh..wh.plnk`, and the names that are shown are hard links into
 //! it. What lies inside of a mark is not shown, but kept as a target for such links.
 
-use soci_index::entry::{Entry, EntryKind};
+use soci_index::format::entry::{Entry, EntryKind};
 
-use super::draft::Draft;
-use super::name::{Mark, components, is_mark, is_valid, mark, split_simple};
-use super::{NodeKind, NodeNumber, SkipReason, Tree, TreeError, counted};
+use crate::tree::draft::Draft;
+use crate::tree::name::{Mark, components, is_mark, is_valid, mark, split_simple};
+use crate::tree::{NodeKind, NodeNumber, SkipReason, Tree, TreeError, counted};
 
 /// Longest target that the kernel accepts for a symbolic link.
 const TARGET_BYTES_MAX: usize = 4095;

@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::name::{components, is_mark, is_valid};
-use super::{ForeignLink, Header, Layout, NodeKind, NodeNumber, Placed, SkipReason, Skipped, Tree, TreeError};
+use crate::tree::name::{components, is_mark, is_valid};
+use crate::tree::{ForeignLink, Header, Layout, NodeKind, NodeNumber, Placed, SkipReason, Skipped, Tree, TreeError};
 
 /// As many symbolic links as the container engines follow before they call it a loop.
 const LINKS_MAX: usize = 255;

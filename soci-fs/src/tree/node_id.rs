@@ -4,7 +4,7 @@
 //! and a new process that has the same layers in the same slots answers for the ids that the old one gave out. The
 //! kernel demands that the root of a mount is 1: that is slot 0, node 0.
 
-use super::NodeNumber;
+use crate::tree::NodeNumber;
 
 /// Layer slots that fit into an id.
 pub const SLOTS: u16 = u16::MAX;

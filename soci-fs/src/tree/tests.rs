@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use soci_index::entry::{Entry, EntryKind};
+use soci_index::format::entry::{Entry, EntryKind};
 
 use super::*;
 

@@ -5,8 +5,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::digest::Digest;
-use crate::index_manifest::IndexManifest;
+use crate::format::digest::Digest;
+use crate::format::index_manifest::IndexManifest;
 
 /// When an index was made: seconds and nanoseconds since 1970, so that texts of other zones or with fractions compare
 /// right.

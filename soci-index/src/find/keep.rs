@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use super::choose::{Candidate, Place};
-use super::origin::{self, IMAGE_NAME};
-use super::parts::Parts;
-use crate::icon;
+use crate::find::choose::{Candidate, Place};
+use crate::find::origin::{self, IMAGE_NAME};
+use crate::find::parts::Parts;
+use crate::format::icon;
+use crate::format::index_manifest::IndexManifest;
+use crate::format::limits::Limits;
+use crate::format::model::{Descriptor, media_type};
+use crate::format::span_index::SpanReference;
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, media_type};
+use crate::image::sink::{SinkError, on_disk, read_blocking};
 use crate::image::store::StoreError;
 use crate::image::{ImageSource, PlatformImage};
-use crate::index_manifest::IndexManifest;
-use crate::limits::Limits;
-use crate::sink::{SinkError, on_disk, read_blocking};
-use crate::span_index::SpanReference;
 
 /// Blobs of an index that are fetched at the same time: each costs a round trip.
 const PARALLEL: usize = 8;

@@ -5,8 +5,8 @@
 //! repository has one). An entry without it was made on this machine. Earlier releases noted no origin; their fetched
 //! entries have the image's name and, other than those that were made here, no time.
 
-use crate::image::model::{Descriptor, annotation};
-use crate::image::reference::Reference;
+use crate::format::model::{Descriptor, annotation};
+use crate::format::reference::Reference;
 
 /// Annotation in the local store's index.json: what the user called the image.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";

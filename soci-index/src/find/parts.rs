@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::{PATIENCE, hedge};
+use crate::find::{PATIENCE, hedge};
 use crate::image::ImageSource;
 
 /// Slowest delivery that is waited for, in bytes per second, beyond [`PATIENCE`].

@@ -6,10 +6,10 @@
 use std::collections::HashSet;
 use std::time::SystemTime;
 
-use super::origin;
-use crate::digest::Digest;
+use crate::find::origin;
+use crate::format::digest::Digest;
+use crate::format::model::{Descriptor, ImageManifest};
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageManifest};
 use crate::image::store::{Store, StoreError};
 
 /// What was removed.
@@ -87,7 +87,7 @@ fn bytes_of(layout: &Layout) -> Result<u64, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::model::media_type;
+    use crate::format::model::media_type;
 
     /// An index of the image with this digest, with a zTOC of a thousand bytes.
     fn add(layout: &Layout, image: &Digest, origin: Option<&str>, seed: u8) -> Digest {

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::digest::Digest;
+use crate::format::digest::Digest;
+use crate::format::limits::Limits;
 use crate::image::docker;
 use crate::image::members::{Member, walk};
 use crate::image::store::{Located, StoreError, read_at};
-use crate::limits::Limits;
 
 /// A tar file that holds an image.
 #[derive(Debug, Clone)]

@@ -18,14 +18,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::digest::{Algorithm, Digest, Hasher};
-use crate::encoding::Encoding;
-use crate::image::folded::Folded;
+use crate::format::digest::{Algorithm, Digest, Hasher};
+use crate::format::encoding::Encoding;
+use crate::format::folded::Folded;
+use crate::format::limits::Limits;
+use crate::format::model::{Descriptor, Probe, annotation, media_type};
 use crate::image::members::{Member, printable, walk};
-use crate::image::model::{Descriptor, Probe, annotation, media_type};
 use crate::image::names;
 use crate::image::store::{Located, StoreError, read_at, read_piece};
-use crate::limits::Limits;
 
 mod beside;
 

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use super::{ImageError, ImageSource, blocking};
+use crate::format::model::{Descriptor, RawManifest, annotation};
+use crate::format::platform::Platform;
+use crate::format::v2_document::{Entry, Index};
 use crate::image::members::printable;
-use crate::image::model::{Descriptor, RawManifest, annotation};
 use crate::image::names;
-use crate::image::platform::Platform;
 use crate::image::store::{Store, StoreError};
-use crate::v2::document::{Entry, Index};
+use crate::image::{ImageError, ImageSource, blocking};
 
 impl ImageSource {
     /// What index.json offers for our tag. Several without a tag are the platforms of one image, if they say which.

@@ -1,8 +1,8 @@
 //! Why an image cannot be read.
 
-use crate::digest::Digest;
+use crate::format::digest::Digest;
+use crate::format::platform::Platform;
 use crate::image::foreign::ForeignError;
-use crate::image::platform::Platform;
 use crate::image::store::StoreError;
 use crate::image::urls::UrlError;
 use crate::registry::RegistryError;

@@ -15,9 +15,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 
-use crate::digest::{Digest, Hasher};
-use crate::image::model::{Descriptor, Probe, RawManifest};
-use crate::limits::Limits;
+use crate::format::digest::{Digest, Hasher};
+use crate::format::limits::Limits;
+use crate::format::model::{Descriptor, Probe, RawManifest};
 
 /// Bytes of a blob as another store gives them out.
 pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, ForeignError>> + Send>>;
@@ -315,8 +315,8 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::format::platform::PlatformSelection;
     use crate::image::ImageSource;
-    use crate::image::platform::PlatformSelection;
 
     /// A store with one blob, which says of it what a test wants.
     #[derive(Debug)]
@@ -389,7 +389,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_manifest() {
         let text = b"{";
-        let root = Descriptor::of(crate::image::model::media_type::MANIFEST, text);
+        let root = Descriptor::of(crate::format::model::media_type::MANIFEST, text);
         let fake = Fake { root, size: Some(1), pieces: vec![Bytes::from_static(text)] };
         let source = ImageSource::Foreign(Arc::new(fake));
         let error = source.resolve(&PlatformSelection::Host).await.unwrap_err().to_string();

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::digest::{Algorithm, Digest, Hasher};
-use crate::image::model::{Descriptor, ImageIndex, annotation, media_type};
+use crate::format::digest::{Algorithm, Digest, Hasher};
+use crate::format::limits::Limits;
+use crate::format::model::{Descriptor, ImageIndex, annotation, media_type};
 use crate::image::store::{Located, Store, StoreError, parse_index};
-use crate::limits::Limits;
 
 const VERSION: &str = "1.0.0";
 /// How deep indexes may hold indexes when what they need is collected.
@@ -297,7 +297,7 @@ impl LayoutWriter {
             let children: Vec<Descriptor> = if descriptor.is_index() {
                 self.parse::<ImageIndex>(&raw.bytes)?.manifests
             } else {
-                let manifest: crate::image::model::ImageManifest = self.parse(&raw.bytes)?;
+                let manifest: crate::format::model::ImageManifest = self.parse(&raw.bytes)?;
                 needed.insert(manifest.config.digest);
                 needed.extend(manifest.layers.iter().map(|layer| layer.digest));
                 Vec::new()

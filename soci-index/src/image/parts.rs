@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use futures_util::TryStreamExt as _;
 
-use super::{BlobStream, ImageError, ImageSource};
-use crate::image::model::Descriptor;
+use crate::format::model::Descriptor;
+use crate::image::{BlobStream, ImageError, ImageSource};
 use crate::registry::Part;
 
 impl ImageSource {

@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::digest::{Digest, Hasher};
+use crate::format::digest::{Digest, Hasher};
+use crate::format::limits::Limits;
+use crate::format::model::{Descriptor, ImageIndex, Probe, RawManifest};
 use crate::image::archive::Archive;
 use crate::image::docker::SavedError;
 use crate::image::layout::Layout;
-use crate::image::model::{Descriptor, ImageIndex, Probe, RawManifest};
-use crate::limits::Limits;
 
 /// Bytes read from a file at a time: large enough for the disk, small enough to flow.
 const CHUNK_BYTES: u64 = 1 << 20;

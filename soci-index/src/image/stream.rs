@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
-use super::{ImageError, blocking};
-use crate::digest::Hasher;
-use crate::image::model::Descriptor;
+use crate::format::digest::Hasher;
+use crate::format::model::Descriptor;
 use crate::image::store::{Store, read_piece};
+use crate::image::{ImageError, blocking};
 
 /// Bytes of a blob as they arrive.
 pub struct BlobStream(Pin<Box<dyn Stream<Item = Result<Bytes, ImageError>> + Send>>);

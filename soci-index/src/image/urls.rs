@@ -13,9 +13,9 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
 use url::Url;
 
-use super::{BlobStream, ImageError};
-use crate::digest::{Digest, Hasher};
-use crate::image::model::Descriptor;
+use crate::format::digest::{Digest, Hasher};
+use crate::format::model::Descriptor;
+use crate::image::{BlobStream, ImageError};
 use crate::registry::error::TransportError;
 use crate::registry::redirect::{ShownUrl, TargetError, is_loopback, target};
 use crate::registry::retry::Deadline;

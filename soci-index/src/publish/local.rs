@@ -10,26 +10,26 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
-use super::{Document, Done, Job, PublishError, Report, parse, put_blobs};
-use crate::build::BuildOptions;
-use crate::digest::Digest;
 use crate::find::{Search, origin};
-use crate::icon;
+use crate::format::digest::Digest;
+use crate::format::icon;
+use crate::format::index_manifest::IndexManifest;
+use crate::format::limits::Limits;
+use crate::format::manifest::INDEX_V1;
+use crate::format::model::{Descriptor, ImageManifest, annotation, media_type};
+use crate::format::platform::Platform;
+use crate::format::span_index::{SPAN_INDEX, SpanIndex};
 use crate::image::ImageSource;
 use crate::image::foreign::ContentSink;
 use crate::image::layout::{Layout, LayoutWriter};
-use crate::image::model::{Descriptor, ImageManifest, annotation, media_type};
-use crate::image::platform::Platform;
+use crate::image::sink::{Sink, file_body, on_disk, source_body};
 use crate::image::store::{Store, StoreError};
-use crate::index_manifest::IndexManifest;
-use crate::known::Known;
-use crate::limits::Limits;
-use crate::manifest::INDEX_V1;
+use crate::publish::build::BuildOptions;
+use crate::publish::known::Known;
+use crate::publish::{Document, Done, Job, PublishError, Report, parse, put_blobs};
 use crate::registry::referrers::PushedReferrer;
 use crate::registry::upload::PushedBlob;
 use crate::registry::{Body, Repository};
-use crate::sink::{Sink, file_body, on_disk, source_body};
-use crate::span_index::{SPAN_INDEX, SpanIndex};
 
 pub use crate::find::origin::{IMAGE_NAME, KEPT_IN};
 

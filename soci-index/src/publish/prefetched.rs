@@ -8,18 +8,18 @@
 
 use bytes::Bytes;
 
-use crate::digest::Digest;
-use crate::discover::{self, Discovery, Which};
-use crate::image::model::{Descriptor, media_type};
+use crate::find::discover::{self, Discovery, Which};
+use crate::format::digest::Digest;
+use crate::format::limits::Limits;
+use crate::format::manifest::{EMPTY_CONFIG, INDEX_V1, ManifestError, PREFETCH, SociIndex};
+use crate::format::model::{Descriptor, media_type};
+use crate::format::prefetch;
+use crate::format::profile::Profile;
+use crate::format::ztoc::{Ztoc, ZtocError};
 use crate::image::{ImageError, ImageSource, PlatformImage};
-use crate::known;
-use crate::limits::Limits;
-use crate::manifest::{EMPTY_CONFIG, INDEX_V1, ManifestError, PREFETCH, SociIndex};
-use crate::prefetch;
-use crate::profile::Profile;
+use crate::publish::known;
 use crate::registry::referrers::PushedReferrer;
 use crate::registry::{Body, RegistryError, Repository};
-use crate::ztoc::{Ztoc, ZtocError};
 
 /// An artifact that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::digest::Digest;
-use crate::icon;
-use crate::image::model::{Descriptor, RawManifest, media_type};
-use crate::image::reference::ManifestName;
+use crate::format::digest::Digest;
+use crate::format::icon;
+use crate::format::limits::Limits;
+use crate::format::manifest::EMPTY_CONFIG;
+use crate::format::model::{Descriptor, RawManifest, media_type};
+use crate::format::profile::artifact::{self, ARTIFACT, Notes, Published};
+use crate::format::profile::{PACK, PROFILE, Profile, ProfileError};
+use crate::format::reference::ManifestName;
+use crate::image::sink::file_body;
 use crate::image::store::Store;
 use crate::image::{ImageError, ImageSource};
-use crate::limits::Limits;
-use crate::manifest::EMPTY_CONFIG;
-use crate::profile::artifact::{self, ARTIFACT, Notes, Published};
-use crate::profile::{PACK, PROFILE, Profile, ProfileError};
 use crate::registry::referrers::{Listing, Lists, PushedReferrer};
 use crate::registry::{Body, RegistryError, Repository};
-use crate::sink::file_body;
 
 /// Manifests that are fetched at most. Stops a repository full of profiles from holding up a mount.
 const CANDIDATES_MAX: usize = 32;
@@ -185,7 +185,7 @@ async fn push_pack(repository: &Repository, file: &Path) -> Result<Descriptor, P
 
 fn hash(file: &Path) -> std::io::Result<(Digest, u64)> {
     use std::io::Read as _;
-    let mut hasher = crate::digest::Hasher::new(crate::digest::Algorithm::Sha256);
+    let mut hasher = crate::format::digest::Hasher::new(crate::format::digest::Algorithm::Sha256);
     let (mut file, mut size, mut buffer) = (std::fs::File::open(file)?, 0, vec![0; 256 << 10]);
     loop {
         let length = file.read(&mut buffer)?;

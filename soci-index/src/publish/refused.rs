@@ -4,14 +4,14 @@
 //! What is listed so is taken for what was published before: to build it again would read every layer, and change nothing.
 //! Where only signed indexes are reused it is not taken for anything, since what it says is not known.
 
-use super::{Done, Existing, Job, Report, SpanReport};
-use crate::digest::Digest;
-use crate::discover::Refused;
-use crate::image::reference::ManifestName;
-use crate::manifest::INDEX_V1;
+use crate::find::discover::Refused;
+use crate::format::digest::Digest;
+use crate::format::manifest::INDEX_V1;
+use crate::format::reference::ManifestName;
+use crate::format::span_index::SPAN_INDEX;
+use crate::publish::{Done, Existing, Job, Report, SpanReport};
 use crate::registry::referrers::Blemish;
 use crate::registry::{RegistryError, Repository};
-use crate::span_index::SPAN_INDEX;
 
 /// What the registry says if it refuses to show a manifest that is there, asked as a consumer asks.
 pub async fn refusal(repository: &Repository, digest: &Digest) -> Option<String> {

@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use crate::digest::{Digest, Hasher};
-use crate::image::model::Descriptor;
+use crate::format::digest::{Digest, Hasher};
+use crate::format::model::Descriptor;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
@@ -197,7 +197,7 @@ impl BlobReader {
         self.size
     }
 
-    /// The same reader with another time limit (see [`super::ClientOptions::deadline`]).
+    /// The same reader with another time limit (see [`crate::registry::ClientOptions::deadline`]).
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;

@@ -1,6 +1,6 @@
 //! One host of a registry: its address, and everything that belongs to it and to no other.
 //!
-//! A registry may be reached by several hosts ([`super::hosts`]). Each has its own connections, certificates, headers,
+//! A registry may be reached by several hosts ([`crate::registry::hosts`]). Each has its own connections, certificates, headers,
 //! logins, tokens and memory of redirects, so that nothing learnt from one is told to another. Invariants: logins are
 //! looked up under the host's own name, and a password that the user gave on the spot belongs to the registry itself; a
 //! host that could not be reached is left aside for a while by whoever has another one to ask.
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::digest::Digest;
+use crate::format::digest::Digest;
 use crate::registry::address::Address;
 use crate::registry::auth::Authorizer;
 use crate::registry::credentials::CredentialSource;

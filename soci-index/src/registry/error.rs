@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::digest::Digest;
+use crate::format::digest::Digest;
 use crate::registry::redirect::{ShownUrl, TargetError};
 
 /// How a connection failed.

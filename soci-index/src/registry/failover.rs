@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::digest::Digest;
-use crate::image::reference::ManifestName;
+use crate::format::digest::Digest;
+use crate::format::reference::ManifestName;
 use crate::registry::auth::Authorizer;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::RegistryError;

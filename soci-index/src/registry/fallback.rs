@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::digest::Digest;
-use crate::image::model::{Descriptor, ImageIndex, RawManifest, media_type};
-use crate::image::reference::ManifestName;
+use crate::format::digest::Digest;
+use crate::format::model::{Descriptor, ImageIndex, RawManifest, media_type};
+use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
 use crate::registry::failover::{Need, Place};
@@ -177,7 +177,7 @@ mod tests {
     fn tags() {
         let digest = Digest::of(b"");
         assert_eq!(tag(&digest), format!("sha256-{}", digest.hex()));
-        let mut hasher = crate::digest::Hasher::new(crate::digest::Algorithm::Sha512);
+        let mut hasher = crate::format::digest::Hasher::new(crate::format::digest::Algorithm::Sha512);
         hasher.update(b"");
         assert_eq!(tag(&hasher.finish()).len(), "sha512-".len() + 64);
     }

@@ -2,13 +2,13 @@
 //!
 //! A manifest is its bytes: what is fetched is kept and passed on byte for byte, and what is pushed is exactly what the
 //! caller gives. Invariants: the digest of what is returned has been computed here, and equals the one asked for; no
-//! more than [`crate::limits::Limits::manifest_bytes_max`] is read.
+//! more than [`crate::format::limits::Limits::manifest_bytes_max`] is read.
 
 use bytes::Bytes;
 
-use crate::digest::{Digest, Hasher};
-use crate::image::model::{Probe, RawManifest, media_type};
-use crate::image::reference::ManifestName;
+use crate::format::digest::{Digest, Hasher};
+use crate::format::model::{Probe, RawManifest, media_type};
+use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;

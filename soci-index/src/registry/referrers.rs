@@ -2,7 +2,7 @@
 //!
 //! The referrers API is believed only when it answers like one: status 200, the index media type, a document of that
 //! form, from the registry itself. Login pages with status 200, other media types and other sites are "no API", and the
-//! fallback tag takes over (see [`super::fallback`]). Invariants: 401 and 403 are never taken for "no API" by what writes (a
+//! fallback tag takes over (see [`crate::registry::fallback`]). Invariants: 401 and 403 are never taken for "no API" by what writes (a
 //! reader takes what the fallback tag lists, and says else which question was refused); an unknown repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
 //! are bounded in number.
 
@@ -10,9 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::digest::Digest;
-use crate::image::model::{Descriptor, ImageIndex, ImageManifest, media_type};
-use crate::image::reference::ManifestName;
+use crate::format::digest::Digest;
+use crate::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
+use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;

@@ -139,7 +139,8 @@ impl TokenRequest<'_> {
         let response = transport.send(&request, deadline).await.map_err(failed)?;
         let status = response.status();
         let after = response.header("retry-after");
-        let retry_after = after.and_then(|text| super::retry::retry_after(text, std::time::SystemTime::now()));
+        let retry_after =
+            after.and_then(|text| crate::registry::retry::retry_after(text, std::time::SystemTime::now()));
         let body = match response.bytes(ANSWER_BYTES_MAX, deadline).await {
             Ok(body) => body,
             Err(BodyError::Transport(error)) => return Err(failed(error)),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use url::Url;
 
-use crate::digest::Digest;
+use crate::format::digest::Digest;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
@@ -308,7 +308,7 @@ fn watched(body: Body, failure: &Arc<Mutex<Option<String>>>) -> Body {
     let failure = Arc::clone(failure);
     let open = Arc::new(move || {
         let failure = Arc::clone(&failure);
-        let chunks: super::Chunks = Box::pin(open().inspect(move |chunk| {
+        let chunks: crate::registry::Chunks = Box::pin(open().inspect(move |chunk| {
             if let Err(error) = chunk {
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
             }

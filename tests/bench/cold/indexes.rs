@@ -7,17 +7,17 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail};
-use soci_index::digest::Digest;
-use soci_index::discover::{self, Discovery, Which};
+use soci_index::find::discover::{self, Discovery, Which};
+use soci_index::format::digest::Digest;
+use soci_index::format::index_manifest::{IndexManifest, REFERRING};
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::{INDEX_DIGEST, INDEX_V2};
+use soci_index::format::model::ImageManifest;
+use soci_index::format::platform::PlatformSelection;
+use soci_index::format::reference::{ManifestName, Reference};
+use soci_index::format::span_index::{SPAN_INDEX, SpanIndex};
 use soci_index::image::ImageSource;
-use soci_index::image::model::ImageManifest;
-use soci_index::image::platform::PlatformSelection;
-use soci_index::image::reference::{ManifestName, Reference};
-use soci_index::index_manifest::{IndexManifest, REFERRING};
-use soci_index::limits::Limits;
-use soci_index::manifest::{INDEX_DIGEST, INDEX_V2};
 use soci_index::registry::{ClientOptions, CredentialSource, Repository, fallback};
-use soci_index::span_index::{SPAN_INDEX, SpanIndex};
 use soci_tests::answers::Answer;
 use soci_tests::registry::client;
 

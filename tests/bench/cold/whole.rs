@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use soci_cli::bench::relay::{Network, Relay};
-use soci_index::image::model::{Descriptor, ImageManifest};
-use soci_index::image::reference::ManifestName;
+use soci_index::format::model::{Descriptor, ImageManifest};
+use soci_index::format::reference::ManifestName;
 use soci_tests::registry::client;
 use tokio::runtime::Runtime;
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use base64::Engine as _;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use soci_index::digest::Digest;
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::{
     Body, ClientOptions, CredentialSource, Credentials, Keychain, Login, LoginVerdict, Registry, RegistryError, Secret,
 };

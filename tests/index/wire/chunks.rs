@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, Chunks, ClientOptions, RegistryError, UploadSizes};
 

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::referrers::{ApiAnswer, FoundBy};
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, RegistryError};

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use serde_json::json;
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, in_layout, on_registry};
+use soci_index::find::discover::{Discovery, SOCI_INDEX_V1, Which, in_layout, on_registry};
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, media_type};
 use soci_index::registry::RegistryError;
 
 use crate::wire::server::{Server, reply};

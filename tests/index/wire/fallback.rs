@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
 use soci_index::registry::RegistryError;
 use soci_index::registry::error::ForeignTag;
 use soci_index::registry::referrers::{Blemish, FoundBy, Visibility};
@@ -188,7 +188,7 @@ async fn a_concurrent_writer_drops_our_entry_once() {
     .await;
     // What the other one wrote is no list that we can read as descriptors: it survives all the same.
     let subject = subject();
-    let mut entry = soci_index::image::model::Descriptor::of(media_type::MANIFEST, b"ours");
+    let mut entry = soci_index::format::model::Descriptor::of(media_type::MANIFEST, b"ours");
     entry.artifact_type = Some(KIND.into());
     assert_eq!(server.repository().write_fallback(&subject, &entry).await, Ok(2));
     let ours = serde_json::to_string(&entry).unwrap();
@@ -199,14 +199,14 @@ async fn a_concurrent_writer_drops_our_entry_once() {
 #[tokio::test]
 async fn a_writer_that_never_gives_way() {
     let (server, _) = without_api(None, |_| r#"{"manifests":[]}"#.into()).await;
-    let entry = soci_index::image::model::Descriptor::of(media_type::MANIFEST, b"ours");
+    let entry = soci_index::format::model::Descriptor::of(media_type::MANIFEST, b"ours");
     let error = server.repository().write_fallback(&subject(), &entry).await.unwrap_err();
     assert!(matches!(error, RegistryError::FallbackLost { writes: 24, .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn foreign_tags_are_left_alone() {
-    let entry = soci_index::image::model::Descriptor::of(media_type::MANIFEST, b"ours");
+    let entry = soci_index::format::model::Descriptor::of(media_type::MANIFEST, b"ours");
     let image = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{}}"#;
     let index = r#"{"manifests":[]}"#;
     for (body, subject, expected) in [
@@ -240,7 +240,7 @@ async fn sixteen_writers_at_once() {
     let writers = (0..16).map(|writer: u32| {
         let repository = server.repository();
         async move {
-            let entry = soci_index::image::model::Descriptor::of(media_type::MANIFEST, &writer.to_le_bytes());
+            let entry = soci_index::format::model::Descriptor::of(media_type::MANIFEST, &writer.to_le_bytes());
             repository.write_fallback(&subject(), &entry).await
         }
     });

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::platform::{Platform, PlatformSelection};
 use soci_index::image::layout::Layout;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::platform::{Platform, PlatformSelection};
 use soci_index::image::{ImageError, ImageSource};
 
 use crate::wire::server::{Server, options, reply};

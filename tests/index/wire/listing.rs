@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, preferred_listed};
-use soci_index::image::model::{Descriptor, media_type};
+use soci_index::find::discover::{Discovery, preferred_listed};
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
 use soci_index::registry::referrers::{FoundBy, Listing};
 
 use crate::wire::server::{Recorded, Reply, Server, reply};

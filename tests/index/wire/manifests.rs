@@ -1,8 +1,8 @@
 //! Manifests read and written.
 
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::RegistryError;
 
 use crate::wire::server::{Server, reply};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use serde_json::json;
-use soci_index::digest::Digest;
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::reference::ManifestName;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::hosts::{Capabilities, Host, HostRules, file};
 use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::{Backoff, Body, ClientOptions, HostSource, Part, Registry, RegistryError, Repository};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, Chunks, RegistryError};
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::{Backoff, BlobReader, ClientOptions, Part, Registry, RegistryError};
 
 use crate::wire::server::{Recorded, Reply, Server, options, reply};
@@ -452,6 +452,6 @@ async fn missing_blobs_and_sizes() {
     assert_eq!(repository.blob_size(&digest).await, Ok(Some(4000)));
 }
 
-fn descriptor(content: &[u8]) -> soci_index::image::model::Descriptor {
-    soci_index::image::model::Descriptor::of("application/octet-stream", content)
+fn descriptor(content: &[u8]) -> soci_index::format::model::Descriptor {
+    soci_index::format::model::Descriptor::of("application/octet-stream", content)
 }

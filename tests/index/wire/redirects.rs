@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::{ClientOptions, RegistryError};
 
 use crate::wire::server::{BASIC, Recorded, Reply, Server, options, reply, with_password};

@@ -1,8 +1,8 @@
 //! The referrers API, and what is not the referrers API.
 
 use serde_json::{Value, json};
-use soci_index::digest::Digest;
-use soci_index::image::model::media_type;
+use soci_index::format::digest::Digest;
+use soci_index::format::model::media_type;
 use soci_index::registry::RegistryError;
 use soci_index::registry::referrers::{ApiAnswer, FoundBy};
 

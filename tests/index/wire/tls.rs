@@ -13,7 +13,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::hosts::Host;
 use soci_index::registry::{
     ClientCertificate, ClientOptions, HostSource, Registry, RegistryError, Repository, TransportKind,

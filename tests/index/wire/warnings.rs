@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use soci_index::image::reference::ManifestName;
+use soci_index::format::reference::ManifestName;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use soci_cli::demo::registry::DemoRegistry;
-use soci_index::image::model::media_type;
+use soci_index::format::model::media_type;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::{ClientOptions, CredentialSource, Registry};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

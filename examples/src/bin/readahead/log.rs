@@ -17,17 +17,17 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::Context;
-use soci_index::index::{Compression, LayerIndex};
-use soci_index::indexer::Options;
-use soci_index::limits::Limits;
-use soci_index::pipeline::index_reader;
-use soci_index::profile::Profile;
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::limits::Limits;
+use soci_index::format::profile::Profile;
+use soci_index::indexing::Options;
+use soci_index::indexing::pipeline::index_reader;
 
 /// Bytes that the kernel asks of a file system at once.
 const READ_BYTES: u64 = 128 << 10;
 
 /// Uncompressed bytes of a span in a log.
-const SPAN_BYTES: u64 = soci_index::compact::SPAN_BYTES;
+const SPAN_BYTES: u64 = soci_index::format::compact::SPAN_BYTES;
 
 /// What was read, and of what.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use soci_fs::readahead::{Facts, Line, ReadAhead};
+use soci_fs::layer::readahead::{Facts, Line, ReadAhead};
 
 use crate::log::{Log, Read};
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{BAR, Colour, KEY, Picture, Shape, Style, WIDTH};
+use crate::bench::picture::{BAR, Colour, KEY, Picture, Shape, Style, WIDTH};
 
 /// The document.
 pub(super) fn draw(picture: &Picture) -> String {

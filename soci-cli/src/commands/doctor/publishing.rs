@@ -4,24 +4,24 @@
 //! What a registry takes is known for certain only once it has taken it. These checks read, but for one upload that is
 //! begun and given up where that was asked for.
 
-use soci_index::build::{BuildOptions, compression};
 use soci_index::find::Search;
 use soci_index::find::choose::{Ordered, Reason};
-use soci_index::image::platform::PlatformSelection;
+use soci_index::format::index_manifest::IndexManifest;
+use soci_index::format::manifest::{INDEX_V1, INDEX_V2};
+use soci_index::format::platform::PlatformSelection;
+use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::index_manifest::IndexManifest;
-use soci_index::manifest::{INDEX_V1, INDEX_V2};
+use soci_index::publish::build::{BuildOptions, compression};
 use soci_index::registry::referrers::FoundBy;
 use soci_index::registry::upload::Trial;
 use soci_index::registry::{RegistryError, Repository};
-use soci_index::span_index::SPAN_INDEX;
 
-use super::{Finding, bad, good, note};
 use crate::args::Doctor;
+use crate::args::config::Config;
+use crate::commands::doctor::{Finding, bad, good, note};
 use crate::commands::{catalogue, choice, image};
-use crate::config::Config;
-use crate::exit::{self, Exit, fail};
-use crate::output;
+use crate::report::exit::{self, Exit, fail};
+use crate::report::output;
 
 /// The image, its registry, its index, and the way to one.
 ///

@@ -5,18 +5,18 @@
 
 use std::time::Duration;
 
-use soci_fs::image::Image;
-use soci_fs::mentions::{Follower, Reach};
-use soci_fs::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget};
-use soci_fs::reader::LayerReader;
-use soci_index::digest::Digest;
+use soci_fs::foresight::mentions::{Follower, Reach};
+use soci_fs::foresight::profile::{Choice, Memory, Recorder, Replay, ReplayOptions, Wanted, budget};
+use soci_fs::fuse::image::Image;
+use soci_fs::layer::reader::LayerReader;
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
 use soci_index::image::{ImageSource, PlatformImage};
-use soci_index::limits::Limits;
 use tokio::runtime::Handle;
 
 use crate::args::Mount;
-use crate::config::Config;
-use crate::exit::{Exit, fail};
+use crate::args::config::Config;
+use crate::report::exit::{Exit, fail};
 
 /// How long after the mount reads belong to the start-up, which is remembered.
 const START_UP: Duration = Duration::from_secs(60);

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use soci_fs::image::Image;
+use soci_fs::fuse::image::Image;
+use soci_fs::layer::status::LayerStatus;
 use soci_fs::open::{LayerNote, NO_INDEX, Way};
-use soci_fs::status::LayerStatus;
 use soci_index::find::choose::Choice;
+use soci_index::format::reference::Reference;
 use soci_index::image::PlatformImage;
-use soci_index::image::reference::Reference;
 
+use crate::args::config::Config;
 use crate::commands::choice;
-use crate::config::Config;
-use crate::output;
+use crate::report::output;
 
 /// What is mounted, and how it was opened.
 pub(super) struct Report {

@@ -4,19 +4,21 @@
 //! first starts of the image on this machine. Later ones read from the kernel's cache, where nobody can listen.
 
 use anyhow::Context as _;
-use soci_fs::grpc::containerd::Containerd;
-use soci_index::digest::Digest;
-use soci_index::image::reference::Reference;
-use soci_index::limits::Limits;
-use soci_index::profile::Profile;
+use soci_fs::node::grpc::containerd::Containerd;
+use soci_index::format::digest::Digest;
+use soci_index::format::limits::Limits;
+use soci_index::format::profile::Profile;
+use soci_index::format::reference::Reference;
 
-use super::{document, write};
+use crate::args::config::Config;
 use crate::args::{Global, Record};
 use crate::commands::image::block_on;
-use crate::commands::{ask, image, source};
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::record::{document, write};
+use crate::commands::{image, source};
+use crate::daemon::ask;
+
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Writes what was noted of the start of container `id`.
 ///

@@ -1,6 +1,6 @@
 //! Running a command with a mounted image as its root directory, and nothing of the machine around it.
 //!
-//! | | as root ([`super::inside`]) | otherwise (`bwrap`) |
+//! | | as root ([`crate::commands::record::inside`]) | otherwise (`bwrap`) |
 //! |---|---|---|
 //! | namespaces | mounts, processes, IPC, host name; network, unless it is asked for | the same, and users |
 //! | files | the image, and what is written over it in memory | the image, read-only |
@@ -21,8 +21,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Deserialize;
 
-use crate::exit::{Exit, fail};
-use crate::signals::Signals;
+use crate::report::exit::{Exit, fail};
+use crate::report::signals::Signals;
 
 /// Where programs are when nobody says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -130,7 +130,7 @@ impl Errand {
         let mut line = tokio::process::Command::new(tool("unshare")?);
         line.args(["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]);
         line.args((!self.network).then_some("--net")).arg("--");
-        line.arg(crate::config::own_program().context("cannot tell which program this is")?);
+        line.arg(crate::args::config::own_program().context("cannot tell which program this is")?);
         line.arg("inside").arg("--image").arg(image).arg("--room").arg(room);
         line.arg("--directory").arg(&self.directory).args(self.network.then_some("--network"));
         line.args(self.environment.iter().map(|variable| format!("--environment={variable}")));
@@ -167,8 +167,9 @@ impl Errand {
 
 /// A program of this system.
 fn tool(name: &str) -> anyhow::Result<PathBuf> {
-    let places =
-        crate::config::search_path().into_iter().chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into));
+    let places = crate::args::config::search_path()
+        .into_iter()
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into));
     let found = places.map(|place| place.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| fail(Exit::Local, format!("{name} is not installed")))
 }
@@ -205,6 +206,6 @@ mod tests {
             "sh -c 'a b'"
         );
         assert_eq!((other.to_string(), other.directory.as_str()), ("`x`".to_owned(), "/"));
-        assert_eq!(crate::exit::code(&Errand::new(b"{}", &[], false).unwrap_err()), Exit::Usage);
+        assert_eq!(crate::report::exit::code(&Errand::new(b"{}", &[], false).unwrap_err()), Exit::Usage);
     }
 }

@@ -29,7 +29,7 @@ use rustix::thread::{
 };
 
 use crate::args::Inside;
-use crate::exit::{Exit, fail};
+use crate::report::exit::{Exit, fail};
 
 /// What root may still do: with files and processes that are all the image's own. A container may make devices, too,
 /// since a control group keeps it from opening them; there is none here.

@@ -11,24 +11,24 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
-use soci_index::access::LayerReader;
-use soci_index::digest::Digest;
-use soci_index::entry::{Entry as TarEntry, EntryKind};
+use soci_index::format::access::LayerReader;
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::{Entry as TarEntry, EntryKind};
+use soci_index::format::index::LayerIndex;
+use soci_index::format::limits::Limits;
+use soci_index::format::manifest::LAYER_MEDIA_TYPE;
+use soci_index::format::model::Descriptor;
+use soci_index::format::ztoc::Ztoc;
 use soci_index::image::ImageSource;
-use soci_index::image::model::Descriptor;
-use soci_index::index::LayerIndex;
-use soci_index::limits::Limits;
-use soci_index::manifest::LAYER_MEDIA_TYPE;
-use soci_index::ztoc::Ztoc;
 use tokio::runtime::Runtime;
 
-use super::write_whole;
+use crate::args::config::Config;
 use crate::args::{Access, GetFile, Global};
 use crate::commands::catalogue::{self, Entry};
 use crate::commands::image;
-use crate::config::Config;
-use crate::exit::{Exit, fail};
-use crate::output;
+use crate::commands::ztoc::write_whole;
+use crate::report::exit::{Exit, fail};
+use crate::report::output;
 
 /// Runs the command.
 ///
@@ -68,7 +68,7 @@ struct Found {
 async fn open(name: &str, config: &Config, access: &Access, global: &Global) -> anyhow::Result<Found> {
     match name.parse::<Digest>() {
         Ok(digest) if !Path::new(name).exists() => stored(&digest, config, access, global).await,
-        _ => Ok(Found { bytes: super::read_file(&PathBuf::from(name))?, layer: None }),
+        _ => Ok(Found { bytes: crate::commands::ztoc::read_file(&PathBuf::from(name))?, layer: None }),
     }
 }
 
@@ -90,7 +90,7 @@ async fn stored(digest: &Digest, config: &Config, access: &Access, global: &Glob
     let at = entries.iter().position(|entry| listed(entry).is_some());
     let Some((at, (layer, blob))) = at.and_then(|at| Some((at, listed(entries.get(at)?)?))) else {
         let file = Some(layout.blob_path(digest)).filter(|file| file.exists()).ok_or_else(missing)?;
-        return Ok(Found { bytes: super::read_file(&file)?, layer: None });
+        return Ok(Found { bytes: crate::commands::ztoc::read_file(&file)?, layer: None });
     };
     let entry = entries.swap_remove(at);
     let options = image::client_options(access)?;

@@ -1,8 +1,8 @@
 //! What images may make the daemon hold. A section of our own.
 
 use serde::{Deserialize, Serialize};
-use soci_fs::limits::Caps;
-use soci_index::limits::Limits as Bounds;
+use soci_fs::layer::limits::Caps;
+use soci_index::format::limits::Limits as Bounds;
 
 /// What images may make the daemon hold; what goes beyond is left to containerd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

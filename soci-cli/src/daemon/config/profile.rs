@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use soci_fs::profile::Memory;
-use soci_fs::remote::ProfileOptions;
+use soci_fs::foresight::profile::Memory;
+use soci_fs::node::remote::ProfileOptions;
 
-use super::Prefetch;
+use crate::daemon::config::Prefetch;
 
 /// What is done with start-up profiles.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

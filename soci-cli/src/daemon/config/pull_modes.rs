@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Size;
+use crate::daemon::config::Size;
 
 /// Which indexes are used, and what becomes of layers without.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

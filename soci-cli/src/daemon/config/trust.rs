@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use soci_fs::trust::{self, PolicyError, SignerRule, TrustPolicy};
+use soci_fs::open::trust::{self, PolicyError, SignerRule, TrustPolicy};
 
 /// Which indexes are used before they are proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

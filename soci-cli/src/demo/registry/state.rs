@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
-use soci_index::digest::{Digest, Hasher};
-use soci_index::image::model::{Descriptor, ImageIndex, ImageManifest, media_type};
+use soci_index::format::digest::{Digest, Hasher};
+use soci_index::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

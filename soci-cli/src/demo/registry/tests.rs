@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
-use soci_index::digest::Digest;
-use soci_index::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
-use soci_index::image::model::{Descriptor, media_type};
-use soci_index::image::reference::ManifestName;
+use soci_index::find::discover::{Discovery, SOCI_INDEX_V1, Which, on_registry};
+use soci_index::format::digest::Digest;
+use soci_index::format::model::{Descriptor, media_type};
+use soci_index::format::reference::ManifestName;
 use soci_index::registry::referrers::{ApiAnswer, FoundBy};
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{self, ClientOptions, CredentialSource, Registry, RegistryError, Repository};

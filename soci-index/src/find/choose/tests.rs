@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::image::model::{Descriptor, media_type};
-use crate::index_manifest::IndexManifest;
-use crate::manifest::{SociIndex, ZtocReference};
-use crate::span_index::{SpanIndex, SpanReference};
+use crate::format::index_manifest::IndexManifest;
+use crate::format::manifest::{SociIndex, ZtocReference};
+use crate::format::model::{Descriptor, media_type};
+use crate::format::span_index::{SpanIndex, SpanReference};
 
 #[test]
 fn timestamps() {

@@ -7,10 +7,10 @@
 
 use bytes::Bytes;
 
-use super::Contents;
-use crate::digest::Digest;
-use crate::encoding::{Declared, Encoding, SNIFF_BYTES};
-use crate::image::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest};
+use crate::format::digest::Digest;
+use crate::format::encoding::{Declared, Encoding, SNIFF_BYTES};
+use crate::format::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest};
+use crate::image::docker::Contents;
 use crate::image::store::{Located, read_at};
 
 /// How deep an index may hold indexes.

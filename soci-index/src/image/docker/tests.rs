@@ -80,7 +80,7 @@ fn layers_are_described_by_their_bytes() {
         entries.iter().map(|entry| entry.annotations[annotation::CONTAINERD_NAME].as_str()).collect();
     assert_eq!(names, ["app:1", "other/app:2"]);
     let raw = store.manifest(&entries[0]).unwrap().unwrap();
-    let manifest: crate::image::model::ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
+    let manifest: crate::format::model::ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
     assert_eq!(manifest.config, Descriptor::of(media_type::CONFIG, CONFIG.as_bytes()));
     let plain = Descriptor::of(TAR, b"plain");
     let packed = Descriptor::of(&format!("{TAR}+gzip"), &gzip(b"plain"));
@@ -152,7 +152,7 @@ fn a_layout_counts_only_if_it_agrees() {
             (is_used, "app:1")
         );
         let raw = store.manifest(entry).unwrap().unwrap();
-        let manifest: crate::image::model::ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
+        let manifest: crate::format::model::ImageManifest = serde_json::from_slice(&raw.bytes).unwrap();
         assert_eq!(manifest.layers, right, "case {number}");
         for (layer, content) in right.iter().zip(["one", "other"]) {
             assert_eq!(store.blob_bytes(layer, 1000).unwrap().unwrap(), content);
@@ -181,7 +181,7 @@ fn keys_and_names() {
     let layers = |tag| {
         let store = Store::Archive(Archive::open_saved(file.path(), Some(tag)).unwrap());
         let raw = store.manifest(&store.entries().unwrap()[0]).unwrap().unwrap();
-        serde_json::from_slice::<crate::image::model::ImageManifest>(&raw.bytes).unwrap().layers
+        serde_json::from_slice::<crate::format::model::ImageManifest>(&raw.bytes).unwrap().layers
     };
     for tag in ["team/db:latest", "team/db", "docker.io/team/db:latest", "@1"] {
         assert_eq!(layers(tag), [Descriptor::of(&format!("{TAR}+gzip"), &gzip(b"plain"))], "{tag}");

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{BlobReader, ByteStream};
+use crate::registry::blobs::{BlobReader, ByteStream};
 use crate::registry::error::{RegistryError, TransportError, TransportKind};
 use crate::registry::exchange::{Answer, Call, asked_pause, is_busy};
 use crate::registry::failover::{Need, Place};

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 
-use super::{Credentials, Secret};
+use crate::registry::credentials::{Credentials, Secret};
 
 /// Looks in all files that the environment names. Blocks: it reads files and runs programs.
 pub(super) fn find(registry: &str) -> Result<Credentials, String> {

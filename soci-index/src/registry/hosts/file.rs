@@ -12,9 +12,9 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 use url::Url;
 
-use super::{Capabilities, ClientCertificate, Host, HostRules, Hosts};
-use crate::gotime;
+use crate::format::gotime;
 use crate::registry::credentials::Secret;
+use crate::registry::hosts::{Capabilities, ClientCertificate, Host, HostRules, Hosts};
 
 /// Why a file about hosts cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

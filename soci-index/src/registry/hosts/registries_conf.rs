@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 use url::Url;
 
-use super::file::{self, HostsError, Key, Reading, UrlFault, Value, ValueFault};
-use super::{Blocked, Capabilities, Host, HostRules, Hosts, Repositories};
+use crate::registry::hosts::file::{self, HostsError, Key, Reading, UrlFault, Value, ValueFault};
+use crate::registry::hosts::{Blocked, Capabilities, Host, HostRules, Hosts, Repositories};
 
 /// One table.
 #[derive(Debug, Clone, PartialEq, Eq)]

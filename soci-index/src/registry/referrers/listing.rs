@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 
-use super::Referrers;
-use crate::digest::Digest;
-use crate::image::model::{Descriptor, RawManifest};
-use crate::image::reference::ManifestName;
+use crate::format::digest::Digest;
+use crate::format::model::{Descriptor, RawManifest};
+use crate::format::reference::ManifestName;
+use crate::registry::referrers::Referrers;
 use crate::registry::{RegistryError, Repository};
 
 /// How long it is believed.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::image::model::Descriptor;
+use crate::format::model::Descriptor;
 
 /// What shows that a registry has no referrers API.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

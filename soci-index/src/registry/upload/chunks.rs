@@ -13,13 +13,13 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 
-use super::{Manner, Opened, Push, PushedBlob, Setback, location, upload_call, with_digest};
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::{Answer, asked_pause};
 use crate::registry::failover::Place;
 use crate::registry::headers;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Chunks, Method};
+use crate::registry::upload::{Manner, Opened, Push, PushedBlob, Setback, location, upload_call, with_digest};
 
 /// Largest chunk that is put together. The registry names the smallest one: what it names takes memory here.
 const CHUNK_BYTES_MAX: usize = 32 << 20;

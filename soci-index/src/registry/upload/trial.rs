@@ -3,13 +3,13 @@
 //! A token alone does not tell: some registries grant every right that is asked for and refuse later. What is deleted is
 //! the upload of our own that was opened just now, by the address that the registry gave for it; nothing else ever is.
 
-use super::location;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
 use crate::registry::failover::Place;
 use crate::registry::transport::{Body, Method};
+use crate::registry::upload::location;
 
 /// What became of an upload that was begun only to see whether that is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Mirrors and bans out of `registries.conf`.
 
-use soci_index::digest::Digest;
+use soci_index::format::digest::Digest;
 use soci_index::registry::hosts::HostSource;
 use soci_index::registry::upload::PushedBlob;
 use soci_index::registry::{Body, ClientOptions, Registry, RegistryError};

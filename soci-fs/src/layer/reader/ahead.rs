@@ -1,0 +1,194 @@
+//! What a reader has to do with what is fetched before it is read: it guesses what comes next, unless a profile tells; it
+//! tells what it hands out, waits for what a pack brings, and says when a program waits for something else.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant as Clock};
+
+use soci_index::format::span::SpanId;
+use tokio::time::Instant;
+
+use crate::layer::incoming::Incoming;
+use crate::layer::readahead::{self, Facts, Foresight};
+use crate::layer::reader::waits::Foreground;
+use crate::layer::reader::{LayerReader, ReadError, lock};
+use crate::layer::store::Reading;
+
+/// Hears of every read of a layer that it listens to.
+pub(crate) trait Listener: fmt::Debug + Send + Sync {
+    /// Notes that `length` bytes from `offset` on were handed out; whether it wants to hear more. Readers wait for it.
+    fn note(&self, offset: u64, length: usize) -> bool;
+}
+
+/// Somebody knows, while this lives.
+#[derive(Debug)]
+pub(crate) struct Plan(LayerReader, Foresight);
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        let before = self.0.planners(self.1).fetch_sub(1, Ordering::AcqRel);
+        if before == 1 && self.1 == Foresight::Bytes {
+            self.0.shared.histories.forget_plans();
+        }
+    }
+}
+
+impl LayerReader {
+    /// Tells `listener` of every read from now on.
+    pub(crate) fn listen(&self, listener: Box<dyn Listener>) {
+        lock(&self.shared.listeners).push(listener);
+        self.shared.is_heard.store(true, Ordering::Release);
+    }
+
+    /// Reckons with a pack from now on.
+    pub(crate) fn expect(&self, incoming: Arc<Incoming>) {
+        *lock(&self.shared.incoming) = Some(incoming);
+    }
+
+    /// Whether a read waits for bytes that nobody had begun to fetch before it. What runs ahead of programs stands back
+    /// for as long.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waits.any_new()
+    }
+
+    /// Whether anything of the layer was read in this process.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.shared.is_used.load(Ordering::Relaxed)
+    }
+
+    /// Whether a read waits for the network, or did within the last `time`.
+    pub(crate) fn waited_within(&self, time: Duration) -> bool {
+        self.shared.waits.any_within(time)
+    }
+
+    /// Stops guessing, as far as somebody knows, for as long as what it gives lives.
+    pub(crate) fn follow_plan(&self, foresight: Foresight) -> Plan {
+        self.planners(foresight).fetch_add(1, Ordering::AcqRel);
+        Plan(self.clone(), foresight)
+    }
+
+    fn planners(&self, foresight: Foresight) -> &AtomicUsize {
+        match foresight {
+            Foresight::Bytes => &self.shared.planners,
+            Foresight::Files => &self.shared.followers,
+        }
+    }
+
+    /// Reckons with a read of those of `spans` that are absent and not named before; their compressed bytes.
+    pub(crate) fn foresee(&self, spans: Range<SpanId>, foresight: Foresight) -> u64 {
+        let shared = &self.shared;
+        let new = lock(&shared.ahead).foresee(spans, foresight, &|span| !shared.store.is_present(span));
+        let size = |span| shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
+        new.into_iter().map(size).sum()
+    }
+
+    /// Reckons with these spans being fetched, too, so that what they need comes in few requests. Plans end with the last
+    /// profile that is followed.
+    pub fn plan(&self, spans: Range<SpanId>) {
+        self.shared.histories.plan(spans);
+    }
+
+    /// How the line to the source is.
+    pub(crate) fn line(&self) -> readahead::Line {
+        lock(&self.shared.meter).line()
+    }
+
+    /// Compressed bytes, about, that were foreseen: read since, and not read yet.
+    pub(crate) fn foreseen_bytes(&self) -> (u64, u64) {
+        let counts = self.ahead_counts();
+        let mean = self.shared.index.compressed_size / u64::from(self.shared.store.spans().max(1));
+        (u64::from(counts.foreseen - counts.foreseen_unread) * mean, u64::from(counts.foreseen_unread) * mean)
+    }
+
+    /// Bytes of the layer, fetched if need be, for our own use: nobody hears of it.
+    pub(crate) async fn peek(&self, bytes: Range<u64>) -> Option<Vec<u8>> {
+        let spans = self.shared.index.spans.covering(bytes.clone());
+        self.foresee(spans.clone(), Foresight::Files);
+        self.fetch_spans(spans).await.ok()?;
+        let mut buffer = vec![0; usize::try_from(bytes.end.checked_sub(bytes.start)?).ok()?];
+        matches!(self.shared.store.read(bytes.start, &mut buffer), Ok(Reading::Done)).then_some(buffer)
+    }
+
+    /// How far reading ahead was right until now.
+    #[must_use]
+    pub fn ahead_counts(&self) -> readahead::Counts {
+        lock(&self.shared.ahead).counts()
+    }
+
+    /// Notes a read of `spans` of the file in the bytes `file`, and says what to fetch besides.
+    pub(super) fn ahead_of(&self, spans: Range<SpanId>, file: &Range<u64>, is_miss: bool) -> Vec<Range<SpanId>> {
+        let shared = &self.shared;
+        if shared.planners.load(Ordering::Acquire) > 0 || self.incoming().is_some() {
+            lock(&shared.ahead).note_only(spans);
+            return Vec::new();
+        }
+        let line = lock(&shared.meter).line();
+        let is_foreseen = shared.followers.load(Ordering::Acquire) > 0;
+        let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, is_foreseen, line };
+        lock(&shared.ahead).note(spans, &facts, &|span| !shared.store.is_readable(span))
+    }
+
+    pub(super) fn heard(&self, offset: u64, length: usize) {
+        self.shared.is_used.store(true, Ordering::Relaxed);
+        if !self.shared.is_heard.load(Ordering::Acquire) {
+            return;
+        }
+        let mut listeners = lock(&self.shared.listeners);
+        listeners.retain(|listener| listener.note(offset, length));
+        self.shared.is_heard.store(!listeners.is_empty(), Ordering::Release);
+    }
+
+    /// The pack that is on its way; one that has ended is forgotten.
+    pub(super) fn incoming(&self) -> Option<Arc<Incoming>> {
+        let mut incoming = lock(&self.shared.incoming);
+        if incoming.as_ref().is_some_and(|incoming| !incoming.is_active()) {
+            *incoming = None;
+        }
+        incoming.clone()
+    }
+
+    /// Counts a read among those that wait, as a new one if some of its spans are neither here nor under way.
+    pub(super) fn foreground(&self, spans: &Range<SpanId>) -> Foreground<'_> {
+        let is_new = {
+            let flights = lock(&self.shared.flights);
+            spans.clone().any(|span| !self.shared.store.is_present(span) && !flights.contains_key(&span))
+        };
+        self.shared.waits.begin(is_new)
+    }
+
+    /// Fills `buffer` from what a pack brings, if it will bring that sooner than spans would come.
+    pub(super) async fn comes_with_pack(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        file: &Range<u64>,
+        deadline: Instant,
+    ) -> Result<bool, ReadError> {
+        let Some(incoming) = self.incoming() else { return Ok(false) };
+        let bytes = offset..offset + buffer.len() as u64;
+        let Some(position) = incoming.position(&bytes) else { return Ok(false) };
+        let spans = self.shared.index.spans.covering(bytes);
+        let compressed =
+            |span| self.shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
+        let span_bytes = spans.map(compressed).sum();
+        let mut progress = incoming.progress();
+        let start = Instant::now();
+        loop {
+            let now = *progress.borrow_and_update();
+            // What came in the meantime is looked at before anything else is decided.
+            if self.try_read_into(offset, buffer, file)? {
+                return Ok(true);
+            }
+            let Some(patience) = now.patience(position, span_bytes, Clock::now()) else { return Ok(false) };
+            let limit = (start + patience).min(deadline);
+            let changed = tokio::time::timeout_at(limit, progress.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return self.try_read_into(offset, buffer, file);
+            }
+        }
+    }
+}

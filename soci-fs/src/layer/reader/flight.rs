@@ -1,0 +1,396 @@
+//! Flights: one request for a run of absent spans, decoded and stored as they arrive.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt as _, StreamExt as _};
+use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
+use soci_index::format::decode::{DecodeError, SpanDecoder};
+use soci_index::format::digest::{Digest, hex};
+use soci_index::format::index::{Compression, LayerIndex};
+use soci_index::format::span::{Span, SpanId};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::layer::budget;
+use crate::layer::reader::history::Windows;
+use crate::layer::reader::{Cause, Landing, Shared as Layer, lock};
+use crate::layer::source::{OriginId, Source as _};
+use crate::layer::store::{Parts, StoreError};
+
+/// Pauses before a refused request is made again: credentials are renewed somewhere else, and mostly within seconds.
+const PAUSES_AFTER_REFUSAL: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
+/// Origins that are tried, one after the other, when each delivers wrong bytes.
+const ORIGINS_TRIED: usize = 4;
+
+/// A span that somebody waits for.
+#[derive(Debug)]
+pub(super) struct Passenger {
+    pub(super) span: SpanId,
+    pub(super) place: Span,
+    pub(super) landing: watch::Sender<Landing>,
+}
+
+/// A passenger who has not arrived, and why.
+type Stranded = (Passenger, Cause);
+
+impl Layer {
+    /// Starts flights for those of `spans` that are neither present nor under way. Gives the flight of the first one
+    /// if it is new or under way.
+    pub(super) fn launch(self: &Arc<Self>, spans: impl Iterator<Item = SpanId>) -> Option<watch::Receiver<Landing>> {
+        let mut spans = spans.peekable();
+        let first = *spans.peek()?;
+        let mut runs: Vec<Vec<Passenger>> = Vec::new();
+        let mut flights = lock(&self.flights);
+        for span in spans {
+            // A flight stores before it is removed from the map, so under the lock one of the two is true.
+            if self.store.is_present(span) || flights.contains_key(&span) || lock(&self.spare).get(span).is_some() {
+                continue;
+            }
+            let Some(place) = self.index.spans.span(span).cloned() else {
+                continue;
+            };
+            let (landing, receiver) = watch::channel(None);
+            flights.insert(span, receiver);
+            let passenger = Passenger { span, place, landing };
+            match runs.last_mut().filter(|run| self.continues(run, &passenger)) {
+                Some(run) => run.push(passenger),
+                None => runs.push(vec![passenger]),
+            }
+        }
+        let flight = flights.get(&first).cloned();
+        drop(flights);
+        for run in runs {
+            self.runtime.spawn(Arc::clone(self).fly(run));
+        }
+        flight
+    }
+
+    /// The end of the batch of spans from `first` on whose compressed bytes are about `bytes`.
+    pub(super) fn batch_end(&self, first: SpanId, bytes: u64) -> SpanId {
+        let count = self.store.spans();
+        let start = self.index.spans.span(first).map_or(0, |span| span.compressed.start);
+        let fits = |span: &SpanId| {
+            self.index.spans.span(*span).is_some_and(|span| span.compressed.end.saturating_sub(start) <= bytes)
+        };
+        (first + 1..count).take_while(fits).last().map_or(first, |last| last).saturating_add(1).min(count)
+    }
+
+    fn continues(&self, run: &[Passenger], next: &Passenger) -> bool {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return false;
+        };
+        let bytes = next.place.compressed.end.saturating_sub(first.place.compressed.start);
+        last.span + 1 == next.span && bytes <= self.policy.request_bytes_max
+    }
+
+    /// Brings a run of neighbouring spans in, trying again what did not come well, and without windows what cannot come with
+    /// them.
+    pub(super) async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
+        let run = self.pass.board(run);
+        let lost = self.histories.are_lost();
+        let needs_lost = |passenger: &Passenger| lost && self.histories.lacks(&self.index, &self.store, passenger.span);
+        let (mut alone, mut waiting): (Vec<_>, Vec<_>) = run.into_iter().partition(needs_lost);
+        let mut attempts = 0;
+        while !waiting.is_empty() {
+            let stranded = self.attempt(std::mem::take(&mut waiting)).await;
+            let mut longest = Duration::ZERO;
+            for (passenger, cause) in stranded {
+                if self.can_chain(&cause, attempts) {
+                    tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "decoding from the nearest span that is here instead");
+                    alone.push(passenger);
+                    continue;
+                }
+                let pause = pause_before_next(&cause, attempts, self.source.choices());
+                match pause.filter(|_| self.out_of_service().is_none()) {
+                    Some(pause) => {
+                        tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "a span did not come well; trying again");
+                        longest = longest.max(pause);
+                        waiting.push(passenger);
+                    }
+                    None => self.land(&passenger, Err(cause)),
+                }
+            }
+            waiting.sort_by_key(|passenger| passenger.span);
+            attempts += 1;
+            tokio::time::sleep(longest).await;
+        }
+        alone.sort_by_key(|passenger| passenger.span);
+        for passenger in alone {
+            let landing = self.chain(passenger.span).await;
+            self.land(&passenger, landing);
+        }
+    }
+
+    /// Whether the bytes of a span are well, and only what it is decoded from is not. What was damaged on the way is worth one
+    /// more try.
+    fn can_chain(&self, cause: &Cause, attempts: usize) -> bool {
+        let is_gzip = self.index.compression == Compression::Gzip;
+        let is_of_history = match cause {
+            Cause::Windows(cause) => attempts > 0 || matches!(**cause, Cause::Source(_) | Cause::Deadline { .. }),
+            Cause::WindowBlob(_) | Cause::NoWindow { .. } => attempts > 0,
+            Cause::Store(StoreError::Unproven { .. }) | Cause::Decode(DecodeError::Gzip { .. }) => true,
+            _ => false,
+        };
+        is_gzip && is_of_history && self.out_of_service().is_none()
+    }
+
+    /// Tells an origin's wrong bytes from everything else.
+    pub(super) fn blame(&self, cause: &Cause, from: Option<OriginId>) {
+        if let (Cause::Decode(DecodeError::Digest { .. } | DecodeError::Input { .. }), Some(from)) = (cause, from) {
+            self.source.blame(from);
+        }
+    }
+
+    /// One try: requests for the runs of neighbours among `passengers`, one after another.
+    async fn attempt(self: &Arc<Self>, passengers: Vec<Passenger>) -> Vec<Stranded> {
+        let mut stranded = Vec::new();
+        let mut decoding = JoinSet::new();
+        let mut rest = VecDeque::from(passengers);
+        while let Some(first) = rest.pop_front() {
+            let mut run = VecDeque::from([first]);
+            let follows =
+                |run: &VecDeque<Passenger>, next: &Passenger| run.back().is_some_and(|last| last.span + 1 == next.span);
+            while rest.front().is_some_and(|next| follows(&run, next)) {
+                run.extend(rest.pop_front());
+            }
+            let limit = self.policy.flight_limit;
+            let request = tokio::time::timeout(limit, self.request(&mut run, &mut decoding)).await;
+            let cause = match request {
+                Ok(Ok(())) => continue,
+                Ok(Err(cause)) => cause,
+                Err(_) => Cause::Deadline { limit },
+            };
+            stranded.extend(run.into_iter().map(|passenger| (passenger, cause.clone())));
+        }
+        while let Some(decoded) = decoding.join_next().await {
+            // A decoder that panicked took its passenger along; the closed channel tells those who wait.
+            if let Ok(Some(failed)) = decoded {
+                stranded.push(failed);
+            }
+        }
+        stranded
+    }
+
+    /// Requests the bytes of `run` and sends each span off to be decoded as soon as it is whole. Who is still in `run`
+    /// at the end has not come.
+    async fn request(
+        self: &Arc<Self>,
+        run: &mut VecDeque<Passenger>,
+        decoding: &mut JoinSet<Option<Stranded>>,
+    ) -> Result<(), Cause> {
+        let turn = self.pass.turn(&self.source).await;
+        *run = self.pass.board(std::mem::take(run).into()).into();
+        if turn.is_some() {
+            // A pass may have brought them, and ended, while this waited for its turn.
+            run.retain(|passenger| !self.land_if_stored(passenger));
+        }
+        let (Some(first), Some(last)) = (run.front(), run.back()) else {
+            return Ok(());
+        };
+        let range = first.place.compressed.start..last.place.compressed.end;
+        let expected = range.end - range.start;
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let stall = self.policy.stall_limit;
+        let stalled = |_| Cause::Deadline { limit: stall };
+        let windows = self.windows(first.span..last.span + 1);
+        let asked = Instant::now();
+        let mut first_bytes: Option<(Instant, u64)> = None;
+        let delivery = tokio::time::timeout(stall, self.source.fetch(range.clone())).await.map_err(stalled)??;
+        if let Some(stages) = self.stages.get() {
+            stages.requests.note(asked.elapsed());
+        }
+        if delivery.is_whole {
+            self.pass_over(delivery, run.drain(..).collect());
+            return Ok(());
+        }
+        drop(turn);
+        let (mut chunks, from) = (delivery.chunks, delivery.from);
+        let mut held = BytesMut::new();
+        let mut held_from = range.start;
+        let mut found = 0;
+        while let Some(next) = run.front() {
+            let end = next.place.compressed.end;
+            let have = held_from + held.len() as u64;
+            if have < end {
+                let chunk = tokio::time::timeout(stall, chunks.next()).await.map_err(stalled)?;
+                let chunk = chunk.ok_or(Cause::Short { expected, found })??;
+                found += chunk.len() as u64;
+                first_bytes.get_or_insert_with(|| (Instant::now(), found));
+                self.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                held.extend_from_slice(&chunk);
+                continue;
+            }
+            let Some(passenger) = run.pop_front() else {
+                break;
+            };
+            let start = passenger.place.compressed.start;
+            let room = budget::in_flight(span_bytes(&passenger.place)).await;
+            let span = Bytes::copy_from_slice(&held[crate::layer::reader::within(&(start..end), held_from)]);
+            // The next span may begin in the last byte of this one.
+            let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
+            let _ = held.split_to(crate::layer::reader::within(&(held_from..keep_from), held_from).end);
+            held_from = keep_from;
+            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone(), from, room));
+        }
+        if let Some((came, bytes)) = first_bytes {
+            lock(&self.meter).note(came - asked, found - bytes, came.elapsed());
+            let (first_ms, whole_ms) = ((came - asked).as_millis(), asked.elapsed().as_millis());
+            tracing::debug!(layer = %self.digest, range = ?range, first_ms, whole_ms, "spans came");
+        }
+        Ok(())
+    }
+
+    /// The windows of `spans`, as far as they come from a blob of their own.
+    fn windows(self: &Arc<Self>, spans: Range<SpanId>) -> Windows {
+        self.histories.for_flight(&self.index, &self.store, spans, |spans| {
+            let shared = Arc::clone(self);
+            let fetching = self.runtime.spawn(async move {
+                shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+                let bytes = shared.histories.fetch(&shared.index, spans, &shared.policy).await?;
+                shared.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            });
+            fetching.map(|fetched| fetched.unwrap_or(Err(Cause::Abandoned))).boxed().shared()
+        })
+    }
+
+    /// Decodes and stores one span on the blocking pool and tells those who wait.
+    async fn decode(
+        self: Arc<Self>,
+        passenger: Passenger,
+        compressed: Bytes,
+        windows: Windows,
+        from: Option<OriginId>,
+        _room: Option<OwnedSemaphorePermit>,
+    ) -> Option<Stranded> {
+        if let Err(cause) = self.histories.arrival(windows).await {
+            return Some((passenger, Cause::Windows(Box::new(cause))));
+        }
+        let permit = Arc::clone(budget::decoders()).acquire_owned().await;
+        let span = passenger.span;
+        let shared = Arc::clone(&self);
+        let decoded = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            shared.decode_now(span, &compressed)
+        });
+        match decoded.await {
+            Ok(Ok(bytes)) => {
+                self.land(&passenger, Ok(bytes));
+                None
+            }
+            Ok(Err(cause)) => {
+                self.blame(&cause, from);
+                Some((passenger, cause))
+            }
+            Err(_) => Some((passenger, Cause::Abandoned)),
+        }
+    }
+
+    fn decode_now(self: &Arc<Self>, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
+        let history = self.histories.of(&self.index, &self.store, span)?;
+        self.decode_with(span, &history, compressed)
+    }
+
+    /// Decodes a span, compares what comes with what is known of it, and stores it.
+    pub(super) fn decode_with(
+        self: &Arc<Self>,
+        span: SpanId,
+        history: &Window,
+        compressed: &[u8],
+    ) -> Result<Bytes, Cause> {
+        let bytes = Bytes::from(decode_span(&self.index, span, history, compressed)?);
+        self.counters.decoded_spans.fetch_add(1, Ordering::Relaxed);
+        self.histories.done(&self.store, span);
+        let next = self.index.spans.span(span + 1).and_then(|_| self.histories.known(&self.index, span + 1));
+        let is_gzip = self.index.compression == Compression::Gzip;
+        if is_gzip && next.is_some_and(|window| !follows(&window, &bytes)) && !self.store.is_proven() {
+            let cause = Cause::Window { span: span + 1 };
+            self.condemn(cause.clone());
+            return Err(cause);
+        }
+        match self.store.write(span, &bytes) {
+            Ok(Parts::Agree) => {}
+            Ok(Parts::Differ { offset }) => self.condemn_pack(offset),
+            // Not what was proven: nothing of it may be shown.
+            Err(error @ StoreError::Unproven { .. }) => return Err(error.into()),
+            Err(error) => {
+                let (layer, why) = (self.digest, error.clone());
+                if lock(&self.spare).put(span, bytes.clone(), why) {
+                    tracing::warn!(%layer, span, %error, "what is fetched of a layer is not kept but in memory, for a while");
+                } else {
+                    tracing::debug!(%layer, span, %error, "a span stays in memory");
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Lands a passenger whose span is in the store; `false` if it is not.
+    fn land_if_stored(&self, passenger: &Passenger) -> bool {
+        self.stored(passenger.span).map(|bytes| self.land(passenger, Ok(bytes))).is_some()
+    }
+
+    pub(super) fn land(&self, passenger: &Passenger, landing: Result<Bytes, Cause>) {
+        lock(&self.flights).remove(&passenger.span);
+        // Nobody waiting is no failure.
+        let _ = passenger.landing.send(Some(landing));
+    }
+}
+
+/// What a span takes in memory, compressed and decoded.
+pub(super) fn span_bytes(place: &Span) -> u64 {
+    let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
+    length(&place.compressed).saturating_add(length(&place.uncompressed))
+}
+
+/// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
+/// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer that
+/// was damaged on the way, which is fetched once more from each origin, and a refusal.
+fn pause_before_next(cause: &Cause, attempts: usize, choices: usize) -> Option<Duration> {
+    let is_refusal = matches!(cause, Cause::Source(error) if error.is_refusal());
+    if is_refusal {
+        return PAUSES_AFTER_REFUSAL.get(attempts).copied();
+    }
+    (attempts < choices.clamp(1, ORIGINS_TRIED)).then_some(Duration::ZERO)
+}
+
+/// Decodes a span and checks it against the index.
+fn decode_span(index: &LayerIndex, span: SpanId, history: &Window, compressed: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let length = index.spans.span(span).map_or(0, |span| span.uncompressed.end - span.uncompressed.start);
+    // Limits::span_bytes_max bounds the length.
+    let mut output = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    let mut decoder = SpanDecoder::with_window(index, span, history)?;
+    let decoded = decoder.push(compressed, &mut output).and_then(|()| decoder.finish());
+    decoded.map_err(|error| compressed_first(index, span, compressed, error))?;
+    Ok(output)
+}
+
+/// What is wrong with a span that cannot be decoded: its compressed bytes, if they are not the indexed ones, which is the
+/// mistake of the origin that delivered them; else what it is decoded from.
+fn compressed_first(index: &LayerIndex, span: SpanId, compressed: &[u8], error: DecodeError) -> DecodeError {
+    let expected = index.spans.span(span).and_then(|span| span.digest);
+    let found = Digest::of(compressed);
+    match expected {
+        Some(expected) if found.bytes() != expected => {
+            DecodeError::Digest { span, expected: hex(&expected), found: found.hex() }
+        }
+        _ => error,
+    }
+}
+
+/// Whether the window of the next span agrees with the end of this one, `bytes`. An index may leave out (as zeros) the
+/// bytes of a window that nothing refers to, so only the others count.
+fn follows(window: &Window, bytes: &[u8]) -> bool {
+    let window = window.load();
+    let length = bytes.len().min(WINDOW_BYTES);
+    let (said, found) = (&window[WINDOW_BYTES - length..], &bytes[bytes.len() - length..]);
+    said == found || said.iter().zip(found).all(|(said, found)| *said == 0 || said == found)
+}

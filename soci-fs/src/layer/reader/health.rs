@@ -1,0 +1,162 @@
+//! Whether a layer may be read: condemned for good, suspended until its proof comes, or in service; and what becomes of what
+//! the kernel has cached of it when it turns out to be wrong.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use soci_index::format::digest::Digest;
+
+use crate::layer::reader::{Cause, LayerReader, ReadError, Shared, lock};
+
+/// Forgets what the kernel has cached of a layer. Called on a thread that may block, never from a FUSE request.
+type Forget = Arc<dyn Fn() + Send + Sync>;
+
+/// Where a layer stands.
+#[derive(Default)]
+pub(super) struct Health {
+    /// Why the claim is condemned.
+    condemned: OnceLock<Cause>,
+    /// Why it is out of service until it is proven.
+    suspended: Mutex<Option<String>>,
+    /// Whether either is set: all that a read looks at.
+    is_out: AtomicBool,
+    last_error: Mutex<Option<String>>,
+    forget: Mutex<Vec<Forget>>,
+    /// The pack whose pages may be shown, once it is expected.
+    pack: Mutex<Option<Digest>>,
+    is_pack_condemned: AtomicBool,
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health")
+            .field("condemned", &self.condemned)
+            .field("suspended", &self.suspended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LayerReader {
+    /// The latest failure, in words.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.shared.health.last_error).clone()
+    }
+
+    /// Why the claim is condemned, if it is.
+    #[must_use]
+    pub fn condemned(&self) -> Option<&Cause> {
+        self.shared.health.condemned.get()
+    }
+
+    /// That the layer is in service.
+    ///
+    /// # Errors
+    /// Why nothing of it may be shown, be it bytes or names.
+    pub(crate) fn check_service(&self) -> Result<(), ReadError> {
+        let out = self.shared.out_of_service();
+        out.map_or(Ok(()), |cause| Err(ReadError { layer: self.digest(), span: None, offset: 0, file: None, cause }))
+    }
+
+    /// Condemns the claim: all reads fail from now on, in this process and later ones.
+    pub fn condemn(&self, what: String) {
+        self.shared.condemn(Cause::Condemned { what });
+    }
+
+    /// Why the layer is out of service until it is proven, if it is.
+    #[must_use]
+    pub fn suspended(&self) -> Option<String> {
+        lock(&self.shared.health.suspended).clone()
+    }
+
+    /// Takes the layer out of service until [`LayerReader::resume`]: its proof is being withheld.
+    pub fn suspend(&self, why: String) {
+        let health = &self.shared.health;
+        if lock(&health.suspended).replace(why.clone()).is_none() {
+            health.is_out.store(true, Ordering::Release);
+            tracing::error!(layer = %self.digest(), why, "a layer that cannot be proven is suspended: reads of it fail");
+            self.shared.forget_cached();
+        }
+    }
+
+    /// Puts a suspended layer back into service.
+    pub fn resume(&self) {
+        let health = &self.shared.health;
+        if lock(&health.suspended).take().is_some() {
+            health.is_out.store(health.condemned.get().is_some(), Ordering::Release);
+            tracing::info!(layer = %self.digest(), "a suspended layer is proven and in service again");
+        }
+    }
+
+    /// Registers what drops the kernel's caches of the layer, when what it was given turns out to be wrong.
+    pub(crate) fn on_distrust(&self, forget: Forget) {
+        lock(&self.shared.health.forget).push(forget);
+    }
+
+    /// Expects pages from a pack. `false` if it is not the claim's own, or was condemned.
+    pub(crate) fn takes_pack(&self, pack: Digest) -> bool {
+        let health = &self.shared.health;
+        let takes = self.shared.store.claim().pack == Some(pack) && !health.is_pack_condemned.load(Ordering::Acquire);
+        if takes {
+            *lock(&health.pack) = Some(pack);
+        }
+        takes
+    }
+
+    /// The pack whose pages may be shown; none once it was condemned.
+    pub(crate) fn pack(&self) -> Option<Digest> {
+        *lock(&self.shared.health.pack)
+    }
+}
+
+impl Shared {
+    pub(super) fn condemn(self: &Arc<Self>, cause: Cause) {
+        if self.health.condemned.set(cause.clone()).is_err() {
+            return;
+        }
+        self.health.is_out.store(true, Ordering::Release);
+        tracing::error!(layer = %self.digest, claim = %self.store.claim(), %cause, "a claim is condemned; its layer is out of service");
+        *lock(&self.health.last_error) = Some(cause.to_string());
+        if let Err(error) = self.store.condemn(&cause.to_string()) {
+            tracing::error!(layer = %self.digest, %error, "the verdict is not on disk: after a restart it has to be found again");
+        }
+        self.forget_cached();
+    }
+
+    /// A page that a pack brought is not what the layer has: nothing that it brought is believed any more.
+    pub(super) fn condemn_pack(self: &Arc<Self>, offset: u64) {
+        self.health.is_pack_condemned.store(true, Ordering::Release);
+        if let Err(error) = self.store.forget_parts() {
+            tracing::error!(layer = %self.digest, %error, "what a condemned pack has brought stays recorded");
+        }
+        let Some(pack) = lock(&self.health.pack).take() else { return };
+        let reason = format!("its page at byte {offset} of layer {} is not what the layer has", self.digest);
+        tracing::error!(layer = %self.digest, %pack, reason, "a start-up pack is condemned");
+        if let Err(error) = self.store.condemn_pack(pack, &reason) {
+            tracing::error!(%pack, %error, "the verdict is not on disk: after a restart it has to be found again");
+        }
+        *lock(&self.health.last_error) = Some(format!("pack {pack} is condemned: {reason}"));
+        self.forget_cached();
+    }
+
+    /// Drops what the kernel has cached, in a task of its own: a request of the kernel may be what found it out.
+    fn forget_cached(&self) {
+        for forget in lock(&self.health.forget).clone() {
+            self.runtime.spawn_blocking(move || forget());
+        }
+    }
+
+    /// Why no byte of the layer may be shown, if so.
+    pub(super) fn out_of_service(&self) -> Option<Cause> {
+        if !self.health.is_out.load(Ordering::Acquire) {
+            return None;
+        }
+        let suspended = || lock(&self.health.suspended).clone().map(|why| Cause::Suspended { why });
+        self.health.condemned.get().cloned().or_else(suspended)
+    }
+
+    pub(super) fn note_error(&self, error: &ReadError) {
+        *lock(&self.health.last_error) = Some(error.to_string());
+    }
+}

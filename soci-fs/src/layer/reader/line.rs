@@ -1,0 +1,77 @@
+//! How the line to a source is: running averages of what flights saw.
+//!
+//! A round trip is the time from a request to the first bytes of its answer, so it includes what the source takes to find
+//! them. The rate is seen within answers that are long enough to tell. Both change what is read ahead, nothing else.
+
+use std::time::Duration;
+
+use crate::layer::readahead::Line;
+
+/// Before anything was seen: a registry in the same region.
+const FIRST: Line = Line { round_trip: Duration::from_millis(2), bytes_per_second: 100_000_000 };
+/// Each flight moves an average by one part in so many.
+const PARTS: u32 = 4;
+/// An outlier, a login on the way for instance, counts as so many times the average at most.
+const OUTLIER: u32 = 4;
+/// Bytes behind the first ones that tell of a rate: less comes out of buffers.
+const TELLING_BYTES: u64 = 64 << 10;
+
+/// The averages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Meter {
+    line: Option<Line>,
+}
+
+impl Meter {
+    pub(super) const fn new() -> Self {
+        Self { line: None }
+    }
+
+    pub(super) fn line(&self) -> Line {
+        self.line.unwrap_or(FIRST)
+    }
+
+    /// Notes an answer whose first bytes came after `round_trip`, and `bytes` more in the time `behind` after them.
+    pub(super) fn note(&mut self, round_trip: Duration, bytes: u64, behind: Duration) {
+        let Some(line) = &mut self.line else {
+            self.line = Some(Line { round_trip, ..FIRST });
+            return self.note_rate(bytes, behind);
+        };
+        let seen = round_trip.min(line.round_trip.max(Duration::from_micros(100)) * OUTLIER);
+        line.round_trip = (line.round_trip * (PARTS - 1) + seen) / PARTS;
+        self.note_rate(bytes, behind);
+    }
+
+    fn note_rate(&mut self, bytes: u64, behind: Duration) {
+        let micros = u64::try_from(behind.as_micros()).unwrap_or(u64::MAX);
+        let Some(line) = self.line.as_mut().filter(|_| bytes >= TELLING_BYTES && micros > 0) else { return };
+        let seen = bytes.saturating_mul(1_000_000) / micros;
+        let seen = seen.min(line.bytes_per_second.saturating_mul(OUTLIER.into())).max(1);
+        let parts = u64::from(PARTS);
+        line.bytes_per_second = line.bytes_per_second / parts * (parts - 1) + seen / parts;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_follow_what_is_seen() {
+        let mut meter = Meter::new();
+        assert_eq!(meter.line(), FIRST);
+        for _ in 0..30 {
+            meter.note(Duration::from_millis(20), 125_000, Duration::from_millis(10));
+        }
+        let near = |found: u64, wanted: u64| found.abs_diff(wanted) < wanted / 20;
+        assert!(near(meter.line().bytes_per_second, 12_500_000), "{meter:?}");
+        assert!(near(u64::try_from(meter.line().round_trip.as_micros()).unwrap(), 20_000), "{meter:?}");
+        // A short answer tells nothing of the rate, and one that was late does not change all.
+        let before = meter.line();
+        meter.note(Duration::from_secs(30), 1000, Duration::from_nanos(1));
+        assert_eq!(meter.line().bytes_per_second, before.bytes_per_second);
+        assert!(meter.line().round_trip < Duration::from_millis(40), "{meter:?}");
+        meter.note(Duration::ZERO, u64::MAX, Duration::from_nanos(1));
+        meter.note(Duration::ZERO, u64::MAX, Duration::from_micros(1));
+    }
+}

@@ -1,0 +1,234 @@
+//! A layer whose source serves no parts: one pass over the whole blob brings every span.
+//!
+//! The first answer that is the whole blob becomes the pass. It goes on to the end, whether or not anybody waits: what has
+//! passed is in the store, and nothing is transferred twice. A span that is asked for meanwhile waits until the pass comes
+//! by, for as long as the pass gets on; one that the pass has left behind (it was evicted at once) is brought by another
+//! pass. No window is fetched, since the end of each span is the history of the next.
+//!
+//! Invariants: one pass per layer at a time; a pass that broke off is begun again a few times and skips what is stored; at
+//! its end nobody waits for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use soci_index::format::checkpoint::Window;
+use soci_index::format::index::Compression;
+use soci_index::format::span::SpanId;
+use tokio::sync::{MutexGuard, watch};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
+
+use crate::layer::budget;
+use crate::layer::reader::chain::{Arriving, after};
+use crate::layer::reader::flight::{Passenger, span_bytes};
+use crate::layer::reader::{Cause, Landing, Shared, lock};
+use crate::layer::source::origins::Origins;
+use crate::layer::source::{Delivery, Source as _};
+
+/// Passes that may break off without having brought a span.
+const FRUITLESS_MAX: u32 = 4;
+/// The pause before a pass is begun again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The pass over a layer, if one is under way.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    state: Mutex<Option<Underway>>,
+    /// Held by the request that will tell whether the source serves parts.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Underway {
+    waiting: BTreeMap<SpanId, Passenger>,
+    /// Spans that it has come by, in all tries.
+    passed: u64,
+}
+
+impl Pass {
+    /// The turn to ask a source of which it is not known whether it serves parts: one request at a time, until an answer has
+    /// told. None is needed where that is known.
+    pub(super) async fn turn(&self, source: &Origins) -> Option<MutexGuard<'_, ()>> {
+        if source.serves_parts() {
+            return None;
+        }
+        let turn = self.turn.lock().await;
+        (!source.serves_parts()).then_some(turn)
+    }
+
+    /// Takes the passengers along if a pass is under way; else gives them back.
+    pub(super) fn board(&self, passengers: Vec<Passenger>) -> Vec<Passenger> {
+        match &mut *lock(&self.state) {
+            Some(underway) => {
+                underway.waiting.extend(passengers.into_iter().map(|passenger| (passenger.span, passenger)));
+                Vec::new()
+            }
+            None => passengers,
+        }
+    }
+
+    /// Begins one with these passengers, or has them taken along by the one that is under way; tells whether it is new.
+    fn begin(&self, passengers: Vec<Passenger>) -> bool {
+        let mut state = lock(&self.state);
+        let is_new = state.is_none();
+        let underway = state.get_or_insert_default();
+        underway.waiting.extend(passengers.into_iter().map(|passenger| (passenger.span, passenger)));
+        is_new
+    }
+
+    /// It comes by a span: who waits for that.
+    fn come_by(&self, span: SpanId) -> Option<Passenger> {
+        let mut state = lock(&self.state);
+        let underway = state.as_mut()?;
+        underway.passed += 1;
+        underway.waiting.remove(&span)
+    }
+
+    /// Ends unless somebody waits who came too late.
+    fn end(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_over = state.as_ref().is_none_or(|underway| underway.waiting.is_empty());
+        if is_over {
+            *state = None;
+        }
+        is_over
+    }
+
+    /// Ends; who still waited.
+    fn give_up(&self) -> Vec<Passenger> {
+        lock(&self.state).take().map_or_else(Vec::new, |underway| underway.waiting.into_values().collect())
+    }
+
+    /// How far it has come; nothing when none is under way.
+    fn passed(&self) -> Option<u64> {
+        lock(&self.state).as_ref().map(|underway| underway.passed)
+    }
+}
+
+impl Shared {
+    /// Makes a delivery of the whole blob the pass that brings these spans, unless one is under way.
+    pub(super) fn pass_over(self: &Arc<Self>, delivery: Delivery, passengers: Vec<Passenger>) {
+        if self.pass.begin(passengers) {
+            tracing::info!(layer = %self.digest, "its source serves no parts: the layer is fetched as a whole");
+            self.runtime.spawn(Arc::clone(self).passes(delivery));
+        }
+    }
+
+    /// The same for one span that is waited for here.
+    pub(super) async fn await_pass(self: &Arc<Self>, span: SpanId, delivery: Delivery) -> Result<Bytes, Cause> {
+        let place = self.index.spans.span(span).cloned().ok_or(Cause::Abandoned)?;
+        let (landing, receiver) = watch::channel(None);
+        self.pass_over(delivery, vec![Passenger { span, place, landing }]);
+        let limit = self.policy.flight_limit;
+        let landed = self.landed(receiver, Instant::now() + limit, limit).await?;
+        landed.ok_or(Cause::Abandoned)
+    }
+
+    /// Waits for a flight to land until `deadline`, and longer as long as it is with a pass that gets on within `limit`.
+    pub(super) async fn landed(
+        &self,
+        mut flight: watch::Receiver<Landing>,
+        mut deadline: Instant,
+        limit: Duration,
+    ) -> Result<Option<Bytes>, Cause> {
+        let mut passed = self.pass.passed();
+        loop {
+            match timeout_at(deadline, flight.wait_for(Option::is_some)).await {
+                Ok(Ok(landing)) => return landing.clone().transpose(),
+                Ok(Err(_)) => return Err(Cause::Abandoned),
+                Err(_) => {}
+            }
+            let now = self.pass.passed();
+            if now.is_none() || now == passed {
+                return Err(Cause::Deadline { limit });
+            }
+            (passed, deadline) = (now, Instant::now() + limit);
+        }
+    }
+
+    /// Passes until nobody waits, or one after the other has brought nothing.
+    async fn passes(self: Arc<Self>, delivery: Delivery) {
+        let mut delivery = Some(delivery);
+        let mut fruitless = 0;
+        loop {
+            let before = self.store.present_bytes();
+            let passed = match delivery.take() {
+                Some(delivery) => self.pass_once(delivery).await,
+                None => self.pass_again().await,
+            };
+            let cause = match passed {
+                Ok(()) if self.pass.end() => return,
+                Ok(()) => continue,
+                Err(cause) => cause,
+            };
+            fruitless = if self.store.present_bytes() > before { 0 } else { fruitless + 1 };
+            if fruitless >= FRUITLESS_MAX || self.out_of_service().is_some() {
+                for passenger in self.pass.give_up() {
+                    self.land(&passenger, Err(cause.clone()));
+                }
+                return;
+            }
+            tracing::warn!(layer = %self.digest, %cause, "a layer did not come whole; beginning again");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Another pass, or flights if the source serves parts by now.
+    async fn pass_again(self: &Arc<Self>) -> Result<(), Cause> {
+        let absent = (0..self.store.spans()).find(|span| !self.store.is_present(*span)).unwrap_or(0);
+        let range = self.index.spans.span(absent).map_or(0..0, |span| span.compressed.clone());
+        let limit = self.policy.stall_limit;
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let fetching = timeout(limit, self.source.fetch(range)).await;
+        let delivery = fetching.map_err(|_| Cause::Deadline { limit })??;
+        if delivery.is_whole {
+            return self.pass_once(delivery).await;
+        }
+        for passenger in self.pass.give_up() {
+            self.runtime.spawn(Arc::clone(self).fly(vec![passenger]));
+        }
+        Ok(())
+    }
+
+    async fn pass_once(self: &Arc<Self>, delivery: Delivery) -> Result<(), Cause> {
+        let mut arriving = Arriving::new(self, delivery.chunks, 0..self.index.compressed_size);
+        let mut history: Option<Window> = None;
+        for span in 0..self.store.spans() {
+            let Some(place) = self.index.spans.span(span) else { continue };
+            let _room = budget::in_flight(span_bytes(place)).await;
+            let compressed = arriving.take(place.compressed.clone()).await?;
+            if self.store.is_present(span) {
+                history = None;
+                self.arrived_before(span);
+                continue;
+            }
+            let before = match history.take() {
+                Some(history) => history,
+                None => self.known_history(span)?,
+            };
+            let bytes = self.decode_next(span, before.clone(), compressed, delivery.from).await?;
+            if self.index.compression == Compression::Gzip {
+                history = after(&before, &bytes);
+            }
+            self.arrived(span, bytes);
+        }
+        Ok(())
+    }
+
+    /// The pass comes by a span that is in the store, unless it is evicted at this moment.
+    fn arrived_before(&self, span: SpanId) {
+        let Some(passenger) = self.pass.come_by(span) else { return };
+        match self.stored(span) {
+            Some(bytes) => self.land(&passenger, Ok(bytes)),
+            None => drop(self.pass.board(vec![passenger])),
+        }
+    }
+
+    fn arrived(&self, span: SpanId, bytes: Bytes) {
+        if let Some(passenger) = self.pass.come_by(span) {
+            self.land(&passenger, Ok(bytes));
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Leases: what is made under one is not collected until it is over.
+//!
+//! Whoever makes a lease ends it; one that is left behind by a process that was killed is over by itself.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::Timestamp;
+use soci_index::format::ztoc::rfc3339;
+
+use crate::node::grpc::containerd::messages as wire;
+use crate::node::grpc::containerd::{Containerd, ContainerdError, Labels, name};
+
+/// How long what an interrupted run has made is kept.
+const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// A lease, and the connection by which things are made under it.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    id: String,
+    containerd: Containerd,
+}
+
+impl Lease {
+    /// Makes a lease that says what it is for.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn begin(containerd: &Containerd, purpose: &str) -> Result<Self, ContainerdError> {
+        let id = format!("soci-{purpose}-{}-{:x}", std::process::id(), unique());
+        let question = wire::LeaseRequest { id: id.clone(), labels: expiring() };
+        let () = containerd.ask("/containerd.services.leases.v1.Leases/Create", "make a lease", question).await?;
+        let containerd = Containerd { lease: Some(name(&id)?), ..containerd.clone() };
+        Ok(Self { id, containerd })
+    }
+
+    /// The same, with uploads of its own: two runs that upload the same content at the same time do not meet, and one
+    /// that is repeated begins anew.
+    #[must_use]
+    pub fn with_own_uploads(mut self) -> Self {
+        self.containerd.uploads.clone_from(&self.id);
+        self
+    }
+
+    /// containerd, with all that is made belonging to the lease.
+    #[must_use]
+    pub const fn containerd(&self) -> &Containerd {
+        &self.containerd
+    }
+
+    /// Adds content, which need not be there yet.
+    ///
+    /// # Errors
+    /// [`ContainerdError`].
+    pub async fn add_content(&self, digest: &Digest) -> Result<(), ContainerdError> {
+        let resource = wire::LeaseResource { id: digest.to_string(), kind: "content".to_owned() };
+        let question = wire::AddResourceRequest { id: self.id.clone(), resource: Some(resource) };
+        let path = "/containerd.services.leases.v1.Leases/AddResource";
+        self.containerd.ask(path, &format!("keep {digest}"), question).await
+    }
+
+    /// Ends the lease: what only it has kept is garbage from now on.
+    ///
+    /// # Errors
+    /// [`ContainerdError`]. It is over in some hours all the same.
+    pub async fn end(&self) -> Result<(), ContainerdError> {
+        let question = wire::LeaseRequest { id: self.id.clone(), labels: Labels::new() };
+        self.containerd.ask("/containerd.services.leases.v1.Leases/Delete", "end a lease", question).await
+    }
+}
+
+/// A label by which containerd ends a lease that nobody has ended.
+fn expiring() -> Labels {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from((now + LEASE_LIFE).as_secs()).unwrap_or(i64::MAX);
+    let until = rfc3339::format(Timestamp { seconds, nanoseconds: 0 });
+    Labels::from([("containerd.io/gc.expire".to_owned(), until)])
+}
+
+/// A number that nothing else made by this process has.
+fn unique() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+}

@@ -1,0 +1,100 @@
+//! Why a layer is left to containerd.
+
+use std::time::Duration;
+
+use soci_index::format::digest::Digest;
+use soci_index::image::ImageError;
+use soci_index::registry::RegistryError;
+
+use crate::fuse::forest::PlantError;
+use crate::node::remote::id_maps::IdMapsError;
+use crate::node::remote::labels::LabelError;
+use crate::node::remote::slots::SlotError;
+use crate::open::OpenError;
+
+/// What was tried in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// To have a layer for lazy reading.
+    Lazy,
+    /// To have it whole.
+    Whole,
+}
+
+impl RemoteError {
+    /// What has failed, if something has: that an image has no index, or is to be left to containerd, is no failure.
+    pub(super) const fn failure(&self) -> Option<Failed> {
+        match self {
+            Self::Off | Self::Open(OpenError::NotLazy { .. } | OpenError::NoSuchIndex { .. }) => None,
+            Self::Open(OpenError::Unpack(_)) => Some(Failed::Whole),
+            _ => Some(Failed::Lazy),
+        }
+    }
+
+    /// Whether the next layer of the image meets the same: an index that was asked for by its digest cannot be had.
+    pub(super) const fn is_lasting(&self) -> bool {
+        matches!(self, Self::Open(OpenError::NoSuchIndex { .. }))
+    }
+}
+
+/// Why a layer is not provided.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The labels do not say which layer.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// The registry cannot be set up.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The manifest is that of no platform.
+    #[error("{image} names no image that can run")]
+    NoImage {
+        /// The image.
+        image: String,
+    },
+    /// The image does not have the layer.
+    #[error("{image} has no layer {layer}")]
+    NoLayer {
+        /// The image.
+        image: String,
+        /// The layer.
+        layer: Digest,
+    },
+    /// The layer cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The layer links to files of layers below it, which a single layer cannot show.
+    #[error("layer {layer} has {links} hard links to files of lower layers")]
+    LowerLinks {
+        /// The layer.
+        layer: Digest,
+        /// How many.
+        links: usize,
+    },
+    /// There is no slot to put it.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// A mapping of owners has no number.
+    #[error(transparent)]
+    IdMaps(#[from] IdMapsError),
+    /// Its files cannot be numbered.
+    #[error(transparent)]
+    Plant(#[from] PlantError),
+    /// It took too long.
+    #[error("{what} did not come within {} s", limit.as_secs())]
+    Deadline {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// No kind of index is to be used.
+    #[error("indexes of both versions are off ([pull_modes]), and no label names one")]
+    Off,
+    /// The process is shutting down.
+    #[error("the layer was abandoned")]
+    Abandoned,
+}

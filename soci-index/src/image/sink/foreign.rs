@@ -1,0 +1,108 @@
+//! Putting things into another program's store, and telling it what refers to what.
+//!
+//! Such a store collects what nothing refers to. While an image is written it keeps what it was told to keep; each
+//! document is linked to its parts as soon as it is there, so that in the end the image's name keeps the whole.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt as _;
+
+use crate::format::digest::Digest;
+use crate::format::limits::Limits;
+use crate::format::manifest::SociIndex;
+use crate::format::model::{Descriptor, ImageIndex, ImageManifest};
+use crate::image::foreign::{ContentSink, Incoming, References};
+use crate::image::sink::SinkError;
+use crate::image::{ImageError, ImageSource};
+
+/// Puts a blob, unless it is there.
+pub(super) async fn add(
+    sink: &Arc<dyn ContentSink>,
+    digest: &Digest,
+    size: u64,
+    content: Incoming,
+) -> Result<(), SinkError> {
+    if !sink.keep(digest).await.map_err(ImageError::from)? {
+        sink.put(digest, size, content).await.map_err(ImageError::from)?;
+    }
+    Ok(())
+}
+
+/// Puts a blob that another place has. What breaks its reading is what is reported.
+pub(super) async fn copy(
+    sink: &Arc<dyn ContentSink>,
+    source: &ImageSource,
+    blob: &Descriptor,
+) -> Result<(), SinkError> {
+    let broken = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&broken);
+    let content = source.open_blob(blob).map(move |piece| {
+        piece.map_err(|error| {
+            let told = io::Error::other(error.to_string());
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            told
+        })
+    });
+    let added = add(sink, &blob.digest, blob.size, Box::pin(content)).await;
+    let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    broken.map_or(added, |error| Err(error.into()))
+}
+
+/// Tells the store what a document that is there refers to. Of an index's manifests those that are there: an image that
+/// was pulled for one platform names the others all the same.
+pub(super) async fn link(sink: &Arc<dyn ContentSink>, digest: &Digest, document: &[u8]) -> Result<(), SinkError> {
+    let mut needs = References::new();
+    for (part, needed) in references(document) {
+        if !part.starts_with("m.") || sink.keep(&needed).await.map_err(ImageError::from)? {
+            needs.push((part, needed));
+        }
+    }
+    Ok(sink.link(digest, &needs).await.map_err(ImageError::from)?)
+}
+
+/// What a document refers to, by the names that containerd's clients use, and AWS's tool for zTOCs.
+fn references(document: &[u8]) -> References {
+    let numbered = |part: &'static str, descriptors: Vec<Descriptor>| {
+        let name = move |(number, needed): (usize, Descriptor)| (format!("{part}.{number}"), needed.digest);
+        descriptors.into_iter().enumerate().map(name)
+    };
+    if let Ok(manifest) = serde_json::from_slice::<ImageManifest>(document) {
+        let part = if SociIndex::parse(document, &Limits::DEFAULT).is_ok() { "ztoc" } else { "l" };
+        let config = ("config".to_owned(), manifest.config.digest);
+        return std::iter::once(config).chain(numbered(part, manifest.layers)).collect();
+    }
+    match serde_json::from_slice::<ImageIndex>(document) {
+        Ok(index) => numbered("m", index.manifests).collect(),
+        // Whoever wrote such a document has to say what it needs.
+        Err(_) => References::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_parts() {
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        let entry = |text: &str| format!(r#"{{"mediaType":"m","digest":"{}","size":1}}"#, digest(text));
+        let config = entry("c");
+        let layers = format!("[{},{}]", entry("x"), entry("y"));
+        for (document, expected) in [
+            (
+                format!(r#"{{"schemaVersion":2,"config":{config},"layers":{layers}}}"#),
+                &[("config", "c"), ("l.0", "x"), ("l.1", "y")][..],
+            ),
+            (format!(r#"{{"schemaVersion":2,"manifests":{layers}}}"#), &[("m.0", "x"), ("m.1", "y")]),
+            (format!(r#"{{"schemaVersion":2,"config":{config}}}"#), &[("config", "c")]),
+            ("{}".to_owned(), &[]),
+            ("?".to_owned(), &[]),
+        ] {
+            let expected: References = expected.iter().map(|(part, text)| ((*part).to_owned(), digest(text))).collect();
+            assert_eq!(references(document.as_bytes()), expected, "{document}");
+        }
+        let soci = SociIndex::v2(&[], &[]).to_json();
+        assert_eq!(references(&soci), [("config".to_owned(), Digest::of(crate::format::manifest::EMPTY_CONFIG))]);
+    }
+}
