@@ -81,22 +81,82 @@ fn promises_have_their_tests() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
-/// Links between the documents lead somewhere.
+/// All documents that people read: at the top, in docs/ and in examples/.
+pub(crate) fn documents() -> Vec<String> {
+    let mut found = Vec::new();
+    for directory in ["", "docs/", "examples/"] {
+        for entry in std::fs::read_dir(root().join(directory)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".md") {
+                found.push(format!("{directory}{name}"));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The anchors of a page's headings, as forges make them.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| {
+        let lower = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        lower.chars().filter(|letter| letter.is_alphanumeric() || matches!(letter, '-' | '_')).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// Links between the documents lead somewhere: to a file, and in it to a heading.
 #[test]
 fn links_lead_somewhere() {
     let mut broken = Vec::new();
-    for document in
-        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "SEMANTICS.md", "docs/REGISTRIES.md", "examples/README.md"]
-    {
+    let documents = documents();
+    assert!(documents.len() > 20, "{documents:?}");
+    for document in &documents {
         let text = read(document);
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        for link in links.filter(|link| !link.contains("://") && !link.starts_with('#')) {
-            let file = link.split('#').next().unwrap();
-            let place = root().join(document).parent().unwrap().join(file);
-            if !place.exists() {
+        for link in links.filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let directory = root().join(document).parent().unwrap().to_owned();
+            let place = if file.is_empty() { root().join(document) } else { directory.join(file) };
+            let is_there = place.exists()
+                && (anchor.is_empty() || anchors(&std::fs::read_to_string(&place).unwrap()).contains(anchor));
+            if !is_there {
                 broken.push(format!("{document}: {link}"));
             }
         }
     }
-    assert!(broken.is_empty(), "{broken:?}");
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// Every page below docs/ can be reached from the README or from a page that can.
+#[test]
+fn pages_can_be_reached() {
+    let readme = read("README.md");
+    let lost: Vec<String> = documents().into_iter().filter(|page| page != "README.md" && !readme.contains(&format!("]({page}"))).collect();
+    assert!(lost.is_empty(), "the README does not link {lost:?}");
+}
+
+/// The README says what it is, and leaves the rest to the pages; ARCHITECTURE.md is one page.
+#[test]
+fn first_pages_are_short() {
+    for (page, lines_max) in [("README.md", 130), ("ARCHITECTURE.md", 90)] {
+        let lines = read(page).lines().count();
+        assert!(lines <= lines_max, "{page} has {lines} lines");
+    }
+}
+
+/// The table of exit codes in docs/ has those of `soci --help`, and the other way round.
+#[test]
+fn exit_codes_are_those_of_the_help() {
+    use clap::CommandFactory as _;
+    let help = soci_cli::args::Arguments::command().get_after_help().unwrap().to_string();
+    let (_, codes) = help.split_once("Exit codes:").unwrap();
+    let is_number = |word: &&str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let said: BTreeSet<&str> = codes.split_whitespace().map(|word| word.trim_end_matches([':', ','])).filter(is_number).collect();
+    let page = read("docs/publish.md");
+    let (_, table) = page.split_once("\n## Exit codes\n").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let rows: BTreeSet<&str> = table.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim).filter(is_number).filter(|code| !code.is_empty()).collect();
+    assert_eq!(rows, said);
 }

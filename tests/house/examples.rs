@@ -195,9 +195,9 @@ async fn nodes_by_the_examples_pull() {
 fn descriptors_outlive_the_service() {
     let unit = std::fs::read_to_string(node("soci-snapshotter-grpc.service")).unwrap();
     assert!(unit.lines().any(|line| line == "FileDescriptorStorePreserve=yes"));
-    let readme = std::fs::read_to_string(node("../../README.md")).unwrap();
-    assert!(readme.contains("systemctl restart soci-snapshotter-grpc"));
-    assert!(!readme.contains("systemctl stop soci-snapshotter-grpc"));
+    let page = std::fs::read_to_string(node("../../docs/node.md")).unwrap();
+    assert!(page.contains("systemctl restart soci-snapshotter-grpc"));
+    assert!(!page.contains("systemctl stop soci-snapshotter-grpc"));
 }
 
 /// The commented configuration is one that the daemon takes, as it is and with all that is commented out, and there is
@@ -320,9 +320,9 @@ fn scripts() -> Vec<(String, String)> {
     for script in pipeline.split("sh '''").skip(1) {
         scripts.push(("examples/ci/Jenkinsfile".to_owned(), script.split("'''").next().unwrap().to_owned()));
     }
-    for path in ["README.md", "docs/REGISTRIES.md", "docs/BENCHMARKS.md", "examples/README.md"] {
-        for block in read(path).split("```sh\n").skip(1) {
-            scripts.push((path.to_owned(), block.split("```").next().unwrap().to_owned()));
+    for path in crate::documents::documents() {
+        for block in read(&path).split("```sh\n").skip(1) {
+            scripts.push((path.clone(), block.split("```").next().unwrap().to_owned()));
         }
     }
     scripts

@@ -13,4 +13,6 @@ mod examples;
 #[cfg(test)]
 mod generated;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod static_binary;

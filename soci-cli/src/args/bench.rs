@@ -16,7 +16,7 @@ Of the snapshotter whose root is --root it is also told how long reads waited fo
 
   soci bench --image localhost:5000/py:v1 --snapshotter overlayfs,soci --workload 'print=python3 -c \"print()\"'
   soci bench --image localhost:5000/py:v1 --snapshotter soci,stargz:v1-esgz --workload 'shell=bash -c true' \\
-      --sim-rtt 20ms --sim-rate 100mbit --json starts.json --picture starts.png")]
+      --sim-rtt 20ms --sim-rate 100mbit --json starts.json --picture starts.svg")]
 pub struct Bench {
     /// An image in a registry without TLS; may be repeated
     #[arg(long = "image", required = true, value_name = "IMAGE")]

@@ -5,6 +5,8 @@
 //! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
 //! start with file, line and key: a typing error that is passed over is found much later.
 //!
+//! The comments of the keys are docs/configuration.md: they say what a value means and in which unit.
+//!
 //! Keys of our own: `pull_modes.leave_unindexed`, `pull_modes.foreign_layers`, `resolver.config_path` (directories of `hosts.toml` files, separated by
 //! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]`, `[limits]`, `[profile]` and `[trust]`. One
 //! default differs: version 1 indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
@@ -162,7 +164,9 @@ impl Loaded {
     }
 }
 
-fn has_effect(key: &str) -> bool {
+/// Whether a key, as `section.key`, changes something in this daemon.
+#[must_use]
+pub fn has_effect(key: &str) -> bool {
     let below = |known: &str| key.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     WITH_EFFECT.into_iter().any(below)
 }

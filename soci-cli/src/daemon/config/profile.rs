@@ -12,14 +12,14 @@ use crate::daemon::config::Prefetch;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Profile {
-    /// Fetch ahead what a profile names: the one that is published as default, else what this node saw itself.
+    /// Fetch ahead what a profile names: the published default, else the one that this node recorded.
     pub replay: bool,
-    /// Where there is no profile: fetch ahead what the files that are read name, libraries and modules.
+    /// Without a profile, fetch ahead the libraries and modules that files just read refer to.
     pub follow_names: bool,
-    /// Note what start-ups read, and remember it below the root.
+    /// Record what start-ups read, and keep it below the root directory.
     pub record: bool,
-    /// Compressed bytes that a profile may have fetched and nobody read; 0 is a quarter of the image, 16 MiB at least and
-    /// 512 MiB at most.
+    /// Compressed bytes that may be fetched by a profile and never read; 0 means a quarter of the image, at least 16
+    /// MiB and at most 512 MiB.
     pub budget_bytes: u64,
 }
 

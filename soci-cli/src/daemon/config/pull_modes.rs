@@ -11,15 +11,17 @@ use crate::daemon::config::Size;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PullModes {
-    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer store.
+    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer
+    /// store.
     pub leave_unindexed: bool,
-    /// Fetch layers that registries need not have from the URLs that the image names.
+    /// Fetch foreign (non-distributable) layers from the URLs that the image names. Size and digest are checked, but
+    /// the image then chooses which hosts this node contacts.
     pub foreign_layers: bool,
-    /// Indexes that name the image.
+    /// SOCI index, version 1, and span indexes.
     pub soci_v1: SociV1,
-    /// Indexes that the image names.
+    /// SOCI index, version 2.
     pub soci_v2: SociV2,
-    /// How whole layers are fetched by AWS.
+    /// How AWS's daemon fetches whole layers; here each layer is one stream into the layer store.
     pub parallel_pull_unpack: ParallelPullUnpack,
 }
 
@@ -27,7 +29,7 @@ pub struct PullModes {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SociV1 {
-    /// Use them.
+    /// Use indexes that refer to the image (`subject`). AWS's default is `false`.
     pub enable: bool,
 }
 
@@ -41,7 +43,7 @@ impl Default for SociV1 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SociV2 {
-    /// Use them.
+    /// Use the index that a SOCI-enabled image names.
     pub enable: bool,
 }
 
@@ -55,21 +57,22 @@ impl Default for SociV2 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelPullUnpack {
-    /// Do it.
+    /// With both versions of indexes disabled: fetch all layers whole into the layer store instead of leaving them to
+    /// containerd.
     pub enable: bool,
     /// Downloads at the same time.
     pub max_concurrent_downloads: i64,
-    /// The same for one image.
+    /// Downloads at the same time for one image.
     pub max_concurrent_downloads_per_image: i64,
     /// Bytes of one request.
     pub concurrent_download_chunk_size: Size,
     /// Layers unpacked at the same time.
     pub max_concurrent_unpacks: i64,
-    /// The same for one image.
+    /// Layers unpacked at the same time for one image.
     pub max_concurrent_unpacks_per_image: i64,
     /// Do not keep blobs.
     pub discard_unpacked_layers: bool,
-    /// Do it where there is no index.
+    /// Use this mode for images without an index.
     pub experimental_parallel_pull_as_fallback: bool,
     /// Programs that decompress, by format.
     pub decompress_streams: BTreeMap<String, DecompressStream>,

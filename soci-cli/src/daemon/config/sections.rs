@@ -18,73 +18,76 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DaemonConfig {
-    /// Where spans are kept: always in the layer store here.
+    /// Where spans are kept; always the layer store here.
     pub http_cache_type: String,
-    /// Where files are kept: always in the layer store here.
+    /// Where files are kept; always the layer store here.
     pub filesystem_cache_type: String,
-    /// Images that are remembered; 0 is 30.
+    /// Number of images whose resolution is kept in memory; 0 means 30.
     pub resolve_result_entry: i64,
-    /// Log more.
+    /// Log at level `debug`.
     pub debug: bool,
-    /// Spans are always verified.
+    /// Skip the verification of spans; here spans are always verified.
     pub disable_verification: bool,
-    /// Layers worked on at the same time; 0 is 100, negative is no limit.
+    /// Layers that are prepared at the same time; 0 means 100, a negative number means no limit.
     pub max_concurrency: i64,
-    /// Seconds that a layer may take to open; 0 is 30.
+    /// Seconds within which a layer must open before it is left to containerd; 0 means 30.
     pub mount_timeout_sec: i64,
-    /// When per-image counts are emitted.
+    /// Seconds after an image's first layer at which its operation counts are emitted as metrics; 0 means 60.
     pub fuse_metrics_emit_wait_duration_sec: i64,
-    /// Where metrics are served; empty is nowhere.
+    /// Address of `/metrics`: `HOST:PORT`, or the path of a socket; empty disables it.
     pub metrics_address: String,
-    /// What kind of address that is.
+    /// Kind of `metrics_address`: `tcp` or `unix`.
     pub metrics_network: MetricsNetwork,
     /// Serve no metrics.
     pub no_prometheus: bool,
-    /// Where a profile of the Go runtime was served.
+    /// Address of the Go profiler in AWS's daemon.
     pub debug_address: String,
-    /// How file tables are kept: there is no database of files here.
+    /// How AWS's daemon keeps file tables; there is no such database here.
     pub metadata_store: MetadataStore,
-    /// The same.
+    /// Belongs to `metadata_store`.
     pub metadata_db_no_sync: bool,
-    /// The same.
+    /// Belongs to `metadata_store`.
     pub metadata_insertion_chunk_size: i64,
-    /// Do not try overlayfs at the start.
+    /// Do not test at the start whether the root directory's file system supports overlayfs.
     pub skip_check_snapshotter_supported: bool,
-    /// How registries are asked.
+    /// Requests to registries. The values shown are those of AWS's daemon and mean this daemon's own, tuned defaults;
+    /// only other values have an effect.
     pub http: Http,
-    /// How layers are fetched.
+    /// Requests for layers. Set values take precedence over those of `[http]`.
     pub blob: Blob,
-    /// How files are cached.
+    /// AWS's file cache; there is none here.
     pub directory_cache: DirectoryCache,
-    /// What the kernel is told.
+    /// What the kernel may cache.
     pub fuse: Fuse,
-    /// What is fetched when nobody asks.
+    /// Fetching the rest of each layer while no program waits.
     pub background_fetch: BackgroundFetch,
-    /// Where indexes are kept.
+    /// Where indexes are looked for besides registries.
     pub content_store: ContentStore,
-    /// What is fetched at the start.
+    /// AWS's prefetch artifacts.
     pub prefetch: Prefetch,
-    /// Which indexes are used, and what becomes of layers without.
+    /// Which indexes are used, and what happens to layers without one.
     pub pull_modes: PullModes,
-    /// Credentials from Kubernetes.
+    /// Credentials from the secrets of a Kubernetes cluster.
     pub kubeconfig_keychain: KubeconfigKeychain,
-    /// Credentials from the kubelet.
+    /// Credentials that the kubelet sends with a pull. The kubelet's `--image-service-endpoint` must be the daemon's
+    /// socket.
     pub cri_keychain: CriKeychain,
-    /// Credentials from the kubelet's plugins.
+    /// Credentials from the kubelet's credential plugins.
     pub kubelet_keychain: KubeletKeychain,
-    /// Mirrors.
+    /// Mirrors, certificates and headers of registries.
     pub resolver: Resolver,
-    /// Repositories that hold indexes of other repositories' images.
+    /// Repositories that hold the indexes of other repositories' images; the first rule that matches is asked before
+    /// the image's own repository.
     pub index_repository: Vec<IndexRepository>,
     /// Snapshots.
     pub snapshotter: Snapshotter,
-    /// The layer store.
+    /// Disk usage.
     pub layer_store: LayerStore,
-    /// Which indexes are used before they are proven.
+    /// When an index may be used before the layer is proven.
     pub trust: Trust,
-    /// What is done with start-up profiles.
+    /// Start-up profiles.
     pub profile: Profile,
-    /// What images may make the daemon hold.
+    /// Memory that one image may cost; a layer that needs more is fetched whole or left to containerd.
     pub limits: Limits,
 }
 
@@ -135,15 +138,15 @@ impl Default for DaemonConfig {
 pub struct Http {
     /// Milliseconds to connect.
     pub dial_timeout_msec: i64,
-    /// Milliseconds until an answer begins.
+    /// Milliseconds until the response begins.
     pub response_header_timeout_msec: i64,
-    /// Milliseconds for a request.
+    /// Milliseconds for a whole request.
     pub request_timeout_msec: i64,
-    /// Attempts after the first.
+    /// Retries after the first attempt.
     pub max_retries: i64,
-    /// Milliseconds before the first.
+    /// Milliseconds of backoff before the first retry.
     pub min_wait_msec: i64,
-    /// Milliseconds at most between two.
+    /// Longest backoff in milliseconds.
     pub max_wait_msec: i64,
 }
 
@@ -164,21 +167,21 @@ impl Default for Http {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Blob {
-    /// Seconds between checks of a layer.
+    /// Seconds between two checks that a layer is still there.
     pub valid_interval: i64,
-    /// Check at every mount.
+    /// Check a layer at every mount.
     pub check_always: bool,
-    /// Seconds for a request.
+    /// Seconds for a whole request.
     pub fetching_timeout_sec: i64,
-    /// Attempts after the first.
+    /// Retries after the first attempt.
     pub max_retries: i64,
-    /// Milliseconds before the first.
+    /// Milliseconds of backoff before the first retry.
     pub min_wait_msec: i64,
-    /// Milliseconds at most between two.
+    /// Longest backoff in milliseconds.
     pub max_wait_msec: i64,
-    /// Never ask for several ranges at once: that is always so.
+    /// Request one range at a time; always so here.
     pub force_single_range_mode: bool,
-    /// Fetches of a span that came damaged.
+    /// Retries for a span that arrived damaged.
     pub max_span_verification_retries: i64,
 }
 
@@ -207,7 +210,7 @@ pub struct DirectoryCache {
     pub max_cache_fds: i64,
     /// Write through.
     pub sync_add: bool,
-    /// Not through memory.
+    /// Bypass memory.
     pub direct: bool,
 }
 
@@ -221,13 +224,13 @@ impl Default for DirectoryCache {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fuse {
-    /// Seconds that attributes are good for: unlimited here, since layers never change.
+    /// Seconds for which attributes are cached; unlimited here, since layers never change.
     pub attr_timeout: i64,
-    /// Seconds that names are good for: the same.
+    /// Seconds for which names are cached; unlimited here.
     pub entry_timeout: i64,
-    /// Seconds that missing names are good for: the same.
+    /// Seconds for which missing names are cached; unlimited here.
     pub negative_timeout: i64,
-    /// Log every request.
+    /// Log every FUSE request.
     pub log_fuse_operations: bool,
 }
 
@@ -241,17 +244,17 @@ impl Default for Fuse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackgroundFetch {
-    /// Fetch nothing.
+    /// Disable the background fetch. Layers are then not proven either.
     pub disable: bool,
-    /// Milliseconds of rest after a mount.
+    /// Milliseconds after a pull before the first background request.
     pub silence_period_msec: i64,
-    /// Milliseconds between two fetches.
+    /// Milliseconds between two background requests.
     pub fetch_period_msec: i64,
-    /// Spans that wait.
+    /// Spans that may be queued; the queue has no limit here.
     pub max_queue_size: i64,
-    /// Which of too many is dropped.
+    /// Which queued span is dropped: `newest` or `oldest`.
     pub drop_policy: DropPolicy,
-    /// Seconds between two metrics.
+    /// Seconds between two updates of the queue's metric.
     pub emit_metric_period_sec: i64,
 }
 
@@ -272,10 +275,11 @@ impl Default for BackgroundFetch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ContentStore {
-    /// Whose store.
+    /// `soci`: registries only. `containerd`: an index named by digest (by a label or by the image) and zTOCs are
+    /// looked for in containerd's content store first.
     #[serde(rename = "type")]
     pub kind: ContentStoreType,
-    /// Where containerd is.
+    /// containerd's socket. containerd also knows which other repositories an image was pulled from.
     pub containerd_address: String,
 }
 
@@ -307,9 +311,9 @@ impl ContentStore {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prefetch {
-    /// Use prefetch artifacts.
+    /// Use AWS's prefetch artifacts where no profile is published.
     pub enable: bool,
-    /// Layers that are fetched ahead at the same time; zero and less is no limit.
+    /// Layers that are prefetched at the same time; 0 or less means no limit.
     pub max_concurrency: i64,
 }
 
@@ -317,9 +321,9 @@ pub struct Prefetch {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubeconfigKeychain {
-    /// Use them.
+    /// Use all secrets of type `kubernetes.io/dockerconfigjson` in the cluster.
     pub enable_keychain: bool,
-    /// The configuration of the client.
+    /// A kubeconfig that may list and watch secrets; empty means the usual places.
     pub kubeconfig_path: String,
 }
 
@@ -327,9 +331,9 @@ pub struct KubeconfigKeychain {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CriKeychain {
-    /// Use them.
+    /// Serve the CRI image service, and use the credentials of its pulls.
     pub enable_keychain: bool,
-    /// Where the image service is.
+    /// Socket of the CRI image service that pulls are forwarded to.
     pub image_service_path: String,
 }
 
@@ -351,9 +355,9 @@ impl Default for CriKeychain {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubeletKeychain {
-    /// The kubelet's `--image-credential-provider-config`.
+    /// The kubelet's `--image-credential-provider-config`. Needs `bin_dir`.
     pub config_path: String,
-    /// The kubelet's `--image-credential-provider-bin-dir`.
+    /// The kubelet's `--image-credential-provider-bin-dir`. Needs `config_path`.
     pub bin_dir: String,
 }
 
@@ -361,13 +365,14 @@ pub struct KubeletKeychain {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resolver {
-    /// Seconds that a login is good for.
+    /// Seconds for which a login is kept.
     pub auth_client_ttl_sec: i64,
-    /// Share logins.
+    /// Share logins between layers.
     pub enable_auth_client_sharing: bool,
-    /// Directories of `hosts.toml` files, separated by colons. They need not exist.
+    /// Directories with a `hosts.toml` (containerd) or certificates (docker) per registry, separated by colons; they
+    /// need not exist.
     pub config_path: String,
-    /// Registries, by host.
+    /// Registries by host name.
     pub host: BTreeMap<String, Host>,
 }
 
@@ -386,7 +391,7 @@ impl Default for Resolver {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Host {
-    /// Who is asked before it.
+    /// Mirrors of this registry, asked before those of `hosts.toml`. A mirror that fails is skipped at once.
     pub mirrors: Vec<Mirror>,
 }
 
@@ -394,11 +399,11 @@ pub struct Host {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mirror {
-    /// Where.
+    /// Host name, with a port if needed.
     pub host: String,
-    /// Without TLS.
+    /// Use HTTP without TLS.
     pub insecure: bool,
-    /// Seconds that it may be silent; 0 is the default, negative is no limit.
+    /// Seconds without any byte after which the mirror is skipped; 0 means the default, a negative number no limit.
     pub request_timeout_sec: i64,
 }
 
@@ -406,10 +411,10 @@ pub struct Mirror {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IndexRepository {
-    /// Which images, as `HOST/REPOSITORY`; `*` is any text.
+    /// Images as `HOST/REPOSITORY`; `*` matches any text, slashes included.
     #[serde(rename = "match")]
     pub images: String,
-    /// The repository, as `HOST/NAME`.
+    /// The repository that holds their indexes, `HOST/NAME`.
     pub repository: String,
 }
 
@@ -417,9 +422,9 @@ pub struct IndexRepository {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Snapshotter {
-    /// Layers below this many compressed bytes are not read lazily.
+    /// Compressed bytes below which a layer is fetched whole.
     pub min_layer_size: i64,
-    /// Start although a layer is not there: that is always so.
+    /// Start although a layer cannot be opened; always so here.
     pub allow_invalid_mounts_on_restart: bool,
 }
 
@@ -427,9 +432,10 @@ pub struct Snapshotter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LayerStore {
-    /// Bytes of disk that layers may take; what was not used for longest goes first.
+    /// Disk that fetched layers may take, for example `50gb` (powers of 1024); least recently used layers are evicted.
+    /// Empty means no limit.
     pub quota: Size,
-    /// Bytes of disk that fetched indexes may take besides; the oldest go first.
+    /// Disk that fetched indexes may take in addition; the oldest are evicted.
     pub index_quota: Size,
 }
 

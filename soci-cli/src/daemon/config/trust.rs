@@ -10,16 +10,16 @@ use soci_fs::open::trust::{self, PolicyError, SignerRule, TrustPolicy};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trust {
-    /// When an index is used that was not proven here.
+    /// When an index is used before this node has proven the layer: `allow`, `require-signature` or `deny`.
     pub provisional: Provisional,
-    /// Files with public keys, as cosign writes them.
+    /// Public key files as cosign writes them; they count for every repository.
     pub keys: Vec<PathBuf>,
-    /// Files with certificates of signers, or of authorities for signers, as notation uses them.
+    /// Certificate files of signers or authorities, as notation uses them; they count for every repository.
     pub certificates: Vec<PathBuf>,
-    /// The same, for the images of certain repositories only.
+    /// Keys and certificates that count for some repositories only.
     pub signer: Vec<Signer>,
-    /// Seconds in all for which the source of a layer may fail before the layer, if it is in use and not proven, is suspended;
-    /// negative is for ever.
+    /// Seconds in total for which the source of an unproven layer in use may fail before the layer is suspended (its
+    /// reads fail until it is proven); a negative number means never.
     pub withheld_sec: i64,
 }
 
@@ -34,12 +34,12 @@ impl Default for Trust {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Signer {
-    /// Which images, as `HOST/REPOSITORY`; `*` is any text.
+    /// Images as `HOST/REPOSITORY`; `*` matches any text, slashes included.
     #[serde(rename = "match")]
     pub images: String,
-    /// Files with public keys, as cosign writes them.
+    /// Public key files as cosign writes them.
     pub keys: Vec<PathBuf>,
-    /// Files with certificates of signers, or of authorities for signers, as notation uses them.
+    /// Certificate files of signers or authorities, as notation uses them.
     pub certificates: Vec<PathBuf>,
 }
 
