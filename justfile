@@ -53,3 +53,7 @@ man:
     cargo run -q -p soci-cli -- man target/man
     mkdir -p target/completions
     for shell in bash zsh fish; do cargo run -q -p soci-cli -- completions $shell > target/completions/soci.$shell; done
+
+# Write what docs/configuration.md says of options and keys, after a change of these
+reference:
+    SOCI_WRITE=1 cargo test -p soci-tests --test house reference

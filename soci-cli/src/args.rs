@@ -308,15 +308,15 @@ pub struct IndexList {
     /// Span indexes, too. Without this only indexes of AWS's forms are shown, as AWS's tool shows them
     #[arg(long)]
     pub span_indexes: bool,
-    /// Which platforms.
-    #[command(flatten)]
-    pub platforms: Platforms,
     /// Print only digests
     #[arg(long, short = 'q')]
     pub quiet: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: Platforms,
 }
 
 /// `soci ztoc`

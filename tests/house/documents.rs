@@ -133,7 +133,8 @@ fn links_lead_somewhere() {
 #[test]
 fn pages_can_be_reached() {
     let readme = read("README.md");
-    let lost: Vec<String> = documents().into_iter().filter(|page| page != "README.md" && !readme.contains(&format!("]({page}"))).collect();
+    let lost: Vec<String> =
+        documents().into_iter().filter(|page| page != "README.md" && !readme.contains(&format!("]({page}"))).collect();
     assert!(lost.is_empty(), "the README does not link {lost:?}");
 }
 
@@ -153,10 +154,17 @@ fn exit_codes_are_those_of_the_help() {
     let help = soci_cli::args::Arguments::command().get_after_help().unwrap().to_string();
     let (_, codes) = help.split_once("Exit codes:").unwrap();
     let is_number = |word: &&str| word.bytes().all(|byte| byte.is_ascii_digit());
-    let said: BTreeSet<&str> = codes.split_whitespace().map(|word| word.trim_end_matches([':', ','])).filter(is_number).collect();
+    let said: BTreeSet<&str> =
+        codes.split_whitespace().map(|word| word.trim_end_matches([':', ','])).filter(is_number).collect();
     let page = read("docs/publish.md");
     let (_, table) = page.split_once("\n## Exit codes\n").unwrap();
     let table = table.split("\n## ").next().unwrap();
-    let rows: BTreeSet<&str> = table.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim).filter(is_number).filter(|code| !code.is_empty()).collect();
+    let rows: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.split('|').nth(1))
+        .map(str::trim)
+        .filter(is_number)
+        .filter(|code| !code.is_empty())
+        .collect();
     assert_eq!(rows, said);
 }

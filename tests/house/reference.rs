@@ -103,10 +103,11 @@ fn section(path: &str, title: &str, says: &str, name: &str, known: &BTreeMap<Str
 }
 
 fn has_effect_below(path: &str, name: &str, known: &BTreeMap<String, Vec<Field>>) -> bool {
-    has_effect(path) || known[name].iter().any(|field| {
-        let inner = format!("{path}.{}", field.key);
-        has_effect(&inner) || known.contains_key(&field.kind) && has_effect_below(&inner, &field.kind, known)
-    })
+    has_effect(path)
+        || known[name].iter().any(|field| {
+            let inner = format!("{path}.{}", field.key);
+            has_effect(&inner) || known.contains_key(&field.kind) && has_effect_below(&inner, &field.kind, known)
+        })
 }
 
 fn keys() -> String {
@@ -149,10 +150,14 @@ fn every_key_is_in_the_reference() {
         }
     }
     let page = keys();
-    for key in defaults().keys() {
+    for (key, value) in defaults() {
+        if value == "[]" && page.contains(&format!("### [[{key}]]")) {
+            continue;
+        }
         let last = key.rsplit('.').next().unwrap();
         let is_idle = key.split('.').next().is_some_and(|section| page.contains(&format!("`[{section}]`")));
-        let is_idle = is_idle || key.rsplit_once('.').is_some_and(|(section, _)| page.contains(&format!("`[{section}]`")));
+        let is_idle =
+            is_idle || key.rsplit_once('.').is_some_and(|(section, _)| page.contains(&format!("`[{section}]`")));
         assert!(is_idle || page.contains(&format!("`{last}`")), "{key} is not in the reference");
     }
 }

@@ -132,12 +132,12 @@ pub struct Pull {
     /// are checked like all others
     #[arg(long)]
     pub foreign_layers: bool,
-    /// What the image may make us hold.
-    #[command(flatten)]
-    pub bounds: Bounds,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// What the image may make us hold.
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,

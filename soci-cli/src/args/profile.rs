@@ -155,7 +155,7 @@ pub struct PushProfile {
     pub image: String,
     /// The profile, as `soci record` wrote it
     pub file: PathBuf,
-    /// Its name: letters, digits, - _ .
+    /// Its name, of letters, digits, `-`, `_` and `.` alone
     #[arg(long, default_value = "default", value_name = "NAME")]
     pub name: String,
     /// Use it wherever the image is mounted and no other is named

@@ -189,9 +189,6 @@ pub struct Publish {
     /// nothing is pushed then
     #[arg(long, requires = "v2")]
     pub replace_signed: bool,
-    /// Whose signatures count.
-    #[command(flatten)]
-    pub signers: Signers,
     /// Read and build, but push nothing
     #[arg(long, conflicts_with = "v2")]
     pub dry_run: bool,
@@ -201,6 +198,9 @@ pub struct Publish {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Whose signatures count.
+    #[command(flatten)]
+    pub signers: Signers,
     /// What to index, and how.
     #[command(flatten)]
     pub indexing: Indexing,

@@ -74,7 +74,8 @@ fn leaves(command: &Command, name: &str, found: &mut Vec<(String, Command)>) {
     }
 }
 
-/// Options that several commands have, by the heading that `--help` puts them under.
+/// Options that several commands have, by the heading that `--help` puts them under. In a structure of arguments what is
+/// flattened stands last: clap would give its heading to all that follows.
 #[derive(Default)]
 struct Shared {
     groups: Vec<(String, Vec<Arg>)>,
@@ -100,7 +101,9 @@ impl Shared {
         let own: Vec<&Arg> = options(command).collect();
         let mut links = Vec::new();
         for (heading, known) in &self.groups {
-            let is_own = |option: &&Arg| own.iter().any(|own| own.get_id() == option.get_id());
+            let is_own = |option: &&Arg| {
+                own.iter().any(|own| own.get_id() == option.get_id() && own.get_help_heading() == Some(heading))
+            };
             let lacking: Vec<String> = known.iter().filter(|option| !is_own(option)).map(long).collect();
             if lacking.len() == known.len() {
                 continue;
@@ -134,7 +137,8 @@ fn table<'a>(options: impl Iterator<Item = &'a Arg>) -> String {
 }
 
 fn row(option: &Arg) -> String {
-    let values = option.get_value_names().unwrap_or_default().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let values =
+        option.get_value_names().unwrap_or_default().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let name = match (option.get_long(), option.get_short()) {
         (None, _) => format!("<{values}>"),
         (Some(long), short) => {
