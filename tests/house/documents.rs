@@ -147,6 +147,23 @@ fn first_pages_are_short() {
     }
 }
 
+/// The messages that the page on troubleshooting quotes are some that the programs print.
+#[test]
+fn quoted_messages_are_printed() {
+    let crates = ["soci-index", "soci-fs", "soci-cli"].map(|name| root().join(name).join("src"));
+    let sources = crates.iter().flat_map(|directory| sources_below(directory));
+    let sources: String = sources.map(|source| std::fs::read_to_string(source).unwrap()).collect();
+    let page = read("docs/troubleshooting.md");
+    let (page, _) = page.split_once("\n## Limits\n").unwrap();
+    // What stands between backticks is code.
+    let plain: Vec<&str> = page.lines().flat_map(|line| line.split('`').step_by(2)).collect();
+    let quoted = plain.iter().flat_map(|text| text.split('"').skip(1).step_by(2)).flat_map(|text| text.split(" ..."));
+    let parts: Vec<&str> = quoted.map(|part| part.trim_start_matches(", ")).collect();
+    assert!(parts.len() > 8, "{parts:?}");
+    let missing: Vec<&&str> = parts.iter().filter(|part| !sources.contains(**part)).collect();
+    assert!(missing.is_empty(), "docs/troubleshooting.md quotes what no program says: {missing:?}");
+}
+
 /// The table of exit codes in docs/ has those of `soci --help`, and the other way round.
 #[test]
 fn exit_codes_are_those_of_the_help() {
