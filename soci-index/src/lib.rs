@@ -58,6 +58,9 @@
 //! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this project's
 //! other crates and change with them.
 //!
+//! With the feature `oci-client` its references, credentials and manifests are taken in place of this crate's
+//! (`registry::oci_client`).
+//!
 //! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 
 pub mod find;

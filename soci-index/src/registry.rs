@@ -28,6 +28,8 @@ pub mod fallback;
 mod headers;
 pub mod hosts;
 pub mod manifests;
+#[cfg(feature = "oci-client")]
+pub mod oci_client;
 pub mod redirect;
 pub mod referrers;
 pub mod retry;

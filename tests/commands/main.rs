@@ -19,6 +19,8 @@ mod local_store;
 #[cfg(test)]
 mod manners;
 #[cfg(test)]
+mod oci_client;
+#[cfg(test)]
 mod peer;
 #[cfg(test)]
 mod profile;

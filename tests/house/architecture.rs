@@ -88,9 +88,10 @@ const IMPURE: [&str; 12] = [
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 28] = [
+const FOREIGN: [(&str, &[&str]); 29] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_spec", &["soci-index/src/format/reference/grammar.rs"]),
+    ("oci_client", &["soci-index/src/registry/oci_client.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
     ("planus", &["soci-index/src/format/ztoc/flat_read.rs", "soci-index/src/format/ztoc/zinfo.rs"]),
