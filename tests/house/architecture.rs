@@ -91,7 +91,7 @@ const IMPURE: [&str; 12] = [
 const FOREIGN: [(&str, &[&str]); 29] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_spec", &["soci-index/src/format/reference/grammar.rs"]),
-    ("oci_client", &["soci-index/src/registry/oci_client.rs"]),
+    ("oci_client", &["soci-index/src/registry/oci_client.rs", "examples/src/bin/with_oci_client.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
     ("planus", &["soci-index/src/format/ztoc/flat_read.rs", "soci-index/src/format/ztoc/zinfo.rs"]),
