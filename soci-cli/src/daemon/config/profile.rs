@@ -18,8 +18,8 @@ pub struct Profile {
     pub follow_names: bool,
     /// Note what start-ups read, and remember it below the root.
     pub record: bool,
-    /// Compressed bytes that a profile may have fetched and nobody read; 0 is a quarter of the image, 16 MiB at least and
-    /// 512 MiB at most.
+    /// Compressed bytes that a profile may prefetch without their being read; 0 is a quarter of the image, 16 MiB at
+    /// least and 512 MiB at most.
     pub budget_bytes: u64,
 }
 

@@ -56,9 +56,9 @@ pub struct DaemonConfig {
     pub blob: Blob,
     /// How files are cached.
     pub directory_cache: DirectoryCache,
-    /// What the kernel is told.
+    /// Options of the kernel's FUSE cache.
     pub fuse: Fuse,
-    /// What is fetched when nobody asks.
+    /// Background fetching.
     pub background_fetch: BackgroundFetch,
     /// Where indexes are kept.
     pub content_store: ContentStore,
@@ -217,15 +217,15 @@ impl Default for DirectoryCache {
     }
 }
 
-/// What the kernel is told.
+/// Options of the kernel's FUSE cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fuse {
-    /// Seconds that attributes are good for: unlimited here, since layers never change.
+    /// Seconds that attributes are valid: unlimited here, since layers never change.
     pub attr_timeout: i64,
-    /// Seconds that names are good for: the same.
+    /// Seconds that names are valid: the same.
     pub entry_timeout: i64,
-    /// Seconds that missing names are good for: the same.
+    /// Seconds that missing names are valid: the same.
     pub negative_timeout: i64,
     /// Log every request.
     pub log_fuse_operations: bool,
@@ -237,7 +237,7 @@ impl Default for Fuse {
     }
 }
 
-/// What is fetched when nobody asks.
+/// Background fetching.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackgroundFetch {
@@ -361,7 +361,7 @@ pub struct KubeletKeychain {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resolver {
-    /// Seconds that a login is good for.
+    /// Seconds that a login is valid.
     pub auth_client_ttl_sec: i64,
     /// Share logins.
     pub enable_auth_client_sharing: bool,
@@ -386,11 +386,11 @@ impl Default for Resolver {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Host {
-    /// Who is asked before it.
+    /// Hosts that are asked before it.
     pub mirrors: Vec<Mirror>,
 }
 
-/// Somebody who has what a registry has.
+/// A mirror of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mirror {
