@@ -22,7 +22,7 @@ pub use bench::Bench;
 pub use node::{Bounds, Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
 pub use profile::{Inside, Profile, PushProfile, Record};
 pub use publish::{
-    Building, Convert, Create, Existing, Fineness, Format, FormatName, Forms, Indexing, Optimization, Prefetch,
+    Building, Convert, Create, Existing, Format, FormatName, Forms, IndexSpanSize, Indexing, Optimization, Prefetch,
     Publish, Push, Signers, Verify,
 };
 pub use serve::ServeWebhook;
@@ -105,7 +105,7 @@ fn content_store(text: &str) -> Result<ContentStore, String> {
     }
 }
 
-/// Where containerd listens, unless it is told otherwise.
+/// Default address of containerd.
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 impl Global {

@@ -37,7 +37,7 @@ const CONFIG_FILE: &str = "/etc/soci-snapshotter-grpc/config.toml";
 const WORKER_ENVIRONMENT: [(&str, &str); 3] =
     [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "8388608"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
 
-/// How long a worker may take to end before it is killed. Longer than the worker gives to calls that are under way.
+/// How long a worker may take to end before it is killed. Longer than the worker gives to calls that are in progress.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Carries out the command line.
@@ -82,7 +82,7 @@ fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
         worker.extend(["--config".into(), absolute.into()]);
     }
     supervisor::run(SupervisorOptions {
-        program: crate::args::config::own_program().context("cannot tell which program this is")?,
+        program: crate::args::config::own_program().context("cannot determine the path of this program")?,
         arguments: worker,
         environment: &WORKER_ENVIRONMENT,
         mountpoint: worker::mountpoint(root),

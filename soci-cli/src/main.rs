@@ -20,8 +20,8 @@ fn main() -> ExitCode {
             if let Some(reported) = error.downcast_ref::<exit::Reported>() {
                 return reported.code.into();
             }
-            // With standard error gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "soci: {}", output::clean(&exit::words(&error)));
+            // With standard error closed the message has no destination.
+            let _ = writeln!(std::io::stderr(), "soci: {}", output::clean(&exit::message(&error)));
             exit::code(&error).into()
         }
     }

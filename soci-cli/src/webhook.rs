@@ -1,4 +1,4 @@
-//! `soci serve-webhook`: a registry tells of every push, and the image is indexed, without a change to any pipeline.
+//! `soci serve-webhook`: indexes each image that a registry announces by a webhook, without a change to any pipeline.
 //!
 //! Four parts. [`event`] reads what Harbor and the distribution project's registry send, and says what is of no
 //! interest and why; [`queue`] decides what is done when, and is stepped from outside; [`journal`] keeps on disk what

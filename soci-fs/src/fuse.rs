@@ -1,18 +1,18 @@
 //! Serves an [`image::Image`] or a [`forest::Forest`] to the kernel: the only folder that knows the FUSE library.
 //!
-//! Neither ever changes, but for the few things that they say do, so the kernel may keep what it is told for ever: names
-//! (also that a name does not exist), attributes, directories, link targets, pages. `open` and `opendir` are answered
-//! "not implemented" where the kernel then stops asking, and so is `getxattr` when no file of an image has extended
+//! Neither ever changes, but for the few things that they say do, so the kernel may cache replies for ever: names (also
+//! that a name does not exist), attributes, directories, link targets, pages. `open` and `opendir` are answered "not
+//! implemented" where the kernel then stops asking, and so is `getxattr` when no file of an image has extended
 //! attributes; `listxattr` answers an empty list then, as on any other file system.
 //!
 //! A request is answered by the thread that received it when all it needs is on this node. Else it becomes a task, and
 //! the thread goes on to the next request: the network never holds up a FUSE thread.
 //!
-//! An image is mounted by the library and served until it is unmounted. A forest is served on a device that somebody
-//! else has opened, mounted and keeps; see `takeover`.
+//! An image is mounted by the library and served until it is unmounted. A forest is served on a device that the
+//! supervisor has opened, mounted and keeps; see `takeover`.
 //!
-//! [`image`] answers for one merged image, [`forest`] for all layers of a node side by side, [`mount`] hands either to the
-//! kernel. The room uses `tree`, `layer` and `foresight`; `node` and `soci mount` use it.
+//! [`image`] answers for one merged image, [`forest`] for all layers of a node at once, [`mount`] hands either to
+//! the kernel. The room uses `tree`, `layer` and `foresight`; `node` and `soci mount` use it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -41,8 +41,8 @@ pub(crate) mod takeover;
 
 use adapter::Adapter;
 
-/// Requests that the kernel may have under way in the background, of which read-ahead is one kind; its own default of 12
-/// leaves a fast connection idle.
+/// Requests that the kernel may have in progress in the background, of which read-ahead is one kind; its own default of
+/// 12 leaves a fast connection idle.
 const BACKGROUND_MAX: u16 = 256;
 
 /// Largest read, and the kernel's own limit (256 pages).

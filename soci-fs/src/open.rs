@@ -8,7 +8,7 @@
 //! | has a TOC or zTOC that is sound, may be used ([`TrustPolicy`]) and was not found to be wrong, and is not small | lazy: spans on demand |
 //! | all others: small, without an index, index malformed | streamed whole, checked, indexed on the fly |
 //!
-//! The span index goes before AWS's; where a layer's part of it cannot be had or read, AWS's is asked.
+//! The span index goes before AWS's; where a layer's part of it cannot be obtained or read, AWS's is asked.
 //!
 //! All layers are opened at the same time. What is opened lazily is kept under the claim that this image makes, and no other
 //! image gets it unless it would have made the same ([`crate::layer::store::Claim`]). Invariant: a zTOC that does not fit its layer
@@ -120,7 +120,7 @@ impl Default for OpenOptions {
 /// Which kinds of indexes are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexModes {
-    /// Version 1: a manifest that refers to the image's. Whoever may push to the repository can add one.
+    /// Version 1: a manifest that refers to the image's. Every client with push access to the repository can add one.
     pub referring: bool,
     /// Version 2: a manifest that the image's own names in an annotation.
     pub annotated: bool,
@@ -194,57 +194,25 @@ pub enum OpenError {
     IndexStore(#[from] BlobStoreError),
     /// The index that was asked for is not there.
     #[error("there is no index {digest} of the image in the local store or beside the image")]
-    NoSuchIndex {
-        /// What was asked for.
-        digest: Box<Digest>,
-    },
+    NoSuchIndex { digest: Box<Digest> },
     /// No place has a part of the index.
     #[error("no place has the index's blob {blob}: {tried}")]
-    NoPart {
-        /// The blob.
-        blob: Box<Digest>,
-        /// What each place said.
-        tried: String,
-    },
+    NoPart { blob: Box<Digest>, tried: String },
     /// The layer cannot be read lazily, and nothing else was allowed.
     #[error("layer {layer} cannot be read lazily: {reason}")]
-    NotLazy {
-        /// The layer.
-        layer: Box<Digest>,
-        /// Why.
-        reason: String,
-    },
-    /// The profile that was named cannot be had.
+    NotLazy { layer: Box<Digest>, reason: String },
+    /// The profile that was named cannot be obtained.
     #[error(transparent)]
     Profile(#[from] ProfilesError),
     /// What the image says of the layer was found to be wrong before.
-    #[error("layer {layer}: {reason}; the image is wrong, or somebody has changed it: pull one that was built anew")]
-    Condemned {
-        /// The layer.
-        layer: Box<Digest>,
-        /// What was found.
-        reason: String,
-    },
+    #[error("layer {layer}: {reason}; the image is damaged or was tampered with: pull one that was built anew")]
+    Condemned { layer: Box<Digest>, reason: String },
     /// The layer is no tar, or nothing can be known of it.
     #[error("layer {layer} ({media_type}) cannot be shown: {reason}")]
-    NotALayer {
-        /// The layer.
-        layer: Box<Digest>,
-        /// What the image says it is.
-        media_type: String,
-        /// Why not.
-        reason: String,
-    },
+    NotALayer { layer: Box<Digest>, media_type: String, reason: String },
     /// The layer is not with the image, and was not fetched from elsewhere.
     #[error("layer {layer} ({media_type}) cannot be shown: {}", Skip::Foreign { urls: urls.clone() })]
-    Foreign {
-        /// The layer.
-        layer: Box<Digest>,
-        /// What the image says it is.
-        media_type: String,
-        /// Where it is to be had.
-        urls: Vec<String>,
-    },
+    Foreign { layer: Box<Digest>, media_type: String, urls: Vec<String> },
     /// A layer could not be streamed.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
@@ -270,7 +238,6 @@ pub enum Way {
 /// What became of a layer.
 #[derive(Debug, Clone)]
 pub struct LayerNote {
-    /// The layer.
     pub layer: Descriptor,
     /// How it was opened.
     pub way: Way,
@@ -317,7 +284,7 @@ impl ImageOpener {
     /// Finds the index of `image`. Readers will run their work on `runtime`.
     ///
     /// # Errors
-    /// [`OpenError`] when nobody can be asked, or the index that was named is not there.
+    /// [`OpenError`] when no registry can be asked, or the named index does not exist.
     pub async fn new(
         source: ImageSource,
         image: PlatformImage,
@@ -342,7 +309,6 @@ impl ImageOpener {
         Ok(Self { source, image, store, options, runtime, found, doubt, profile, pack, fallback: OnceCell::new() })
     }
 
-    /// The image.
     #[must_use]
     pub const fn image(&self) -> &PlatformImage {
         &self.image
@@ -375,7 +341,7 @@ impl ImageOpener {
     /// Fetches the profile that was chosen.
     ///
     /// # Errors
-    /// [`OpenError::Profile`] for one that was named; a default that cannot be had is only told of.
+    /// [`OpenError::Profile`] for one that was named; an unavailable default is only logged.
     pub async fn fetch_profile(&self) -> Result<Option<Wanted>, OpenError> {
         let Some(published) = &self.profile else { return Ok(None) };
         optional(fetch(&self.source, published).await.map(Some), &self.options.profile)

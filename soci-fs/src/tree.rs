@@ -1,10 +1,10 @@
 //! The file tree of one layer, or of several merged: flat arrays that answer lookups without a database.
 //!
-//! A layer's file table is a list; a file system is a tree with rules (parents that nobody mentioned, names given
-//! twice, hard links, white-outs). [`Tree::of_layer`] applies the rules of tar extraction once, and the result is three
-//! arrays: nodes of fixed size, directory entries sorted by name within each directory, and one blob of names. Roads not
-//! taken: a map of paths (memory for every full path), and a database (seconds of CPU for 100,000 files). Fixed-size
-//! plain records leave the way open to mapping the arrays from a file.
+//! A layer's file table is a list; a file system is a tree with rules (implied parents, duplicate names, hard links,
+//! white-outs). [`Tree::of_layer`] applies the rules of tar extraction once, and the result is three arrays: nodes of
+//! fixed size, directory entries sorted by name within each directory, and one blob of names. Roads not taken: a map of
+//! paths (memory for every full path), and a database (seconds of CPU for 100,000 files). Fixed-size plain records
+//! leave the way open to mapping the arrays from a file.
 //!
 //! A node holds no attributes. It names the layer and the entry that has them, so a tree costs 24 bytes per file and 12
 //! bytes plus the name per directory entry; see [`crate::tree::attributes`].
@@ -45,7 +45,6 @@ impl NodeNumber {
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeKind {
-    /// A directory.
     Directory,
     /// A regular file.
     Regular,
@@ -53,7 +52,6 @@ pub enum NodeKind {
     Symlink,
     /// A character device.
     CharDevice,
-    /// A block device.
     BlockDevice,
     /// A named pipe.
     Fifo,
@@ -121,9 +119,7 @@ struct Dirent {
 /// A name in a directory and the node it leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Child<'tree> {
-    /// The name.
     pub name: &'tree [u8],
-    /// The node.
     pub node: NodeNumber,
 }
 
@@ -158,7 +154,6 @@ pub(crate) struct ForeignLink {
 pub struct Skipped {
     /// Position in the layer's table.
     pub entry: u32,
-    /// Why.
     pub reason: SkipReason,
 }
 
@@ -193,20 +188,10 @@ pub enum SkipReason {
 pub enum TreeError {
     /// More nodes, names or bytes of names than 32 bits can count.
     #[error("the file tree has more than {limit} {what}")]
-    TooLarge {
-        /// What there is too much of.
-        what: &'static str,
-        /// The cap.
-        limit: u32,
-    },
+    TooLarge { what: &'static str, limit: u32 },
     /// More layers than 16 bits can count.
     #[error("{layers} layers are more than the {limit} that one tree can merge")]
-    TooManyLayers {
-        /// How many.
-        layers: usize,
-        /// The cap.
-        limit: u16,
-    },
+    TooManyLayers { layers: usize, limit: u16 },
 }
 
 impl Tree {

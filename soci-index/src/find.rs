@@ -6,7 +6,7 @@
 //! 2. Only an index that can be read and whose `subject` is the image's manifest, or (version 2) that the image's manifest
 //!    names in an annotation.
 //! 3. One in a repository that the operator named for the image goes before all others, in the order in which they were
-//!    named: the operator's word against that of anybody who may push.
+//!    named: the operator's choice takes precedence over that of any user with push access.
 //! 4. The span index goes before the version 2 index that the image names, and that before AWS's version 1.
 //! 5. The one that has tables of the most layers: what was published again with a smaller `--min-layer-size` is used, and
 //!    ours say nothing of their time, which would make two of one image differ.
@@ -60,7 +60,7 @@ pub mod sweep;
 
 pub use self::gathered::Gathered;
 
-use self::choose::{Candidate, PassedOver, Place, Reason};
+use self::choose::{Candidate, IndexPlace, PassedOver, Reason};
 use self::gathered::{Unasked, candidate};
 
 /// How long a place may take to answer where it can be done without.
@@ -112,7 +112,7 @@ impl Kept {
         self.origins.as_ref().is_some_and(|origins| origins.iter().any(|origin| origin == place))
     }
 
-    fn as_copy_of(&self, place: Place) -> Candidate {
+    fn as_copy_of(&self, place: IndexPlace) -> Candidate {
         Candidate { place, cached: true, ..self.candidate.clone() }
     }
 }
@@ -165,9 +165,9 @@ impl<'a> Search<'a> {
             return Ok(gathered);
         }
         self.named_repositories(&fetched, &mut gathered).await;
-        let is_decided = gathered.candidates.iter().any(|found| matches!(found.place, Place::Named { .. }));
+        let is_decided = gathered.candidates.iter().any(|found| matches!(found.place, IndexPlace::Named { .. }));
         if self.own.is_some() && is_decided && !self.thorough {
-            gathered.passed_over.push(PassedOver::place(Place::Beside, Reason::NotNeeded));
+            gathered.passed_over.push(PassedOver::place(IndexPlace::Beside, Reason::NotNeeded));
         } else if let Some(own) = self.own {
             self.own_place(own, &fetched, &mut gathered).await?;
             self.by_digest(own, &mut gathered).await;
@@ -187,12 +187,12 @@ impl<'a> Search<'a> {
         };
         let which = self.named.map_or(Which::Newest, Which::Named);
         let listed = list_layout(layout, &self.subject, which, self.referring)?;
-        gathered.reject(&listed, &Place::Local);
+        gathered.reject(&listed, &IndexPlace::Local);
         let mut kept: Vec<Kept> = listed
             .found
             .into_iter()
             .filter(|found| counts(&found.raw.digest))
-            .map(|found| Kept { origins: origins(&found.raw.digest), candidate: candidate(found, Place::Local) })
+            .map(|found| Kept { origins: origins(&found.raw.digest), candidate: candidate(found, IndexPlace::Local) })
             .collect();
         let is_version_2 = |entry: &&Descriptor| {
             counts(&entry.digest) && (self.annotated == Some(entry.digest) || entry.kind() == INDEX_V2)
@@ -201,9 +201,9 @@ impl<'a> Search<'a> {
             self.named.copied().or(self.annotated).and_then(|digest| entries.get(&digest)).filter(is_version_2)
             && let Some(raw) = Store::Layout(layout.clone()).manifest(entry)?
         {
-            match version_2(entry.digest, raw.bytes, Place::Local) {
+            match version_2(entry.digest, raw.bytes, IndexPlace::Local) {
                 Ok(candidate) => kept.push(Kept { origins: origins(&entry.digest), candidate }),
-                Err(reason) => gathered.unfit(entry.digest, Place::Local, reason),
+                Err(reason) => gathered.unfit(entry.digest, IndexPlace::Local, reason),
             }
         }
         Ok(kept)
@@ -223,10 +223,10 @@ impl<'a> Search<'a> {
     }
 
     /// The image's places with their names.
-    fn places(&self) -> impl Iterator<Item = (Place, String)> + '_ {
+    fn places(&self) -> impl Iterator<Item = (IndexPlace, String)> + '_ {
         let named = self.repositories.iter().enumerate();
         let named = named.map(|(position, repository)| (named_place(position, repository), repository.to_string()));
-        named.chain(self.own_name().map(|name| (Place::Beside, name)))
+        named.chain(self.own_name().map(|name| (IndexPlace::Beside, name)))
     }
 
     /// Copies that no answer can change.
@@ -237,7 +237,7 @@ impl<'a> Search<'a> {
                 continue;
             }
             let Some((place, _)) = self.places().find(|(_, name)| kept.is_of(name)) else { continue };
-            let place = if self.annotated.as_ref() == Some(digest) { Place::Image } else { place };
+            let place = if self.annotated.as_ref() == Some(digest) { IndexPlace::Image } else { place };
             gathered.candidates.push(kept.as_copy_of(place));
         }
     }
@@ -249,9 +249,13 @@ impl<'a> Search<'a> {
         let (Some(content), Some(digest)) = (self.content, wanted) else { return };
         let Ok(Some(raw)) = content.manifest_by_digest(digest).await else { return };
         let is_own = self.annotated == Some(digest);
-        match if is_own { version_2(digest, raw.bytes, Place::Image) } else { self.asked_for(raw, Place::Local) } {
+        match if is_own {
+            version_2(digest, raw.bytes, IndexPlace::Image)
+        } else {
+            self.asked_for(raw, IndexPlace::Local)
+        } {
             Ok(candidate) => gathered.candidates.push(candidate),
-            Err(reason) => gathered.unfit(digest, Place::Local, reason),
+            Err(reason) => gathered.unfit(digest, IndexPlace::Local, reason),
         }
     }
 
@@ -304,7 +308,7 @@ impl<'a> Search<'a> {
             ImageSource::Store { store: Store::Layout(layout), .. } => {
                 let which = self.named.map_or(Which::Newest, Which::Named);
                 let listed = list_layout(layout, &self.subject, which, self.referring)?;
-                gathered.add(Ok(listed), &Place::Beside, "", &[]);
+                gathered.add(Ok(listed), &IndexPlace::Beside, "", &[]);
                 self.annotated(own, gathered).await;
             }
             ImageSource::Store { .. } | ImageSource::Foreign(_) => self.annotated(own, gathered).await,
@@ -320,17 +324,17 @@ impl<'a> Search<'a> {
         fetched: &[Kept],
         gathered: &mut Gathered,
     ) {
-        // AWS's version 1 is of use only where the image names no index, so one question does for most images.
+        // AWS's version 1 is used only if the image names no index, so one request is enough for most images.
         let in_turn = self.annotated.is_some() && self.named.is_none() && !self.thorough;
         let (first, rest) = match self.referring {
             [first, rest @ ..] if in_turn => (std::slice::from_ref(first), rest),
             all => (all, &[][..]),
         };
         let (listed, ()) = tokio::join!(self.ask(lists, name, fetched, first), self.annotated(own, gathered));
-        gathered.add(listed, &Place::Beside, name, fetched);
+        gathered.add(listed, &IndexPlace::Beside, name, fetched);
         if !rest.is_empty() && !gathered.candidates.iter().any(Candidate::is_before_version_1) {
             let listed = self.ask(lists, name, fetched, rest).await;
-            gathered.add(listed, &Place::Beside, name, fetched);
+            gathered.add(listed, &IndexPlace::Beside, name, fetched);
         }
     }
 
@@ -341,13 +345,13 @@ impl<'a> Search<'a> {
             return;
         }
         match own.manifest_by_digest(digest).await {
-            Ok(Some(raw)) => match version_2(digest, raw.bytes, Place::Image) {
+            Ok(Some(raw)) => match version_2(digest, raw.bytes, IndexPlace::Image) {
                 Ok(candidate) => gathered.candidates.push(candidate),
-                Err(reason) => gathered.unfit(digest, Place::Image, reason),
+                Err(reason) => gathered.unfit(digest, IndexPlace::Image, reason),
             },
-            Ok(None) => gathered.unfit(digest, Place::Image, "it is not there".to_owned()),
-            Err(ImageError::Registry(error)) => gathered.fail(Place::Image, Unasked::Failed(error)),
-            Err(error) => gathered.unfit(digest, Place::Image, error.to_string()),
+            Ok(None) => gathered.unfit(digest, IndexPlace::Image, "it is not there".to_owned()),
+            Err(ImageError::Registry(error)) => gathered.fail(IndexPlace::Image, Unasked::Failed(error)),
+            Err(error) => gathered.unfit(digest, IndexPlace::Image, error.to_string()),
         }
     }
 
@@ -356,18 +360,18 @@ impl<'a> Search<'a> {
     async fn by_digest(&self, own: &ImageSource, gathered: &mut Gathered) {
         let Some(named) = self.named.filter(|_| gathered.candidates.is_empty()) else { return };
         match own.manifest_by_digest(*named).await {
-            Ok(Some(raw)) => match self.asked_for(raw, Place::Beside) {
+            Ok(Some(raw)) => match self.asked_for(raw, IndexPlace::Beside) {
                 Ok(candidate) => gathered.candidates.push(candidate),
-                Err(reason) => gathered.unfit(*named, Place::Beside, reason),
+                Err(reason) => gathered.unfit(*named, IndexPlace::Beside, reason),
             },
             Ok(None) => {}
-            Err(ImageError::Registry(error)) => gathered.fail(Place::Beside, Unasked::Failed(error)),
-            Err(error) => gathered.unfit(*named, Place::Beside, error.to_string()),
+            Err(ImageError::Registry(error)) => gathered.fail(IndexPlace::Beside, Unasked::Failed(error)),
+            Err(error) => gathered.unfit(*named, IndexPlace::Beside, error.to_string()),
         }
     }
 
     /// Reads an index that was asked for by its digest: of version 2, or one that refers to the image.
-    fn asked_for(&self, found: RawManifest, place: Place) -> Result<Candidate, String> {
+    fn asked_for(&self, found: RawManifest, place: IndexPlace) -> Result<Candidate, String> {
         let RawManifest { digest, bytes: raw, .. } = found;
         let manifest: ImageManifest = serde_json::from_slice(&raw).map_err(|error| error.to_string())?;
         let index = IndexManifest::parse(manifest.kind(), &raw, &Limits::DEFAULT).map_err(|error| error.to_string())?;
@@ -391,7 +395,7 @@ impl<'a> Search<'a> {
             let origin = kept.origins.iter().flatten().cloned().collect::<Vec<_>>().join(", ");
             let (place, reason) = match ours {
                 Some((place, _)) => (place, Reason::Gone),
-                None => (Place::Local, Reason::Foreign { origin }),
+                None => (IndexPlace::Local, Reason::Foreign { origin }),
             };
             // A place that was not asked, or could not be, is mentioned already.
             let is_told = gathered.passed_over.iter().any(|other| other.digest.is_none() && other.place == place);
@@ -404,7 +408,7 @@ impl<'a> Search<'a> {
 }
 
 /// Reads the index that an image names.
-fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, String> {
+fn version_2(digest: Digest, raw: Bytes, place: IndexPlace) -> Result<Candidate, String> {
     match SociIndex::parse(&raw, &Limits::DEFAULT) {
         Ok(index) if index.version() == 2 => {
             // An image names one only, so its time decides nothing.
@@ -416,6 +420,6 @@ fn version_2(digest: Digest, raw: Bytes, place: Place) -> Result<Candidate, Stri
     }
 }
 
-fn named_place(position: usize, repository: &Repository) -> Place {
-    Place::Named { position, repository: repository.to_string() }
+fn named_place(position: usize, repository: &Repository) -> IndexPlace {
+    IndexPlace::Named { position, repository: repository.to_string() }
 }

@@ -1,11 +1,11 @@
 //! Images, wherever they are: on a registry, in an OCI layout directory, in an archive, in another program's store.
 //!
-//! An [`ImageSource`] finds the manifests of the platforms that are wanted and gives out their blobs. Whoever indexes,
-//! verifies or mounts an image needs nothing else, and does not see where it comes from. It is an enum, not a trait:
-//! the places are known, and those on the disk share their reading code; only for stores whose protocol this crate does
-//! not speak there is a trait, [`foreign::ContentStore`]. Invariants: a [`PlatformImage`] has been
-//! checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every
-//! parsed document; attestations and artifacts are never taken for images.
+//! An [`ImageSource`] finds the manifests of the requested platforms and serves their blobs. Indexing, verifying and
+//! mounting an image need nothing else and are independent of where it comes from. It is an enum, not a trait: the
+//! places are known, and those on the disk share their reading code; only for stores whose protocol this crate does not
+//! speak there is a trait, [`foreign::ContentStore`]. Invariants: a [`PlatformImage`] has been checked as a whole
+//! (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every parsed document;
+//! attestations and artifacts are never taken for images.
 //!
 //! The room uses `format` and `registry`; `find` and `publish` use it. [`sink`] is where things are written to, [`output`]
 //! how files are: never half, and never in place of a device.
@@ -73,18 +73,14 @@ pub struct PlatformImage {
 /// Where an image is.
 #[derive(Debug, Clone)]
 pub enum ImageSource {
-    /// On a registry.
     Registry {
-        /// The repository.
         repository: Repository,
-        /// Which manifest.
         name: ManifestName,
     },
     /// In a layout directory or archive.
     Store {
         /// The layout.
         store: Store,
-        /// Its tag there.
         tag: Option<String>,
     },
     /// In a store that another crate reads.
@@ -164,20 +160,20 @@ impl ImageSource {
     /// # Errors
     /// [`ImageError`] when one of them is missing or malformed.
     pub async fn resolve(&self, selection: &PlatformSelection) -> Result<Vec<PlatformImage>, ImageError> {
-        self.resolve_telling(selection, |_| {}).await
+        self.resolve_with(selection, |_| {}).await
     }
 
-    /// The same; `told` hears the digest of each of these images as soon as it is known, which is before the image is here.
+    /// The same; `on_digest` receives the digest of each of these images as soon as it is known, which is before the image is here.
     ///
     /// # Errors
     /// As [`ImageSource::resolve`].
-    pub async fn resolve_telling(
+    pub async fn resolve_with(
         &self,
         selection: &PlatformSelection,
-        told: impl FnMut(&Digest),
+        on_digest: impl FnMut(&Digest),
     ) -> Result<Vec<PlatformImage>, ImageError> {
         let (candidates, root) = self.candidates().await?;
-        self.resolve_among(candidates, root, selection, told).await
+        self.resolve_among(candidates, root, selection, on_digest).await
     }
 
     /// The same, and [`ImageSource::root`] beside it: a registry is asked for that once, so both are of the same moment.
@@ -202,7 +198,7 @@ impl ImageSource {
         mut candidates: Vec<Descriptor>,
         root: Option<RawManifest>,
         selection: &PlatformSelection,
-        mut told: impl FnMut(&Digest),
+        mut on_digest: impl FnMut(&Digest),
     ) -> Result<Vec<PlatformImage>, ImageError> {
         if let (Self::Foreign(store), PlatformSelection::AllPresent) = (self, selection) {
             candidates = foreign::held(&**store, candidates).await?;
@@ -214,10 +210,10 @@ impl ImageSource {
             }
             _ => None,
         };
-        only.iter().for_each(&mut told);
+        only.iter().for_each(&mut on_digest);
         let mut offered = Vec::new();
         for descriptor in candidates {
-            // Without a platform in the index only the configuration can tell.
+            // Without a platform in the index only the configuration names it.
             offered.push(match descriptor.platform.clone() {
                 Some(platform) => (platform, descriptor, None),
                 None => {
@@ -230,7 +226,7 @@ impl ImageSource {
         for place in self.choose(selection, offered.iter().map(|(platform, ..)| platform))? {
             let Some((_, descriptor, loaded)) = offered.get(place) else { continue };
             if only.is_none() {
-                told(&descriptor.digest);
+                on_digest(&descriptor.digest);
             }
             images.push(match loaded {
                 Some(image) => image.clone(),

@@ -67,27 +67,16 @@ pub enum IndexError {
     #[error(
         "span size {span_bytes} is not possible for this layer: it must be between 1 and 2^63 - 1 (0 is possible for gzip)"
     )]
-    SpanSize {
-        /// What was asked for.
-        span_bytes: u64,
-    },
+    SpanSize { span_bytes: u64 },
     /// The same for a span index.
     #[error("span size {span_bytes} is not possible for a span index: it must be between 1 and 2^40")]
-    CompactSpanSize {
-        /// What was asked for.
-        span_bytes: u64,
-    },
+    CompactSpanSize { span_bytes: u64 },
     /// The span index could not be written.
     #[error("no span index of the layer: {0}")]
     Compact(#[from] EncodeError),
     /// More checkpoints than [`Limits::spans_max`].
     #[error("the layer has more than {cap} spans; choose a larger span size than {span_bytes}")]
-    Spans {
-        /// The cap.
-        cap: usize,
-        /// What was asked for.
-        span_bytes: u64,
-    },
+    Spans { cap: usize, span_bytes: u64 },
     /// What was built does not pass our own checks: see the text.
     #[error("the layer's index would not be usable: {0}")]
     Unusable(#[from] ZtocError),
@@ -96,7 +85,6 @@ pub enum IndexError {
 /// What one pass over a layer found.
 #[derive(Debug, Clone)]
 pub struct Indexed {
-    /// The index.
     pub index: LayerIndex,
     /// Digest of the layer blob.
     pub layer_digest: Digest,
@@ -105,7 +93,7 @@ pub struct Indexed {
     /// Length of the whole uncompressed stream, padding behind the tar's end included (so at least
     /// `index.uncompressed_size`).
     pub stream_bytes: u64,
-    /// Why the layer cannot be told in a zTOC, if so.
+    /// Why a zTOC cannot represent the layer, if so.
     pub obstacle: Option<Obstacle>,
     /// The span index, if it was asked for, or why there is none.
     pub compact: Option<Result<Encoded, IndexError>>,

@@ -23,7 +23,7 @@ use bytes::Bytes;
 
 pub use self::report::{Done, Report, SpanReport};
 
-use crate::find::choose::{Candidate, Place, choose};
+use crate::find::choose::{Candidate, IndexPlace, choose};
 use crate::find::discover::Refused;
 use crate::format::digest::Digest;
 use crate::format::icon;
@@ -51,7 +51,6 @@ pub enum PublishError {
     /// The image could not be read.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// Where the index, or the image, should go.
@@ -62,86 +61,38 @@ pub enum PublishError {
     Store(#[from] StoreError),
     /// What the local index store holds is no index.
     #[error("the local index {digest} cannot be read: {source}")]
-    Manifest {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why.
-        source: ManifestError,
-    },
+    Manifest { digest: Box<Digest>, source: ManifestError },
     /// The same of a span index.
     #[error("the local span index {digest} cannot be read: {source}")]
-    SpanIndex {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why.
-        source: SpanIndexError,
-    },
+    SpanIndex { digest: Box<Digest>, source: SpanIndexError },
     /// A zTOC that exists already cannot be read.
     #[error("the zTOC {digest} cannot be read: {source}; --force builds it again")]
-    Ztoc {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why.
-        source: ZtocError,
-    },
+    Ztoc { digest: Box<Digest>, source: ZtocError },
     /// No layer can be indexed.
     #[error("no ztocs created, all layers either skipped or produced errors")]
-    NothingToIndex {
-        /// Why, layer by layer.
-        layers: Vec<LayerReport>,
-    },
+    NothingToIndex { layers: Vec<LayerReport> },
     /// The image has no SOCI-enabled form.
     #[error("{image}: {source}")]
-    Enable {
-        /// The image.
-        image: String,
-        /// Why.
-        source: EnableError,
-    },
+    Enable { image: String, source: EnableError },
     /// A manifest that the image's index lists is not there, so the image cannot be copied.
     #[error("{image}: the image index lists {digest}, which is not there: choose platforms whose manifests are")]
-    Sparse {
-        /// The image.
-        image: String,
-        /// The manifest.
-        digest: Box<Digest>,
-    },
+    Sparse { image: String, digest: Box<Digest> },
     /// A span index was to be put beside a converted image where nothing can refer to it.
     #[error("{target}: a span index can be put beside a converted image in a registry only; leave it out here")]
-    NoReferrers {
-        /// Where the image was to go.
-        target: String,
-    },
+    NoReferrers { target: String },
     /// A span index was to be put beside a converted image, and the registry did not take it.
     #[error(
         "the span index has no place beside the new image, whose name is left as it was: {source}; the image alone, with AWS's index in it, needs none: --format aws, or no --span-index"
     )]
-    Beside {
-        /// Why.
-        source: RegistryError,
-    },
+    Beside { source: RegistryError },
     /// An image that is signed would be replaced by one that is not.
     #[error(
         "{image} names {digest}, which is signed ({signatures}); the new image has another digest and no signature, so nothing was pushed"
     )]
-    Signed {
-        /// The name.
-        image: String,
-        /// What it names.
-        digest: Box<Digest>,
-        /// Its signatures.
-        signatures: String,
-    },
+    Signed { image: String, digest: Box<Digest>, signatures: String },
     /// The tag that was to be replaced names something else by now.
     #[error("{image} no longer names {expected} but {}: nothing was pushed under that tag", is_there(there.as_deref()))]
-    Moved {
-        /// The tag.
-        image: String,
-        /// What it named.
-        expected: Box<Digest>,
-        /// What it names.
-        there: Option<Box<Digest>>,
-    },
+    Moved { image: String, expected: Box<Digest>, there: Option<Box<Digest>> },
 }
 
 fn is_there(there: Option<&Digest>) -> String {
@@ -151,15 +102,12 @@ fn is_there(there: Option<&Digest>) -> String {
 /// What is to be indexed, and how.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
-    /// Where the image is.
     pub source: &'a ImageSource,
-    /// The image.
     pub image: &'a PlatformImage,
-    /// How to build.
     pub options: &'a BuildOptions,
     /// Build again what exists already.
     pub force: bool,
-    /// Who is told.
+    /// Receives progress events.
     pub observer: &'a Observer,
 }
 
@@ -259,7 +207,7 @@ impl Existing {
             };
             let kind = index.kind();
             let of_form = self.indexes.iter().filter(|other| other.index.kind() == kind).cloned();
-            let (digest, raw, place) = (Digest::of(json), json.clone(), Place::Beside);
+            let (digest, raw, place) = (Digest::of(json), json.clone(), IndexPlace::Beside);
             let ours = Candidate { digest, raw, index, created: None, place, cached: false };
             let first = choose(of_form.chain([ours]).collect(), None).chosen.map(|chosen| chosen.digest);
             instead.extend(first.filter(|first| !is_made(first)));
@@ -270,7 +218,7 @@ impl Existing {
 
 async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known) -> Result<Existing, PublishError> {
     let (true, Some(repository)) = (!job.force, repository) else { return Ok(Existing::default()) };
-    let known::Beside { mut indexes, refused, known: mut all } =
+    let known::ExistingIndexes { mut indexes, refused, known: mut all } =
         known::beside(repository, job.image, job.options).await?;
     let before = all.len();
     all.confirm(job.image).await;
@@ -280,7 +228,7 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
     }
     all.extend(known);
     known::named(job.source, job.image, job.options, &mut all).await;
-    // Images of a repository that is not ours are somebody else's to index, and to ask for.
+    // Only images of the target repository are indexed and queried.
     if let ImageSource::Registry { repository: images, name } = job.source
         && images.to_string() == repository.to_string()
     {

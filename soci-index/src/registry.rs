@@ -2,10 +2,11 @@
 //!
 //! A [`Registry`] is what images name, on one host or, with mirrors, on several; a [`Repository`] is one name on it.
 //! Both are handles that cost nothing to clone. Below them each file has one job: `hosts` reads which hosts there are;
-//! an `endpoint` is one of them with its connections, tokens and memory, and its `address` finds out whether it speaks TLS; `failover` decides who is asked; `transport`
-//! moves bytes and is the only one that knows the HTTP library; `challenge`, `headers`, `redirect` and `retry` are pure;
-//! `auth`, `token` and `credentials` decide what may be attached to a request; `exchange` carries one call through;
-//! `blobs`, `manifests`, `tags`, `referrers`, `fallback` and `upload` speak the protocol.
+//! an `endpoint` is one of them with its connections, tokens and memory, and its `address` finds out whether it speaks
+//! TLS; `failover` chooses the host; `transport` moves bytes and is the only one that knows the HTTP library;
+//! `challenge`, `headers`, `redirect` and `retry` are pure; `auth`, `token` and `credentials` decide what may be
+//! attached to a request; `exchange` carries one call through; `blobs`, `manifests`, `tags`, `referrers`, `fallback`
+//! and `upload` speak the protocol.
 //!
 //! A ready-made client was not used because lazy loading lives on what such clients hide: whether a range was honoured,
 //! where a redirect led, whether the registry knows referrers. Invariants: no credential leaves the origin of its host
@@ -74,7 +75,7 @@ pub struct ClientOptions {
     pub hosts: HostSource,
     /// A PEM file of certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
-    /// What the registry itself is shown when it asks who we are. Mirrors have their own.
+    /// Credentials for the registry itself. Mirrors have their own.
     pub client_certificate: Option<ClientCertificate>,
     /// How long to wait for a connection.
     pub connect: Duration,
@@ -86,8 +87,8 @@ pub struct ClientOptions {
     pub stall: Duration,
     /// How to wait between attempts.
     pub backoff: Backoff,
-    /// Somebody waits who may have typed a wrong name: a host that was never reached is tried twice and quickly, and each
-    /// longer wait for another attempt is told of.
+    /// A user is waiting and may have typed a wrong name: a host that was never reached is retried only once and
+    /// quickly, and each longer backoff is reported.
     pub is_interactive: bool,
     /// How long the target of a redirect is used without asking the registry again. Such URLs are signed for minutes.
     pub redirect_life: Duration,
@@ -157,7 +158,7 @@ impl Registry {
             return Err(failed("expected host or host:port".to_owned()));
         }
         let known_as = if host == "registry-1.docker.io" { "docker.io" } else { name };
-        let mut hosts = options.hosts.of(known_as).map_err(failed)?;
+        let mut hosts = options.hosts.for_registry(known_as).map_err(failed)?;
         let mut plain = parse("http")?;
         base.set_path("/v2");
         plain.set_path("/v2");
@@ -177,7 +178,6 @@ impl Registry {
         &self.0.name
     }
 
-    /// A repository on it.
     #[must_use]
     pub fn repository(&self, name: &str) -> Repository {
         Repository { registry: self.clone(), name: name.into() }
@@ -209,19 +209,17 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The registry.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Who forbids to go there, if anybody does.
+    /// The configuration that blocks the repository, if any.
     pub(crate) fn blocked(&self) -> Option<&Blocked> {
         self.registry.0.blocked.iter().find(|blocked| blocked.repositories.contains(&self.name))
     }

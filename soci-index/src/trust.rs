@@ -1,7 +1,8 @@
 //! Signatures of manifests: those of cosign, made with a key, and those of notation, made with a certificate.
 //!
-//! What a signature is good for here: an index is bound to its image by what it says itself, and anybody who may push to a
-//! repository can say it. A signature of the index's digest by somebody the operator trusts says that the index is meant.
+//! What a signature proves here: an index is bound to its image by what it says itself, and every client with push
+//! access to the repository can claim it. A signature of the index's digest by a signer that the operator trusts
+//! confirms that binding.
 //!
 //! [`verify`] is pure: it gets the bytes, the digest that should be signed, the [`Trust`] and the time. [`fetch`] finds
 //! signatures beside a manifest in a registry.
@@ -39,7 +40,7 @@ pub const SIGNATURE_BYTES_MAX: u64 = 1 << 20;
 /// Signatures in one document, and certificates in one chain.
 const PARTS_MAX: usize = 16;
 
-/// Whom an operator trusts to sign.
+/// The signers that an operator trusts.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     /// Keys, for cosign's signatures.
@@ -49,7 +50,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Whether nobody is trusted.
+    /// Whether no signer is trusted.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.certificates.is_empty()
@@ -61,18 +62,10 @@ impl Trust {
 pub enum TrustError {
     /// It is not PEM, or has nothing of the kind in it.
     #[error("it has no {wanted} in PEM form")]
-    Nothing {
-        /// What it should hold.
-        wanted: &'static str,
-    },
+    Nothing { wanted: &'static str },
     /// A block of it cannot be read.
     #[error("it has a {wanted} that cannot be read: {reason}")]
-    Malformed {
-        /// What it should be.
-        wanted: &'static str,
-        /// Why not.
-        reason: String,
-    },
+    Malformed { wanted: &'static str, reason: String },
     /// A key of a kind that cannot be used.
     #[error(
         "its key is of a kind that is not supported: ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 bits or more"
@@ -103,12 +96,12 @@ pub enum Signature {
     },
 }
 
-/// Who signed.
+/// A signer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signer {
     /// A trusted key: the digest of its DER form.
     Key(Digest),
-    /// Who has a certificate that is trusted, or comes from a trusted authority: the digest of its DER form.
+    /// The holder of a certificate that is trusted or issued by a trusted authority: the digest of its DER form.
     Certificate(Digest),
 }
 
@@ -126,24 +119,18 @@ impl std::fmt::Display for Signer {
 pub enum SignatureError {
     /// It is not well formed.
     #[error("its {what} cannot be read: {reason}")]
-    Malformed {
-        /// Which part.
-        what: &'static str,
-        /// Why not.
-        reason: String,
-    },
+    Malformed { what: &'static str, reason: String },
     /// It is right, and about something else.
     #[error("it signs {found}, not {expected}")]
     OtherSubject {
-        /// What it should sign.
         expected: Box<Digest>,
         /// What it signs, cut at 200 characters.
         found: String,
     },
-    /// It is by somebody else, or over other bytes.
+    /// It is by another signer, or over other bytes.
     #[error("it is by none of the trusted keys")]
     WrongKey,
-    /// There is nobody to have signed it.
+    /// No trusted signer is configured.
     #[error("no {kind} is trusted that it could be checked with")]
     NobodyTrusted {
         /// `key` or `certificate`.
@@ -151,19 +138,13 @@ pub enum SignatureError {
     },
     /// The signer's certificate is not trusted.
     #[error("its certificate is not trusted: {reason}")]
-    Chain {
-        /// Why not.
-        reason: String,
-    },
+    Chain { reason: String },
     /// It was not made by the certificate that comes with it.
     #[error("it was not made with the key of its certificate")]
     NotByCertificate,
     /// It is over.
     #[error("it expired at {at}")]
-    Expired {
-        /// When, as the signer wrote it.
-        at: String,
-    },
+    Expired { at: String },
     /// Its algorithm is none that is used for signing.
     #[error("its algorithm {name:?} is not accepted")]
     Algorithm {
@@ -175,16 +156,10 @@ pub enum SignatureError {
     Keyless,
     /// It is of a kind, or demands something, that is not known here.
     #[error("{what} is not supported")]
-    Unsupported {
-        /// What.
-        what: String,
-    },
+    Unsupported { what: String },
     /// It could not be fetched.
     #[error("it cannot be fetched: {reason}")]
-    Unreadable {
-        /// Why not.
-        reason: String,
-    },
+    Unreadable { reason: String },
 }
 
 impl SignatureError {

@@ -12,7 +12,7 @@ use soci_index::format::limits::Limits;
 use soci_index::format::manifest::{Prefetch, SociIndex, ZtocReference};
 use soci_index::format::model::{Descriptor, ImageManifest};
 use soci_index::format::prefetch;
-use soci_index::format::v2_document::{Entry, EntryPlatform, Index};
+use soci_index::format::v2_document::{EntryPlatform, Index, ManifestEntry};
 use soci_index::format::ztoc::Ztoc;
 use soci_index::indexing::{self, Options};
 use soci_index::publish::v2::{EntryNotes, Indexed, enable};
@@ -188,7 +188,7 @@ fn root(layout: &Layout) -> Index {
     let config: Value =
         serde_json::from_slice(&layout.blob(&body["config"]["digest"].as_str().unwrap().parse().unwrap())).unwrap();
     let platform: soci_index::format::model::ImageConfig = serde_json::from_value(config).unwrap();
-    let mut entry: Entry = only.clone();
+    let mut entry: ManifestEntry = only.clone();
     entry.platform = Some(EntryPlatform::from(&platform.platform));
     Index::of(vec![entry])
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use soci_fs::fuse::errno;
-use soci_fs::fuse::forest::{Forest, ForestOptions, OpaqueAttribute, OpenError, Opener, PlantError};
+use soci_fs::fuse::forest::{Forest, ForestError, ForestOptions, OpaqueAttribute, OpenError, Opener};
 use soci_fs::fuse::image::FsError;
 use soci_fs::layer::reader::{LayerReader, Policy};
 use soci_fs::layer::store::Store;
@@ -159,7 +159,7 @@ async fn slots_come_and_go() {
     let forest = Arc::new(Forest::new(ForestOptions::default()));
     assert_eq!(names(&forest, ROOT, 0), [""; 0]);
     for slot in [0, u16::MAX] {
-        assert_eq!(forest.insert(slot, bench.reader(&first)), Err(PlantError::Slot { slot }));
+        assert_eq!(forest.insert(slot, bench.reader(&first)), Err(ForestError::Slot { slot }));
     }
     let mut times = vec![forest.attributes(ROOT).unwrap().modified];
     for slot in [300, 2, 65534] {
@@ -212,7 +212,7 @@ async fn a_mapped_view_has_other_owners() {
         uids: vec![IdRange { container: 0, host, size: 200 }],
         gids: vec![IdRange { container: 0, host: host + 1, size: 30 }],
     };
-    assert_eq!(forest.define_id_map(0, map(1)), Err(PlantError::IdMap));
+    assert_eq!(forest.define_id_map(0, map(1)), Err(ForestError::IdMap));
     assert!(matches!(find(&forest, "5-3"), Err(FsError::NotFound)));
     forest.define_id_map(3, map(100_000)).unwrap();
     let owners = |path: &str| {

@@ -268,7 +268,9 @@ async fn reasons_for_leaving_a_layer_to_containerd() {
     assert!(reason(BTreeMap::from([(MANIFEST, absent.clone())]), 0).await.contains("no such image"));
     assert!(reason(BTreeMap::from([(INDEX, absent)]), 0).await.contains("there is no index"));
     assert!(
-        reason(BTreeMap::from([(IMAGE, String::new())]), 0).await.contains("must be told to pass image annotations")
+        reason(BTreeMap::from([(IMAGE, String::new())]), 0)
+            .await
+            .contains("must be configured to pass image annotations")
     );
     assert!(daemon.forest.slots().is_empty());
 }

@@ -1,5 +1,5 @@
-//! What a registry answered, from the log that docker-registry writes: who needs to know which bytes were sent asks the
-//! sender, who sees through no cache and no client's own account.
+//! What a registry answered, from the log that docker-registry writes: the sender's log is the ground truth for the
+//! bytes that were sent, independent of caches and of a client's own counts.
 //!
 //! A line is in the form that web servers share: the request's first line in quotes, then the status and the bytes of the
 //! body. What a client did not wait for is not counted.
@@ -11,7 +11,6 @@ pub struct Answer {
     pub method: String,
     /// Its path, without what follows a question mark.
     pub path: String,
-    /// The status.
     pub status: u16,
     /// Bytes of the body that were sent.
     pub bytes: u64,
@@ -28,7 +27,7 @@ impl Answer {
 /// The answers of a log, in its order. A last line that is not whole is yet to come.
 ///
 /// # Panics
-/// When a line tells of no answer.
+/// If a line reports no response.
 #[must_use]
 pub fn parse(log: &str) -> Vec<Answer> {
     let whole = log.rfind('\n').map_or("", |end| &log[..end]);

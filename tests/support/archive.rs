@@ -297,7 +297,6 @@ pub struct Wrapping {
     pub level: u32,
     /// FHCRC 2, FEXTRA 4, FNAME 8, FCOMMENT 16.
     pub flags: u8,
-    /// Where to flush and how.
     pub flushes: Vec<(Index, u8)>,
 }
 

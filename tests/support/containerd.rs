@@ -21,7 +21,7 @@ pub enum Containerd {
 }
 
 impl Containerd {
-    /// Where its programs are: `None`, with a word on standard error, when they cannot be had or not be used.
+    /// Where its programs are: `None`, with a message on standard error, when they cannot be obtained or not be used.
     #[must_use]
     pub fn programs(self) -> Option<Programs> {
         let has = |program: &str| Command::new(program).arg("--version").output().is_ok();

@@ -30,7 +30,7 @@ pub fn daemon() -> Command {
     clean(Command::new(daemon_path()))
 }
 
-/// Takes away what the environment would tell a daemon.
+/// Removes the environment variables that a daemon reads.
 #[must_use]
 pub fn clean(mut command: Command) -> Command {
     for name in ["ADDRESS", "CONFIG", "LOG_LEVEL", "ROOT"] {
@@ -42,7 +42,7 @@ pub fn clean(mut command: Command) -> Command {
     command
 }
 
-/// A daemon that runs until it is told to end, at the latest at the end of the test.
+/// A daemon that runs until it is stopped, at the latest at the end of the test.
 #[derive(Debug)]
 pub struct Running {
     /// The process.

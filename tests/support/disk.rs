@@ -13,7 +13,7 @@ impl SmallDisk {
     /// One of `size`, as mount(8) takes it; `None`, with a word on standard error, for others than root.
     ///
     /// # Panics
-    /// When there is no directory to be had.
+    /// When there is no directory available.
     #[must_use]
     pub fn new(size: &str) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");

@@ -56,7 +56,7 @@ fn indexed(blob: &[u8], span_bytes: u64) -> Indexed {
 /// When the blob is no gzip layer.
 #[must_use]
 pub fn ztoc(blob: &[u8], span_bytes: u64, lie: Lie) -> Ztoc {
-    let mut ztoc = indexed(blob, span_bytes).into_ztoc().expect("a layer that a zTOC can tell");
+    let mut ztoc = indexed(blob, span_bytes).into_ztoc().expect("a layer that a zTOC can represent");
     match lie {
         Lie::None => {}
         Lie::Window => {
@@ -109,7 +109,7 @@ pub async fn push_ztoc(repository: &Repository, image: &Image, span_bytes: u64, 
 pub async fn push_spans(repository: &Repository, image: &Image, span_bytes: u64, lie: Lie) -> Pushed {
     let other = || gzip(&tar(&[("evil", text(666, 300_000))]), 6).into();
     let blob = if lie == Lie::Layer { other() } else { image.blobs[0].clone() };
-    let compact = indexed(&blob, span_bytes).compact.expect("asked for").expect("a layer that it can tell");
+    let compact = indexed(&blob, span_bytes).compact.expect("asked for").expect("a layer that it can represent");
     let limits = Limits::DEFAULT;
     let mut index: LayerIndex = compact::decode(&Bytes::from(compact.toc), &limits).expect("our own");
     if lie == Lie::Link {

@@ -1,4 +1,4 @@
-//! A front of a registry that fails as it is told.
+//! A reverse proxy of a registry that injects failures.
 //!
 //! Each request goes to the registry over a connection of its own, and the client's connection ends with the answer, so
 //! what happens to a request is decided when it comes and by nothing before it. Only requests without a body pass: images
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 pub enum Fault {
     /// They are answered.
     None,
-    /// Nobody listens, and connections that were there are cut.
+    /// The port is closed, and existing connections are cut.
     Stopped,
     /// The answer comes late, and then slowly.
     Slow {
@@ -39,7 +39,7 @@ pub enum Fault {
     WrongRange,
     /// Parts of blobs are not served.
     NoParts(NoParts),
-    /// Whoever pushes gets this status with this body; reading is well.
+    /// Pushes get this status with this body; reads succeed.
     Push(u16, &'static str),
     /// The question for referrers has this status, with these lines of the head, each with its end; all else is well.
     Referrers(u16, &'static str),
@@ -82,7 +82,7 @@ impl Front {
     /// A front of the registry at this address, without a fault.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port can be obtained.
     pub async fn start(registry: &str) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -245,7 +245,7 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Does to an answer what is done to it at once; tells whether it was one that this can be done to.
+/// Does to an answer what is done to it at once; returns whether it could be applied.
 fn strike(fault: Fault, answer: &mut Answer) -> bool {
     match fault {
         Fault::None | Fault::Stopped | Fault::Status(..) | Fault::Referrers(..) | Fault::Push(..) => false,

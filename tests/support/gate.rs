@@ -1,4 +1,4 @@
-//! A gate before a registry that lets a number of requests through and then kills whoever sent them.
+//! A gate before a registry that lets a number of requests through and then kills their sender.
 //!
 //! Each request goes to the registry over a connection of its own, bodies included, so the count is exact and a process
 //! that dies at the gate leaves no half request behind: it dies before one, or after the registry has carried it out and
@@ -22,7 +22,7 @@ use crate::front::head;
 pub enum Moment {
     /// The registry does not get the request.
     Before,
-    /// The registry carries it out, the sender does not learn it.
+    /// The registry carries it out, but the sender gets no response.
     After,
 }
 
@@ -48,7 +48,7 @@ impl Gate {
     /// A gate of the registry at this address.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port can be obtained.
     pub async fn start(registry: &str) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;

@@ -2,8 +2,8 @@
 //! asks as the kubelet does, the distribution project's registry, and the snapshotters of AWS and stargz.
 //!
 //! They are built from the module in `conformance/` and the one below it, which pin their versions, once for all tests:
-//! the directory is named after what they are built from, and appears only when all of them are in it. Whoever comes
-//! while another process builds waits for it.
+//! the directory is named after what they are built from, and appears only when all of them are in it. A process that
+//! comes while another one builds waits for it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -37,7 +37,6 @@ pub fn go_minor() -> Option<u32> {
     version.strip_prefix("go1.")?.split(['.', '\n']).next()?.parse().ok()
 }
 
-/// The module.
 #[must_use]
 pub fn module() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance")

@@ -17,7 +17,6 @@ use soci_index::registry::{Body, Repository};
 pub struct Image {
     /// Layers and configuration.
     pub blobs: Vec<Bytes>,
-    /// The manifest.
     pub manifest: Bytes,
     /// Uncompressed layers.
     pub tars: Vec<Vec<u8>>,

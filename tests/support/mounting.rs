@@ -101,7 +101,6 @@ impl Mounting {
 #[derive(Debug)]
 pub struct Serving {
     child: Option<Child>,
-    /// Where.
     pub at: PathBuf,
 }
 

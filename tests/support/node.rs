@@ -1,7 +1,8 @@
 //! A machine that runs containers: containerd with all its state in one directory, and the snapshotter beside it.
 //!
-//! Two things of a container are outside of that directory, whatever containerd is told: what runc and the shims keep
-//! below `/run`. So containers are named after their machine (see [`Node::container`]), and a reboot ends them one by one.
+//! Two things of a container are outside of that directory, whatever containerd's configuration says: what runc and the
+//! shims keep below `/run`. So containers are named after their machine (see [`Node::container`]), and a reboot ends
+//! them one by one.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -238,7 +239,7 @@ impl Node {
         stdout(self.ctr().args(command))
     }
 
-    /// Starts a container that waits to be told what to do.
+    /// Starts an idle container, for `exec`.
     pub fn start_container(&self, image: &str, name: &str) {
         let name = self.container(name);
         let command = ["run", "--detach", "--snapshotter", "soci", image, &name, "/bin/sh", "-c", WAIT];

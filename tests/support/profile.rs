@@ -25,7 +25,6 @@ pub enum Profile {
     Harbor211,
     /// Harbor 2.15.
     Harbor215,
-    /// GitLab.
     GitLab,
     /// GitLab where it takes the dash in a tag for a colon.
     GitLabDash,
@@ -33,17 +32,14 @@ pub enum Profile {
     Ecr,
     /// GitHub's container registry.
     Ghcr,
-    /// Docker Hub.
     DockerHub,
     /// Quay, as AWS's documents describe quay.io.
     Quay,
-    /// Google Artifact Registry.
     GoogleArtifactRegistry,
     /// Artifactory, before it had the API.
     Artifactory,
     /// Azure's container registry.
     Acr,
-    /// zot.
     Zot,
 }
 
@@ -60,7 +56,7 @@ pub enum Api {
     LoginPage,
 }
 
-/// How a registry asks who is there.
+/// How a registry authenticates clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Login {
     /// For a password with every request.
@@ -96,13 +92,13 @@ pub struct Quirks {
     pub storage: bool,
     /// Whether it refuses Docker's media types (section 4).
     pub refuses_docker_types: bool,
-    /// How it asks who is there (sections 5.3 and 6).
+    /// How it authenticates clients (sections 5.3 and 6).
     pub login: Login,
     /// The status with which its token service refuses the form; clients come with an identity token then (section 4).
     pub form: Option<u16>,
     /// How long it takes to every answer: it is far away.
     pub latency: Duration,
-    /// What stops working when it is told to ([`ProfiledRegistry::break_down`]).
+    /// What stops working on request ([`ProfiledRegistry::break_down`]).
     pub broken: Option<Broken>,
 }
 

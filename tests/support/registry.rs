@@ -97,7 +97,7 @@ impl DockerRegistry {
         Self::start_with(&free_address(), "")
     }
 
-    /// Starts one that tells `url` of everything, with this `Authorization`.
+    /// Starts one that notifies `url` of everything, with this `Authorization`.
     ///
     /// # Panics
     /// When it is installed and does not start.
@@ -220,7 +220,7 @@ impl Ferro {
     }
 }
 
-/// Writes what both versions of the distribution project's registry are told.
+/// Writes the configuration for both versions of the distribution project's registry.
 fn distribution_config(directory: &Path, address: &str, more: &str) -> PathBuf {
     let root = directory.display();
     let config = format!(
@@ -262,7 +262,7 @@ impl Drop for Server {
     }
 }
 
-/// An address of this machine at which nobody listens.
+/// An address of this machine with a closed port.
 ///
 /// # Panics
 /// When there is none.

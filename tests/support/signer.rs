@@ -1,4 +1,4 @@
-//! Somebody who signs, by means that share nothing with the product: the `openssl` program.
+//! A signer that shares no code with the product: the `openssl` program.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,7 +24,6 @@ pub enum Kind {
     P384,
     /// ECDSA on P-521.
     P521,
-    /// Ed25519.
     Ed25519,
     /// RSA of 2048 bits.
     Rsa,

@@ -1,4 +1,4 @@
-//! Web servers that foreign layers are to be had from.
+//! Web servers that foreign layers are available from.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;

@@ -12,7 +12,7 @@ use soci_index::format::gotime::duration;
 Each start is cold: the image is removed and the kernel's caches are dropped before it. What a snapshotter keeps in spite of
 that is removed by the command of --before-each. A start is not reported if layers did not come lazily where they should.
 Bytes are counted by a relay before the registry, which speaks HTTP without TLS; --sim-rtt and --sim-rate make it a network.
-Of the snapshotter whose root is --root it is also told how long reads waited for the network, and how many did.
+For the snapshotter whose root is --root it also shows how long reads waited for the network, and how many did.
 
   soci bench --image localhost:5000/py:v1 --snapshotter overlayfs,soci --workload 'print=python3 -c \"print()\"'
   soci bench --image localhost:5000/py:v1 --snapshotter soci,stargz:v1-esgz --workload 'shell=bash -c true' \\

@@ -111,7 +111,7 @@ pub fn source_date() -> Option<i64> {
 /// The file of this program, to start it again.
 ///
 /// # Errors
-/// When the system does not tell.
+/// If the system does not name it.
 pub fn own_program() -> std::io::Result<PathBuf> {
     std::env::current_exe()
 }

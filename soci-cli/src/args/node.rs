@@ -84,7 +84,8 @@ pub struct Mount {
     /// Fetch nothing ahead by a profile, and remember none
     #[arg(long, conflicts_with = "profile")]
     pub no_profile: bool,
-    /// Compressed bytes that a profile may have fetched and nobody read [default: a quarter of the image, 16 MiB at least, 512 MiB at most]
+    /// Compressed bytes that a profile may prefetch without their being read [default: a quarter of the image, 16 MiB
+    /// at least, 512 MiB at most]
     #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub profile_budget: Option<u64>,
     /// Do not fetch ahead what the files that are read name, libraries and modules, where there is no profile
@@ -148,7 +149,7 @@ pub struct Pull {
 pub enum Provisional {
     /// Always
     Allow,
-    /// When somebody who is trusted has signed it, or the image that names it
+    /// When a trusted signer has signed it, or the image that names it
     RequireSignature,
     /// Never: layers are fetched whole
     Deny,

@@ -14,7 +14,7 @@ use crate::args::{Access, Bounds};
 The image is mounted anew, with nothing of it in any cache, so that every read is seen. The command runs as you, with the
 image as its root directory and its environment and working directory as the image says. It sees no files, devices,
 processes and, without --network, no network of this machine, and gains no privileges; of root's it has few. CPU and
-memory have no bounds, and the kernel is shared. As root it may write, to memory; anybody else needs bubblewrap (bwrap)
+memory have no bounds, and the kernel is shared. As root it may write, to memory; other users need bubblewrap (bwrap)
 and may not.
 
   soci record registry.example/app:v1 -- python3 -c 'import numpy'

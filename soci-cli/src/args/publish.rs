@@ -65,13 +65,13 @@ pub struct Forms {
     pub format: Option<FormatName>,
     /// How fine the span index is.
     #[command(flatten)]
-    pub fineness: Fineness,
+    pub span_size: IndexSpanSize,
 }
 
 /// How fine a span index is.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Building")]
-pub struct Fineness {
+pub struct IndexSpanSize {
     /// Uncompressed bytes between two checkpoints of the span index; more in layers of over half a gigabyte
     #[arg(long, default_value_t = soci_index::format::compact::SPAN_BYTES, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub index_span_size: u64,
@@ -101,7 +101,7 @@ pub enum FormatName {
     Aws,
     /// The span index: finer, a tenth of the size to start with, for this project's runtime only
     Span,
-    /// Both, beside each other; each runtime takes its own
+    /// Both, side by side; each runtime uses its own
     Both,
 }
 
@@ -215,7 +215,7 @@ Examples:
   soci publish registry.example/app:v1 --all-platforms --json | jq -r '.images[].index.digest'
 
 A second run reads no layer. Layers that other tags of the repository share are not read either. What is reused so is not
-verified, unless --verify-reused is given: anybody who may push can have put it there. With --sign-with, and with --v2,
+verified, unless --verify-reused is given: any client with push access can have put it there. With --sign-with, and with --v2,
 only what is signed by a --key or --certificate is reused.
 Exit codes are listed by `soci --help`.";
 
@@ -259,7 +259,7 @@ pub struct Convert {
     pub building: Building,
     /// How fine the span index is.
     #[command(flatten)]
-    pub fineness: Fineness,
+    pub span_size: IndexSpanSize,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,

@@ -1,4 +1,4 @@
-//! The command that indexes what a registry tells it of.
+//! The command that indexes images announced by a registry webhook.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,14 +19,14 @@ pub struct ServeWebhook {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8480")]
     pub listen: SocketAddr,
-    /// Where to answer /healthz and /metrics besides: a listener of its own, which events and strangers cannot keep busy.
-    /// For probes [default: nowhere else]
+    /// Where to answer /healthz and /metrics besides: a separate listener that events cannot keep busy. For probes
+    /// [default: nowhere else]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub health_listen: Option<SocketAddr>,
     /// A file with the value that the Authorization header of events must have, the whole of it
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Take events from anybody who reaches an address that is not this machine's own
+    /// Accept unauthenticated events on an address that is not this machine's own
     #[arg(long, conflicts_with = "token_file")]
     pub no_auth: bool,
     /// Only repositories like this one, in which * is any text and ? any letter; may be repeated [default: all]
@@ -38,7 +38,7 @@ pub struct ServeWebhook {
     /// Images that may wait; events beyond that are refused, to be sent again
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = at_least_one)]
     pub queue: usize,
-    /// At the end, wait so long for what is under way; the rest is done after the next start
+    /// At the end, wait so long for what is in progress; the rest is done after the next start
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     pub drain: Duration,
     /// Put indexes into this repository instead of the images' own, HOST/NAME

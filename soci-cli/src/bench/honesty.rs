@@ -1,8 +1,8 @@
 //! Whether layers came as a lazy snapshotter promises: a figure of a start that was secretly a download would mislead.
 //!
-//! A snapshotter falls back in two ways. It leaves a layer to containerd, which the pull sees; or it says that it has the
-//! layer after having fetched it whole, which only the bytes tell. Layers below a size are fetched whole by design and
-//! prove nothing.
+//! A snapshotter falls back in two ways. It leaves a layer to containerd, which the pull sees; or it says that it has
+//! the layer after having fetched it whole, which only the byte counts show. Layers below a size are fetched whole by
+//! design and prove nothing.
 
 use soci_fs::node::rpull::Came;
 use soci_index::format::digest::Digest;
@@ -10,11 +10,9 @@ use soci_index::format::digest::Digest;
 /// How a layer came, and what went over the network meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
-    /// The layer.
     pub layer: Digest,
     /// Its size in the registry, in bytes.
     pub size: u64,
-    /// How it came.
     pub came: Came,
     /// Bytes from the registry while it was prepared.
     pub bytes: u64,
@@ -28,37 +26,16 @@ pub enum NotLazy {
         "{snapshotter} left layer {layer} ({size} bytes) to containerd, which downloaded it: this is no lazy start. Its log \
          says why; is there an index for the layer?"
     )]
-    Left {
-        /// The snapshotter.
-        snapshotter: String,
-        /// The layer.
-        layer: Digest,
-        /// Its size.
-        size: u64,
-    },
+    Left { snapshotter: String, layer: Digest, size: u64 },
     /// The snapshotter did it.
     #[error(
         "{snapshotter} provided layer {layer} ({size} bytes) after {bytes} bytes had come: it was downloaded whole, this is \
          no lazy start. Its log says why; is there an index for the layer?"
     )]
-    Whole {
-        /// The snapshotter.
-        snapshotter: String,
-        /// The layer.
-        layer: Digest,
-        /// Its size.
-        size: u64,
-        /// What came.
-        bytes: u64,
-    },
+    Whole { snapshotter: String, layer: Digest, size: u64, bytes: u64 },
     /// It was on this machine.
     #[error("{snapshotter} has layer {layer} already: this is no cold start. Remove all images that have it")]
-    Warm {
-        /// The snapshotter.
-        snapshotter: String,
-        /// The layer.
-        layer: Digest,
-    },
+    Warm { snapshotter: String, layer: Digest },
 }
 
 /// Says whether this was a lazy, cold pull. Layers of less than `least` bytes may come whole.

@@ -1,8 +1,8 @@
 //! A network's one direction, without a clock: when the bytes that are sent now will arrive.
 //!
-//! All connections share a rate; whoever comes while the line is busy waits until it is free, and what was sent arrives a
-//! fixed time after it has left. Times are nanoseconds since a moment of the caller's choice. What is not simulated: loss,
-//! and the slow start of TCP.
+//! All connections share a rate; a sender waits while the line is busy, and what was sent arrives a fixed time after it
+//! has left. Times are nanoseconds since a moment of the caller's choice. What is not simulated: loss, and the slow
+//! start of TCP.
 //!
 //! Invariants: what was sent first arrives first; in no interval does more leave than the rate allows.
 

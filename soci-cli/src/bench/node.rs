@@ -1,7 +1,7 @@
-//! containerd, told by its own client `ctr` what to do in each phase of a start.
+//! containerd, driven by its own client `ctr` in each phase of a start.
 //!
 //! A well-kept tool is a better measure than calls of our own, and what it costs, a process, all snapshotters pay. Only
-//! lazy pulls go by [`soci_fs::node::rpull`], because `ctr` tells snapshotters nothing of the image.
+//! lazy pulls go by [`soci_fs::node::rpull`], because `ctr` passes nothing of the image to snapshotters.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -20,7 +20,6 @@ const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 /// A containerd.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Its socket.
     pub socket: PathBuf,
     /// Whose images and containers are used.
     pub namespace: String,
@@ -39,7 +38,7 @@ impl Node {
     /// What `ctr` said.
     pub fn pull(&self, snapshotter: &str, image: &str) -> anyhow::Result<()> {
         let mut arguments = vec!["images", "pull", "--plain-http", "--snapshotter", snapshotter];
-        // Since 2.0 a server pulls for `ctr` unless it is told not to, with a snapshotter of its configuration's choice.
+        // Since 2.0 a server pulls for `ctr` unless that is disabled, with a snapshotter of its configuration's choice.
         if self.ctr(&["images", "pull", "--help"])?.contains("--local") {
             arguments.push("--local");
         }
@@ -52,7 +51,7 @@ impl Node {
     /// # Errors
     /// What `ctr` said.
     pub fn create(&self, snapshotter: &str, image: &str, name: &str, command: &[String]) -> anyhow::Result<()> {
-        // Before 2.0 `ctr` takes the program's options for its own unless it is told where its own end.
+        // Before 2.0 `ctr` takes the program's options for its own unless its own end with `--`.
         let mut arguments = vec!["containers", "create", "--snapshotter", snapshotter, "--", image, name];
         arguments.extend(command.iter().map(String::as_str));
         self.ctr(&arguments).map(drop)

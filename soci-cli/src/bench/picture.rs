@@ -41,7 +41,7 @@ struct Picture {
 enum Shape {
     /// A square of [`KEY`] that says what a colour means.
     Key { x: f64, y: f64, colour: Colour },
-    /// A part of a bar, [`BAR`] high; `says` is for who points at it.
+    /// A part of a bar, [`BAR`] high; `says` is its tooltip.
     Bar { x: f64, y: f64, width: f64, colour: Colour, says: String },
     /// A line of black letters, none of them a control character; `y` is what they stand on.
     Text { x: f64, y: f64, style: Style, text: String },

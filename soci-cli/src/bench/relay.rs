@@ -1,12 +1,12 @@
-//! A relay before a registry, on the loopback address: it counts, and is as slow and as far away as it is told to be.
+//! A relay before a registry, on the loopback address: it counts, and is as slow and as far away as configured.
 //!
-//! Threads that block, not a runtime: what is simulated is a fraction of a millisecond, and a runtime's timers have whole
-//! ones. Per connection and direction there is a reader, which asks the [`Link`] when each piece arrives, and a writer,
-//! which waits until then. A reader waits until the line is nearly free before it reads on, so that connections take turns
-//! piece by piece and nobody's bytes stand behind a long queue of another's. A new connection costs a round trip before
+//! Threads that block, not a runtime: what is simulated is a fraction of a millisecond, and a runtime's timers have
+//! whole ones. Per connection and direction there is a reader, which asks the [`Link`] when each piece arrives, and a
+//! writer, which waits until then. A reader waits until the line is nearly free before it reads on, so that connections
+//! take turns piece by piece and none waits behind a long queue of another. A new connection costs a round trip before
 //! its first byte, as it does on a network.
 //!
-//! Invariants: bytes are passed on unchanged and in order; what is counted has been passed on or is on its way.
+//! Invariants: bytes are passed on unchanged and in order; what is counted has been passed on or is in flight.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use crate::bench::link::Link;
 
 /// Bytes that are sent in one piece.
 const PIECE_BYTES: usize = 16 << 10;
-/// Pieces of a connection that are on their way at most: three times what 1 Gbit/s and 20 ms have.
+/// Pieces of a connection that are in flight at most: three times what 1 Gbit/s and 20 ms have.
 const PIECES_MAX: usize = 512;
 /// How long the line may be busy ahead of time: less than sleeping threads are late.
 const AHEAD: Duration = Duration::from_millis(1);
@@ -66,7 +66,7 @@ impl Relay {
     /// Starts one before a registry.
     ///
     /// # Errors
-    /// When no port of the loopback address can be had.
+    /// When no port of the loopback address can be obtained.
     pub fn start(registry: SocketAddr, network: Network) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;

@@ -27,7 +27,6 @@ const WHOLE: [&str; 7] = ["overlayfs", "native", "btrfs", "zfs", "devmapper", "b
 /// What is started.
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// Where.
     pub node: &'a Node,
     /// The registry.
     pub relay: &'a Relay,
@@ -52,7 +51,7 @@ impl Start<'_> {
         format!("{}/{}", self.relay.address(), self.image)
     }
 
-    /// The repository that it is in, as our daemon names it: that of the relay, so nobody else's.
+    /// The repository that it is in, as our daemon names it: that of the relay, and thus unique.
     fn repository(&self) -> String {
         let name = self.image.split('@').next().unwrap_or_default();
         let name = name.split(':').next().unwrap_or_default();

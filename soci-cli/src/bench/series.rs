@@ -100,7 +100,7 @@ impl Series {
             .then(|| format!("{:.2} s ({:.0})", of(|waits| waits.seconds), of(|waits| waits.reads as f64)))
     }
 
-    /// For people: the cells of [`HEADER`].
+    /// For display: the cells of [`HEADER`].
     #[must_use]
     pub fn row(&self) -> Vec<String> {
         let seconds = |spread: Spread| format!("{:.2} s", spread.median);

@@ -12,9 +12,8 @@ use crate::daemon::operations::SlotStatus;
 /// Reads whose bytes were not on this machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Waits {
-    /// How many.
     pub reads: u64,
-    /// How long they waited together. Of reads side by side each counts.
+    /// How long they waited together. Concurrent reads count individually.
     pub seconds: f64,
 }
 

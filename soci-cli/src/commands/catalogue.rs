@@ -28,14 +28,14 @@ use crate::args::config::Config;
 use crate::commands::image;
 
 /// An index of the store.
-pub(super) struct Entry {
+pub(super) struct IndexEntry {
     pub(super) descriptor: Descriptor,
     /// The manifest; `None` if it is gone, or damaged.
     pub(super) index: Option<IndexManifest>,
 }
 
-impl Entry {
-    pub(super) fn note(&self, key: &str) -> &str {
+impl IndexEntry {
+    pub(super) fn annotation(&self, key: &str) -> &str {
         self.descriptor.annotations.get(key).map_or("", String::as_str)
     }
 
@@ -47,7 +47,7 @@ impl Entry {
         self.descriptor.kind() == SPAN_INDEX
     }
 
-    /// What people call its form.
+    /// The name of its form, for display.
     pub(super) fn form(&self) -> &'static str {
         match self.descriptor.kind() {
             SPAN_INDEX => "spans",
@@ -84,16 +84,16 @@ pub(crate) fn layout(config: &Config) -> anyhow::Result<Option<Layout>> {
 }
 
 /// All indexes, newest first.
-pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<Entry>> {
+pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<IndexEntry>> {
     config.check_listed()?;
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     let listed = layout.entries()?.into_iter().filter(is_index);
-    let mut entries: Vec<Entry> = listed.map(|descriptor| read(&layout, descriptor)).collect();
-    entries.sort_by_cached_key(|entry| Reverse(Created::parse(entry.note(annotation::CREATED))));
+    let mut entries: Vec<IndexEntry> = listed.map(|descriptor| read(&layout, descriptor)).collect();
+    entries.sort_by_cached_key(|entry| Reverse(Created::parse(entry.annotation(annotation::CREATED))));
     Ok(entries)
 }
 
-fn read(layout: &Layout, descriptor: Descriptor) -> Entry {
+fn read(layout: &Layout, descriptor: Descriptor) -> IndexEntry {
     let digest = descriptor.digest;
     let bytes = Store::Layout(layout.clone()).blob_bytes(&descriptor, Limits::DEFAULT.manifest_bytes_max);
     let index = match bytes {
@@ -106,7 +106,7 @@ fn read(layout: &Layout, descriptor: Descriptor) -> Entry {
     let index = index.map_err(|reason| {
         tracing::warn!("index {digest} of the local store: {reason}; `soci rebuild-db` brings the list up to date");
     });
-    Entry { descriptor, index: index.ok() }
+    IndexEntry { descriptor, index: index.ok() }
 }
 
 /// The place that a listed index is kept in, if that is another one and can be reached.
@@ -127,12 +127,12 @@ pub(super) async fn kept_elsewhere(
 /// Places that may have the parts of an index, the likeliest first: the local store, where the entry says, containerd.
 pub(super) async fn places_of_parts(
     layout: &Layout,
-    entry: Option<&Entry>,
+    entry: Option<&IndexEntry>,
     options: &ClientOptions,
     global: &Global,
 ) -> Vec<ImageSource> {
     let mut places = vec![ImageSource::Store { store: Store::Layout(layout.clone()), tag: None }];
-    let kept_in = entry.map(|entry| entry.note(KEPT_IN)).filter(|place| !place.is_empty());
+    let kept_in = entry.map(|entry| entry.annotation(KEPT_IN)).filter(|place| !place.is_empty());
     let namespace = kept_in.and_then(target::namespace_of);
     places.extend(in_containerd(global, namespace.unwrap_or(global.containerd_namespace())).await);
     if let (Some(place), None) = (kept_in, namespace) {
@@ -148,12 +148,12 @@ pub(super) async fn places_of_parts(
 /// when it was indexed.
 pub(super) async fn places_of_layers(
     layout: &Layout,
-    entry: Option<&Entry>,
+    entry: Option<&IndexEntry>,
     options: &ClientOptions,
     global: &Global,
 ) -> Vec<ImageSource> {
     let mut places = places_of_parts(layout, entry, options, global).await;
-    let name = entry.map(|entry| entry.note(IMAGE_NAME)).filter(|name| !name.is_empty());
+    let name = entry.map(|entry| entry.annotation(IMAGE_NAME)).filter(|name| !name.is_empty());
     match name.map(str::parse::<Reference>) {
         Some(Ok(reference)) if !matches!(reference, Reference::Containerd { .. }) => {
             match ImageSource::open(&reference, options).await {

@@ -4,7 +4,7 @@ use soci_index::find::choose::{Candidate, Choice, PassedOver};
 
 /// An index that was taken, in words.
 #[must_use]
-pub fn words(chosen: &Candidate) -> String {
+pub fn describe(chosen: &Candidate) -> String {
     format!("index {} ({}, {})", chosen.digest, chosen.index.form(), chosen.whereabouts())
 }
 

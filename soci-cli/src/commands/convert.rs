@@ -29,7 +29,7 @@ use crate::commands::source;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 
-/// How long containerd may take to say whether it has an image that nobody said is there.
+/// How long containerd may take to say whether it has an image that was not named explicitly.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the command.
@@ -49,7 +49,7 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let format = if arguments.span_index { Format::Both } else { Format::Aws };
-    let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.fineness)?;
+    let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.span_size)?;
     let (force, platforms) = (arguments.building.force, &arguments.platforms);
     let signed_by = image::signers(&arguments.signers, true)?;
     let selection = image::whole_selection(platforms, arguments.skip_missing_platforms)?;
@@ -117,7 +117,7 @@ fn list(conversion: &Conversion, name: &str, converted: &Converted, config: &Con
     let labels = StoreLabels { name, created: crate::commands::now() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("starting threads")?;
     for (platform, json) in &converted.indexes {
-        runtime.block_on(local::note(&layout, &labels, platform, json.clone(), &place))?;
+        runtime.block_on(local::record_index(&layout, &labels, platform, json.clone(), &place))?;
     }
     Ok(())
 }
@@ -190,7 +190,6 @@ pub(crate) struct Conversion {
     pub(crate) target: Target,
     pub(crate) client: ClientOptions,
     pub(crate) notes: EntryNotes,
-    /// How to build.
     pub(crate) build: BuildOptions,
     /// Whose signatures count for what is reused; `None` where all is that fits.
     pub(crate) signed_by: Option<Arc<Trust>>,

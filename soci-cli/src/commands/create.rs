@@ -38,18 +38,18 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         if let Some(caveat) = source::caveat(&reference, &source, &images) {
             tracing::warn!("{caveat}");
         }
-        let shelf = Shelf::open(&reference, global).await?;
+        let index_store = IndexStore::open(&reference, global).await?;
         for image in images {
             let labels = StoreLabels { name: source::name(&reference), created: crate::commands::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
             let (image, force) = (&image, indexing.building.force);
             let job = Job { source: &source, image, options: &building, force, observer: &observer };
-            let report = local::store(&job, &layout, &shelf.keep(), &labels).await;
+            let report = local::store(&job, &layout, &index_store.keep(), &labels).await;
             progress.finish();
             let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
             reports.push((image.platform.to_string(), report));
         }
-        shelf.close(&reports).await?;
+        index_store.close(&reports).await?;
         Ok(reports)
     })?;
     reports.iter().for_each(|(_, report)| image::warn_missing(report));
@@ -76,7 +76,7 @@ fn forms(given: &Forms, global: &Global) -> anyhow::Result<Forms> {
 }
 
 /// Where the indexes are put.
-enum Shelf {
+enum IndexStore {
     Local,
     Containerd(Box<InContainerd>),
 }
@@ -89,7 +89,7 @@ struct InContainerd {
     place: String,
 }
 
-impl Shelf {
+impl IndexStore {
     async fn open(reference: &Reference, global: &Global) -> anyhow::Result<Self> {
         if global.content_store != Some(ContentStore::Containerd) {
             return Ok(Self::Local);
@@ -130,9 +130,9 @@ impl Shelf {
 /// A report for programs.
 #[must_use]
 pub fn json(platform: &str, report: &Report) -> serde_json::Value {
-    let (status, found_by, warnings) = words(&report.done);
+    let (status, found_by, warnings) = describe(&report.done);
     let spans = report.spans.as_ref().map(|spans| {
-        let (status, found_by, warnings) = words(&spans.done);
+        let (status, found_by, warnings) = describe(&spans.done);
         serde_json::json!({
             "digest": spans.index, "size": spans.index_size, "status": status, "foundBy": found_by,
             "warnings": warnings,
@@ -161,12 +161,12 @@ pub fn json(platform: &str, report: &Report) -> serde_json::Value {
 #[must_use]
 pub fn hidden(reason: &str) -> String {
     format!(
-        "nobody can read it, so it is not known what it says: {reason}; have it signed as the registry demands, or build \
+        "no client can read it, so its content is unknown: {reason}; have it signed as the registry demands, or build \
          it again by --force"
     )
 }
 
-fn words(done: &Done) -> (&'static str, Option<String>, Vec<String>) {
+fn describe(done: &Done) -> (&'static str, Option<String>, Vec<String>) {
     match done {
         Done::UpToDate => ("up to date", None, Vec::new()),
         Done::Published(found_by, visibility) => {

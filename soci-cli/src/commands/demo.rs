@@ -141,7 +141,7 @@ async fn perform(arguments: &Demo, play: Play<'_>) -> anyhow::Result<Report> {
             arguments,
             &format!(
                 "running the program from a full pull is not possible here: {}",
-                crate::report::exit::words(error)
+                crate::report::exit::message(error)
             ),
         )?;
     }

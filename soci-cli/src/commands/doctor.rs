@@ -3,8 +3,8 @@
 //! Two subjects: this machine as a node, and an image with its registry. A pipeline that asks about an image is not to fail
 //! because of the machine that it runs on, so with an image the machine is judged only if it is a node, or by `--node`.
 //!
-//! Nothing is changed; with `--push` an upload is begun and given up. A check that cannot be made says so; it does not count
-//! as passed.
+//! Nothing is changed; with `--push` an upload is started and aborted. A check that cannot be made says so; it does not
+//! count as passed.
 
 mod containerd;
 mod publishing;
@@ -149,7 +149,7 @@ fn daemon(config: &Config) -> Vec<Finding> {
             let runs = good("daemon", format!("{} runs, {} layers", status.version, status.slots));
             vec![runs, proofs(&status)]
         }
-        Err(error) => vec![note("daemon", crate::report::exit::words(&error), "`soci mount` does not need it")],
+        Err(error) => vec![note("daemon", crate::report::exit::message(&error), "`soci mount` does not need it")],
     }
 }
 

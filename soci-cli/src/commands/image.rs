@@ -26,7 +26,7 @@ use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, H
 use soci_index::trust::Trust;
 use tokio::runtime::Handle;
 
-use crate::args::{Access, Building, Fineness, FormatName, Forms, Optimization, Platforms, Signers};
+use crate::args::{Access, Building, FormatName, Forms, IndexSpanSize, Optimization, Platforms, Signers};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 use crate::report::progress::Progress;
@@ -67,7 +67,7 @@ pub fn repositories(names: &[String], options: &ClientOptions) -> anyhow::Result
 pub fn client_options(access: &Access) -> anyhow::Result<ClientOptions> {
     if access.peer.skip_verify {
         tracing::warn!(
-            "the registry's certificate is not checked (--skip-verify): anybody on the way can stand in for it"
+            "the registry's certificate is not checked (--skip-verify): a man in the middle can impersonate it"
         );
     }
     let credentials = match &access.user {
@@ -141,7 +141,7 @@ pub fn whole_selection(platforms: &Platforms, skip_missing: bool) -> anyhow::Res
 /// # Errors
 /// When it is no platform, or the image has none of the kind.
 pub async fn of_platform(source: &ImageSource, platform: Option<&str>) -> anyhow::Result<PlatformImage> {
-    of_platform_telling(source, platform, |_| {}).await
+    of_platform_with(source, platform, |_| {}).await
 }
 
 /// The same, and what refers to that image, which is asked for beside it.
@@ -154,17 +154,17 @@ pub async fn of_platform_with_listing(
 ) -> anyhow::Result<(PlatformImage, Option<Arc<Listing>>)> {
     let mut listing = None;
     let ask = |image: &Digest| listing = ask_early(source, *image, &Handle::current());
-    let image = of_platform_telling(source, platform, ask).await?;
+    let image = of_platform_with(source, platform, ask).await?;
     Ok((image, listing))
 }
 
-async fn of_platform_telling(
+async fn of_platform_with(
     source: &ImageSource,
     platform: Option<&str>,
-    told: impl FnMut(&Digest),
+    on_digest: impl FnMut(&Digest),
 ) -> anyhow::Result<PlatformImage> {
     let platforms = Platforms { platforms: platform.into_iter().map(str::to_owned).collect(), all_platforms: false };
-    let images = source.resolve_telling(&selection(&platforms)?, told).await?;
+    let images = source.resolve_with(&selection(&platforms)?, on_digest).await?;
     images.into_iter().next().context("the image has no platform")
 }
 
@@ -235,7 +235,7 @@ pub fn build_options_in(building: &Building, forms: &Forms) -> anyhow::Result<Bu
         Some(FormatName::Span) => Format::Span,
         Some(FormatName::Both) | None => Format::Both,
     };
-    with_spans(build_options(building)?, format, &forms.fineness)
+    with_spans(build_options(building)?, format, &forms.span_size)
 }
 
 /// The same for images that carry AWS's form themselves.
@@ -251,18 +251,18 @@ pub fn build_options_within(building: &Building, forms: &Forms) -> anyhow::Resul
             return Err(fail(Exit::Usage, format!("a SOCI-enabled image (--v2) carries AWS's form: {hint}")));
         }
     };
-    with_spans(build_options(building)?, format, &forms.fineness)
+    with_spans(build_options(building)?, format, &forms.span_size)
 }
 
 /// The same with the forms that are made.
 ///
 /// # Errors
 /// For a span size that cannot be.
-pub fn with_spans(options: BuildOptions, format: Format, fineness: &Fineness) -> anyhow::Result<BuildOptions> {
-    if !(1..=1 << 40).contains(&fineness.index_span_size) {
+pub fn with_spans(options: BuildOptions, format: Format, span_size: &IndexSpanSize) -> anyhow::Result<BuildOptions> {
+    if !(1..=1 << 40).contains(&span_size.index_span_size) {
         return Err(fail(Exit::Usage, "--index-span-size must be between 1 and 2^40"));
     }
-    Ok(BuildOptions { format, compact_span_bytes: fineness.index_span_size, ..options })
+    Ok(BuildOptions { format, index_span_bytes: span_size.index_span_size, ..options })
 }
 
 /// Runs `work` to its end, or until `timeout` (0: none) or an interrupt.
@@ -307,7 +307,7 @@ pub fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
     result
 }
 
-/// A progress bar over the layers that will be read, and what to tell the builder about.
+/// A progress bar over the layers that will be read, and the builder's listener that drives it.
 #[must_use]
 pub fn watch<'l>(
     what: &str,

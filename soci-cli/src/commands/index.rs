@@ -10,7 +10,7 @@ use soci_index::publish::local::{IMAGE_NAME, KEPT_IN};
 
 use crate::args::config::Config;
 use crate::args::{Global, Index, IndexList, Platforms};
-use crate::commands::catalogue::{Entry, entries, layout};
+use crate::commands::catalogue::{IndexEntry, entries, layout};
 use crate::commands::image::{self, block_on};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
@@ -33,16 +33,16 @@ pub fn run(arguments: &Index, config: &Config, global: &Global) -> anyhow::Resul
 fn list(config: &Config, arguments: &IndexList) -> anyhow::Result<()> {
     let entries = listed(config, arguments)?;
     if arguments.json {
-        let row = |entry: &Entry| {
+        let row = |entry: &IndexEntry| {
             serde_json::json!({
                 "digest": entry.descriptor.digest,
                 "size": entry.descriptor.size,
-                "imageRef": entry.note(IMAGE_NAME),
+                "imageRef": entry.annotation(IMAGE_NAME),
                 "imageDigest": entry.subject(),
                 "platform": entry.platform(),
                 "mediaType": entry.descriptor.media_type,
                 "version": entry.form(),
-                "createdAt": entry.note(annotation::CREATED),
+                "createdAt": entry.annotation(annotation::CREATED),
                 "fetchedFrom": origin::origins(&entry.descriptor),
             })
         };
@@ -51,15 +51,15 @@ fn list(config: &Config, arguments: &IndexList) -> anyhow::Result<()> {
     if arguments.quiet {
         return entries.iter().try_for_each(|entry| output::line(entry.descriptor.digest.to_string()));
     }
-    let row = |entry: &Entry| {
+    let row = |entry: &IndexEntry| {
         vec![
             entry.descriptor.digest.to_string(),
             entry.descriptor.size.to_string(),
-            entry.note(IMAGE_NAME).to_owned(),
+            entry.annotation(IMAGE_NAME).to_owned(),
             entry.platform(),
             entry.descriptor.media_type.clone(),
             entry.form().to_owned(),
-            crate::commands::age(entry.note(annotation::CREATED)),
+            crate::commands::age(entry.annotation(annotation::CREATED)),
         ]
     };
     let header = ["DIGEST", "SIZE", "IMAGE REF", "PLATFORM", "MEDIA TYPE", "MANIFEST VERSION", "CREATED"];
@@ -67,11 +67,11 @@ fn list(config: &Config, arguments: &IndexList) -> anyhow::Result<()> {
 }
 
 /// The indexes that are shown: AWS's forms, as its tool does, and span indexes where they are asked for.
-fn listed(config: &Config, arguments: &IndexList) -> anyhow::Result<Vec<Entry>> {
+fn listed(config: &Config, arguments: &IndexList) -> anyhow::Result<Vec<IndexEntry>> {
     let of = arguments.image.as_deref().map(image::reference).transpose()?.map(|reference| reference.to_string());
     let Platforms { platforms, .. } = &arguments.platforms;
-    let is_wanted = |entry: &Entry| {
-        let is_named = of.as_ref().is_none_or(|of| entry.note(IMAGE_NAME) == of);
+    let is_wanted = |entry: &IndexEntry| {
+        let is_named = of.as_ref().is_none_or(|of| entry.annotation(IMAGE_NAME) == of);
         let is_of_platform = platforms.is_empty() || platforms.contains(&entry.platform());
         is_named && is_of_platform && (arguments.span_indexes || !entry.is_span_index())
     };
@@ -81,7 +81,7 @@ fn listed(config: &Config, arguments: &IndexList) -> anyhow::Result<Vec<Entry>> 
 fn info(config: &Config, digest: &str) -> anyhow::Result<()> {
     let digest: Digest = digest.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?;
     let entries = entries(config)?;
-    if entries.iter().flat_map(Entry::ztocs).any(|(_, ztoc)| ztoc.digest == digest) {
+    if entries.iter().flat_map(IndexEntry::ztocs).any(|(_, ztoc)| ztoc.digest == digest) {
         let hint = "the provided digest is of ztoc not SOCI index. Use \"soci ztoc info\" command to get detailed info of ztoc";
         return Err(fail(Exit::Usage, hint));
     }
@@ -114,7 +114,7 @@ fn remove(config: &Config, digests: &[String], of: Option<&str>, global: &Global
     let wanted = to_remove(&entries, digests, of)?;
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     for entry in entries.iter().filter(|entry| wanted.contains(&entry.descriptor.digest)) {
-        if let Some(namespace) = target::namespace_of(entry.note(KEPT_IN)) {
+        if let Some(namespace) = target::namespace_of(entry.annotation(KEPT_IN)) {
             block_on(global.timeout, remove_from_containerd(&entry.descriptor.digest, namespace, global))?;
         }
     }
@@ -129,14 +129,16 @@ fn remove(config: &Config, digests: &[String], of: Option<&str>, global: &Global
 }
 
 /// What was named, and the span index of an image whose last other index goes.
-fn to_remove(entries: &[Entry], digests: &[String], of: Option<&str>) -> anyhow::Result<Vec<Digest>> {
+fn to_remove(entries: &[IndexEntry], digests: &[String], of: Option<&str>) -> anyhow::Result<Vec<Digest>> {
     let mut wanted: Vec<Digest> = Vec::new();
     for digest in digests {
         wanted.push(digest.parse().map_err(|error| fail(Exit::Usage, format!("{error}")))?);
     }
     if let Some(of) = of {
         let of = image::reference(of)?.to_string();
-        wanted.extend(entries.iter().filter(|entry| entry.note(IMAGE_NAME) == of).map(|entry| entry.descriptor.digest));
+        wanted.extend(
+            entries.iter().filter(|entry| entry.annotation(IMAGE_NAME) == of).map(|entry| entry.descriptor.digest),
+        );
         if wanted.is_empty() {
             return Err(fail(Exit::Failure, format!("the local index store has no index of {of}")));
         }
@@ -145,10 +147,10 @@ fn to_remove(entries: &[Entry], digests: &[String], of: Option<&str>) -> anyhow:
     {
         return Err(missing(unknown));
     }
-    let (going, staying): (Vec<&Entry>, Vec<&Entry>) =
+    let (going, staying): (Vec<&IndexEntry>, Vec<&IndexEntry>) =
         entries.iter().partition(|entry| wanted.contains(&entry.descriptor.digest));
-    let is_left_alone = |entry: &&&Entry| {
-        let is_of = |other: &&Entry| !other.is_span_index() && other.subject() == entry.subject();
+    let is_left_alone = |entry: &&&IndexEntry| {
+        let is_of = |other: &&IndexEntry| !other.is_span_index() && other.subject() == entry.subject();
         entry.is_span_index() && going.iter().copied().any(|other| is_of(&other)) && !staying.iter().any(is_of)
     };
     wanted.extend(staying.iter().filter(is_left_alone).map(|entry| entry.descriptor.digest));
@@ -174,7 +176,8 @@ pub fn list_ztocs(
 ) -> anyhow::Result<()> {
     let of = of.map(image::reference).transpose()?.map(|reference| reference.to_string());
     let mut rows: Vec<(Digest, u64, Digest)> = Vec::new();
-    for entry in entries(config)?.iter().filter(|entry| of.as_ref().is_none_or(|of| entry.note(IMAGE_NAME) == of)) {
+    for entry in entries(config)?.iter().filter(|entry| of.as_ref().is_none_or(|of| entry.annotation(IMAGE_NAME) == of))
+    {
         rows.extend(entry.ztocs().into_iter().map(|(layer, ztoc)| (ztoc.digest, ztoc.size, layer)));
     }
     rows.sort_unstable();

@@ -1,6 +1,6 @@
 //! `soci mount` and `soci umount`.
 //!
-//! In the foreground the command serves until somebody unmounts, or until SIGTERM or an interrupt, upon which it
+//! In the foreground the command serves until the mount is unmounted, or until SIGTERM or SIGINT, upon which it
 //! unmounts itself. `--detach` starts the same command again as a process of its own and returns when that one says
 //! that the mount is ready.
 
@@ -233,7 +233,7 @@ fn open_options(
     })
 }
 
-/// Takes the mount out of the tree; who has files open may go on until they are done, up to a limit.
+/// Takes the mount out of the tree; open files stay readable until they are closed, up to a limit.
 async fn end(
     unmounter: &soci_fs::fuse::mount::Unmounter,
     served: tokio::task::JoinHandle<Result<(), soci_fs::fuse::mount::MountError>>,

@@ -9,7 +9,7 @@ use soci_index::image::layout::Layout;
 
 use crate::args;
 use crate::args::config::Config;
-use crate::commands::catalogue::{self, Entry};
+use crate::commands::catalogue::{self, IndexEntry};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 
@@ -52,7 +52,7 @@ fn artifacts(config: &Config) -> anyhow::Result<Vec<Artifact>> {
     Ok(artifacts)
 }
 
-fn artifact(layout: &Layout, entry: &Entry, blob: &Descriptor) -> Artifact {
+fn artifact(layout: &Layout, entry: &IndexEntry, blob: &Descriptor) -> Artifact {
     let content = std::fs::read(layout.blob_path(&blob.digest)).map_err(|error| error.to_string()).and_then(|bytes| {
         let prefetch = Prefetch::parse(&bytes, &Limits::DEFAULT).map_err(|error| error.to_string())?;
         Ok((prefetch, String::from_utf8_lossy(&bytes).into_owned()))
@@ -60,7 +60,7 @@ fn artifact(layout: &Layout, entry: &Entry, blob: &Descriptor) -> Artifact {
     Artifact {
         descriptor: blob.clone(),
         layer: blob.annotations.get(LAYER_DIGEST).cloned().unwrap_or_default(),
-        created: entry.note(annotation::CREATED).to_owned(),
+        created: entry.annotation(annotation::CREATED).to_owned(),
         content,
     }
 }
@@ -128,7 +128,7 @@ fn not_one(config: &Config, digest: &Digest) -> anyhow::Result<anyhow::Error> {
     let entries = catalogue::entries(config).context("reading the local index store")?;
     let kind = if entries.iter().any(|entry| entry.descriptor.digest == *digest) {
         "soci_index"
-    } else if entries.iter().flat_map(Entry::ztocs).any(|(_, ztoc)| ztoc.digest == *digest) {
+    } else if entries.iter().flat_map(IndexEntry::ztocs).any(|(_, ztoc)| ztoc.digest == *digest) {
         "soci_layer"
     } else {
         let hint = "`soci prefetch list` shows what there is";

@@ -29,8 +29,8 @@ const SIGNED_HINT: &str = "the image is signed: have the new one signed by --sig
 /// Runs the command.
 ///
 /// # Errors
-/// When the image cannot be read or indexed, or the registry refuses the index. Also when there was nothing to do and
-/// that was to be told by an exit code.
+/// When the image cannot be read or indexed, or the registry refuses the index. Also if there was nothing to do and an
+/// exit code for that was requested.
 pub fn run(arguments: &Publish, global: &Global) -> anyhow::Result<()> {
     if let Some(command) = &arguments.sign_with {
         sign::check(command)?;
@@ -78,7 +78,7 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         conversion.summary(&converted).into_iter().try_for_each(output::line)?;
     }
     if let Some(repository) = target {
-        // Whoever pulls looks at the image and its manifests, a node at the indexes of its platform.
+        // Clients look at the image and its manifests, a node at the indexes of its platform.
         sign_all(arguments, repository, &converted.signable, global.timeout)?;
         look_back(repository, &converted.signable, global.timeout)?;
     }
@@ -152,7 +152,6 @@ fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyho
 /// One publishing of version 1 indexes.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    /// The image.
     pub image: Reference,
     /// The repository of the indexes, unless it is the image's own.
     pub to: Option<&'a str>,
@@ -162,9 +161,7 @@ pub struct Plan<'a> {
     pub building: &'a Building,
     /// Whose signatures count for what is reused; `None` where all is that fits.
     pub signed_by: Option<Arc<Trust>>,
-    /// In which forms.
     pub forms: &'a Forms,
-    /// Which platforms.
     pub platforms: &'a Platforms,
     /// Push nothing.
     pub dry_run: bool,
@@ -249,7 +246,7 @@ impl Plan<'_> {
     }
 }
 
-/// How those find the index who do not look beside the image.
+/// How clients find the index that do not query the image's referrers.
 fn print_hint(plan: &Plan<'_>) -> anyhow::Result<()> {
     let (Some(repository), Reference::Registry(image)) = (plan.to, &plan.image) else { return Ok(()) };
     if own_repository(image) == repository {
@@ -268,7 +265,7 @@ fn own_repository(image: &RegistryReference) -> String {
 
 fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
     image::print_layers(report)?;
-    let what = words(&report.done);
+    let what = describe(&report.done);
     let indexed = report.layers.iter().filter(|layer| layer.outcome.is_ok() || layer.spans.is_some()).count();
     output::line(format!(
         "{platform}: index {} {what}; {indexed} of {} layers indexed",
@@ -287,9 +284,9 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
     span_lines(platform, report).into_iter().try_for_each(output::line)
 }
 
-/// The lines about a span index, and about who will not find what was pushed.
+/// The lines about a span index, and about clients that will not find what was pushed.
 pub(super) fn span_lines(platform: &str, report: &Report) -> Vec<String> {
-    let line = |spans: &SpanReport| format!("{platform}: span index {} {}", spans.index, words(&spans.done));
+    let line = |spans: &SpanReport| format!("{platform}: span index {} {}", spans.index, describe(&spans.done));
     let mut lines: Vec<String> = report.spans.as_ref().map(line).into_iter().collect();
     // What refers to one image in one registry is found, or not, by the same clients.
     let done = std::iter::once(&report.done).chain(report.spans.as_ref().map(|spans| &spans.done));
@@ -302,13 +299,13 @@ pub(super) fn span_lines(platform: &str, report: &Report) -> Vec<String> {
     lines
 }
 
-fn words(done: &Done) -> String {
+fn describe(done: &Done) -> String {
     match done {
         Done::UpToDate => "is up to date".to_owned(),
         Done::Published(found_by, visibility) if visibility.is_refused() => {
-            format!("pushed, listed by {}, and refused to whoever asks for it", crate::commands::found_by(found_by))
+            format!("pushed, listed by {}, but the registry refuses to serve it", crate::commands::found_by(found_by))
         }
-        Done::Hidden { .. } => "is there, and refused to whoever asks for it".to_owned(),
+        Done::Hidden { .. } => "exists, but the registry refuses to serve it".to_owned(),
         Done::Published(found_by, _) => format!("published, found by {}", crate::commands::found_by(found_by)),
         Done::Stored => "stored".to_owned(),
         Done::Nothing => "built, not pushed (dry run)".to_owned(),

@@ -1,6 +1,6 @@
-//! `soci pull`: fetches all of an image into this machine's layer store, so that later mounts need nobody.
+//! `soci pull`: downloads the whole image into this machine's layer store, for offline mounts.
 //!
-//! With an index the spans of a layer are inflated side by side, without one whole layers are: so the slower of network
+//! With an index the spans of a layer are inflated concurrently, without one whole layers are: so the slower of network
 //! and cores decides. What is here is proven before the command says so.
 
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
             listing,
             urls: image::foreign_layers(arguments.foreign_layers)?,
-            // Nobody need be trusted: all of it is proven before it is used.
+            // No signer need be trusted: all of it is proven before it is used.
             ..record::open_options(config, arguments.min_layer_size)
         };
         let opened = open_image(&source, &image, &store, &options, &Handle::current()).await?;
@@ -61,7 +61,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
     say(arguments, &opened, start.elapsed())
 }
 
-/// Fetches what is lacking of all layers side by side, and proves them.
+/// Fetches what is lacking of all layers concurrently, and proves them.
 async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progress) -> anyhow::Result<()> {
     let layers = image.manifest.layers.iter().zip(&image.config.diff_ids);
     let claims =
@@ -104,9 +104,9 @@ fn say(arguments: &Pull, opened: &OpenedImage, time: Duration) -> anyhow::Result
         return output::json(&document);
     }
     let chosen = opened.choice.chosen.as_ref();
-    let how = chosen.map_or_else(|| "without an index".to_owned(), |chosen| format!("by {}", choice::words(chosen)));
+    let how = chosen.map_or_else(|| "without an index".to_owned(), |chosen| format!("by {}", choice::describe(chosen)));
     output::line(format!(
-        "{} layers are here and proven, {how}: {} fetched, {} unpacked, {}; `soci mount {} DIR` needs nobody any more",
+        "{} layers are here and proven, {how}: {} fetched, {} unpacked, {}; `soci mount {} DIR` works offline now",
         opened.notes.len(),
         output::size(fetched),
         output::size(bytes),

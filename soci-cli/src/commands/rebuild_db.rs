@@ -23,7 +23,7 @@ use soci_index::publish::local::KEPT_IN;
 
 use crate::args::config::Config;
 use crate::args::{ContentStore, Global};
-use crate::commands::catalogue::{self, Entry};
+use crate::commands::catalogue::{self, IndexEntry};
 use crate::commands::image::block_on;
 use crate::report::output;
 
@@ -78,11 +78,11 @@ async fn containerd(global: &Global) -> anyhow::Result<Option<Containerd>> {
 }
 
 /// Listed indexes whose manifest is gone.
-async fn gone(layout: &Layout, entries: &[Entry], global: &Global) -> anyhow::Result<Vec<Digest>> {
+async fn gone(layout: &Layout, entries: &[IndexEntry], global: &Global) -> anyhow::Result<Vec<Digest>> {
     let mut gone = Vec::new();
     for entry in entries {
         let digest = entry.descriptor.digest;
-        let is_there = match target::namespace_of(entry.note(KEPT_IN)) {
+        let is_there = match target::namespace_of(entry.annotation(KEPT_IN)) {
             // What cannot be read in this moment is neither gone nor damaged.
             None => {
                 entry.index.is_some() || (layout.has_blob(&digest) && std::fs::read(layout.blob_path(&digest)).is_err())

@@ -31,7 +31,7 @@ mod container;
 mod enter;
 pub mod inside;
 
-use enter::{Ending, Errand, Terms};
+use enter::{Ending, RecordedRun, Terms};
 
 /// What an interrupt during the preparations leads to.
 const INTERRUPTED: &str = "interrupted before the command was started";
@@ -70,7 +70,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         Ok((source, found))
     };
     let (source, found) = image::interruptible(resolving, INTERRUPTED).await?;
-    let errand = Errand::new(&found.raw_config, &arguments.command, arguments.network)?;
+    let run = RecordedRun::new(&found.raw_config, &arguments.command, arguments.network)?;
     arguments.bounds.set();
     config.keep_private()?;
     ensure_private_dir(&config.layers())?;
@@ -93,31 +93,31 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     let mounted = mount(Arc::clone(&image), &mountpoint, &options, Handle::current())?;
     let start = Instant::now();
     let terms = Terms { time: arguments.time, quiet: arguments.json };
-    let ending = errand.run(&mountpoint, &room, terms, &mut signals).await;
+    let ending = run.run(&mountpoint, &room, terms, &mut signals).await;
     let time = start.elapsed();
     let unmounter = mounted.unmounter();
     unmounter.unmount(Lazy::Yes)?;
     drop(mounted);
     let ending = ending?;
-    let profile = recorder.profile()?.with_command(&errand.line());
+    let profile = recorder.profile()?.with_command(&run.line());
     if profile.ranges().is_empty() {
-        return Err(fail(Exit::Failure, format!("{errand} read nothing of {reference} ({ending})")));
+        return Err(fail(Exit::Failure, format!("{run} read nothing of {reference} ({ending})")));
     }
     if recorder.is_full() {
         tracing::warn!("the command reads more than a profile can name; the rest is left out");
     }
     write(&arguments.output, &profile)?;
-    say(arguments, &found, &profile, &errand, (&ending, time))?;
+    say(arguments, &found, &profile, &run, (&ending, time))?;
     match ending {
         Ending::Stopped => Ok(()),
         Ending::Interrupted => {
             let written = arguments.output.display();
-            Err(fail(Exit::Interrupted, format!("interrupted; what {errand} read until then is in {written}")))
+            Err(fail(Exit::Interrupted, format!("interrupted; what {run} read until then is in {written}")))
         }
         Ending::Exited(status) if status.success() => Ok(()),
         Ending::Exited(_) => {
             let written = arguments.output.display();
-            Err(fail(Exit::Failure, format!("{errand}: {ending}; what it read is in {written} all the same")))
+            Err(fail(Exit::Failure, format!("{run}: {ending}; what it read is in {written} all the same")))
         }
     }
 }
@@ -126,7 +126,7 @@ fn say(
     arguments: &Record,
     image: &PlatformImage,
     profile: &Profile,
-    errand: &Errand,
+    run: &RecordedRun,
     (ending, time): (&Ending, Duration),
 ) -> anyhow::Result<()> {
     let file = &arguments.output;
@@ -140,7 +140,7 @@ fn say(
     }
     let (bytes, ranges, time) = (output::size(profile.bytes()), profile.ranges().len(), output::time(time));
     let shown = file.display();
-    output::line_beside(file, format!("{shown}: {bytes} in {ranges} ranges, read within {time} by {errand}"))
+    output::line_beside(file, format!("{shown}: {bytes} in {ranges} ranges, read within {time} by {run}"))
 }
 
 /// A profile that was written, for programs.

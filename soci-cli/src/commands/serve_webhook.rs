@@ -1,4 +1,4 @@
-//! `soci serve-webhook`: index every image that a registry tells of.
+//! `soci serve-webhook`: index each image announced by a registry webhook.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -37,16 +37,16 @@ use crate::webhook::{Work, clerk, now, server};
 /// Bytes of a token file. A header is shorter.
 const TOKEN_BYTES_MAX: u64 = 8 << 10;
 
-/// Runs the command, until it is told to end.
+/// Runs the command until a signal ends it.
 ///
 /// # Errors
-/// When the arguments make no sense, the journal cannot be had, or the address is taken.
+/// When the arguments make no sense, the journal cannot be obtained, or the address is taken.
 pub fn run(arguments: &ServeWebhook, config: &Config, global: &Global) -> anyhow::Result<()> {
     let settings = Arc::new(Settings::new(arguments, global)?);
     let token = arguments.token_file.as_deref().map(read_token).transpose()?;
     if token.is_none() && !arguments.no_auth && !arguments.listen.ip().is_loopback() {
         let listen = arguments.listen;
-        let hint = "name the secret by --token-file, or say --no-auth if nobody else can reach it";
+        let hint = "name the secret by --token-file, or use --no-auth if no other client can reach it";
         return Err(fail(Exit::Usage, format!("{listen} is open to other machines: {hint}")));
     }
     let manners = Manners { token, patterns: arguments.patterns.clone() };
@@ -265,7 +265,7 @@ impl Settings {
 
 /// Whether a failure may pass.
 fn end_of(error: &anyhow::Error) -> End {
-    let message = crate::report::exit::words(error);
+    let message = crate::report::exit::message(error);
     let done = |outcome| End::Done { outcome, message: message.clone() };
     let is_moved =
         |cause: &(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(PublishError::Moved { .. }));
@@ -371,7 +371,7 @@ mod tests {
             registry: "h".into(),
             repository: "team/app".into(),
             scope: "push".into(),
-            who: "no credentials",
+            credentials: "no credentials",
             message: message.into(),
             challenged: false,
             login: soci_index::registry::LoginVerdict::None,

@@ -1,8 +1,8 @@
 //! Has an index signed by a program of the user's choice, once it is in the registry.
 //!
-//! Signing is left to those who do it well: `cosign sign --key k {}`, `notation sign {}`. The command line is split as a
-//! shell would split it, but there is no shell: nothing in a reference can become a command. What the program prints goes
-//! to standard error, because standard output belongs to our own document; it may ask for a passphrase.
+//! Signing is left to established tools: `cosign sign --key k {}`, `notation sign {}`. The command line is split as a
+//! shell would split it, but there is no shell: nothing in a reference can become a command. What the program prints
+//! goes to standard error, because standard output belongs to our own document; it may ask for a passphrase.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -26,38 +26,18 @@ const PLACE: &str = "{}";
 enum SignError {
     /// The command line makes no sense.
     #[error("the signing command {command:?} cannot be split into words: it is empty, or a quote is not closed")]
-    Words {
-        /// As given.
-        command: String,
-    },
+    Words { command: String },
     /// There is no such program.
     #[error(
         "the signing program {program} is not there, or cannot be run: install it, or name it by its path; nothing was done"
     )]
-    NoProgram {
-        /// The program.
-        program: String,
-    },
+    NoProgram { program: String },
     /// The program did not start.
     #[error("{reference} was pushed and not signed: {program} cannot be started: {reason}")]
-    NotStarted {
-        /// The index.
-        reference: String,
-        /// The program.
-        program: String,
-        /// What the system said.
-        reason: String,
-    },
+    NotStarted { reference: String, program: String, reason: String },
     /// The program failed.
     #[error("{reference} was pushed and not signed: {program} ended with {status}; what it said is above")]
-    Failed {
-        /// The index.
-        reference: String,
-        /// The program.
-        program: String,
-        /// How it ended.
-        status: ExitStatus,
-    },
+    Failed { reference: String, program: String, status: ExitStatus },
 }
 
 impl SignError {
@@ -79,7 +59,7 @@ pub async fn sign(command: &str, reference: &str) -> anyhow::Result<()> {
 }
 
 async fn run(command: &str, reference: &str) -> Result<(), SignError> {
-    let (program, arguments) = words(command, reference)?;
+    let (program, arguments) = split_command(command, reference)?;
     let not_started = |reason: std::io::Error| SignError::NotStarted {
         reference: reference.to_owned(),
         program: program.clone(),
@@ -104,7 +84,7 @@ pub fn check(command: &str) -> anyhow::Result<()> {
 }
 
 fn program(command: &str) -> Result<(), SignError> {
-    let (program, _) = words(command, "")?;
+    let (program, _) = split_command(command, "")?;
     let is_there = match program.contains('/') {
         true => is_program(Path::new(&program)),
         false => config::search_path().iter().any(|directory| is_program(&directory.join(&program))),
@@ -144,13 +124,13 @@ pub async fn look_back(repository: &Repository, manifests: &[Digest]) {
     for digest in manifests {
         if let Some(reason) = refusal(repository, digest).await {
             let hint = "have it signed as the registry demands, or have unsigned content admitted";
-            tracing::warn!("{repository}@{digest} is there and nobody can read it: {reason}; {hint}");
+            tracing::warn!("{repository}@{digest} exists, but no client can read it: {reason}; {hint}");
         }
     }
 }
 
 /// The program and its arguments.
-fn words(command: &str, reference: &str) -> Result<(String, Vec<String>), SignError> {
+fn split_command(command: &str, reference: &str) -> Result<(String, Vec<String>), SignError> {
     let words = shlex::split(command).unwrap_or_default();
     let mut words = words.into_iter();
     let program = words.next().filter(|program| !program.is_empty());
@@ -182,10 +162,10 @@ mod tests {
             (r#"s "a b"\ c"#, &["s", "a b c", REFERENCE]),
             ("$SHELL -c *", &["$SHELL", "-c", "*", REFERENCE]),
         ] {
-            let (program, arguments) = words(command, REFERENCE).unwrap();
+            let (program, arguments) = split_command(command, REFERENCE).unwrap();
             assert_eq!([vec![program], arguments].concat(), expected, "{command}");
         }
-        let embedded = words("s --image={}@", "r").unwrap().1;
+        let embedded = split_command("s --image={}@", "r").unwrap().1;
         assert_eq!(embedded, ["--image=r@"]);
         for command in ["", "  ", "s 'open", "''", "# only a comment"] {
             assert!(matches!(super::program(command), Err(SignError::Words { .. })), "{command}");

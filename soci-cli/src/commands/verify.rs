@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use soci_fs::open::trust::{Provisional, TrustPolicy};
 use soci_index::find::Search;
-use soci_index::find::choose::{Candidate, PassedOver, Place};
+use soci_index::find::choose::{Candidate, IndexPlace, PassedOver};
 use soci_index::format::digest::Digest;
 use soci_index::format::index_manifest::IndexManifest;
 use soci_index::format::manifest::INDEX_V2;
@@ -31,7 +31,7 @@ struct Outcome {
     platform: String,
     found: Candidate,
     checked: Vec<Checked>,
-    /// Whether somebody who is trusted has signed, where that was asked.
+    /// Whether a trusted signer has signed it, if that was requested.
     signature: Option<signature::Verdict>,
     /// What was passed over for it, if it is the one that is used.
     used: Option<Vec<PassedOver>>,
@@ -175,12 +175,12 @@ impl Finder<'_> {
     fn origin(&self, found: &Candidate, local: Option<&Layout>) -> ImageSource {
         let in_layout = |layout: &Layout| ImageSource::Store { store: Store::Layout(layout.clone()), tag: None };
         match (&found.place, local) {
-            (Place::Local, Some(layout)) => in_layout(layout),
+            (IndexPlace::Local, Some(layout)) => in_layout(layout),
             (_, Some(layout)) if found.cached => in_layout(layout),
-            (Place::Named { position, .. }, _) => {
+            (IndexPlace::Named { position, .. }, _) => {
                 self.elsewhere.get(*position).map_or_else(|| self.source.clone(), ImageSource::of_repository)
             }
-            (Place::Local | Place::Image | Place::Beside, _) => self.source.clone(),
+            (IndexPlace::Local | IndexPlace::Image | IndexPlace::Beside, _) => self.source.clone(),
         }
     }
 
@@ -225,7 +225,7 @@ fn form(index: &IndexManifest) -> String {
     version(index).map_or_else(|| "span index".to_owned(), |version| format!("version {version}"))
 }
 
-fn words(verdict: &Verdict) -> String {
+fn describe(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Identical => "identical".to_owned(),
         Verdict::SameFacts { tool } => format!("says the same in other bytes (made by {tool:?})"),
@@ -242,7 +242,7 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
         output::line(format!("index {digest} {signature}"))?;
     }
     for Checked { blob, layer, verdict } in &outcome.checked {
-        output::line(format!("layer {layer} -> {blob} {}", words(verdict)))?;
+        output::line(format!("layer {layer} -> {blob} {}", describe(verdict)))?;
     }
     let others = outcome.used.iter().flatten().filter(|other| !other.reason.is_usual() && other.digest.is_some());
     match others.count() {
@@ -264,7 +264,7 @@ fn json(outcome: &Outcome) -> serde_json::Value {
             "layer": checked.layer,
             "status": status,
             "good": checked.verdict.is_good(),
-            "detail": words(&checked.verdict),
+            "detail": describe(&checked.verdict),
         })
     };
     serde_json::json!({

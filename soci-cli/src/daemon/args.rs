@@ -11,7 +11,7 @@ pub const ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock
 
 /// The release, as it is shown.
 pub const RELEASE: &str = concat!("v", env!("CARGO_PKG_VERSION"));
-/// The revision of the sources, if whoever built the program said it by `SOCI_REVISION`.
+/// The revision of the sources, if `SOCI_REVISION` was set at build time.
 pub const REVISION: &str = match option_env!("SOCI_REVISION") {
     Some(revision) => revision,
     None => "unknown",

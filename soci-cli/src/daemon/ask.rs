@@ -10,14 +10,14 @@ use anyhow::Context as _;
 use crate::daemon::operations::{DaemonStatus, STATUS_SOCKET};
 use crate::report::exit::{Exit, fail};
 
-/// How long a daemon may take to answer: it has everything at hand.
+/// The timeout of a daemon's answer, which it gives from memory.
 const ANSWER_SECONDS_MAX: u64 = 10;
 /// More than this is no answer.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// What a daemon answers.
 #[derive(Debug)]
-pub struct Answer {
+pub struct DaemonResponse {
     /// The status of HTTP.
     pub status: u16,
     /// What comes with it.
@@ -28,7 +28,7 @@ pub struct Answer {
 ///
 /// # Errors
 /// When none answers, or not as one of ours does.
-pub fn get(root: &Path, path: &str) -> anyhow::Result<Answer> {
+pub fn get(root: &Path, path: &str) -> anyhow::Result<DaemonResponse> {
     let socket = root.join(STATUS_SOCKET);
     let shown = socket.display();
     let answer = exchange(&socket, path).map_err(|error| {
@@ -49,11 +49,11 @@ pub fn status(root: &Path) -> anyhow::Result<DaemonStatus> {
     serde_json::from_slice(&answer.body).with_context(|| format!("the answer of {shown}"))
 }
 
-fn parse(answer: &[u8]) -> Option<Answer> {
+fn parse(answer: &[u8]) -> Option<DaemonResponse> {
     let end = answer.windows(4).position(|part| part == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&answer[..end]).ok()?;
     let status = head.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
-    Some(Answer { status, body: answer[end + 4..].to_vec() })
+    Some(DaemonResponse { status, body: answer[end + 4..].to_vec() })
 }
 
 /// One question over HTTP 1.0, whose answer ends with the connection: a client library would bring nothing.

@@ -2,8 +2,8 @@
 //!
 //! Operators switch by changing the binary, so every key of theirs is understood here, with its default and with zero
 //! for "default" where they have that. A key that changes nothing in this daemon is accepted and named once in the log,
-//! if it asks for something else than the default. A key that nobody knows, or a value that makes no sense, stops the
-//! start with file, line and key: a typing error that is passed over is found much later.
+//! if it asks for something else than the default. An unknown key or an invalid value stops the start with file, line
+//! and key: an ignored typo would be found much later.
 //!
 //! The comments of the keys are docs/configuration.md: they say what a value means and in which unit.
 //!
@@ -211,7 +211,7 @@ impl DaemonConfig {
         }
     }
 
-    /// When what nobody has asked for is fetched; `None` is never.
+    /// When layers are fetched in the background; `None` is never.
     #[must_use]
     pub fn background_pace(&self) -> Option<Pace> {
         let given = &self.background_fetch;

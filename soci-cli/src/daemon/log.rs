@@ -1,5 +1,5 @@
 //! The daemon's log: one JSON object per line on standard error, with the keys that AWS's daemon uses (`level`, `msg`,
-//! `time`), because people's log pipelines look for these.
+//! `time`), because existing log pipelines expect these.
 
 use std::fmt;
 use std::io::Write as _;
@@ -44,8 +44,8 @@ pub fn start(level: Level) {
 
 /// Writes the line of a failure that ends the program; no level keeps it back.
 pub fn fatal(error: &anyhow::Error) {
-    let line = line("fatal", Map::from_iter([("msg".to_owned(), crate::report::exit::words(error).into())]));
-    // With standard error gone there is nobody left to tell.
+    let line = line("fatal", Map::from_iter([("msg".to_owned(), crate::report::exit::message(error).into())]));
+    // With standard error closed the message has no destination.
     let _ = writeln!(std::io::stderr(), "{}", json_for_terminals(&line.to_string()));
 }
 

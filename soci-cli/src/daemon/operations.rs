@@ -1,9 +1,9 @@
 //! What operators look at while the daemon runs: metrics, health, state.
 //!
-//! `/metrics` and `/healthz` over HTTP where the configuration says, on TCP or a socket. `/status` is the same state that
-//! `soci status` shows, as JSON, and is served besides on a socket of its own below the root, always: whoever may read
-//! the root may read it, and no port has to be open. `/noted/DIGEST`, what was noted of an image's start, is served there
-//! only: it tells what programs do.
+//! `/metrics` and `/healthz` over HTTP where the configuration says, on TCP or a socket. `/status` is the same state
+//! that `soci status` shows, as JSON, and is served besides on a socket of its own below the root, always: every
+//! process that may read the root may read it, and no port has to be open. `/noted/DIGEST`, what was recorded of an
+//! image's start, is served there only: it reveals what programs do.
 
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +32,7 @@ use crate::webhook::door::{Door, Places, one_request_each};
 /// What a profile is, to HTTP.
 const PROFILE: &str = "application/octet-stream";
 
-/// Connections that ask for metrics over TCP, where strangers may come.
+/// Connections that request metrics over TCP, from untrusted clients.
 const PLACES: Places = Places { all: 64, per_peer: 16 };
 
 /// How often it is looked whether an image has come.
@@ -63,12 +63,10 @@ pub struct DaemonStatus {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlotStatus {
-    /// The slot.
     pub slot: u16,
     /// The image that it was first wanted for, and whose registry it comes from.
     #[serde(default)]
     pub image: String,
-    /// The layer.
     #[serde(flatten)]
     pub layer: LayerStatus,
 }

@@ -1,8 +1,8 @@
 //! The worker: everything the daemon does, in a process that may die.
 //!
 //! Order of the start: the descriptors come first, since before they do another worker may still be there; then the
-//! mount is served, for somebody may wait for a page; then the state that snapshots need is opened, then containerd is
-//! answered. Nothing here asks the network: what was provided before is opened when it is touched.
+//! mount is served, because a process may be waiting for a page; then the state that snapshots need is opened, then
+//! containerd is answered. Nothing here asks the network: what was provided before is opened when it is touched.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,15 +35,15 @@ use crate::daemon::operations::{self, Operations};
 use crate::daemon::registries;
 use crate::report::signals::Signals;
 
-/// How long calls under way may take after the worker was told to end.
+/// How long in-flight calls may take after the worker was signalled to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How often the quota is looked at.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(10);
 /// How long what was fetched or read stays in the page cache of the store, at least.
 const SECOND_COPY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a worker works with.
-struct Shop {
+/// The state of a worker.
+struct WorkerContext {
     forest: Arc<Forest>,
     store: Arc<Store>,
     slots: Arc<Slots>,
@@ -51,7 +51,7 @@ struct Shop {
     stages: Arc<Stages>,
 }
 
-/// Runs a worker until it is told to end.
+/// Runs a worker until it is signalled to end.
 ///
 /// # Errors
 /// Whatever kept it from starting, or stopped it.
@@ -74,21 +74,21 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let mut signals = Signals::catch()?;
     let options = SnapshotOptions::of_this_system();
     let credentials = Credentials::of(config, inherited.memory)?;
-    let shop = Shop::open(root, config, &options, credentials.source)?;
+    let context = WorkerContext::open(root, config, &options, credentials.source)?;
     let serving = ServeOptions { statistics_path: Some(root.to_owned()), ..ServeOptions::default() };
-    let session = device::serve(Arc::clone(&shop.forest), inherited.kept, &serving, Handle::current())
+    let session = device::serve(Arc::clone(&context.forest), inherited.kept, &serving, Handle::current())
         .with_context(|| format!("cannot serve {}", mountpoint(root).display()))?;
-    let metrics = Arc::new(Metrics { stages: Arc::clone(&shop.stages), ..Metrics::default() });
-    let provider = Arc::new(Counted { layers: shop.layers.clone(), metrics: Arc::clone(&metrics) });
+    let metrics = Arc::new(Metrics { stages: Arc::clone(&context.stages), ..Metrics::default() });
+    let provider = Arc::new(Counted { layers: context.layers.clone(), metrics: Arc::clone(&metrics) });
     let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
-    shop.layers.keep_only(&snapshots.layers_in_use()?);
-    shop.look_after(config, &metrics);
+    context.layers.keep_only(&snapshots.layers_in_use()?);
+    context.look_after(config, &metrics);
     let operations = Arc::new(Operations {
-        forest: shop.forest,
-        slots: shop.slots,
+        forest: context.forest,
+        slots: context.slots,
         metrics,
         mountpoint: mountpoint(root),
-        remote: shop.layers,
+        remote: context.layers,
         proves: config.background_pace().is_some(),
     });
     tokio::spawn(Arc::clone(&operations).count_images(config.counting_wait()));
@@ -114,7 +114,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
         result = &mut server => return result.context("the service ended"),
         result = &mut session => {
             result.context("the mount's threads ended")?.context("the mount can no longer be served")?;
-            anyhow::bail!("{} was unmounted by somebody; it is made again", mountpoint(root).display());
+            anyhow::bail!("{} was unmounted by another process; it is mounted again", mountpoint(root).display());
         }
         () = signals.next() => {}
     }
@@ -126,7 +126,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     Ok(())
 }
 
-impl Shop {
+impl WorkerContext {
     fn open(
         root: &Path,
         config: &DaemonConfig,
@@ -190,8 +190,8 @@ impl Shop {
             only_named: open_modes.is_off() && !config.pull_modes.parallel_pull_unpack.enable,
             known_places,
         };
-        let (planted, kept) = (Arc::clone(&forest), Arc::clone(&store));
-        let layers = RemoteLayers::new(planted, kept, Arc::clone(&slots), id_maps, registries, options, runtime)?;
+        let (served, kept) = (Arc::clone(&forest), Arc::clone(&store));
+        let layers = RemoteLayers::new(served, kept, Arc::clone(&slots), id_maps, registries, options, runtime)?;
         Ok(Self { forest, store, slots, layers, stages })
     }
 

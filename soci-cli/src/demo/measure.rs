@@ -33,7 +33,7 @@ pub struct Way {
 /// Pulls all layers, unpacks them on top of one another, and runs the program.
 ///
 /// # Errors
-/// When a layer cannot be had or unpacked, or the program not run.
+/// When a layer cannot be obtained or unpacked, or the program not run.
 pub async fn pull(
     source: &ImageSource,
     image: &PlatformImage,
@@ -52,7 +52,7 @@ pub async fn pull(
         let mut stream = source.open_blob(layer);
         while let Some(chunk) = stream.next().await {
             let (chunk, send) = (chunk?, send.clone());
-            // Whoever stops listening says why.
+            // If the receiver is gone, it reports the reason.
             if tokio::task::spawn_blocking(move || send.send(chunk)).await?.is_err() {
                 break;
             }
@@ -128,7 +128,6 @@ pub struct Opened {
     pub image: Arc<Image>,
     /// How long opening and mounting took.
     pub prepare: Duration,
-    /// Bytes of the index.
     pub index_bytes: u64,
     mounted: Option<Mounted>,
     before: (u64, u64),

@@ -26,7 +26,7 @@ use soci_index::format::digest::Digest;
 use soci_index::registry::Traffic;
 use tokio::task::JoinHandle;
 
-use self::state::{Failure, Manifest, State};
+use self::state::{Failure, Manifest, RegistryState};
 
 /// Bytes of one upload request. The store is memory.
 const UPLOAD_BYTES_MAX: usize = 4 << 30;
@@ -45,7 +45,7 @@ pub struct DemoRegistry {
 
 #[derive(Debug)]
 struct Server {
-    state: State,
+    state: RegistryState,
     counters: Arc<Counters>,
     latency: Duration,
 }
@@ -62,11 +62,11 @@ impl DemoRegistry {
     /// way to a registry that is not on this machine.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port can be obtained.
     pub async fn start(latency: Duration) -> io::Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let server = Arc::new(Server { state: State::default(), counters: Arc::default(), latency });
+        let server = Arc::new(Server { state: RegistryState::default(), counters: Arc::default(), latency });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&server));
         let task = tokio::spawn(async move {
             let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
@@ -125,19 +125,19 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request) -> Respon
 }
 
 /// An answer before it becomes HTTP.
-struct Answer {
+struct Reply {
     status: StatusCode,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
-    /// Tell the length of the body, do not send it.
+    /// Send the length of the body without the body.
     head_only: bool,
 }
 
-fn reply(status: StatusCode) -> Answer {
-    Answer { status, headers: Vec::new(), body: Bytes::new(), head_only: false }
+fn reply(status: StatusCode) -> Reply {
+    Reply { status, headers: Vec::new(), body: Bytes::new(), head_only: false }
 }
 
-impl Answer {
+impl Reply {
     fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
@@ -154,7 +154,7 @@ impl Answer {
     }
 }
 
-fn refuse(failure: &Failure) -> Answer {
+fn refuse(failure: &Failure) -> Reply {
     let (status, code) = failure.status();
     let body = serde_json::json!({"errors": [{"code": code, "message": failure.to_string()}]}).to_string();
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -191,7 +191,7 @@ impl Query {
 }
 
 impl Server {
-    async fn route(&self, request: Request) -> Result<Answer, Failure> {
+    async fn route(&self, request: Request) -> Result<Reply, Failure> {
         let path = request.uri().path().to_owned();
         let rest = path.strip_prefix("/v2/").ok_or(Failure::Unknown)?;
         if rest.is_empty() {
@@ -231,7 +231,7 @@ impl Server {
         }
     }
 
-    fn blob(&self, name: &str, digest: &str, request: &Request) -> Result<Answer, Failure> {
+    fn blob(&self, name: &str, digest: &str, request: &Request) -> Result<Reply, Failure> {
         let digest: Digest = digest.parse().map_err(|_| Failure::BadDigest)?;
         let blob = self.state.blob(name, &digest)?;
         let head = request.method() == Method::HEAD;
@@ -244,18 +244,18 @@ impl Server {
         };
         let asked = request.headers().get(header::RANGE).and_then(|value| value.to_str().ok());
         Ok(match range::read(asked.unwrap_or_default(), blob.len()) {
-            range::Asked::Whole => common(StatusCode::OK).body(blob),
-            range::Asked::Nothing => {
+            range::RequestedRange::Whole => common(StatusCode::OK).body(blob),
+            range::RequestedRange::Nothing => {
                 common(StatusCode::RANGE_NOT_SATISFIABLE).header("content-range", format!("bytes */{}", blob.len()))
             }
-            range::Asked::Part(part) => {
+            range::RequestedRange::Part(part) => {
                 let shown = format!("bytes {}-{}/{}", part.start, part.end - 1, blob.len());
                 common(StatusCode::PARTIAL_CONTENT).header("content-range", shown).body(blob.slice(part))
             }
         })
     }
 
-    fn referrers(&self, name: &str, subject: &str, query: &Query, head: bool) -> Result<Answer, Failure> {
+    fn referrers(&self, name: &str, subject: &str, query: &Query, head: bool) -> Result<Reply, Failure> {
         let subject: Digest = subject.parse().map_err(|_| Failure::BadDigest)?;
         let filter = query.value("artifactType");
         let list = self.state.referrers(name, &subject, filter);
@@ -266,7 +266,7 @@ impl Server {
         Ok(answer.body(list.to_string()).head_only(head))
     }
 
-    async fn put_manifest(&self, name: &str, reference: &str, request: Request) -> Result<Answer, Failure> {
+    async fn put_manifest(&self, name: &str, reference: &str, request: Request) -> Result<Reply, Failure> {
         let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media_type.unwrap_or_default().to_owned();
         let bytes = self.receive(request, MANIFEST_BYTES_MAX).await?;
@@ -280,7 +280,7 @@ impl Server {
         Ok(answer)
     }
 
-    async fn upload(&self, name: &str, id: &str, request: Request) -> Result<Answer, Failure> {
+    async fn upload(&self, name: &str, id: &str, request: Request) -> Result<Reply, Failure> {
         let query = Query::of(&request);
         let method = request.method().clone();
         let created = |digest: &Digest| {
@@ -309,8 +309,8 @@ impl Server {
         }
         if method == Method::GET {
             // How far it has come.
-            let told = accepted(id, self.state.append(id, &[])?);
-            return Ok(Answer { status: StatusCode::NO_CONTENT, ..told });
+            let response = accepted(id, self.state.append(id, &[])?);
+            return Ok(Reply { status: StatusCode::NO_CONTENT, ..response });
         }
         if method == Method::PATCH {
             let bytes = self.receive(request, UPLOAD_BYTES_MAX).await?;

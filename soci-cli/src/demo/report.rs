@@ -1,4 +1,4 @@
-//! The demonstration's result, for people and for programs.
+//! The demonstration's result, as text and as JSON.
 
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use crate::report::output;
 /// What was measured.
 #[derive(Debug, serde::Serialize)]
 pub struct Report {
-    /// What the image is.
     pub image: String,
     /// The command line.
     pub command: Vec<String>,
@@ -24,7 +23,6 @@ pub struct Report {
     pub index_seconds: Option<f64>,
     /// Spans of the image.
     pub spans: u64,
-    /// Spans that were inflated.
     pub inflated_spans: u64,
     /// Pull everything, then run. `None` when it could not be measured.
     pub pull: Option<Way>,

@@ -34,7 +34,6 @@ const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// A registry with the image in it. The registry ends with this value.
 #[derive(Debug)]
 pub struct Stage {
-    /// The registry.
     pub registry: DemoRegistry,
     /// The image's name in it.
     pub name: String,

@@ -100,7 +100,7 @@ pub fn code(error: &anyhow::Error) -> Exit {
 /// A failure in words: what happened and its causes, each once. Errors that say their cause themselves, and pass it on as
 /// their source, too, would be said twice.
 #[must_use]
-pub fn words(error: &anyhow::Error) -> String {
+pub fn message(error: &anyhow::Error) -> String {
     let mut words = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if words.is_empty() {

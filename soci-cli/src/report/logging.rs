@@ -1,4 +1,4 @@
-//! Messages for people who watch: plain lines on standard error, never on standard output.
+//! Messages for interactive use: plain lines on standard error, never on standard output.
 
 use std::io::IsTerminal;
 

@@ -1,4 +1,4 @@
-//! What people and programs see: tables, sizes, JSON, bars. Nothing else prints to standard output.
+//! Output on the terminal and for scripts: tables, sizes, JSON, bars. Nothing else prints to standard output.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -111,7 +111,7 @@ fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<String>>().join("\n")
 }
 
-/// A size for people: `17.8 MB`, powers of 1000.
+/// A human-readable size: `17.8 MB`, powers of 1000.
 #[must_use]
 pub fn size(bytes: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB"];
@@ -123,7 +123,7 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// A time for people: `3.4 ms`, `1.25 s`.
+/// A human-readable time: `3.4 ms`, `1.25 s`.
 #[must_use]
 pub fn time(time: std::time::Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -141,7 +141,7 @@ pub fn bar(value: f64, most: f64, width: usize) -> String {
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])
 }
 
-/// Whether a person is likely to look at standard error now.
+/// Whether standard error is interactive.
 #[must_use]
 pub fn interactive() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("CI").is_none()

@@ -1,9 +1,8 @@
-//! The one who owns the queue: takes messages, writes the journal, starts the jobs.
+//! The task that owns the queue: it takes messages, writes the journal and starts the jobs.
 //!
-//! A task of its own instead of a lock, because every change goes to the disk before anybody learns of it. Messages that
-//! came meanwhile are taken together, so a burst of events costs one write. When the disk refuses, what was just pushed
-//! is as if it had not come, and its sender is told to send it again; a job that has ended stays ended, and is at worst
-//! done once more after a restart.
+//! A task of its own instead of a lock, because every change is persisted before it is acknowledged. Messages that came
+//! meanwhile are taken together, so a burst of events costs one write. When the disk refuses, the event is dropped and
+//! its sender is asked to retry; a job that has ended stays ended, and at worst runs once more after a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +15,14 @@ use crate::webhook::journal::{Journal, JournalError};
 use crate::webhook::queue::{End, Input, Job, Outcome, Queue, Seen, Step};
 use crate::webhook::{Work, now};
 
-/// Messages that wait for the clerk: senders wait beyond that.
+/// Capacity of the mailbox: senders wait beyond that.
 const MAILBOX: usize = 256;
 /// Messages that share one write.
 const TOGETHER: usize = 64;
 
 /// What became of pushes.
 #[derive(Debug)]
-pub enum Answer {
+pub enum Receipt {
     /// They are on disk.
     Accepted,
     /// Too many wait.
@@ -34,18 +33,18 @@ pub enum Answer {
 
 #[derive(Debug)]
 enum Message {
-    Pushed(Vec<Push>, oneshot::Sender<Answer>),
+    Pushed(Vec<Push>, oneshot::Sender<Receipt>),
     Stirred(Vec<String>, oneshot::Sender<()>),
     Look(oneshot::Sender<Seen>),
     /// The senders have gone: begin nothing more, and say when all has ended.
     Close(oneshot::Sender<()>),
 }
 
-/// How to reach the clerk.
+/// A handle to the queue's task.
 #[derive(Debug, Clone)]
 pub struct Mailbox(mpsc::Sender<Message>);
 
-/// The clerk has gone: the server is ending.
+/// The queue's task has ended: the server is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the server is ending")]
 pub struct Gone;
@@ -55,11 +54,11 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`Gone`].
-    pub async fn pushed(&self, pushes: Vec<Push>) -> Result<Answer, Gone> {
+    pub async fn pushed(&self, pushes: Vec<Push>) -> Result<Receipt, Gone> {
         self.ask(|reply| Message::Pushed(pushes, reply)).await
     }
 
-    /// Says in which repositories something happened that is no push of an image: what rests there is tried again.
+    /// Reports repositories with other events than a push of an image: resting jobs there are retried.
     ///
     /// # Errors
     /// [`Gone`].
@@ -97,11 +96,11 @@ struct Clerk {
     work: Work,
     running: JoinSet<(Push, End)>,
     wake: Option<u64>,
-    /// Who waits for the end of everything.
+    /// The waiter for the end of all jobs.
     closing: Vec<oneshot::Sender<()>>,
 }
 
-/// Starts the clerk.
+/// Starts the queue's task.
 #[must_use]
 pub fn start(queue: Queue, journal: Journal, work: Work) -> Mailbox {
     let (mailbox, messages) = mpsc::channel(MAILBOX);
@@ -137,7 +136,7 @@ impl Clerk {
                 }
             }
             if self.queue.is_idle() {
-                // Nobody may be left to hear it.
+                // The receiver may be gone.
                 for reply in self.closing.drain(..) {
                     let _ = reply.send(());
                 }
@@ -171,7 +170,7 @@ impl Clerk {
         let mut wake = self.wake;
         for (pushes, reply) in pushed {
             match self.queue.step(now(), Input::Pushed(pushes)) {
-                Step::Full => drop(reply.send(Answer::Full)),
+                Step::Full => drop(reply.send(Receipt::Full)),
                 Step::Go { start: more, wake: next } => {
                     start.extend(more);
                     wake = next;
@@ -185,13 +184,13 @@ impl Clerk {
         match self.keep().await {
             Ok(()) => {
                 self.go_on(Step::Go { start, wake });
-                accepted.into_iter().for_each(|reply| drop(reply.send(Answer::Accepted)));
+                accepted.into_iter().for_each(|reply| drop(reply.send(Receipt::Accepted)));
             }
             Err(error) => {
                 tracing::error!(%error, "what was pushed is not accepted");
                 self.queue = before;
                 let error = Arc::new(error);
-                accepted.into_iter().for_each(|reply| drop(reply.send(Answer::NotKept(Arc::clone(&error)))));
+                accepted.into_iter().for_each(|reply| drop(reply.send(Receipt::NotKept(Arc::clone(&error)))));
             }
         }
     }

@@ -2,10 +2,10 @@
 //!
 //! A connection that sends nothing costs its peer nothing, so it must cost others nothing, either. One request is
 //! answered per connection; its head has a few seconds and some kilobytes, all of it has half a minute. Connections are
-//! counted in all and per peer: one address of IPv4, one network of 64 bits of IPv6. When there are too many, the oldest
-//! one whose head has not come ends in favour of the new one: requests of a reverse proxy, which all come from one
-//! address, are served although a stranger sends silent connections through it. Only when all of them are being answered
-//! is a new one turned away.
+//! counted in all and per peer: one address of IPv4, one network of 64 bits of IPv6. When there are too many, the
+//! oldest one whose head has not come ends in favour of the new one: requests of a reverse proxy, which all come from
+//! one address, are served even if an untrusted client sends silent connections through it. Only when all of them are
+//! being answered is a new one turned away.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -46,15 +46,15 @@ pub struct Places {
 #[derive(Debug)]
 pub struct Door {
     listener: TcpListener,
-    guests: Arc<Mutex<Guests>>,
+    connections: Arc<Mutex<Connections>>,
 }
 
 impl Door {
     /// Takes connections of a listener.
     #[must_use]
     pub fn new(listener: TcpListener, places: Places) -> Self {
-        let guests = Guests { places, last: 0, inside: BTreeMap::new() };
-        Self { listener, guests: Arc::new(Mutex::new(guests)) }
+        let connections = Connections { places, last: 0, open: BTreeMap::new() };
+        Self { listener, connections: Arc::new(Mutex::new(connections)) }
     }
 }
 
@@ -73,12 +73,12 @@ impl axum::serve::Listener for Door {
     async fn accept(&mut self) -> (Visitor, SocketAddr) {
         loop {
             let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-            let admitted = lock(&self.guests).admit(peer(address.ip()));
+            let admitted = lock(&self.connections).admit(peer(address.ip()));
             // One that is turned away is closed here.
             let Some((number, ended, has_head)) = admitted else { continue };
-            let guests = Arc::clone(&self.guests);
+            let connections = Arc::clone(&self.connections);
             let until = Instant::now() + HEAD_LIFE;
-            let place = Place { guests, number, has_head };
+            let place = ConnectionSlot { connections, number, has_head };
             let head = Some(Head::default());
             return (Visitor { stream, end: Box::pin(tokio::time::sleep_until(until)), ended, head, place }, address);
         }
@@ -98,20 +98,20 @@ fn peer(address: IpAddr) -> u128 {
     }
 }
 
-fn lock(guests: &Mutex<Guests>) -> MutexGuard<'_, Guests> {
-    guests.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(connections: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
+    connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The connections that there are, by their number: the oldest first.
 #[derive(Debug)]
-struct Guests {
+struct Connections {
     places: Places,
     last: u64,
-    inside: BTreeMap<u64, Guest>,
+    open: BTreeMap<u64, Connection>,
 }
 
 #[derive(Debug)]
-struct Guest {
+struct Connection {
     peer: u128,
     has_head: Arc<AtomicBool>,
     /// When this is dropped, the connection ends.
@@ -121,40 +121,40 @@ struct Guest {
 /// Number of a connection, what ends it, and whether its head has come.
 type Admitted = (u64, oneshot::Receiver<Infallible>, Arc<AtomicBool>);
 
-impl Guests {
+impl Connections {
     fn admit(&mut self, peer: u128) -> Option<Admitted> {
-        let of_peer = self.inside.values().filter(|guest| guest.peer == peer).count();
+        let of_peer = self.open.values().filter(|connection| connection.peer == peer).count();
         if of_peer >= self.places.per_peer {
-            self.make_room(|guest| guest.peer == peer)?;
-        } else if self.inside.len() >= self.places.all {
+            self.make_room(|connection| connection.peer == peer)?;
+        } else if self.open.len() >= self.places.all {
             self.make_room(|_| true)?;
         }
         self.last += 1;
         let (alive, ended) = oneshot::channel();
         let has_head = Arc::new(AtomicBool::new(false));
-        self.inside.insert(self.last, Guest { peer, has_head: Arc::clone(&has_head), _alive: alive });
+        self.open.insert(self.last, Connection { peer, has_head: Arc::clone(&has_head), _alive: alive });
         Some((self.last, ended, has_head))
     }
 
     /// Ends the oldest of these connections whose head has not come.
-    fn make_room(&mut self, among: impl Fn(&Guest) -> bool) -> Option<()> {
-        let silent = |guest: &Guest| among(guest) && !guest.has_head.load(Ordering::Relaxed);
-        let oldest = self.inside.iter().find(|(_, guest)| silent(guest)).map(|(number, _)| *number)?;
-        self.inside.remove(&oldest).map(|_| ())
+    fn make_room(&mut self, among: impl Fn(&Connection) -> bool) -> Option<()> {
+        let silent = |connection: &Connection| among(connection) && !connection.has_head.load(Ordering::Relaxed);
+        let oldest = self.open.iter().find(|(_, connection)| silent(connection)).map(|(number, _)| *number)?;
+        self.open.remove(&oldest).map(|_| ())
     }
 }
 
 /// A connection's place, free again when this is dropped.
 #[derive(Debug)]
-struct Place {
-    guests: Arc<Mutex<Guests>>,
+struct ConnectionSlot {
+    connections: Arc<Mutex<Connections>>,
     number: u64,
     has_head: Arc<AtomicBool>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        lock(&self.guests).inside.remove(&self.number);
+        lock(&self.connections).open.remove(&self.number);
     }
 }
 
@@ -189,7 +189,7 @@ pub struct Visitor {
     end: Pin<Box<Sleep>>,
     ended: oneshot::Receiver<Infallible>,
     head: Option<Head>,
-    place: Place,
+    place: ConnectionSlot,
 }
 
 impl Visitor {
@@ -198,7 +198,7 @@ impl Visitor {
         ended || self.end.as_mut().poll(context).is_ready()
     }
 
-    fn hear(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn check_head(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(head) = &mut self.head else { return Ok(()) };
         if head.take(bytes) {
             self.head = None;
@@ -219,7 +219,7 @@ impl AsyncRead for Visitor {
         }
         let before = to.filled().len();
         std::task::ready!(Pin::new(&mut self.stream).poll_read(context, to))?;
-        Poll::Ready(self.hear(to.filled().get(before..).unwrap_or_default()))
+        Poll::Ready(self.check_head(to.filled().get(before..).unwrap_or_default()))
     }
 }
 
@@ -263,27 +263,27 @@ mod tests {
 
     #[test]
     fn silent_connections_give_way() {
-        let mut guests = Guests { places: Places { all: 4, per_peer: 2 }, last: 0, inside: BTreeMap::new() };
+        let mut connections = Connections { places: Places { all: 4, per_peer: 2 }, last: 0, open: BTreeMap::new() };
         let mut admitted: BTreeMap<u64, Admitted> = BTreeMap::new();
-        let mut admit = |guests: &mut Guests, peer, has_head| {
-            let (number, ended, head) = guests.admit(peer)?;
+        let mut admit = |connections: &mut Connections, peer, has_head| {
+            let (number, ended, head) = connections.admit(peer)?;
             head.store(has_head, Ordering::Relaxed);
             admitted.insert(number, (number, ended, head));
             Some(number)
         };
-        let numbers = |guests: &Guests| guests.inside.keys().copied().collect::<Vec<_>>();
-        assert_eq!(admit(&mut guests, 1, true), Some(1));
-        assert_eq!(admit(&mut guests, 1, false), Some(2));
+        let numbers = |connections: &Connections| connections.open.keys().copied().collect::<Vec<_>>();
+        assert_eq!(admit(&mut connections, 1, true), Some(1));
+        assert_eq!(admit(&mut connections, 1, false), Some(2));
         // A third one of the same peer: the silent one goes, then none is left that could.
-        assert_eq!(admit(&mut guests, 1, true), Some(3));
-        assert_eq!(numbers(&guests), [1, 3]);
-        assert_eq!(admit(&mut guests, 1, true), None);
+        assert_eq!(admit(&mut connections, 1, true), Some(3));
+        assert_eq!(numbers(&connections), [1, 3]);
+        assert_eq!(admit(&mut connections, 1, true), None);
         // Others are not affected until all places are taken.
-        assert_eq!(admit(&mut guests, 2, false), Some(4));
-        assert_eq!(admit(&mut guests, 3, true), Some(5));
-        assert_eq!(admit(&mut guests, 4, true), Some(6));
-        assert_eq!(numbers(&guests), [1, 3, 5, 6]);
-        assert_eq!(admit(&mut guests, 5, true), None);
+        assert_eq!(admit(&mut connections, 2, false), Some(4));
+        assert_eq!(admit(&mut connections, 3, true), Some(5));
+        assert_eq!(admit(&mut connections, 4, true), Some(6));
+        assert_eq!(numbers(&connections), [1, 3, 5, 6]);
+        assert_eq!(admit(&mut connections, 5, true), None);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What registries send when something was pushed, read into what was pushed where.
 //!
 //! Three forms: Harbor's default payload, the same data as a CloudEvent, and the notifications of the distribution
-//! project's registry. Pure. A body that has one of these forms is understood as a whole or refused as malformed; what it
-//! tells of may still be of no interest, each for a [`Reason`]. Harbor fires for every manifest, also for the indexes
-//! that we push; it then gives the digest in the place of the tag. So whatever has no tag of its own is left alone: that
-//! is what keeps this server from answering itself.
+//! project's registry. Pure. A body that has one of these forms is understood as a whole or refused as malformed; what
+//! it announces may still be ignored, each for a [`Reason`]. Harbor fires for every manifest, also for the indexes that
+//! we push; it then gives the digest in the place of the tag. So whatever has no tag of its own is left alone: that is
+//! what keeps this server from answering itself.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,36 +14,35 @@ use soci_index::format::reference::RegistryReference;
 
 /// A place in a reference where only the rest of it is looked at.
 const ANY_HOST: &str = "registry.invalid";
-/// Letters of a stranger's text that are repeated in answers and logs.
+/// Letters of untrusted text that are repeated in responses and logs.
 const SHOWN_MAX: usize = 200;
 /// Hexadecimal digits of a digest in the tag of what belongs to an image.
 const DIGEST_DIGITS: usize = 64;
 
 /// A tagged manifest that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Told")]
+#[serde(try_from = "PushFields")]
 pub struct Push {
     /// The repository, without a host.
     pub repository: String,
-    /// The tag.
     pub tag: String,
     /// What the tag named then.
     pub digest: Digest,
 }
 
-/// A [`Push`] as somebody tells it.
+/// A [`Push`] as it is deserialised.
 #[derive(Debug, Deserialize)]
-struct Told {
+struct PushFields {
     repository: String,
     tag: String,
     digest: String,
 }
 
-impl TryFrom<Told> for Push {
+impl TryFrom<PushFields> for Push {
     type Error = Reason;
 
-    fn try_from(told: Told) -> Result<Self, Reason> {
-        Self::new(&told.repository, &told.tag, &told.digest)
+    fn try_from(fields: PushFields) -> Result<Self, Reason> {
+        Self::new(&fields.repository, &fields.tag, &fields.digest)
     }
 }
 
@@ -64,76 +63,43 @@ impl Push {
     }
 }
 
-/// Why something that a body tells of is left alone.
+/// Why a push that a body announces is ignored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// Something else than a push.
     #[error("{kind:?} is no push")]
-    Kind {
-        /// What it is.
-        kind: String,
-    },
+    Kind { kind: String },
     /// It has no tag: a child of an image index, or an artifact such as our own index.
     #[error("{repository}@{digest} has no tag")]
-    NoTag {
-        /// The repository.
-        repository: String,
-        /// The manifest.
-        digest: String,
-    },
+    NoTag { repository: String, digest: String },
     /// A list of referrers, a signature, an attestation, a bill of materials.
     #[error("{repository}:{tag} belongs to an image and is none")]
-    Companion {
-        /// The repository.
-        repository: String,
-        /// The tag.
-        tag: String,
-    },
+    Companion { repository: String, tag: String },
     /// The media type is not that of an image.
     #[error("{repository}: {media_type:?} is no image")]
-    MediaType {
-        /// The repository.
-        repository: String,
-        /// The media type.
-        media_type: String,
-    },
-    /// What is told is no reference.
+    MediaType { repository: String, media_type: String },
+    /// What is announced is no valid reference.
     #[error("{text:?} is no reference to an image")]
-    Name {
-        /// What is told, cut.
-        text: String,
-    },
+    Name { text: String },
     /// None of the patterns is for this repository.
     #[error("{repository} is not wanted: no --match is for it")]
-    Unwanted {
-        /// The repository.
-        repository: String,
-    },
+    Unwanted { repository: String },
 }
 
 /// Why a body was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// It is no JSON.
     #[error("the body is no JSON: {reason}")]
-    Json {
-        /// What is wrong with it.
-        reason: String,
-    },
+    Json { reason: String },
     /// It is JSON of another form.
     #[error("the body is no event of Harbor's, no CloudEvent of Harbor's and no list of a registry's notifications")]
     Unknown,
     /// It has the form and lacks a part.
     #[error("the event {kind} is malformed: {reason}")]
-    Malformed {
-        /// What it is called.
-        kind: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Malformed { kind: &'static str, reason: String },
 }
 
-/// What a body tells.
+/// What a body announces.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Events {
     /// What was pushed.
@@ -359,7 +325,7 @@ mod tests {
         let mut other = harbor("v1");
         other["type"] = "SCANNING_COMPLETED".into();
         for (event, reason) in [
-            // As Harbor tells of our own index, and of the children of an image index.
+            // As Harbor announces our own index, and the children of an image index.
             (harbor(D), "has no tag"),
             (harbor(""), "has no tag"),
             (cloud(D), "has no tag"),

@@ -21,30 +21,13 @@ const FORM: u32 = 1;
 pub enum JournalError {
     /// Another server has it.
     #[error("{directory}: another server{} keeps its queue here: name another place by --root, or end that one", process(*pid))]
-    Busy {
-        /// The directory.
-        directory: String,
-        /// Its process, if it is known.
-        pid: Option<u32>,
-    },
+    Busy { directory: String, pid: Option<u32> },
     /// The disk.
     #[error("cannot {action} {path}: {cause}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file or directory.
-        path: String,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { action: &'static str, path: String, cause: io::Error },
     /// The file is not one of ours.
     #[error("{path} cannot be read as a queue ({reason}): move it away to start with an empty one")]
-    Malformed {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Malformed { path: String, reason: String },
 }
 
 fn process(pid: Option<u32>) -> String {
@@ -98,7 +81,7 @@ impl Journal {
         if file.form != FORM {
             return Err(malformed(format!("it has form {}, and this program knows {FORM}", file.form)));
         }
-        // Whether a job was under way when the last server ended is not known: be it so.
+        // Whether a job was running when the last server ended is unknown: it runs again.
         Ok(file.jobs.into_iter().map(|job| Job { begun: true, ..job }).collect())
     }
 

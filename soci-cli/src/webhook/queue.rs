@@ -1,12 +1,11 @@
 //! What is done when: the queue of images, stepped from outside.
 //!
-//! Pure: the time comes in with every step, and what is to be started goes out. One image, one job: whoever pushes a tag
-//! again while its job waits replaces what waits; while it runs, the job runs again afterwards, for what the tag names
-//! then. A failure that may pass is tried again after the times of [`PAUSES`]. What a policy forbids passes when an
-//! administrator changes something, which may take days: such a job rests for the times of [`RESTS`], and is tried again
-//! at once when its repository has another event. The others end the job. Invariants: no
-//! tag is worked on twice at the same time; what was accepted stays in [`Queue::pending`] until it has ended or was
-//! replaced; what is refused changes nothing.
+//! Pure: the time comes in with every step, and what is to be started goes out. One image, one job: a second push of a
+//! tag replaces its waiting job; during a running job it schedules another run afterwards, for what the tag names then.
+//! A failure that may pass is retried after the times of [`PAUSES`]. What a policy forbids passes when an administrator
+//! changes something, which may take days: such a job rests for the times of [`RESTS`], and is retried at once when its
+//! repository has another event. The others end the job. Invariants: no tag is worked on twice at the same time; what
+//! was accepted stays in [`Queue::pending`] until it has ended or was replaced; what is refused changes nothing.
 
 use std::collections::VecDeque;
 
@@ -18,7 +17,7 @@ use crate::webhook::event::Push;
 pub const PAUSES: [u64; 4] = [30, 120, 600, 1800];
 /// Seconds that a job rests which a policy forbids: an image is signed within minutes, a quota is raised on Monday.
 pub const RESTS: [u64; 8] = [120, 600, 1800, 7200, 21_600, 86_400, 86_400, 86_400];
-/// Seconds before a resting job is tried again when its repository has another event: what we push ourselves is one, too.
+/// Seconds before a resting job is retried when its repository has another event: what we push ourselves is one, too.
 const STIRRING: u64 = 10;
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 100;
@@ -28,7 +27,7 @@ const ENDED_MAX: usize = 100;
 pub struct Bounds {
     /// Jobs that run at the same time.
     pub jobs: usize,
-    /// Jobs that wait. Stops whoever may send events from filling the memory and the disk.
+    /// Jobs that wait. Keeps senders of events from filling the memory and the disk.
     pub waiting: usize,
 }
 
@@ -85,10 +84,7 @@ pub enum End {
         message: String,
     },
     /// A policy of the registry forbids it for now.
-    Rest {
-        /// Which.
-        message: String,
-    },
+    Rest { message: String },
 }
 
 /// A job that has ended.
@@ -128,9 +124,7 @@ pub enum Input {
 pub enum Step {
     /// The images were not accepted: too many wait.
     Full,
-    /// Go on.
     Go {
-        /// Jobs to start.
         start: Vec<Job>,
         /// When to step next, if nothing else happens.
         wake: Option<u64>,
@@ -244,7 +238,6 @@ impl Queue {
         running.chain(self.waiting.iter().cloned()).collect()
     }
 
-    /// What is seen of it.
     #[must_use]
     pub fn seen(&self) -> Seen {
         let next = self.running.iter().filter_map(|running| running.next.clone()).map(fresh);

@@ -1,9 +1,9 @@
 //! The HTTP side: events in, state out.
 //!
 //! `POST /webhook` takes events, `GET /jobs` shows the queue (both want the token), `GET /metrics` the sums, `GET
-//! /healthz` that we are there; the last two also on a listener of their own, where no stranger needs to come. Registries
-//! and strangers alike can connect, so everything has a bound: bytes of a body, bytes of all bodies at the same time, and
-//! what a [`Door`] bounds, connections and their lives, in which one request is answered.
+//! /healthz` liveness; the last two also on a listener of their own, which untrusted clients need not reach. Untrusted
+//! clients can connect, too, so everything has a bound: bytes of a body, bytes of all bodies at the same time, and what
+//! a [`Door`] bounds, connections and their lives, in which one request is answered.
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use soci_index::format::digest::Digest;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
-use crate::webhook::clerk::{Answer, Gone, Mailbox};
+use crate::webhook::clerk::{Gone, Mailbox, Receipt};
 use crate::webhook::door::{Door, Places, one_request_each};
 use crate::webhook::event::{Events, Push};
 use crate::webhook::queue::Seen;
@@ -40,7 +40,7 @@ const SHOWN_MAX: usize = 200;
 /// When to come again, if too many wait.
 const RETRY_AFTER_SECONDS: &str = "60";
 
-/// What the server is told.
+/// Options of the server.
 #[derive(Debug)]
 pub struct Manners {
     /// Digest of what the header `Authorization` must be, if anything. The secret itself is not kept.
@@ -65,11 +65,11 @@ struct Server {
 pub struct Listeners {
     /// By registries.
     pub events: TcpListener,
-    /// By whoever watches over it, if that is another place.
+    /// For monitoring, if that is a separate address.
     pub health: Option<TcpListener>,
 }
 
-/// Serves until `end` changes, and some moments longer for requests that are under way.
+/// Serves until `end` changes, and some moments longer for requests that are in progress.
 ///
 /// # Errors
 /// When connections cannot be taken any more.
@@ -105,7 +105,7 @@ fn say(status: StatusCode, message: &impl ToString) -> Response {
     document(status, &json!({ "message": message.to_string() }))
 }
 
-/// Refuses what may be sent again.
+/// Refuses an event that its sender may retry.
 fn later(reason: &str) -> Response {
     let mut full = say(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}; send it again later"));
     full.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
@@ -144,9 +144,9 @@ async fn webhook(State(server): State<Arc<Server>>, request: Request) -> Respons
         return document(StatusCode::ACCEPTED, &accepted);
     }
     match server.mailbox.pushed(events.pushes).await {
-        Ok(Answer::Accepted) => document(StatusCode::ACCEPTED, &accepted),
-        Ok(Answer::Full) => later("too many images wait"),
-        Ok(Answer::NotKept(_)) => {
+        Ok(Receipt::Accepted) => document(StatusCode::ACCEPTED, &accepted),
+        Ok(Receipt::Full) => later("too many images wait"),
+        Ok(Receipt::NotKept(_)) => {
             say(StatusCode::INTERNAL_SERVER_ERROR, &"it could not be written down; the log says why; send it again")
         }
         Err(gone) => gone.into(),
@@ -238,7 +238,7 @@ impl Server {
         for (name, help, value) in [
             ("events_received_total", "Bodies that came in.", load(&self.received)),
             ("events_refused_total", "Requests with a wrong token.", load(&self.refused)),
-            ("pushes_ignored_total", "What bodies told of and is no image.", load(&self.ignored)),
+            ("pushes_ignored_total", "Announced pushes that are no images.", load(&self.ignored)),
             ("jobs_queued_total", "Images accepted.", sums.queued),
             ("jobs_published_total", "Jobs that published an index.", sums.published),
             ("jobs_up_to_date_total", "Jobs with nothing to do.", sums.up_to_date),
@@ -261,7 +261,7 @@ impl Server {
     }
 }
 
-/// Compares in a time that tells nothing: neither where they differ, nor how long the right one is.
+/// Compares in constant time: it reveals neither where they differ, nor how long the right one is.
 fn is_token(given: &[u8], expected: &Digest) -> bool {
     let given = Digest::of(given);
     let pairs = given.bytes().iter().zip(expected.bytes());

@@ -19,7 +19,7 @@ pub mod python;
 mod stems;
 
 pub use follow::{Follower, Reach};
-pub use names::{FileAt, Meant, Names};
+pub use names::{FileAt, Names, Resolved};
 
 /// What a file names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! One request after the other: the kernel's words into ours, and back.
+//! Translates the kernel's requests into ours, one after the other, and the replies back.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -41,7 +41,7 @@ thread_local! {
 pub(super) struct Adapter<S> {
     served: Arc<S>,
     runtime: Handle,
-    /// Tells, by going, that the session is over.
+    /// Signals, when dropped, that the session is over.
     _serving: mpsc::Sender<()>,
     /// Whose free space `statfs` shows.
     statistics_path: Option<PathBuf>,

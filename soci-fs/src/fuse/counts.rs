@@ -52,7 +52,7 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    fn note(&self, time: Duration) {
+    fn record(&self, time: Duration) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         for (bucket, bound) in self.buckets.iter().zip(MICROSECONDS) {
             if nanoseconds <= bound * 1000 {
@@ -152,7 +152,7 @@ impl Counters {
         });
     }
 
-    /// Notes that a question turned out to be another one.
+    /// Records that a question turned out to be another one.
     pub(crate) fn was_rather(&self, slot: u16, from: Operation, to: Operation) {
         self.with(slot, |counts| {
             counts.asked[from as usize].fetch_sub(1, Ordering::Relaxed);
@@ -160,7 +160,7 @@ impl Counters {
         });
     }
 
-    /// Notes that a question could not be answered.
+    /// Records that a question could not be answered.
     pub(crate) fn failed(&self, slot: u16, operation: Operation) {
         self.with(slot, |counts| {
             counts.failed[operation as usize].fetch_add(1, Ordering::Relaxed);
@@ -176,13 +176,13 @@ impl Counters {
     pub(crate) fn read(&self, slot: u16, bytes: usize, time: Duration) {
         self.with(slot, |counts| {
             counts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-            counts.reads.note(time);
+            counts.reads.record(time);
         });
     }
 
     /// Notes how long the listing of a directory took.
     pub(crate) fn listed(&self, slot: u16, time: Duration) {
-        self.with(slot, |counts| counts.listings.note(time));
+        self.with(slot, |counts| counts.listings.record(time));
     }
 
     /// Forgets a slot's counts: another layer is in it.

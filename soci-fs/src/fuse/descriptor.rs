@@ -1,4 +1,4 @@
-//! Descriptors known by number only: the one place of this crate where the compiler cannot see who owns one.
+//! Descriptors known by number only: the one place of this crate where the compiler cannot check ownership.
 
 #![allow(unsafe_code, reason = "a number can become an owned descriptor in no other way")]
 

@@ -9,7 +9,7 @@
 //!
 //! Layers come and go at any time. What the kernel caches below a slot never changes; names and listing of the root are
 //! not cached at all. A slot that is used again for another layer has the same ids for other files: the *generation* of
-//! its nodes, taken from the digest, tells the kernel that its old ones are stale.
+//! its nodes, taken from the digest, lets the kernel see that its old ones are stale.
 //!
 //! A slot can be known without being open: [`Forest::expect`] notes which layer is there, and the first question about
 //! it asks the [`Opener`]. So a restarted process serves at once, and opens what is used.
@@ -43,10 +43,10 @@ use crate::tree::node_id::NodeId;
 use crate::tree::{NodeKind, NodeNumber, Tree, TreeError};
 
 mod name;
-mod planted;
+mod open_layer;
 mod questions;
 
-use planted::{Planted, generation, now};
+use open_layer::{OpenLayer, generation, now};
 pub use questions::Seen;
 
 /// Opens the layer of a slot that is known but not open.
@@ -60,65 +60,37 @@ pub trait Opener: fmt::Debug + Send + Sync + 'static {
 pub enum OpenError {
     /// The opener does not know how to get at the layer.
     #[error("nothing is known of layer {digest}")]
-    Unknown {
-        /// The layer.
-        digest: Digest,
-    },
+    Unknown { digest: Digest },
     /// The opener failed.
     #[error("layer {digest}: {cause}")]
-    Failed {
-        /// The layer.
-        digest: Digest,
-        /// What it said.
-        cause: Arc<dyn Error + Send + Sync>,
-    },
+    Failed { digest: Digest, cause: Arc<dyn Error + Send + Sync> },
     /// The opener gave another layer.
     #[error("layer {expected} was wanted and {found} was opened")]
     Mismatch {
         /// The layer that the slot is for.
         expected: Digest,
-        /// The layer that came.
         found: Digest,
     },
     /// The layer's files cannot be numbered.
     #[error("layer {digest}: {cause}")]
-    Tree {
-        /// The layer.
-        digest: Digest,
-        /// Why.
-        cause: TreeError,
-    },
+    Tree { digest: Digest, cause: TreeError },
     /// It took too long.
     #[error("layer {digest} was not open within {} s", limit.as_secs_f32())]
-    Deadline {
-        /// The layer.
-        digest: Digest,
-        /// How long was waited.
-        limit: Duration,
-    },
-    /// There is nobody to open layers.
+    Deadline { digest: Digest, limit: Duration },
+    /// No opener is configured.
     #[error("layer {digest} is not open, and there is no opener")]
-    NoOpener {
-        /// The layer.
-        digest: Digest,
-    },
+    NoOpener { digest: Digest },
     /// The process is shutting down.
     #[error("the opening of layer {digest} was abandoned")]
-    Abandoned {
-        /// The layer.
-        digest: Digest,
-    },
+    Abandoned { digest: Digest },
 }
 
 /// Why a layer cannot be put into a forest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PlantError {
+pub enum ForestError {
     /// Slots are 1 to 65534.
     #[error("slot {slot} cannot hold a layer: slots are 1 to 65534")]
-    Slot {
-        /// The number given.
-        slot: u16,
-    },
+    Slot { slot: u16 },
     /// Id map 0 means owners as recorded.
     #[error("id map 0 is the one that changes nothing: use 1 to 255")]
     IdMap,
@@ -153,7 +125,7 @@ pub struct ForestOptions {
     pub opaque: OpaqueAttribute,
     /// Opens slots that are only known.
     pub opener: Option<Arc<dyn Opener>>,
-    /// How long the opening of a layer may take, for whoever waits for it. Programs cannot be interrupted meanwhile.
+    /// How long a waiter may wait for a layer to open. Programs cannot be interrupted meanwhile.
     pub open_limit: Duration,
     /// Where it is noted how long trees take to build, and layers to be shown.
     pub stages: Arc<Stages>,
@@ -188,7 +160,7 @@ struct Slots {
     id_maps: HashMap<u8, Arc<IdMap>>,
     /// When a slot came or went last: the root's modification time, by which the kernel knows that its listing is old.
     changed: Timestamp,
-    /// Slots that were asked for in vain, so that each is logged once.
+    /// Slots whose lookup failed, so that each is logged once.
     missed: BTreeSet<u16>,
 }
 
@@ -198,14 +170,14 @@ struct Slot {
     state: SlotState,
 }
 
-/// The opening of a layer, which all who ask for it wait for.
-type Opening = Shared<BoxFuture<'static, Result<Arc<Planted>, OpenError>>>;
+/// The opening of a layer, shared by all its waiters.
+type Opening = Shared<BoxFuture<'static, Result<Arc<OpenLayer>, OpenError>>>;
 
 #[derive(Debug)]
 enum SlotState {
     Closed,
     Opening(Opening),
-    Open(Arc<Planted>),
+    Open(Arc<OpenLayer>),
 }
 
 impl Forest {
@@ -235,14 +207,14 @@ impl Forest {
     }
 
     /// Has the kernel forget what it was shown of a layer, should that turn out to be wrong.
-    fn guard(&self, slot: u16, planted: &Arc<Planted>) {
-        let (mounted, maps, planted_then) =
-            (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(planted));
-        planted.reader().on_distrust(Arc::new(move || {
-            let Some(planted) = planted_then.upgrade() else { return };
+    fn guard(&self, slot: u16, layer: &Arc<OpenLayer>) {
+        let (mounted, maps, weak_layer) =
+            (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(layer));
+        layer.reader().on_distrust(Arc::new(move || {
+            let Some(layer) = weak_layer.upgrade() else { return };
             let maps = maps.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for id_map in maps {
-                mounted.forget(planted.tree(), |node| NodeId { id_map, slot, node });
+                mounted.forget(layer.tree(), |node| NodeId { id_map, slot, node });
             }
         }));
     }
@@ -250,26 +222,26 @@ impl Forest {
     /// Puts a layer into a slot, in the place of what was there. Builds the layer's tree, which takes a moment.
     ///
     /// # Errors
-    /// [`PlantError`].
-    pub fn insert(&self, slot: u16, reader: LayerReader) -> Result<(), PlantError> {
+    /// [`ForestError`].
+    pub fn insert(&self, slot: u16, reader: LayerReader) -> Result<(), ForestError> {
         let digest = reader.digest();
-        let planted = Arc::new(Planted::timed(reader, &self.options.stages)?);
+        let layer = Arc::new(OpenLayer::timed(reader, &self.options.stages)?);
         let start = std::time::Instant::now();
-        self.guard(slot, &planted);
-        let shown = self.put(slot, Slot { digest, state: SlotState::Open(planted) });
-        self.options.stages.mount.note(start.elapsed());
+        self.guard(slot, &layer);
+        let shown = self.put(slot, Slot { digest, state: SlotState::Open(layer) });
+        self.options.stages.mount.record(start.elapsed());
         shown
     }
 
-    /// Notes that the layer `digest` is in a slot, to be opened when somebody looks.
+    /// Records that the layer `digest` is in a slot, to be opened at its first access.
     ///
     /// # Errors
-    /// [`PlantError::Slot`].
-    pub fn expect(&self, slot: u16, digest: Digest) -> Result<(), PlantError> {
+    /// [`ForestError::Slot`].
+    pub fn expect(&self, slot: u16, digest: Digest) -> Result<(), ForestError> {
         self.put(slot, Slot { digest, state: SlotState::Closed })
     }
 
-    /// Empties a slot; `false` if it was empty. Reads that are under way end, later ones fail.
+    /// Empties a slot; `false` if it was empty. Reads that are in progress end, later ones fail.
     pub fn remove(&self, slot: u16) -> bool {
         let mut slots = self.write();
         let was_there = slots.by_number.remove(&slot).is_some();
@@ -283,10 +255,10 @@ impl Forest {
     /// nodes is taken from the mapping, too.
     ///
     /// # Errors
-    /// [`PlantError::IdMap`] for number 0.
-    pub fn define_id_map(&self, number: u8, map: IdMap) -> Result<(), PlantError> {
+    /// [`ForestError::IdMap`] for number 0.
+    pub fn define_id_map(&self, number: u8, map: IdMap) -> Result<(), ForestError> {
         if number == 0 {
-            return Err(PlantError::IdMap);
+            return Err(ForestError::IdMap);
         }
         self.maps_shown.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
         self.write().id_maps.insert(number, Arc::new(map));
@@ -308,7 +280,7 @@ impl Forest {
     #[must_use]
     pub fn reader(&self, slot: u16) -> Option<LayerReader> {
         match &self.read_slots().by_number.get(&slot)?.state {
-            SlotState::Open(planted) => Some(planted.reader().clone()),
+            SlotState::Open(layer) => Some(layer.reader().clone()),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }
@@ -316,7 +288,7 @@ impl Forest {
     /// The tree of the layer in a slot, if it is open.
     pub(crate) fn tree(&self, slot: u16) -> Option<Arc<Tree>> {
         match &self.read_slots().by_number.get(&slot)?.state {
-            SlotState::Open(planted) => Some(Arc::clone(planted.tree())),
+            SlotState::Open(layer) => Some(Arc::clone(layer.tree())),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }
@@ -327,12 +299,12 @@ impl Forest {
         self.read_slots().by_number.contains_key(&slot)
     }
 
-    /// How many names of an open layer are hidden because they are hard links into lower layers. Whoever needs them has to
-    /// have the layer unpacked.
+    /// How many names of an open layer are hidden because they are hard links into lower layers. If they are needed,
+    /// the layer has to be unpacked.
     #[must_use]
     pub fn hidden_links(&self, slot: u16) -> Option<usize> {
         match &self.read_slots().by_number.get(&slot)?.state {
-            SlotState::Open(planted) => Some(planted.tree().foreign_links().len()),
+            SlotState::Open(layer) => Some(layer.tree().foreign_links().len()),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }
@@ -348,7 +320,7 @@ impl Forest {
         slots.by_number.get(&slot).filter(|held| !matches!(held.state, SlotState::Open(_))).map(|_| slot)
     }
 
-    /// Opens the layer in a slot, together with all who ask for it at the same time. Runs on the current runtime.
+    /// Opens the layer in a slot; concurrent calls share one opening. Runs on the current runtime.
     ///
     /// # Errors
     /// [`FsError::Open`], [`FsError::NoSlot`].
@@ -386,30 +358,30 @@ impl Forest {
             if reader.digest() != digest {
                 return Err(OpenError::Mismatch { expected: digest, found: reader.digest() });
             }
-            let made = tokio::task::spawn_blocking(move || Planted::timed(reader, &stages)).await;
-            let planted = made.map_err(|_| OpenError::Abandoned { digest })?;
-            planted.map(Arc::new).map_err(|cause| OpenError::Tree { digest, cause })
+            let made = tokio::task::spawn_blocking(move || OpenLayer::timed(reader, &stages)).await;
+            let layer = made.map_err(|_| OpenError::Abandoned { digest })?;
+            layer.map(Arc::new).map_err(|cause| OpenError::Tree { digest, cause })
         });
         async move { work.await.unwrap_or(Err(OpenError::Abandoned { digest })) }.boxed().shared()
     }
 
     /// Notes how an opening ended, unless the slot has been used otherwise meanwhile.
-    fn settle(&self, slot: u16, opening: &Opening, opened: Option<&Arc<Planted>>) {
+    fn settle(&self, slot: u16, opening: &Opening, opened: Option<&Arc<OpenLayer>>) {
         let mut slots = self.write();
         let Some(held) = slots.by_number.get_mut(&slot) else {
             return;
         };
         if matches!(&held.state, SlotState::Opening(current) if current.ptr_eq(opening)) {
-            if let Some(planted) = opened {
-                self.guard(slot, planted);
+            if let Some(layer) = opened {
+                self.guard(slot, layer);
             }
-            held.state = opened.map_or(SlotState::Closed, |planted| SlotState::Open(Arc::clone(planted)));
+            held.state = opened.map_or(SlotState::Closed, |layer| SlotState::Open(Arc::clone(layer)));
         }
     }
 
-    fn put(&self, number: u16, slot: Slot) -> Result<(), PlantError> {
+    fn put(&self, number: u16, slot: Slot) -> Result<(), ForestError> {
         if !name::is_slot(number) {
-            return Err(PlantError::Slot { slot: number });
+            return Err(ForestError::Slot { slot: number });
         }
         let mut slots = self.write();
         if slots.by_number.get(&number).is_none_or(|before| before.digest != slot.digest) {
@@ -421,10 +393,10 @@ impl Forest {
         Ok(())
     }
 
-    fn open_layers(&self) -> Vec<Arc<Planted>> {
+    fn open_layers(&self) -> Vec<Arc<OpenLayer>> {
         let slots = self.read_slots();
         let open = slots.by_number.values().filter_map(|slot| match &slot.state {
-            SlotState::Open(planted) => Some(Arc::clone(planted)),
+            SlotState::Open(layer) => Some(Arc::clone(layer)),
             SlotState::Closed | SlotState::Opening(_) => None,
         });
         open.collect()

@@ -4,10 +4,10 @@
 //! is one tree; a file's bytes come from the reader of the layer that its node names.
 //!
 //! Beside the image's files there is one of ours, `/.soci/status.json`: what was fetched and what went wrong (see
-//! [`crate::layer::status`]). It is found by name and never listed, and where the image has a `/.soci` of its own, the image
-//! wins. Its size is fixed, the text filled up with spaces, because a size that changes between `stat` and `read` would
-//! cut the text. Why a file and not an extended attribute: most images have no extended attributes, and then the kernel
-//! is told not to ask at all, which saves a round trip for nearly every `open` of many programs.
+//! [`crate::layer::status`]). It is found by name and never listed, and where the image has a `/.soci` of its own, the
+//! image wins. Its size is fixed, the text filled up with spaces, because a size that changes between `stat` and `read`
+//! would cut the text. Why a file and not an extended attribute: most images have no extended attributes, and then the
+//! kernel can be configured not to ask at all, which saves a round trip for nearly every `open` of many programs.
 //!
 //! Invariant: inode numbers depend on the layers only; the root is 1.
 
@@ -37,10 +37,7 @@ pub enum FsError {
     NotFound,
     /// The inode number is none of ours.
     #[error("inode {inode} does not exist")]
-    NoInode {
-        /// The number.
-        inode: u64,
-    },
+    NoInode { inode: u64 },
     /// Something other than a directory was to be searched.
     #[error("not a directory")]
     NotDirectory,
@@ -56,37 +53,21 @@ pub enum FsError {
     /// There is no such extended attribute.
     #[error("no such extended attribute")]
     NoAttribute,
-    /// The bytes could not be had.
+    /// The bytes could not be obtained.
     #[error(transparent)]
     Read(Box<ReadError>),
     /// The layer was removed.
     #[error("the layer of slot {slot} was removed")]
-    NoSlot {
-        /// Where it was.
-        slot: u16,
-    },
+    NoSlot { slot: u16 },
     /// The mapped view was removed.
     #[error("slot {slot} has no view by id map {id_map}: the map was removed")]
-    NoIdMap {
-        /// The map.
-        id_map: u8,
-        /// The slot.
-        slot: u16,
-    },
+    NoIdMap { id_map: u8, slot: u16 },
     /// The layer was asked before it was open.
     #[error("the layer of slot {slot} is not open")]
-    Closed {
-        /// Where it is.
-        slot: u16,
-    },
+    Closed { slot: u16 },
     /// The layer cannot be opened.
     #[error("cannot open slot {slot}: {cause}")]
-    Open {
-        /// Where it is.
-        slot: u16,
-        /// Why.
-        cause: Box<OpenError>,
-    },
+    Open { slot: u16, cause: Box<OpenError> },
 }
 
 impl From<ReadError> for FsError {
@@ -100,7 +81,6 @@ impl From<ReadError> for FsError {
 pub struct Listed<'image> {
     /// Where to go on listing behind this name.
     pub next: u64,
-    /// The name.
     pub name: &'image [u8],
     /// What it leads to.
     pub attributes: Attributes,
@@ -135,7 +115,7 @@ fn trees(layers: &[LayerReader]) -> Result<Vec<Arc<Tree>>, TreeError> {
     std::thread::scope(|scope| {
         let helpers = std::thread::available_parallelism().map_or(1, NonZero::get).min(layers.len());
         for _ in 1..helpers {
-            // Where there is no thread to be had, this one does all the work.
+            // If no thread can be started, this one does all the work.
             let _ = std::thread::Builder::new().spawn_scoped(scope, work);
         }
         work();

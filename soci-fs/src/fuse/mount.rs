@@ -1,7 +1,7 @@
 //! Mounts, and their end: by the caller, by another process, or found dead. A mount that outlives the process that
 //! serves it is in [`device`].
 //!
-//! Root mounts directly. Anybody else goes through the set-uid helper `fusermount3`, which the FUSE library calls for
+//! Root mounts directly. Other users go through the set-uid helper `fusermount3`, which the FUSE library calls for
 //! mounting and which we call for unmounting.
 
 use std::fs;
@@ -29,13 +29,13 @@ pub struct MountOptions {
     pub subtype: String,
     /// Whether other users may enter, subject to the files' permissions.
     pub allow_other: bool,
-    /// Whether set-uid bits and devices are honoured. Only root can have that, and whoever made the image could then
-    /// become root by way of any user of this machine.
+    /// Whether set-uid bits and devices are honoured. Only root can have that, and the image's author could then become
+    /// root through any user of this machine.
     pub privileged: bool,
     /// Threads that take requests. Reads that wait for the network do not occupy one.
     pub threads: usize,
-    /// The kernel's read-ahead in KiB; `None` leaves it alone. More than 128 fetches what nobody needs, and our own
-    /// read-ahead knows better.
+    /// The kernel's read-ahead in KiB; `None` leaves it alone. More than 128 fetches unneeded bytes; our own read-ahead
+    /// is more precise.
     pub read_ahead_kib: Option<u32>,
     /// The directory whose file system `statfs` describes: best the store's.
     pub statistics_path: Option<PathBuf>,
@@ -63,43 +63,27 @@ pub enum MountError {
     /// The kernel or the mount helper refused.
     #[error("cannot mount {}: {cause}", mountpoint.display())]
     Mount {
-        /// Where.
         mountpoint: PathBuf,
-        /// What was said.
         #[source]
         cause: io::Error,
     },
     /// There is a dead mount in the way.
     #[error("{} is a mount whose process is gone; unmount it first", mountpoint.display())]
-    Stale {
-        /// Where.
-        mountpoint: PathBuf,
-    },
+    Stale { mountpoint: PathBuf },
     /// The mount could not be removed.
     #[error("cannot unmount {}: {cause}", mountpoint.display())]
     Unmount {
-        /// Where.
         mountpoint: PathBuf,
-        /// What was said.
         #[source]
         cause: io::Error,
     },
     /// The mount helper failed.
     #[error("cannot unmount {}: {helper}: {message}", mountpoint.display())]
-    Helper {
-        /// Where.
-        mountpoint: PathBuf,
-        /// The helper.
-        helper: &'static str,
-        /// What it said.
-        message: String,
-    },
+    Helper { mountpoint: PathBuf, helper: &'static str, message: String },
     /// The session broke.
     #[error("serving {} ended: {cause}", mountpoint.display())]
     Serve {
-        /// Where.
         mountpoint: PathBuf,
-        /// What was said.
         #[source]
         cause: io::Error,
     },
@@ -148,7 +132,7 @@ impl Mounted {
         self.unmounter.clone()
     }
 
-    /// Waits until somebody unmounts. Blocks the thread.
+    /// Waits for the unmount. Blocks the thread.
     ///
     /// # Errors
     /// [`MountError::Serve`] when the session broke.
@@ -176,7 +160,7 @@ impl Drop for Mounted {
         let Some(session) = self.session.take() else {
             return;
         };
-        // Somebody may have unmounted it before.
+        // It may have been unmounted before.
         if is_mountpoint(self.mountpoint())
             && let Err(error) = self.unmounter.unmount(Lazy::Yes)
         {
@@ -186,7 +170,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Whether to wait for those who use the mount.
+/// Whether to wait for users of the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lazy {
     /// Refuse while it is in use.
@@ -211,7 +195,7 @@ impl Unmounter {
     }
 }
 
-/// Unmounts what is mounted on `mountpoint`, whoever serves it; a dead mount too.
+/// Unmounts what is mounted on `mountpoint`, whichever process serves it; a dead mount too.
 ///
 /// # Errors
 /// [`MountError::Unmount`], or [`MountError::Helper`] where the helper was needed.
@@ -274,7 +258,6 @@ pub fn is_stale(path: &Path) -> bool {
 /// A line of the table of mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Where.
     pub mountpoint: PathBuf,
     /// Its type.
     pub kind: String,

@@ -1,12 +1,12 @@
 //! Passes requests on to a server that may die, for kernels that cannot send a request twice (before Linux 6.9).
 //!
-//! There a request belongs to whoever has read it from the device: if that process dies, nobody will ever answer. So the
-//! keeper of the device reads the requests, remembers each until it is answered, and passes it on through a socket that
-//! the server takes for the device. The next server gets what the one before has not answered. It costs one more copy of
-//! each message and a change of processes, and only where the kernel leaves no choice: where it can resend, servers read
-//! from the device themselves and the keeper does nothing.
+//! There a request belongs to the process that has read it from the device: if that process dies, the request is never
+//! answered. So the keeper of the device reads the requests, remembers each until it is answered, and passes it on
+//! through a socket that the server takes for the device. The next server gets what the one before has not answered. It
+//! costs one more copy of each message and a change of processes, and only where the kernel leaves no choice: where it
+//! can resend, servers read from the device themselves and the keeper does nothing.
 //!
-//! What this cannot do is survive the keeper: requests under way are lost with it. On a newer kernel they are not.
+//! What this cannot do is survive the keeper: requests in progress are lost with it. On a newer kernel they are not.
 //!
 //! Invariants: a request is remembered before it is passed on and forgotten after its answer was written; answers are
 //! passed on unread but for their number; messages are never put together or split; no thread waits for another while it
@@ -21,7 +21,7 @@ use std::thread::{Builder, JoinHandle};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, shutdown, socketpair, sockopt};
 
-/// Requests may be as long as the library has told the kernel: 16 MiB of data, and a page.
+/// The longest request that the library negotiates with the kernel: 16 MiB of data, and a page.
 const REQUEST_BYTES_MAX: usize = (16 << 20) + 4096;
 /// Answers are as long as the largest read, and a header.
 const ANSWER_BYTES_MAX: usize = crate::fuse::READ_BYTES_MAX as usize + 4096;
@@ -44,11 +44,11 @@ pub(crate) struct Relay {
 #[derive(Debug)]
 struct Shared {
     device: OwnedFd,
-    state: Mutex<State>,
+    state: Mutex<RelayState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RelayState {
     /// Requests that were not answered, by their number.
     waiting: BTreeMap<u64, Vec<u8>>,
     /// Our end of the socket of the server that serves.
@@ -114,7 +114,7 @@ impl Shared {
         loop {
             let length = match rustix::io::read(&self.device, &mut buffer[..]) {
                 Ok(length) => length,
-                // Somebody interrupted the request, or us.
+                // The request, or this process, was interrupted.
                 Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => continue,
                 Err(errno) => {
                     if errno != Errno::NODEV {
@@ -160,7 +160,7 @@ impl Shared {
         }
     }
 
-    /// Tells the server that there is nothing to serve any more.
+    /// Signals the server that there is nothing to serve any more.
     fn end(&self) {
         if let Some(server) = self.lock().server.take() {
             let _ = shutdown(&*server, Shutdown::Both);
@@ -168,7 +168,7 @@ impl Shared {
     }
 
     /// Locks for a few instructions. A panic cannot leave the table half changed.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, RelayState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -224,7 +224,7 @@ mod tests {
             send(&kernel, &request).unwrap();
             request
         };
-        // Asked before anybody serves.
+        // Sent before a server runs.
         let first = ask(15, 1);
         while relay.shared.lock().waiting.is_empty() {
             std::thread::yield_now();
@@ -239,7 +239,7 @@ mod tests {
         let answer = message(0, 2, &vec![7; super::super::READ_BYTES_MAX as usize]);
         send(&server, &answer).unwrap();
         assert_eq!(read(&kernel), answer);
-        // It dies with an answer on its way and two requests in hand.
+        // It dies with an answer in flight and two requests in hand.
         let last = message(0, 1, b"answer");
         send(&server, &last).unwrap();
         drop(server);

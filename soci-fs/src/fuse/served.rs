@@ -23,9 +23,9 @@ pub(super) trait Served: fmt::Debug + Send + Sync + 'static {
     fn is_constant(&self, inode: u64) -> bool;
     /// Whether names in the directory, and their absence, never change.
     fn names_last(&self, directory: u64) -> bool;
-    /// What tells a node from an earlier one with the same number.
+    /// The generation, which distinguishes a node from an earlier one with the same number.
     fn generation(&self, inode: u64) -> u64;
-    /// `false` if no file can ever have an extended attribute: then the kernel is told not to ask.
+    /// `false` if no file can ever have an extended attribute: then the kernel is configured not to ask.
     fn can_have_xattrs(&self) -> bool;
     fn lookup(&self, directory: u64, name: &[u8]) -> Result<Attributes, FsError>;
     fn attributes(&self, inode: u64) -> Result<Attributes, FsError>;
@@ -141,7 +141,7 @@ impl Served for Forest {
     }
 
     fn can_have_xattrs(&self) -> bool {
-        // Of a layer that comes later, nobody knows yet, and the kernel asks only once.
+        // Layers that are added later are unknown yet, and the kernel asks only once.
         true
     }
 

@@ -7,7 +7,7 @@
 //! device takes the place of the socket, and the kernel is asked to send again what was sent and never answered.
 //!
 //! The road not taken is a special case for the first server: then it would matter whether it died before or after its
-//! first answer, and nobody could tell.
+//! first answer, which cannot be determined.
 //!
 //! Kernels before 6.9 send nothing again; there the keeper reads the requests and passes them on: see [`crate::fuse::relay`].
 //!
@@ -59,7 +59,7 @@ impl Negotiated {
         self.flags & InitFlags::FUSE_HAS_RESEND.bits() != 0
     }
 
-    /// The same without that: somebody else sends requests again.
+    /// The same without that: another process resends requests.
     pub(crate) const fn without_resending(self) -> Self {
         Self { flags: self.flags & !InitFlags::FUSE_HAS_RESEND.bits(), ..self }
     }
@@ -148,7 +148,7 @@ fn greeting(agreed: Negotiated) -> Vec<u8> {
     put(&[HEADER_BYTES + INIT_BYTES, INIT]);
     // Number 1 of the request, in two halves that are the same either way round, but for their order.
     put(&if cfg!(target_endian = "little") { [1, 0] } else { [0, 1] });
-    // No node, nobody, no extension.
+    // No node, no user, no extension.
     put(&[0; 6]);
     put(&[MAJOR, agreed.minor, READ_AHEAD_BYTES, low | extended, high]);
     put(&[0; 11]);

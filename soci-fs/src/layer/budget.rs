@@ -1,8 +1,8 @@
-//! The memory that this process may use for bytes on their way, whatever the number of layers and cores.
+//! The memory that this process may use for bytes in flight, whatever the number of layers and cores.
 //!
-//! Each flight, window and spare span is bounded by itself, but a node serves hundreds of layers, and how large a span or a
-//! window is was chosen by the maker of the index. So what is on its way at the same time is counted for the process as a
-//! whole:
+//! Each flight, window and spare span is bounded by itself, but a node serves hundreds of layers, and how large a span
+//! or a window is was chosen by the maker of the index. So what is in flight at the same time is counted for the
+//! process as a whole:
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
@@ -19,7 +19,7 @@ use std::sync::{Arc, LazyLock};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of spans on their way: six spans of 4 MiB compressed, or two hundred of 256 KiB.
+/// Bytes of spans in flight: six spans of 4 MiB compressed, or two hundred of 256 KiB.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 /// Bytes of windows that are held.
 const WINDOW_BYTES: usize = 24 << 20;
@@ -86,7 +86,7 @@ impl Drop for Share {
     }
 }
 
-/// Waits until a span of so many bytes, compressed and decoded together, may be on its way.
+/// Waits until a span of so many bytes, compressed and decoded together, may be in flight.
 pub(crate) async fn in_flight(bytes: u64) -> Option<OwnedSemaphorePermit> {
     let units = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(UNIT).clamp(1, IN_FLIGHT_BYTES / UNIT);
     Arc::clone(&IN_FLIGHT).acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX)).await.ok()

@@ -1,7 +1,7 @@
 //! Patterns with stars. Pure.
 
-/// Whether `text` is what `pattern` says, where `*` is any text and `?` any one letter. Only the last star is ever tried
-/// again, so that patterns of many stars end, too.
+/// Whether `text` is what `pattern` says, where `*` is any text and `?` any one letter. Only the last star is ever
+/// retried, so that patterns of many stars end, too.
 #[must_use]
 pub fn is_like(pattern: &[u8], text: &[u8]) -> bool {
     let (mut in_pattern, mut in_text) = (0, 0);
@@ -46,7 +46,7 @@ mod tests {
         }
     }
 
-    /// Patterns come from people who may mean harm.
+    /// Patterns are untrusted input.
     #[test]
     fn many_stars_end() {
         let pattern = format!("{}b", "*a".repeat(200));

@@ -1,4 +1,4 @@
-//! What a reader knows of a pack that is on its way: which bytes it will bring, how far it is, and how long to wait.
+//! What a reader knows of a pack that is in flight: which bytes it will bring, how far it is, and how long to wait.
 //!
 //! A read of bytes that a pack is about to bring waits for them: fetching their span would send most of the same bytes a
 //! second time, and take the line away from the pack. It does not wait for ever: when by the pack's pace the bytes are
@@ -43,7 +43,7 @@ impl Progress {
 
     /// How long to wait for bytes that end at `position` of the unpacked stream, rather than fetch a span of so many
     /// compressed bytes; `None` when the span comes sooner.
-    pub(crate) fn patience(&self, position: u64, span_bytes: u64, now: Instant) -> Option<Duration> {
+    pub(crate) fn wait_limit(&self, position: u64, span_bytes: u64, now: Instant) -> Option<Duration> {
         if self.ended {
             return None;
         }
@@ -129,12 +129,12 @@ mod tests {
         let start = Instant::now();
         let now = start + Duration::from_secs(1);
         let none = Progress { start, unpacked: 0, packed: 0, ended: false };
-        assert_eq!(none.patience(1 << 30, 100, now), Some(FIRST_BYTES));
+        assert_eq!(none.wait_limit(1 << 30, 100, now), Some(FIRST_BYTES));
         // A million bytes a second, packed to half of that.
         let some = Progress { unpacked: 1_000_000, packed: 500_000, ..none };
-        assert_eq!(some.patience(1_000_100, 50_000, now), Some(2 * Duration::from_millis(500)));
-        assert_eq!(some.patience(900_000, 0, now), Some(2 * SPAN_COST), "it came already, and will be seen at once");
-        assert_eq!(some.patience(3_000_000, 50_000, now), None, "two seconds away");
-        assert_eq!(Progress { ended: true, ..some }.patience(900_000, 0, now), None);
+        assert_eq!(some.wait_limit(1_000_100, 50_000, now), Some(2 * Duration::from_millis(500)));
+        assert_eq!(some.wait_limit(900_000, 0, now), Some(2 * SPAN_COST), "it came already, and will be seen at once");
+        assert_eq!(some.wait_limit(3_000_000, 50_000, now), None, "two seconds away");
+        assert_eq!(Progress { ended: true, ..some }.wait_limit(900_000, 0, now), None);
     }
 }

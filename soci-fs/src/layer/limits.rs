@@ -60,7 +60,7 @@ pub fn for_layer(layer_bytes: u64) -> Limits {
     caps().layer.for_layer(layer_bytes)
 }
 
-/// Counts the tables of a layer for as long as anybody has them, if there is room for them.
+/// Accounts for the tables of a layer while they are in use, if the limit allows.
 ///
 /// # Errors
 /// [`Full`].

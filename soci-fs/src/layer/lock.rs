@@ -1,7 +1,7 @@
 //! Lock files: one process per store, one supervisor per mount.
 //!
 //! `flock` and not a pid file: the kernel drops the lock with the process, however it ends. The number in the file is
-//! only there to be shown.
+//! only informative.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -18,12 +18,7 @@ pub enum LockError {
         pid: Option<u32>,
     },
     /// The file cannot be opened or locked.
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { action: &'static str, cause: io::Error },
 }
 
 /// Held until it is dropped.

@@ -17,11 +17,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 
-/// Mode of a directory.
 const DIRECTORY_MODE: u32 = 0o700;
 /// What other users have no part in.
 const OTHERS: u32 = 0o077;
-/// Who owns what belongs to users that a user namespace does not know. Nobody in it can log in as such a user.
+/// The owner that a user namespace shows for unmapped users. No process in it can run as such a user.
 const OVERFLOW_USER: u32 = 65_534;
 /// Names that are found in the root of this snapshotter or of AWS's, or on a fresh disk.
 const NAMES: [&str; 16] = [
@@ -52,11 +51,8 @@ pub enum PrivateError {
     /// A system call failed.
     #[error("cannot {operation} {}: {cause}", path.display())]
     Io {
-        /// What was tried.
         operation: &'static str,
-        /// On which file.
         path: PathBuf,
-        /// What the system said.
         #[source]
         cause: io::Error,
     },
@@ -66,14 +62,7 @@ pub enum PrivateError {
          (chown {user}), or name another directory by --root",
         path.display()
     )]
-    Owner {
-        /// The directory.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// The user of this process.
-        user: u32,
-    },
+    Owner { path: PathBuf, owner: u32, user: u32 },
     /// A symbolic link leads to it through a place where another user could put something else.
     #[error(
         "{} leads to {}, and other users can change what is in {}: name the directory itself by --root, in a place \
@@ -83,9 +72,7 @@ pub enum PrivateError {
     Link {
         /// The path that has a link in it.
         path: PathBuf,
-        /// Where it leads.
         target: PathBuf,
-        /// What others may write to.
         place: PathBuf,
     },
     /// It is shared with others and not a root: changing its mode would lock them out of what is theirs.
@@ -94,12 +81,7 @@ pub enum PrivateError {
          it first (chmod 700)",
         path.display()
     )]
-    Foreign {
-        /// The directory.
-        path: PathBuf,
-        /// One of the things.
-        name: String,
-    },
+    Foreign { path: PathBuf, name: String },
 }
 
 impl From<PrivateError> for io::Error {
@@ -168,7 +150,7 @@ fn open(path: &Path) -> Result<(File, Metadata), PrivateError> {
     Ok((directory, metadata))
 }
 
-/// A link may be changed by its owner, and what it leads to be renamed by whoever may write above that.
+/// A link may be changed by its owner, and its target be renamed by any user with write access to a parent directory.
 fn check_links(path: &Path, target: &Path) -> Result<(), PrivateError> {
     let refused =
         |place: &Path| PrivateError::Link { path: path.to_owned(), target: target.to_owned(), place: place.to_owned() };

@@ -43,7 +43,7 @@ const PIECE_BYTES: usize = 1 << 20;
 pub enum Verdict {
     /// The layer is what the image says.
     Proven,
-    /// This proof cannot tell; [`by_source`] can.
+    /// This proof is inconclusive; [`by_source`] decides.
     Undecided,
 }
 
@@ -52,61 +52,42 @@ pub enum Verdict {
 pub enum ProofError {
     /// Not all of the layer is present.
     #[error("layer {layer} is not complete: span {span} is missing")]
-    Incomplete {
-        /// The layer.
-        layer: Digest,
-        /// The first missing span.
-        span: u32,
-    },
+    Incomplete { layer: Digest, span: u32 },
     /// The source did not deliver.
     #[error("layer {layer}: {cause}")]
     Source {
-        /// The layer.
         layer: Digest,
-        /// What it said.
         #[source]
         cause: SourceError,
     },
     /// The store failed.
     #[error("layer {layer}: {cause}")]
     Store {
-        /// The layer.
         layer: Digest,
-        /// What it said.
         #[source]
         cause: StoreError,
     },
     /// The blob from the source is no layer.
     #[error("layer {layer}: {cause}")]
     Index {
-        /// The layer.
         layer: Digest,
-        /// What is wrong with it.
         #[source]
         cause: IndexError,
     },
     /// The blob from the source is not the one the image names. It says nothing about what is stored.
     #[error("layer {layer}: the source delivered a blob with the digest {found}")]
-    WrongBlob {
-        /// The layer.
-        layer: Digest,
-        /// What came.
-        found: Digest,
-    },
+    WrongBlob { layer: Digest, found: Digest },
     /// The layer is not what the image says, whatever the index.
     #[error("layer {layer}: its tar has the digest {found}, the image says {expected}")]
     WrongTar {
-        /// The layer.
         layer: Digest,
         /// The image's `diff_id`.
         expected: Digest,
-        /// What came.
         found: Digest,
     },
     /// What the index made of the blob is not what the blob holds: the index is forged or damaged.
     #[error("layer {layer}: the index yields other bytes than the layer has, from byte {offset} on")]
     Content {
-        /// The layer.
         layer: Digest,
         /// Where the first difference is, within a span.
         offset: u64,
@@ -114,17 +95,13 @@ pub enum ProofError {
     /// The index's file table is not that of the tar.
     #[error("layer {layer}: entry {entry} of the index is not what the tar says")]
     Table {
-        /// The layer.
         layer: Digest,
         /// Position of the first entry that differs.
         entry: usize,
     },
     /// The work was cut off: the process is shutting down.
     #[error("layer {layer}: the proof was abandoned")]
-    Abandoned {
-        /// The layer.
-        layer: Digest,
-    },
+    Abandoned { layer: Digest },
 }
 
 /// Compares the stored tar with `diff_id`, and its entries with the table. All of it must be present.
@@ -251,7 +228,7 @@ fn other_hasher(digest: &Digest) -> Option<Hasher> {
     (digest.algorithm() != Algorithm::Sha256).then(|| Hasher::new(digest.algorithm()))
 }
 
-/// The cheap proof, and the one that fetches the blob once more where that cannot tell.
+/// The cheap proof, and, if it is inconclusive, the one that fetches the blob once more.
 ///
 /// # Errors
 /// [`ProofError`].

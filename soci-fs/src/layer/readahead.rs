@@ -5,9 +5,9 @@
 //! what is near to what was read is read next more often than not: first of all the rest of the file, then what follows a
 //! stretch that was read without a gap, then what follows at all.
 //!
-//! A read that has to wait costs a round trip, and to bring neighbours along costs the time that their bytes take: as
-//! many are worth it as pass over the line in about one round trip. A stretch that grows earns as much as it has, up to
-//! a cap, and in pieces of half of that, since a request for each span is what reading ahead is to avoid.
+//! A read that has to wait costs a round trip, and fetching adjacent spans along costs the transfer time of their
+//! bytes: as many are worth it as pass over the line in about one round trip. A stretch that grows earns as much as it
+//! has, up to a cap, and in pieces of half of that, since a request for each span is what reading ahead is to avoid.
 //! `examples/src/bin/readahead` replays start-ups against this and other policies.
 //!
 //! Invariant: what was fetched ahead and is not read yet is at most a third of what was read, and a few hundred
@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use soci_index::format::span::SpanId;
 
-/// Compressed bytes that may be fetched for nothing before anything was read: four usual spans of a span index, none of
-/// AWS's zTOC.
+/// Compressed bytes that may be fetched speculatively before anything was read: four usual spans of a span index, none
+/// of AWS's zTOC.
 const CREDIT_BYTES: u64 = 384 << 10;
-/// Of so many spans that were read, one may be fetched for nothing.
+/// For this many spans read, one speculative span may go unread.
 const READ_PER_UNREAD: u32 = 3;
 /// Spans in a row that are taken for a walk which goes on beyond the end of a file.
 const WALK: u32 = 8;
@@ -52,18 +52,18 @@ pub struct Facts {
     pub file: Range<SpanId>,
     /// Some of what is read has to be fetched, so that a request is made anyway.
     pub is_miss: bool,
-    /// Somebody else foresees which files are read, so that what lies behind a file does not count as near.
+    /// A file-level prefetch is active, so that spans behind a file's end do not count as near.
     pub is_foreseen: bool,
     /// The network.
     pub line: Line,
 }
 
-/// How much somebody else knows of what will be read.
+/// How much an active prefetch knows of future reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foresight {
     /// All of it: nothing is fetched besides.
     Bytes,
-    /// Which files: what lies within a file is guessed.
+    /// Which files: within a file, read-ahead decides.
     Files,
 }
 
@@ -90,7 +90,7 @@ pub struct Counts {
     pub ahead: u32,
     /// Those of them that were not read yet.
     pub unread: u32,
-    /// Spans that somebody else foresaw and had fetched.
+    /// Spans fetched for a profile or for named files.
     pub foreseen: u32,
     /// Those of them that were not read yet.
     pub foreseen_unread: u32,
@@ -142,7 +142,7 @@ impl ReadAhead {
         self.counts
     }
 
-    /// Notes a read of the spans `read`, and nothing more: for while somebody else says what to fetch.
+    /// Records a read of the spans `read`, and nothing more: for when another prefetch decides what to fetch.
     pub fn note_only(&mut self, read: Range<SpanId>) {
         for span in read.start..read.end.min(self.count) {
             if self.read.set(span) {
@@ -156,8 +156,8 @@ impl ReadAhead {
         }
     }
 
-    /// Notes that somebody who knows better has those of `spans` fetched that are absent, neither read nor named before,
-    /// and says which. Who foresees files leaves it to us what comes beside the spans; who foresees bytes does not.
+    /// Records a prefetch of those of `spans` that are absent, neither read nor named before, and returns them. With
+    /// file-level foresight, read-ahead within a file stays on; with byte-level foresight it is off.
     pub fn foresee(
         &mut self,
         spans: Range<SpanId>,
@@ -183,7 +183,7 @@ impl ReadAhead {
     /// Notes a read of the spans `read` and says which others of those that are absent to fetch too, the likeliest first.
     ///
     /// What was read or named before is left out, and everything is within the layer.
-    pub fn note(
+    pub fn record_read(
         &mut self,
         read: Range<SpanId>,
         facts: &Facts,
@@ -198,7 +198,7 @@ impl ReadAhead {
             self.missed.set(span);
         }
         if !read.clone().any(|span| self.asked.has(span) || self.missed.has(span)) {
-            // Somebody else has brought it, and knows better.
+            // Another prefetch has fetched it.
             return Vec::new();
         }
         let file = facts.file.start..facts.file.end.min(self.count);
@@ -298,7 +298,7 @@ mod tests {
         let mut answers = Vec::new();
         for span in reads {
             let is_miss = there.insert(*span);
-            let answer = readahead.note(*span..*span + 1, &facts(file.clone(), is_miss), &|_| true);
+            let answer = readahead.record_read(*span..*span + 1, &facts(file.clone(), is_miss), &|_| true);
             there.extend(answer.iter().cloned().flatten());
             answers.push(answer);
         }
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(ahead(&mut new(), 10..20, &[12]), [[13..16, 11..12]]);
         // Up to its borders.
         assert_eq!(ahead(&mut new(), 10..14, &[12]), [[13..14, 10..12]]);
-        // Jumps: one neighbour each, as long as there is credit.
+        // Jumps: one adjacent span each, as long as there is credit.
         let jumps = ahead(&mut new(), 0..0, &[5, 900, 17, 400, 3, 77]);
         assert_eq!(jumps.iter().flatten().cloned().flatten().count(), 4 + 6 / 3);
         // A walk through a large file soon asks in pieces, and never for what it asked for before.
@@ -327,10 +327,11 @@ mod tests {
         assert!(walk.iter().flatten().cloned().flatten().count() >= 55, "{walk:?}");
         // What is here is not asked for.
         let mut readahead = new();
-        assert_eq!(readahead.note(12..13, &facts(10..20, true), &|span| span > 14).first(), Some(&(15..16)));
-        // What others have brought asks for nothing.
+        assert_eq!(readahead.record_read(12..13, &facts(10..20, true), &|span| span > 14).first(), Some(&(15..16)));
+        // Spans of another prefetch cause no read-ahead.
         let mut readahead = new();
-        let mut brought = (0..60).flat_map(|span| readahead.note(span..span + 1, &facts(0..99, false), &|_| true));
+        let mut brought =
+            (0..60).flat_map(|span| readahead.record_read(span..span + 1, &facts(0..99, false), &|_| true));
         assert_eq!(brought.next(), None);
         // The end of the layer, and off.
         let at_end = ahead(&mut ReadAhead::new(14, SPAN_BYTES, 64), 12..14, &[12]).concat();
@@ -354,7 +355,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is read, what was fetched for nothing is bounded, counted, within the layer and named once.
+        /// For any reads, the speculative fetches that go unread are bounded, counted, within the layer and named once.
         #[test]
         fn over_fetch_is_bounded(
             reads in prop::collection::vec((0_u32..64, 1_u32..4, 0_u32..64, 0_u32..20, any::<bool>()), 1..200),
@@ -368,7 +369,7 @@ mod tests {
             for (start, length, file, file_length, is_miss) in reads {
                 let read = start..(start + length).min(64);
                 let facts = Facts { file: file..file + file_length, is_miss, is_foreseen: false, line };
-                let ahead = readahead.note(read.clone(), &facts, &|span| span % 7 != 0);
+                let ahead = readahead.record_read(read.clone(), &facts, &|span| span % 7 != 0);
                 read_spans.extend(read);
                 for span in ahead.into_iter().flatten() {
                     prop_assert!(span < 64 && span % 7 != 0 && window_max > 0);

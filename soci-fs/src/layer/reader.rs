@@ -1,13 +1,13 @@
 //! Reads any range of a layer: from the store where it is present, else by fetching and decoding the spans that hold it.
 //!
-//! Each span is fetched by one *flight*, however many readers wait for it; absent neighbours share a flight's request.
-//! A flight is a task of its own: a reader that gives up does not take it down, so the next try finds the bytes. Bytes
-//! are decoded on the blocking pool and nobody sees one before the decoder has agreed to digest and length, and before
-//! the header of the file they belong to has been compared with the index.
+//! Each span is fetched by one *flight* (single-flight), however many readers wait for it; adjacent absent spans share
+//! a request. A flight is a task of its own: a reader that gives up does not take it down, so the next try finds the
+//! bytes. Bytes are decoded on the blocking pool and are not used before the decoder has verified digest and length,
+//! and before the header of the file they belong to has been compared with the index.
 //!
-//! Invariants: no lock is held while waiting for anything; every wait has an end, after which there is a typed error;
-//! a source's mistake costs one more fetch, never a wrong byte; a disk that is full or broken costs speed, not
-//! correctness, because what was decoded is handed to those who wait from memory.
+//! Invariants: no lock is held while waiting for anything; every wait has an end, after which there is a typed error; a
+//! source's mistake costs one more fetch, never a wrong byte; a disk that is full or broken costs speed, not
+//! correctness, because waiting readers get the decoded bytes from memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -85,13 +85,12 @@ pub struct Counts {
     pub requests: u64,
     /// Compressed bytes received.
     pub fetched_bytes: u64,
-    /// Spans decoded.
     pub decoded_spans: u64,
     /// Reads that failed.
     pub failures: u64,
     /// Reads whose bytes were not here, and which are over.
     pub late_reads: u64,
-    /// How long these waited, together; of reads side by side each counts.
+    /// How long these waited, together; concurrent reads count individually.
     pub waited: Duration,
 }
 
@@ -106,8 +105,8 @@ struct Counters {
 /// The file of a read that is of none.
 const NO_FILE: Range<u64> = 0..0;
 
-/// How a flight ended for one span; `None` while it is under way.
-type Landing = Option<Result<Bytes, Cause>>;
+/// How a flight ended for one span; `None` while it is in progress.
+type FlightOutcome = Option<Result<Bytes, Cause>>;
 
 /// Reads one layer. Clones share everything.
 #[derive(Debug, Clone)]
@@ -125,13 +124,13 @@ struct Shared {
     policy: Policy,
     /// Where flights run: reads that are answered at once come from threads that know no runtime.
     runtime: Handle,
-    flights: Mutex<HashMap<SpanId, watch::Receiver<Landing>>>,
+    flights: Mutex<HashMap<SpanId, watch::Receiver<FlightOutcome>>>,
     ahead: Mutex<ReadAhead>,
     /// How the line to the source is.
     meter: Mutex<line::Meter>,
-    /// Who fetches by a plan, so that nobody guesses.
+    /// Planned prefetches in progress; while there are any, speculation is off.
     planners: AtomicUsize,
-    /// Who foresees which files are read.
+    /// File-level prefetches in progress.
     followers: AtomicUsize,
     spare: Mutex<spare::Spare>,
     /// One bit per entry: its header in the layer was compared with the index.
@@ -144,7 +143,7 @@ struct Shared {
     counters: Counters,
     /// Where times are noted.
     stages: OnceLock<Arc<Stages>>,
-    /// Who wants to know what is read, and whether anybody does.
+    /// Listeners for reads, and whether there are any.
     listeners: Mutex<Vec<Box<dyn Listener>>>,
     is_heard: AtomicBool,
     /// Something was read.
@@ -289,25 +288,25 @@ impl LayerReader {
         self.complete_telling(&watch::Sender::new(0)).await
     }
 
-    /// The same, telling how many bytes of the uncompressed layer are present from its start on.
+    /// The same, reporting how many bytes of the uncompressed layer are present from its start on.
     ///
     /// # Errors
     /// As [`LayerReader::complete`].
-    pub async fn complete_telling(&self, landed: &watch::Sender<u64>) -> Result<(), ReadError> {
+    pub async fn complete_telling(&self, outcome: &watch::Sender<u64>) -> Result<(), ReadError> {
         let (count, most) = (self.shared.store.spans(), self.shared.policy.request_bytes_max);
-        let mut launched = 0;
+        let mut started = 0;
         for span in 0..count {
             // Two requests are always ahead, so that the line is busy while cores decode.
-            while launched < self.shared.batch_end(span, 2 * most) {
-                let next = self.shared.batch_end(launched, most);
-                self.shared.launch(launched..next);
-                launched = next;
+            while started < self.shared.batch_end(span, 2 * most) {
+                let next = self.shared.batch_end(started, most);
+                self.shared.start_flights(started..next);
+                started = next;
             }
             let place = self.shared.index.spans.span(span).map_or(0..0, |span| span.uncompressed.clone());
             let limit = Instant::now() + self.shared.policy.flight_limit;
-            let kept = self.landing(span, limit).await.and_then(|_| self.is_kept(span));
+            let kept = self.outcome(span, limit).await.and_then(|_| self.is_kept(span));
             kept.map_err(|cause| self.failed(Some(span), place.start, cause))?;
-            landed.send_replace(place.end);
+            outcome.send_replace(place.end);
         }
         Ok(())
     }
@@ -339,11 +338,11 @@ impl LayerReader {
     /// # Errors
     /// The first [`ReadError`]; what was fetched until then is kept.
     pub async fn fetch_spans(&self, spans: Range<SpanId>) -> Result<(), ReadError> {
-        self.shared.launch(spans.clone());
+        self.shared.start_flights(spans.clone());
         for span in spans {
             let offset = self.shared.index.spans.span(span).map_or(0, |span| span.uncompressed.start);
             let limit = Instant::now() + self.shared.policy.flight_limit;
-            self.landing(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
+            self.outcome(span, limit).await.map_err(|cause| self.failed(Some(span), offset, cause))?;
         }
         Ok(())
     }
@@ -366,12 +365,12 @@ impl LayerReader {
         // A store that cannot be read is as good as an empty one.
         let done = matches!(reading, Ok(Reading::Done));
         if done {
-            self.heard(offset, buffer.len());
+            self.notify_listeners(offset, buffer.len());
         }
         if done && self.shared.store.present_bytes() < self.shared.store.size() {
             let spans = self.shared.index.spans.covering(offset..offset + buffer.len() as u64);
             let ahead = self.ahead_of(spans, file, false);
-            self.shared.launch(ahead.into_iter().flatten());
+            self.shared.start_flights(ahead.into_iter().flatten());
         }
         Ok(done)
     }
@@ -386,23 +385,23 @@ impl LayerReader {
         if self.try_read_into(offset, buffer, file)? {
             return Ok(());
         }
-        let late = self.shared.waits.late();
+        let late = self.shared.waits.start_read();
         if self.comes_with_pack(offset, buffer, file, deadline).await? {
             return Ok(());
         }
         let end = offset + buffer.len() as u64;
         let spans = self.shared.index.spans.covering(offset..end);
         let foreground = self.foreground(&spans);
-        // Asked for together, so that neighbours share a request; what is waited for goes first.
-        let ahead = self.ahead_of(spans.clone(), file, foreground.is_new());
-        self.shared.launch(spans.clone().chain(ahead.into_iter().flatten()));
+        // Requested together, so that adjacent spans share a request; foreground spans go first.
+        let ahead = self.ahead_of(spans.clone(), file, foreground.is_unforeseen());
+        self.shared.start_flights(spans.clone().chain(ahead.into_iter().flatten()));
         for span in spans {
             let Some(place) = self.shared.index.spans.span(span).map(|span| span.uncompressed.clone()) else {
                 continue;
             };
             let part = place.start.max(offset)..place.end.min(end);
             let target = &mut buffer[within(&part, offset)];
-            // Mostly once. Again only when the span was evicted between its landing and our look at it.
+            // Mostly once. Again only when the span was evicted between its arrival and this read.
             loop {
                 match self.shared.store.read(part.start, target) {
                     Ok(Reading::Done) => break,
@@ -412,8 +411,8 @@ impl LayerReader {
                         self.shared.store.distrust(span);
                     }
                 }
-                let landed = self.landing(span, deadline).await;
-                if let Some(bytes) = landed.map_err(|cause| self.failed(Some(span), part.start, cause))? {
+                let outcome = self.outcome(span, deadline).await;
+                if let Some(bytes) = outcome.map_err(|cause| self.failed(Some(span), part.start, cause))? {
                     target.copy_from_slice(&bytes[within(&part, place.start)]);
                     break;
                 }
@@ -424,22 +423,23 @@ impl LayerReader {
             }
             self.in_service(part.start)?;
         }
-        self.heard(offset, buffer.len());
-        let (length, is_new, waited_us) = (buffer.len(), foreground.is_new(), late.waited().as_micros());
+        self.notify_listeners(offset, buffer.len());
+        let (length, is_new, waited_us) = (buffer.len(), foreground.is_unforeseen(), late.waited().as_micros());
         tracing::debug!(layer = %self.shared.digest, offset, length, ?file, is_new, waited_us, "a read waited");
         Ok(())
     }
 
     /// Waits for a span's bytes; `None` when the store has them by now.
-    async fn landing(&self, span: SpanId, deadline: Instant) -> Result<Option<Bytes>, Cause> {
+    async fn outcome(&self, span: SpanId, deadline: Instant) -> Result<Option<Bytes>, Cause> {
         if let Some(bytes) = lock(&self.shared.spare).get(span) {
             return Ok(Some(bytes));
         }
-        let flight = self.shared.launch(span..span + 1).or_else(|| lock(&self.shared.flights).get(&span).cloned());
+        let flight =
+            self.shared.start_flights(span..span + 1).or_else(|| lock(&self.shared.flights).get(&span).cloned());
         let Some(flight) = flight else {
             return Ok(lock(&self.shared.spare).get(span));
         };
-        self.shared.landed(flight, deadline, self.shared.policy.read_deadline).await
+        self.shared.outcome(flight, deadline, self.shared.policy.read_deadline).await
     }
 
     fn in_service(&self, offset: u64) -> Result<(), ReadError> {

@@ -1,9 +1,9 @@
 //! Where the bytes of a layer blob come from: the one seam between the network and the logic.
 //!
-//! A [`Source`] answers one question: give me these bytes of the blob. Everything above it (reader, unpacking, proof) is
-//! written against this trait, so it runs the same over a registry, a file, or a test peer that fails on purpose. The
-//! answer is a stream, not a buffer, because a reader wants to decode the first span of a range while the last one is
-//! still on its way.
+//! A [`Source`] answers one question: give me these bytes of the blob. Everything above it (reader, unpacking, proof)
+//! is written against this trait, so it runs the same over a registry, a file, or a test peer that fails on purpose.
+//! The answer is a stream, not a buffer, because a reader wants to decode the first span of a range while the last one
+//! is still in flight.
 //!
 //! Invariants: a stream yields the bytes of the range in order, each once, and never more than asked for by an honest
 //! source; a reader must nevertheless survive one that is not. Retrying, tokens and mirrors are a source's own business:
@@ -85,7 +85,8 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         async move { Ok(Delivery { chunks: self.read(range).await?, from: None, is_whole: false }) }.boxed()
     }
 
-    /// Notes that what a place delivered were not the bytes that were indexed: the next request goes elsewhere if it can.
+    /// Records that what a place delivered were not the bytes that were indexed: the next request goes elsewhere if it
+    /// can.
     fn blame(&self, _from: OriginId) {}
 
     /// Whether parts of blobs are known to be served here. Where that is not so, the first answer should be waited for before
@@ -94,7 +95,8 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         true
     }
 
-    /// Whether this is the image's place, which is known after a restart, too: what is lost of the blob can be had there again.
+    /// Whether this is the image's place, which is known after a restart, too: what is lost of the blob can be obtained
+    /// there again.
     fn is_remembered(&self) -> bool {
         true
     }
@@ -112,20 +114,13 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 pub enum SourceError {
     /// A local file could not be read.
     #[error("cannot read {origin}: {cause}")]
-    Local {
-        /// The file.
-        origin: String,
-        /// What the system said.
-        cause: Arc<io::Error>,
-    },
+    Local { origin: String, cause: Arc<io::Error> },
     /// The range does not lie inside the blob.
     #[error("bytes {start}..{end} lie outside the blob of {size} bytes")]
     OutOfRange {
-        /// First byte asked for.
         start: u64,
         /// One past the last byte asked for.
         end: u64,
-        /// Size of the blob.
         size: u64,
     },
     /// A registry did not deliver.
@@ -134,28 +129,15 @@ pub enum SourceError {
     /// A layout or archive does not have the blob, or not as it should be.
     #[error(transparent)]
     Stored(#[from] StoreError),
-    /// Nobody answered, or not in time, or with a failure that may pass.
+    /// No answer, not in time, or a transient failure.
     #[error("{origin} is unavailable: {what}")]
-    Unavailable {
-        /// Who was asked.
-        origin: String,
-        /// What happened.
-        what: String,
-    },
+    Unavailable { origin: String, what: String },
     /// We may not read the blob.
     #[error("{origin} refuses access: {what}")]
-    Denied {
-        /// Who was asked.
-        origin: String,
-        /// What it said.
-        what: String,
-    },
+    Denied { origin: String, what: String },
     /// The blob is not there.
     #[error("{origin} does not have the blob")]
-    Missing {
-        /// Who was asked.
-        origin: String,
-    },
+    Missing { origin: String },
     /// The answer had no bytes.
     #[error("the answer was empty")]
     Empty,
@@ -170,16 +152,11 @@ pub enum SourceError {
     },
     /// The answer makes no sense.
     #[error("{origin} answered nonsense: {what}")]
-    Protocol {
-        /// Who was asked.
-        origin: String,
-        /// What is wrong with the answer.
-        what: String,
-    },
+    Protocol { origin: String, what: String },
 }
 
 impl SourceError {
-    /// Whether somebody did not let us, which other credentials may change.
+    /// Whether access was denied, which other credentials may change.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {

@@ -18,7 +18,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// Notes one that took so long.
-    pub fn note(&self, time: Duration) {
+    pub fn record(&self, time: Duration) {
         let milliseconds = u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         for (bucket, bound) in self.buckets.iter().zip(MILLISECONDS) {
             if milliseconds <= bound {

@@ -14,7 +14,6 @@ pub struct ImageStatus {
 /// State of one layer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LayerStatus {
-    /// Its digest.
     pub digest: String,
     /// Size of the blob.
     pub compressed_bytes: u64,
@@ -39,7 +38,7 @@ pub struct LayerStatus {
     /// Reads whose bytes were not here, in this process.
     #[serde(default)]
     pub late_reads: u64,
-    /// Seconds that these waited, together; of reads side by side each counts.
+    /// Seconds that these waited, together; concurrent reads count individually.
     #[serde(default)]
     pub waited_seconds: f64,
     /// Reads that failed in this process.

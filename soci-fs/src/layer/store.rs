@@ -16,7 +16,7 @@
 //!
 //! Why not a file per span or a database: a read of a present file must be one `pread`, and a crash must not lose what
 //! was fetched. A span is published by one aligned eight-byte write after its bytes were written, both into the page
-//! cache, which outlives the process. What does not outlive a power cut is told apart by the boot id: after a reboot the
+//! cache, which outlives the process. What may not survive a power cut is recognised by the boot id: after a reboot the
 //! checksum of each span is compared at its first use. So nothing is ever synced but verdicts.
 //!
 //! Invariants: one process per root (a lock file names it); bytes are never handed out unless their span was published,
@@ -63,40 +63,20 @@ pub use second_copy::Looks;
 pub enum StoreError {
     /// A system call failed.
     #[error("cannot {operation} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: Arc<io::Error>,
-    },
+    Io { operation: &'static str, path: PathBuf, cause: Arc<io::Error> },
     /// Another process writes to this root.
     #[error("{} is in use by process {}", path.display(), pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()))]
     Busy {
-        /// The root.
         path: PathBuf,
         /// The process, if it could write its number down.
         pid: Option<u32>,
     },
     /// A span's bytes are not those that were proven.
     #[error("span {span} of the proven layer {layer} was fetched again with other bytes")]
-    Unproven {
-        /// The layer.
-        layer: soci_index::format::digest::Digest,
-        /// The span.
-        span: u32,
-    },
+    Unproven { layer: soci_index::format::digest::Digest, span: u32 },
     /// A span's bytes have another length than its place.
     #[error("span {span} holds {expected} bytes, {found} were given")]
-    Length {
-        /// The span.
-        span: u32,
-        /// Its length by the table.
-        expected: u64,
-        /// What came.
-        found: u64,
-    },
+    Length { span: u32, expected: u64, found: u64 },
 }
 
 /// Names the operation and the file of a failed system call.
@@ -302,7 +282,7 @@ pub struct Removed {
 }
 
 impl Removed {
-    /// Frees the disk. What cannot be deleted is tried again when the store is opened next.
+    /// Frees the disk. What cannot be deleted is retried when the store is opened next.
     pub fn delete(self) {
         let Some(directory) = &self.directory else { return };
         let removed = match std::fs::remove_dir_all(directory) {

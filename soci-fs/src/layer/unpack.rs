@@ -1,9 +1,9 @@
 //! Layers without an index: streamed once, whole, into the same store, their table built on the way.
 //!
-//! This is one sequential write and no file is created per entry, so for a layer that is small or that nobody indexed it
-//! beats unpacking; and what results is a [`LayerIndex`] like any other, so the reader, the tree and the mount know no
-//! difference. zstd layers come this way too: they are decompressed here and indexed as plain tar, and since single
-//! spans of them cannot be fetched again they are pinned in the store.
+//! This is one sequential write and no file is created per entry, so for a layer that is small or has no index it is
+//! faster than unpacking; and what results is a [`LayerIndex`] like any other, so the reader, the tree and the mount
+//! know no difference. zstd layers come this way too: they are decompressed here and indexed as plain tar, and since
+//! single spans of them cannot be fetched again they are pinned in the store.
 //!
 //! Invariants: nothing is published before the digest of the blob and of its tar have been compared with what the image
 //! says; on any failure the layer's directory is removed.
@@ -65,87 +65,63 @@ pub enum UnpackError {
     /// The source did not deliver.
     #[error("layer {layer}: {cause}")]
     Source {
-        /// The layer.
         layer: Digest,
-        /// What it said.
         #[source]
         cause: SourceError,
     },
     /// The blob is not a layer.
     #[error("layer {layer}: {cause}")]
     Index {
-        /// The layer.
         layer: Digest,
-        /// What is wrong with it.
         #[source]
         cause: IndexError,
     },
     /// The blob is damaged zstd.
     #[error("layer {layer}: the zstd data are damaged: {cause}")]
     Zstd {
-        /// The layer.
         layer: Digest,
-        /// What the decoder said.
         #[source]
         cause: io::Error,
     },
     /// The blob is not the one the image names.
     #[error("layer {layer}: the blob has the digest {found}")]
-    WrongBlob {
-        /// The layer.
-        layer: Digest,
-        /// What came.
-        found: Digest,
-    },
+    WrongBlob { layer: Digest, found: Digest },
     /// The tar is not the one the image names.
     #[error("layer {layer}: its tar has the digest {found}, the image says {expected}")]
     WrongTar {
-        /// The layer.
         layer: Digest,
         /// The image's `diff_id`.
         expected: Digest,
-        /// What came.
         found: Digest,
     },
     /// A digest of the image uses another hash function than SHA-256, which is all the indexer computes.
     #[error("layer {layer}: {digest} is no SHA-256 digest and cannot be checked")]
-    Algorithm {
-        /// The layer.
-        layer: Digest,
-        /// The digest.
-        digest: Digest,
-    },
+    Algorithm { layer: Digest, digest: Digest },
     /// The store failed.
     #[error("layer {layer}: {cause}")]
     Store {
-        /// The layer.
         layer: Digest,
-        /// What it said.
         #[source]
         cause: StoreError,
     },
     /// The work was cut off: the process is shutting down.
     #[error("layer {layer}: unpacking was abandoned")]
-    Abandoned {
-        /// The layer.
-        layer: Digest,
-    },
+    Abandoned { layer: Digest },
 }
 
 /// An unpacked layer.
 #[derive(Debug)]
 pub struct Unpacked {
-    /// Its index.
     pub index: Arc<LayerIndex>,
     /// Its bytes, all present and proven.
     pub store: Arc<LayerStore>,
-    /// What the store says of it. Its table is kept, but for the rare layer that no zTOC can tell.
+    /// What the store says of it. Its table is kept, except for the rare layer that no zTOC can represent.
     pub record: Record,
 }
 
 /// Streams the layer into the store and checks it.
 ///
-/// Whatever the store had of it is replaced, so nobody else should have it open.
+/// Whatever the store had of it is replaced, so it should not be open elsewhere.
 ///
 /// # Errors
 /// [`UnpackError`]; nothing of the layer is left then, nor if the future is dropped half-way.
@@ -227,7 +203,7 @@ async fn fill(
     Ok(Unpacked { index, store: kept, record })
 }
 
-/// Moves the blob's chunks into the channel. `Err(None)`: nobody takes them any more.
+/// Moves the blob's chunks into the channel. `Err(None)`: the receiver is gone.
 async fn send(source: &dyn Source, claim: LayerClaim, sender: mpsc::Sender<Bytes>) -> Result<(), Option<SourceError>> {
     let mut chunks = source.read(0..claim.size).await.map_err(Some)?;
     while let Some(chunk) = chunks.next().await {
@@ -391,7 +367,7 @@ mod tests {
         }
         let directory = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(full, directory.path().join("data")).unwrap();
-        // More than the buffers on the way hold, so that whoever inflates has to be told.
+        // More than the buffers on the way hold, so that the inflating thread has to be stopped.
         let tar = vec![0; 16 << 20];
         let claim = LayerClaim { digest: Digest::of(&tar), size: tar.len() as u64, diff_id: Digest::of(&tar) };
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);

@@ -51,8 +51,8 @@ pub enum ServeError {
     Server(tonic::transport::Error),
 }
 
-/// Serves snapshots on a listening socket until `stop` ends, and the kubelet's image service beside it; calls under way
-/// are finished.
+/// Serves snapshots on a listening socket until `stop` ends, and the kubelet's image service beside it; calls in
+/// progress are finished.
 ///
 /// # Errors
 /// [`ServeError`].
@@ -190,7 +190,7 @@ impl Service for SnapshotsService {
     }
 }
 
-/// What containerd is told when something fails: exhaustive, so that a new kind of failure gets its code.
+/// The gRPC status that containerd gets when something fails: exhaustive, so that a new kind of failure gets its code.
 fn status(error: &SnapshotError) -> Status {
     let code = match error {
         SnapshotError::Exists { .. } => Code::AlreadyExists,
@@ -214,7 +214,7 @@ fn status(error: &SnapshotError) -> Status {
         SnapshotError::Record { .. } => Code::DataLoss,
         SnapshotError::Io { .. } | SnapshotError::Database { .. } | SnapshotError::Format { .. } => Code::Internal,
     };
-    // The others are answers; these are for whoever looks after the node.
+    // The others are answers; these are for the node's operator.
     if matches!(code, Code::Unavailable | Code::DataLoss | Code::Internal) {
         tracing::error!(%error, "a call failed");
     }

@@ -11,7 +11,7 @@
 //! which asks again when it needs to.
 //!
 //! Invariants: nothing secret is logged or put into an error; nothing that a secret or an answer says makes us run a
-//! program or ask another host; whoever is asked answers from memory or within the caller's deadline.
+//! program or ask another host; every source answers from memory or within the caller's deadline.
 
 pub mod auths;
 pub mod cluster;

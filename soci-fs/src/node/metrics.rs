@@ -60,7 +60,7 @@ pub struct Metrics {
     pub provided: AtomicU64,
     /// Layers left to containerd.
     pub left: AtomicU64,
-    /// Spans fetched when nobody had asked for them.
+    /// Spans fetched in the background.
     pub background_spans: AtomicU64,
     /// Such fetches that failed.
     pub background_failures: AtomicU64,
@@ -205,8 +205,8 @@ mod tests {
     #[test]
     fn names_are_those_of_dashboards() {
         let metrics = Metrics::default();
-        metrics.mount.note(Duration::from_micros(2500));
-        metrics.mount.note(Duration::from_secs(60));
+        metrics.mount.record(Duration::from_micros(2500));
+        metrics.mount.record(Duration::from_secs(60));
         metrics.left.store(1, Ordering::Relaxed);
         let counters = Counters::default();
         counters.asked(3, crate::fuse::counts::Operation::Read);

@@ -2,12 +2,13 @@
 //!
 //! containerd asks for one layer after another, from the lowest up, and waits for each answer. So the first question
 //! about an image is taken as a question about all that will follow: its manifest and index are looked up once, and the
-//! asked layer and those above it are opened at the same time. Layers that cannot be read lazily (small ones, without an
-//! index, zstd) are streamed whole into the layer store meanwhile. Nobody is asked about a layer that is here already.
+//! asked layer and those above it are opened at the same time. Layers that cannot be read lazily (small ones, without
+//! an index, zstd) are streamed whole into the layer store meanwhile. No request is made for a layer that is here
+//! already.
 //!
-//! What is done is remembered only when it succeeded; after a failure the next question is a new try. That an index which
-//! was asked for by its digest cannot be had is remembered for a minute, as is that an image has none: one search serves all
-//! layers of a pull. A layer that we cannot provide is left to containerd, with the reason.
+//! What is done is remembered only when it succeeded; after a failure the next question is a new try. That an index
+//! which was asked for by its digest cannot be obtained is remembered for a minute, as is that an image has none: one
+//! search serves all layers of a pull. A layer that we cannot provide is left to containerd, with the reason.
 //!
 //! A slot is of a *claim*, not of a layer: an image gets a slot of another one only if it would have made the same claim,
 //! or if what it claims (the diff_id) was proven on this node. Every image that comes to use a slot becomes an origin of its
@@ -125,7 +126,7 @@ struct Inner {
     gate: Semaphore,
     /// For layers that are fetched ahead by prefetch artifacts.
     prefetching: Semaphore,
-    state: Mutex<State>,
+    state: Mutex<RemoteState>,
     start_ups: ahead::StartUps,
 }
 
@@ -147,7 +148,7 @@ struct Bringing {
 }
 
 impl Bringing {
-    /// Whether it has gone on for nobody since so long.
+    /// True if no caller has waited for it for this long.
     fn is_idle(&self, life: Duration) -> bool {
         !self.work.is_finished() && Arc::strong_count(&self.wanted) == 1 && self.asked.elapsed() >= life
     }
@@ -166,7 +167,7 @@ impl LookUp {
 }
 
 #[derive(Default)]
-struct State {
+struct RemoteState {
     /// In the order of their last use.
     images: Vec<LookUp>,
     layers: HashMap<Claim, Bringing>,
@@ -177,10 +178,10 @@ struct State {
 }
 
 impl RemoteLayers {
-    /// Provides layers through `forest`, and tells it what was provided before.
+    /// Provides layers through `forest`, and registers in it what was provided before.
     ///
     /// # Errors
-    /// [`RemoteError::Plant`] when the forest does not take what was there.
+    /// [`RemoteError::Forest`] when the forest does not take what was there.
     pub fn new(
         forest: Arc<Forest>,
         store: Arc<Store>,
@@ -244,7 +245,7 @@ impl RemoteLayers {
         let Some((underway, _)) = brought.first() else { return Err(RemoteError::Abandoned.into()) };
         let slot = underway.clone().await?;
         self.join_all(&key, &image, slot, &wanted.layer).await;
-        // It may have been swept in between, by a sweep that was quicker than ten minutes.
+        // The slot may have been reclaimed concurrently.
         self.take(slot).ok_or_else(|| RemoteError::Abandoned.into())
     }
 
@@ -347,14 +348,15 @@ impl RemoteLayers {
         found
     }
 
-    /// Begins to ask what refers to an image, if somebody will want to know, while its own documents are on their way.
+    /// Starts the referrers lookup of an image early, if its result will be needed, while its own documents are being
+    /// fetched.
     fn listing(&self, source: &ImageSource, key: &ImageKey) -> Option<Arc<Listing>> {
         let RemoteOptions { open, profiles, .. } = &self.0.options;
         let is_wanted = profiles.replay || open.modes.referring && key.index.is_none();
         is_wanted.then(|| open::ask_early(source, key.manifest, &self.0.runtime))?
     }
 
-    /// Starts to open a layer unless that is under way or done.
+    /// Starts to open a layer unless that is in progress or done.
     fn bring(
         &self,
         key: &ImageKey,
@@ -413,17 +415,17 @@ impl RemoteLayers {
             return Ok(slot);
         }
         self.0.state().unclaimed.insert(slot, Instant::now());
-        let planted = self.plant(slot, opened.reader).await;
-        if planted.is_err() {
+        let added = self.add_to_forest(slot, opened.reader).await;
+        if added.is_err() {
             self.0.forest.remove(slot);
             let slots = Arc::clone(&self.0.slots);
             let released = tokio::task::spawn_blocking(move || slots.release(slot)).await;
             released.map_err(|_| RemoteError::Abandoned)??;
         }
-        planted.map(|()| slot)
+        added.map(|()| slot)
     }
 
-    async fn plant(&self, slot: u16, reader: LayerReader) -> Result<(), RemoteError> {
+    async fn add_to_forest(&self, slot: u16, reader: LayerReader) -> Result<(), RemoteError> {
         let (forest, layer) = (Arc::clone(&self.0.forest), reader.digest());
         if let Some(places) = &self.0.options.known_places {
             places.attach(slot, &reader);
@@ -436,7 +438,7 @@ impl RemoteLayers {
         }
     }
 
-    /// Work that goes on when nobody waits for it any more.
+    /// Work that continues after its caller is gone.
     fn spawned<T: Clone + Send + Sync + 'static>(
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
@@ -449,7 +451,7 @@ impl RemoteLayers {
 
 impl Inner {
     /// Locks for bookkeeping; a panic cannot leave it half done.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RemoteState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

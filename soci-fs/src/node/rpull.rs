@@ -1,9 +1,9 @@
 //! Pulls an image through containerd so that its snapshotter can provide the layers.
 //!
-//! `ctr images pull` tells a snapshotter nothing about the image, so it never provides anything. This does what
-//! containerd's own client does for Kubernetes: the documents of the image go into containerd's content store, then each
-//! layer, from the lowest up, is prepared with labels that name image, manifest and layer. Where the snapshotter has the
-//! layer, nothing is downloaded; else the blob is, and containerd unpacks it.
+//! `ctr images pull` passes nothing about the image to a snapshotter, so it never provides anything. This does what
+//! containerd's own client does for Kubernetes: the documents of the image go into containerd's content store, then
+//! each layer, from the lowest up, is prepared with labels that name image, manifest and layer. Where the snapshotter
+//! has the layer, nothing is downloaded; else the blob is, and containerd unpacks it.
 //!
 //! Everything is made under a lease, and the image's record comes last: an interrupted pull is garbage that containerd
 //! collects when the lease is over, and a pull that is repeated goes on where the last one stopped.
@@ -39,45 +39,23 @@ pub enum PullError {
     /// The image could not be read.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// containerd.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
     /// The snapshotter is not one of containerd's.
     #[error("containerd has no snapshotter {name:?}, only {known}; `soci doctor` says what its configuration lacks")]
-    NoSnapshotter {
-        /// What was asked for.
-        name: String,
-        /// Those that there are.
-        known: String,
-    },
+    NoSnapshotter { name: String, known: String },
     /// The image says of fewer layers what their tars are, or of more.
     #[error("{image} has {layers} layers, and its configuration names {tars} tars")]
-    Layers {
-        /// The image.
-        image: String,
-        /// Layers of the manifest.
-        layers: usize,
-        /// Tars of the configuration.
-        tars: usize,
-    },
+    Layers { image: String, layers: usize, tars: usize },
     /// The layer is not with the image, and was not fetched from elsewhere.
     #[error("layer {layer} ({media_type}) cannot be pulled: {}", Skip::Foreign { urls: urls.clone() })]
-    Foreign {
-        /// The layer.
-        layer: Box<Digest>,
-        /// What the image says it is.
-        media_type: String,
-        /// Where it is to be had.
-        urls: Vec<String>,
-    },
+    Foreign { layer: Box<Digest>, media_type: String, urls: Vec<String> },
     /// A layer is not what the image says.
     #[error("layer {layer}: its tar has the digest {found}, the image says {expected}")]
     WrongTar {
-        /// The layer.
         layer: Box<Digest>,
         /// The image's `diff_id`.
         expected: Box<Digest>,
-        /// What was unpacked.
         found: String,
     },
 }
@@ -109,9 +87,7 @@ pub enum Came {
 /// What became of a layer.
 #[derive(Debug, Clone)]
 pub struct PulledLayer {
-    /// The layer.
     pub layer: Descriptor,
-    /// How it came.
     pub came: Came,
     /// How long that took.
     pub time: Duration,
@@ -128,7 +104,7 @@ pub struct Pulled {
     pub layers: Vec<PulledLayer>,
 }
 
-/// Pulls one platform of an image. `note` is told of each layer when it is there.
+/// Pulls one platform of an image. `note` is called for each layer when it is ready.
 ///
 /// # Errors
 /// [`PullError`]; what was fetched until then is used by the next try.
@@ -213,7 +189,7 @@ impl Pull<'_> {
             let chunks = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(rest)]);
             self.containerd.upload(descriptor, offset, chunks, labels).await?;
         }
-        // Of somebody else who was quicker.
+        // Created concurrently by another client.
         self.containerd.label_content(&descriptor.digest, labels).await?;
         Ok(())
     }

@@ -277,7 +277,7 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::Io`] names the first that could not be deleted; the others are.
     pub fn cleanup(&self) -> Result<(), SnapshotError> {
-        // A transaction that changes nothing: as long as it is open nobody gives out a number.
+        // A transaction that changes nothing: as long as it is open no number is allocated.
         let removed = self.database.write(|edit| {
             let known = edit.ids()?;
             self.mapped.keep_snapshots(&known);

@@ -90,12 +90,7 @@ pub enum SupervisorError {
     Mount(#[from] MountError),
     /// The directory to mount on cannot be made.
     #[error("cannot create the directory {}: {cause}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Directory { path: PathBuf, cause: io::Error },
     /// Another supervisor has the mount.
     #[error(
         "{} is served by another process{}; end it first",
@@ -103,38 +98,22 @@ pub enum SupervisorError {
         pid.map(|pid| format!(" ({pid})")).unwrap_or_default()
     )]
     Busy {
-        /// The mount.
         path: PathBuf,
-        /// The other supervisor, if it could be told.
+        /// The other supervisor's process id, if known.
         pid: Option<u32>,
     },
     /// The lock of the mount cannot be taken.
     #[error("cannot {action} {}: {cause}", path.display())]
-    Lock {
-        /// What was tried.
-        action: &'static str,
-        /// The lock file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Lock { action: &'static str, path: PathBuf, cause: io::Error },
     /// The socket cannot be made.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The service manager has passed several sockets.
     #[error("the service manager has passed {count} sockets, and only one can be used")]
-    Sockets {
-        /// How many.
-        count: usize,
-    },
+    Sockets { count: usize },
     /// Signals or processes cannot be watched.
     #[error("cannot {what}: {cause}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        cause: io::Error,
-    },
+    System { what: &'static str, cause: io::Error },
 }
 
 /// Keeps a worker running until a signal says that it is enough. Must be called from the main thread, before any other
@@ -157,8 +136,8 @@ pub fn run(options: SupervisorOptions) -> Result<(), SupervisorError> {
     let (mountpoint, others) = (options.mountpoint.clone(), options.also_unmount.clone());
     let unmounts = runtime.block_on(async {
         let (inputs, incoming) = mpsc::unbounded_channel();
-        let mut office = Office { options, held, manager: &manager, inputs, workers: HashMap::new() };
-        office.serve(incoming, signals).await
+        let mut executor = Executor { options, held, manager: &manager, inputs, workers: HashMap::new() };
+        executor.serve(incoming, signals).await
     });
     if unmounts {
         holdings::forget(&manager);
@@ -195,7 +174,7 @@ struct Employed {
 }
 
 /// Does what the machine decides.
-struct Office<'manager> {
+struct Executor<'manager> {
     options: SupervisorOptions,
     held: Holdings,
     manager: &'manager Manager,
@@ -203,7 +182,7 @@ struct Office<'manager> {
     workers: HashMap<Worker, Employed>,
 }
 
-impl Office<'_> {
+impl Executor<'_> {
     /// Whether the mount is to be removed in the end.
     async fn serve(&mut self, mut incoming: mpsc::UnboundedReceiver<Input>, mut signals: Signals) -> bool {
         let mut machine = Machine::new(self.options.end_limit);
@@ -236,7 +215,7 @@ impl Office<'_> {
             Step::Start(worker) => {
                 if let Err(cause) = self.start(worker) {
                     tracing::error!(program = %self.options.program.display(), %cause, "the worker cannot be started");
-                    self.tell(Input::Exited { worker, lived: Duration::ZERO, killed: false });
+                    self.send_input(Input::Exited { worker, lived: Duration::ZERO, killed: false });
                 }
             }
             Step::Hand(worker) => {
@@ -246,7 +225,7 @@ impl Office<'_> {
                 let employed = self.workers.get(&worker);
                 let handed = employed.map(|employed| self.held.hand(&*employed.socket));
                 if let Some(Err(cause)) = handed {
-                    // It is dying, or it hangs: its end, or the time limit, will tell.
+                    // It is dying, or it hangs: its exit, or the time limit, decides.
                     tracing::warn!(worker = worker.0, %cause, "a worker does not take the descriptors");
                     self.signal(worker, Signal::KILL);
                 }
@@ -257,8 +236,8 @@ impl Office<'_> {
                 self.signal(worker, Signal::KILL);
             }
             Step::After(delay, timer) => self.later(delay, timer),
-            Step::AnnounceReady => self.manager.tell("READY=1"),
-            Step::AnnounceStopping => self.manager.tell("STOPPING=1"),
+            Step::AnnounceReady => self.manager.notify("READY=1"),
+            Step::AnnounceStopping => self.manager.notify("STOPPING=1"),
             Step::UpgradeFailed => tracing::error!("the new worker did not start; the upgrade is off"),
             Step::Finish => {}
         }
@@ -300,8 +279,8 @@ impl Office<'_> {
         });
     }
 
-    fn tell(&self, input: Input) {
-        // Who receives is who sends.
+    fn send_input(&self, input: Input) {
+        // The receiver is owned by the sender's owner.
         let _ = self.inputs.send(input);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use soci_index::find::Search;
-use soci_index::find::choose::{Candidate, Choice, Ordered, Place};
+use soci_index::find::choose::{Candidate, Choice, IndexPlace, Ordered};
 use soci_index::find::discover::Refused;
 use soci_index::find::keep::Keep;
 use soci_index::find::parts::Parts;
@@ -140,7 +140,7 @@ async fn find(
         listing: options.listing.as_deref(),
         local: local.as_ref(),
         any_subject: options.any_subject,
-        // Their parts cannot be had otherwise.
+        // Their parts cannot be obtained otherwise.
         listed: options.content.is_some(),
         content: options.content.as_ref(),
         // The first may be refused.
@@ -168,7 +168,7 @@ async fn find(
     tracing::info!(image = %of, index = %chosen.digest, form = chosen.index.form(), place = chosen.whereabouts());
     let found = keep(chosen, choice, source, image, options, local, keeping).await;
     if keeping == Keeping::All {
-        options.stages.index_fetch.note(start.elapsed());
+        options.stages.index_fetch.record(start.elapsed());
     }
     Ok((Some(found), doubt))
 }
@@ -205,8 +205,8 @@ async fn prefer_trusted(
 
 /// Why an index may be used only where it was proven, by the policy of the options.
 ///
-/// A signature may be wherever the index may have come from, for one from the local store does not say. An index that the
-/// image's own manifest names is part of the image: who has signed that has signed both.
+/// A signature may be wherever the index may have come from, for one from the local store does not say. An index that
+/// the image's own manifest names is part of the image: a signature of that covers both.
 async fn doubt(
     candidate: &Candidate,
     source: &ImageSource,
@@ -228,14 +228,14 @@ async fn doubt(
     options.trust.doubt(image_is_in.as_deref(), &candidate.digest, &signed).await
 }
 
-/// Begins to ask what refers to the image `image` of `source`, while its own documents are on their way. None where that is
-/// no question for a registry.
+/// Starts the early referrers lookup of the image `image` of `source`, while its own documents are in flight. None
+/// where that is no question for a registry.
 #[must_use]
 pub fn ask_early(source: &ImageSource, image: Digest, runtime: &Handle) -> Option<Arc<Listing>> {
     let ImageSource::Registry { repository, .. } = source else { return None };
     let listing = Arc::new(Listing::new(repository.clone(), image, wanted));
     let asking = Arc::clone(&listing);
-    // Who needs it hears why this has failed, or asks again.
+    // Whatever needs it gets this error, or retries.
     runtime.spawn(async move { asking.ask().await.is_ok() });
     Some(listing)
 }
@@ -261,9 +261,9 @@ async fn keep(
 ) -> Found {
     let named = |position: usize| options.index_repositories.get(position).map(ImageSource::of_repository);
     let origin = match &chosen.place {
-        Place::Named { position, .. } => named(*position),
-        Place::Image | Place::Beside => Some(source.clone()),
-        Place::Local => None,
+        IndexPlace::Named { position, .. } => named(*position),
+        IndexPlace::Image | IndexPlace::Beside => Some(source.clone()),
+        IndexPlace::Local => None,
     };
     let others: Vec<ImageSource> = options.index_repositories.iter().map(ImageSource::of_repository).collect();
     let (digest, index) = (chosen.digest, chosen.index.clone());
@@ -277,7 +277,7 @@ async fn keep(
             let (name, origin) = (source.to_string(), repository.to_string());
             let keep = Keep { found: &chosen, name: &name, image, origin: &origin, parts: &found.parts };
             let stages = Arc::clone(&options.stages);
-            match keep.into_layout(&local, &move |time| stages.table_fetch.note(time)).await {
+            match keep.into_layout(&local, &move |time| stages.table_fetch.record(time)).await {
                 Ok(()) => Some(local),
                 Err(error) => {
                     tracing::warn!(index = %digest, %error, "the index is not kept locally");

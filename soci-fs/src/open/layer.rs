@@ -27,13 +27,12 @@ use crate::layer::unpack::{Encoding, LayerClaim, UnpackError, Unpacked, unpack};
 use crate::open::find::Found;
 use crate::open::{ImageOpener, LayerNote, OpenError, Way};
 
-/// Why a layer is read whole where nobody has made an index.
+/// Why a layer without an index is read whole.
 pub const NO_INDEX: &str = "the image has no index";
 
 /// A layer that can be read.
 #[derive(Debug)]
 pub struct OpenedLayer {
-    /// Its reader.
     pub reader: LayerReader,
     /// How it was opened.
     pub note: LayerNote,
@@ -240,7 +239,7 @@ impl ImageOpener {
         };
         let start = Instant::now();
         let decoded = decode(bytes.clone(), table, layer.size).await?;
-        self.options.stages.table_decode.note(start.elapsed());
+        self.options.stages.table_decode.record(start.elapsed());
         match decoded {
             Ok(index) => {
                 let places = found.windows(table);
@@ -266,7 +265,7 @@ impl ImageOpener {
         let start = Instant::now();
         let bytes = found.blob(table, limit).await;
         if bytes.is_ok() {
-            self.options.stages.table_fetch.note(start.elapsed());
+            self.options.stages.table_fetch.record(start.elapsed());
         }
         bytes
     }

@@ -1,9 +1,9 @@
 //! AWS's prefetch artifacts, as profiles: they name spans of the layers of an index of AWS's form.
 //!
-//! They count in the spans of the zTOCs beside which they are listed. A layer that is read by another table, a span index's
-//! say, has the zTOC fetched for the places of its spans in the uncompressed layer, which are the same by any table; that is
-//! done for layers that have an artifact only. Like a profile they are hints: one that cannot be had, or names spans that
-//! there are not, is left out.
+//! They count in the spans of the zTOCs beside which they are listed. A layer that is read by another table, a span
+//! index's say, has the zTOC fetched for the places of its spans in the uncompressed layer, which are the same by any
+//! table; that is done for layers that have an artifact only. Like a profile they are hints: one that cannot be
+//! obtained, or names spans that there are not, is left out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -17,10 +17,9 @@ use crate::open::layer::{Stored, origins, stored, windows_of};
 use crate::open::trust::Provisional;
 use crate::open::{OpenError, OpenOptions};
 
-/// An image that uses a layer, as one place from which its parts can be had.
+/// An image that uses a layer, as one place from which its parts can be obtained.
 #[derive(Debug, Clone)]
 pub struct LayerOrigin {
-    /// The image.
     pub image: ImageSource,
     /// The layer as that image names it.
     pub layer: Descriptor,
@@ -61,7 +60,7 @@ impl LayerOrigin {
 pub struct KeptLayer {
     /// What is claimed of it.
     pub claim: Claim,
-    /// Where its parts can be had. Nobody is asked until one is missing.
+    /// Where its parts can be obtained. No request is made until one is missing.
     pub origins: Vec<LayerOrigin>,
 }
 

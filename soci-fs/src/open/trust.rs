@@ -6,11 +6,11 @@
 //! | `provisional` | an index is used |
 //! |---|---|
 //! | `allow` | at once; the proof comes when the layer is whole |
-//! | `require-signature` | at once if somebody who is trusted has signed it, or the image that names it; else once proven |
+//! | `require-signature` | at once if a trusted signer has signed it, or the image that names it; else once proven |
 //! | `deny` | once proven here |
 //!
-//! Where an index may not be used the layer is fetched whole, as if there were none, and the reason is told. A layer that
-//! was proven here stays usable under every policy: the proof is kept with the index that it is about.
+//! Where an index may not be used the layer is fetched whole, as if there were none, and the reason is reported. A
+//! layer that was proven here stays usable under every policy: the proof is kept with the index that it is about.
 //!
 //! Keys and certificates count for every repository, or, in a [`SignerRule`], for the images of those repositories whose name
 //! `HOST/REPOSITORY` is like its pattern: the key of one team does not speak for the images of another. What counts is the
@@ -40,12 +40,10 @@ const PATIENCE_ELSEWHERE: Duration = Duration::from_secs(10);
 /// When an index may be used that was not proven here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provisional {
-    /// Always.
     #[default]
     Allow,
-    /// When somebody who is trusted has signed it.
+    /// When a trusted signer has signed it.
     RequireSignature,
-    /// Never.
     Deny,
 }
 
@@ -53,13 +51,13 @@ pub enum Provisional {
 #[derive(Debug, Clone, Default)]
 pub struct TrustPolicy {
     provisional: Provisional,
-    /// Who speaks for every repository.
+    /// Signers for every repository.
     trust: Trust,
-    /// Who speaks for some: the pattern, and who.
+    /// Signers for some: the pattern, and the signers.
     bound: Vec<(String, Trust)>,
 }
 
-/// Who may sign for the images of some repositories.
+/// The signers for the images of some repositories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignerRule {
     /// The repositories, `HOST/REPOSITORY`, in which `*` is any text, slashes included, and `?` any one letter.
@@ -75,30 +73,17 @@ pub struct SignerRule {
 pub enum PolicyError {
     /// A file cannot be read.
     #[error("{}: cannot be read: {cause}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
+    File { path: PathBuf, cause: std::io::Error },
     /// A file has no key, or no certificate.
     #[error("{}: {cause}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        cause: TrustError,
-    },
+    Content { path: PathBuf, cause: TrustError },
     /// A rule names no key and no certificate.
     #[error("the signer of {pattern:?} has neither a key nor a certificate")]
-    NoSigner {
-        /// Its pattern.
-        pattern: String,
-    },
+    NoSigner { pattern: String },
     /// A rule is about nothing.
     #[error("a signer has an empty pattern: say which repositories it speaks for, HOST/REPOSITORY, * is any text")]
     NoPattern,
-    /// Signatures are required, and nobody is trusted.
+    /// Signatures are required, but no signer is trusted.
     #[error("signatures are required, and no key or certificate is given to check them with")]
     NobodyTrusted,
     /// Keys are given, and nothing is checked with them.
@@ -198,7 +183,7 @@ impl TrustPolicy {
         Some(reason)
     }
 
-    /// Why none of `signed` has a good signature by somebody who speaks for `repository`; `None` if one has.
+    /// Why none of `signed` has a good signature by a signer for `repository`; `None` if one has.
     async fn unsigned(
         &self,
         repository: Option<&str>,
@@ -318,8 +303,8 @@ mod tests {
         }
         let both = with(std::slice::from_ref(&key), &[rule("h.example/a/*")]).unwrap();
         assert_eq!([both.trust_for(None).keys.len(), both.trust_for(Some("h.example/a/b")).keys.len()], [1, 2]);
-        let nobody = SignerRule { keys: vec![], ..rule("h.example/*") };
-        assert!(matches!(with(&[], &[nobody]), Err(PolicyError::NoSigner { .. })));
+        let empty = SignerRule { keys: vec![], ..rule("h.example/*") };
+        assert!(matches!(with(&[], &[empty]), Err(PolicyError::NoSigner { .. })));
         assert!(matches!(with(&[], &[rule("")]), Err(PolicyError::NoPattern)));
         let allowed = TrustPolicy::with_signers(Provisional::Allow, &[], &[], &[rule("*")]);
         assert!(matches!(allowed, Err(PolicyError::NothingChecked)));

@@ -22,7 +22,6 @@ const SYMLINK_PERMISSIONS: u16 = 0o777;
 pub struct Attributes {
     /// Inode number.
     pub inode: u64,
-    /// What it is.
     pub kind: NodeKind,
     /// The twelve permission bits.
     pub permissions: u16,
@@ -56,7 +55,7 @@ impl Attributes {
             (NodeKind::CharDevice | NodeKind::BlockDevice, Some(entry)) => pack_device(entry.device()),
             _ => 0,
         };
-        // A white-out, where it is shown at all, is shown as overlayfs wants it: a device 0:0 that nobody may use.
+        // A white-out, where it is shown at all, is shown as overlayfs wants it: a device 0:0 without permissions.
         let implied = if kind == NodeKind::Whiteout { 0 } else { IMPLIED_PERMISSIONS };
         let permissions = match kind {
             // Archives made elsewhere have other modes; Linux has no others.

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The kernel's own id for "nobody you know".
+/// The kernel's own id for unmapped users.
 const NOBODY: u32 = 65534;
 
 /// Ranges of one mapping: the kernel takes no more.
@@ -19,7 +19,6 @@ pub struct IdRange {
     pub container: u32,
     /// First id on the host: what is shown.
     pub host: u32,
-    /// How many.
     pub size: u32,
 }
 

@@ -1,8 +1,8 @@
 //! Making the kernel forget what it was shown.
 //!
-//! What a file system here answers never changes, so the kernel keeps it for ever: pages, attributes, link targets, names. When
-//! a layer turns out to be forged that must go. How a kernel is told is the FUSE adapter's business; which nodes are
-//! concerned is that of the file system.
+//! What a file system here answers never changes, so the kernel keeps it for ever: pages, attributes, link targets,
+//! names. When a layer turns out to be forged that must go. How the kernel is notified is the FUSE adapter's business;
+//! which nodes are affected is that of the file system.
 //!
 //! What cannot be taken back is what a program has read already, and a page that it has locked; the first is said where a
 //! claim is condemned, the second is counted here.

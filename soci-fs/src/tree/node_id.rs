@@ -19,7 +19,6 @@ pub struct NodeId {
     pub id_map: u8,
     /// Which tree.
     pub slot: u16,
-    /// Which node of it.
     pub node: NodeNumber,
 }
 

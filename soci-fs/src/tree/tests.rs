@@ -7,7 +7,7 @@ use soci_index::format::entry::{Entry, EntryKind};
 
 use super::*;
 
-/// A made-up entry; `number` tells entries of one name apart.
+/// A made-up entry; `number` distinguishes entries of one name.
 pub(crate) fn entry(name: &str, kind: EntryKind, link: &str, number: u32) -> Entry {
     Entry {
         name: name.as_bytes().into(),

@@ -36,21 +36,20 @@ pub fn merge(layers: &[&Tree]) -> Result<Tree, TreeError> {
 
 /// A node of one of the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Place {
+struct MergedNode {
     layer: u16,
     node: NodeNumber,
 }
 
 /// The directories that make up one merged directory, topmost first. Mostly there is just one.
-type Stack = Vec<Place>;
+type Stack = Vec<MergedNode>;
 
 /// What a name in a merged directory leads to.
 enum Found {
     /// Nothing: deleted, or a link without a target.
     Nothing,
     /// A file that is no directory.
-    File(Place),
-    /// A directory.
+    File(MergedNode),
     Directory(Directory),
 }
 
@@ -74,9 +73,9 @@ impl Directory {
 struct Layers<'trees> {
     trees: &'trees [&'trees Tree],
     /// The files that hard links into lower layers mean. A link that means nothing is missing here.
-    foreign: HashMap<Place, Place>,
+    foreign: HashMap<MergedNode, MergedNode>,
     /// The topmost and last of the links to each of these files: its header counts.
-    headers: HashMap<Place, Header>,
+    headers: HashMap<MergedNode, Header>,
 }
 
 struct Merger<'trees> {
@@ -84,7 +83,7 @@ struct Merger<'trees> {
     layout: Layout,
     queue: VecDeque<(u32, Stack)>,
     /// Files that are placed already: a second name may follow.
-    placed: HashMap<Place, u32>,
+    placed: HashMap<MergedNode, u32>,
 }
 
 impl<'trees> Merger<'trees> {
@@ -109,22 +108,22 @@ impl<'trees> Merger<'trees> {
     }
 
     /// A directory that one layer alone has.
-    fn copy(&mut self, number: u32, only: Place) -> Result<(), TreeError> {
+    fn copy(&mut self, number: u32, only: MergedNode) -> Result<(), TreeError> {
         let tree = self.layers.trees[usize::from(only.layer)];
         for Child { name, node } in tree.all_children(only.node) {
-            let found = self.layers.settle(std::iter::once(Place { layer: only.layer, node }));
+            let found = self.layers.settle(std::iter::once(MergedNode { layer: only.layer, node }));
             self.place(number, name, found)?;
         }
         Ok(())
     }
 
     /// A directory that several layers have.
-    fn union(&mut self, number: u32, stack: &[Place]) -> Result<(), TreeError> {
-        let mut children: Vec<(&[u8], usize, Place)> = Vec::new();
-        for (depth, Place { layer, node }) in stack.iter().enumerate() {
+    fn union(&mut self, number: u32, stack: &[MergedNode]) -> Result<(), TreeError> {
+        let mut children: Vec<(&[u8], usize, MergedNode)> = Vec::new();
+        for (depth, MergedNode { layer, node }) in stack.iter().enumerate() {
             let tree = self.layers.trees[usize::from(*layer)];
             let all = tree.all_children(*node);
-            children.extend(all.map(|child| (child.name, depth, Place { layer: *layer, node: child.node })));
+            children.extend(all.map(|child| (child.name, depth, MergedNode { layer: *layer, node: child.node })));
         }
         children.sort_unstable_by_key(|(name, depth, _)| (*name, *depth));
         for group in children.chunk_by(|left, right| left.0 == right.0) {
@@ -149,7 +148,7 @@ impl<'trees> Merger<'trees> {
         }
     }
 
-    fn file(&mut self, place: Place, parent: u32) -> Result<u32, TreeError> {
+    fn file(&mut self, place: MergedNode, parent: u32) -> Result<u32, TreeError> {
         if let Some(number) = self.placed.get(&place) {
             return Ok(*number);
         }
@@ -159,7 +158,7 @@ impl<'trees> Merger<'trees> {
         if let Some(header) = self.layers.header(place) {
             self.layout.describe(number, header);
         }
-        // Most files have one name and nobody asks again. A link from above may name any file of a layer below.
+        // Most files have one name and are looked up once. A link from above may name any file of a layer below.
         if node.links() > 1 || !self.layers.foreign.is_empty() {
             self.placed.insert(place, number);
         }
@@ -175,7 +174,7 @@ impl<'trees> Layers<'trees> {
         for (layer, tree) in (0_u16..).zip(trees) {
             for link in tree.foreign_links() {
                 if let Some(Found::File(target)) = layers.find(usize::from(layer), &link.target) {
-                    layers.foreign.insert(Place { layer, node: link.node }, target);
+                    layers.foreign.insert(MergedNode { layer, node: link.node }, target);
                     if let Some(header) = tree.header(link.node).map(|header| Header { layer, ..header }) {
                         let last = layers.headers.entry(target).or_insert(header);
                         *last = header.max(*last);
@@ -187,19 +186,19 @@ impl<'trees> Layers<'trees> {
     }
 
     /// The header of the last hard link to a file.
-    fn header(&self, place: Place) -> Option<Header> {
+    fn header(&self, place: MergedNode) -> Option<Header> {
         let own = || self.trees[usize::from(place.layer)].linked_header(place.node);
         self.headers.get(&place).copied().or_else(|| own().map(|header| Header { layer: place.layer, ..header }))
     }
 
-    fn node(&self, place: Place) -> &'trees Node {
+    fn node(&self, place: MergedNode) -> &'trees Node {
         &self.trees[usize::from(place.layer)].nodes()[place.node.0 as usize]
     }
 
     /// The merged root of the lowest `count` layers.
     fn roots(&self, count: usize) -> Directory {
         #[expect(clippy::cast_possible_truncation, reason = "merge() bounds the number of layers")]
-        let roots = (0..count).rev().map(|layer| Place { layer: layer as u16, node: NodeNumber::ROOT });
+        let roots = (0..count).rev().map(|layer| MergedNode { layer: layer as u16, node: NodeNumber::ROOT });
         match self.settle(roots) {
             Found::Directory(directory) => directory,
             Found::Nothing | Found::File(_) => Directory { stack: Stack::new(), described: None },
@@ -207,7 +206,7 @@ impl<'trees> Layers<'trees> {
     }
 
     /// What a name leads to, given the nodes of that name from the topmost layer down.
-    fn settle(&self, candidates: impl Iterator<Item = Place>) -> Found {
+    fn settle(&self, candidates: impl Iterator<Item = MergedNode>) -> Found {
         let mut directory = Directory { stack: Stack::new(), described: None };
         let mut closed = false;
         for mut place in candidates {
@@ -253,9 +252,9 @@ impl<'trees> Layers<'trees> {
             let Found::Directory(directory) = current else {
                 return None;
             };
-            let candidates = directory.stack.into_iter().filter_map(|Place { layer, node }| {
+            let candidates = directory.stack.into_iter().filter_map(|MergedNode { layer, node }| {
                 let node = self.trees[usize::from(layer)].lookup_any(node, name)?;
-                Some(Place { layer, node })
+                Some(MergedNode { layer, node })
             });
             current = self.settle(candidates);
         }

@@ -15,7 +15,7 @@ pub struct Created(i64, u32);
 
 /// Where an index is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum IndexPlace {
     /// In a repository that the operator named for the image; the first that was named has position 0.
     Named {
         /// Its position among those that were named.
@@ -42,8 +42,7 @@ pub struct Candidate {
     pub index: IndexManifest,
     /// When it was made; `None`, the oldest of all, when that is not said or cannot be read.
     pub created: Option<Created>,
-    /// Where it is.
-    pub place: Place,
+    pub place: IndexPlace,
     /// Whether this is a copy in the local index store that stands for `place`, which was not asked or did not answer.
     pub cached: bool,
 }
@@ -92,9 +91,7 @@ pub enum Reason {
 pub struct PassedOver {
     /// The index; `None` when it is the place as a whole.
     pub digest: Option<Digest>,
-    /// Where it is.
-    pub place: Place,
-    /// Why not.
+    pub place: IndexPlace,
     pub reason: Reason,
 }
 
@@ -134,7 +131,7 @@ impl Candidate {
         form_rank(&self.index) < 2
     }
 
-    /// Where it is, for people.
+    /// Its place, for display.
     #[must_use]
     pub fn whereabouts(&self) -> String {
         match self.cached {
@@ -228,7 +225,7 @@ fn beaten(other: &Candidate, taken: &Candidate) -> Reason {
 }
 
 impl Reason {
-    /// Whether something is wrong with a place or an index, which somebody should look after.
+    /// Whether a place or an index is faulty, which an operator should look into.
     #[must_use]
     pub const fn is_trouble(&self) -> bool {
         matches!(self, Self::Unasked(_) | Self::Unfit(_) | Self::Refused(_))
@@ -260,12 +257,12 @@ impl PassedOver {
 
     /// A place that gave nothing.
     #[must_use]
-    pub const fn place(place: Place, reason: Reason) -> Self {
+    pub const fn place(place: IndexPlace, reason: Reason) -> Self {
         Self { digest: None, place, reason }
     }
 }
 
-impl Place {
+impl IndexPlace {
     const fn position(&self) -> Option<usize> {
         match self {
             Self::Named { position, .. } => Some(*position),
@@ -282,7 +279,7 @@ impl Created {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for IndexPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Named { repository, .. } => f.write_str(repository),

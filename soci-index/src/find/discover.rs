@@ -1,9 +1,9 @@
 //! What one place has of an image's indexes: a repository, or an OCI layout.
 //!
-//! The low-level half of [`crate::find`], which knows all places of an image; who wants the index of one known repository
-//! asks here. Registries list manifests in no defined order, and anybody who may push can add one. Invariants: a manifest
-//! is judged by what it says itself, never by what a list says of it; its `subject` is the image; it can be read as an
-//! index; its raw bytes are returned. Of several the order is that of [`crate::find`].
+//! The low-level half of [`crate::find`], which knows all places of an image; use this module for the index of one
+//! known repository. Registries list manifests in no defined order, and every client with push access can add one.
+//! Invariants: a manifest is judged by what it says itself, never by what a list says of it; its `subject` is the
+//! image; it can be read as an index; its raw bytes are returned. Of several the order is that of [`crate::find`].
 
 use std::collections::HashMap;
 
@@ -46,7 +46,6 @@ pub struct FoundIndex {
 pub struct Rejected {
     /// The manifest.
     pub digest: Digest,
-    /// Why not.
     pub reason: String,
 }
 
@@ -66,9 +65,7 @@ pub struct Refused {
 /// What a search found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovery {
-    /// An index.
     Found(Box<FoundIndex>),
-    /// None, and why.
     None {
         /// One line for a log.
         reason: String,
@@ -80,7 +77,6 @@ pub enum Discovery {
 /// Which of an image's indexes is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which<'a> {
-    /// The newest.
     Newest,
     /// This one and no other.
     Named(&'a Digest),
@@ -141,7 +137,6 @@ async fn preferred(
 /// How much of a list is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// All kinds.
     AllKinds,
     /// The first kind of which there is one, in the order in which they are given.
     FirstKind,
@@ -154,7 +149,6 @@ pub(crate) struct Listed {
     pub(crate) found: Vec<Fitting>,
     /// What was listed and does not fit, or is refused.
     pub(crate) rejected: Vec<Rejected>,
-    /// What is refused.
     pub(crate) refused: Vec<Refused>,
     /// What was listed and not looked at, by [`Depth::FirstKind`] or for its place in a long list.
     pub(crate) unread: Vec<Descriptor>,

@@ -1,6 +1,6 @@
 //! What a search has found so far, and what it passed over. Pure.
 
-use crate::find::choose::{self, Candidate, Ordered, PassedOver, Place, Reason};
+use crate::find::choose::{self, Candidate, IndexPlace, Ordered, PassedOver, Reason};
 use crate::find::discover::{Fitting, Listed, Refused, Rejected};
 use crate::find::{Kept, PATIENCE};
 use crate::format::digest::Digest;
@@ -45,7 +45,7 @@ impl Gathered {
         &self.refused
     }
 
-    pub(super) fn add(&mut self, answer: Result<Listed, Unasked>, place: &Place, name: &str, fetched: &[Kept]) {
+    pub(super) fn add(&mut self, answer: Result<Listed, Unasked>, place: &IndexPlace, name: &str, fetched: &[Kept]) {
         match answer {
             Ok(listed) => {
                 self.reject(&listed, place);
@@ -59,7 +59,7 @@ impl Gathered {
         }
     }
 
-    pub(super) fn fail(&mut self, place: Place, why: Unasked) {
+    pub(super) fn fail(&mut self, place: IndexPlace, why: Unasked) {
         let text = match why {
             Unasked::Failed(error) => {
                 let text = error.to_string();
@@ -71,11 +71,11 @@ impl Gathered {
         self.passed_over.push(PassedOver::place(place, Reason::Unasked(text)));
     }
 
-    pub(super) fn unfit(&mut self, digest: Digest, place: Place, reason: String) {
+    pub(super) fn unfit(&mut self, digest: Digest, place: IndexPlace, reason: String) {
         self.passed_over.push(PassedOver { digest: Some(digest), place, reason: Reason::Unfit(reason) });
     }
 
-    pub(super) fn reject(&mut self, listed: &Listed, place: &Place) {
+    pub(super) fn reject(&mut self, listed: &Listed, place: &IndexPlace) {
         let over = |digest: Digest, reason| PassedOver { digest: Some(digest), place: place.clone(), reason };
         let is_refused = |digest: &Digest| listed.refused.iter().any(|refused| refused.digest == *digest);
         let reason = |no: &Rejected| match is_refused(&no.digest) {
@@ -89,7 +89,7 @@ impl Gathered {
     }
 }
 
-pub(super) fn candidate(found: Fitting, place: Place) -> Candidate {
+pub(super) fn candidate(found: Fitting, place: IndexPlace) -> Candidate {
     let Fitting { raw, index, created, .. } = found;
     Candidate { digest: raw.digest, raw: raw.bytes, index, created, place, cached: false }
 }

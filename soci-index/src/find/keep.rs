@@ -1,13 +1,14 @@
 //! Keeps an index that was fetched in the local index store, so that the next use of the image fetches none of its parts.
 //!
 //! An edge. Only blobs of the image's own layers are fetched, each written as it arrives, a few at a time: what else an
-//! index lists is nothing that this image can use. A part that does not come is no error, for whoever needs it asks again.
+//! index lists is nothing that this image can use. A part that cannot be fetched is no error: it is fetched again when
+//! it is needed.
 
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use crate::find::choose::{Candidate, Place};
+use crate::find::choose::{Candidate, IndexPlace};
 use crate::find::origin::{self, IMAGE_NAME};
 use crate::find::parts::Parts;
 use crate::format::icon;
@@ -23,7 +24,7 @@ use crate::image::{ImageSource, PlatformImage};
 /// Blobs of an index that are fetched at the same time: each costs a round trip.
 const PARALLEL: usize = 8;
 
-/// Is told how long something took.
+/// Callback that receives a duration.
 pub type Timed = dyn Fn(Duration) + Send + Sync;
 
 /// An index that is to be kept.
@@ -33,7 +34,6 @@ pub struct Keep<'a> {
     pub found: &'a Candidate,
     /// The image, as it is to be called.
     pub name: &'a str,
-    /// The same.
     pub image: &'a PlatformImage,
     /// `HOST/REPOSITORY` that it was fetched from.
     pub origin: &'a str,
@@ -42,7 +42,7 @@ pub struct Keep<'a> {
 }
 
 impl Keep<'_> {
-    /// Puts the index and its parts in `layout`; `timed` is told how long each part took that came.
+    /// Puts the index and its parts in `layout`; `timed` receives the duration of each successful fetch.
     ///
     /// # Errors
     /// [`SinkError`] when the layout cannot be read or written.
@@ -61,7 +61,7 @@ impl Keep<'_> {
 
     /// The blobs that opening takes and, from where no later start of this image will look, the windows.
     fn blobs(&self) -> Vec<Descriptor> {
-        let is_elsewhere = matches!(self.found.place, Place::Named { .. });
+        let is_elsewhere = matches!(self.found.place, IndexPlace::Named { .. });
         let mut blobs: Vec<Descriptor> = Vec::new();
         for table in self.image.manifest.layers.iter().filter_map(|layer| self.found.index.table(&layer.digest)) {
             let windows = match &self.found.index {
@@ -100,7 +100,7 @@ fn enter(layout: &Layout, mut entry: Descriptor, raw: &[u8], origin: &str) -> Re
     {
         return Ok(());
     }
-    origin::note(&mut entry, origin, before.as_ref());
+    origin::annotate(&mut entry, origin, before.as_ref());
     for blob in icon::constant_blobs(raw) {
         writer.add_blob(blob)?;
     }

@@ -34,7 +34,7 @@ pub fn origins(entry: &Descriptor) -> Option<Vec<String>> {
 
 /// Notes on `entry` that it was fetched from `origin`, beside what `before`, the entry that it replaces, says. One that
 /// was made here stays that.
-pub fn note(entry: &mut Descriptor, origin: &str, before: Option<&Descriptor>) {
+pub fn annotate(entry: &mut Descriptor, origin: &str, before: Option<&Descriptor>) {
     let known = match before.map(origins) {
         Some(None) => return,
         Some(Some(known)) => known,
@@ -74,7 +74,7 @@ mod tests {
     fn origins_add_up() {
         let noted = |before: Option<&Descriptor>, origin: &str| {
             let mut new = entry(&[(IMAGE_NAME, "h.example/a:v1")]);
-            note(&mut new, origin, before);
+            annotate(&mut new, origin, before);
             new
         };
         let first = noted(None, "h/a");

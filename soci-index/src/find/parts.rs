@@ -17,12 +17,12 @@ use crate::image::ImageSource;
 /// Slowest delivery that is waited for, in bytes per second, beyond [`PATIENCE`].
 const SLOWEST: u64 = 50_000;
 
-/// The places of an index's blobs. Clones share what has been learnt of them.
+/// The places of an index's blobs. Clones share their state.
 #[derive(Debug, Clone)]
-pub struct Parts(Arc<[Place]>);
+pub struct Parts(Arc<[PartPlace]>);
 
 #[derive(Debug)]
-struct Place {
+struct PartPlace {
     name: String,
     source: ImageSource,
     /// Whether the image itself is there: it is of no use without this one.
@@ -52,12 +52,12 @@ impl Parts {
     /// `own` is where the image is. Of several sources in one place the first counts.
     #[must_use]
     pub fn new<'a>(sources: impl IntoIterator<Item = &'a ImageSource>, own: &ImageSource) -> Self {
-        let mut places: Vec<Place> = Vec::new();
+        let mut places: Vec<PartPlace> = Vec::new();
         for source in sources {
             let name = source.place();
             if !places.iter().any(|known| known.name == name) {
                 let is_own = name == own.place();
-                places.push(Place { name, source: source.clone(), is_own, is_silent: AtomicBool::new(false) });
+                places.push(PartPlace { name, source: source.clone(), is_own, is_silent: AtomicBool::new(false) });
             }
         }
         Self(places.into())
@@ -83,7 +83,7 @@ impl Parts {
     }
 }
 
-impl Place {
+impl PartPlace {
     async fn ask<'a, T, E: Display>(
         &'a self,
         patience: Duration,

@@ -15,7 +15,6 @@ use crate::image::store::{Store, StoreError};
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Indexes.
     pub indexes: usize,
     /// Bytes of blobs.
     pub bytes: u64,

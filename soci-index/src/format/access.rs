@@ -16,16 +16,9 @@ use crate::format::tar::{HeaderMismatch, check_header};
 /// Why a range could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError<E> {
-    /// The compressed bytes could not be had.
+    /// The compressed bytes could not be obtained.
     #[error("bytes {start}..{end} of the layer could not be read: {source}")]
-    Fetch {
-        /// First byte of the layer blob.
-        start: u64,
-        /// One past the last.
-        end: u64,
-        /// Why.
-        source: E,
-    },
+    Fetch { start: u64, end: u64, source: E },
     /// They are not what the index says.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -34,10 +27,7 @@ pub enum AccessError<E> {
     Header(#[from] HeaderMismatch),
     /// The entry has no data.
     #[error("{name:?} is not a regular file")]
-    NotAFile {
-        /// Its name.
-        name: String,
-    },
+    NotAFile { name: String },
 }
 
 /// Reads files of one layer. `F` gets ranges of the layer blob and returns exactly their bytes.

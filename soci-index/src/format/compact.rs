@@ -2,9 +2,9 @@
 //!
 //! A zTOC keeps 32 KiB of history for every span, of which a tenth is ever referred to, and a table in which every file
 //! repeats the names of its directories. Here the *TOC blob* has the table in columns, one zstd frame in all, and the
-//! *windows blob* has each window by itself, with zeros where nobody looks, compressed, so that a reader fetches the few
-//! windows of the spans that it touches. Spans can then be small: at 256 KiB both blobs are two or three per cent of a
-//! layer.
+//! *windows blob* has each window by itself, with zeros where nothing is referenced, compressed, so that a reader
+//! fetches the few windows of the spans that it touches. Spans can then be small: at 256 KiB both blobs are two or
+//! three per cent of a layer.
 //!
 //! # The TOC blob
 //!
@@ -131,13 +131,9 @@ pub enum Column {
     Users,
     /// Groups' names.
     Groups,
-    /// Where headers are.
     HeaderPlaces,
-    /// Where data are.
     DataPlaces,
-    /// Sizes.
     Sizes,
-    /// Modes.
     Modes,
     /// Modification times.
     Seconds,
@@ -186,50 +182,27 @@ impl Column {
 pub enum CompactError {
     /// It is no zstd frame, or does not state its size, or is damaged.
     #[error("not a span index: {reason}")]
-    Frame {
-        /// What is wrong.
-        reason: String,
-    },
+    Frame { reason: String },
     /// It begins with other bytes.
     #[error("not a span index: its content begins with {found:?}")]
-    Magic {
-        /// With which.
-        found: String,
-    },
+    Magic { found: String },
     /// A version that came later.
     #[error("the span index has version {found}; this program reads version {VERSION}")]
-    Version {
-        /// Which.
-        found: u16,
-    },
+    Version { found: u16 },
     /// A column ends too early, goes on too long, or has a number that cannot be.
     #[error("the span index is damaged in its column {column:?}{}: {what}", at(*entry))]
     Column {
-        /// Which.
         column: Column,
         /// At which span or entry, from 0.
         entry: Option<usize>,
-        /// What is wrong.
         what: &'static str,
     },
     /// More than we are willing to hold.
     #[error("the span index has {found} {what}, more than the limit of {limit}")]
-    TooLarge {
-        /// Of what.
-        what: &'static str,
-        /// How many.
-        found: u64,
-        /// The cap.
-        limit: u64,
-    },
+    TooLarge { what: &'static str, found: u64, limit: u64 },
     /// A cap of [`crate::format::limits::Limits`] is passed, which may be that of the layer.
     #[error("the span index passes the limit {cap} ({limit})")]
-    Cap {
-        /// Which cap.
-        cap: &'static str,
-        /// Its value.
-        limit: u64,
-    },
+    Cap { cap: &'static str, limit: u64 },
     /// The spans do not make up the layer.
     #[error(transparent)]
     Spans(#[from] SpanError),

@@ -1,6 +1,6 @@
 //! Decoding one span: compressed bytes in, checked uncompressed bytes out.
 //!
-//! Three things must fit before a span's bytes may be shown to anybody: the SHA-256 of the compressed bytes, the number
+//! Three things must match before a span's bytes may leave the decoder: the SHA-256 of the compressed bytes, the number
 //! of bytes they yield, and, unless it is the last span, the place where its last block ends: exactly the next
 //! checkpoint. The third check is what a shifted checkpoint does not survive: the digest of the compressed bytes alone
 //! says nothing about where their output belongs.
@@ -18,22 +18,13 @@ use crate::format::span::{Span, SpanId};
 pub enum DecodeError {
     /// The layer has no such span.
     #[error("the layer has {count} spans, there is no span {span}")]
-    NoSuchSpan {
-        /// What was asked for.
-        span: SpanId,
-        /// How many there are.
-        count: usize,
-    },
+    NoSuchSpan { span: SpanId, count: usize },
     /// The span's window is not part of the index.
     #[error("span {span}: its window has to be fetched first")]
-    NoWindow {
-        /// The span.
-        span: SpanId,
-    },
+    NoWindow { span: SpanId },
     /// The compressed bytes are not the ones that were indexed.
     #[error("span {span}: the compressed bytes have SHA-256 {found}, the index says {expected}")]
     Digest {
-        /// The span.
         span: SpanId,
         /// Hex digest of the index; `none` when it has no usable one.
         expected: String,
@@ -42,37 +33,18 @@ pub enum DecodeError {
     },
     /// More or fewer compressed bytes were given than the span has.
     #[error("span {span}: got {found} compressed bytes, expected {expected}")]
-    Input {
-        /// The span.
-        span: SpanId,
-        /// The span's length.
-        expected: u64,
-        /// What was given.
-        found: u64,
-    },
+    Input { span: SpanId, expected: u64, found: u64 },
     /// The bytes are no gzip data, or the checkpoint is not where it says.
     #[error("span {span} cannot be decoded: {source}")]
-    Gzip {
-        /// The span.
-        span: SpanId,
-        /// What the decoder says.
-        source: GzipError,
-    },
+    Gzip { span: SpanId, source: GzipError },
     /// The span ends elsewhere than the index says.
     #[error("span {span} ends after {found} bytes of output, or not at a checkpoint; the index says {expected}")]
-    End {
-        /// The span.
-        span: SpanId,
-        /// Length by the index.
-        expected: u64,
-        /// Length found.
-        found: u64,
-    },
+    End { span: SpanId, expected: u64, found: u64 },
 }
 
 /// Decodes one span from its compressed bytes as they arrive.
 ///
-/// Nothing that [`SpanDecoder::push`] yields may be shown to anybody before [`SpanDecoder::finish`] has said yes.
+/// Output of [`SpanDecoder::push`] must not be used before [`SpanDecoder::finish`] has succeeded.
 #[derive(Debug)]
 pub struct SpanDecoder {
     id: SpanId,

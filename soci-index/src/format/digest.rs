@@ -59,7 +59,6 @@ pub enum DigestError {
     Hex {
         /// The text as given, cut at 100 characters.
         text: String,
-        /// How many digits the algorithm wants.
         expected: usize,
     },
 }
@@ -156,10 +155,10 @@ impl<'de> serde::Deserialize<'de> for Digest {
 
 /// Computes a [`Digest`] of bytes that come in pieces.
 #[derive(Debug, Clone)]
-pub struct Hasher(State);
+pub struct Hasher(HasherState);
 
 #[derive(Debug, Clone)]
-enum State {
+enum HasherState {
     Sha256(Sha256),
     Sha512(Sha512),
 }
@@ -169,16 +168,16 @@ impl Hasher {
     #[must_use]
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
-            Algorithm::Sha256 => State::Sha256(Sha256::new()),
-            Algorithm::Sha512 => State::Sha512(Sha512::new()),
+            Algorithm::Sha256 => HasherState::Sha256(Sha256::new()),
+            Algorithm::Sha512 => HasherState::Sha512(Sha512::new()),
         })
     }
 
     /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
-            State::Sha256(state) => state.update(bytes),
-            State::Sha512(state) => state.update(bytes),
+            HasherState::Sha256(state) => state.update(bytes),
+            HasherState::Sha512(state) => state.update(bytes),
         }
     }
 
@@ -186,8 +185,8 @@ impl Hasher {
     #[must_use]
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(state) => Digest::from_sha256(state.finalize().into()),
-            State::Sha512(state) => Digest { algorithm: Algorithm::Sha512, bytes: state.finalize().into() },
+            HasherState::Sha256(state) => Digest::from_sha256(state.finalize().into()),
+            HasherState::Sha512(state) => Digest { algorithm: Algorithm::Sha512, bytes: state.finalize().into() },
         }
     }
 }

@@ -6,7 +6,6 @@
 /// How a layer blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encoding {
-    /// gzip.
     Gzip,
     /// Not at all.
     Tar,

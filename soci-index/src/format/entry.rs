@@ -1,8 +1,8 @@
-//! One entry of a layer's file table, as the tar stream tells it.
+//! One entry of a layer's file table, as the tar stream states it.
 //!
 //! Entries are kept in tar order with all duplicates, names uncleaned: this is the record of what the archive says.
-//! What it *means* (parents, hard links, white-outs, later entries replacing earlier ones) is decided by whoever builds
-//! a tree of it. Texts are bytes: a tar knows no encoding.
+//! What it *means* (parents, hard links, white-outs, later entries replacing earlier ones) is decided by the code that
+//! builds a tree from it. Texts are bytes: a tar knows no encoding.
 
 use std::sync::Arc;
 
@@ -11,7 +11,6 @@ use std::sync::Arc;
 pub enum EntryKind {
     /// A regular file.
     Regular,
-    /// A directory.
     Directory,
     /// Another name for a file of the same archive, given in [`Entry::link`].
     Hardlink,
@@ -19,7 +18,6 @@ pub enum EntryKind {
     Symlink,
     /// A character device.
     CharDevice,
-    /// A block device.
     BlockDevice,
     /// A named pipe.
     Fifo,
@@ -92,7 +90,6 @@ pub struct Entry {
     pub uid: u32,
     /// Group, cut to 32 bits.
     pub gid: u32,
-    /// What it is.
     pub kind: EntryKind,
     /// Device numbers, PAX records, sparse map.
     pub extra: Option<Box<Extra>>,

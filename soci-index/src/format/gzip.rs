@@ -14,58 +14,32 @@ use crate::format::inflate::{Inflater, Stop};
 pub enum GzipError {
     /// The layer does not begin with a gzip header.
     #[error("not gzip: the bytes at offset {offset} are not a gzip header")]
-    NotGzip {
-        /// Where.
-        offset: u64,
-    },
+    NotGzip { offset: u64 },
     /// A header with a compression method other than deflate.
     #[error("gzip header at offset {offset}: compression method {method} is not deflate")]
-    Method {
-        /// Where the header begins.
-        offset: u64,
-        /// The method byte.
-        method: u8,
-    },
+    Method { offset: u64, method: u8 },
     /// A header with flags that no version of gzip defines.
     #[error("gzip header at offset {offset}: reserved flags are set ({flags:#04x})")]
-    ReservedFlags {
-        /// Where the header begins.
-        offset: u64,
-        /// The flag byte.
-        flags: u8,
-    },
+    ReservedFlags { offset: u64, flags: u8 },
     /// The header's own checksum is wrong.
     #[error("gzip header at offset {offset}: header checksum is wrong")]
-    HeaderChecksum {
-        /// Where the header begins.
-        offset: u64,
-    },
+    HeaderChecksum { offset: u64 },
     /// The deflate data are damaged.
     #[error("deflate data are damaged at offset {offset}")]
-    Deflate {
-        /// How far the decoder came.
-        offset: u64,
-    },
+    Deflate { offset: u64 },
     /// CRC-32 or length in the trailer do not fit the data.
     #[error("gzip member ending at offset {offset}: {what} does not match the data")]
     Trailer {
-        /// Where the trailer begins.
         offset: u64,
         /// `CRC-32` or `length`.
         what: &'static str,
     },
     /// Bytes behind the last member that are neither a member nor zero.
     #[error("bytes at offset {offset}, after the last gzip member, are neither another member nor zero padding")]
-    TrailingData {
-        /// Where the first such byte is.
-        offset: u64,
-    },
+    TrailingData { offset: u64 },
     /// The stream stops in the middle.
     #[error("gzip stream is cut off at offset {offset}")]
-    Truncated {
-        /// Its length.
-        offset: u64,
-    },
+    Truncated { offset: u64 },
 }
 
 /// What a step ended with.
@@ -98,7 +72,7 @@ pub struct Step {
 /// A decoder.
 #[derive(Debug)]
 pub struct Gzip {
-    state: State,
+    state: GzipState,
     inflater: Inflater,
     /// Offset in the layer of the next byte of input.
     offset: u64,
@@ -109,7 +83,7 @@ pub struct Gzip {
 }
 
 #[derive(Debug)]
-enum State {
+enum GzipState {
     /// Between members; nothing of a header seen.
     Between,
     Header(Header),
@@ -135,7 +109,7 @@ impl Gzip {
     /// Begins at the first byte of a layer.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::Between, inflater: Inflater::new(), offset: 0, checks: None, members: 0 }
+        Self { state: GzipState::Between, inflater: Inflater::new(), offset: 0, checks: None, members: 0 }
     }
 
     /// Begins at a checkpoint: the next input is the byte at `offset`, of which only the top `bits` count if `bits` is
@@ -146,7 +120,7 @@ impl Gzip {
         if let Some(window) = window {
             inflater.set_history(&window.load()[..]);
         }
-        let state = if bits == 0 { State::Deflate } else { State::Shared { bits } };
+        let state = if bits == 0 { GzipState::Deflate } else { GzipState::Shared { bits } };
         Self { state, inflater, offset, checks: None, members: 1 }
     }
 
@@ -164,14 +138,14 @@ impl Gzip {
         let mut consumed = 0;
         loop {
             let rest = &input[consumed..];
-            if let State::Deflate = self.state {
+            if let GzipState::Deflate = self.state {
                 let step = self.deflate(rest, output)?;
                 // A member that ends (not a block that is last) goes on to its trailer at once.
                 if step.event != Event::MemberEnd {
                     return Ok(Step { consumed: consumed + step.consumed, ..step });
                 }
                 consumed += step.consumed;
-                self.state = State::Trailer { bytes: [0; 8], have: 0 };
+                self.state = GzipState::Trailer { bytes: [0; 8], have: 0 };
                 if step.produced > 0 {
                     return Ok(Step { consumed, produced: step.produced, event: Event::More });
                 }
@@ -195,7 +169,7 @@ impl Gzip {
     /// [`GzipError::Truncated`] when it may not.
     pub fn finish(&self) -> Result<(), GzipError> {
         match self.state {
-            State::Between | State::Padding if self.members > 0 => Ok(()),
+            GzipState::Between | GzipState::Padding if self.members > 0 => Ok(()),
             _ => Err(GzipError::Truncated { offset: self.offset }),
         }
     }
@@ -223,34 +197,34 @@ impl Gzip {
     fn byte(&mut self, byte: u8) -> Result<Event, GzipError> {
         let offset = self.offset;
         match &mut self.state {
-            State::Between if byte == 0x1f => self.state = State::Header(Header::new(offset)),
-            State::Between if self.members == 0 => return Err(GzipError::NotGzip { offset }),
-            State::Between | State::Padding if byte == 0 => self.state = State::Padding,
-            State::Between | State::Padding => return Err(GzipError::TrailingData { offset }),
-            State::Header(header) => {
+            GzipState::Between if byte == 0x1f => self.state = GzipState::Header(Header::new(offset)),
+            GzipState::Between if self.members == 0 => return Err(GzipError::NotGzip { offset }),
+            GzipState::Between | GzipState::Padding if byte == 0 => self.state = GzipState::Padding,
+            GzipState::Between | GzipState::Padding => return Err(GzipError::TrailingData { offset }),
+            GzipState::Header(header) => {
                 if header.byte(byte, self.members == 0)? {
                     self.inflater.reset();
                     self.checks = Some((crc32fast::Hasher::new(), 0));
-                    self.state = State::Deflate;
+                    self.state = GzipState::Deflate;
                     return Ok(Event::Boundary { compressed: offset, bits: 0 });
                 }
             }
-            State::Shared { bits } => {
+            GzipState::Shared { bits } => {
                 self.inflater.prime(byte, *bits);
-                self.state = State::Deflate;
+                self.state = GzipState::Deflate;
             }
-            State::Trailer { bytes, have } => {
+            GzipState::Trailer { bytes, have } => {
                 bytes[*have] = byte;
                 *have += 1;
                 if *have == 8 {
                     let bytes = *bytes;
                     self.check_trailer(bytes)?;
                     self.members += 1;
-                    self.state = State::Between;
+                    self.state = GzipState::Between;
                     return Ok(Event::MemberEnd);
                 }
             }
-            State::Deflate => unreachable!("step() handles deflate data itself"),
+            GzipState::Deflate => unreachable!("step() handles deflate data itself"),
         }
         Ok(Event::More)
     }

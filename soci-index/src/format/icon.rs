@@ -11,7 +11,6 @@ use crate::format::model::{Descriptor, ImageManifest};
 
 /// The picture: three layers of which parts are there. Part of the format.
 pub const PNG: &[u8] = include_bytes!("icon.png");
-/// Its media type.
 pub const MEDIA_TYPE: &str = "image/png";
 /// Annotation by which Harbor knows it; any value will do.
 pub const ANNOTATION: &str = "io.goharbor.artifact.v1alpha1.icon";

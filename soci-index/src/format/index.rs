@@ -1,10 +1,10 @@
 //! The index of one layer as a reader uses it: file table, spans and windows, checked as a whole.
 //!
-//! This is the meeting point of the formats. A zTOC becomes a [`LayerIndex`] ([`crate::format::ztoc::Ztoc::into_index`]), the
-//! the room `indexing` makes one straight from a layer, and our own [`crate::format::compact`] form decodes to the same. Whoever
-//! reads files needs nothing else, but for windows that are kept elsewhere. Invariants: the span table covers the
-//! uncompressed layer without a gap; every entry's header and data lie inside it, headers in order; there is one window
-//! per span.
+//! This is the meeting point of the formats. A zTOC becomes a [`LayerIndex`]
+//! ([`crate::format::ztoc::Ztoc::into_index`]), the the room `indexing` makes one straight from a layer, and our own
+//! [`crate::format::compact`] form decodes to the same. A file reader needs nothing else, except windows that are kept
+//! elsewhere. Invariants: the span table covers the uncompressed layer without a gap; every entry's header and data lie
+//! inside it, headers in order; there is one window per span.
 
 use crate::format::checkpoint::Window;
 use crate::format::compact::WindowPlace;
@@ -32,7 +32,6 @@ pub struct LayerIndex {
     pub uncompressed_size: u64,
     /// The entries in tar order.
     pub entries: Vec<Entry>,
-    /// The spans.
     pub spans: SpanTable,
     /// The decoder's history at the start of each span.
     pub windows: Windows,
@@ -43,7 +42,7 @@ pub struct LayerIndex {
 pub enum Windows {
     /// They are here.
     Held(Vec<Window>),
-    /// They stand in a blob of their own, from which whoever decodes a span fetches the one it needs.
+    /// They are in a separate blob; the window of a span is fetched when the span is decoded.
     Placed(Vec<WindowPlace>),
 }
 

@@ -1,4 +1,4 @@
-//! An index manifest of either form, for those who take whichever there is.
+//! An index manifest of either form, for callers that accept both.
 
 use std::collections::BTreeSet;
 
@@ -53,7 +53,7 @@ impl IndexManifest {
         }
     }
 
-    /// What people call its form.
+    /// The name of its form, for display.
     #[must_use]
     pub fn form(&self) -> &'static str {
         match self {

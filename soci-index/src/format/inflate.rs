@@ -1,9 +1,9 @@
 //! Raw deflate (RFC 1951) with a stop at every block boundary: the only unsafe code of this crate.
 //!
-//! Span indexes need four things of an inflater: stop after each block, tell the bit position there, begin in the middle
-//! of a byte, and begin with a given history. Of the fast decoders in Rust only zlib-rs has all four, and only through
-//! its C-style interface (`Z_BLOCK`, `data_type`, `inflatePrime`, `inflateSetDictionary`); `miniz_oxide` can do it in
-//! safe code at 60 % of the speed. This file wraps that interface; nothing else in the crate touches a pointer.
+//! Span indexes need four things of an inflater: stop after each block, report the bit position there, begin in the
+//! middle of a byte, and begin with a given history. Of the fast decoders in Rust only zlib-rs has all four, and only
+//! through its C-style interface (`Z_BLOCK`, `data_type`, `inflatePrime`, `inflateSetDictionary`); `miniz_oxide` can do
+//! it in safe code at 60 % of the speed. This file wraps that interface; nothing else in the crate touches a pointer.
 //!
 //! Invariant: the `z_stream` never outlives a call with pointers into the caller's slices; both are reset on the way
 //! out.

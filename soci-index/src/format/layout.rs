@@ -51,12 +51,13 @@
 //! | 1 | how many top bits of the byte before that offset belong to what follows, 0 to 7 |
 //! | 32,768 | window: the output before, oldest first, zeros before the start of the layer |
 //!
-//! An older layout leaves the first checkpoint out (it stood behind a ten-byte gzip header); the two are told apart by the
-//! length alone. A checkpoint may stand behind a member's header and behind every block that is not a member's last; one
-//! is set there when *more than* the span size has come out since the last. The window is not reset between members.
+//! An older layout leaves the first checkpoint out (it stood behind a ten-byte gzip header); the two are distinguished
+//! by their length alone. A checkpoint may stand behind a member's header and behind every block that is not a member's
+//! last; one is set there when *more than* the span size has come out since the last. The window is not reset between
+//! members.
 //!
-//! A span's compressed bytes go from its checkpoint (one byte earlier if bits are not 0) to the next checkpoint's offset,
-//! for the last span to the end of the layer. So neighbours share a byte when a block ends inside it.
+//! A span's compressed bytes go from its checkpoint (one byte earlier if bits are not 0) to the next checkpoint's
+//! offset, for the last span to the end of the layer. So adjacent spans share a byte when a block ends inside it.
 //!
 //! # Checkpoints of a plain tar
 //!

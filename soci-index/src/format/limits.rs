@@ -1,7 +1,7 @@
-//! Bounds on every size that a stranger can choose.
+//! Bounds on every size that untrusted input can choose.
 //!
-//! Each cap names the attack that it stops. The defaults admit every layer we have heard of with room to spare; a
-//! caller with less memory may lower them. A value beyond a cap is an error with the cap's name, never a truncation.
+//! Each cap names the attack that it stops. The defaults admit every layer known to us with a wide margin; a caller
+//! with less memory may lower them. A value beyond a cap is an error with the cap's name, never a truncation.
 
 /// The caps that all parsers of this crate obey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Limits {
         profile_bytes_max: 8 << 30,
     };
 
-    /// The defaults for who makes an index of a layer: a span has no natural upper limit, since one deflate block may be
+    /// The defaults for building an index of a layer: a span has no natural upper limit, since one deflate block may be
     /// as long as it likes, and is not decoded as one here.
     pub const INDEXING: Self = Self { span_bytes_max: 1 << 30, ..Self::DEFAULT };
 

@@ -65,24 +65,13 @@ pub enum ManifestError {
     Json(#[from] serde_json::Error),
     /// The configuration's media type is of something else.
     #[error("not a SOCI index: its configuration has the media type {found:?}")]
-    Kind {
-        /// What it has.
-        found: String,
-    },
+    Kind { found: String },
     /// Larger than any registry takes.
     #[error("the SOCI index has {bytes} bytes, more than the limit of {cap}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The cap.
-        cap: u64,
-    },
+    TooLarge { bytes: usize, cap: u64 },
     /// A prefetch artifact with an unknown version or a range that is none.
     #[error("not a usable prefetch artifact: {what}")]
-    Prefetch {
-        /// What is wrong.
-        what: String,
-    },
+    Prefetch { what: String },
 }
 
 /// A zTOC as an index refers to it.
@@ -90,9 +79,7 @@ pub enum ManifestError {
 pub struct ZtocReference {
     /// The zTOC blob.
     pub digest: Digest,
-    /// Its size.
     pub size: u64,
-    /// The layer.
     pub layer: Digest,
     /// The layer's media type.
     pub layer_media_type: String,

@@ -66,17 +66,15 @@ pub struct Descriptor {
     /// What the content is.
     #[serde(default)]
     pub media_type: String,
-    /// Its digest.
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
     /// Notes.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// Where else the content may be had, for layers that registries need not have.
+    /// Where else the content may be obtained, for layers that registries need not have.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
-    /// Which platform it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// What kind of artifact it is; absent on images.
@@ -238,7 +236,7 @@ impl<'de> Deserialize<'de> for ImageConfig {
     }
 }
 
-/// What a manifest says about itself, for telling an index from an image before reading the rest.
+/// What a manifest says about itself, to distinguish an index from an image before reading the rest.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Probe {

@@ -1,4 +1,4 @@
-//! Which spans hold the files that somebody wants early.
+//! Which spans hold the files of a prefetch list.
 //!
 //! As AWS's tools work it out: wanted paths lose their leading slash, are compared byte for byte with the names in the
 //! tar, from the top layer down, and the first layer that has one gives it. A range ends with the span of the byte
@@ -69,7 +69,7 @@ pub fn of_profile(profile: &Profile, layer: &Digest, ztoc: &Ztoc) -> Option<Pref
     let within = named.map(|range| (range.bytes.start, range.bytes.end.min(size))).filter(|(start, end)| start < end);
     let spans = within.map(|(start, end)| {
         let first = ztoc.span_of(start).min(last);
-        // A zTOC that nobody has judged may have checkpoints in disorder.
+        // The checkpoints of an unverified zTOC may be out of order.
         (first, ztoc.span_of(end - 1).clamp(first, last))
     });
     let prefetch = Prefetch::new(spans.collect());

@@ -94,50 +94,27 @@ pub struct Profile {
 pub enum ProfileError {
     /// It is no zstd frame, or does not state its size, or is damaged.
     #[error("not a profile: {reason}")]
-    Frame {
-        /// What is wrong.
-        reason: String,
-    },
+    Frame { reason: String },
     /// It begins with other bytes.
     #[error("not a profile: its content begins with {found:?}")]
-    Magic {
-        /// With which.
-        found: String,
-    },
+    Magic { found: String },
     /// A version that came later.
     #[error("the profile has version {found}; this program reads version 1")]
-    Version {
-        /// Which.
-        found: u16,
-    },
+    Version { found: u16 },
     /// A value that cannot be.
     #[error("the profile is damaged in its {part}, at {number}: {what}")]
     Damaged {
-        /// Which table.
         part: &'static str,
         /// Which value, from 0.
         number: usize,
-        /// What is wrong.
         what: &'static str,
     },
     /// More than we are willing to hold or to fetch.
     #[error("the profile has {found} {what}, more than the limit of {limit}")]
-    TooLarge {
-        /// Of what.
-        what: &'static str,
-        /// How many.
-        found: u64,
-        /// The cap.
-        limit: u64,
-    },
+    TooLarge { what: &'static str, found: u64, limit: u64 },
     /// There are digests, though not one for each range.
     #[error("the profile has {ranges} ranges and {digests} digests of them")]
-    Digests {
-        /// How many ranges.
-        ranges: usize,
-        /// How many digests.
-        digests: usize,
-    },
+    Digests { ranges: usize, digests: usize },
 }
 
 impl Profile {

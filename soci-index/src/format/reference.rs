@@ -60,7 +60,6 @@ pub enum ReferenceError {
     Malformed {
         /// The text as given, cut at 300 characters.
         text: String,
-        /// What is wrong with it.
         reason: String,
     },
     /// The path of a layout or archive is empty, or the name in containerd.
@@ -68,7 +67,6 @@ pub enum ReferenceError {
     NoPath {
         /// The text as given, cut at 300 characters.
         text: String,
-        /// The form that was begun.
         expected: &'static str,
     },
 }
@@ -137,7 +135,6 @@ impl fmt::Display for RegistryReference {
 /// An image, wherever it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reference {
-    /// On a registry.
     Registry(RegistryReference),
     /// In an OCI layout directory: `oci:DIR[:TAG]`.
     Layout {
@@ -258,7 +255,7 @@ fn resplit(path: PathBuf, tag: Option<String>, exists: &impl Fn(&Path) -> bool) 
         Some(parent) => exists(parent),
         None => false,
     };
-    // `app:latest`, with nothing to tell it from a path but that it looks like a name.
+    // `app:latest`, distinguished from a path only by its form.
     let is_name = |name: &str| {
         let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
         tag.is_some() && name.starts_with(|first: char| first.is_ascii_lowercase()) && name.bytes().all(letter)

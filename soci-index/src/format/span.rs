@@ -2,8 +2,8 @@
 //!
 //! Only numbers here. A [`SpanTable`] is checked in its constructor: spans are in order, do not overlap in the
 //! uncompressed layer, cover it from 0 to its end without a gap, and lie inside the blob. So lookups cannot fail and
-//! nothing later needs to check again. In the *compressed* blob two neighbours may share one byte: a deflate block may
-//! end inside it (see [`Span::bits`]).
+//! nothing later needs to check again. In the *compressed* blob two adjacent spans may share one byte: a deflate block
+//! may end inside it (see [`Span::bits`]).
 
 use std::ops::Range;
 
@@ -36,22 +36,14 @@ pub struct SpanTable {
 pub enum SpanError {
     /// More spans than [`Limits::spans_max`].
     #[error("the layer has {count} spans, more than the limit of {limit}")]
-    TooMany {
-        /// How many.
-        count: usize,
-        /// The cap.
-        limit: usize,
-    },
+    TooMany { count: usize, limit: usize },
     /// A span starts where it should not, or ends before it starts.
     #[error(
         "span {span} covers bytes {start}..{end} of the {space} layer, expected a range from {expected} on within {size}"
     )]
     Range {
-        /// The span.
         span: usize,
-        /// Its first byte.
         start: u64,
-        /// One past its last byte.
         end: u64,
         /// Where it should start (uncompressed) or the least start allowed (compressed).
         expected: u64,
@@ -62,22 +54,10 @@ pub enum SpanError {
     },
     /// A span decodes to more than [`Limits::span_bytes_max`].
     #[error("span {span} decodes to {bytes} bytes, more than the limit of {limit} (max_span_bytes)")]
-    TooLarge {
-        /// The span.
-        span: usize,
-        /// What it claims.
-        bytes: u64,
-        /// The cap.
-        limit: u64,
-    },
+    TooLarge { span: usize, bytes: u64, limit: u64 },
     /// More than 7 bits of the shared byte.
     #[error("span {span} claims {bits} bits of its first byte; 0 to 7 are possible")]
-    Bits {
-        /// The span.
-        span: usize,
-        /// What it claims.
-        bits: u8,
-    },
+    Bits { span: usize, bits: u8 },
 }
 
 impl SpanTable {

@@ -13,7 +13,7 @@
 //! | `vnd.soci.span.size` | the span size that was asked for, in bytes of uncompressed layer |
 //! | `vnd.soci.windows.digest`, `vnd.soci.windows.size` | the windows blob |
 //!
-//! Invariant: the same image gives the same manifest on every machine: it says nothing of who made it, or when.
+//! Invariant: the same image gives the same manifest on every machine: it names neither its author nor its time.
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +49,6 @@ pub struct SpanIndex {
 /// The blobs of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpanReference {
-    /// The layer.
     pub layer: Digest,
     /// Digest and size of the TOC blob.
     pub toc: (Digest, u64),
@@ -67,18 +66,10 @@ pub enum SpanIndexError {
     Json(#[from] serde_json::Error),
     /// The configuration's media type is of something else.
     #[error("not a span index: its configuration has the media type {found:?}")]
-    Kind {
-        /// What it has.
-        found: String,
-    },
+    Kind { found: String },
     /// Larger than any registry takes.
     #[error("the span index has {bytes} bytes, more than the limit of {cap}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The cap.
-        cap: u64,
-    },
+    TooLarge { bytes: usize, cap: u64 },
 }
 
 impl SpanReference {
@@ -154,7 +145,7 @@ impl SpanIndex {
         self.layers.iter().find(|blob| SpanReference::of(blob).is_some_and(|reference| reference.layer == *layer))
     }
 
-    /// All layers that it tells of.
+    /// All layers that it lists.
     pub fn references(&self) -> impl Iterator<Item = SpanReference> {
         self.layers.iter().filter_map(SpanReference::of)
     }

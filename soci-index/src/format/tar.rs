@@ -4,8 +4,8 @@
 //! and what container runtimes unpack. It is pushed ([`TarReader::push`]), takes everything it is given, and can be cut
 //! anywhere. Extended headers (PAX, GNU long names) are folded into the entry they precede.
 //!
-//! Where the AWS tools index wrongly or give up, this reader does better, and says in [`Table::obstacle`] that a zTOC
-//! cannot tell the result:
+//! Where the AWS tools index wrongly or give up, this reader does better, and reports in [`Table::obstacle`] that a
+//! zTOC cannot represent the result:
 //!
 //! | in the archive | AWS | here |
 //! |---|---|---|
@@ -39,7 +39,7 @@ pub use table::{Obstacle, Table};
 pub struct TarReader {
     limits: Limits,
     offset: u64,
-    state: State,
+    state: TarState,
     /// The header block that is being collected.
     block: Box<[u8; BLOCK]>,
     ahead: Ahead,
@@ -52,7 +52,7 @@ pub struct TarReader {
 
 /// What the next bytes are.
 #[derive(Debug)]
-enum State {
+enum TarState {
     /// A header block; `zero` if the one before was all zero.
     Block { have: usize, zero: bool },
     /// The content of an extended header.
@@ -102,7 +102,7 @@ impl TarReader {
     #[must_use]
     pub fn at(offset: u64, limits: Limits) -> Self {
         let (ahead, texts) = (Ahead::default(), Texts::default());
-        let state = State::Block { have: 0, zero: false };
+        let state = TarState::Block { have: 0, zero: false };
         let block = Box::new([0; BLOCK]);
         Self { limits, offset, state, block, ahead, entries: Vec::new(), taken: 0, texts, obstacle: None }
     }
@@ -113,7 +113,7 @@ impl TarReader {
         self.offset
     }
 
-    /// The entries so far. The last one's data may still be on their way.
+    /// The entries so far. The last one's data may still be in flight.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -130,7 +130,7 @@ impl TarReader {
     #[must_use]
     pub fn inside(&self) -> Option<u64> {
         match self.state {
-            State::Skip { data: 1.., .. } => self.entries.last().map(|entry| entry.size),
+            TarState::Skip { data: 1.., .. } => self.entries.last().map(|entry| entry.size),
             _ => None,
         }
     }
@@ -156,12 +156,14 @@ impl TarReader {
     pub fn finish(self) -> Result<Table, TarError> {
         let truncated = |inside| Err(TarError::Truncated { offset: self.offset, inside });
         let end = match self.state {
-            State::Block { have: 0, .. } | State::Skip { data: 0, .. } | State::Extended { left: 0, .. } => self.offset,
-            State::End { at } => at,
-            State::Block { .. } => return truncated("a header"),
-            State::Skip { .. } => return truncated("the data of an entry"),
-            State::Extended { .. } => return truncated("an extended header"),
-            State::OldSparse { .. } | State::SparseMap { .. } => return truncated("a sparse map"),
+            TarState::Block { have: 0, .. } | TarState::Skip { data: 0, .. } | TarState::Extended { left: 0, .. } => {
+                self.offset
+            }
+            TarState::End { at } => at,
+            TarState::Block { .. } => return truncated("a header"),
+            TarState::Skip { .. } => return truncated("the data of an entry"),
+            TarState::Extended { .. } => return truncated("an extended header"),
+            TarState::OldSparse { .. } | TarState::SparseMap { .. } => return truncated("a sparse map"),
         };
         Ok(Table { entries: self.entries, end, obstacle: self.obstacle })
     }
@@ -170,15 +172,15 @@ impl TarReader {
     fn take(&mut self, bytes: &[u8]) -> usize {
         let wanted = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         match &mut self.state {
-            State::End { .. } => bytes.len(),
-            State::Skip { data, padding } => {
+            TarState::End { .. } => bytes.len(),
+            TarState::Skip { data, padding } => {
                 let taken = wanted(data.saturating_add(*padding));
                 let of_data = (*data).min(taken as u64);
                 *data -= of_data;
                 *padding -= taken as u64 - of_data;
                 taken
             }
-            State::Extended { data, left, padding, .. } => {
+            TarState::Extended { data, left, padding, .. } => {
                 let of_data = wanted(*left);
                 data.extend_from_slice(&bytes[..of_data]);
                 *left -= of_data as u64;
@@ -186,7 +188,7 @@ impl TarReader {
                 *padding -= of_padding as u64;
                 of_data + of_padding
             }
-            State::Block { have, .. } | State::OldSparse { have, .. } | State::SparseMap { have, .. } => {
+            TarState::Block { have, .. } | TarState::OldSparse { have, .. } | TarState::SparseMap { have, .. } => {
                 let taken = bytes.len().min(BLOCK - *have);
                 self.block[*have..*have + taken].copy_from_slice(&bytes[..taken]);
                 *have += taken;
@@ -197,20 +199,20 @@ impl TarReader {
 
     /// Goes on to the next state when this one has all it wants.
     fn complete(&mut self) -> Result<(), TarError> {
-        let next = State::Block { have: 0, zero: false };
+        let next = TarState::Block { have: 0, zero: false };
         match &self.state {
-            State::Skip { data: 0, padding: 0 } => self.state = next,
-            State::Extended { left: 0, padding: 0, .. } => {
-                if let State::Extended { kind, data, .. } = std::mem::replace(&mut self.state, next) {
+            TarState::Skip { data: 0, padding: 0 } => self.state = next,
+            TarState::Extended { left: 0, padding: 0, .. } => {
+                if let TarState::Extended { kind, data, .. } = std::mem::replace(&mut self.state, next) {
                     self.extend(kind, &data)?;
                 }
             }
-            State::Block { have: BLOCK, zero } => {
+            TarState::Block { have: BLOCK, zero } => {
                 let zero = *zero;
                 let block = *self.block;
                 self.state = self.header(&block, zero)?;
             }
-            State::OldSparse { have: BLOCK, .. } | State::SparseMap { have: BLOCK, .. } => {
+            TarState::OldSparse { have: BLOCK, .. } | TarState::SparseMap { have: BLOCK, .. } => {
                 let state = std::mem::replace(&mut self.state, next);
                 let block = *self.block;
                 self.state = self.sparse_block(state, &block)?;
@@ -221,12 +223,12 @@ impl TarReader {
     }
 
     /// A whole header block; `self.offset` is behind it.
-    fn header(&mut self, block: &[u8; BLOCK], after_zero: bool) -> Result<State, TarError> {
+    fn header(&mut self, block: &[u8; BLOCK], after_zero: bool) -> Result<TarState, TarError> {
         let offset = self.offset - BLOCK as u64;
         let zero = block.iter().all(|byte| *byte == 0);
         match (zero, after_zero) {
-            (true, false) => return Ok(State::Block { have: 0, zero: true }),
-            (true, true) => return Ok(State::End { at: self.offset }),
+            (true, false) => return Ok(TarState::Block { have: 0, zero: true }),
+            (true, true) => return Ok(TarState::End { at: self.offset }),
             (false, true) => return Err(TarError::LoneZeroBlock { offset: offset - BLOCK as u64 }),
             (false, false) => {}
         }
@@ -243,7 +245,7 @@ impl TarReader {
         }
     }
 
-    fn extended(&mut self, kind: Extended, size: i64, offset: u64) -> Result<State, TarError> {
+    fn extended(&mut self, kind: Extended, size: i64, offset: u64) -> Result<TarState, TarError> {
         let left = u64::try_from(size).map_err(|_| TarError::Header { offset, field: "size" })?;
         let cap = self.limits.extended_header_bytes_max;
         if left > cap {
@@ -252,9 +254,9 @@ impl TarReader {
         self.ahead.offset.get_or_insert(offset);
         if left == 0 {
             self.extend(kind, &[])?;
-            return Ok(State::Block { have: 0, zero: false });
+            return Ok(TarState::Block { have: 0, zero: false });
         }
-        Ok(State::Extended { kind, data: Vec::new(), left, padding: padding(left) })
+        Ok(TarState::Extended { kind, data: Vec::new(), left, padding: padding(left) })
     }
 
     fn extend(&mut self, kind: Extended, data: &[u8]) -> Result<(), TarError> {
@@ -270,7 +272,7 @@ impl TarReader {
     }
 
     /// A header that is not an extended one: an entry, or something to skip.
-    fn entry(&mut self, header: &Header<'_>, block: &[u8; BLOCK], offset: u64) -> Result<State, TarError> {
+    fn entry(&mut self, header: &Header<'_>, block: &[u8; BLOCK], offset: u64) -> Result<TarState, TarError> {
         let ahead = std::mem::take(&mut self.ahead);
         let fields = Fields::merge(header, ahead, offset)?;
         let kind = match header.flag {
@@ -313,7 +315,7 @@ impl TarReader {
             Some(sparse::Declared::Map(map)) => self.sparse_pax(entry, offset, stored, map),
             Some(sparse::Declared::InData) => {
                 self.sparse_fields(&mut entry, offset)?;
-                Ok(State::SparseMap { entry: Box::new(entry), stored, map: sparse::InData::default(), have: 0 })
+                Ok(TarState::SparseMap { entry: Box::new(entry), stored, map: sparse::InData::default(), have: 0 })
             }
         }
     }
@@ -390,17 +392,23 @@ impl TarReader {
         block: &[u8; BLOCK],
         stored: u64,
         offset: u64,
-    ) -> Result<State, TarError> {
+    ) -> Result<TarState, TarError> {
         let invalid = |entry: &Entry| TarError::Sparse { offset, name: lossy(&entry.name) };
         let (map, more, size) = sparse::old_header(block).ok_or_else(|| invalid(&entry))?;
         entry.size = size;
         if more {
-            return Ok(State::OldSparse { entry: Box::new(entry), stored, map, have: 0 });
+            return Ok(TarState::OldSparse { entry: Box::new(entry), stored, map, have: 0 });
         }
         self.sparse_done(entry, stored, &map)
     }
 
-    fn sparse_pax(&mut self, mut entry: Entry, offset: u64, stored: u64, map: sparse::Map) -> Result<State, TarError> {
+    fn sparse_pax(
+        &mut self,
+        mut entry: Entry,
+        offset: u64,
+        stored: u64,
+        map: sparse::Map,
+    ) -> Result<TarState, TarError> {
         self.sparse_fields(&mut entry, offset)?;
         self.sparse_done(entry, stored, &map)
     }
@@ -422,11 +430,11 @@ impl TarReader {
     }
 
     /// A whole block of a sparse map.
-    fn sparse_block(&mut self, state: State, block: &[u8; BLOCK]) -> Result<State, TarError> {
+    fn sparse_block(&mut self, state: TarState, block: &[u8; BLOCK]) -> Result<TarState, TarError> {
         let cap = self.limits.sparse_pieces_max;
         let invalid = |entry: &Entry| TarError::Sparse { offset: entry.header_offset, name: lossy(&entry.name) };
         match state {
-            State::OldSparse { entry, stored, mut map, .. } => {
+            TarState::OldSparse { entry, stored, mut map, .. } => {
                 let (pairs, more) = sparse::old_extension(block).ok_or_else(|| invalid(&entry))?;
                 map.extend(pairs);
                 if map.len() > cap {
@@ -434,24 +442,24 @@ impl TarReader {
                     return Err(TarError::Limit { offset, limit: "sparse_pieces_max", cap });
                 }
                 if more {
-                    Ok(State::OldSparse { entry, stored, map, have: 0 })
+                    Ok(TarState::OldSparse { entry, stored, map, have: 0 })
                 } else {
                     self.sparse_done(*entry, stored, &map)
                 }
             }
-            State::SparseMap { entry, stored, mut map, .. } => {
+            TarState::SparseMap { entry, stored, mut map, .. } => {
                 // The map is part of the stored data.
                 let stored = stored.checked_sub(BLOCK as u64).ok_or_else(|| invalid(&entry))?;
                 match map.block(block, cap).map_err(|()| invalid(&entry))? {
                     Some(map) => self.sparse_done(*entry, stored, &map),
-                    None => Ok(State::SparseMap { entry, stored, map, have: 0 }),
+                    None => Ok(TarState::SparseMap { entry, stored, map, have: 0 }),
                 }
             }
             other => Ok(other),
         }
     }
 
-    fn sparse_done(&mut self, mut entry: Entry, stored: u64, map: &sparse::Map) -> Result<State, TarError> {
+    fn sparse_done(&mut self, mut entry: Entry, stored: u64, map: &sparse::Map) -> Result<TarState, TarError> {
         entry.data_offset = self.offset;
         let pieces = sparse::place(map, entry.size, stored, self.offset)
             .ok_or_else(|| TarError::Sparse { offset: entry.header_offset, name: lossy(&entry.name) })?;
@@ -477,11 +485,11 @@ const fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-const fn skip(stored: u64) -> State {
+const fn skip(stored: u64) -> TarState {
     if stored == 0 {
-        State::Block { have: 0, zero: false }
+        TarState::Block { have: 0, zero: false }
     } else {
-        State::Skip { data: stored, padding: padding(stored) }
+        TarState::Skip { data: stored, padding: padding(stored) }
     }
 }
 

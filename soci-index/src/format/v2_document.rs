@@ -20,15 +20,14 @@ pub type Annotations = BTreeMap<String, String>;
 /// Points at content, with every field that the specification's Go package has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry {
+pub struct ManifestEntry {
     /// What the content is.
     #[serde(default)]
     pub media_type: String,
-    /// Its digest.
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
-    /// Where else it can be had.
+    /// Where else it can be obtained.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
     /// Notes.
@@ -37,7 +36,6 @@ pub struct Entry {
     /// The content itself, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
-    /// Which platform it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<EntryPlatform>,
     /// What kind of artifact it is.
@@ -54,7 +52,6 @@ pub struct EntryPlatform {
     /// The operating system.
     #[serde(default)]
     pub os: String,
-    /// Its version.
     #[serde(rename = "os.version", default, skip_serializing_if = "String::is_empty")]
     pub os_version: String,
     /// What it must have.
@@ -83,9 +80,9 @@ pub struct Index {
     artifact_type: String,
     /// The entries.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub manifests: Vec<Entry>,
+    pub manifests: Vec<ManifestEntry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    subject: Option<Entry>,
+    subject: Option<ManifestEntry>,
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Annotations::is_empty")]
     annotations: Annotations,
 }
@@ -102,18 +99,18 @@ pub struct Manifest {
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     artifact_type: String,
     /// The configuration.
-    pub config: Entry,
-    /// The layers, lowest first. Go tells an absent list (`null`) from an empty one.
+    pub config: ManifestEntry,
+    /// The layers, lowest first. Go distinguishes an absent list (`null`) from an empty one.
     #[serde(default)]
-    pub layers: Option<Vec<Entry>>,
+    pub layers: Option<Vec<ManifestEntry>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    subject: Option<Entry>,
+    subject: Option<ManifestEntry>,
     /// Notes.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Annotations::is_empty")]
     pub annotations: Annotations,
 }
 
-impl Entry {
+impl ManifestEntry {
     /// An entry with nothing but the three facts.
     #[must_use]
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
@@ -133,7 +130,7 @@ impl Entry {
 impl Index {
     /// An index of these entries.
     #[must_use]
-    pub fn of(manifests: Vec<Entry>) -> Self {
+    pub fn of(manifests: Vec<ManifestEntry>) -> Self {
         Self {
             schema_version: 2,
             media_type: media_type::INDEX.to_owned(),

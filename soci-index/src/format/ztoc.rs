@@ -35,7 +35,7 @@ pub const BUILD_TOOL: &str = "AWS SOCI CLI v0.2";
 pub struct Ztoc {
     /// Version text, usually [`VERSION`].
     pub version: String,
-    /// Who made it.
+    /// The tool that built it.
     pub build_tool: String,
     /// Size of the layer blob.
     pub compressed_size: i64,
@@ -47,7 +47,6 @@ pub struct Ztoc {
     pub max_span_id: i32,
     /// SHA-256 of each span's compressed bytes; `None` for a text that is no such digest (it can match nothing).
     pub digests: Vec<Option<[u8; 32]>>,
-    /// Where the spans are.
     pub spans: Spans,
 }
 
@@ -78,92 +77,46 @@ pub enum ZtocError {
     /// Not a flatbuffer of this schema.
     #[error("not a zTOC: field {field} of table {table} at byte {offset} cannot be read ({cause})")]
     Malformed {
-        /// The table.
         table: &'static str,
-        /// The field.
         field: &'static str,
         /// Where the table is in the file.
         offset: usize,
-        /// What is wrong with it.
         cause: String,
     },
     /// The checkpoint blob has no layout that we know.
     #[error("the zTOC's checkpoints are malformed: {what} ({bytes} bytes)")]
-    Checkpoints {
-        /// What is wrong.
-        what: &'static str,
-        /// Length of the blob.
-        bytes: usize,
-    },
+    Checkpoints { what: &'static str, bytes: usize },
     /// A cap of [`Limits`] is passed.
     #[error("the zTOC passes the limit {limit} ({cap})")]
-    Limit {
-        /// Which cap.
-        limit: &'static str,
-        /// Its value.
-        cap: u64,
-    },
+    Limit { limit: &'static str, cap: u64 },
     /// A number is negative or beyond what the layer can hold.
     #[error("the zTOC says {what} is {value}, which cannot be")]
-    Number {
-        /// Which number.
-        what: &'static str,
-        /// Its value.
-        value: i64,
-    },
+    Number { what: &'static str, value: i64 },
     /// The zTOC is of a layer of another size.
     #[error("the zTOC is for a layer of {expected} bytes, this layer has {found}")]
-    LayerSize {
-        /// What the zTOC says.
-        expected: i64,
-        /// What the layer has.
-        found: u64,
-    },
+    LayerSize { expected: i64, found: u64 },
     /// Counts of spans, digests and checkpoints differ.
     #[error("the zTOC counts {spans} spans, {digests} span digests and {checkpoints} checkpoints")]
-    Counts {
-        /// Highest span number plus one.
-        spans: i64,
-        /// Digests.
-        digests: usize,
-        /// Checkpoints.
-        checkpoints: usize,
-    },
+    Counts { spans: i64, digests: usize, checkpoints: usize },
     /// The spans do not add up.
     #[error("the zTOC's spans are wrong: {0}")]
     Spans(#[from] SpanError),
     /// A span claims more output than deflate can make of its bytes.
     #[error("span {span} claims {uncompressed} bytes from {compressed}, more than deflate can yield")]
-    Inflation {
-        /// The span.
-        span: usize,
-        /// Its compressed size.
-        compressed: u64,
-        /// Its claimed size.
-        uncompressed: u64,
-    },
+    Inflation { span: usize, compressed: u64, uncompressed: u64 },
     /// A file overlaps the one before it or leaves the layer.
     #[error("the zTOC places {name:?} at {offset} with {size} bytes; it must lie between {least} and {most}")]
     Entry {
-        /// The file.
         name: String,
-        /// Start of its data.
         offset: i64,
-        /// Their length.
         size: u64,
         /// The least offset its data can have.
         least: u64,
-        /// The end of the layer.
         most: u64,
     },
     /// An entry of an unknown type.
     #[error("the zTOC gives {name:?} the unknown type {kind:?}")]
-    Kind {
-        /// The file.
-        name: String,
-        /// The text.
-        kind: String,
-    },
+    Kind { name: String, kind: String },
 }
 
 /// What a zTOC calls the kinds of entries.
@@ -196,7 +149,7 @@ impl Ztoc {
     /// Writes the zTOC as AWS's tools would.
     ///
     /// # Errors
-    /// [`EncodeError`] when an entry cannot be told in a zTOC, or the file would pass 2 GiB.
+    /// [`EncodeError`] when a zTOC cannot represent an entry, or the file would pass 2 GiB.
     pub fn encode(&self) -> Result<Encoded, EncodeError> {
         flat_write::encode(self)
     }

@@ -51,52 +51,29 @@ pub enum SavedError {
     NoManifest,
     /// `manifest.json` is not what Docker writes.
     #[error("manifest.json cannot be read: {reason}")]
-    Json {
-        /// Why not.
-        reason: String,
-    },
+    Json { reason: String },
     /// It holds more than one image.
     #[error("it holds {count} images: name one{}", known(tags))]
-    Ambiguous {
-        /// How many.
-        count: usize,
-        /// Some of their names.
-        tags: Vec<String>,
-    },
+    Ambiguous { count: usize, tags: Vec<String> },
     /// It does not hold the image that was named.
     #[error("it holds no image {tag}{}", known(tags))]
     NoSuchTag {
-        /// What was asked for.
         tag: String,
         /// Some of the names that it has.
         tags: Vec<String>,
     },
     /// It names a member that is not there.
     #[error("its member {name} is missing")]
-    Missing {
-        /// The member.
-        name: String,
-    },
+    Missing { name: String },
     /// It names something outside of itself.
     #[error("its member {name} leads out of the archive")]
-    Outside {
-        /// The member.
-        name: String,
-    },
+    Outside { name: String },
     /// Links lead in a circle, or nearly.
     #[error("its member {name} leads through more than {LINKS_MAX} links")]
-    Links {
-        /// The member.
-        name: String,
-    },
+    Links { name: String },
     /// More than any real archive has.
     #[error("it has more than {limit} {what}")]
-    TooMany {
-        /// Of what.
-        what: &'static str,
-        /// The cap.
-        limit: usize,
-    },
+    TooMany { what: &'static str, limit: usize },
 }
 
 fn known(tags: &[String]) -> String {
@@ -180,16 +157,16 @@ fn choose(mut images: Vec<Saved>, tag: Option<&str>) -> Result<Saved, SavedError
 /// Where the members of an archive are.
 struct Contents<'a> {
     path: &'a Path,
-    members: HashMap<Box<[u8]>, Place>,
+    members: HashMap<Box<[u8]>, MemberPlace>,
 }
 
 #[derive(Debug)]
-enum Place {
+enum MemberPlace {
     Here(Located),
     /// A symbolic link: as seen from where the link is.
-    Beside(PathBuf),
+    FromLink(PathBuf),
     /// Another name: as seen from the top.
-    Under(PathBuf),
+    FromTop(PathBuf),
 }
 
 impl<'a> Contents<'a> {
@@ -198,9 +175,9 @@ impl<'a> Contents<'a> {
         let mut bytes = 0;
         walk(path, file, |name, member| {
             let (place, target) = match member {
-                Member::File { offset, length } => (Place::Here(Located::file(file, offset, length)), 0),
-                Member::Symlink(target) => (Place::Beside(path_of(target)), target.len()),
-                Member::HardLink(target) => (Place::Under(path_of(target)), target.len()),
+                Member::File { offset, length } => (MemberPlace::Here(Located::file(file, offset, length)), 0),
+                Member::Symlink(target) => (MemberPlace::FromLink(path_of(target)), target.len()),
+                Member::HardLink(target) => (MemberPlace::FromTop(path_of(target)), target.len()),
             };
             bytes += name.len() + target;
             if bytes > NAMES_BYTES_MAX {
@@ -287,9 +264,11 @@ impl<'a> Contents<'a> {
         for _ in 0..=LINKS_MAX {
             let place = self.members.get(at.as_os_str().as_encoded_bytes());
             at = match place.ok_or_else(|| SavedError::Missing { name: shown(name) })? {
-                Place::Here(located) => return Ok(located.clone()),
-                Place::Beside(target) => inside(at.parent().unwrap_or(Path::new("")), target).ok_or_else(outside)?,
-                Place::Under(target) => inside(Path::new(""), target).ok_or_else(outside)?,
+                MemberPlace::Here(located) => return Ok(located.clone()),
+                MemberPlace::FromLink(target) => {
+                    inside(at.parent().unwrap_or(Path::new("")), target).ok_or_else(outside)?
+                }
+                MemberPlace::FromTop(target) => inside(Path::new(""), target).ok_or_else(outside)?,
             };
         }
         Err(SavedError::Links { name: shown(name) })

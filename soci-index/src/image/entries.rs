@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::format::model::{Descriptor, RawManifest, annotation};
 use crate::format::platform::Platform;
-use crate::format::v2_document::{Entry, Index};
+use crate::format::v2_document::{Index, ManifestEntry};
 use crate::image::members::printable;
 use crate::image::names;
 use crate::image::store::{Store, StoreError};
@@ -47,7 +47,7 @@ impl ImageSource {
     ///
     /// # Errors
     /// [`ImageError`] when there is no image, or several.
-    pub(crate) async fn listed_roots(&self) -> Result<Option<Vec<Entry>>, ImageError> {
+    pub(crate) async fn listed_roots(&self) -> Result<Option<Vec<ManifestEntry>>, ImageError> {
         let Self::Store { store, tag } = self else { return Ok(None) };
         let roots = self.store_roots(store).await?;
         if roots.len() < 2 {
@@ -62,16 +62,16 @@ impl ImageSource {
     }
 
     /// The entry of the image's only manifest, with all its fields where index.json has them.
-    pub(crate) async fn root_entry(&self, root: &RawManifest) -> Result<Entry, ImageError> {
+    pub(crate) async fn root_entry(&self, root: &RawManifest) -> Result<ManifestEntry, ImageError> {
         if let Self::Store { store, .. } = self
             && let Some(entry) = self.index_json(store).await?.into_iter().find(|entry| entry.digest == root.digest)
         {
             return Ok(entry);
         }
-        Ok(Entry::new(&root.media_type, root.digest, root.bytes.len() as u64))
+        Ok(ManifestEntry::new(&root.media_type, root.digest, root.bytes.len() as u64))
     }
 
-    async fn index_json(&self, store: &Store) -> Result<Vec<Entry>, ImageError> {
+    async fn index_json(&self, store: &Store) -> Result<Vec<ManifestEntry>, ImageError> {
         let store = store.clone();
         blocking(move || {
             let index = Index::parse(&store.index_bytes()?);

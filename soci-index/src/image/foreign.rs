@@ -1,9 +1,10 @@
 //! Images in a content store that this crate cannot speak to: containerd's, say, whose protocol is gRPC.
 //!
-//! The other side implements [`ContentStore`], which only says how long a blob is and gives out its bytes; everything
-//! that makes bytes trustworthy is here, once. To write, it implements [`ContentTarget`] and [`ContentSink`]: such a
-//! store throws away what nothing refers to, so it is told what refers to what. Invariants: a whole blob has the length and the digest of its descriptor
-//! or ends with an error; what is not there is told apart from what cannot be read, because the ways out differ.
+//! The other side implements [`ContentStore`], which only reports a blob's length and serves its bytes; everything that
+//! makes bytes trustworthy is here, once. To write, it implements [`ContentTarget`] and [`ContentSink`]: such a store
+//! garbage-collects unreferenced content, so the references are recorded in it. Invariants: a whole blob has the length
+//! and the digest of its descriptor or ends with an error; missing content is distinguished from unreadable content,
+//! because callers handle them differently.
 
 use std::fmt::Debug;
 use std::io;
@@ -86,84 +87,34 @@ pub enum ForeignError {
          (--skip-missing-platforms leaves that out), or lazily, or the content was discarded after unpacking; \
          `soci publish` indexes it from its registry, and a full pull fetches it"
     )]
-    Missing {
-        /// The image.
-        image: String,
-        /// The blob.
-        digest: Box<Digest>,
-    },
+    Missing { image: String, digest: Box<Digest> },
     /// The store does not answer, or refuses.
     #[error("{image}: {digest} cannot be read: {reason}")]
-    Failed {
-        /// The image.
-        image: String,
-        /// The blob.
-        digest: Box<Digest>,
-        /// What the store said.
-        reason: String,
-    },
+    Failed { image: String, digest: Box<Digest>, reason: String },
     /// The store cannot be reached or written to.
     #[error("{image}: {reason}")]
-    Store {
-        /// The image.
-        image: String,
-        /// What the store said.
-        reason: String,
-    },
+    Store { image: String, reason: String },
     /// A blob has another length than its descriptor says.
     #[error("{image}: {digest} has {found} bytes in its store, expected {expected}")]
     Size {
-        /// The image.
         image: String,
-        /// The blob.
         digest: Box<Digest>,
-        /// As described.
         expected: u64,
         /// As stored, or as far as it came.
         found: u64,
     },
     /// A blob is not what its name says.
     #[error("{image}: its store gave content with digest {found} for {expected}")]
-    Digest {
-        /// The image.
-        image: String,
-        /// The name.
-        expected: Box<Digest>,
-        /// The content.
-        found: Box<Digest>,
-    },
+    Digest { image: String, expected: Box<Digest>, found: Box<Digest> },
     /// More than we are willing to hold.
     #[error("{image}: {digest} is larger than the limit of {limit} bytes")]
-    TooLarge {
-        /// The image.
-        image: String,
-        /// The blob.
-        digest: Box<Digest>,
-        /// The cap.
-        limit: u64,
-    },
+    TooLarge { image: String, digest: Box<Digest>, limit: u64 },
     /// A blob has no such bytes.
     #[error("{image}: {digest} has {size} bytes, there are no bytes {}..{}", range.start, range.end)]
-    Range {
-        /// The image.
-        image: String,
-        /// The blob.
-        digest: Box<Digest>,
-        /// What was asked for.
-        range: Range<u64>,
-        /// How long it is.
-        size: u64,
-    },
+    Range { image: String, digest: Box<Digest>, range: Range<u64>, size: u64 },
     /// A manifest is not well formed.
     #[error("{image}: the manifest {digest} cannot be read: {reason}")]
-    Malformed {
-        /// The image.
-        image: String,
-        /// The manifest.
-        digest: Box<Digest>,
-        /// Why not.
-        reason: String,
-    },
+    Malformed { image: String, digest: Box<Digest>, reason: String },
 }
 
 impl ForeignError {

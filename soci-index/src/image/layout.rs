@@ -2,9 +2,9 @@
 //!
 //! The directory is the interchange format of the image specification, and at the same time the store in which indexes
 //! wait to be pushed: other tools can read it. Writers are safe against each other and against being killed: a blob is
-//! written under another name in its own directory and then renamed, index.json is replaced in one step, and whoever
-//! writes holds an advisory lock. Invariants: a file under `blobs/` is complete and is what its name says; index.json
-//! never names a manifest that was not stored before; entries and fields of other tools survive as they are.
+//! written under another name in its own directory and then renamed, index.json is replaced in one step, and a writer
+//! holds an advisory lock. Invariants: a file under `blobs/` is complete and is what its name says; index.json never
+//! names a manifest that was not stored before; entries and fields of other tools survive as they are.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -67,7 +67,7 @@ impl Layout {
         let blobs = directory.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(|error| StoreError::io(&blobs, "cannot create", &error))?;
         let layout = Self { directory: directory.to_owned() };
-        // Somebody else may be creating it, too.
+        // Another process may be creating it, too.
         let _writer = layout.lock()?;
         if !directory.join("index.json").exists() {
             layout.replace("index.json", &to_bytes(&empty_index()))?;
@@ -76,7 +76,6 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -186,7 +185,6 @@ impl Layout {
 }
 
 impl LayoutWriter {
-    /// The layout.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -257,8 +255,8 @@ impl LayoutWriter {
         if gone.is_empty() {
             return Ok(Vec::new());
         }
-        // The removed manifest may be damaged: it goes all the same. If another one is, nobody knows what that needs, and
-        // all parts stay.
+        // The removed manifest may be damaged: it goes all the same. If another one is, its parts are unknown, and all
+        // parts stay.
         let mut garbage: Vec<Digest> = match (self.needs(&gone), self.needs(&kept)) {
             (Ok(all), Ok(needed)) => all.into_iter().filter(|part| !needed.contains(part)).collect(),
             (Err(_), Ok(needed)) => Some(*digest).filter(|digest| !needed.contains(digest)).into_iter().collect(),

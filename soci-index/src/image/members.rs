@@ -19,7 +19,7 @@ const REASON_CHARACTERS_MAX: usize = 300;
 /// Bytes of a header block, which are not counted as extended headers.
 const BLOCK_BYTES: usize = 512;
 
-/// What a member is. Directories, devices and the like are not told of.
+/// What a member is. Directories, devices and the like are not reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Member<'m> {
     /// A regular file.
@@ -35,7 +35,7 @@ pub(crate) enum Member<'m> {
     HardLink(&'m [u8]),
 }
 
-/// Tells `visit` of each member of the tar file `path`, which is open as `file`: its name, without `./` before it, and
+/// Calls `visit` for each member of the tar file `path`, which is open as `file`: its name, without `./` before it, and
 /// what it is. Blocks.
 ///
 /// # Errors

@@ -171,7 +171,7 @@ fn own_stream(there: &Metadata) -> io::Result<Option<File>> {
         let file = File::from(stream);
         let own = file.metadata()?;
         let is_device = own.file_type().is_char_device() || own.file_type().is_block_device();
-        // A device has one state for all who open it, and a terminal may be open for reading only here.
+        // A device has one state for all open descriptors, and a terminal may be open for reading only here.
         if !is_device && (own.dev(), own.ino()) == (there.dev(), there.ino()) {
             return Ok(Some(file));
         }

@@ -30,7 +30,6 @@ use crate::registry::{Body, Chunks, RegistryError, Repository};
 /// Why something could not be put where it goes.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// What should be copied cannot be read, or the store of another program does not take it.
@@ -53,7 +52,6 @@ pub enum Sink {
     Layout(Layout),
     /// Into another program's store, where an image is being written.
     Foreign(Arc<dyn ContentSink>),
-    /// Nowhere.
     Nowhere,
 }
 
@@ -219,9 +217,9 @@ pub(crate) async fn read_blocking<T: Send + 'static>(
     let mut broken = None;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| {
-            let told = io::Error::other(error.to_string());
+            let copy = io::Error::other(error.to_string());
             broken = Some(error);
-            told
+            copy
         });
         // A reader that has stopped listening will say why.
         if send.send(piece).await.is_err() {

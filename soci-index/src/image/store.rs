@@ -28,94 +28,31 @@ const CHUNK_BYTES: u64 = 1 << 20;
 pub enum StoreError {
     /// The operating system says no.
     #[error("{}: {what}: {reason}", path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// What went wrong.
-        kind: io::ErrorKind,
-        /// The same in words.
-        reason: String,
-    },
+    Io { path: PathBuf, what: &'static str, kind: io::ErrorKind, reason: String },
     /// It is no OCI layout.
     #[error("{} is no OCI layout: {reason}", path.display())]
-    NotALayout {
-        /// The directory or file.
-        path: PathBuf,
-        /// What is missing.
-        reason: String,
-    },
+    NotALayout { path: PathBuf, reason: String },
     /// A document cannot be read.
     #[error("{}: {what} cannot be read: {reason}", path.display())]
-    Malformed {
-        /// The layout.
-        path: PathBuf,
-        /// The document.
-        what: String,
-        /// Why not.
-        reason: String,
-    },
+    Malformed { path: PathBuf, what: String, reason: String },
     /// The content is not what its name says.
     #[error("{}: a blob has digest {found}, expected {expected}", path.display())]
-    Digest {
-        /// The layout.
-        path: PathBuf,
-        /// The name.
-        expected: Box<Digest>,
-        /// The content.
-        found: Box<Digest>,
-    },
+    Digest { path: PathBuf, expected: Box<Digest>, found: Box<Digest> },
     /// The content is not as long as the descriptor says.
     #[error("{}: blob {digest} has {found} bytes, expected {expected}", path.display())]
-    Size {
-        /// The layout.
-        path: PathBuf,
-        /// The blob.
-        digest: Box<Digest>,
-        /// As described.
-        expected: u64,
-        /// As stored.
-        found: u64,
-    },
+    Size { path: PathBuf, digest: Box<Digest>, expected: u64, found: u64 },
     /// More than we are willing to hold.
     #[error("{}: {what} is larger than the limit of {limit} bytes", path.display())]
-    TooLarge {
-        /// The layout.
-        path: PathBuf,
-        /// The document.
-        what: String,
-        /// The cap.
-        limit: u64,
-    },
+    TooLarge { path: PathBuf, what: String, limit: u64 },
     /// A blob has no such bytes.
     #[error("{}: blob {digest} has {size} bytes, there are no bytes {}..{}", path.display(), range.start, range.end)]
-    Range {
-        /// The layout.
-        path: PathBuf,
-        /// The blob.
-        digest: Box<Digest>,
-        /// What was asked for.
-        range: Range<u64>,
-        /// How long it is.
-        size: u64,
-    },
+    Range { path: PathBuf, digest: Box<Digest>, range: Range<u64>, size: u64 },
     /// It is not what `docker save` writes.
     #[error("{}: {reason}", path.display())]
-    Saved {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: SavedError,
-    },
+    Saved { path: PathBuf, reason: SavedError },
     /// A blob is not there.
     #[error("{} has no blob {digest}", path.display())]
-    Missing {
-        /// The layout.
-        path: PathBuf,
-        /// The blob.
-        digest: Box<Digest>,
-    },
+    Missing { path: PathBuf, digest: Box<Digest> },
 }
 
 impl StoreError {
@@ -141,12 +78,10 @@ enum Content {
 }
 
 impl Located {
-    /// In a file.
     pub(crate) fn file(file: &Arc<File>, offset: u64, length: u64) -> Self {
         Self { content: Content::File(Arc::clone(file), offset), length }
     }
 
-    /// In memory.
     pub(crate) fn memory(bytes: Bytes) -> Self {
         let length = bytes.len() as u64;
         Self { content: Content::Memory(bytes), length }

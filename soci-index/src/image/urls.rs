@@ -1,9 +1,9 @@
 //! Layers that registries need not have (foreign, non-distributable ones), fetched from the URLs of their descriptors.
 //!
-//! An image chooses these URLs, so whoever fetches from them lets a stranger choose whom this machine asks: nothing here
-//! runs unless the operator has allowed it. Invariants: only http and https are spoken; no credential, header or client
-//! certificate of a registry is ever sent; redirects are followed under the rules for registries; a blob has the size and
-//! the digest of its descriptor, or its stream ends with an error.
+//! An image chooses these URLs, so fetching from them lets the image's author choose the hosts that this machine
+//! contacts: nothing here runs unless the operator has allowed it. Invariants: only http and https are spoken; no
+//! credential, header or client certificate of a registry is ever sent; redirects are followed under the rules for
+//! registries; a blob has the size and the digest of its descriptor, or its stream ends with an error.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::registry::transport::{Body, Home, Method, Request, Response, Setup, T
 const URLS_MAX: usize = 10;
 /// Redirects of one request.
 const REDIRECTS_MAX: usize = 5;
-/// Without a byte for so long, a server is given up.
+/// Longest silence of a server before the request fails.
 const SILENCE: Duration = Duration::from_secs(20);
 /// An operation without any progress ends after this.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -35,50 +35,30 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub enum UrlError {
     /// The client could not be set up.
     #[error("{reason}")]
-    Setup {
-        /// Why not.
-        reason: String,
-    },
+    Setup { reason: String },
     /// The descriptor has no URL.
     #[error("it names no URL")]
     None,
     /// The URL may not be asked.
     #[error("{url}: {source}")]
-    Target {
-        /// As the image has it, cut.
-        url: String,
-        /// Why not.
-        source: TargetError,
-    },
+    Target { url: String, source: TargetError },
     /// The exchange failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// Another answer than content.
     #[error("{url}: HTTP {status}")]
-    Status {
-        /// What was asked.
-        url: ShownUrl,
-        /// What came.
-        status: u16,
-    },
+    Status { url: ShownUrl, status: u16 },
     /// The content is longer or shorter than the descriptor says.
     #[error("{url}: it has {found} bytes, expected {expected}")]
     Size {
-        /// What was asked.
         url: ShownUrl,
-        /// As described.
         expected: u64,
         /// As announced, or as far as it came.
         found: u64,
     },
     /// The content is not what the descriptor says.
     #[error("{url}: its digest is {found}")]
-    Digest {
-        /// What was asked.
-        url: ShownUrl,
-        /// The content's.
-        found: Box<Digest>,
-    },
+    Digest { url: ShownUrl, found: Box<Digest> },
 }
 
 /// Fetches layers from their URLs. To have one is the operator's leave to do so.
@@ -170,7 +150,7 @@ impl UrlFetcher {
                 authorization: None,
                 body: &Body::Empty,
                 home: false,
-                hurry: None,
+                silence_max: None,
             };
             let response = transport.send(&request, deadline).await?;
             let (status, shown) = (response.status(), ShownUrl::new(&url));
@@ -197,7 +177,7 @@ fn begins_at(response: &Response, start: u64) -> bool {
     range.and_then(|range| range.split_once('-')).is_some_and(|(first, _)| first.trim().parse() == Ok(start))
 }
 
-/// An answer on its way.
+/// An answer in flight.
 struct Incoming {
     response: Response,
     url: ShownUrl,

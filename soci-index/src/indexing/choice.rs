@@ -113,7 +113,7 @@ pub struct Chooser {
     held_from: u64,
     /// The last byte that was hashed.
     last_byte: u8,
-    /// The span under way; `None` before the first.
+    /// The span in progress; `None` before the first.
     span: Option<Sha256>,
     spans_max: usize,
     chosen: Chosen,
@@ -196,7 +196,7 @@ impl Chooser {
         true
     }
 
-    /// What a candidate costs, and its window without what nobody refers to.
+    /// What a candidate costs, and its window without unreferenced bytes.
     fn cost(&self, candidate: &Candidate) -> (usize, WindowBytes) {
         let mut window = candidate.window.clone();
         let shared = u64::from(candidate.bits > 0);
@@ -215,7 +215,7 @@ impl Chooser {
         (bytes + if candidate.cuts_file { CUT_COST } else { 0 }, window)
     }
 
-    /// Ends the span under way and begins the next.
+    /// Ends the span in progress and begins the next.
     fn begin(&mut self, at: Candidate, window: &[u8; WINDOW_BYTES]) {
         self.hash(usize::try_from(at.compressed - self.held_from).unwrap_or(usize::MAX).min(self.held.len()));
         if let Some(span) = self.span.take() {
@@ -240,7 +240,7 @@ impl Chooser {
         self.failed = pushed.err();
     }
 
-    /// Hashes what belongs to the span under way, whatever is decided.
+    /// Hashes what belongs to the span in progress, whatever is decided.
     fn hash_what_is_settled(&mut self) {
         let end = self.held_from + self.held.len() as u64;
         // One byte stays: the next boundary may be in the middle of it.
@@ -263,7 +263,7 @@ impl Chooser {
 #[derive(Debug)]
 pub struct Pieces {
     span_bytes: u64,
-    /// Bytes until the span under way is full.
+    /// Bytes until the span in progress is full.
     left: u64,
     span: Sha256,
     digests: Vec<[u8; 32]>,

@@ -1,8 +1,8 @@
 //! Runs the indexer on two cores: one inflates and reads the tar, the other hashes and hands the tar on.
 //!
-//! An edge: the only part of the indexing that knows threads. Hashing costs nearly half of what inflating does, so doing
-//! both in turn would leave the second core idle; and who writes the tar to a file is better served by the core with less
-//! to do. Memory is bounded: a fixed set of buffers goes round between the two.
+//! An edge: the only part of the indexing that knows threads. Hashing costs nearly half of what inflating does, so
+//! doing both in turn would leave the second core idle; and writing the tar to a file is better done on the less busy
+//! core. Memory is bounded: a fixed set of buffers goes round between the two.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
@@ -140,7 +140,7 @@ fn hash(
                 hasher.uncompressed(&piece);
                 tar(&piece);
                 piece.clear();
-                // Nobody waits for it any more when the other side has finished.
+                // The receiver is gone once the other side has finished.
                 let _ = give_back.send(piece);
             }
         }

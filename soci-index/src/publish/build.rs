@@ -39,7 +39,6 @@ pub enum Format {
     Aws,
     /// The span index, for ours.
     Span,
-    /// Both.
     Both,
 }
 
@@ -65,7 +64,7 @@ pub struct BuildOptions {
     /// Uncompressed bytes between the checkpoints of a zTOC.
     pub span_bytes: u64,
     /// Least uncompressed bytes between those of a span index, see [`compact::span_bytes`].
-    pub compact_span_bytes: u64,
+    pub index_span_bytes: u64,
     /// Layers below this many compressed bytes are left alone.
     pub layer_bytes_min: u64,
     /// Whether to note which layers have no extended attributes.
@@ -90,7 +89,7 @@ impl Default for BuildOptions {
         Self {
             format: Format::Aws,
             span_bytes: SPAN_BYTES,
-            compact_span_bytes: compact::SPAN_BYTES,
+            index_span_bytes: compact::SPAN_BYTES,
             layer_bytes_min: LAYER_BYTES_MIN,
             note_xattrs: false,
             prefetch: Vec::new(),
@@ -111,32 +110,15 @@ pub enum BuildError {
     Image(#[from] ImageError),
     /// A layer is not what it should be.
     #[error("layer {layer} cannot be indexed: {source}")]
-    Layer {
-        /// The layer.
-        layer: Box<Digest>,
-        /// Why.
-        source: IndexError,
-    },
+    Layer { layer: Box<Digest>, source: IndexError },
     /// A layer is not what its name says.
     #[error("layer {expected} was read and has digest {found}: the place that it came from is damaged, or lies")]
-    LayerDigest {
-        /// The name.
-        expected: Box<Digest>,
-        /// The content.
-        found: Box<Digest>,
-    },
+    LayerDigest { expected: Box<Digest>, found: Box<Digest> },
     /// A layer's content is not what the image configuration says.
     #[error(
         "layer {layer} unpacks to {found}, but the image configuration says {expected}: the image is damaged or forged"
     )]
-    DiffId {
-        /// The layer.
-        layer: Box<Digest>,
-        /// The configuration's word.
-        expected: Box<Digest>,
-        /// What it is.
-        found: Box<Digest>,
-    },
+    DiffId { layer: Box<Digest>, expected: Box<Digest>, found: Box<Digest> },
     /// The background task was stopped.
     #[error("indexing was stopped")]
     Stopped,
@@ -159,7 +141,7 @@ pub enum Skip {
     },
     /// It is not where the image is, and was not fetched from elsewhere.
     Foreign {
-        /// Where it is to be had.
+        /// Where it is available.
         urls: Vec<String>,
     },
     /// It is what its digest says, and that is damaged.
@@ -168,10 +150,7 @@ pub enum Skip {
         error: IndexError,
     },
     /// It holds something that a zTOC cannot say.
-    Inexpressible {
-        /// What.
-        reason: String,
-    },
+    Inexpressible { reason: String },
 }
 
 impl std::fmt::Display for Skip {
@@ -199,11 +178,10 @@ impl std::fmt::Display for Skip {
 /// A layer and what became of it.
 #[derive(Debug, Clone)]
 pub struct LayerReport {
-    /// The layer.
     pub layer: Descriptor,
     /// Its zTOC, or why it has none.
     pub outcome: Result<LayerZtoc, Skip>,
-    /// Its part of the span index, if that is made and tells of it.
+    /// Its part of the span index, if one is built and lists the layer.
     pub spans: Option<LayerSpans>,
 }
 
@@ -230,14 +208,12 @@ pub struct LayerZtoc {
 /// What happens while an image is indexed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Compressed bytes of layers are on their way: one piece.
+    /// Compressed bytes of layers are in flight: one piece.
     Read {
         /// Its length.
         bytes: u64,
     },
-    /// A layer is done.
     LayerDone {
-        /// Which.
         layer: Digest,
     },
 }
@@ -251,12 +227,7 @@ pub enum Finished {
     /// A zTOC: how an index will refer to it, and the file.
     Ztoc(ZtocReference, Arc<Encoded>),
     /// The two blobs of a span index.
-    Spans {
-        /// The TOC.
-        toc: Bytes,
-        /// The windows.
-        windows: Bytes,
-    },
+    Spans { toc: Bytes, windows: Bytes },
 }
 
 /// What exists already.
@@ -278,7 +249,7 @@ impl Existing {
     }
 
     fn spans(&self, layer: &Descriptor, options: &BuildOptions) -> Option<LayerSpans> {
-        let wanted = options.compact_span_bytes;
+        let wanted = options.index_span_bytes;
         let same = |known: &&SpanReference| known.layer == layer.digest && known.span_bytes == wanted;
         Some(LayerSpans { reference: self.spans.iter().find(same)?.clone(), reused: true })
     }
@@ -424,7 +395,7 @@ impl Work<'_> {
             layer: self.layer.digest,
             toc: named(&toc),
             windows: named(&windows),
-            span_bytes: self.options.compact_span_bytes,
+            span_bytes: self.options.index_span_bytes,
         };
         keep(Finished::Spans { toc, windows }).await?;
         Ok(LayerSpans { reference, reused: false })

@@ -1,12 +1,12 @@
 //! Converting: from an image to a SOCI-enabled one (version 2), in the same place or another.
 //!
-//! An edge: [`crate::publish::v2`] says what the documents are. Order of things: zTOCs while layers are read, then the layers
-//! themselves where the image goes to another place, then manifests, then span indexes that refer to these, if any, and
-//! last the image index under its name; so an interrupted run leaves nothing that can be found. The result depends on the
-//! image alone: converting twice, or a converted image again, gives the same bytes, and what is in place already is not
-//! written again. Layers are read every time, but for those whose zTOC is listed by an index that is signed
-//! ([`crate::publish::known::Reuse`]) or was built on this machine ([`local::BUILT_HERE`]): what becomes part of an image must not
-//! be what anybody may have pushed.
+//! An edge: [`crate::publish::v2`] says what the documents are. Order of things: zTOCs while layers are read, then the
+//! layers themselves where the image goes to another place, then manifests, then span indexes that refer to these, if
+//! any, and last the image index under its name; so an interrupted run leaves nothing that can be found. The result
+//! depends on the image alone: converting twice, or a converted image again, gives the same bytes, and what is in place
+//! already is not written again. Layers are read every time, but for those whose zTOC is listed by an index that is
+//! signed ([`crate::publish::known::Reuse`]) or was built on this machine ([`local::BUILT_HERE`]): content that any
+//! client may have pushed must not become part of an image.
 
 mod beside;
 mod signed;
@@ -16,12 +16,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use self::target::{Place, Target};
+use self::target::{OpenTarget, Target};
 use crate::format::digest::Digest;
 use crate::format::manifest::{EMPTY_CONFIG, SociIndex};
 use crate::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
 use crate::format::platform::{Platform, PlatformSelection, best};
-use crate::format::v2_document::{Entry, EntryPlatform, Index};
+use crate::format::v2_document::{EntryPlatform, Index, ManifestEntry};
 use crate::image::layout::Layout;
 use crate::image::sink::Sink;
 use crate::image::{ImageSource, PlatformImage};
@@ -41,8 +41,8 @@ pub struct ConvertOptions {
     pub notes: EntryNotes,
     /// Build again what exists already.
     pub force: bool,
-    /// What the target's tag must still name at the end, if that matters: somebody may push the next image meanwhile,
-    /// and must not lose it to the conversion of this one.
+    /// What the target's tag must still name at the end, if that matters: the next image may be pushed concurrently,
+    /// and this conversion must not overwrite it.
     pub replaces: Option<Digest>,
     /// The local index store: what was built here is not built again.
     pub local: Option<Layout>,
@@ -55,7 +55,6 @@ pub struct ConvertOptions {
 pub struct Converted {
     /// Digest of the new image index.
     pub digest: Digest,
-    /// Its size.
     pub size: u64,
     /// Digest of the image as it was.
     pub was: Digest,
@@ -98,7 +97,7 @@ async fn into_place(
     source: &ImageSource,
     root: &Root,
     images: &[PlatformImage],
-    mut place: Place,
+    mut place: OpenTarget,
     options: &ConvertOptions,
     signed: Option<PublishError>,
     observer: impl Fn(&PlatformImage) -> Observer,
@@ -175,13 +174,13 @@ fn signable(enabled: &Enabled, reports: &[(Platform, Report)]) -> Vec<Digest> {
     let (socis, images): (Vec<&Document>, Vec<&Document>) =
         enabled.manifests.iter().partition(|made| is_soci(&made.bytes));
     let spans = reports.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
-    let as_descriptor = |entry: &Entry| Descriptor {
+    let as_descriptor = |entry: &ManifestEntry| Descriptor {
         artifact_type: Some(entry.artifact_type.clone()).filter(|kind| !kind.is_empty()),
         annotations: entry.annotations.clone().into_iter().collect(),
         ..Descriptor::new(&entry.media_type, entry.digest, entry.size)
     };
     // What is no image is no container's: attestations, and the SOCI indexes of platforms that stay as they were.
-    let is_known = |entry: &Entry| entry.platform.as_ref().is_none_or(|platform| platform.os != "unknown");
+    let is_known = |entry: &ManifestEntry| entry.platform.as_ref().is_none_or(|platform| platform.os != "unknown");
     let untouched = enabled.untouched.iter().filter(|entry| is_known(entry) && as_descriptor(entry).may_be_image());
     let children =
         socis.into_iter().map(|made| made.digest).chain(spans).chain(images.into_iter().map(|made| made.digest));
@@ -189,7 +188,7 @@ fn signable(enabled: &Enabled, reports: &[(Platform, Report)]) -> Vec<Digest> {
 }
 
 /// zTOCs of what the target is now: an earlier conversion, most likely. That there is none is no error.
-async fn ztocs_of(place: &Place, options: &ConvertOptions) -> Known {
+async fn ztocs_of(place: &OpenTarget, options: &ConvertOptions) -> Known {
     let mut known = Known::default();
     let Some(there) = place.as_image() else { return known };
     if let Ok(root) = there.root().await
@@ -200,8 +199,8 @@ async fn ztocs_of(place: &Place, options: &ConvertOptions) -> Known {
     known
 }
 
-/// What exists already: in the target, in what the image names, beside the image and, if it stays at home, its
-/// neighbours.
+/// What exists already: in the target, in what the image names, among the image's referrers and, if it stays in its
+/// repository, in related tags.
 async fn known_of(job: &Job<'_>, built: &Known, is_home: bool) -> Result<Known, PublishError> {
     let mut known = built.clone();
     if !job.force {
@@ -316,7 +315,7 @@ async fn put_manifests(
     source: &ImageSource,
     root: &Root,
     enabled: &Enabled,
-    place: &mut Place,
+    place: &mut OpenTarget,
 ) -> Result<(), PublishError> {
     place.sink().add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
     let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
@@ -343,7 +342,7 @@ async fn copy_blobs(
     manifest: &[u8],
     digest: Digest,
     is_whole: bool,
-    place: &mut Place,
+    place: &mut OpenTarget,
 ) -> Result<(), PublishError> {
     let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(|error| malformed(source, digest, &error))?;
     for blob in std::iter::once(&parsed.config).chain(&parsed.layers) {
@@ -360,9 +359,9 @@ async fn copy_blobs(
 /// or a whole index.
 async fn copy_tree(
     source: &ImageSource,
-    entry: &Entry,
+    entry: &ManifestEntry,
     known: Option<&Bytes>,
-    place: &mut Place,
+    place: &mut OpenTarget,
 ) -> Result<(), PublishError> {
     if place.is_home_of(source) {
         return Ok(());

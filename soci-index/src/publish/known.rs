@@ -1,12 +1,12 @@
 //! What exists already of indexes, and where: what need not be built again.
 //!
-//! An edge. A zTOC, or the blobs of a span index, is looked for beside the image (version 1), in what the image itself names (version 2), and, while
-//! layers are lacking one, beside the images of other tags of the repository: images of one repository are versions of
-//! one thing and share their lower layers. A zTOC is the same on every machine, so one that was built for another image
-//! is as good: if it says what the layer says, for anybody who may push can put one there that does not. [`Reuse`] says what
-//! is relied on. Invariants: a layer's zTOC is taken only if it was built with the same span size and notes; whether the
-//! blob is really there is asked before it is relied on; a registry that cannot answer costs only work; what was built in
-//! this run is told apart from what was found.
+//! An edge. A zTOC, or the blobs of a span index, is looked for beside the image (version 1), in what the image itself
+//! names (version 2), and, while layers are lacking one, beside the images of other tags of the repository: images of
+//! one repository are versions of one thing and share their lower layers. A zTOC is the same on every machine, so one
+//! that was built for another image can be reused, provided that it matches the layer: every client with push access
+//! can push one that does not. [`Reuse`] says what is relied on. Invariants: a layer's zTOC is taken only if it was
+//! built with the same span size and notes; the blob's existence is checked before it is relied on; a registry that
+//! cannot answer only costs rebuilding; what was built in this run is distinguished from what was found.
 
 use futures_util::StreamExt;
 
@@ -35,10 +35,10 @@ mod reuse;
 
 pub use self::reuse::{Relied, Reuse, ReusedFrom};
 
-/// Tags that are looked at unless somebody says how many. Each costs a manifest or two, and some registries count these
-/// as pulls, of which they allow so many an hour.
+/// Default number of tags that are searched. Each costs a manifest or two, and some registries count these as pulls, of
+/// which they allow so many an hour.
 pub const REUSE_TAGS: usize = 8;
-/// Tags that are looked at side by side.
+/// Tags that are looked at concurrently.
 const TAGS_AT_A_TIME: usize = 8;
 /// SOCI indexes of one image that are looked at.
 const PLATFORMS_MAX: usize = 8;
@@ -46,12 +46,12 @@ const PLATFORMS_MAX: usize = 8;
 /// What exists already.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    ztocs: Vec<One<ZtocReference>>,
-    spans: Vec<One<SpanReference>>,
+    ztocs: Vec<KnownIndex<ZtocReference>>,
+    spans: Vec<KnownIndex<SpanReference>>,
 }
 
 #[derive(Debug, Clone)]
-struct One<R> {
+struct KnownIndex<R> {
     reference: R,
     origin: ImageSource,
     /// Whether the blobs were seen there.
@@ -62,7 +62,7 @@ struct One<R> {
     built_here: bool,
 }
 
-impl<R> One<R> {
+impl<R> KnownIndex<R> {
     fn found(reference: R, origin: &ImageSource, index: Option<Digest>) -> Self {
         Self { reference, origin: origin.clone(), confirmed: false, index, built_here: false }
     }
@@ -90,14 +90,14 @@ impl Known {
             IndexManifest::Soci(index) => {
                 for reference in references(index, options) {
                     if !self.ztocs.iter().any(|known| known.reference.layer == reference.layer) {
-                        self.ztocs.push(One::found(reference, origin, index_digest));
+                        self.ztocs.push(KnownIndex::found(reference, origin, index_digest));
                     }
                 }
             }
             IndexManifest::Spans(index) => {
-                for reference in index.references().filter(|one| one.span_bytes == options.compact_span_bytes) {
+                for reference in index.references().filter(|one| one.span_bytes == options.index_span_bytes) {
                     if !self.spans.iter().any(|known| known.reference.layer == reference.layer) {
-                        self.spans.push(One::found(reference, origin, index_digest));
+                        self.spans.push(KnownIndex::found(reference, origin, index_digest));
                     }
                 }
             }
@@ -124,12 +124,12 @@ impl Known {
         let is_own = |reused: bool| !reused || before.iter().all(|from| from.built_here);
         for layer in layers {
             if let Ok(ztoc) = &layer.outcome {
-                let one = One::found(ztoc.reference.clone(), origin, found(ztoc.reused));
-                self.ztocs.push(One { confirmed: true, built_here: is_own(ztoc.reused), ..one });
+                let one = KnownIndex::found(ztoc.reference.clone(), origin, found(ztoc.reused));
+                self.ztocs.push(KnownIndex { confirmed: true, built_here: is_own(ztoc.reused), ..one });
             }
             if let Some(spans) = &layer.spans {
-                let one = One::found(spans.reference.clone(), origin, found(spans.reused));
-                self.spans.push(One { confirmed: true, built_here: is_own(spans.reused), ..one });
+                let one = KnownIndex::found(spans.reference.clone(), origin, found(spans.reused));
+                self.spans.push(KnownIndex { confirmed: true, built_here: is_own(spans.reused), ..one });
             }
         }
     }
@@ -161,7 +161,7 @@ impl Known {
         }
     }
 
-    /// Who has a zTOC, or the TOC of a span index.
+    /// The source that has a zTOC, or the TOC of a span index.
     #[must_use]
     pub fn origin(&self, blob: &Digest) -> Option<&ImageSource> {
         let ztoc = self.ztocs.iter().find(|known| known.reference.digest == *blob).map(|known| &known.origin);
@@ -253,7 +253,7 @@ fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
         let note = |key: &str| descriptor.annotations.get(key);
         let disable_xattrs = note(DISABLE_XATTRS).is_some_and(|value| value == "true");
         let span_bytes = note(SPAN_SIZE)?.parse().ok()?;
-        // Without the optimisation nothing is noted; with it, only a build can tell whether to.
+        // Without the optimisation nothing is noted; with it, only a build can decide whether to.
         (disable_xattrs == options.note_xattrs && span_bytes == options.span_bytes).then_some(())?;
         Some(ZtocReference {
             digest: descriptor.digest,
@@ -269,7 +269,7 @@ fn references(index: &SociIndex, options: &BuildOptions) -> Vec<ZtocReference> {
 
 /// What refers to `image` in `repository`.
 #[derive(Debug, Default)]
-pub(crate) struct Beside {
+pub(crate) struct ExistingIndexes {
     /// Its indexes, the one that is used first.
     pub(crate) indexes: Vec<Candidate>,
     /// Those that the registry refuses to show.
@@ -282,10 +282,10 @@ pub(crate) async fn beside(
     repository: &Repository,
     image: &PlatformImage,
     options: &BuildOptions,
-) -> Result<Beside, RegistryError> {
+) -> Result<ExistingIndexes, RegistryError> {
     let origin = ImageSource::of_repository(repository);
     let (indexes, refused) = indexes(repository, &image.descriptor.digest, options).await?;
-    let mut beside = Beside { refused, ..Beside::default() };
+    let mut beside = ExistingIndexes { refused, ..ExistingIndexes::default() };
     for index in indexes {
         if options.reuse.allows(&origin, &[index.digest]).await {
             beside.known.add(index.digest, &index.index, &origin, options);
@@ -445,7 +445,7 @@ async fn named_by(
     options.reuse.allows(source, &[digest, *image]).await.then_some((digest, IndexManifest::Soci(index)))
 }
 
-/// The tags that most likely share layers with `own`: its neighbours when versions are in order, and the usual names.
+/// The tags that most likely share layers with `own`: the adjacent ones in version order, and the usual names.
 fn nearest(mut tags: Vec<String>, own: Option<&str>, most: usize) -> Vec<String> {
     // Fallback tags, signatures and the like are no images.
     tags.retain(|tag| !tag.starts_with("sha256-") && !tag.starts_with("sha512-") && Some(tag.as_str()) != own);

@@ -107,7 +107,7 @@ pub async fn store(job: &Job<'_>, layout: &Layout, keep: &Keep, labels: &StoreLa
 ///
 /// # Errors
 /// [`PublishError`].
-pub async fn note(
+pub async fn record_index(
     layout: &Layout,
     labels: &StoreLabels,
     platform: &Platform,
@@ -241,8 +241,8 @@ fn read_index(layout: &Layout, entry: &Descriptor) -> Result<Option<IndexManifes
     Ok(IndexManifest::parse(entry.kind(), &bytes, &Limits::DEFAULT).ok())
 }
 
-/// Pushes an index of the local store, with its blobs, into `repository`. Blobs that the store lacks come from `elsewhere`.
-/// `note` is told of each blob that is done.
+/// Pushes an index of the local store, with its blobs, into `repository`. Blobs that the store lacks come from
+/// `elsewhere`. `note` is called for each finished blob.
 ///
 /// # Errors
 /// [`PublishError`].

@@ -2,9 +2,10 @@
 //!
 //! AWS's daemon finds such an artifact in the index that it uses, and nowhere else. So the image's index (version 1) is
 //! published once more, with the same zTOCs and with one artifact for each layer of which the profile names something;
-//! artifacts that it had before are left out, since a start-up is described by one profile. The index without them stays,
-//! for nothing in a registry is deleted, and AWS's daemon takes the one that the registry lists first: what else is listed
-//! is therefore part of the answer. Order of things: the artifacts, the configuration, then the manifest.
+//! artifacts that it had before are left out, since a start-up is described by one profile. The index without them
+//! stays, because nothing in a registry is deleted, and AWS's daemon takes the one that the registry lists first: what
+//! else is listed is therefore part of the answer. Order of things: the artifacts, the configuration, then the
+//! manifest.
 
 use bytes::Bytes;
 
@@ -24,7 +25,6 @@ use crate::registry::{Body, RegistryError, Repository};
 /// An artifact that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
-    /// The layer.
     pub layer: Digest,
     /// The artifact.
     pub digest: Digest,
@@ -46,7 +46,6 @@ pub struct Prefetched {
 /// Why there are no prefetch artifacts.
 #[derive(Debug, thiserror::Error)]
 pub enum PrefetchedError {
-    /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A zTOC cannot be read.
@@ -54,40 +53,16 @@ pub enum PrefetchedError {
     Image(#[from] ImageError),
     /// There is no index whose spans could be named.
     #[error("{repository} has no AWS index (version 1) of {image}: {reason}")]
-    NoIndex {
-        /// Where it was looked for.
-        repository: String,
-        /// The image's manifest.
-        image: Box<Digest>,
-        /// Why none was found.
-        reason: String,
-    },
+    NoIndex { repository: String, image: Box<Digest>, reason: String },
     /// The index is none.
     #[error("index {digest}: {source}")]
-    Manifest {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why.
-        source: ManifestError,
-    },
+    Manifest { digest: Box<Digest>, source: ManifestError },
     /// A zTOC is none.
     #[error("zTOC {digest} of layer {layer}: {source}")]
-    Ztoc {
-        /// Which.
-        digest: Box<Digest>,
-        /// Its layer.
-        layer: Box<Digest>,
-        /// Why.
-        source: ZtocError,
-    },
+    Ztoc { digest: Box<Digest>, layer: Box<Digest>, source: ZtocError },
     /// The profile names nothing of the layers that have a zTOC.
     #[error("the profile names nothing of the {layers} layers that index {index} has zTOCs of")]
-    NothingNamed {
-        /// The index.
-        index: Box<Digest>,
-        /// Of how many layers.
-        layers: usize,
-    },
+    NothingNamed { index: Box<Digest>, layers: usize },
 }
 
 /// Pushes `profile` as prefetch artifacts of `image` into `repository`, which has the image's index.

@@ -1,8 +1,8 @@
 //! Profiles beside an image: finding, fetching and pushing them.
 //!
-//! Order of things when one is pushed: the pack, the profile, the configuration and the icon, then the manifest, which names the image,
-//! then the check that the registry lists it. What is passed over in a search is said in the log only: a profile is a hint,
-//! and nobody should be stopped by one.
+//! Order of things when one is pushed: the pack, the profile, the configuration and the icon, then the manifest, which
+//! names the image, then the check that the registry lists it. What is passed over in a search is said in the log only:
+//! a profile is a hint, and a faulty one must not fail an operation.
 
 use std::path::{Path, PathBuf};
 
@@ -36,28 +36,17 @@ pub enum ProfilesError {
     /// The image's place cannot be read.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A blob is no profile.
     #[error("profile {digest}: {source}")]
-    Profile {
-        /// Which blob.
-        digest: Box<Digest>,
-        /// Why.
-        source: ProfileError,
-    },
+    Profile { digest: Box<Digest>, source: ProfileError },
     /// The profile that is to be pushed cannot be written down.
     #[error("cannot write the profile down: {0}")]
     Encode(ProfileError),
     /// The pack cannot be read.
     #[error("cannot read the pack {}: {cause}", file.display())]
-    Pack {
-        /// Its file.
-        file: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
+    Pack { file: PathBuf, cause: std::io::Error },
 }
 
 /// The profiles of `image`, the preferred ones first.
@@ -116,7 +105,7 @@ fn profiles(raws: &[RawManifest], image: &Digest) -> Vec<Published> {
 /// A published profile's content.
 ///
 /// # Errors
-/// [`ProfilesError`] when it cannot be had or is none.
+/// [`ProfilesError`] when it cannot be obtained or is none.
 pub async fn fetch(source: &ImageSource, published: &Published) -> Result<Profile, ProfilesError> {
     let blob = source.blob_bytes(&published.profile, BLOB_BYTES_MAX).await?;
     decode(&published.profile.digest, &blob)

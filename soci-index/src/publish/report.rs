@@ -63,10 +63,7 @@ pub enum Done {
     /// It was pushed, and consumers find it in this way; not all of them perhaps.
     Published(FoundBy, Visibility),
     /// One is there, and the registry refuses to show it, so it is left alone.
-    Hidden {
-        /// What the registry says.
-        reason: String,
-    },
+    Hidden { reason: String },
     /// It was put into the local store.
     Stored,
     /// It was made and thrown away: a dry run.

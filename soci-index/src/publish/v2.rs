@@ -18,7 +18,7 @@ use crate::format::digest::Digest;
 use crate::format::manifest::{IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, INDEX_V2};
 use crate::format::model::{annotation, media_type};
 use crate::format::platform::Platform;
-use crate::format::v2_document::{Entry, EntryPlatform, Index, Manifest};
+use crate::format::v2_document::{EntryPlatform, Index, Manifest, ManifestEntry};
 
 /// What becomes of the annotations that an image index has for its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,9 +44,7 @@ pub struct Indexed {
 /// A document of the new image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// Its media type.
     pub media_type: &'static str,
-    /// Its digest.
     pub digest: Digest,
     /// The document.
     pub bytes: Bytes,
@@ -58,7 +56,7 @@ pub struct Enabled {
     /// SOCI indexes, then image manifests: all that is written new but the image index.
     pub manifests: Vec<Document>,
     /// Entries that stay as they are; what they point at must be where the image goes.
-    pub untouched: Vec<Entry>,
+    pub untouched: Vec<ManifestEntry>,
     /// The image index.
     pub index: Document,
     /// Which manifest took the place of which.
@@ -72,18 +70,10 @@ pub struct Enabled {
 pub enum EnableError {
     /// A manifest of the image is not well formed.
     #[error("manifest {digest} cannot be read: {reason}")]
-    Malformed {
-        /// Which.
-        digest: Box<Digest>,
-        /// Why not.
-        reason: String,
-    },
+    Malformed { digest: Box<Digest>, reason: String },
     /// The manifest of an indexed platform is not in the index itself.
     #[error("the image index does not list {digest} itself but in an index inside it, which has no version 2 form")]
-    Nested {
-        /// The manifest.
-        digest: Box<Digest>,
-    },
+    Nested { digest: Box<Digest> },
 }
 
 impl Enabled {
@@ -161,7 +151,7 @@ pub fn enable(
         place_soci(&mut index, one, *digest, *size, &renamed);
     }
     manifests.dedup_by_key(|document| document.digest);
-    let ours = |entry: &&Entry| !manifests.iter().any(|document| document.digest == entry.digest);
+    let ours = |entry: &&ManifestEntry| !manifests.iter().any(|document| document.digest == entry.digest);
     let untouched = index.manifests.iter().filter(ours).cloned().collect();
     let index = Document::new(media_type::INDEX, index.to_json());
     let indexed = indexed.iter().filter_map(|one| renamed.get(&one.image).copied()).collect();
@@ -169,7 +159,7 @@ pub fn enable(
 }
 
 /// Whether an entry's manifest is written again.
-fn is_rewritten(entry: &Entry, notes: EntryNotes) -> bool {
+fn is_rewritten(entry: &ManifestEntry, notes: EntryNotes) -> bool {
     let attestation = entry.annotations.contains_key(annotation::DOCKER_REFERENCE_TYPE);
     entry.artifact_type != INDEX_V2
         && !media_type::is_index(&entry.media_type)
@@ -179,7 +169,7 @@ fn is_rewritten(entry: &Entry, notes: EntryNotes) -> bool {
 /// The manifest in its OCI form, naming its SOCI index; `None` for what is no image. The entry's type and annotations
 /// follow.
 fn rewrite(
-    entry: &mut Entry,
+    entry: &mut ManifestEntry,
     bytes: &[u8],
     soci: Option<&Digest>,
     notes: EntryNotes,
@@ -207,7 +197,7 @@ fn rewrite(
 }
 
 /// An attestation names the image that it is about by digest: the new one.
-fn follow(entry: &mut Entry, renamed: &BTreeMap<Digest, Digest>) {
+fn follow(entry: &mut ManifestEntry, renamed: &BTreeMap<Digest, Digest>) {
     let Some(about) = entry.annotations.get_mut(annotation::DOCKER_REFERENCE_DIGEST) else { return };
     if let Some(new) = about.parse().ok().and_then(|old: Digest| renamed.get(&old)) {
         *about = new.to_string();
@@ -217,12 +207,12 @@ fn follow(entry: &mut Entry, renamed: &BTreeMap<Digest, Digest>) {
 /// Puts a SOCI index in the place of the platform's earlier one, or at the end.
 fn place_soci(index: &mut Index, one: &Indexed, digest: Digest, size: u64, renamed: &BTreeMap<Digest, Digest>) {
     let image = renamed.get(&one.image).copied().unwrap_or(one.image);
-    let mut entry = Entry::new(media_type::MANIFEST, digest, size);
+    let mut entry = ManifestEntry::new(media_type::MANIFEST, digest, size);
     entry.annotations.insert(IMAGE_MANIFEST_DIGEST.to_owned(), image.to_string());
     entry.platform = Some(one.platform.clone());
     entry.artifact_type = INDEX_V2.to_owned();
     let platform = Platform::from(&one.platform);
-    let earlier = |listed: &&mut Entry| {
+    let earlier = |listed: &&mut ManifestEntry| {
         let of_image = listed
             .annotations
             .get(IMAGE_MANIFEST_DIGEST)

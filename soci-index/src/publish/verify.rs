@@ -1,9 +1,9 @@
 //! Verifying: whether an index says of an image what the image's layers say.
 //!
 //! An edge. Every zTOC is built again from its layer, whose digest and `diff_id` are checked on the way, and compared:
-//! bit by bit, and where bits differ, by what they mean. A zTOC that says the same in other words (another tool's name,
-//! a time zone) serves as well and is told apart from one that says something else. So an index that somebody pushed
-//! can be trusted, or not, without knowing who it was.
+//! bit by bit, and where bits differ, by what they mean. A zTOC that differs only in form (another tool's name, a time
+//! zone) is accepted and distinguished from one with different content. So a published index can be trusted, or not,
+//! without knowing its publisher.
 
 use crate::format::compact;
 use crate::format::digest::Digest;
@@ -32,10 +32,7 @@ pub enum Verdict {
     /// It says something else than the layer.
     Differs(Difference),
     /// It cannot be read, or is for something that it cannot be for.
-    Unusable {
-        /// Why.
-        reason: String,
-    },
+    Unusable { reason: String },
 }
 
 impl Verdict {
@@ -51,7 +48,6 @@ impl Verdict {
 pub struct Checked {
     /// The zTOC or prefetch artifact.
     pub blob: Digest,
-    /// The layer that it is for.
     pub layer: Digest,
     /// The judgement.
     pub verdict: Verdict,
@@ -140,7 +136,7 @@ async fn check_spans(
 ) -> Result<[Verdict; 2], PublishError> {
     let unusable = |reason: String| Ok([(); 2].map(|()| Verdict::Unusable { reason: reason.clone() }));
     let options =
-        BuildOptions { format: Format::Span, compact_span_bytes: reference.span_bytes, ..BuildOptions::default() };
+        BuildOptions { format: Format::Span, index_span_bytes: reference.span_bytes, ..BuildOptions::default() };
     let indexed = match layers.index(layer, options).await? {
         Ok(indexed) => indexed,
         Err(skip) => return unusable(format!("the layer is {}, which has no such index ({skip})", layer.media_type)),

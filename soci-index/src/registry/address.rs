@@ -37,12 +37,12 @@ struct Inner {
     url: Url,
     /// The other one, if the host may be there.
     plain: Option<Url>,
-    found: Mutex<Option<Found>>,
+    found: Mutex<Option<Probed>>,
     asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Found {
+struct Probed {
     speaks_tls: bool,
     /// Until when it holds, if not until the host cannot be reached.
     until: Option<Instant>,
@@ -50,7 +50,7 @@ struct Found {
 
 /// What a server answers to a ClientHello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+enum HelloReply {
     Tls,
     Other,
     Silence,
@@ -87,7 +87,7 @@ impl Address {
         url.clone()
     }
 
-    /// Notes that the host could not be reached: one that spoke HTTP may come back with TLS.
+    /// Records that the host could not be reached: one that spoke HTTP may come back with TLS.
     pub(crate) fn forget_plain(&self) {
         self.lock().take_if(|found| !found.speaks_tls);
     }
@@ -96,16 +96,16 @@ impl Address {
         let answer = hello(&self.0.url).await;
         tracing::debug!(host = plain.host_str(), port = plain.port_or_known_default(), ?answer, "asked for TLS");
         let (speaks_tls, until) = match answer {
-            Answer::Tls => (true, None),
-            Answer::Other => (false, None),
-            Answer::Silence => (false, Some(Instant::now() + SILENCE_HOLDS)),
+            HelloReply::Tls => (true, None),
+            HelloReply::Other => (false, None),
+            HelloReply::Silence => (false, Some(Instant::now() + SILENCE_HOLDS)),
             // Where each scheme has a port of its own the other one may be served.
-            Answer::NoServer if plain.port().is_none() && self.0.url.port().is_none() => {
+            HelloReply::NoServer if plain.port().is_none() && self.0.url.port().is_none() => {
                 (false, Some(Instant::now() + SILENCE_HOLDS))
             }
-            Answer::NoServer => return,
+            HelloReply::NoServer => return,
         };
-        *self.lock() = Some(Found { speaks_tls, until });
+        *self.lock() = Some(Probed { speaks_tls, until });
     }
 
     fn found(&self) -> Option<bool> {
@@ -113,7 +113,7 @@ impl Address {
         found.until.is_none_or(|until| Instant::now() < until).then_some(found.speaks_tls)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Found>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Probed>> {
         self.0.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -127,21 +127,21 @@ impl Address {
 }
 
 /// Says hello to the server of a URL.
-async fn hello(url: &Url) -> Answer {
-    let Some(hello) = client_hello(url) else { return Answer::Silence };
-    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return Answer::NoServer };
+async fn hello(url: &Url) -> HelloReply {
+    let Some(hello) = client_hello(url) else { return HelloReply::Silence };
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return HelloReply::NoServer };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let Ok(Ok(mut stream)) = tokio::time::timeout(PATIENCE, TcpStream::connect((host, port))).await else {
-        return Answer::NoServer;
+        return HelloReply::NoServer;
     };
     let exchange = async {
         stream.write_all(&hello).await?;
         stream.read_u8().await
     };
     match tokio::time::timeout(PATIENCE, exchange).await {
-        Ok(Ok(first)) if TLS_RECORDS.contains(&first) => Answer::Tls,
-        Ok(Ok(_)) => Answer::Other,
-        Ok(Err(_)) | Err(_) => Answer::Silence,
+        Ok(Ok(first)) if TLS_RECORDS.contains(&first) => HelloReply::Tls,
+        Ok(Ok(_)) => HelloReply::Other,
+        Ok(Err(_)) | Err(_) => HelloReply::Silence,
     }
 }
 

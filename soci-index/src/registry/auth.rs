@@ -1,4 +1,4 @@
-//! Which credential goes with a request, and what a refusal teaches.
+//! Chooses credentials for a request and learns from 401 and 403 responses.
 //!
 //! A registry is first asked with what is known: nothing at the beginning, a cached token later. Its 401 names a
 //! scheme, which is remembered; Bearer wins over Basic. Harbor answers `Basic` to a token that lacks rights: a known
@@ -23,12 +23,12 @@ use crate::registry::challenge::Challenge;
 use crate::registry::credentials::{self, CredentialSource, Credentials, Login};
 use crate::registry::error::RegistryError;
 use crate::registry::redirect::{self, ShownUrl};
-use crate::registry::retry::{Deadline, Patience};
+use crate::registry::retry::{Deadline, RetryPolicy};
 use crate::registry::token::{Token, TokenRequest};
 use crate::registry::transport::Transport;
 
-/// Sets of scopes with a token kept at a time. A client of one registry meets a handful of repositories; whoever meets
-/// more pays with a token request.
+/// Sets of scopes with a token kept at a time. A client of one registry meets a handful of repositories; a client that
+/// uses more pays with a token request.
 const TOKENS_MAX: usize = 256;
 
 /// Credentials that one request tries. The next request goes on with those that are left.
@@ -98,10 +98,10 @@ enum Scheme {
 }
 
 #[derive(Debug)]
-struct State {
+struct AuthState {
     scheme: Scheme,
     logins: Logins,
-    /// Held by who looks for the credentials of a repository.
+    /// Serialises credential lookups, per repository.
     searches: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
     tokens: HashMap<Scopes, Arc<Slot>>,
     /// Scopes that turned out to need more than we asked for.
@@ -113,12 +113,12 @@ struct State {
 struct Logins {
     registry: Option<Login>,
     repositories: HashMap<String, Login>,
-    /// What is not tried again before everything else was.
+    /// Credentials that are retried only after all others.
     refused: HashMap<String, Vec<Credentials>>,
 }
 
 impl Logins {
-    fn of(&self, repository: &str) -> Option<&Credentials> {
+    fn for_repository(&self, repository: &str) -> Option<&Credentials> {
         let is_refused =
             |login: &&Login| self.refused.get(repository).is_some_and(|refused| refused.contains(&login.credentials));
         let whole = || self.registry.as_ref().filter(|login| !is_refused(login));
@@ -155,7 +155,7 @@ impl Logins {
             refused.push(credentials.clone());
         }
         // What another request has found meanwhile is not dropped.
-        if self.of(repository).is_none_or(|known| known == credentials) {
+        if self.for_repository(repository).is_none_or(|known| known == credentials) {
             self.forget(repository);
         }
     }
@@ -197,20 +197,20 @@ impl Grant {
     }
 }
 
-/// What a grant is wanted for, and how patiently.
-pub(crate) struct Errand<'a> {
+/// The request that needs authorisation, and its retry policy.
+pub(crate) struct AuthContext<'a> {
     pub(crate) transport: &'a Transport,
     pub(crate) repository: &'a str,
     pub(crate) scopes: &'a Scopes,
     pub(crate) deadline: &'a Deadline,
-    pub(crate) patience: Patience,
-    /// See [`crate::registry::transport::Request::hurry`].
-    pub(crate) hurry: Option<Duration>,
+    pub(crate) retry_policy: RetryPolicy,
+    /// See [`crate::registry::transport::Request::silence_max`].
+    pub(crate) silence_max: Option<Duration>,
 }
 
-/// Of whom a token is asked.
-struct Asked<'a> {
-    errand: &'a Errand<'a>,
+/// The token service, and what is requested of it.
+struct TokenEndpoint<'a> {
+    context: &'a AuthContext<'a>,
     realm: &'a Url,
     service: Option<String>,
     scopes: &'a Scopes,
@@ -222,12 +222,12 @@ pub(crate) struct Authorizer {
     registry: String,
     address: Address,
     source: CredentialSource,
-    state: Mutex<State>,
+    state: Mutex<AuthState>,
 }
 
 impl Authorizer {
     pub(crate) fn new(registry: &str, address: Address, source: CredentialSource) -> Self {
-        let state = State {
+        let state = AuthState {
             scheme: Scheme::Unknown,
             logins: Logins::default(),
             searches: HashMap::new(),
@@ -246,15 +246,15 @@ impl Authorizer {
     }
 
     /// What to attach to a request; `None` while the registry has not asked for anything.
-    pub(crate) async fn grant(&self, errand: &Errand<'_>) -> Result<Option<Grant>, RegistryError> {
+    pub(crate) async fn grant(&self, context: &AuthContext<'_>) -> Result<Option<Grant>, RegistryError> {
         let (scheme, scopes) = {
             let state = self.lock();
-            (state.scheme.clone(), state.wider.get(errand.scopes).unwrap_or(errand.scopes).clone())
+            (state.scheme.clone(), state.wider.get(context.scopes).unwrap_or(context.scopes).clone())
         };
         let (header, by) = match scheme {
             Scheme::Unknown => return Ok(None),
             Scheme::Basic => {
-                let credentials = self.credentials(errand).await?;
+                let credentials = self.credentials(context).await?;
                 let header = match &credentials {
                     Credentials::Password { user, password } => basic(user, password.expose()),
                     Credentials::IdentityToken(token) => basic("", token.expose()),
@@ -263,7 +263,7 @@ impl Authorizer {
                 (header, credentials)
             }
             Scheme::Bearer { realm, service } => {
-                let asked = Asked { errand, realm: &realm, service, scopes: &scopes };
+                let asked = TokenEndpoint { context, realm: &realm, service, scopes: &scopes };
                 let (token, by) = self.token(&asked).await?;
                 (format!("Bearer {token}"), by)
             }
@@ -326,7 +326,7 @@ impl Authorizer {
         state.logins.forget(repository);
     }
 
-    /// Drops what was refused, unless somebody has renewed it in the meantime.
+    /// Drops the refused credential, unless it was renewed concurrently.
     pub(crate) async fn forget(&self, repository: &str, used: &Grant) {
         self.lock().logins.refuse(repository, &used.by);
         let slot = self.lock().tokens.get(&used.scopes).cloned();
@@ -339,23 +339,23 @@ impl Authorizer {
 
     /// How to speak of the credentials in use: those that are known, else those that were refused before, also to another
     /// request, else what the user has named.
-    pub(crate) fn who(&self, repository: &str) -> &'static str {
+    pub(crate) fn describe(&self, repository: &str) -> &'static str {
         let is_login = |known: &&Credentials| **known != Credentials::Anonymous;
         let state = self.lock();
-        let known = state.logins.of(repository).filter(is_login);
+        let known = state.logins.for_repository(repository).filter(is_login);
         let refused = || state.logins.refused.get(repository).and_then(|refused| refused.iter().find(is_login));
-        known.or_else(refused).map_or_else(|| self.source.who(), Credentials::who)
+        known.or_else(refused).map_or_else(|| self.source.describe(), Credentials::describe)
     }
 
     /// A token, and by which credentials it was got.
-    async fn token(&self, asked: &Asked<'_>) -> Result<(String, Credentials), RegistryError> {
+    async fn token(&self, asked: &TokenEndpoint<'_>) -> Result<(String, Credentials), RegistryError> {
         let since = Instant::now();
         let slot = self.slot(asked.scopes);
         let mut fetched = slot.lock().await;
         if let Some((token, by)) = fetched.token.as_ref().filter(|(token, _)| token.is_fresh()) {
             return Ok((token.text().to_owned(), by.clone()));
         }
-        // Whoever waited for an attempt that failed shares its failure.
+        // All waiters of a failed attempt share its error.
         if let Some((_, error)) = fetched.failure.as_ref().filter(|(when, _)| *when > since) {
             return Err(error.clone());
         }
@@ -367,7 +367,7 @@ impl Authorizer {
             }
             Err(error) => {
                 *fetched = Fetched { token: None, failure: Some((Instant::now(), error.clone())) };
-                self.lock().logins.forget(asked.errand.repository);
+                self.lock().logins.forget(asked.context.repository);
                 Err(error)
             }
         }
@@ -375,10 +375,10 @@ impl Authorizer {
 
     /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed, or there may be
     /// others.
-    async fn fetch_token(&self, asked: &Asked<'_>) -> Result<(Token, Credentials), RegistryError> {
+    async fn fetch_token(&self, asked: &TokenEndpoint<'_>) -> Result<(Token, Credentials), RegistryError> {
         let (mut tried, mut first) = (Vec::new(), None);
         loop {
-            let credentials = self.credentials(asked.errand).await?;
+            let credentials = self.credentials(asked.context).await?;
             if let Some(error) = first.take_if(|_| tried.contains(&credentials) || tried.len() >= TRIED_MAX) {
                 return Err(error);
             }
@@ -386,14 +386,18 @@ impl Authorizer {
             if !matches!(answer, Err(RegistryError::Token { status: Some(401 | 403), .. })) {
                 return answer.map(|token| (token, credentials));
             }
-            self.lock().logins.refuse(asked.errand.repository, &credentials);
+            self.lock().logins.refuse(asked.context.repository, &credentials);
             tried.push(credentials);
             first = first.or(answer.err());
         }
     }
 
-    async fn request_token(&self, asked: &Asked<'_>, credentials: &Credentials) -> Result<Token, RegistryError> {
-        let Asked { errand, realm, service, scopes } = asked;
+    async fn request_token(
+        &self,
+        asked: &TokenEndpoint<'_>,
+        credentials: &Credentials,
+    ) -> Result<Token, RegistryError> {
+        let TokenEndpoint { context, realm, service, scopes } = asked;
         let request = TokenRequest {
             registry: &self.registry,
             realm,
@@ -401,9 +405,9 @@ impl Authorizer {
             scopes,
             credentials,
             home: redirect::same_origin(self.address.base(), realm),
-            hurry: errand.hurry,
+            silence_max: context.silence_max,
         };
-        request.send(errand.transport, errand.patience, errand.deadline).await
+        request.send(context.transport, context.retry_policy, context.deadline).await
     }
 
     fn slot(&self, scopes: &Scopes) -> Arc<Slot> {
@@ -416,11 +420,11 @@ impl Authorizer {
     }
 
     /// The credentials for a repository, looked up by one at a time: a program or a plugin may be slow or dear.
-    pub(crate) async fn credentials(&self, errand: &Errand<'_>) -> Result<Credentials, RegistryError> {
-        let Errand { repository, deadline, .. } = *errand;
+    pub(crate) async fn credentials(&self, context: &AuthContext<'_>) -> Result<Credentials, RegistryError> {
+        let AuthContext { repository, deadline, .. } = *context;
         let search = {
             let mut state = self.lock();
-            if let Some(known) = state.logins.of(repository) {
+            if let Some(known) = state.logins.for_repository(repository) {
                 return Ok(known.clone());
             }
             if state.searches.len() >= TOKENS_MAX {
@@ -430,7 +434,7 @@ impl Authorizer {
         };
         let found = async {
             let _searching = search.lock().await;
-            if let Some(known) = self.lock().logins.of(repository) {
+            if let Some(known) = self.lock().logins.for_repository(repository) {
                 return Ok(known.clone());
             }
             let refused = self.lock().logins.refused.get(repository).cloned().unwrap_or_default();
@@ -443,13 +447,14 @@ impl Authorizer {
             state.logins.keep(repository, found.login);
             Ok(credentials)
         };
-        let limit = errand.hurry.map_or(deadline.at(), |hurry| deadline.at().min(Instant::now() + hurry));
+        let limit =
+            context.silence_max.map_or(deadline.at(), |silence_max| deadline.at().min(Instant::now() + silence_max));
         let found = tokio::time::timeout_at(limit, found).await;
-        let found = found.unwrap_or_else(|_| Err("who should know them did not answer in time".to_owned()));
+        let found = found.unwrap_or_else(|_| Err("the credential source did not answer in time".to_owned()));
         found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, AuthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,10 +3,9 @@
 //! A range read survives what registries and storage do to it: a redirect (its target is kept for a short while, so
 //! that the registry is not asked for every span), a signed URL that has expired, a server that knows no ranges, a
 //! legal answer that is too short, a connection cut in the middle, a mirror that fails (see `read`). Each continues at
-//! the byte reached. Invariants: the
-//! bytes yielded are exactly the range asked for, in order; a `Content-Range` that says anything else ends the read
-//! with an error; bytes of a range are *not* checked against the digest (whoever has span digests does that), bytes of
-//! a whole blob are, before the stream ends.
+//! the byte reached. Invariants: the bytes yielded are exactly the range asked for, in order; a `Content-Range` that
+//! says anything else ends the read with an error; bytes of a range are *not* checked against the digest (the span
+//! decoder does that), bytes of a whole blob are, before the stream ends.
 
 use std::ops::Range;
 use std::pin::Pin;
@@ -22,7 +21,7 @@ use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{Need, Place};
+use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::headers::content_range;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
@@ -71,8 +70,8 @@ impl<S> Part<S> {
 #[derive(Debug, Clone)]
 pub struct BlobReader {
     repository: Repository,
-    /// Where to read, if not where it is to be had.
-    only: Option<Place>,
+    /// Where to read, if not where it is available.
+    only: Option<HostedRepository>,
     digest: Digest,
     size: u64,
     deadline: Duration,
@@ -96,7 +95,7 @@ impl Repository {
     /// The size of a blob, or `None` if there is no such blob.
     ///
     /// # Errors
-    /// [`RegistryError`] when the registry cannot be asked or does not tell.
+    /// [`RegistryError`] when the registry cannot be reached or does not report it.
     pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
         let deadline = &self.deadline(0);
         self.first(Need::Content, |place| async move { place.blob_size(digest, deadline).await }).await
@@ -116,7 +115,7 @@ impl Repository {
             });
         }
         let reader = &self.blob(descriptor.digest, descriptor.size);
-        // Place by place, so that a mirror's wrong bytes are nobody's end.
+        // Host by host, so that a mirror's wrong bytes do not fail the read.
         let read = self.first(Need::Content, |place| async move {
             let reader = BlobReader { only: Some(place), ..reader.clone() };
             collect(reader.read_all()).await.map(Some)
@@ -125,7 +124,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     async fn blob_size(&self, digest: &Digest, deadline: &Deadline) -> Result<Option<u64>, RegistryError> {
         let what = format!("asking for the size of {digest}");
         let mut call = self.blob_call(Method::Head, digest, what.clone());
@@ -150,7 +149,7 @@ impl Place {
         match (answer.status(), range.and_then(|range| range.total), answer.response.content_length()) {
             (206, Some(total), _) | (200, _, Some(total)) => Ok(Some(total)),
             (404, ..) => Ok(None),
-            _ => Err(self.malformed(&what, "the registry does not tell")),
+            _ => Err(self.malformed(&what, "the registry does not report it")),
         }
     }
 

@@ -33,7 +33,7 @@ pub fn parse<'a>(headers: impl IntoIterator<Item = &'a str>) -> Vec<Challenge> {
 
 fn one_header(header: &str, challenges: &mut Vec<Challenge>) {
     let mut rest = header;
-    // Parameters that follow a text we could not read belong to nobody.
+    // Parameters that follow an unparsable text are ignored.
     let mut open = false;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);

@@ -1,14 +1,15 @@
 //! Where user names and passwords come from.
 //!
-//! Explicit ones, docker's files and programs, or a [`Keychain`] that whoever runs a node brings: the kubelet's plugins,
-//! secrets of a cluster, what came with a pull. Several are asked in order, and each may know several credentials. They are
-//! candidates: one that a registry refuses leads to the next, so that nobody's credentials keep another's from being
-//! tried. After all those of a chain, which brings together what several parties know, comes the try without any.
+//! Explicit ones, docker's files and programs, or a [`Keychain`] supplied by the node's daemon: the kubelet's plugins,
+//! secrets of a cluster, credentials of a `PullImage` call. Several are asked in order, and each may know several
+//! credentials. They are candidates: if a registry refuses one, the next is tried, so that no source's credentials hide
+//! another's. After all those of a chain, which brings together what several parties know, comes the try without any.
 //!
 //! Credentials are looked up for the registry that the user named, or for a mirror under the mirror's own name, and for
-//! nobody else: no challenge, redirect or token realm ever takes part. A keychain is told the repository, too, for two images of one registry may need different
-//! ones. Invariants: nothing is remembered here, so what changed outside is found by the next look; one source that
-//! fails does not hide what another knows, but a search that found nothing names the failure; secrets are never shown.
+//! no other host: challenges, redirects and token realms have no influence. A keychain also receives the repository,
+//! because two images of one registry may need different ones. Invariants: nothing is remembered here, so what changed
+//! outside is found by the next look; one source that fails does not hide what another knows, but a search that found
+//! nothing names the failure; secrets are never shown.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text, for whoever has to send or to store it.
+    /// The text, for code that sends or stores it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -52,15 +53,10 @@ pub enum CredentialSource {
     /// This file in the form of docker's config.json.
     File(PathBuf),
     /// A user name and a password.
-    Password {
-        /// The user.
-        user: String,
-        /// The password.
-        password: Secret,
-    },
+    Password { user: String, password: Secret },
     /// A token that is exchanged for access tokens.
     IdentityToken(Secret),
-    /// Somebody who is asked for every repository.
+    /// A keychain, queried for every repository.
     Keychain(Arc<dyn Keychain>),
     /// All of these, until one knows something that is not refused.
     Chain(Vec<Self>),
@@ -70,14 +66,16 @@ pub enum CredentialSource {
 
 impl CredentialSource {
     /// How to speak of what the user has named; where it is looked up nothing is known yet.
-    pub(crate) fn who(&self) -> &'static str {
+    pub(crate) fn describe(&self) -> &'static str {
         match self {
             Self::Password { user, password } => {
-                Credentials::Password { user: user.clone(), password: password.clone() }.who()
+                Credentials::Password { user: user.clone(), password: password.clone() }.describe()
             }
-            Self::IdentityToken(token) => Credentials::IdentityToken(token.clone()).who(),
-            Self::Chain(sources) => sources.first().map_or_else(|| Credentials::Anonymous.who(), Self::who),
-            Self::DockerConfig | Self::File(_) | Self::Keychain(_) | Self::Anonymous => Credentials::Anonymous.who(),
+            Self::IdentityToken(token) => Credentials::IdentityToken(token.clone()).describe(),
+            Self::Chain(sources) => sources.first().map_or_else(|| Credentials::Anonymous.describe(), Self::describe),
+            Self::DockerConfig | Self::File(_) | Self::Keychain(_) | Self::Anonymous => {
+                Credentials::Anonymous.describe()
+            }
         }
     }
 }
@@ -96,10 +94,9 @@ pub trait Keychain: Send + Sync + fmt::Debug {
     fn find<'a>(&'a self, registry: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Vec<Login>, String>>;
 }
 
-/// Credentials and what they are good for.
+/// Credentials and their scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
-    /// The credentials.
     pub credentials: Credentials,
     /// When to look again; `None` is when they are refused.
     pub until: Option<Instant>,
@@ -107,25 +104,20 @@ pub struct Login {
     pub whole_registry: bool,
 }
 
-/// A proof of who asks.
+/// Proof of the client's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// None.
     Anonymous,
     /// A name and a password.
-    Password {
-        /// The user.
-        user: String,
-        /// The password.
-        password: Secret,
-    },
+    Password { user: String, password: Secret },
     /// To be exchanged for access tokens.
     IdentityToken(Secret),
 }
 
 impl Credentials {
     /// How to speak of them.
-    pub(crate) fn who(&self) -> &'static str {
+    pub(crate) fn describe(&self) -> &'static str {
         match self {
             Self::Anonymous => "no credentials: log in with docker login, or give a user and a password",
             Self::Password { .. } => "with a user name and password",
@@ -289,7 +281,7 @@ mod tests {
         let sources = |last| CredentialSource::Chain(vec![CredentialSource::Anonymous, keychain(Err("broken")), last]);
         let found = find("h", "a", &sources(keychain(Ok("a"))), &[]).await.unwrap().login;
         assert_eq!((found.credentials, found.whole_registry), (password("a", "p"), false));
-        // Nobody knows it, and one could not be asked.
+        // No source knows it, and one could not be queried.
         assert_eq!(find("h", "b", &sources(keychain(Ok("a"))), &[]).await, Err("one: broken".to_owned()));
         let chain = CredentialSource::Chain(vec![keychain(Ok("a")), CredentialSource::Anonymous]);
         let found = find("h", "b", &chain, &[]).await.unwrap().login;

@@ -1,9 +1,9 @@
 //! One host of a registry: its address, and everything that belongs to it and to no other.
 //!
-//! A registry may be reached by several hosts ([`crate::registry::hosts`]). Each has its own connections, certificates, headers,
-//! logins, tokens and memory of redirects, so that nothing learnt from one is told to another. Invariants: logins are
-//! looked up under the host's own name, and a password that the user gave on the spot belongs to the registry itself; a
-//! host that could not be reached is left aside for a while by whoever has another one to ask.
+//! A registry may be reached by several hosts ([`crate::registry::hosts`]). Each has its own connections, certificates,
+//! headers, logins, tokens and memory of redirects, so that nothing obtained from one is sent to another. Invariants:
+//! logins are looked up under the host's own name, and a password that the user gave on the spot belongs to the
+//! registry itself; an unreachable host is skipped for a while if there is another one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -44,7 +44,7 @@ pub(crate) struct Endpoint {
     pub(crate) name: String,
     /// The root of its API, without a slash at the end of the path.
     pub(crate) address: Address,
-    /// Whose content is wanted, if the host is somebody else's.
+    /// The registry whose content is requested, if the host is a mirror.
     pub(crate) namespace: Option<String>,
     pub(crate) capabilities: Capabilities,
     /// For which repositories it is, if not for all.
@@ -52,11 +52,11 @@ pub(crate) struct Endpoint {
     pub(crate) transport: Transport,
     pub(crate) authorizer: Authorizer,
     redirect_life: Duration,
-    state: Mutex<State>,
+    state: Mutex<EndpointState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct EndpointState {
     warned: HashSet<String>,
     targets: HashMap<(String, Digest), Target>,
     aside_until: Option<Instant>,
@@ -152,18 +152,18 @@ impl Endpoint {
         redirect::same_origin(self.base(), url)
     }
 
-    /// Notes that the host could not be reached.
+    /// Records that the host could not be reached.
     pub(crate) fn leave_aside(&self) {
         self.address.forget_plain();
         self.lock().aside_until = Some(Instant::now() + ASIDE);
     }
 
-    /// Notes that the host answers.
+    /// Records that the host answers.
     pub(crate) fn is_back(&self) {
         self.lock().aside_until = None;
     }
 
-    /// Notes that an answer came from the origin of a URL, here or where this host sends its clients.
+    /// Records that an answer came from the origin of a URL, here or where this host sends its clients.
     pub(crate) fn note_reached(&self, url: &Url) {
         let origin = ShownUrl::new(url);
         let reached = &mut self.lock().reached;
@@ -177,7 +177,7 @@ impl Endpoint {
         self.lock().reached.contains(url.origin())
     }
 
-    /// Notes that the host serves no parts of blobs; tells whether that was known.
+    /// Records that the host serves no ranges of blobs; returns whether that was known.
     pub(crate) fn note_whole_only(&self) -> bool {
         let known = self.lock().whole_only.replace(Instant::now());
         known.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
@@ -197,7 +197,7 @@ impl Endpoint {
         self.lock().whole_only.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
     }
 
-    /// Notes that the host does not let us have something of a repository.
+    /// Records that the host denied access to a repository.
     pub(crate) fn refuses(&self, repository: &str, need: Need) {
         let refused = &mut self.lock().refused;
         let need = need.refused();
@@ -207,7 +207,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether somebody else should be asked.
+    /// Whether another host should be asked.
     pub(crate) fn is_aside(&self, repository: &str, need: Need) -> bool {
         let state = self.lock();
         let refused =
@@ -259,7 +259,7 @@ impl Endpoint {
         targets.insert(key, Target { url, until: Instant::now() + self.redirect_life });
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, EndpointState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

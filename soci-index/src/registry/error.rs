@@ -56,19 +56,13 @@ pub struct TransportError {
 pub enum ForeignTag {
     /// The tag holds something else than a list.
     #[error("it holds {media_type}, not an image index")]
-    NotAnIndex {
-        /// What it holds.
-        media_type: String,
-    },
+    NotAnIndex { media_type: String },
     /// The registry takes the tag for the digest and answers with the image itself.
     #[error("the registry answers with the image itself")]
     Subject,
     /// The list is not well formed.
     #[error("its content is no image index: {reason}")]
-    Malformed {
-        /// Why not.
-        reason: String,
-    },
+    Malformed { reason: String },
 }
 
 /// What a registry thinks of a login that it refused for something.
@@ -78,14 +72,13 @@ pub enum LoginVerdict {
     None,
     /// It is good, and lacks a right.
     Good,
-    /// It is wrong.
     Wrong,
-    /// The registry did not tell.
+    /// The registry did not say.
     Unknown,
 }
 
 impl LoginVerdict {
-    const fn words(self) -> &'static str {
+    const fn text(self) -> &'static str {
         match self {
             Self::None | Self::Unknown => "",
             Self::Good => ": the login is good, and has no right to this",
@@ -99,30 +92,15 @@ impl LoginVerdict {
 pub enum RegistryError {
     /// The client could not be set up.
     #[error("cannot set up access to {registry}: {reason}")]
-    Setup {
-        /// The registry.
-        registry: String,
-        /// What is wrong.
-        reason: String,
-    },
+    Setup { registry: String, reason: String },
     /// The exchange failed, for good or too often.
     #[error("{registry}: {error}{}", tries(*attempts))]
-    Transport {
-        /// The registry.
-        registry: String,
-        /// How often it was tried.
-        attempts: u32,
-        /// The last failure.
-        error: TransportError,
-    },
+    Transport { registry: String, attempts: u32, error: TransportError },
     /// Time is up.
     #[error("{registry}/{repository}: {what} did not end within {allowed:?}{}", because(last))]
     Deadline {
-        /// The registry.
         registry: String,
-        /// The repository.
         repository: String,
-        /// What was tried.
         what: String,
         /// How long it was allowed to take without progress.
         allowed: Duration,
@@ -131,256 +109,111 @@ pub enum RegistryError {
     },
     /// An answer that we cannot use.
     #[error("{registry}/{repository}: {what}: HTTP {status}{}{}", server_says(code, message), hint(*status, message))]
-    Status {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// What was asked.
-        what: String,
-        /// The status.
-        status: u16,
-        /// The registry's error code.
-        code: Option<Box<str>>,
-        /// The registry's message.
-        message: String,
-    },
+    Status { registry: String, repository: String, what: String, status: u16, code: Option<Box<str>>, message: String },
     /// No access, also after asking for a new token.
-    #[error("{registry}/{repository}: access denied to {scope} ({who}{}){}{}", login.words(), server_says(&None, message), unasked(*challenged, *login))]
+    #[error("{registry}/{repository}: access denied to {scope} ({credentials}{}){}{}", login.text(), server_says(&None, message), unasked(*challenged, *login))]
     Unauthorized {
-        /// The registry.
         registry: String,
-        /// The repository.
         repository: String,
-        /// What was asked for.
         scope: String,
         /// Which credentials were used, in words that hold no secret.
-        who: &'static str,
-        /// The registry's error code and message.
+        credentials: &'static str,
         message: String,
-        /// Whether it asked for a login.
         challenged: bool,
-        /// Whether it knows the login.
         login: LoginVerdict,
     },
     /// No credentials where there should be some.
     #[error("{registry}: cannot read credentials: {reason}")]
-    Credentials {
-        /// The registry.
-        registry: String,
-        /// Why not.
-        reason: String,
-    },
+    Credentials { registry: String, reason: String },
     /// The registry sends us to a token service that must not get a secret.
     #[error("{registry}: its token service {realm:?} is refused: {reason}")]
     Realm {
-        /// The registry.
         registry: String,
         /// What it named, cut at its query.
         realm: String,
-        /// Why not.
         reason: TargetError,
     },
     /// The token service did not give a token.
     #[error("{registry}: no token from {realm}: {reason}")]
-    Token {
-        /// The registry.
-        registry: String,
-        /// The token service.
-        realm: ShownUrl,
-        /// Its status, if it answered.
-        status: Option<u16>,
-        /// What it said.
-        reason: String,
-    },
+    Token { registry: String, realm: ShownUrl, status: Option<u16>, reason: String },
     /// A redirect that must not be followed.
     #[error("{registry}/{repository}: a redirect from {from} is refused: {reason}")]
-    Redirect {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// Who sent it.
-        from: ShownUrl,
-        /// Why not.
-        reason: String,
-    },
+    Redirect { registry: String, repository: String, from: ShownUrl, reason: String },
     /// Content that must be there is not.
     #[error("{registry}/{repository} has no {what}")]
-    Missing {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// What.
-        what: String,
-    },
+    Missing { registry: String, repository: String, what: String },
     /// The content is not what its digest says.
     #[error("{registry}/{repository}: {what} has digest {found}, expected {expected}")]
-    Digest {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// What was read.
-        what: String,
-        /// As asked for.
-        expected: Box<Digest>,
-        /// As received.
-        found: String,
-    },
+    Digest { registry: String, repository: String, what: String, expected: Box<Digest>, found: String },
     /// The content is not as long as it should be.
     #[error("{registry}/{repository}: {what} has {found} bytes, expected {expected}")]
-    Size {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// What was read.
-        what: String,
-        /// As asked for.
-        expected: u64,
-        /// As announced or received.
-        found: u64,
-    },
+    Size { registry: String, repository: String, what: String, expected: u64, found: u64 },
     /// More than we are willing to hold.
     #[error("{registry}/{repository}: {what} is larger than the limit of {limit} bytes")]
-    TooLarge {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// What was read.
-        what: String,
-        /// The cap.
-        limit: u64,
-    },
+    TooLarge { registry: String, repository: String, what: String, limit: u64 },
     /// The registry answered a range request with other bytes than asked for.
     #[error("{registry}/{repository}: bytes {}..{} of {digest} were asked for, the answer is {found}", range.start, range.end)]
     WrongRange {
-        /// The registry.
         registry: String,
-        /// The repository.
         repository: String,
-        /// The blob.
         digest: Box<Digest>,
         /// What was asked for, end exclusive.
         range: Range<u64>,
-        /// What came.
         found: String,
     },
     /// The blob is shorter than the range asked for.
     #[error("{registry}/{repository}: {digest} has no bytes {}..{}{}", range.start, range.end, size_is(*size))]
     RangeNotSatisfiable {
-        /// The registry.
         registry: String,
-        /// The repository.
         repository: String,
-        /// The blob.
         digest: Box<Digest>,
         /// What was asked for, end exclusive.
         range: Range<u64>,
-        /// Its size, if the registry told.
         size: Option<u64>,
     },
     /// A document that cannot be read.
     #[error("{registry}/{repository}: {what} cannot be read: {reason}")]
-    Malformed {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// What was read.
-        what: String,
-        /// Why not.
-        reason: String,
-    },
+    Malformed { registry: String, repository: String, what: String, reason: String },
     /// The source of an upload failed.
     #[error("{registry}/{repository}: cannot read what should be uploaded as {digest}: {reason}")]
-    Source {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// The blob.
-        digest: Box<Digest>,
-        /// Why not.
-        reason: String,
-    },
-    /// The fallback tag is somebody else's.
+    Source { registry: String, repository: String, digest: Box<Digest>, reason: String },
+    /// The fallback tag is not a referrers list.
     #[error(
         "{registry}/{repository}: the tag {tag} cannot list referrers: {reason}; nothing was changed; publish to another repository with --to, or into the image itself with --v2"
     )]
-    ForeignTag {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// The tag.
-        tag: String,
-        /// Why not.
-        reason: ForeignTag,
-    },
+    ForeignTag { registry: String, repository: String, tag: String, reason: ForeignTag },
     /// Others kept overwriting the fallback tag.
     #[error("{registry}/{repository}: {digest} was lost from the tag {tag} {writes} times to other writers; run again")]
-    FallbackLost {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// The tag.
-        tag: String,
-        /// Our manifest.
-        digest: Box<Digest>,
-        /// How often it was written.
-        writes: u32,
-    },
+    FallbackLost { registry: String, repository: String, tag: String, digest: Box<Digest>, writes: u32 },
     /// The registry has no referrers API, and does not take the fallback tag either.
     #[error(
         "{registry}/{repository}: {digest} is stored, but this registry has no place where an image's indexes are listed: it has no referrers API ({api}) and refuses the tag instead ({tag}); publish to another repository with --to, or into the image itself with --v2"
     )]
     NoListing {
-        /// The registry.
         registry: String,
-        /// The repository.
         repository: String,
-        /// Our manifest.
         digest: Box<Digest>,
         /// What shows that there is no API.
         api: String,
-        /// What it said to the tag.
         tag: String,
     },
-    /// The registry does not tell what refers to an image, though it may well give the image.
+    /// The registry does not list the referrers of an image, though it may well serve the image.
     #[error(
         "{registry}/{repository}: the question what refers to {subject} is not answered ({answer}); an index can be published into the image itself with --v2, or to another repository with --to"
     )]
     NoReferrers {
-        /// The registry.
         registry: String,
-        /// The repository.
         repository: String,
-        /// The image.
         subject: Box<Digest>,
-        /// What the registry said.
         answer: String,
         /// Whether it refused, which other credentials may change.
         is_refusal: bool,
     },
     /// The registry took the manifest and does not list it.
     #[error(
-        "{registry}/{repository}: {digest} is stored, but the referrers of {subject} do not list it, so nobody will find it"
+        "{registry}/{repository}: {digest} is stored, but the referrers of {subject} do not list it, so no client will find it"
     )]
-    NotListed {
-        /// The registry.
-        registry: String,
-        /// The repository.
-        repository: String,
-        /// Our manifest.
-        digest: Box<Digest>,
-        /// What it refers to.
-        subject: Box<Digest>,
-    },
+    NotListed { registry: String, repository: String, digest: Box<Digest>, subject: Box<Digest> },
 }
 
 impl RegistryError {
@@ -392,8 +225,8 @@ impl RegistryError {
 }
 
 impl RegistryError {
-    /// Whether a right is missing or a login is wrong. A status of 403 is also how registries say that a quota is full, that
-    /// they are read-only, or that a project takes nothing from anybody: these no login changes.
+    /// Whether a right is missing or a login is wrong. A status of 403 is also how registries say that a quota is full,
+    /// that they are read-only, or that a project accepts no pushes at all: no login changes these.
     #[must_use]
     pub fn lacks_rights(&self) -> bool {
         match self {
@@ -406,7 +239,7 @@ impl RegistryError {
         }
     }
 
-    /// Whether the registry or its token service did not let us, or nobody could tell the credentials.
+    /// Whether the registry or its token service denied access, or no source could provide credentials.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
@@ -424,10 +257,10 @@ impl RegistryError {
     pub(crate) fn about_referrers(self, repository: String, subject: Digest) -> Self {
         let is_refusal = self.is_refusal();
         let (registry, answer) = match &self {
-            Self::Unauthorized { registry, who, message, .. } => {
+            Self::Unauthorized { registry, credentials, message, .. } => {
                 // What it advises is of no use here: the image could be read.
-                let who = who.split(':').next().unwrap_or_default();
-                (registry, format!("HTTP 401 with {who}{}", server_says(&None, message)))
+                let credentials = credentials.split(':').next().unwrap_or_default();
+                (registry, format!("HTTP 401 with {credentials}{}", server_says(&None, message)))
             }
             Self::Status { registry, status, code, message, .. } => {
                 (registry, format!("HTTP {status}{}", server_says(code, message)))
@@ -476,7 +309,7 @@ fn hint(status: u16, message: &str) -> &'static str {
             " (a proxy-cache project takes nothing: publish to another repository with --to)"
         }
         403 if message.contains("quota") || message.contains("exceed the configured upper limit") => {
-            " (make room in the project, or raise its quota)"
+            " (free space in the project, or raise its quota)"
         }
         404 | 400 if message.contains("roject") && message.contains("not found") => " (create the project first)",
         412 => " (an immutable tag, or a policy of the project, forbids this)",
@@ -487,7 +320,7 @@ fn hint(status: u16, message: &str) -> &'static str {
     }
 }
 
-/// A registry that refuses without asking who is there cannot be talked into it by a login.
+/// A registry that refuses without a challenge will not accept a login either.
 fn unasked(challenged: bool, login: LoginVerdict) -> &'static str {
     if challenged || login != LoginVerdict::None {
         ""

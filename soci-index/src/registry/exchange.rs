@@ -1,18 +1,18 @@
 //! One call to a registry, carried through: authorization, redirects and retries around the bare transport.
 //!
-//! The rules that keep credentials at home meet here. Invariants: `Authorization` is attached only while every hop so
-//! far was on the registry's own origin; every credential that is known is tried once per call, and renewed once; a body is sent again only if
-//! it can be opened again; the call ends at its deadline.
+//! The rules that keep credentials on their own host meet here. Invariants: `Authorization` is attached only while
+//! every hop so far was on the registry's own origin; every credential that is known is tried once per call, and
+//! renewed once; a body is sent again only if it can be opened again; the call ends at its deadline.
 
 use std::time::{Duration, SystemTime};
 
 use url::Url;
 
-use crate::registry::auth::{Errand, Grant, Scopes, TRIED_MAX};
+use crate::registry::auth::{AuthContext, Grant, Scopes, TRIED_MAX};
 use crate::registry::challenge;
 use crate::registry::credentials::Credentials;
 use crate::registry::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
-use crate::registry::failover::Place;
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
 use crate::registry::redirect::{self, ShownUrl};
 use crate::registry::retry::{self, Deadline};
@@ -22,7 +22,7 @@ use crate::registry::transport::{Body, BodyError, Method, Request, Response};
 const REDIRECTS_MAX: usize = 5;
 /// Bytes of an error body that are looked at.
 const ERROR_BYTES_MAX: u64 = 64 << 10;
-/// How long to wait for an error body: the status has been told, the rest is decoration.
+/// How long to wait for an error body: the status is known, the rest is optional detail.
 const ERROR_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait for the answer whether a login is good: it only makes an error better.
@@ -41,28 +41,28 @@ pub(crate) struct Call {
 }
 
 /// What came back.
-pub(crate) struct Answer {
+pub(crate) struct ApiResponse {
     pub(crate) response: Response,
-    /// Who answered, after redirects.
+    /// The URL that answered, after redirects.
     pub(crate) url: Url,
 }
 
-impl Answer {
+impl ApiResponse {
     pub(crate) fn status(&self) -> u16 {
         self.response.status()
     }
 }
 
-/// What one request has tried to be let in.
+/// The authentication attempts of one request.
 #[derive(Default)]
-struct Tries {
-    /// Asked again because nothing was shown.
+struct AuthAttempts {
+    /// Retried because no credential had been sent.
     asked: bool,
     /// Asked again with credentials that had been refused.
     renewed: bool,
     /// What was refused, in order.
     refused: Vec<Credentials>,
-    /// What was shown last.
+    /// The credential that was sent last.
     used: Option<Grant>,
 }
 
@@ -71,10 +71,10 @@ pub(crate) fn is_busy(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-impl Place {
+impl HostedRepository {
     /// Makes a call and repeats it while the registry is busy or unreachable. Any other status is the caller's to
     /// judge.
-    pub(crate) async fn call(&self, call: &Call, deadline: &Deadline) -> Result<Answer, RegistryError> {
+    pub(crate) async fn call(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, RegistryError> {
         let mut retry = 0;
         loop {
             let (error, pause) = match self.attempt(call, deadline).await {
@@ -99,7 +99,7 @@ impl Place {
         error: RegistryError,
         deadline: &Deadline,
     ) -> Result<(), RegistryError> {
-        let patience = self.patience();
+        let retry_policy = self.retry_policy();
         let error = match error {
             RegistryError::Transport { registry, error, .. } => {
                 RegistryError::Transport { registry, attempts: *retry + 1, error }
@@ -108,11 +108,11 @@ impl Place {
         };
         let no_host = matches!(&error, RegistryError::Transport { error, .. }
             if error.kind == TransportKind::Connect && !self.endpoint().was_reached(&error.url));
-        if *retry >= patience.retries_max(no_host) {
+        if *retry >= retry_policy.retries_max(no_host) {
             return Err(error);
         }
-        let pause = asked.unwrap_or_else(|| patience.backoff.wait(*retry, fastrand::f64()));
-        patience.say(pause, &error);
+        let pause = asked.unwrap_or_else(|| retry_policy.backoff.wait(*retry, fastrand::f64()));
+        retry_policy.report(pause, &error);
         if !deadline.pause(pause).await {
             return Err(self.deadline_error(what, deadline, Some(&error)));
         }
@@ -121,19 +121,19 @@ impl Place {
     }
 
     /// One attempt: follows redirects, renews credentials.
-    pub(crate) async fn attempt(&self, call: &Call, deadline: &Deadline) -> Result<Answer, RegistryError> {
+    pub(crate) async fn attempt(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, RegistryError> {
         let (mut method, mut body) = (call.method, call.body.clone());
         let mut url = self.endpoint().address.settle(&call.url).await;
         let mut at_home = true;
         for _ in 0..=REDIRECTS_MAX {
             at_home &= self.endpoint().is_home(&url);
-            let response = self.hop(call, method, &url, &body, at_home, deadline).await?;
+            let response = self.send_authorized(call, method, &url, &body, at_home, deadline).await?;
             let reading = matches!(method, Method::Get | Method::Head);
             match response.status() {
                 307 | 308 => {}
                 301 | 302 if reading => {}
                 303 => (method, body) = (if method == Method::Head { method } else { Method::Get }, Body::Empty),
-                _ => return Ok(Answer { response, url }),
+                _ => return Ok(ApiResponse { response, url }),
             }
             let location = response.header("location").unwrap_or_default();
             if location.is_empty() {
@@ -145,7 +145,7 @@ impl Place {
     }
 
     /// One request to one server, repeated with renewed credentials if it asks for them.
-    async fn hop(
+    async fn send_authorized(
         &self,
         call: &Call,
         method: Method,
@@ -155,15 +155,15 @@ impl Place {
         deadline: &Deadline,
     ) -> Result<Response, RegistryError> {
         let authorizer = self.authorizer();
-        let mut tries = Tries::default();
+        let mut tries = AuthAttempts::default();
         loop {
             let grant = if at_home { self.grant(call, deadline).await? } else { None };
             if grant.is_some() {
                 tries.used.clone_from(&grant);
             }
             let authorization = grant.as_ref().map(Grant::header);
-            let (headers, hurry) = (&call.headers, self.hurry(deadline));
-            let request = Request { method, url, headers, authorization, body, home: at_home, hurry };
+            let (headers, silence_max) = (&call.headers, self.silence_max(deadline));
+            let request = Request { method, url, headers, authorization, body, home: at_home, silence_max };
             let response = self.transport().send(&request, deadline).await.map_err(|error| {
                 if at_home && !deadline.is_over() {
                     self.unreachable(&error);
@@ -184,9 +184,10 @@ impl Place {
                 let challenges = challenge::parse(response.headers("www-authenticate"));
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
                 if !helps || !goes_on {
-                    let who = tries.refused.first().map_or_else(|| authorizer.who(self.name()), Credentials::who);
+                    let credentials =
+                        tries.refused.first().map_or_else(|| authorizer.describe(self.name()), Credentials::describe);
                     let login = self.login(tries.used.as_ref(), deadline).await;
-                    let denied = self.denied(response, &call.scopes, !challenges.is_empty(), who, login).await;
+                    let denied = self.denied(response, &call.scopes, !challenges.is_empty(), credentials, login).await;
                     authorizer.give_up(self.name(), grant.as_ref());
                     return Err(denied);
                 }
@@ -198,35 +199,35 @@ impl Place {
         }
     }
 
-    /// Whether to ask again after a refusal: once when nothing was shown, with each of the other credentials that are known,
-    /// and once with renewed ones.
+    /// Whether to ask again after a refusal: once when no credential was sent, with each of the other credentials that
+    /// are known, and once with renewed ones.
     async fn goes_on(
         &self,
         call: &Call,
         used: Option<&Grant>,
-        tries: &mut Tries,
+        tries: &mut AuthAttempts,
         deadline: &Deadline,
     ) -> Result<bool, RegistryError> {
         let Some(used) = used else { return Ok(!std::mem::replace(&mut tries.asked, true)) };
         self.authorizer().forget(self.name(), used).await;
         tries.refused.push(used.by().clone());
-        let next = self.authorizer().credentials(&self.errand(call, deadline)).await?;
+        let next = self.authorizer().credentials(&self.auth_context(call, deadline)).await?;
         let is_other = !tries.refused.contains(&next) && tries.refused.len() < TRIED_MAX;
         Ok(is_other || !std::mem::replace(&mut tries.renewed, true))
     }
 
-    fn errand<'a>(&'a self, call: &'a Call, deadline: &'a Deadline) -> Errand<'a> {
+    fn auth_context<'a>(&'a self, call: &'a Call, deadline: &'a Deadline) -> AuthContext<'a> {
         let (transport, repository, scopes) = (self.transport(), self.name(), &call.scopes);
-        let (patience, hurry) = (self.patience(), self.hurry(deadline));
-        Errand { transport, repository, scopes, deadline, patience, hurry }
+        let (retry_policy, silence_max) = (self.retry_policy(), self.silence_max(deadline));
+        AuthContext { transport, repository, scopes, deadline, retry_policy, silence_max }
     }
 
     async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
-        let grant = self.authorizer().grant(&self.errand(call, deadline)).await;
+        let grant = self.authorizer().grant(&self.auth_context(call, deadline)).await;
         if let (Ok(Some(_)), Some(realm)) = (&grant, self.authorizer().realm()) {
             self.endpoint().note_reached(&realm);
         }
-        // A host whose token service is away is as good as away.
+        // A host whose token service is unreachable counts as unreachable.
         if let Err(RegistryError::Transport { error, .. }) = &grant
             && !deadline.is_over()
         {
@@ -242,16 +243,16 @@ impl Place {
         }
     }
 
-    /// Whether the registry knows a login that it refused here. What a token service gave a token for, it knows; else the
-    /// root of the API tells, which is open to everybody with a login.
+    /// Whether the registry knows a login that it refused here. A token service that issued a token knows the login;
+    /// otherwise the root of the API shows it, which every login may read.
     async fn login(&self, used: Option<&Grant>, deadline: &Deadline) -> LoginVerdict {
         let Some(used) = used.filter(|used| *used.by() != Credentials::Anonymous) else { return LoginVerdict::None };
         if used.is_token() {
             return LoginVerdict::Good;
         }
         let (headers, body, url) = (&[][..], &Body::Empty, self.endpoint().root());
-        let (authorization, hurry) = (Some(used.header()), Some(LOGIN_WAIT));
-        let request = Request { method: Method::Get, url: &url, headers, authorization, body, home: true, hurry };
+        let (authorization, silence_max) = (Some(used.header()), Some(LOGIN_WAIT));
+        let request = Request { method: Method::Get, url: &url, headers, authorization, body, home: true, silence_max };
         match self.transport().send(&request, deadline).await.map(|response| response.status()) {
             Ok(200) => LoginVerdict::Good,
             Ok(401) => LoginVerdict::Wrong,
@@ -264,7 +265,7 @@ impl Place {
         response: Response,
         scopes: &Scopes,
         challenged: bool,
-        who: &'static str,
+        credentials: &'static str,
         login: LoginVerdict,
     ) -> RegistryError {
         let (code, message) = error_text(response).await;
@@ -272,15 +273,15 @@ impl Place {
             registry: self.host().to_owned(),
             repository: self.name().to_owned(),
             scope: scopes.to_string(),
-            who,
+            credentials,
             message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
             challenged,
             login,
         }
     }
 
-    /// An error out of an answer that nobody expected.
-    pub(crate) async fn status_error(&self, answer: Answer, what: &str) -> RegistryError {
+    /// An error from an unexpected response.
+    pub(crate) async fn status_error(&self, answer: ApiResponse, what: &str) -> RegistryError {
         let status = answer.status();
         let (code, message) = error_text(answer.response).await;
         RegistryError::Status {
@@ -326,7 +327,7 @@ impl Place {
     /// Reads a whole bounded document.
     pub(crate) async fn document(
         &self,
-        answer: Answer,
+        answer: ApiResponse,
         what: &str,
         limit: u64,
         deadline: &Deadline,

@@ -1,9 +1,9 @@
 //! Which host of a registry is asked, and when the next one is.
 //!
-//! A [`Place`] is a repository on one host; everything that speaks the protocol speaks to a place. Reading walks the
-//! hosts that may be asked, in their order. Whatever goes wrong on a host that is not the last one, the next one is
-//! asked at once: patience, which is retries and long waits, is for the last. Pushing does not walk: what was pushed
-//! must be in one place.
+//! A [`HostedRepository`] is a repository on one host; everything that speaks the protocol speaks to a place. Reading
+//! walks the hosts that may be asked, in their order. On any failure of a host that is not the last one, the next one
+//! is asked at once: retries and long timeouts are for the last. Pushing does not walk: what was pushed must be in one
+//! place.
 //!
 //! A host that could not be reached, or that refused us, is left aside for a while. It is then asked only when the last
 //! host has failed, too, once: in a network that has nothing but the mirror, the mirror must not be given up for a
@@ -25,7 +25,7 @@ use crate::registry::auth::Authorizer;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::RegistryError;
 use crate::registry::hosts::Capabilities;
-use crate::registry::retry::{Backoff, Deadline, Patience};
+use crate::registry::retry::{Backoff, Deadline, RetryPolicy};
 use crate::registry::transport::Transport;
 use crate::registry::{ClientOptions, Repository};
 
@@ -70,7 +70,7 @@ impl Need {
         }
     }
 
-    fn words(self) -> &'static str {
+    fn text(self) -> &'static str {
         match self {
             Self::Content | Self::Part => "pull",
             Self::Tag => "pull and resolve",
@@ -82,18 +82,18 @@ impl Need {
 
 /// A repository on one host.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct HostedRepository {
     repository: Repository,
     endpoint: Arc<Endpoint>,
     /// What the repository is called there.
     name: Arc<str>,
     need: Need,
     is_last: bool,
-    /// Whether it is worth waiting for, since nobody is asked after it.
+    /// Whether it is worth waiting for, because no host follows it.
     is_final: bool,
 }
 
-impl Place {
+impl HostedRepository {
     /// The host, for messages.
     pub(crate) fn host(&self) -> &str {
         &self.endpoint.name
@@ -125,12 +125,12 @@ impl Place {
         self.repository.registry().options()
     }
 
-    /// Whether it is the host whose word counts.
+    /// Whether it is the authoritative host.
     pub(crate) fn is_last(&self) -> bool {
         self.is_last
     }
 
-    /// Whether nobody else is to be asked after this error.
+    /// Whether this error ends the failover.
     pub(crate) fn decides(&self, error: &RegistryError) -> bool {
         match error {
             RegistryError::Deadline { .. } => true,
@@ -139,15 +139,15 @@ impl Place {
         }
     }
 
-    /// How often to try: once, where somebody else can be asked.
-    pub(crate) fn patience(&self) -> Patience {
+    /// The retry policy: a single attempt if another host follows.
+    pub(crate) fn retry_policy(&self) -> RetryPolicy {
         let options = self.options();
         let retries_max = if self.is_final { options.backoff.retries_max } else { 0 };
-        Patience { backoff: Backoff { retries_max, ..options.backoff }, is_interactive: options.is_interactive }
+        RetryPolicy { backoff: Backoff { retries_max, ..options.backoff }, is_interactive: options.is_interactive }
     }
 
-    /// How much silence to bear: half of the time that is left, where somebody else can be asked.
-    pub(crate) fn hurry(&self, deadline: &Deadline) -> Option<Duration> {
+    /// The longest silence to wait for: half of the time left if another host follows.
+    pub(crate) fn silence_max(&self, deadline: &Deadline) -> Option<Duration> {
         (!self.is_final).then(|| deadline.left() / 2)
     }
 
@@ -169,7 +169,7 @@ impl Place {
         self.endpoint.serves_whole_only()
     }
 
-    /// Notes that the host serves no parts of blobs, and says so once in a while.
+    /// Records that the host serves no parts of blobs, and says so once in a while.
     pub(crate) fn note_whole_only(&self, why: impl Display) {
         if !self.endpoint.note_whole_only() {
             tracing::warn!(
@@ -205,30 +205,31 @@ impl Place {
 
 impl Repository {
     /// The places to ask for something, in this order; at least one.
-    pub(crate) fn places(&self, need: Need) -> Result<Vec<Place>, RegistryError> {
-        let mut places: Vec<Place> = self.able(need)?.collect();
-        let last = places.pop().ok_or_else(|| self.nobody(need))?;
-        let last = Place { is_last: true, ..last };
-        let is_aside = |place: &Place| {
+    pub(crate) fn places(&self, need: Need) -> Result<Vec<HostedRepository>, RegistryError> {
+        let mut places: Vec<HostedRepository> = self.able(need)?.collect();
+        let last = places.pop().ok_or_else(|| self.no_host(need))?;
+        let last = HostedRepository { is_last: true, ..last };
+        let is_aside = |place: &HostedRepository| {
             place.endpoint.is_aside(place.name(), need) || need == Need::Part && place.serves_whole_only()
         };
-        let (aside, mut places): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_aside);
+        let (aside, mut places): (Vec<HostedRepository>, Vec<HostedRepository>) =
+            places.into_iter().partition(is_aside);
         if !aside.is_empty() && !is_aside(&last) {
             places.push(last.clone());
         }
         places.extend(aside);
-        places.push(Place { is_final: true, ..last });
+        places.push(HostedRepository { is_final: true, ..last });
         Ok(places)
     }
 
     /// The one place that takes what is pushed.
-    pub(crate) fn push_place(&self) -> Result<Place, RegistryError> {
-        let first = self.able(Need::Push)?.next().ok_or_else(|| self.nobody(Need::Push))?;
-        Ok(Place { is_last: true, is_final: true, ..first })
+    pub(crate) fn push_place(&self) -> Result<HostedRepository, RegistryError> {
+        let first = self.able(Need::Push)?.next().ok_or_else(|| self.no_host(Need::Push))?;
+        Ok(HostedRepository { is_last: true, is_final: true, ..first })
     }
 
     /// The places that have a capability.
-    fn able(&self, need: Need) -> Result<impl Iterator<Item = Place>, RegistryError> {
+    fn able(&self, need: Need) -> Result<impl Iterator<Item = HostedRepository>, RegistryError> {
         if let Some(blocked) = self.blocked() {
             let (name, file) = (self.name(), blocked.file.display());
             let reason = format!("{file} blocks {name}: take the ban out of it, or use another registry");
@@ -238,7 +239,7 @@ impl Repository {
             let is_here = endpoint.repositories.as_ref().is_none_or(|some| some.contains(self.name()));
             is_here && need.is_met(endpoint.capabilities)
         });
-        Ok(able.map(move |endpoint| Place {
+        Ok(able.map(move |endpoint| HostedRepository {
             repository: self.clone(),
             endpoint: Arc::clone(endpoint),
             name: name_on(endpoint, self.name()).into(),
@@ -248,13 +249,17 @@ impl Repository {
         }))
     }
 
-    fn nobody(&self, need: Need) -> RegistryError {
-        let reason = format!("none of its hosts has the capability {}", need.words());
+    fn no_host(&self, need: Need) -> RegistryError {
+        let reason = format!("none of its hosts has the capability {}", need.text());
         RegistryError::Setup { registry: self.registry().name().to_owned(), reason }
     }
 
     /// Asks one place after the other until one has something. The last one's word is final.
-    pub(crate) async fn first<T, F>(&self, need: Need, ask: impl Fn(Place) -> F) -> Result<Option<T>, RegistryError>
+    pub(crate) async fn first<T, F>(
+        &self,
+        need: Need,
+        ask: impl Fn(HostedRepository) -> F,
+    ) -> Result<Option<T>, RegistryError>
     where
         F: Future<Output = Result<Option<T>, RegistryError>>,
     {

@@ -2,10 +2,10 @@
 //!
 //! The tag `sha256-<hex>` names an image index whose entries are the referrers. No registry offers a safe way to change
 //! it (conditional requests are ignored), so it is read, merged, written, and after a short random wait read again,
-//! until our entry has been seen twice; a lost race is repaired by the loser. How long to wait is learnt from how long our
-//! own reading and writing took: whoever has read before our write writes within about that time. Invariants: nothing is ever deleted; a
-//! tag that is not such a list, or that turns out to be the image itself, is left alone; entries and fields of others
-//! survive as they are, in their order.
+//! until our entry has been seen twice; a lost race is repaired by the loser. The wait is derived from the duration of
+//! our own read and write: a client that read before our write writes within about that time. Invariants: nothing is
+//! ever deleted; a tag that is not such a list, or that turns out to be the image itself, is left alone; entries and
+//! fields of others survive as they are, in their order.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::format::model::{Descriptor, ImageIndex, RawManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
-use crate::registry::failover::{Need, Place};
+use crate::registry::failover::{HostedRepository, Need};
 
 /// How often to write before giving up: sixteen writers at a time needed two or three writes each in our trials, the
 /// unluckiest five.
@@ -53,7 +53,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     /// The entries of the fallback tag here.
     pub(crate) async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let Some(raw) = self.fallback_list(subject).await? else { return Ok(None) };
@@ -111,8 +111,7 @@ impl Place {
                     settle = settle.max(begun.elapsed().min(SETTLE_MAX));
                 }
             }
-            // Random, so that writers who met once do not meet again at the same moment; the more writers there seem to
-            // be, the further apart.
+            // Randomised backoff, so that colliding writers do not collide again; it grows with the number of writers.
             let spread = f64::from(2 + writes) * fastrand::f64();
             tokio::time::sleep(settle + settle.mul_f64(spread)).await;
         }

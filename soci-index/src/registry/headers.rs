@@ -98,7 +98,7 @@ pub(crate) fn warning_text(header: &str) -> Option<String> {
 }
 
 /// The error of a registry's answer: its code and its message, each cut to one short line. JSON, in the form of the
-/// specification or another, XML of object storage and plain text are understood; a page for people gives nothing.
+/// specification or another, XML of object storage and plain text are understood; an HTML page gives nothing.
 pub(crate) fn error_body(body: &[u8]) -> (Option<String>, String) {
     if let Ok(document) = serde_json::from_slice::<Value>(body) {
         return json_error(&document);
@@ -143,7 +143,7 @@ fn once(text: &str) -> String {
     halves.into_iter().find(|(first, second)| first == second).map_or(text, |(first, _)| first).to_owned()
 }
 
-/// Makes a stranger's text fit to be shown: one line, nothing that steers a terminal or turns the direction of a text, at
+/// Sanitises untrusted text for display: one line, nothing that steers a terminal or turns the direction of a text, at
 /// most 300 characters.
 pub(crate) fn one_line(text: &str) -> String {
     let steers = |c: char| {

@@ -1,10 +1,10 @@
 //! Which hosts serve a registry: mirrors before it, and how each is reached.
 //!
-//! Operators say it in containerd's `hosts.toml`, in docker's directories of certificates, or (for the daemon) as a list
-//! of mirrors; the meaning is containerd's in all three, so that a node has one truth. Where podman and its relatives are
-//! at home it is `registries.conf` instead; it counts where no `hosts.toml` is about the registry. [`mod@file`] and
-//! [`registries_conf`] read the texts, this file the directories. Nothing of the text is interpreted here, and no host
-//! is asked.
+//! Operators say it in containerd's `hosts.toml`, in docker's directories of certificates, or (for the daemon) as a
+//! list of mirrors; the meaning is containerd's in all three, so that a node has one truth. On hosts with podman and
+//! its relatives it is `registries.conf` instead, which applies if no `hosts.toml` applies to the registry.
+//! [`mod@file`] and [`registries_conf`] read the texts, this file the directories. Nothing of the text is interpreted
+//! here, and no host is asked.
 //!
 //! Invariants: the order is that of the file, and the registry itself comes last; a file that cannot be understood is
 //! named in the log with its line, and the directory then counts as one in docker's style, as containerd does; values
@@ -84,7 +84,7 @@ pub struct HostRules {
     pub capabilities: Capabilities,
     /// Files of certificates to trust beside the system's.
     pub ca_files: Vec<PathBuf>,
-    /// Proofs of who asks, for TLS.
+    /// Client certificates for TLS.
     pub client_certificates: Vec<ClientCertificate>,
     /// Believe any certificate.
     pub skip_verify: bool,
@@ -141,10 +141,9 @@ impl Repositories {
     }
 }
 
-/// Repositories that nobody may go to.
+/// Blocked repositories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
-    /// Which.
     pub repositories: Repositories,
     /// The file that says so.
     pub file: PathBuf,
@@ -196,7 +195,7 @@ pub struct Hosts {
     pub server: Option<Url>,
     /// How to treat the last one.
     pub rules: HostRules,
-    /// Where nobody may go.
+    /// Blocked prefixes.
     pub blocked: Vec<Blocked>,
 }
 
@@ -214,7 +213,7 @@ impl HostSource {
     }
 
     /// The hosts of `registry`, a name as images write it. Reads files; the error is a reason in words.
-    pub(crate) fn of(&self, registry: &str) -> Result<Hosts, String> {
+    pub(crate) fn for_registry(&self, registry: &str) -> Result<Hosts, String> {
         let directory = self.directories.iter().find_map(|root| directory_of(root, registry));
         let said = directory.as_deref().map(said).transpose()?.flatten();
         let mut hosts = match said {
@@ -406,8 +405,8 @@ mod tests {
         };
         let directories = vec!["/no/such/place".into(), first.path().to_owned(), second.path().to_owned()];
         let mut source = HostSource { directories, ..HostSource::default() };
-        let server = |source: &HostSource| source.of("r.example:5000").unwrap().server.map(String::from);
-        assert_eq!(source.of("r.example:5000"), Ok(Hosts::default()));
+        let server = |source: &HostSource| source.for_registry("r.example:5000").unwrap().server.map(String::from);
+        assert_eq!(source.for_registry("r.example:5000"), Ok(Hosts::default()));
         let places = [
             (second.path(), "_default"),
             (second.path(), "r.example:5000"),
@@ -424,10 +423,10 @@ mod tests {
         let rules = HostRules::default();
         let named = Host { url: file::url("named", false).unwrap(), plain: None, rules };
         source.mirrors.insert("r.example:5000".to_owned(), vec![named]);
-        let before = source.of("r.example:5000").unwrap().before;
+        let before = source.for_registry("r.example:5000").unwrap().before;
         let before: Vec<&str> = before.iter().map(|host| host.url.as_str()).collect();
         assert_eq!(before, ["https://named/v2", "https://in-the-file/v2"]);
-        assert_eq!(source.of("other.example").unwrap().before, []);
+        assert_eq!(source.for_registry("other.example").unwrap().before, []);
     }
 
     #[test]
@@ -458,15 +457,18 @@ mod tests {
             ("docker.style", "https://by-conf/v2"),
             ("x.example", "https://by-two/v2"),
         ] {
-            let hosts = source.of(registry).unwrap();
+            let hosts = source.for_registry(registry).unwrap();
             let urls: Vec<&str> = hosts.before.iter().map(|host| host.url.as_str()).collect();
             assert_eq!(urls, [expected], "{registry}");
         }
-        assert_eq!(source.of("docker.style").unwrap().rules.ca_files, [certificates.join("docker.style/a.crt")]);
-        assert_eq!(source.of("other.example"), Ok(Hosts::default()));
+        assert_eq!(
+            source.for_registry("docker.style").unwrap().rules.ca_files,
+            [certificates.join("docker.style/a.crt")]
+        );
+        assert_eq!(source.for_registry("other.example"), Ok(Hosts::default()));
         // A file that cannot be read may hold a ban.
         std::fs::write(&conf, "[[registry]]\nblocked = 1\n").unwrap();
-        let shown = source.of("other.example").unwrap_err();
+        let shown = source.for_registry("other.example").unwrap_err();
         assert_eq!(shown, format!("{}:2: blocked: expected true or false", conf.display()));
     }
 
@@ -481,7 +483,7 @@ mod tests {
             if let Some(text) = text {
                 std::fs::write(directory.join(FILE), text).unwrap();
             }
-            let hosts = source.of("r.example").unwrap();
+            let hosts = source.for_registry("r.example").unwrap();
             assert_eq!((hosts.before, hosts.server), (vec![], None), "{text:?}");
             assert_eq!(hosts.rules.ca_files, [directory.join("a.crt")], "{text:?}");
         }

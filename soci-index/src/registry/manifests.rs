@@ -13,7 +13,7 @@ use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{Need, Place};
+use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
 
@@ -51,7 +51,7 @@ impl Repository {
         self.push_place()?.push_manifest(name, media_type, bytes).await
     }
 
-    /// Deletes a manifest by its digest; whether it was there. Only for what somebody asked to have deleted: nothing of
+    /// Deletes a manifest by its digest; whether it was there. Only for deletions that the user requested: nothing in
     /// this crate calls it by itself.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     /// Reads a manifest from this place.
     pub(crate) async fn manifest(
         &self,

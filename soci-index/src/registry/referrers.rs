@@ -16,8 +16,8 @@ use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{Answer, Call};
-use crate::registry::failover::{Need, Place};
+use crate::registry::exchange::{ApiResponse, Call};
+use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::headers;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
@@ -61,7 +61,7 @@ pub enum FoundBy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Referrers {
     /// The entries, in the registry's order. Entries that do not say what they are (`artifactType` missing) are
-    /// included whatever was asked for: only the manifest itself can tell.
+    /// included regardless of the filter: only the manifest itself states its type.
     pub entries: Vec<Descriptor>,
     /// Where they come from.
     pub found_by: FoundBy,
@@ -72,7 +72,6 @@ pub struct Referrers {
 enum Asking {
     /// The fallback tag when there turns out to be no API.
     InTurn,
-    /// Both.
     AtOnce,
 }
 
@@ -88,15 +87,13 @@ impl Referrers {
 /// A referrer that was pushed and that consumers will find, though perhaps not all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedReferrer {
-    /// Its digest.
     pub digest: Digest,
-    /// How it is found.
     pub found_by: FoundBy,
-    /// How often the fallback tag was written; more than once means that somebody else wrote it, too.
+    /// How often the fallback tag was written; more than once means that another client wrote it, too.
     pub tag_writes: u32,
     /// The entry as listed.
     pub entry: Descriptor,
-    /// Who will find it.
+    /// Which clients can discover it.
     pub visibility: Visibility,
 }
 
@@ -140,9 +137,9 @@ impl Repository {
             (Ok(None), _) => {
                 Ok(Referrers { entries: Vec::new(), found_by: FoundBy::Nothing(NoApi::NotAsked.to_string()) })
             }
-            // Nobody contradicts the mirror that says that there is nothing.
+            // No other host contradicts the mirror that lists nothing.
             (Err(error), Some(empty)) => {
-                tracing::warn!(registry = self.registry().name(), %error, "a mirror lists nothing and nobody else answers");
+                tracing::warn!(registry = self.registry().name(), %error, "a mirror lists nothing and no other host answers");
                 Ok(empty)
             }
             (Err(error), None) => Err(error.about_referrers(self.name().to_owned(), *subject)),
@@ -177,7 +174,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     async fn referrers(
         &self,
         subject: &Digest,
@@ -209,7 +206,7 @@ impl Place {
             Ok(ApiAnswer::Unsupported(reason)) => match tagged.await {
                 Ok(Some(entries)) => (entries, FoundBy::FallbackTag),
                 Ok(None) => (Vec::new(), FoundBy::Nothing(reason.to_string())),
-                // Somebody else's tag lists nothing; only writing to it would be wrong.
+                // An unrelated tag lists nothing; only writing to it would be wrong.
                 Err(error @ RegistryError::ForeignTag { .. }) => (Vec::new(), FoundBy::Nothing(error.to_string())),
                 Err(error) => return Err(error),
             },
@@ -272,7 +269,7 @@ impl Place {
     /// The entries of one page, or why it is none.
     async fn page(
         &self,
-        answer: Answer,
+        answer: ApiResponse,
         what: &str,
         deadline: &Deadline,
     ) -> Result<Result<Vec<Descriptor>, NoApi>, RegistryError> {

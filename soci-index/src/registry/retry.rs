@@ -1,4 +1,4 @@
-//! When to try again: exponential back-off with jitter, `Retry-After`, and the deadline above both.
+//! When to retry: exponential backoff with jitter, `Retry-After`, and the deadline above both.
 //!
 //! The arithmetic is pure: randomness and the present time are arguments. Invariant: no wait ends after the deadline;
 //! a wait that would is not begun, and the caller gets the last error instead.
@@ -16,7 +16,7 @@ pub struct Backoff {
     pub first: Duration,
     /// No wait is longer, whatever the attempt.
     pub longest: Duration,
-    /// How often to try again without having made any progress.
+    /// How often to retry without having made any progress.
     pub retries_max: u32,
 }
 
@@ -36,35 +36,35 @@ impl Backoff {
     }
 }
 
-/// A pause that a person is told of.
-const WORTH_A_LINE: Duration = Duration::from_millis(500);
+/// A backoff long enough to report to the user.
+const REPORTED_MIN: Duration = Duration::from_millis(500);
 
-/// How often to try again, and what is said of it.
+/// How often to retry, and what is said of it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct RetryPolicy {
     pub(crate) backoff: Backoff,
-    /// Whether a person waits.
+    /// Whether a user waits.
     pub(crate) is_interactive: bool,
 }
 
-impl Patience {
-    /// How often to try again. A person may have typed a wrong name: a host that never answered is tried twice.
+impl RetryPolicy {
+    /// How often to retry. A user may have typed a wrong name: a host that never answered is retried once.
     pub(crate) fn retries_max(self, is_unknown_host: bool) -> u32 {
         let most = if self.is_interactive && is_unknown_host { 1 } else { u32::MAX };
         self.backoff.retries_max.min(most)
     }
 
-    /// Says that there is a pause, and why.
-    pub(crate) fn say(self, pause: Duration, why: &dyn Display) {
-        if self.is_interactive && pause >= WORTH_A_LINE {
-            tracing::info!("trying again in {:.1} s: {why}", pause.as_secs_f32());
+    /// Reports a backoff and its reason.
+    pub(crate) fn report(self, pause: Duration, why: &dyn Display) {
+        if self.is_interactive && pause >= REPORTED_MIN {
+            tracing::info!("retrying in {:.1} s: {why}", pause.as_secs_f32());
         } else {
-            tracing::debug!(%why, ?pause, "trying again");
+            tracing::debug!(%why, ?pause, "retrying");
         }
     }
 }
 
-/// Longest wait that a server may ask for. Whoever limits requests by the hour is asked again, or given up, before that.
+/// Longest wait that a server may ask for. A registry with hourly limits is retried, or given up, before that.
 const ASKED_MAX: Duration = Duration::from_secs(300);
 
 /// How long a server asks us to wait, within reason: `Retry-After` in seconds or as a date.
@@ -107,13 +107,13 @@ impl Deadline {
         Self { clock: Arc::new(Mutex::new(Clock { at, last })), allowed }
     }
 
-    /// Notes that the operation got further.
+    /// Records progress of the operation.
     pub(crate) fn progress(&self) {
         let mut clock = self.lock();
         clock.at = (Instant::now() + self.allowed).min(clock.last);
     }
 
-    /// Notes that nobody was waiting for the operation for so long: that time does not count.
+    /// Records that no caller waited for the operation for so long: that time does not count.
     pub(crate) fn postpone(&self, idle: Duration) {
         let mut clock = self.lock();
         *clock = Clock { at: clock.at + idle, last: clock.last + idle };

@@ -10,7 +10,7 @@ use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{Need, Place};
+use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::headers;
 use crate::registry::redirect;
 use crate::registry::transport::{Body, Method};
@@ -37,7 +37,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     async fn tags(&self) -> Result<Vec<String>, RegistryError> {
         let what = "listing tags";
         let mut url = self.url("tags/list");

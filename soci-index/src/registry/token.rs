@@ -16,11 +16,11 @@ use crate::registry::auth::{self, Scopes, basic};
 use crate::registry::credentials::{Credentials, Secret};
 use crate::registry::error::RegistryError;
 use crate::registry::headers;
-use crate::registry::retry::{Deadline, Patience};
+use crate::registry::retry::{Deadline, RetryPolicy};
 use crate::registry::transport::{Body, BodyError, Method, Request, Transport};
 
-/// A token's life when the service does not tell (the distribution project's rule).
-const LIFE_UNTOLD: u64 = 60;
+/// A token's life if the service does not state it (the distribution project's rule).
+const LIFE_DEFAULT: u64 = 60;
 /// Most seconds that a token is believed to live, so that it is renewed now and then.
 const LIFE_MAX: u64 = 12 * 3600;
 /// Bytes of an answer. Tokens with many rights reach some tens of kilobytes.
@@ -52,11 +52,11 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) credentials: &'a Credentials,
     /// Whether the service is on the registry's own origin.
     pub(crate) home: bool,
-    /// See [`Request::hurry`].
-    pub(crate) hurry: Option<Duration>,
+    /// See [`Request::silence_max`].
+    pub(crate) silence_max: Option<Duration>,
 }
 
-struct Answer {
+struct TokenResponse {
     status: u16,
     retry_after: Option<Duration>,
     body: Bytes,
@@ -66,12 +66,12 @@ impl TokenRequest<'_> {
     pub(crate) async fn send(
         &self,
         transport: &Transport,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         deadline: &Deadline,
     ) -> Result<Token, RegistryError> {
         let mut answer = None;
         if let Credentials::IdentityToken(token) = self.credentials {
-            let form = self.repeated(transport, patience, deadline, Some(token)).await?;
+            let form = self.repeated(transport, retry_policy, deadline, Some(token)).await?;
             // These four are how services say that they do not know the form.
             if !matches!(form.status, 400 | 401 | 404 | 405) {
                 answer = Some(form);
@@ -79,11 +79,11 @@ impl TokenRequest<'_> {
         }
         let answer = match answer {
             Some(answer) => answer,
-            None => self.repeated(transport, patience, deadline, None).await?,
+            None => self.repeated(transport, retry_policy, deadline, None).await?,
         };
         match answer.status {
             200 => read(&answer.body).map_err(|reason| self.error(Some(200), reason)),
-            status @ (401 | 403) => Err(self.error(Some(status), self.credentials.who())),
+            status @ (401 | 403) => Err(self.error(Some(status), self.credentials.describe())),
             status => {
                 let (code, message) = headers::error_body(&answer.body);
                 Err(self.error(Some(status), &format!("{} {message}", code.unwrap_or_default())))
@@ -91,23 +91,23 @@ impl TokenRequest<'_> {
         }
     }
 
-    /// Asks until there is an answer that another attempt would not change. A service that cannot be reached is an error at
-    /// once: the request that wants the token is tried again, as often as is worth it, and says so.
+    /// Asks until there is an answer that another attempt would not change. A service that cannot be reached is an
+    /// error at once: the request that wants the token is retried, as often as is worth it, and says so.
     async fn repeated(
         &self,
         transport: &Transport,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         deadline: &Deadline,
         form: Option<&Secret>,
-    ) -> Result<Answer, RegistryError> {
+    ) -> Result<TokenResponse, RegistryError> {
         let mut retry = 0;
         loop {
             let answer = self.once(transport, deadline, form).await?;
-            if !matches!(answer.status, 429 | 500 | 502..=504) || retry >= patience.backoff.retries_max {
+            if !matches!(answer.status, 429 | 500 | 502..=504) || retry >= retry_policy.backoff.retries_max {
                 return Ok(answer);
             }
-            let pause = answer.retry_after.unwrap_or_else(|| patience.backoff.wait(retry, fastrand::f64()));
-            patience.say(pause, &format_args!("{} answers {}", auth::shown(self.realm), answer.status));
+            let pause = answer.retry_after.unwrap_or_else(|| retry_policy.backoff.wait(retry, fastrand::f64()));
+            retry_policy.report(pause, &format_args!("{} answers {}", auth::shown(self.realm), answer.status));
             if !deadline.pause(pause).await {
                 return Ok(answer);
             }
@@ -120,7 +120,7 @@ impl TokenRequest<'_> {
         transport: &Transport,
         deadline: &Deadline,
         form: Option<&Secret>,
-    ) -> Result<Answer, RegistryError> {
+    ) -> Result<TokenResponse, RegistryError> {
         let (url, body) = self.target(form);
         let authorization = match (form, self.credentials) {
             (Some(_), _) | (None, Credentials::Anonymous) => None,
@@ -133,8 +133,8 @@ impl TokenRequest<'_> {
         }
         let method = if form.is_some() { Method::Post } else { Method::Get };
         let authorization = authorization.as_deref();
-        let (headers, body, home, hurry) = (&headers, &body, self.home, self.hurry);
-        let request = Request { method, url: &url, headers, authorization, body, home, hurry };
+        let (headers, body, home, silence_max) = (&headers, &body, self.home, self.silence_max);
+        let request = Request { method, url: &url, headers, authorization, body, home, silence_max };
         let failed = |error| RegistryError::Transport { registry: self.registry.to_owned(), attempts: 1, error };
         let response = transport.send(&request, deadline).await.map_err(failed)?;
         let status = response.status();
@@ -146,7 +146,7 @@ impl TokenRequest<'_> {
             Err(BodyError::Transport(error)) => return Err(failed(error)),
             Err(BodyError::TooLarge) => return Err(self.error(Some(status), "the answer is too large")),
         };
-        Ok(Answer { status, retry_after, body })
+        Ok(TokenResponse { status, retry_after, body })
     }
 
     fn target(&self, form: Option<&Secret>) -> (Url, Body) {
@@ -199,8 +199,8 @@ fn read(body: &[u8]) -> Result<Token, &'static str> {
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("the token holds characters that no header can carry");
     }
-    let told = fields.expires_in.filter(|seconds| *seconds > 0.0);
-    let life = told.map_or(Duration::from_secs(LIFE_UNTOLD), |seconds| {
+    let expires_in = fields.expires_in.filter(|seconds| *seconds > 0.0);
+    let life = expires_in.map_or(Duration::from_secs(LIFE_DEFAULT), |seconds| {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(Duration::from_secs(LIFE_MAX))
     });
     Ok(Token { text: Secret::new(text), until: Instant::now() + usable(life, fastrand::f64()) })

@@ -1,12 +1,12 @@
 //! The HTTP client: one request out, one response in, nothing remembered.
 //!
-//! This is the only file that knows the HTTP library. Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`,
-//! `ALL_PROXY`, but for whom `NO_PROXY` names); a registry on this machine is never asked through one, for the proxy's
-//! `localhost` is another. It follows no redirect, retries nothing and attaches no
-//! credential by itself: those are decisions, and they are taken above. TLS is rustls with the *ring* provider, so that
-//! the build needs no C compiler beyond what ring brings. Invariants: every wait ends at the caller's deadline; bytes
-//! are counted as they pass; errors hold no query of any URL; a host's headers, its client certificate and the leave to
-//! skip verification are for requests that the caller calls `home`, and for no other.
+//! This is the only file that knows the HTTP library. Proxies are those of the environment (`HTTPS_PROXY`,
+//! `HTTP_PROXY`, `ALL_PROXY`, except for hosts in `NO_PROXY`); a registry on this machine is never asked through one,
+//! because the proxy's `localhost` is another. It follows no redirect, retries nothing and attaches no credential by
+//! itself: those are decisions, and they are taken above. TLS is rustls with the *ring* provider, so that the build
+//! needs no C compiler beyond what ring brings. Invariants: every wait ends at the caller's deadline; bytes are counted
+//! as they pass; errors hold no query of any URL; a host's headers, its client certificate and the leave to skip
+//! verification are for requests that the caller calls `home`, and for no other.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -109,10 +109,11 @@ pub(crate) struct Request<'a> {
     pub(crate) headers: &'a [(&'static str, String)],
     pub(crate) authorization: Option<&'a str>,
     pub(crate) body: &'a Body,
-    /// Whether it goes to the host itself, by way of nobody else: then it carries what the host is owed.
+    /// Whether it goes to the host itself, not to a redirect's target: then it carries the host's headers and
+    /// certificate.
     pub(crate) home: bool,
-    /// Bears less silence than usual, since somebody else can be asked.
-    pub(crate) hurry: Option<Duration>,
+    /// A shorter response timeout than usual, because another host can be asked.
+    pub(crate) silence_max: Option<Duration>,
 }
 
 /// How to build the clients of one host.
@@ -137,8 +138,8 @@ pub(crate) struct Home {
 }
 
 /// One client for either scheme, each made when it is first needed: to read the system's certificates takes longer than
-/// a request to a registry nearby. A host with a TLS of its own has a third one: nobody else is shown its client
-/// certificate, or believed without a certificate.
+/// a request to a registry nearby. A host with a TLS of its own has a third one: its client certificate and its
+/// exemption from verification apply to no other host.
 struct Clients {
     extra: Vec<CertificateDer<'static>>,
     identity: Option<Identity>,
@@ -157,7 +158,7 @@ impl std::fmt::Debug for Clients {
 }
 
 impl Clients {
-    fn of(&self, url: &Url, home: bool) -> Result<&reqwest::Client, String> {
+    fn client_for(&self, url: &Url, home: bool) -> Result<&reqwest::Client, String> {
         let client = if url.scheme() == "http" {
             self.plain.get_or_init(|| self.builder().tls_certs_only([]).build().map_err(|error| describe(&error)))
         } else if home && (self.skip_verify || self.identity.is_some()) {
@@ -206,7 +207,7 @@ pub(crate) struct Transport {
 impl Transport {
     /// Gets ready; the error is a reason in words.
     pub(crate) fn new(setup: &Setup) -> Result<Self, String> {
-        // Somebody else in this process may have installed a provider already: theirs serves as well.
+        // Another library in this process may have installed a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut extra = Vec::new();
         for file in &setup.ca_files {
@@ -239,8 +240,10 @@ impl Transport {
             Method::Patch => reqwest::Method::PATCH,
             Method::Put => reqwest::Method::PUT,
         };
-        let client =
-            self.clients.of(request.url, request.home).map_err(|detail| impossible(request.url, detail.as_str()))?;
+        let client = self
+            .clients
+            .client_for(request.url, request.home)
+            .map_err(|detail| impossible(request.url, detail.as_str()))?;
         let verb = method.clone();
         let mut builder = client.request(method, request.url.clone()).headers(self.head_of(request)?);
         if request.method.has_body() {
@@ -252,17 +255,17 @@ impl Transport {
         // A server may take its time over an upload and over its last word; it has none for a question.
         let asks = request.body.is_empty() && request.method != Method::Put;
         let wait = if asks { self.head } else { Duration::MAX };
-        let hurry = request.hurry.unwrap_or(Duration::MAX);
+        let silence_max = request.silence_max.unwrap_or(Duration::MAX);
         let shown = ShownUrl::new(request.url);
         // The words are those that AWS's tool prints.
         tracing::debug!(target: "soci_index::http", "http req {verb} {shown}");
-        let response = within(deadline, wait.min(hurry), sent).await;
+        let response = within(deadline, wait.min(silence_max), sent).await;
         let response = response
             .ok_or_else(|| timeout(request.url))
             .and_then(|response| response.map_err(|error| failure(request.url, &error)));
         let response = response.inspect_err(|error| tracing::debug!(target: "soci_index::http", "http err {error}"))?;
         tracing::debug!(target: "soci_index::http", "http res {} {shown}", response.status());
-        let (counters, stall) = (Arc::clone(&self.counters), self.stall.min(hurry));
+        let (counters, stall) = (Arc::clone(&self.counters), self.stall.min(silence_max));
         Ok(Response { response, url: request.url.clone(), counters, stall })
     }
 
@@ -398,7 +401,7 @@ fn own_headers(given: &[(String, Secret)]) -> Result<reqwest::header::HeaderMap,
     Ok(headers)
 }
 
-/// What a host is shown that asks who we are.
+/// The client certificate that a host may request.
 struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,

@@ -1,12 +1,12 @@
 //! Writing blobs: ask, open an upload, send it.
 //!
-//! Small blobs (indexes are) go in one PUT, because every registry takes it. Large ones, and those of which the registry
-//! says that one request is too much, go in chunks, where a broken connection costs a chunk and not the
-//! blob. Which way a registry takes is learnt by trying: one that refuses the first is asked the other way.
-//! A PUT whose fate is unknown is not continued: the whole sequence starts again.
-//! Asking first makes a repeated push cheap, and protects a present blob from some registries' garbage collection.
-//! Invariants: the query of the upload location is kept; nothing secret goes there unless it is on the registry's own
-//! origin; a blob that cannot be mounted is sent, whatever the reason.
+//! Small blobs (indexes are) go in one PUT, because every registry takes it. Large ones, and those of which the
+//! registry says that one request is too much, go in chunks, where a broken connection costs a chunk and not the blob.
+//! The protocol variant of a registry is found by trying: one that refuses the first gets the other. A PUT whose fate
+//! is unknown is not continued: the whole sequence starts again. Asking first makes a repeated push cheap, and protects
+//! a present blob from some registries' garbage collection. Invariants: the query of the upload location is kept;
+//! nothing secret goes there unless it is on the registry's own origin; a blob that cannot be mounted is sent, whatever
+//! the reason.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,8 +18,8 @@ use crate::format::digest::Digest;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{Answer, Call, asked_pause, is_busy};
-use crate::registry::failover::Place;
+use crate::registry::exchange::{ApiResponse, Call, asked_pause, is_busy};
+use crate::registry::failover::HostedRepository;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Method};
@@ -35,7 +35,7 @@ pub struct UploadSizes {
     /// Larger blobs go in chunks. One request of this size takes some seconds on a slow line: not much is lost when it
     /// breaks.
     pub whole_bytes_max: u64,
-    /// How much is sent at a time otherwise. It is held in memory, once for each upload under way.
+    /// How much is sent at a time otherwise. It is held in memory, once for each upload in progress.
     pub chunk_bytes: usize,
 }
 
@@ -65,7 +65,7 @@ enum Manner {
 
 /// How one attempt ended short of success.
 enum Setback {
-    Busy(Box<Answer>),
+    Busy(Box<ApiResponse>),
     Error(RegistryError),
     /// The registry does not take it in this manner.
     Manner(Manner, RegistryError),
@@ -125,7 +125,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     async fn push_blob(
         &self,
         digest: &Digest,
@@ -198,7 +198,7 @@ impl Place {
                 Ok(answer) if answer.status() == 201 => return Ok(None),
                 Ok(answer) if answer.status() == 202 => return self.opened(push, &answer, both).map(Some),
                 Ok(answer) => format!("HTTP {}", answer.status()),
-                // Who may push here need not be allowed to read there.
+                // Push access here does not imply read access there.
                 Err(Setback::Error(error)) if error.is_refusal() => error.to_string(),
                 Err(setback) => return Err(setback),
             };
@@ -212,7 +212,7 @@ impl Place {
         }
     }
 
-    fn opened(&self, push: &Push<'_>, answer: &Answer, scopes: Scopes) -> Result<Opened, Setback> {
+    fn opened(&self, push: &Push<'_>, answer: &ApiResponse, scopes: Scopes) -> Result<Opened, Setback> {
         let location = location(answer).map_err(|reason| Setback::Error(self.malformed(&push.what, &reason)))?;
         let smallest = answer.response.header("oci-chunk-min-length").and_then(|text| text.trim().parse().ok());
         Ok(Opened { location, scopes, smallest })
@@ -233,7 +233,7 @@ impl Place {
     async fn stored(
         &self,
         push: &Push<'_>,
-        answer: Answer,
+        answer: ApiResponse,
         scopes: &Scopes,
         deadline: &Deadline,
     ) -> Result<PushedBlob, Setback> {
@@ -256,7 +256,7 @@ impl Place {
         }
     }
 
-    async fn try_once(&self, call: &Call, deadline: &Deadline) -> Result<Answer, Setback> {
+    async fn try_once(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, Setback> {
         match self.attempt(call, deadline).await {
             Ok(answer) if is_busy(answer.status()) => Err(Setback::Busy(Box::new(answer))),
             Ok(answer) => Ok(answer),
@@ -264,7 +264,7 @@ impl Place {
         }
     }
 
-    async fn unexpected(&self, answer: Answer, push: &Push<'_>) -> Setback {
+    async fn unexpected(&self, answer: ApiResponse, push: &Push<'_>) -> Setback {
         Setback::Error(self.status_error(answer, &push.what).await)
     }
 
@@ -283,7 +283,7 @@ fn upload_call(push: &Push<'_>, method: Method, url: Url, body: Body, scopes: &S
 }
 
 /// Where an upload is to be sent; the reason in words if nowhere.
-fn location(answer: &Answer) -> Result<Url, String> {
+fn location(answer: &ApiResponse) -> Result<Url, String> {
     let location = answer.response.header("location").unwrap_or_default();
     if location.is_empty() {
         return Err("the registry names no location for the upload".to_owned());
@@ -302,7 +302,7 @@ fn with_digest(mut location: Url, digest: &Digest) -> Url {
     location
 }
 
-/// Makes a failing source tell why: the HTTP library would only say that sending failed.
+/// Keeps the error of a failing source: the HTTP library would only report that sending failed.
 fn watched(body: Body, failure: &Arc<Mutex<Option<String>>>) -> Body {
     let Body::Chunks { length, open } = body else { return body };
     let failure = Arc::clone(failure);

@@ -63,7 +63,7 @@ impl Chain {
     /// Checks that the chain leads to a trusted certificate, that the times of the certificates are right and that the
     /// signer's may sign; then that its key has signed `message`. Gives the digest of the signer's certificate.
     ///
-    /// A signer's own certificate may be the trusted one. Then whoever issued it need not be trusted, but must have.
+    /// A signer's own certificate may be the trusted one. Then its issuer need not be trusted, but must have issued it.
     pub(super) fn verify(
         &self,
         trusted: &[Certificate],

@@ -1,7 +1,7 @@
 //! Finds signatures of a manifest in its repository, and checks them until one is good.
 //!
-//! They are in two places: cosign's tag, which is made from the digest, and among what refers to the manifest. A place
-//! that cannot be read makes no signature bad and none good: it is told among the reasons. Invariant: the number of
+//! They are in two places: cosign's tag, which is made from the digest, and among what refers to the manifest. An
+//! unreadable place makes no signature bad and none good: it is reported among the reasons. Invariant: the number of
 //! documents that are fetched for one manifest is bounded, and so is each.
 
 use bytes::Bytes;
@@ -33,7 +33,6 @@ const JWS: &str = "application/jose+json";
 /// A signature that does not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Where it is.
     pub origin: String,
     /// Why it does not count.
     pub reason: SignatureError,
@@ -70,7 +69,7 @@ pub async fn search(repository: &Repository, subject: &Digest, trust: &Trust, no
     }
 }
 
-/// Names the signatures that `subject` has, whoever made them: cosign's tag, and what refers to it. None is checked.
+/// Names the signatures that `subject` has, of any signer: cosign's tag, and its referrers. None is checked.
 ///
 /// # Errors
 /// When the registry does not say what refers to `subject`, and there is no tag of cosign's.
@@ -135,7 +134,7 @@ impl Search<'_> {
                 return None;
             }
         };
-        // An entry may leave out what it is; then only the manifest can tell.
+        // An entry may leave out what it is; then only the manifest says it.
         let may_be = |entry: &&Descriptor| matches!(entry.kind(), "" | BUNDLE | NOTATION | SIMPLE_ARTIFACT);
         for entry in referrers.iter().filter(may_be).take(SIGNATURES_MAX) {
             let origin = entry.digest.to_string();
@@ -152,7 +151,7 @@ impl Search<'_> {
         None
     }
 
-    /// A manifest; `None` when it is not there, or cannot be had, which is noted.
+    /// A manifest; `None` when it is not there, or cannot be obtained, which is noted.
     async fn manifest(&mut self, name: &ManifestName) -> Option<ImageManifest> {
         let raw = match self.repository.manifest(name).await {
             Ok(raw) => raw?,

@@ -158,7 +158,7 @@ async fn digests_are_told_before_the_images_come() {
     ] {
         let (before, mut told) = (server.requests().len(), Vec::new());
         let mark = |digest: &Digest| told.push((*digest, server.requests().len() - before));
-        let images = source.resolve_telling(&selection, mark).await.unwrap();
+        let images = source.resolve_with(&selection, mark).await.unwrap();
         assert_eq!(images.iter().map(|image| image.descriptor.digest).collect::<Vec<_>>(), digests);
         assert_eq!(told, digests.iter().copied().zip(asked).collect::<Vec<_>>());
     }

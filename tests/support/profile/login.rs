@@ -1,4 +1,4 @@
-//! Who is there: challenges, tokens and what they are good for.
+//! Authentication: challenges, tokens and their scopes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use super::{Login, Quirks};
 /// The token service of a registry, and its door.
 #[derive(Debug, Default)]
 pub(super) struct Door {
-    /// What each token is good for.
+    /// The scopes of each token.
     tokens: Mutex<HashMap<String, HashSet<String>>>,
     count: AtomicU64,
     expired: AtomicBool,
@@ -21,7 +21,6 @@ pub(super) struct Door {
 
 /// The user of every profile: a robot account of Harbor, since that is the hardest to quote.
 pub(super) const USER: &str = "robot$team+ci";
-/// Its password.
 pub(super) const PASSWORD: &str = "pass-w0rd$of-the-profile";
 /// What stands for both where logins are exchanged.
 pub(super) const IDENTITY: &str = "identity-token-of-the-profile";
@@ -35,7 +34,7 @@ impl Door {
         let known = request.header("authorization").map(|given| is_known(given, quirks));
         match known {
             Some(true) => {}
-            // Harbor gives whoever has a wrong password what it gives to nobody (section 5.3).
+            // Harbor treats a wrong password like an anonymous client (section 5.3).
             Some(false) if quirks.login != Login::HarborToken => {
                 return Reply::error(401, "UNAUTHORIZED", "wrong password");
             }

@@ -20,7 +20,7 @@ use super::login::{Door, IDENTITY, PASSWORD, USER};
 use super::{Api, Profile, Quirks};
 use crate::front::head;
 
-/// What follows the place of an upload. It is no legal text any more when somebody reads and writes it again.
+/// What follows the place of an upload. It is no longer valid after a parser has read and rewritten it.
 const UPLOAD_STATE: &str = "?_state=state-of-the-upload%2B+==";
 
 /// A registry with a profile, until it is dropped.
@@ -38,7 +38,6 @@ struct Shared {
     /// Whether what is broken is broken by now.
     is_broken: AtomicBool,
     content: DemoRegistry,
-    /// Where the storage is.
     storage: String,
     door: Door,
     log: Mutex<Vec<String>>,
@@ -54,7 +53,7 @@ impl ProfiledRegistry {
     /// Starts one.
     ///
     /// # Panics
-    /// When no port can be had.
+    /// When no port can be obtained.
     pub async fn start(profile: Profile) -> Self {
         Self::with(profile.quirks()).await
     }
@@ -62,7 +61,7 @@ impl ProfiledRegistry {
     /// Starts one with manners of its own.
     ///
     /// # Panics
-    /// When no port can be had.
+    /// When no port can be obtained.
     pub async fn with(quirks: Quirks) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let storage = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -135,7 +134,7 @@ impl ProfiledRegistry {
         self.shared.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Requests to the storage that carried a login, which is nobody's business there.
+    /// Requests to the storage that carried a login, which must not reach it.
     #[must_use]
     pub fn leaks(&self) -> Vec<String> {
         self.shared.leaks.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -370,7 +369,7 @@ impl Shared {
         Ok(reply)
     }
 
-    /// Another site: storage, and a page where people log in.
+    /// Another site: storage, and a login page.
     async fn storage(&self, mut request: Request) -> io::Result<Reply> {
         if ["authorization", "cookie"].iter().any(|name| request.header(name).is_some()) {
             self.leaks.lock().unwrap_or_else(PoisonError::into_inner).push(request.target.clone());

@@ -46,7 +46,7 @@ impl Near {
 impl Policy for Near {
     fn note(&mut self, read: &Read, is_miss: bool) -> Vec<Range<u32>> {
         let facts = Facts { file: read.file.clone(), is_miss, is_foreseen: false, line: self.line };
-        self.layers[read.layer].note(read.spans.clone(), &facts, &|_| true)
+        self.layers[read.layer].record_read(read.spans.clone(), &facts, &|_| true)
     }
 }
 

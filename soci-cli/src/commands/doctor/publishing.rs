@@ -1,8 +1,8 @@
 //! What publishing an image's index would meet: where the registry lists what refers to an image, which layers can be
 //! indexed, whether there is an index, and whether this login may push.
 //!
-//! What a registry takes is known for certain only once it has taken it. These checks read, but for one upload that is
-//! begun and given up where that was asked for.
+//! What a registry takes is known for certain only once it has taken it. These checks read, except for one upload that
+//! is started and aborted on request.
 
 use soci_index::find::Search;
 use soci_index::find::choose::{Ordered, Reason};
@@ -148,10 +148,10 @@ fn index(found: Ordered, name: &str) -> Finding {
     let others = choice.passed_over.iter().filter(|other| !other.reason.is_usual());
     let others: String = others.map(|other| format!("; {other}")).collect();
     match &choice.chosen {
-        Some(chosen) => good("index", format!("{}; used: {}{others}", there.join(", "), choice::words(chosen))),
+        Some(chosen) => good("index", format!("{}; used: {}{others}", there.join(", "), choice::describe(chosen))),
         None if choice.passed_over.iter().any(|other| matches!(other.reason, Reason::Refused(_))) => {
             let fix = "have it signed as the registry demands, or have unsigned content admitted";
-            bad("index", format!("nobody can read it, so the image is read whole{others}"), fix)
+            bad("index", format!("no client can read it, so the image is read whole{others}"), fix)
         }
         None => {
             bad("index", format!("the image has none, and is read whole{others}"), format!("run: soci publish {name}"))
@@ -171,7 +171,7 @@ async fn push(repository: &Repository) -> Finding {
         Err(error) => anyhow::Error::from(error),
     };
     let fix = match exit::code(&error) {
-        Exit::Credentials => format!("log in by `docker login {host}` or --user, as somebody who may push"),
+        Exit::Credentials => format!("log in by `docker login {host}` or --user, with push access"),
         Exit::Refused => format!("have the login for {host} given the right to push, or publish elsewhere by --to"),
         _ => "check the name, the network and the registry's documentation".to_owned(),
     };

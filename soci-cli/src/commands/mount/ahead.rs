@@ -1,7 +1,7 @@
-//! What a mount fetches before anybody asks, and what it remembers for the next time.
+//! What a mount prefetches, and what it records for the next time.
 //!
-//! The profile is looked for while the layers are opened. One that was named must be there; a default is a convenience, so
-//! when it cannot be had, that is said and the mount goes on with what this machine remembers itself.
+//! The profile is looked for while the layers are opened. One that was named must be there; a default is a convenience,
+//! so when it cannot be obtained, that is said and the mount goes on with what this machine remembers itself.
 
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ impl Plan {
 }
 
 impl Ahead {
-    /// Fetches what the files that are read name, if nobody has said what will be read.
+    /// Fetches what the files that are read name, if there is no profile.
     pub(super) fn follow_names(&mut self, image: &Image) {
         if self.replay.is_none() {
             self.follower =

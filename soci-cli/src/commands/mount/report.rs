@@ -30,7 +30,7 @@ impl Report {
         let (reference, shown, time) = (&self.reference, directory.display(), output::time(time));
         let chosen = self.choice.chosen.as_ref();
         let how =
-            chosen.map_or_else(|| "without an index".to_owned(), |chosen| format!("by {}", choice::words(chosen)));
+            chosen.map_or_else(|| "without an index".to_owned(), |chosen| format!("by {}", choice::describe(chosen)));
         let what = format!("mounted {reference} on {shown} in {time}, {how}");
         if detached {
             output::line(format!("{what} (process {})", std::process::id()))?;

@@ -1,7 +1,7 @@
 //! `soci record --container`: what the snapshotter of this machine has noted of a container's start.
 //!
 //! The snapshotter listens to an image's layers for a while after it has provided them, so what it has noted are the
-//! first starts of the image on this machine. Later ones read from the kernel's cache, where nobody can listen.
+//! first starts of the image on this machine. Later ones read from the kernel's cache, which cannot be observed.
 
 use anyhow::Context as _;
 use soci_fs::node::grpc::containerd::Containerd;

@@ -24,12 +24,12 @@ use serde::Deserialize;
 use crate::report::exit::{Exit, fail};
 use crate::report::signals::Signals;
 
-/// Where programs are when nobody says.
+/// Default `PATH`.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A command in an image.
 #[derive(Debug)]
-pub(super) struct Errand {
+pub(super) struct RecordedRun {
     words: Vec<String>,
     environment: Vec<String>,
     directory: String,
@@ -48,7 +48,6 @@ pub(super) struct Terms {
 /// How a command ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ending {
-    /// By itself.
     Exited(ExitStatus),
     /// It was stopped when its time was over.
     Stopped,
@@ -71,7 +70,7 @@ struct Process {
     working_dir: Option<String>,
 }
 
-impl Errand {
+impl RecordedRun {
     /// The command, else what the image's configuration says; with the machine's network or without any.
     pub(super) fn new(config: &[u8], command: &[String], network: bool) -> anyhow::Result<Self> {
         let config: Configuration = serde_json::from_slice(config).context("reading the image's configuration")?;
@@ -130,7 +129,7 @@ impl Errand {
         let mut line = tokio::process::Command::new(tool("unshare")?);
         line.args(["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]);
         line.args((!self.network).then_some("--net")).arg("--");
-        line.arg(crate::args::config::own_program().context("cannot tell which program this is")?);
+        line.arg(crate::args::config::own_program().context("cannot determine the path of this program")?);
         line.arg("inside").arg("--image").arg(image).arg("--room").arg(room);
         line.arg("--directory").arg(&self.directory).args(self.network.then_some("--network"));
         line.args(self.environment.iter().map(|variable| format!("--environment={variable}")));
@@ -174,7 +173,7 @@ fn tool(name: &str) -> anyhow::Result<PathBuf> {
     found.ok_or_else(|| fail(Exit::Local, format!("{name} is not installed")))
 }
 
-impl fmt::Display for Errand {
+impl fmt::Display for RecordedRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`", self.words.join(" "))
     }
@@ -197,15 +196,15 @@ mod tests {
     #[test]
     fn what_the_image_says() {
         let config = br#"{"config":{"Env":["A=1","bad"],"Entrypoint":["e"],"Cmd":["c","d"],"WorkingDir":"/w"}}"#;
-        let own = Errand::new(config, &[], false).unwrap();
+        let own = RecordedRun::new(config, &[], false).unwrap();
         assert_eq!((own.words, own.directory.as_str()), (vec!["e".to_owned(), "c".into(), "d".into()], "/w"));
         assert_eq!(own.environment, ["A=1", PATH]);
-        let other = Errand::new(b"{}", &["x".to_owned()], false).unwrap();
+        let other = RecordedRun::new(b"{}", &["x".to_owned()], false).unwrap();
         assert_eq!(
-            Errand::new(b"{}", &["sh".to_owned(), "-c".into(), "a b".into()], false).unwrap().line(),
+            RecordedRun::new(b"{}", &["sh".to_owned(), "-c".into(), "a b".into()], false).unwrap().line(),
             "sh -c 'a b'"
         );
         assert_eq!((other.to_string(), other.directory.as_str()), ("`x`".to_owned(), "/"));
-        assert_eq!(crate::report::exit::code(&Errand::new(b"{}", &[], false).unwrap_err()), Exit::Usage);
+        assert_eq!(crate::report::exit::code(&RecordedRun::new(b"{}", &[], false).unwrap_err()), Exit::Usage);
     }
 }

@@ -44,7 +44,7 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_CHROOT);
 /// Devices that every program may have.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-/// What of `/proc` tells of the whole machine, and what changes it. As containers have it.
+/// The parts of `/proc` that expose the whole machine, or change it. As containers have it.
 const HIDDEN: [&str; 9] =
     ["acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats"];
 const UNCHANGED: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];

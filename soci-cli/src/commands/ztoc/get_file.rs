@@ -24,7 +24,7 @@ use tokio::runtime::Runtime;
 
 use crate::args::config::Config;
 use crate::args::{Access, GetFile, Global};
-use crate::commands::catalogue::{self, Entry};
+use crate::commands::catalogue::{self, IndexEntry};
 use crate::commands::image;
 use crate::commands::ztoc::write_whole;
 use crate::report::exit::{Exit, fail};
@@ -61,7 +61,7 @@ pub fn ztoc(name: &str, config: &Config, global: &Global) -> anyhow::Result<Byte
 struct Found {
     bytes: Bytes,
     /// The layer, and the index that says so.
-    layer: Option<(Digest, Entry)>,
+    layer: Option<(Digest, IndexEntry)>,
 }
 
 /// A zTOC by its digest in the local store, or by the name of a file.
@@ -82,7 +82,7 @@ async fn stored(digest: &Digest, config: &Config, access: &Access, global: &Glob
         fail(Exit::Failure, format!("the local index store has no zTOC {digest}; `soci ztoc list` shows what it has"))
     };
     let layout = catalogue::layout(config)?.ok_or_else(missing)?;
-    let listed = |entry: &Entry| {
+    let listed = |entry: &IndexEntry| {
         let (layer, ztoc) = entry.ztocs().into_iter().find(|(_, ztoc)| ztoc.digest == *digest)?;
         Some((layer, ztoc.clone()))
     };

@@ -220,7 +220,7 @@ impl Default for DirectoryCache {
     }
 }
 
-/// What the kernel is told.
+/// Options of the kernel's FUSE cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fuse {
@@ -240,7 +240,7 @@ impl Default for Fuse {
     }
 }
 
-/// What is fetched when nobody asks.
+/// Background fetching.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackgroundFetch {
@@ -395,7 +395,7 @@ pub struct Host {
     pub mirrors: Vec<Mirror>,
 }
 
-/// Somebody who has what a registry has.
+/// A mirror of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mirror {

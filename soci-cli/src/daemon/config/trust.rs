@@ -30,7 +30,7 @@ impl Default for Trust {
     }
 }
 
-/// Who speaks for the images of certain repositories.
+/// The signers for the images of certain repositories.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Signer {
@@ -50,7 +50,7 @@ pub enum Provisional {
     /// Always.
     #[default]
     Allow,
-    /// When somebody who is trusted has signed it.
+    /// When a trusted signer has signed it.
     RequireSignature,
     /// Never.
     Deny,

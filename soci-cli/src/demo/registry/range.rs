@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What a client asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum RequestedRange {
     /// Everything; also when the header is not understood or names several ranges, as the standard allows.
     Whole,
     /// These bytes.
@@ -14,23 +14,23 @@ pub(super) enum Asked {
 }
 
 /// Reads `header` for content of `length` bytes.
-pub(super) fn read(header: &str, length: usize) -> Asked {
+pub(super) fn read(header: &str, length: usize) -> RequestedRange {
     let Some((first, last)) = header.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     };
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits(first) || !digits(last) {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     }
     let part = match (first.parse::<usize>(), last.parse::<usize>()) {
-        (Ok(first), Ok(last)) if first > last => return Asked::Whole,
+        (Ok(first), Ok(last)) if first > last => return RequestedRange::Whole,
         (Ok(first), Ok(last)) => first..last.saturating_add(1).min(length),
         (Ok(first), Err(_)) => first..length,
         // The last so many bytes.
         (Err(_), Ok(count)) => length.saturating_sub(count)..length,
-        (Err(_), Err(_)) => return Asked::Whole,
+        (Err(_), Err(_)) => return RequestedRange::Whole,
     };
-    if part.is_empty() { Asked::Nothing } else { Asked::Part(part) }
+    if part.is_empty() { RequestedRange::Nothing } else { RequestedRange::Part(part) }
 }
 
 #[cfg(test)]
@@ -40,19 +40,19 @@ mod tests {
     #[test]
     fn table() {
         for (header, expected) in [
-            ("", Asked::Whole),
-            ("bytes=0-9", Asked::Part(0..10)),
-            ("bytes=5-", Asked::Part(5..100)),
-            ("bytes=90-200", Asked::Part(90..100)),
-            ("bytes=-7", Asked::Part(93..100)),
-            ("bytes=-200", Asked::Part(0..100)),
-            ("bytes=100-", Asked::Nothing),
-            ("bytes=100-110", Asked::Nothing),
-            ("bytes=-0", Asked::Nothing),
-            ("bytes=9-0", Asked::Whole),
-            ("bytes=0-1,3-4", Asked::Whole),
-            ("items=0-1", Asked::Whole),
-            ("bytes=-", Asked::Whole),
+            ("", RequestedRange::Whole),
+            ("bytes=0-9", RequestedRange::Part(0..10)),
+            ("bytes=5-", RequestedRange::Part(5..100)),
+            ("bytes=90-200", RequestedRange::Part(90..100)),
+            ("bytes=-7", RequestedRange::Part(93..100)),
+            ("bytes=-200", RequestedRange::Part(0..100)),
+            ("bytes=100-", RequestedRange::Nothing),
+            ("bytes=100-110", RequestedRange::Nothing),
+            ("bytes=-0", RequestedRange::Nothing),
+            ("bytes=9-0", RequestedRange::Whole),
+            ("bytes=0-1,3-4", RequestedRange::Whole),
+            ("items=0-1", RequestedRange::Whole),
+            ("bytes=-", RequestedRange::Whole),
         ] {
             assert_eq!(read(header, 100), expected, "{header}");
         }

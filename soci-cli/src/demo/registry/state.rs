@@ -73,7 +73,7 @@ pub(super) struct Stored {
 
 /// Everything.
 #[derive(Debug, Default)]
-pub(super) struct State(Mutex<Inner>);
+pub(super) struct RegistryState(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -92,7 +92,7 @@ struct Contents {
     referrers: Vec<(Digest, Descriptor)>,
 }
 
-impl State {
+impl RegistryState {
     pub(super) fn blob(&self, name: &str, digest: &Digest) -> Result<Bytes, Failure> {
         let inner = self.lock();
         let contents = inner.repositories.get(name).ok_or(Failure::NameUnknown)?;

@@ -59,7 +59,7 @@ fn so_many_at_a_time_in_their_order() {
     assert_eq!((queued, published, up_to_date, failed), (4, 1, 1, 2));
     let tags: Vec<&str> = seen.ended.iter().map(|ended| ended.push.tag.as_str()).collect();
     assert_eq!(tags, ["d", "c", "a", "b"], "the last one first");
-    assert_eq!(started(&mut queue, 5, Input::Ended(push("d"), done(Outcome::Failed))), [], "nobody knows it any more");
+    assert_eq!(started(&mut queue, 5, Input::Ended(push("d"), done(Outcome::Failed))), [], "it is forgotten");
     assert_eq!(queue.seen().counters.failed, 2);
 }
 

@@ -56,13 +56,13 @@ pub struct Found {
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Elf {
-    state: State,
+    state: ElfState,
     found: Found,
     loads: Vec<Load>,
 }
 
 #[derive(Debug, Clone)]
-enum State {
+enum ElfState {
     Head,
     Dynamic,
     Strings { start: u64, needed: Vec<u64>, paths: Option<u64> },
@@ -79,16 +79,16 @@ impl Elf {
     /// A machine, and what it wants first.
     #[must_use]
     pub fn new() -> (Self, Step) {
-        (Self { state: State::Head, found: Found::default(), loads: Vec::new() }, Step::Read(0..HEAD_BYTES))
+        (Self { state: ElfState::Head, found: Found::default(), loads: Vec::new() }, Step::Read(0..HEAD_BYTES))
     }
 
     /// Takes the bytes that were asked for.
     #[must_use]
     pub fn step(&mut self, bytes: &[u8]) -> Step {
-        let next = match std::mem::replace(&mut self.state, State::Head) {
-            State::Head => self.head(bytes).map(|range| (State::Dynamic, range)),
-            State::Dynamic => self.dynamic(bytes),
-            State::Strings { start, needed, paths } => {
+        let next = match std::mem::replace(&mut self.state, ElfState::Head) {
+            ElfState::Head => self.head(bytes).map(|range| (ElfState::Dynamic, range)),
+            ElfState::Dynamic => self.dynamic(bytes),
+            ElfState::Strings { start, needed, paths } => {
                 self.strings(bytes, start, &needed, paths);
                 None
             }
@@ -139,7 +139,7 @@ impl Elf {
     }
 
     /// Reads the dynamic section; where its names are.
-    fn dynamic(&mut self, bytes: &[u8]) -> Option<(State, Range<u64>)> {
+    fn dynamic(&mut self, bytes: &[u8]) -> Option<(ElfState, Range<u64>)> {
         let (mut needed, mut paths, mut strings) = (Vec::new(), None, None);
         let (mut relocations, mut sizes) = ([None; 2], [0; 2]);
         for entry in bytes.chunks_exact(16) {
@@ -165,7 +165,7 @@ impl Elf {
         let last = needed.iter().chain(&paths).max()?;
         let length = (last - first).saturating_add(NAME_BYTES_MAX as u64).min(STRINGS_BYTES_MAX);
         let (start, from) = (*first, table.checked_add(*first)?);
-        Some((State::Strings { start, needed, paths }, from..from.saturating_add(length)))
+        Some((ElfState::Strings { start, needed, paths }, from..from.saturating_add(length)))
     }
 
     fn strings(&mut self, bytes: &[u8], start: u64, needed: &[u64], paths: Option<u64>) {

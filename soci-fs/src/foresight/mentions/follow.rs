@@ -1,9 +1,9 @@
 //! Fetches what the files that a program reads name, ahead of the program.
 //!
-//! A task hears which files are read, has their beginnings or all of them fetched, looks through them, and queues what
-//! they name in front of what it has queued before: a program that imports a module reads what that one names before it
-//! comes back for the next. Neighbours in a layer that are queued share a request. While a program waits for bytes that
-//! nobody had begun to fetch, little is in flight.
+//! A task receives the files that are read, fetches their beginnings or all of them, scans them, and queues what they
+//! name in front of what it has queued before: a program that imports a module reads what that one names before it
+//! comes back for the next. Neighbours in a layer that are queued share a request. While a foreground read waits for
+//! bytes that were not in flight, this prefetch keeps little in flight.
 //!
 //! Invariants: what was fetched here and is not read yet is bounded, by a credit and by what was fetched here and read,
 //! whatever files say, and so is what is queued; a file is looked through once; nothing is begun for a program that is
@@ -39,11 +39,11 @@ const LOOK_BYTES_MAX: u64 = 1 << 20;
 const REQUEST_BYTES_MAX: u64 = 512 << 10;
 /// Jobs at a time.
 const JOBS_MAX: usize = 16;
-/// Compressed bytes on their way at a time are three times what the line holds, which is to be busy, and at most so many.
+/// Compressed bytes in flight at a time are three times what the line holds, which is to be busy, and at most so many.
 const FLIGHT_BYTES_MAX: u64 = 8 << 20;
-/// While a program waits for bytes that nobody had begun to fetch, they are what the line holds, and at least so many.
+/// During a foreground read of bytes that were not in flight: what the line holds, and at least this many.
 const FLIGHT_BYTES_BESIDE_READS: u64 = 256 << 10;
-/// How far back in the queue a neighbour may be to be fetched along.
+/// How far back in the queue an adjacent span may be to share a request.
 const NEIGHBOURS: usize = 128;
 /// How often to look whether there is room on the line again.
 const LOOK: Duration = Duration::from_millis(2);
@@ -85,42 +85,42 @@ impl Follower {
     /// Begins to follow what is read by `readers`, which are those of the layers that `names` was made of.
     #[must_use]
     pub fn start(names: Names, readers: Vec<LayerReader>, reach: Reach, runtime: &Handle) -> Self {
-        let (tell, told) = unbounded_channel();
+        let (sender, receiver) = unbounded_channel();
         for (layer, reader) in readers.iter().enumerate() {
             let index = Arc::clone(reader.index());
             let seen = index.entries.chunks(64).map(|_| AtomicU64::new(0)).collect();
-            reader.listen(Box::new(OfLayer { layer, index, seen, tell: tell.clone() }));
+            reader.listen(Box::new(OfLayer { layer, index, seen, sender: sender.clone() }));
         }
         let plans: Vec<_> = readers.iter().map(|reader| reader.follow_plan(Foresight::Files)).collect();
         let following = Following::new(names, readers, reach);
         Self {
             task: runtime.spawn(async move {
                 let _plans = plans;
-                following.run(told).await;
+                following.run(receiver).await;
             }),
         }
     }
 }
 
-/// Tells which files of a layer are read.
+/// Reports which files of a layer are read.
 #[derive(Debug)]
 struct OfLayer {
     layer: usize,
     index: Arc<LayerIndex>,
-    /// One bit per entry: it was told of.
+    /// One bit per entry: it was reported.
     seen: Box<[AtomicU64]>,
-    tell: UnboundedSender<FileAt>,
+    sender: UnboundedSender<FileAt>,
 }
 
 impl Listener for OfLayer {
-    fn note(&self, offset: u64, _length: usize) -> bool {
+    fn on_read(&self, offset: u64, _length: usize) -> bool {
         // Entries are in the order of the layer.
         let behind = self.index.entries.partition_point(|entry| entry.header_offset <= offset);
         let Some(entry) = behind.checked_sub(1) else { return true };
         let bit = 1 << (entry % 64);
         let is_new = self.seen.get(entry / 64).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0);
         let entry = u32::try_from(entry).unwrap_or(u32::MAX);
-        if is_new { self.tell.send(FileAt { layer: self.layer, entry }).is_ok() } else { !self.tell.is_closed() }
+        if is_new { self.sender.send(FileAt { layer: self.layer, entry }).is_ok() } else { !self.sender.is_closed() }
     }
 }
 
@@ -169,18 +169,18 @@ struct Following {
     named_works: usize,
     read: HashSet<FileAt>,
     /// When a new file was read last.
-    heard: Option<Instant>,
+    last_read: Option<Instant>,
     in_flight: u64,
 }
 
 impl Following {
     fn new(names: Names, readers: Vec<LayerReader>, reach: Reach) -> Self {
         let (queue, taken, named, read) = (VecDeque::new(), HashSet::new(), HashMap::new(), HashSet::new());
-        let (names, heard) = (Arc::new(Mutex::new(names)), None);
-        Self { names, readers, reach, queue, taken, named, named_works: 0, read, heard, in_flight: 0 }
+        let (names, last_read) = (Arc::new(Mutex::new(names)), None);
+        Self { names, readers, reach, queue, taken, named, named_works: 0, read, last_read, in_flight: 0 }
     }
 
-    async fn run(mut self, mut told: UnboundedReceiver<FileAt>) {
+    async fn run(mut self, mut receiver: UnboundedReceiver<FileAt>) {
         let mut jobs = FuturesUnordered::new();
         loop {
             while let Some(batch) = self.next_batch(jobs.len()) {
@@ -190,7 +190,7 @@ impl Following {
                 jobs.push(async move { Landed { bytes, files: work(&reader, &names, batch).await } });
             }
             tokio::select! {
-                file = told.recv() => {
+                file = receiver.recv() => {
                     let Some(file) = file else { return };
                     self.is_read(file);
                 }
@@ -203,7 +203,7 @@ impl Following {
 
     /// A program reads a file.
     fn is_read(&mut self, file: FileAt) {
-        self.heard = Some(Instant::now());
+        self.last_read = Some(Instant::now());
         if !self.read.insert(file) {
             return;
         }
@@ -313,7 +313,7 @@ impl Following {
 
     /// Whether a program has read something new or waited for something just now.
     fn is_going_on(&self) -> bool {
-        let has_read = self.heard.is_some_and(|heard| heard.elapsed() < self.reach.quiet);
+        let has_read = self.last_read.is_some_and(|last_read| last_read.elapsed() < self.reach.quiet);
         has_read || self.readers.iter().any(|reader| reader.waited_within(self.reach.quiet))
     }
 

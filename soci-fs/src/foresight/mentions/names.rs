@@ -1,8 +1,8 @@
 //! Finds the files of an image that names lead to, as a loader, a kernel and Python would.
 //!
-//! It is a guess, and may be wrong in what nobody can know without running the program: search paths come from the files
-//! that were seen so far, variables of the environment do not count, a name of a deleted file of a lower layer may be
-//! found. Pure: it knows trees and tables of files, no bytes.
+//! It is a guess, and may be wrong where only running the program would show: search paths come from the files that
+//! were seen so far, variables of the environment do not count, a name of a deleted file of a lower layer may be found.
+//! Pure: it knows trees and tables of files, no bytes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -43,8 +43,7 @@ pub struct FileAt {
 
 /// What a name leads to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meant {
-    /// The files.
+pub struct Resolved {
     pub files: Vec<FileAt>,
     /// A module of another package, by a single word: many a word is called like a module and means something else.
     pub is_far: bool,
@@ -57,9 +56,9 @@ pub struct Names {
     layers: Vec<Arc<LayerIndex>>,
     /// Directories that were looked for, by path.
     directories: HashMap<Box<[u8]>, Directory>,
-    /// What modules led to, by the directory of the file that named them and by name: neighbours name the same ones. Good
-    /// until another root is known.
-    modules: HashMap<Box<[u8]>, HashMap<ModuleName, Meant>>,
+    /// What modules led to, by the directory of the file that named them and by name: files of one directory name the
+    /// same ones. Good until another root is known.
+    modules: HashMap<Box<[u8]>, HashMap<ModuleName, Resolved>>,
     modules_count: usize,
     /// Where Python looks for modules, the one that was found first in front.
     roots: Vec<Box<[u8]>>,
@@ -121,16 +120,16 @@ impl Names {
     }
 
     /// The files that `mention`, found in `from`, leads to.
-    pub fn find(&mut self, from: FileAt, mention: &Mention) -> Meant {
+    pub fn find(&mut self, from: FileAt, mention: &Mention) -> Resolved {
         if let Mention::Module(name) = mention
             && !self.may_have_module(name)
         {
-            return Meant::default();
+            return Resolved::default();
         }
-        let Some(name) = self.entry(from).map(|entry| entry.name.clone()) else { return Meant::default() };
+        let Some(name) = self.entry(from).map(|entry| entry.name.clone()) else { return Resolved::default() };
         let path = clean(&name);
         let directory = parent(&path);
-        let sure = |files: Vec<FileAt>| Meant { files, is_far: false };
+        let sure = |files: Vec<FileAt>| Resolved { files, is_far: false };
         match mention {
             Mention::Path(path) => sure(self.path(path).into_iter().collect()),
             Mention::Library { name, directories } => {
@@ -140,7 +139,7 @@ impl Names {
         }
     }
 
-    /// Notes that Python reads a file: where its package begins, other modules are looked for from now on.
+    /// Records that Python reads a file: where its package begins, other modules are looked for from now on.
     pub fn learn(&mut self, module: FileAt) {
         let Some(name) = self.entry(module).map(|entry| entry.name.clone()) else { return };
         let path = clean(&name);
@@ -217,7 +216,7 @@ impl Names {
     }
 
     /// [`Names::module`], looked for once.
-    fn known_module(&mut self, directory: &[u8], name: &[u8]) -> Meant {
+    fn known_module(&mut self, directory: &[u8], name: &[u8]) -> Resolved {
         if let Some(known) = self.modules.get(directory).and_then(|modules| modules.get(name)) {
             return known.clone();
         }
@@ -237,16 +236,16 @@ impl Names {
 
     /// The files of a module, and of the packages that it is in: from the directory of the file that names it up to the
     /// root of that one's package, then from all roots.
-    fn module(&mut self, directory: &[u8], name: &[u8]) -> Meant {
+    fn module(&mut self, directory: &[u8], name: &[u8]) -> Resolved {
         if name.split(|byte| *byte == b'.').any(|part| TESTS.contains(&part)) {
-            return Meant::default();
+            return Resolved::default();
         }
         let mut base = if last(directory) == CACHE { parent(directory) } else { directory };
         loop {
             let here = self.directory(base);
             let found = self.module_below(&here, name);
             if !found.is_empty() {
-                return Meant { files: found, is_far: false };
+                return Resolved { files: found, is_far: false };
             }
             if base.is_empty() || !self.is_package(&here) {
                 break;
@@ -262,10 +261,10 @@ impl Names {
                 found = self.module_below(&self.below(&root, DYNAMIC), name);
             }
             if !found.is_empty() {
-                return Meant { files: found, is_far: !name.contains(&b'.') };
+                return Resolved { files: found, is_far: !name.contains(&b'.') };
             }
         }
-        Meant::default()
+        Resolved::default()
     }
 
     fn is_package(&self, directory: &Directory) -> bool {

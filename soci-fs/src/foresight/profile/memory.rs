@@ -4,8 +4,8 @@
 //! DIRECTORY/sha256-HEX.profile    named after the image's manifest
 //! ```
 //!
-//! It needs nobody's publishing, and serves after what was fetched has been evicted. Invariants: a file is replaced in one
-//! step; the number of files is bounded, the oldest go; one that cannot be read is as good as none.
+//! It needs no published profile, and is used again after the fetched spans were evicted. Invariants: a file is
+//! replaced in one step; the number of files is bounded, the oldest go; one that cannot be read is as good as none.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,15 +26,7 @@ const SUFFIX: &str = ".profile";
 pub enum MemoryError {
     /// The disk.
     #[error("cannot {operation} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
-    /// The profile.
+    Io { operation: &'static str, path: PathBuf, cause: io::Error },
     #[error(transparent)]
     Profile(#[from] ProfileError),
 }
@@ -80,8 +72,8 @@ impl Memory {
         std::fs::rename(&temporary, &file).map_err(failed("replace", &file))
     }
 
-    /// Remembers what a recorder has heard of the image with this manifest. What is less than half of what is remembered
-    /// is not believed to be a start-up: most of it was in the kernel's cache then.
+    /// Stores what was recorded of the image with this manifest. What is less than half of what is remembered is not
+    /// believed to be a start-up: most of it was in the kernel's cache then.
     ///
     /// # Errors
     /// [`MemoryError`]; what was remembered before stays.
@@ -124,11 +116,11 @@ mod tests {
         assert_eq!(memory.load(&image(0)), None);
         let mut recording = Recording::new(Limits::DEFAULT);
         let layer = recording.layer(&image(9));
-        recording.note(layer, 0..5000, 10_000);
+        recording.record(layer, 0..5000, 10_000);
         let first = recording.finish().unwrap();
         memory.store(&image(0), &first).unwrap();
         assert_eq!(memory.load(&image(0)), Some(first.clone()));
-        recording.note(layer, 9000..9500, 10_000);
+        recording.record(layer, 9000..9500, 10_000);
         let second = recording.finish().unwrap();
         memory.store(&image(0), &second).unwrap();
         assert_eq!(memory.load(&image(0)), Some(second));

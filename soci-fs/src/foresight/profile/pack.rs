@@ -1,9 +1,9 @@
 //! Packs: the bytes that a profile names, as one zstd stream, in the profile's order. Made here, and unpacked into the
 //! layer store while they arrive.
 //!
-//! A range is compared with its SHA-256 in the profile before anybody sees a byte of it; the first one that differs ends
-//! the pack. Unpacking runs on the blocking pool, one range of at most 1 MiB at a time, so its memory is bounded by that
-//! and by zstd's window.
+//! A range is compared with its SHA-256 in the profile before any byte of it is used; the first one that differs ends
+//! the pack. Unpacking runs on the blocking pool, one range of at most 1 MiB at a time, so its memory is bounded by
+//! that and by zstd's window.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -28,8 +28,9 @@ const LEVEL: i32 = 19;
 /// Largest window of a pack, as a power of two: 16 MiB, twice that of the effort that packs are made with. Stops a stream from
 /// making us hold gigabytes.
 const WINDOW_LOG_MAX: u32 = 24;
-/// Ranges that are read at a time while a pack is made: as many as a start-up has requests under way, so that a registry far
-/// away does not make each range wait for the one before. They are held until their turn comes, at most 1 MiB each.
+/// Ranges that are read at a time while a pack is made: as many as a start-up has requests in progress, so that a
+/// registry far away does not make each range wait for the one before. They are held until their turn comes, at most 1
+/// MiB each.
 const READS_MAX: usize = 16;
 /// Pieces of the stream that wait to be unpacked.
 const PIECES_WAITING: usize = 16;
@@ -45,30 +46,10 @@ pub enum PackError {
     Write(io::Error),
     /// It did not come, or is no zstd stream, or ends too early.
     #[error("range {number} of {of}, of layer {layer} at {offset}, did not come: {cause}")]
-    Stream {
-        /// The range that was expected.
-        number: usize,
-        /// How many there are.
-        of: usize,
-        /// Its layer.
-        layer: Box<Digest>,
-        /// Where in the layer.
-        offset: u64,
-        /// What happened.
-        cause: io::Error,
-    },
+    Stream { number: usize, of: usize, layer: Box<Digest>, offset: u64, cause: io::Error },
     /// The bytes are not those that the profile says.
     #[error("range {number} of {of}, of layer {layer} at {offset}, is not what the profile says")]
-    Range {
-        /// Which range.
-        number: usize,
-        /// How many there are.
-        of: usize,
-        /// Its layer.
-        layer: Box<Digest>,
-        /// Where in the layer.
-        offset: u64,
-    },
+    Range { number: usize, of: usize, layer: Box<Digest>, offset: u64 },
     /// The layer store does not take them.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -152,7 +133,7 @@ impl Unpacking {
         self.count(1, 0);
         let task = tokio::task::spawn_blocking(move || self.unpack(Arriving { receive, piece: Bytes::new() }));
         while let Some(piece) = stream.next().await {
-            // Whoever stops listening says why.
+            // If the receiver is gone, it reports the reason.
             if send.send(piece.map_err(|error| io::Error::other(error.to_string()))).await.is_err() {
                 break;
             }

@@ -1,8 +1,8 @@
 //! Listens to readers and notes which bytes they hand out, in the order in which they do so first.
 //!
-//! What is noted are the reads of the kernel, with its read-ahead, so that what is in a profile is what will be asked for
-//! again. Reads that the page cache answers are not seen: who wants to see all mounts anew. A reader without a recorder
-//! pays for one look at an empty cell.
+//! What is noted are the reads of the kernel, with its read-ahead, so that what is in a profile is what will be asked
+//! for again. Reads that the page cache answers are not seen: for a complete recording, mount anew. A reader without a
+//! recorder pays for one look at an empty cell.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ struct OfLayer {
 }
 
 impl Recorder {
-    /// One that has heard nothing.
+    /// An empty recorder.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { recording: Arc::new(Mutex::new(Recording::new(limits))), until: None }
@@ -68,11 +68,11 @@ impl Recorder {
 }
 
 impl Listener for OfLayer {
-    fn note(&self, offset: u64, length: usize) -> bool {
+    fn on_read(&self, offset: u64, length: usize) -> bool {
         if self.recorder.until.is_some_and(|until| Instant::now() > until) {
             return false;
         }
-        self.recorder.lock().note(self.layer, offset..offset.saturating_add(length as u64), self.size);
+        self.recorder.lock().record(self.layer, offset..offset.saturating_add(length as u64), self.size);
         true
     }
 }

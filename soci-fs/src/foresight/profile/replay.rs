@@ -1,8 +1,9 @@
 //! Fetches what a profile names before a program asks for it.
 //!
-//! Without a pack: the profile's spans in its order, neighbours joined to large requests, so many at a time that the line is
-//! busy. While a program waits for bytes that nobody had begun to fetch there are fewer, so that its request comes first.
-//! With a pack: one request, see [`crate::foresight::profile::pack`]; when that ends early, spans take over.
+//! Without a pack: the profile's spans in its order, adjacent ones joined to large requests, with enough in flight to
+//! keep the line busy. While a foreground read waits for bytes that were not in flight there are fewer, so that its
+//! request comes first. With a pack: one request, see [`crate::foresight::profile::pack`]; when that ends early, spans
+//! take over.
 //!
 //! The budget is for what proves wrong: bytes that were fetched and are not read yet. A profile that is right may name more
 //! than that, and goes on as its bytes are read; one that is of something else ends there.
@@ -35,13 +36,13 @@ use crate::layer::reader::LayerReader;
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
 /// Requests at a time. Most are small, since what a program reads lies here and there.
 const REQUESTS_MAX: usize = 16;
-/// Compressed bytes on their way at a time: several times what a line of 1 Gbit/s and 2 ms, or of 100 Mbit/s and 20 ms,
+/// Compressed bytes in flight at a time: several times what a line of 1 Gbit/s and 2 ms, or of 100 Mbit/s and 20 ms,
 /// holds, since they count until they are decoded.
 const FLIGHT_BYTES: u64 = 2 << 20;
-/// The same while a program waits for bytes that nobody had begun to fetch: as much as the line holds, so that it is not idle
-/// while the program's request is on its way, nor that request behind much.
+/// The same during a foreground read of bytes that were not in flight: as much as the line holds, so that it is not
+/// idle while the program's request is in flight, nor that request behind much.
 const FLIGHT_BYTES_BESIDE_READS: u64 = 256 << 10;
-/// How far ahead in the profile a neighbour may be to be fetched along.
+/// How far ahead in the profile an adjacent span may be to share a request.
 const NEIGHBOURS: usize = 256;
 /// How often to look whether programs still wait.
 const LOOK: Duration = Duration::from_millis(2);
@@ -55,7 +56,6 @@ pub enum Choice {
     Default,
     /// The published one of this name.
     Named(String),
-    /// None.
     None,
 }
 
@@ -77,8 +77,8 @@ pub struct ReplayOptions {
     pub budget_bytes: u64,
 }
 
-/// Compressed bytes that a profile of an image of so many may cost in vain, unless somebody says otherwise: a quarter of
-/// the image, at least 16 MiB, since small images are often needed whole, and at most 512 MiB.
+/// Default budget of compressed bytes that a profile may fetch without their being read, by the image's size: a quarter
+/// of the image, at least 16 MiB, since small images are often needed whole, and at most 512 MiB.
 #[must_use]
 pub fn budget(image_bytes: u64) -> u64 {
     (image_bytes / 4).clamp(16 << 20, 512 << 20)
@@ -109,13 +109,13 @@ pub async fn find_published(
 /// Fetches a profile that was found.
 ///
 /// # Errors
-/// [`ProfilesError`] when it cannot be had, or is none.
+/// [`ProfilesError`] when it cannot be obtained, or is none.
 pub async fn fetch(source: &ImageSource, published: &Published) -> Result<Wanted, ProfilesError> {
     let profile = Arc::new(profiles::fetch(source, published).await?);
     Ok(Wanted { name: published.name.clone(), profile, published: Some(published.clone()) })
 }
 
-/// A replay that is under way. It ends with this value.
+/// A replay that is in progress. It ends with this value.
 #[derive(Debug)]
 pub struct Replay {
     task: JoinHandle<()>,
@@ -205,7 +205,7 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
         let is_waited_for = readers.iter().any(LayerReader::is_waited_for);
         let limit = if is_waited_for { FLIGHT_BYTES_BESIDE_READS } else { FLIGHT_BYTES };
         let read = readers.iter().map(|reader| reader.foreseen_bytes().0).sum();
-        budget.note(read, Instant::now());
+        budget.record_read(read, Instant::now());
         // What the budget will never reach is not prepared for.
         while let Some((place, spans)) = plan.next_if(|(place, spans)| {
             let bytes = bytes_of(readers, *place, spans);
@@ -217,7 +217,7 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
         let next = requests.peek().map(|(place, spans)| bytes_of(readers, *place, spans));
         let is_spent = next.is_some_and(|bytes| !budget.has(bytes));
         if is_spent && budget.is_given_up(Instant::now()) {
-            tracing::info!(profile = wanted.name, budget_bytes, "what the profile names is not read; it is given up");
+            tracing::info!(profile = wanted.name, budget_bytes, "what the profile names is not read; stopping");
             return;
         }
         while let Some((place, spans)) = requests.next_if(|(place, spans)| {
@@ -275,7 +275,7 @@ impl Budget {
     }
 
     /// Notes how much was read until now.
-    const fn note(&mut self, read: u64, now: Instant) {
+    const fn record_read(&mut self, read: u64, now: Instant) {
         if read > self.read {
             (self.read, self.since) = (read, now);
         }
@@ -291,8 +291,8 @@ fn bytes_of(readers: &[LayerReader], place: usize, spans: &Range<SpanId>) -> u64
     spans.clone().map(|span| size(readers, (place, span))).sum()
 }
 
-/// The requests for `spans`, which are in the order of the profile. A span's neighbours that come soon after it go along, up
-/// to `largest` compressed bytes in all.
+/// The requests for `spans`, which are in the order of the profile. Adjacent spans that follow soon in the profile
+/// share the request, up to `largest` compressed bytes in all.
 fn requests(
     spans: &[(usize, SpanId)],
     size: impl Fn((usize, SpanId)) -> u64,
@@ -340,9 +340,9 @@ mod tests {
         budget.spend(80);
         assert!(budget.has(20) && !budget.has(21));
         let later = start + PATIENCE;
-        budget.note(50, later);
+        budget.record_read(50, later);
         assert!(budget.has(70) && !budget.has(71));
-        budget.note(50, later + PATIENCE);
+        budget.record_read(50, later + PATIENCE);
         assert!(!budget.is_given_up(later + PATIENCE));
         assert!(budget.is_given_up(later + PATIENCE + LOOK));
     }

@@ -9,7 +9,6 @@ use crate::tree::id_map;
 pub struct Seen<'name> {
     /// Where to go on listing behind this name.
     pub next: u64,
-    /// The name.
     pub name: &'name [u8],
     /// What it leads to.
     pub attributes: Attributes,
@@ -18,15 +17,15 @@ pub struct Seen<'name> {
 }
 
 /// A node of a layer that is open.
-struct Place {
-    planted: Arc<Planted>,
+struct LayerNode {
+    layer: Arc<OpenLayer>,
     map: Option<Arc<IdMap>>,
     id: NodeId,
 }
 
-impl Place {
+impl LayerNode {
     fn attributes(&self, node: NodeNumber) -> Result<Attributes, FsError> {
-        self.planted.attributes(NodeId { node, ..self.id }, self.map.as_deref())
+        self.layer.attributes(NodeId { node, ..self.id }, self.map.as_deref())
     }
 }
 
@@ -36,7 +35,7 @@ impl Forest {
     /// Whether what `stat` shows of `inode` never changes.
     #[must_use]
     pub fn is_constant(&self, inode: u64) -> bool {
-        inode != ROOT.pack() && self.place(inode).is_ok_and(|place| !place.planted.is_state_file(place.id.node))
+        inode != ROOT.pack() && self.place(inode).is_ok_and(|place| !place.layer.is_state_file(place.id.node))
     }
 
     /// Whether the names in a directory never change, nor their absence.
@@ -45,7 +44,8 @@ impl Forest {
         directory != ROOT.pack()
     }
 
-    /// What tells the layer that `inode` belongs to from other ones in the same slot; 0 for the root.
+    /// The generation of the layer that `inode` belongs to, which distinguishes it from other ones in the same slot; 0
+    /// for the root.
     #[must_use]
     pub fn generation(&self, inode: u64) -> u64 {
         let Some(NodeId { id_map, slot, .. }) = NodeId::unpack(inode) else { return 0 };
@@ -70,7 +70,7 @@ impl Forest {
             return self.attributes(NodeId { id_map, slot, node: NodeNumber::ROOT }.pack());
         }
         let place = self.place(directory)?;
-        place.attributes(place.planted.lookup(place.id, name)?)
+        place.attributes(place.layer.lookup(place.id, name)?)
     }
 
     /// What `stat` shows.
@@ -98,10 +98,10 @@ impl Forest {
             return Ok(());
         }
         let place = self.place(directory)?;
-        place.planted.directory(place.id)?;
-        let generation = generation(&place.planted.reader().digest(), place.map.as_deref());
+        place.layer.directory(place.id)?;
+        let generation = generation(&place.layer.reader().digest(), place.map.as_deref());
         let skip = usize::try_from(from).unwrap_or(usize::MAX);
-        for (position, child) in place.planted.tree().children(place.id.node, skip) {
+        for (position, child) in place.layer.tree().children(place.id.node, skip) {
             let attributes = place.attributes(child.node)?;
             let seen = Seen { next: position as u64 + 1, name: child.name, attributes, generation };
             if !visit(seen) {
@@ -120,10 +120,11 @@ impl Forest {
         for (slot, held) in slots.by_number.range((Bound::Included(from), Bound::Unbounded)) {
             let id = NodeId { id_map: 0, slot: *slot, node: NodeNumber::ROOT };
             let known = match &held.state {
-                SlotState::Open(planted) => planted.attributes(id, None).ok(),
+                SlotState::Open(layer) => layer.attributes(id, None).ok(),
                 SlotState::Closed | SlotState::Opening(_) => None,
             };
-            // Nobody opens a layer to list its name. Who wants to know more asks, as names of the root do not last.
+            // Listing its name must not open a layer. More is found by a lookup, because names of the root are not
+            // cached.
             let attributes = known.unwrap_or_else(|| plain_directory(id.pack(), slots.changed, 2));
             let name = name::show(RootName { slot: *slot, id_map: 0 });
             let next = u64::from(*slot) + 1;
@@ -142,7 +143,7 @@ impl Forest {
             return Ok(directory);
         }
         let place = self.place(directory)?;
-        let parent = place.planted.parent(place.id)?;
+        let parent = place.layer.parent(place.id)?;
         Ok(parent.map_or(ROOT, |node| NodeId { node, ..place.id }).pack())
     }
 
@@ -155,7 +156,7 @@ impl Forest {
             return Err(FsError::NotLink);
         }
         let place = self.place(inode)?;
-        place.planted.read_link(place.id)
+        place.layer.read_link(place.id)
     }
 
     /// The names of a file's extended attributes.
@@ -167,7 +168,7 @@ impl Forest {
             return Ok(Vec::new());
         }
         let place = self.place(inode)?;
-        let all = place.planted.xattrs(place.id, self.options.opaque)?;
+        let all = place.layer.xattrs(place.id, self.options.opaque)?;
         Ok(all.into_iter().map(|(name, _)| name.to_vec()).collect())
     }
 
@@ -180,7 +181,7 @@ impl Forest {
             return Err(FsError::NoAttribute);
         }
         let place = self.place(inode)?;
-        let all = place.planted.xattrs(place.id, self.options.opaque)?;
+        let all = place.layer.xattrs(place.id, self.options.opaque)?;
         let (_, value) = all.iter().find(|(key, _)| *key == name).ok_or(FsError::NoAttribute)?;
         Ok(match &place.map {
             Some(map) if name == id_map::CAPABILITY => id_map::capability(value, map),
@@ -200,7 +201,7 @@ impl Forest {
             return Ok(false);
         }
         let place = self.place(inode)?;
-        place.planted.try_read(place.id, offset, length, buffer)
+        place.layer.try_read(place.id, offset, length, buffer)
     }
 
     /// Reads a file, and opens its layer first if need be.
@@ -215,18 +216,18 @@ impl Forest {
             self.open(slot).await?;
         }
         let place = self.place(inode)?;
-        place.planted.read(place.id, offset, length).await
+        place.layer.read(place.id, offset, length).await
     }
 
     /// Number of files and sum of their sizes, of the layers that are open.
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
-        self.open_layers().iter().fold((0, 0), |(files, bytes), planted| {
-            (files + planted.tree().len() as u64, bytes.saturating_add(planted.reader().index().uncompressed_size))
+        self.open_layers().iter().fold((0, 0), |(files, bytes), layer| {
+            (files + layer.tree().len() as u64, bytes.saturating_add(layer.reader().index().uncompressed_size))
         })
     }
 
-    fn place(&self, inode: u64) -> Result<Place, FsError> {
+    fn place(&self, inode: u64) -> Result<LayerNode, FsError> {
         let id = NodeId::unpack(inode).ok_or(FsError::NoInode { inode })?;
         let NodeId { id_map, slot, .. } = id;
         let slots = self.read_slots();
@@ -239,14 +240,14 @@ impl Forest {
             }
             return Err(FsError::NoSlot { slot });
         };
-        let SlotState::Open(planted) = &held.state else {
+        let SlotState::Open(layer) = &held.state else {
             return Err(FsError::Closed { slot });
         };
         let map = match id_map {
             0 => None,
             number => Some(Arc::clone(slots.id_maps.get(&number).ok_or(FsError::NoIdMap { id_map, slot })?)),
         };
-        Ok(Place { planted: Arc::clone(planted), map, id })
+        Ok(LayerNode { layer: Arc::clone(layer), map, id })
     }
 }
 

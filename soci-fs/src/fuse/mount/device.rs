@@ -2,8 +2,8 @@
 //!
 //! [`mount`] is for the keeper: it opens the device, mounts it and answers the kernel's greeting. [`serve`] is for a
 //! server, which gets a copy of the descriptor and what was agreed. When it dies, requests wait in the kernel until the
-//! next one serves; nobody who uses the mount sees more than a pause. The mount ends when it is unmounted, or becomes
-//! stale when no process has the descriptor any more.
+//! next one serves; users of the mount see no more than a pause. The mount ends when it is unmounted, or becomes stale
+//! when no process has the descriptor any more.
 
 use std::ffi::CString;
 use std::io;
@@ -117,7 +117,7 @@ pub fn is_alive(device: &impl AsFd, mountpoint: &Path) -> bool {
     is_connected(device) && is_mountpoint(&resolved(mountpoint))
 }
 
-/// Whether anybody can still use the mount that belongs to `device`, be it only through files that are open.
+/// Whether the mount that belongs to `device` can still be used, be it only through files that are open.
 pub(crate) fn is_connected(device: &impl AsFd) -> bool {
     let mut asked = [PollFd::new(device, PollFlags::empty())];
     let polled = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
@@ -147,7 +147,7 @@ pub struct ForestSession {
 }
 
 impl ForestSession {
-    /// Waits until somebody unmounts. Blocks the thread.
+    /// Waits for the unmount. Blocks the thread.
     ///
     /// # Errors
     /// What broke the session.

@@ -1,5 +1,5 @@
-//! What a reader has to do with what is fetched before it is read: it guesses what comes next, unless a profile tells; it
-//! tells what it hands out, waits for what a pack brings, and says when a program waits for something else.
+//! The reader's side of prefetching: it speculates on the next reads unless a profile is active, notifies listeners of
+//! reads, waits for an incoming pack, and reports foreground reads.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,11 +18,12 @@ use crate::layer::store::Reading;
 
 /// Hears of every read of a layer that it listens to.
 pub(crate) trait Listener: fmt::Debug + Send + Sync {
-    /// Notes that `length` bytes from `offset` on were handed out; whether it wants to hear more. Readers wait for it.
-    fn note(&self, offset: u64, length: usize) -> bool;
+    /// Called after `length` bytes from `offset` on were read; returns whether to keep this listener. Readers wait for
+    /// it.
+    fn on_read(&self, offset: u64, length: usize) -> bool;
 }
 
-/// Somebody knows, while this lives.
+/// Guard: disables speculation while held.
 #[derive(Debug)]
 pub(crate) struct Plan(LayerReader, Foresight);
 
@@ -36,22 +37,21 @@ impl Drop for Plan {
 }
 
 impl LayerReader {
-    /// Tells `listener` of every read from now on.
+    /// Notifies `listener` of every read from now on.
     pub(crate) fn listen(&self, listener: Box<dyn Listener>) {
         lock(&self.shared.listeners).push(listener);
         self.shared.is_heard.store(true, Ordering::Release);
     }
 
-    /// Reckons with a pack from now on.
+    /// Registers an incoming pack.
     pub(crate) fn expect(&self, incoming: Arc<Incoming>) {
         *lock(&self.shared.incoming) = Some(incoming);
     }
 
-    /// Whether a read waits for bytes that nobody had begun to fetch before it. What runs ahead of programs stands back
-    /// for as long.
+    /// Whether a foreground read waits for bytes that were not in flight before it. Prefetching yields meanwhile.
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
-        self.shared.waits.any_new()
+        self.shared.waits.any_unforeseen()
     }
 
     /// Whether anything of the layer was read in this process.
@@ -65,7 +65,7 @@ impl LayerReader {
         self.shared.waits.any_within(time)
     }
 
-    /// Stops guessing, as far as somebody knows, for as long as what it gives lives.
+    /// Disables speculation, as far as `foresight` reaches, while the returned guard is held.
     pub(crate) fn follow_plan(&self, foresight: Foresight) -> Plan {
         self.planners(foresight).fetch_add(1, Ordering::AcqRel);
         Plan(self.clone(), foresight)
@@ -78,7 +78,7 @@ impl LayerReader {
         }
     }
 
-    /// Reckons with a read of those of `spans` that are absent and not named before; their compressed bytes.
+    /// Registers a prefetch of those of `spans` that are absent and not named before; returns their compressed bytes.
     pub(crate) fn foresee(&self, spans: Range<SpanId>, foresight: Foresight) -> u64 {
         let shared = &self.shared;
         let new = lock(&shared.ahead).foresee(spans, foresight, &|span| !shared.store.is_present(span));
@@ -86,8 +86,8 @@ impl LayerReader {
         new.into_iter().map(size).sum()
     }
 
-    /// Reckons with these spans being fetched, too, so that what they need comes in few requests. Plans end with the last
-    /// profile that is followed.
+    /// Plans these spans as well, so that their windows come in few requests. Plans end with the last profile that is
+    /// followed.
     pub fn plan(&self, spans: Range<SpanId>) {
         self.shared.histories.plan(spans);
     }
@@ -104,7 +104,7 @@ impl LayerReader {
         (u64::from(counts.foreseen - counts.foreseen_unread) * mean, u64::from(counts.foreseen_unread) * mean)
     }
 
-    /// Bytes of the layer, fetched if need be, for our own use: nobody hears of it.
+    /// Bytes of the layer, fetched if need be, for internal use: listeners are not notified.
     pub(crate) async fn peek(&self, bytes: Range<u64>) -> Option<Vec<u8>> {
         let spans = self.shared.index.spans.covering(bytes.clone());
         self.foresee(spans.clone(), Foresight::Files);
@@ -129,20 +129,20 @@ impl LayerReader {
         let line = lock(&shared.meter).line();
         let is_foreseen = shared.followers.load(Ordering::Acquire) > 0;
         let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, is_foreseen, line };
-        lock(&shared.ahead).note(spans, &facts, &|span| !shared.store.is_readable(span))
+        lock(&shared.ahead).record_read(spans, &facts, &|span| !shared.store.is_readable(span))
     }
 
-    pub(super) fn heard(&self, offset: u64, length: usize) {
+    pub(super) fn notify_listeners(&self, offset: u64, length: usize) {
         self.shared.is_used.store(true, Ordering::Relaxed);
         if !self.shared.is_heard.load(Ordering::Acquire) {
             return;
         }
         let mut listeners = lock(&self.shared.listeners);
-        listeners.retain(|listener| listener.note(offset, length));
+        listeners.retain(|listener| listener.on_read(offset, length));
         self.shared.is_heard.store(!listeners.is_empty(), Ordering::Release);
     }
 
-    /// The pack that is on its way; one that has ended is forgotten.
+    /// The pack that is in flight; one that has ended is forgotten.
     pub(super) fn incoming(&self) -> Option<Arc<Incoming>> {
         let mut incoming = lock(&self.shared.incoming);
         if incoming.as_ref().is_some_and(|incoming| !incoming.is_active()) {
@@ -151,7 +151,7 @@ impl LayerReader {
         incoming.clone()
     }
 
-    /// Counts a read among those that wait, as a new one if some of its spans are neither here nor under way.
+    /// Counts a read among those that wait, as a new one if some of its spans are neither here nor in progress.
     pub(super) fn foreground(&self, spans: &Range<SpanId>) -> Foreground<'_> {
         let is_new = {
             let flights = lock(&self.shared.flights);
@@ -183,8 +183,8 @@ impl LayerReader {
             if self.try_read_into(offset, buffer, file)? {
                 return Ok(true);
             }
-            let Some(patience) = now.patience(position, span_bytes, Clock::now()) else { return Ok(false) };
-            let limit = (start + patience).min(deadline);
+            let Some(wait_limit) = now.wait_limit(position, span_bytes, Clock::now()) else { return Ok(false) };
+            let limit = (start + wait_limit).min(deadline);
             let changed = tokio::time::timeout_at(limit, progress.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
                 return self.try_read_into(offset, buffer, file);

@@ -42,7 +42,7 @@ impl Shared {
                     return Err(cause);
                 }
                 Err(cause) => {
-                    tracing::warn!(layer = %self.digest, first, span, %cause, "spans did not come well in order; trying again");
+                    tracing::warn!(layer = %self.digest, first, span, %cause, "fetching spans in order failed; retrying");
                     tries -= 1;
                 }
             }

@@ -15,7 +15,6 @@ use crate::layer::store::StoreError;
 /// A read that failed: where, and why.
 #[derive(Debug, Clone)]
 pub struct ReadError {
-    /// The layer.
     pub layer: Digest,
     /// The span, where the failure belongs to one.
     pub span: Option<SpanId>,
@@ -56,12 +55,7 @@ pub enum Cause {
     Source(#[from] SourceError),
     /// The source ended the answer early.
     #[error("the source delivered {found} of {expected} bytes")]
-    Short {
-        /// Bytes asked for.
-        expected: u64,
-        /// Bytes received.
-        found: u64,
-    },
+    Short { expected: u64, found: u64 },
     /// The bytes are not the ones that were indexed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -70,16 +64,10 @@ pub enum Cause {
     WindowBlob(#[from] WindowError),
     /// The window of a span is not at hand.
     #[error("the window of span {span} is not at hand")]
-    NoWindow {
-        /// The span.
-        span: SpanId,
-    },
+    NoWindow { span: SpanId },
     /// The answer did not come in time.
     #[error("no answer within {} s", limit.as_secs_f32())]
-    Deadline {
-        /// How long was waited.
-        limit: Duration,
-    },
+    Deadline { limit: Duration },
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,31 +78,19 @@ pub enum Cause {
     #[error(
         "the index gives span {span} a window that is not the end of the span before it; the layer is out of service"
     )]
-    Window {
-        /// The span whose window is wrong.
-        span: SpanId,
-    },
-    /// The windows of a span index cannot be had.
+    Window { span: SpanId },
+    /// The windows of a span index cannot be obtained.
     #[error("the windows of its index cannot be had: {0}")]
     Windows(Box<Self>),
     /// The layer cannot be proven for too long.
     #[error("the layer is suspended: {why}")]
-    Suspended {
-        /// Why it is not proven.
-        why: String,
-    },
+    Suspended { why: String },
     /// The layer has failed its proof.
     #[error("the layer was proven wrong and is out of service: {what}")]
-    Condemned {
-        /// What the proof found.
-        what: String,
-    },
+    Condemned { what: String },
     /// The range or entry is not part of the layer.
     #[error("the layer ends at byte {size}")]
-    OutOfRange {
-        /// Size of the uncompressed layer.
-        size: u64,
-    },
+    OutOfRange { size: u64 },
     /// The process is shutting down.
     #[error("the read was abandoned")]
     Abandoned,

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::layer::budget;
 use crate::layer::reader::history::Windows;
-use crate::layer::reader::{Cause, Landing, Shared as Layer, lock};
+use crate::layer::reader::{Cause, FlightOutcome, Shared as Layer, lock};
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{Parts, StoreError};
 
@@ -30,24 +30,27 @@ const PAUSES_AFTER_REFUSAL: [Duration; 3] =
 /// Origins that are tried, one after the other, when each delivers wrong bytes.
 const ORIGINS_TRIED: usize = 4;
 
-/// A span that somebody waits for.
+/// A span whose flight has not completed.
 #[derive(Debug)]
-pub(super) struct Passenger {
+pub(super) struct PendingSpan {
     pub(super) span: SpanId,
     pub(super) place: Span,
-    pub(super) landing: watch::Sender<Landing>,
+    pub(super) outcome: watch::Sender<FlightOutcome>,
 }
 
-/// A passenger who has not arrived, and why.
-type Stranded = (Passenger, Cause);
+/// A span that could not be fetched, and why.
+type FailedSpan = (PendingSpan, Cause);
 
 impl Layer {
-    /// Starts flights for those of `spans` that are neither present nor under way. Gives the flight of the first one
-    /// if it is new or under way.
-    pub(super) fn launch(self: &Arc<Self>, spans: impl Iterator<Item = SpanId>) -> Option<watch::Receiver<Landing>> {
+    /// Starts flights for those of `spans` that are neither present nor in progress. Gives the flight of the first one
+    /// if it is new or in progress.
+    pub(super) fn start_flights(
+        self: &Arc<Self>,
+        spans: impl Iterator<Item = SpanId>,
+    ) -> Option<watch::Receiver<FlightOutcome>> {
         let mut spans = spans.peekable();
         let first = *spans.peek()?;
-        let mut runs: Vec<Vec<Passenger>> = Vec::new();
+        let mut runs: Vec<Vec<PendingSpan>> = Vec::new();
         let mut flights = lock(&self.flights);
         for span in spans {
             // A flight stores before it is removed from the map, so under the lock one of the two is true.
@@ -57,18 +60,18 @@ impl Layer {
             let Some(place) = self.index.spans.span(span).cloned() else {
                 continue;
             };
-            let (landing, receiver) = watch::channel(None);
+            let (outcome, receiver) = watch::channel(None);
             flights.insert(span, receiver);
-            let passenger = Passenger { span, place, landing };
-            match runs.last_mut().filter(|run| self.continues(run, &passenger)) {
-                Some(run) => run.push(passenger),
-                None => runs.push(vec![passenger]),
+            let pending = PendingSpan { span, place, outcome };
+            match runs.last_mut().filter(|run| self.continues(run, &pending)) {
+                Some(run) => run.push(pending),
+                None => runs.push(vec![pending]),
             }
         }
         let flight = flights.get(&first).cloned();
         drop(flights);
         for run in runs {
-            self.runtime.spawn(Arc::clone(self).fly(run));
+            self.runtime.spawn(Arc::clone(self).run_flight(run));
         }
         flight
     }
@@ -83,7 +86,7 @@ impl Layer {
         (first + 1..count).take_while(fits).last().map_or(first, |last| last).saturating_add(1).min(count)
     }
 
-    fn continues(&self, run: &[Passenger], next: &Passenger) -> bool {
+    fn continues(&self, run: &[PendingSpan], next: &PendingSpan) -> bool {
         let (Some(first), Some(last)) = (run.first(), run.last()) else {
             return false;
         };
@@ -91,41 +94,41 @@ impl Layer {
         last.span + 1 == next.span && bytes <= self.policy.request_bytes_max
     }
 
-    /// Brings a run of neighbouring spans in, trying again what did not come well, and without windows what cannot come with
+    /// Brings a run of adjacent spans in, retrying what failed, and without windows what cannot come with
     /// them.
-    pub(super) async fn fly(self: Arc<Self>, run: Vec<Passenger>) {
-        let run = self.pass.board(run);
+    pub(super) async fn run_flight(self: Arc<Self>, run: Vec<PendingSpan>) {
+        let run = self.pass.join(run);
         let lost = self.histories.are_lost();
-        let needs_lost = |passenger: &Passenger| lost && self.histories.lacks(&self.index, &self.store, passenger.span);
+        let needs_lost = |pending: &PendingSpan| lost && self.histories.lacks(&self.index, &self.store, pending.span);
         let (mut alone, mut waiting): (Vec<_>, Vec<_>) = run.into_iter().partition(needs_lost);
         let mut attempts = 0;
         while !waiting.is_empty() {
-            let stranded = self.attempt(std::mem::take(&mut waiting)).await;
+            let failed = self.attempt(std::mem::take(&mut waiting)).await;
             let mut longest = Duration::ZERO;
-            for (passenger, cause) in stranded {
+            for (pending, cause) in failed {
                 if self.can_chain(&cause, attempts) {
-                    tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "decoding from the nearest span that is here instead");
-                    alone.push(passenger);
+                    tracing::warn!(layer = %self.digest, span = pending.span, %cause, "decoding from the nearest span that is here instead");
+                    alone.push(pending);
                     continue;
                 }
                 let pause = pause_before_next(&cause, attempts, self.source.choices());
                 match pause.filter(|_| self.out_of_service().is_none()) {
                     Some(pause) => {
-                        tracing::warn!(layer = %self.digest, span = passenger.span, %cause, "a span did not come well; trying again");
+                        tracing::warn!(layer = %self.digest, span = pending.span, %cause, "fetching a span failed; retrying");
                         longest = longest.max(pause);
-                        waiting.push(passenger);
+                        waiting.push(pending);
                     }
-                    None => self.land(&passenger, Err(cause)),
+                    None => self.complete(&pending, Err(cause)),
                 }
             }
-            waiting.sort_by_key(|passenger| passenger.span);
+            waiting.sort_by_key(|pending| pending.span);
             attempts += 1;
             tokio::time::sleep(longest).await;
         }
-        alone.sort_by_key(|passenger| passenger.span);
-        for passenger in alone {
-            let landing = self.chain(passenger.span).await;
-            self.land(&passenger, landing);
+        alone.sort_by_key(|pending| pending.span);
+        for pending in alone {
+            let outcome = self.chain(pending.span).await;
+            self.complete(&pending, outcome);
         }
     }
 
@@ -142,22 +145,23 @@ impl Layer {
         is_gzip && is_of_history && self.out_of_service().is_none()
     }
 
-    /// Tells an origin's wrong bytes from everything else.
+    /// Distinguishes an origin's wrong bytes from everything else.
     pub(super) fn blame(&self, cause: &Cause, from: Option<OriginId>) {
         if let (Cause::Decode(DecodeError::Digest { .. } | DecodeError::Input { .. }), Some(from)) = (cause, from) {
             self.source.blame(from);
         }
     }
 
-    /// One try: requests for the runs of neighbours among `passengers`, one after another.
-    async fn attempt(self: &Arc<Self>, passengers: Vec<Passenger>) -> Vec<Stranded> {
-        let mut stranded = Vec::new();
+    /// One attempt: requests for the runs of adjacent spans among `pending_spans`, one after another.
+    async fn attempt(self: &Arc<Self>, pending_spans: Vec<PendingSpan>) -> Vec<FailedSpan> {
+        let mut failed_spans = Vec::new();
         let mut decoding = JoinSet::new();
-        let mut rest = VecDeque::from(passengers);
+        let mut rest = VecDeque::from(pending_spans);
         while let Some(first) = rest.pop_front() {
             let mut run = VecDeque::from([first]);
-            let follows =
-                |run: &VecDeque<Passenger>, next: &Passenger| run.back().is_some_and(|last| last.span + 1 == next.span);
+            let follows = |run: &VecDeque<PendingSpan>, next: &PendingSpan| {
+                run.back().is_some_and(|last| last.span + 1 == next.span)
+            };
             while rest.front().is_some_and(|next| follows(&run, next)) {
                 run.extend(rest.pop_front());
             }
@@ -168,29 +172,29 @@ impl Layer {
                 Ok(Err(cause)) => cause,
                 Err(_) => Cause::Deadline { limit },
             };
-            stranded.extend(run.into_iter().map(|passenger| (passenger, cause.clone())));
+            failed_spans.extend(run.into_iter().map(|pending| (pending, cause.clone())));
         }
         while let Some(decoded) = decoding.join_next().await {
-            // A decoder that panicked took its passenger along; the closed channel tells those who wait.
+            // A decoder that panicked dropped its span; the closed channel wakes the waiters.
             if let Ok(Some(failed)) = decoded {
-                stranded.push(failed);
+                failed_spans.push(failed);
             }
         }
-        stranded
+        failed_spans
     }
 
-    /// Requests the bytes of `run` and sends each span off to be decoded as soon as it is whole. Who is still in `run`
-    /// at the end has not come.
+    /// Requests the bytes of `run` and sends each span off to be decoded as soon as it is whole. What is left in `run`
+    /// at the end was not fetched.
     async fn request(
         self: &Arc<Self>,
-        run: &mut VecDeque<Passenger>,
-        decoding: &mut JoinSet<Option<Stranded>>,
+        run: &mut VecDeque<PendingSpan>,
+        decoding: &mut JoinSet<Option<FailedSpan>>,
     ) -> Result<(), Cause> {
         let turn = self.pass.turn(&self.source).await;
-        *run = self.pass.board(std::mem::take(run).into()).into();
+        *run = self.pass.join(std::mem::take(run).into()).into();
         if turn.is_some() {
             // A pass may have brought them, and ended, while this waited for its turn.
-            run.retain(|passenger| !self.land_if_stored(passenger));
+            run.retain(|pending| !self.complete_if_stored(pending));
         }
         let (Some(first), Some(last)) = (run.front(), run.back()) else {
             return Ok(());
@@ -205,10 +209,10 @@ impl Layer {
         let mut first_bytes: Option<(Instant, u64)> = None;
         let delivery = tokio::time::timeout(stall, self.source.fetch(range.clone())).await.map_err(stalled)??;
         if let Some(stages) = self.stages.get() {
-            stages.requests.note(asked.elapsed());
+            stages.requests.record(asked.elapsed());
         }
         if delivery.is_whole {
-            self.pass_over(delivery, run.drain(..).collect());
+            self.hand_to_pass(delivery, run.drain(..).collect());
             return Ok(());
         }
         drop(turn);
@@ -228,20 +232,20 @@ impl Layer {
                 held.extend_from_slice(&chunk);
                 continue;
             }
-            let Some(passenger) = run.pop_front() else {
+            let Some(pending) = run.pop_front() else {
                 break;
             };
-            let start = passenger.place.compressed.start;
-            let room = budget::in_flight(span_bytes(&passenger.place)).await;
+            let start = pending.place.compressed.start;
+            let room = budget::in_flight(span_bytes(&pending.place)).await;
             let span = Bytes::copy_from_slice(&held[crate::layer::reader::within(&(start..end), held_from)]);
             // The next span may begin in the last byte of this one.
             let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
             let _ = held.split_to(crate::layer::reader::within(&(held_from..keep_from), held_from).end);
             held_from = keep_from;
-            decoding.spawn(Arc::clone(self).decode(passenger, span, windows.clone(), from, room));
+            decoding.spawn(Arc::clone(self).decode(pending, span, windows.clone(), from, room));
         }
         if let Some((came, bytes)) = first_bytes {
-            lock(&self.meter).note(came - asked, found - bytes, came.elapsed());
+            lock(&self.meter).record(came - asked, found - bytes, came.elapsed());
             let (first_ms, whole_ms) = ((came - asked).as_millis(), asked.elapsed().as_millis());
             tracing::debug!(layer = %self.digest, range = ?range, first_ms, whole_ms, "spans came");
         }
@@ -262,20 +266,20 @@ impl Layer {
         })
     }
 
-    /// Decodes and stores one span on the blocking pool and tells those who wait.
+    /// Decodes and stores one span on the blocking pool and wakes the waiters.
     async fn decode(
         self: Arc<Self>,
-        passenger: Passenger,
+        pending: PendingSpan,
         compressed: Bytes,
         windows: Windows,
         from: Option<OriginId>,
         _room: Option<OwnedSemaphorePermit>,
-    ) -> Option<Stranded> {
+    ) -> Option<FailedSpan> {
         if let Err(cause) = self.histories.arrival(windows).await {
-            return Some((passenger, Cause::Windows(Box::new(cause))));
+            return Some((pending, Cause::Windows(Box::new(cause))));
         }
         let permit = Arc::clone(budget::decoders()).acquire_owned().await;
-        let span = passenger.span;
+        let span = pending.span;
         let shared = Arc::clone(&self);
         let decoded = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -283,19 +287,19 @@ impl Layer {
         });
         match decoded.await {
             Ok(Ok(bytes)) => {
-                self.land(&passenger, Ok(bytes));
+                self.complete(&pending, Ok(bytes));
                 None
             }
             Ok(Err(cause)) => {
                 self.blame(&cause, from);
-                Some((passenger, cause))
+                Some((pending, cause))
             }
-            Err(_) => Some((passenger, Cause::Abandoned)),
+            Err(_) => Some((pending, Cause::Abandoned)),
         }
     }
 
     fn decode_now(self: &Arc<Self>, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
-        let history = self.histories.of(&self.index, &self.store, span)?;
+        let history = self.histories.window(&self.index, &self.store, span)?;
         self.decode_with(span, &history, compressed)
     }
 
@@ -333,15 +337,15 @@ impl Layer {
         Ok(bytes)
     }
 
-    /// Lands a passenger whose span is in the store; `false` if it is not.
-    fn land_if_stored(&self, passenger: &Passenger) -> bool {
-        self.stored(passenger.span).map(|bytes| self.land(passenger, Ok(bytes))).is_some()
+    /// Completes the flight of a span that is in the store; `false` if it is not.
+    fn complete_if_stored(&self, pending: &PendingSpan) -> bool {
+        self.stored(pending.span).map(|bytes| self.complete(pending, Ok(bytes))).is_some()
     }
 
-    pub(super) fn land(&self, passenger: &Passenger, landing: Result<Bytes, Cause>) {
-        lock(&self.flights).remove(&passenger.span);
-        // Nobody waiting is no failure.
-        let _ = passenger.landing.send(Some(landing));
+    pub(super) fn complete(&self, pending: &PendingSpan, outcome: Result<Bytes, Cause>) {
+        lock(&self.flights).remove(&pending.span);
+        // A lack of waiters is no failure.
+        let _ = pending.outcome.send(Some(outcome));
     }
 }
 

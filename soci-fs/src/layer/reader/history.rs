@@ -2,14 +2,14 @@
 //!
 //! A span index keeps its windows in a blob of their own, of which a start-up needs a few. Where the span before is in
 //! the store its end is the history, and nothing is asked for; else the window is fetched, beside the span's own bytes
-//! and at the same time, so that it costs no round trip. Spans that are fetched together have their windows in one piece
-//! of the blob, and others come along ([`together`]): those that a plan will want, or else as many bytes of neighbours as
-//! were wanted before, since a layer that is read here and there will be read between, unless many that came so were not
-//! of use yet. So most spans of a busy layer need no request for a window, and of a layer that is hardly read hardly more
-//! than the windows in use are fetched.
+//! and at the same time, so that it costs no round trip. Spans that are fetched together have their windows in one
+//! piece of the blob, and others come along ([`together`]): those that a plan needs, or else as many bytes of adjacent
+//! windows as were needed before, because a layer that is read here and there will be read between, unless many of
+//! those are still unused. So most spans of a busy layer need no request for a window, and of a layer that is hardly
+//! read hardly more than the windows in use are fetched.
 //!
 //! Invariants: a window is used only with the digest that the index states; what is held here is bounded; no window is
-//! asked for while it is on its way; one that does not come is an error of its span, which the next try may mend.
+//! asked for while it is in flight; one that does not come is an error of its span, which the next try may mend.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -35,7 +35,7 @@ mod together;
 
 use together::Blob;
 
-/// Bytes of windows that are held, for spans that are on their way or may be wanted, and for comparing with the end of a
+/// Bytes of windows that are held, for spans that are in flight or may be wanted, and for comparing with the end of a
 /// span that comes later: those of some eight hundred spans.
 const HELD_BYTES_MAX: usize = 6 << 20;
 /// As long as so much of it is of spans that did not come yet, no more windows come along with those that are wanted.
@@ -71,9 +71,9 @@ struct Held {
     unused_bytes: usize,
     /// Bytes of windows that were wanted for a span.
     wanted_bytes: u64,
-    /// Spans that will be fetched, if somebody knows.
+    /// Spans that will be fetched, if a plan is known.
     planned: BTreeSet<SpanId>,
-    /// The windows of which spans are on their way.
+    /// The windows of which spans are in flight.
     coming: Vec<(Range<SpanId>, Windows)>,
 }
 
@@ -87,8 +87,8 @@ struct Frame {
 }
 
 impl Held {
-    /// Makes room for a window and keeps it. What is only for comparing goes first, since whoever still wants one of the
-    /// others has to fetch it again.
+    /// Makes room for a window and keeps it. What is only for comparing goes first, because the others would have to be
+    /// fetched again if needed.
     fn put(&mut self, span: SpanId, bytes: Bytes, from: Option<OriginId>) {
         self.remove(span);
         if !self.has_room(bytes.len()) {
@@ -132,7 +132,7 @@ impl Held {
         self.wanted_bytes.min(ALONG_BYTES_MAX).min(self.room())
     }
 
-    /// How many bytes may come that no span on its way needs.
+    /// How many bytes may come that no span in flight needs.
     const fn room(&self) -> u64 {
         UNUSED_BYTES_MAX.saturating_sub(self.unused_bytes) as u64
     }
@@ -160,7 +160,7 @@ impl Histories {
         self.source.as_ref()
     }
 
-    /// Whether the windows could not be had a moment ago.
+    /// Whether the windows could not be obtained a moment ago.
     pub(super) fn are_lost(&self) -> bool {
         lock(&self.lost_until).is_some_and(|until| Instant::now() < until)
     }
@@ -180,7 +180,7 @@ impl Histories {
         index.window_place(span).is_some() && !follows_present && !lock(&self.held).frames.contains_key(&span)
     }
 
-    /// Reckons with these spans being fetched, too.
+    /// Plans these spans as well.
     pub(super) fn plan(&self, spans: Range<SpanId>) {
         lock(&self.held).planned.extend(spans);
     }
@@ -189,8 +189,8 @@ impl Histories {
         lock(&self.held).planned.clear();
     }
 
-    /// The windows that the flight of `spans`, neighbours, needs from the blob. `fetch` starts to fetch those of the spans
-    /// that it is given, from now on and whether or not anybody waits.
+    /// The windows that the flight of `spans`, which are adjacent, needs from the blob. `fetch` starts to fetch those
+    /// of the spans that it is given, immediately and whether or not a caller waits.
     pub(super) fn for_flight(
         &self,
         index: &LayerIndex,
@@ -262,7 +262,7 @@ impl Histories {
     }
 
     /// The history of a span.
-    pub(super) fn of(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> Result<Window, Cause> {
+    pub(super) fn window(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> Result<Window, Cause> {
         if let Some(window) = index.window(span) {
             return Ok(window.clone());
         }
@@ -272,7 +272,7 @@ impl Histories {
         self.fetched(index, span)?.ok_or(Cause::NoWindow { span })
     }
 
-    /// The history of a span whose neighbour before is here, or whose window the index holds.
+    /// The history of a span whose predecessor is here, or whose window the index holds.
     pub(super) fn of_neighbour(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> Result<Window, Cause> {
         let window = end_before(index, store, span).or_else(|| index.window(span).cloned());
         window.ok_or(Cause::NoWindow { span })
@@ -297,7 +297,7 @@ impl Histories {
         index.window(span).cloned().or_else(|| self.fetched(index, span).ok().flatten())
     }
 
-    /// The span was decoded: its window is of use only as long as nobody knows what it should be.
+    /// The span was decoded: its window is needed only as long as its digest is unknown.
     pub(super) fn done(&self, store: &LayerStore, span: SpanId) {
         let is_known = span.checked_sub(1).is_none_or(|before| store.is_present(before));
         let mut held = lock(&self.held);

@@ -1,7 +1,7 @@
 //! How the line to a source is: running averages of what flights saw.
 //!
-//! A round trip is the time from a request to the first bytes of its answer, so it includes what the source takes to find
-//! them. The rate is seen within answers that are long enough to tell. Both change what is read ahead, nothing else.
+//! A round trip is the time from a request to the first bytes of its answer, so it includes what the source takes to
+//! find them. The rate is measured within responses that are long enough. Both change what is read ahead, nothing else.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const FIRST: Line = Line { round_trip: Duration::from_millis(2), bytes_per_secon
 const PARTS: u32 = 4;
 /// An outlier, a login on the way for instance, counts as so many times the average at most.
 const OUTLIER: u32 = 4;
-/// Bytes behind the first ones that tell of a rate: less comes out of buffers.
+/// Bytes after the first ones from which a rate is computed: fewer come out of buffers.
 const TELLING_BYTES: u64 = 64 << 10;
 
 /// The averages.
@@ -32,7 +32,7 @@ impl Meter {
     }
 
     /// Notes an answer whose first bytes came after `round_trip`, and `bytes` more in the time `behind` after them.
-    pub(super) fn note(&mut self, round_trip: Duration, bytes: u64, behind: Duration) {
+    pub(super) fn record(&mut self, round_trip: Duration, bytes: u64, behind: Duration) {
         let Some(line) = &mut self.line else {
             self.line = Some(Line { round_trip, ..FIRST });
             return self.note_rate(bytes, behind);
@@ -61,17 +61,17 @@ mod tests {
         let mut meter = Meter::new();
         assert_eq!(meter.line(), FIRST);
         for _ in 0..30 {
-            meter.note(Duration::from_millis(20), 125_000, Duration::from_millis(10));
+            meter.record(Duration::from_millis(20), 125_000, Duration::from_millis(10));
         }
         let near = |found: u64, wanted: u64| found.abs_diff(wanted) < wanted / 20;
         assert!(near(meter.line().bytes_per_second, 12_500_000), "{meter:?}");
         assert!(near(u64::try_from(meter.line().round_trip.as_micros()).unwrap(), 20_000), "{meter:?}");
-        // A short answer tells nothing of the rate, and one that was late does not change all.
+        // A short response says nothing about the rate, and a late one must not change it much.
         let before = meter.line();
-        meter.note(Duration::from_secs(30), 1000, Duration::from_nanos(1));
+        meter.record(Duration::from_secs(30), 1000, Duration::from_nanos(1));
         assert_eq!(meter.line().bytes_per_second, before.bytes_per_second);
         assert!(meter.line().round_trip < Duration::from_millis(40), "{meter:?}");
-        meter.note(Duration::ZERO, u64::MAX, Duration::from_nanos(1));
-        meter.note(Duration::ZERO, u64::MAX, Duration::from_micros(1));
+        meter.record(Duration::ZERO, u64::MAX, Duration::from_nanos(1));
+        meter.record(Duration::ZERO, u64::MAX, Duration::from_micros(1));
     }
 }

@@ -11,8 +11,8 @@ use soci_index::format::span::SpanId;
 use crate::layer::budget::{SPARE, Share};
 use crate::layer::store::StoreError;
 
-/// A full disk is told of so often: each span that comes while it is full would be worth a line otherwise.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Interval of warnings about a full disk: otherwise each span would log one.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The latest spans within a number of bytes, and within what the process has for all layers.
 #[derive(Debug)]
@@ -21,12 +21,12 @@ pub(super) struct Spare {
     bytes: Share,
     bytes_max: usize,
     reason: Option<StoreError>,
-    told: Option<Instant>,
+    warned: Option<Instant>,
 }
 
 impl Spare {
     pub(super) const fn new(bytes_max: usize) -> Self {
-        Self { spans: VecDeque::new(), bytes: SPARE.share(), bytes_max, reason: None, told: None }
+        Self { spans: VecDeque::new(), bytes: SPARE.share(), bytes_max, reason: None, warned: None }
     }
 
     /// Why the latest span was not stored that was not.
@@ -38,14 +38,14 @@ impl Spare {
         self.spans.iter().find_map(|(held, bytes)| (*held == span).then(|| bytes.clone()))
     }
 
-    /// Keeps a span that was not stored for this reason; the oldest ones make room. The newest is kept whatever its size.
-    /// Gives whether it is time to tell somebody.
+    /// Keeps a span that was not stored for this reason; the oldest ones make room. The newest is kept whatever its
+    /// size. Returns whether a warning is due.
     pub(super) fn put(&mut self, span: SpanId, bytes: Bytes, reason: StoreError) -> bool {
         self.reason = Some(reason);
         self.keep(span, bytes);
-        let is_due = self.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY);
+        let is_due = self.warned.is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL);
         if is_due {
-            self.told = Some(Instant::now());
+            self.warned = Some(Instant::now());
         }
         is_due
     }

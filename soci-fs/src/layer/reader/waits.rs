@@ -1,6 +1,6 @@
-//! Reads of a layer that wait for the network: whether there are any, whether somebody had begun to fetch what they wait
-//! for, and when the last one ended. Whoever fetches ahead of a program stands back for it by this, and sees whether it
-//! still runs. How many there were, and how long they waited, is what lazy loading costs a program.
+//! Foreground reads of a layer that wait for the network: whether there are any, whether their bytes were in flight
+//! before, and when the last one ended. Prefetching uses this to yield to them and to see whether the program still
+//! runs. How many there were, and how long they waited, is what lazy loading costs a program.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ pub(super) struct Waits {
     nanoseconds: AtomicU64,
 }
 
-/// A read whose bytes are not here, from then on until it has them or fails.
-pub(super) struct Late<'a> {
+/// A read blocked on the network; dropped when it completes or fails.
+pub(super) struct BlockedRead<'a> {
     waits: &'a Waits,
     since: Instant,
 }
 
-/// A read that waits, for as long as this lives.
+/// Guard: a foreground read waits while this is held.
 pub(super) struct Foreground<'a> {
     waits: &'a Waits,
     is_new: bool,
@@ -43,25 +43,25 @@ impl Waits {
     }
 
     /// A read finds that its bytes are not here.
-    pub(super) fn late(&self) -> Late<'_> {
-        Late { waits: self, since: Instant::now() }
+    pub(super) fn start_read(&self) -> BlockedRead<'_> {
+        BlockedRead { waits: self, since: Instant::now() }
     }
 
-    /// How many reads were late and are over, and how long they waited together. Of reads side by side each counts.
+    /// How many reads were late and are over, and how long they waited together. Concurrent reads count individually.
     pub(super) fn so_far(&self) -> (u64, Duration) {
         let waited = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed));
         (self.reads.load(Ordering::Relaxed), waited)
     }
 
-    /// A read begins to wait; `is_new` says that nobody had begun to fetch what it waits for.
+    /// A read begins to wait; `is_new` says that its bytes were not in flight before.
     pub(super) fn begin(&self, is_new: bool) -> Foreground<'_> {
         self.all.fetch_add(1, Ordering::AcqRel);
         self.new.fetch_add(usize::from(is_new), Ordering::AcqRel);
         Foreground { waits: self, is_new }
     }
 
-    /// Whether a read waits for what nobody had begun to fetch.
-    pub(super) fn any_new(&self) -> bool {
+    /// Whether a read waits for bytes that were not in flight before.
+    pub(super) fn any_unforeseen(&self) -> bool {
         self.new.load(Ordering::Acquire) > 0
     }
 
@@ -75,14 +75,14 @@ impl Waits {
     }
 }
 
-impl Late<'_> {
+impl BlockedRead<'_> {
     /// For how long it has waited.
     pub(super) fn waited(&self) -> Duration {
         self.since.elapsed()
     }
 }
 
-impl Drop for Late<'_> {
+impl Drop for BlockedRead<'_> {
     fn drop(&mut self) {
         let waited = u64::try_from(self.waited().as_nanos()).unwrap_or(u64::MAX);
         self.waits.nanoseconds.fetch_add(waited, Ordering::Relaxed);
@@ -91,8 +91,8 @@ impl Drop for Late<'_> {
 }
 
 impl Foreground<'_> {
-    /// Whether nobody had begun to fetch what it waits for.
-    pub(super) const fn is_new(&self) -> bool {
+    /// Whether its bytes were not in flight before.
+    pub(super) const fn is_unforeseen(&self) -> bool {
         self.is_new
     }
 }
@@ -100,7 +100,7 @@ impl Foreground<'_> {
 impl Drop for Foreground<'_> {
     fn drop(&mut self) {
         let ended = u64::try_from(self.waits.since.elapsed().as_nanos()).unwrap_or(u64::MAX - 1) + 1;
-        // Before it stops counting: whoever looks sees it wait, or sees when it ended.
+        // Before the counts drop: an observer sees either the wait or its end.
         self.waits.ended.fetch_max(ended, Ordering::AcqRel);
         self.waits.new.fetch_sub(usize::from(self.is_new), Ordering::AcqRel);
         self.waits.all.fetch_sub(1, Ordering::AcqRel);
@@ -114,13 +114,13 @@ mod tests {
     #[test]
     fn waits_are_seen_while_and_after() {
         let (waits, long) = (Waits::new(), Duration::from_secs(1000));
-        assert!(!waits.any_new() && !waits.any_within(long));
+        assert!(!waits.any_unforeseen() && !waits.any_within(long));
         let known = waits.begin(false);
-        assert!(!waits.any_new() && waits.any_within(Duration::ZERO) && !known.is_new());
+        assert!(!waits.any_unforeseen() && waits.any_within(Duration::ZERO) && !known.is_unforeseen());
         let new = waits.begin(true);
-        assert!(waits.any_new() && new.is_new());
+        assert!(waits.any_unforeseen() && new.is_unforeseen());
         drop(new);
-        assert!(!waits.any_new() && waits.any_within(Duration::ZERO));
+        assert!(!waits.any_unforeseen() && waits.any_within(Duration::ZERO));
         drop(known);
         assert!(waits.any_within(long) && !waits.any_within(Duration::ZERO));
     }
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn late_reads_count_when_they_end() {
         let waits = Waits::new();
-        let (one, other) = (waits.late(), waits.late());
+        let (one, other) = (waits.start_read(), waits.start_read());
         assert_eq!(waits.so_far(), (0, Duration::ZERO));
         std::thread::sleep(Duration::from_millis(2));
         drop(one);

@@ -1,12 +1,12 @@
 //! A layer whose source serves no parts: one pass over the whole blob brings every span.
 //!
-//! The first answer that is the whole blob becomes the pass. It goes on to the end, whether or not anybody waits: what has
-//! passed is in the store, and nothing is transferred twice. A span that is asked for meanwhile waits until the pass comes
-//! by, for as long as the pass gets on; one that the pass has left behind (it was evicted at once) is brought by another
-//! pass. No window is fetched, since the end of each span is the history of the next.
+//! The first answer that is the whole blob becomes the pass. It runs to the end, whether or not a reader waits: what
+//! has passed is in the store, and nothing is transferred twice. A span that is asked for meanwhile waits for the pass
+//! to reach it while the pass makes progress; one that the pass has already gone by (it was evicted at once) is fetched
+//! by another pass. No window is fetched, since the end of each span is the history of the next.
 //!
-//! Invariants: one pass per layer at a time; a pass that broke off is begun again a few times and skips what is stored; at
-//! its end nobody waits for it.
+//! Invariants: one pass per layer at a time; a broken pass is retried a few times and skips what is stored; at its end
+//! no reader waits for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use crate::layer::budget;
 use crate::layer::reader::chain::{Arriving, after};
-use crate::layer::reader::flight::{Passenger, span_bytes};
-use crate::layer::reader::{Cause, Landing, Shared, lock};
+use crate::layer::reader::flight::{PendingSpan, span_bytes};
+use crate::layer::reader::{Cause, FlightOutcome, Shared, lock};
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{Delivery, Source as _};
 
@@ -32,24 +32,24 @@ const FRUITLESS_MAX: u32 = 4;
 /// The pause before a pass is begun again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The pass over a layer, if one is under way.
+/// The pass over a layer, if one is in progress.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
     state: Mutex<Option<Underway>>,
-    /// Held by the request that will tell whether the source serves parts.
+    /// Held by the request that finds out whether the source serves ranges.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Underway {
-    waiting: BTreeMap<SpanId, Passenger>,
+    waiting: BTreeMap<SpanId, PendingSpan>,
     /// Spans that it has come by, in all tries.
     passed: u64,
 }
 
 impl Pass {
-    /// The turn to ask a source of which it is not known whether it serves parts: one request at a time, until an answer has
-    /// told. None is needed where that is known.
+    /// The permit to ask a source that may not serve ranges: one request at a time, until a response shows it. None is
+    /// needed where that is known.
     pub(super) async fn turn(&self, source: &Origins) -> Option<MutexGuard<'_, ()>> {
         if source.serves_parts() {
             return None;
@@ -58,35 +58,35 @@ impl Pass {
         (!source.serves_parts()).then_some(turn)
     }
 
-    /// Takes the passengers along if a pass is under way; else gives them back.
-    pub(super) fn board(&self, passengers: Vec<Passenger>) -> Vec<Passenger> {
+    /// Adds the spans to the pass in flight; returns them if there is none.
+    pub(super) fn join(&self, pending_spans: Vec<PendingSpan>) -> Vec<PendingSpan> {
         match &mut *lock(&self.state) {
             Some(underway) => {
-                underway.waiting.extend(passengers.into_iter().map(|passenger| (passenger.span, passenger)));
+                underway.waiting.extend(pending_spans.into_iter().map(|pending| (pending.span, pending)));
                 Vec::new()
             }
-            None => passengers,
+            None => pending_spans,
         }
     }
 
-    /// Begins one with these passengers, or has them taken along by the one that is under way; tells whether it is new.
-    fn begin(&self, passengers: Vec<Passenger>) -> bool {
+    /// Begins one with these spans, or adds them to the one in flight; returns whether it is new.
+    fn begin(&self, pending_spans: Vec<PendingSpan>) -> bool {
         let mut state = lock(&self.state);
         let is_new = state.is_none();
         let underway = state.get_or_insert_default();
-        underway.waiting.extend(passengers.into_iter().map(|passenger| (passenger.span, passenger)));
+        underway.waiting.extend(pending_spans.into_iter().map(|pending| (pending.span, pending)));
         is_new
     }
 
-    /// It comes by a span: who waits for that.
-    fn come_by(&self, span: SpanId) -> Option<Passenger> {
+    /// The pending entry of a span that the pass has reached.
+    fn take_waiting(&self, span: SpanId) -> Option<PendingSpan> {
         let mut state = lock(&self.state);
         let underway = state.as_mut()?;
         underway.passed += 1;
         underway.waiting.remove(&span)
     }
 
-    /// Ends unless somebody waits who came too late.
+    /// Ends unless a span is pending that the pass has already gone by.
     fn end(&self) -> bool {
         let mut state = lock(&self.state);
         let is_over = state.as_ref().is_none_or(|underway| underway.waiting.is_empty());
@@ -96,21 +96,21 @@ impl Pass {
         is_over
     }
 
-    /// Ends; who still waited.
-    fn give_up(&self) -> Vec<Passenger> {
+    /// Ends the pass and returns what is still pending.
+    fn give_up(&self) -> Vec<PendingSpan> {
         lock(&self.state).take().map_or_else(Vec::new, |underway| underway.waiting.into_values().collect())
     }
 
-    /// How far it has come; nothing when none is under way.
+    /// How far it has come; nothing when none is in progress.
     fn passed(&self) -> Option<u64> {
         lock(&self.state).as_ref().map(|underway| underway.passed)
     }
 }
 
 impl Shared {
-    /// Makes a delivery of the whole blob the pass that brings these spans, unless one is under way.
-    pub(super) fn pass_over(self: &Arc<Self>, delivery: Delivery, passengers: Vec<Passenger>) {
-        if self.pass.begin(passengers) {
+    /// Makes a delivery of the whole blob the pass that brings these spans, unless one is in progress.
+    pub(super) fn hand_to_pass(self: &Arc<Self>, delivery: Delivery, pending_spans: Vec<PendingSpan>) {
+        if self.pass.begin(pending_spans) {
             tracing::info!(layer = %self.digest, "its source serves no parts: the layer is fetched as a whole");
             self.runtime.spawn(Arc::clone(self).passes(delivery));
         }
@@ -119,24 +119,25 @@ impl Shared {
     /// The same for one span that is waited for here.
     pub(super) async fn await_pass(self: &Arc<Self>, span: SpanId, delivery: Delivery) -> Result<Bytes, Cause> {
         let place = self.index.spans.span(span).cloned().ok_or(Cause::Abandoned)?;
-        let (landing, receiver) = watch::channel(None);
-        self.pass_over(delivery, vec![Passenger { span, place, landing }]);
+        let (outcome, receiver) = watch::channel(None);
+        self.hand_to_pass(delivery, vec![PendingSpan { span, place, outcome }]);
         let limit = self.policy.flight_limit;
-        let landed = self.landed(receiver, Instant::now() + limit, limit).await?;
-        landed.ok_or(Cause::Abandoned)
+        let outcome = self.outcome(receiver, Instant::now() + limit, limit).await?;
+        outcome.ok_or(Cause::Abandoned)
     }
 
-    /// Waits for a flight to land until `deadline`, and longer as long as it is with a pass that gets on within `limit`.
-    pub(super) async fn landed(
+    /// Waits for a flight to complete until `deadline`, and longer while a pass carries it that progresses within
+    /// `limit`.
+    pub(super) async fn outcome(
         &self,
-        mut flight: watch::Receiver<Landing>,
+        mut flight: watch::Receiver<FlightOutcome>,
         mut deadline: Instant,
         limit: Duration,
     ) -> Result<Option<Bytes>, Cause> {
         let mut passed = self.pass.passed();
         loop {
             match timeout_at(deadline, flight.wait_for(Option::is_some)).await {
-                Ok(Ok(landing)) => return landing.clone().transpose(),
+                Ok(Ok(outcome)) => return outcome.clone().transpose(),
                 Ok(Err(_)) => return Err(Cause::Abandoned),
                 Err(_) => {}
             }
@@ -148,7 +149,7 @@ impl Shared {
         }
     }
 
-    /// Passes until nobody waits, or one after the other has brought nothing.
+    /// Runs passes until nothing is pending, or until several in a row have made no progress.
     async fn passes(self: Arc<Self>, delivery: Delivery) {
         let mut delivery = Some(delivery);
         let mut fruitless = 0;
@@ -165,8 +166,8 @@ impl Shared {
             };
             fruitless = if self.store.present_bytes() > before { 0 } else { fruitless + 1 };
             if fruitless >= FRUITLESS_MAX || self.out_of_service().is_some() {
-                for passenger in self.pass.give_up() {
-                    self.land(&passenger, Err(cause.clone()));
+                for pending in self.pass.give_up() {
+                    self.complete(&pending, Err(cause.clone()));
                 }
                 return;
             }
@@ -186,8 +187,8 @@ impl Shared {
         if delivery.is_whole {
             return self.pass_once(delivery).await;
         }
-        for passenger in self.pass.give_up() {
-            self.runtime.spawn(Arc::clone(self).fly(vec![passenger]));
+        for pending in self.pass.give_up() {
+            self.runtime.spawn(Arc::clone(self).run_flight(vec![pending]));
         }
         Ok(())
     }
@@ -219,16 +220,16 @@ impl Shared {
 
     /// The pass comes by a span that is in the store, unless it is evicted at this moment.
     fn arrived_before(&self, span: SpanId) {
-        let Some(passenger) = self.pass.come_by(span) else { return };
+        let Some(pending) = self.pass.take_waiting(span) else { return };
         match self.stored(span) {
-            Some(bytes) => self.land(&passenger, Ok(bytes)),
-            None => drop(self.pass.board(vec![passenger])),
+            Some(bytes) => self.complete(&pending, Ok(bytes)),
+            None => drop(self.pass.join(vec![pending])),
         }
     }
 
     fn arrived(&self, span: SpanId, bytes: Bytes) {
-        if let Some(passenger) = self.pass.come_by(span) {
-            self.land(&passenger, Ok(bytes));
+        if let Some(pending) = self.pass.take_waiting(span) {
+            self.complete(&pending, Ok(bytes));
         }
     }
 }

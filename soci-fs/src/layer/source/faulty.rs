@@ -106,10 +106,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Answer = Vec<Result<Bytes, SourceError>>;
+type ScriptedChunks = Vec<Result<Bytes, SourceError>>;
 
 /// Collects the honest answer and yields what `change` makes of it.
-fn rewrite(chunks: Chunks, change: impl FnOnce(Bytes) -> Answer + Send + 'static) -> Chunks {
+fn rewrite(chunks: Chunks, change: impl FnOnce(Bytes) -> ScriptedChunks + Send + 'static) -> Chunks {
     let collected = async move {
         let mut chunks = chunks;
         let mut whole = BytesMut::new();

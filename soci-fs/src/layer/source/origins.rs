@@ -1,4 +1,4 @@
-//! A blob that can be had from several places: each image that uses a layer adds the one that it came from.
+//! A blob that can be obtained from several places: each image that uses a layer adds the one that it came from.
 //!
 //! A repository may be removed, its registry be down, a secret be revoked, a mirror deliver wrong bytes. None of that may
 //! touch an image that is elsewhere as well, so an origin that fails is passed over while another one delivers:
@@ -37,16 +37,16 @@ const WHOLE_FOR: Duration = Duration::from_secs(600);
 const SEARCH_PAUSE: Duration = Duration::from_secs(30);
 
 /// Origins that are asked one after the other.
-type Asked = Vec<(OriginId, Arc<dyn Source>)>;
+type OriginList = Vec<(OriginId, Arc<dyn Source>)>;
 
 /// What one origin gives; the outer error leads to the next one.
 type Attempt<'a> = BoxFuture<'a, Result<Result<Delivery, SourceError>, SourceError>>;
 
 /// Several places that have the same blob, the best first. Clones share everything.
 #[derive(Clone)]
-pub struct Origins(Arc<Mutex<State>>);
+pub struct Origins(Arc<Mutex<OriginState>>);
 
-struct State {
+struct OriginState {
     origins: Vec<Origin>,
     next: u64,
     more: Option<Arc<dyn MoreOrigins>>,
@@ -80,10 +80,11 @@ impl Origin {
 }
 
 impl Origins {
-    /// One origin; more may be added. Names tell origins apart and are shown to people.
+    /// One origin; more may be added. Names distinguish origins and appear in messages.
     #[must_use]
     pub fn new(name: impl Into<String>, source: Arc<dyn Source>) -> Self {
-        let origins = Self(Arc::new(Mutex::new(State { origins: Vec::new(), next: 0, more: None, searched: None })));
+        let origins =
+            Self(Arc::new(Mutex::new(OriginState { origins: Vec::new(), next: 0, more: None, searched: None })));
         origins.add(name, source);
         origins
     }
@@ -117,7 +118,7 @@ impl Origins {
     }
 
     /// Searches for more origins; the new ones.
-    async fn search(&self) -> Asked {
+    async fn search(&self) -> OriginList {
         let more = {
             let mut state = self.state();
             let is_due = state.searched.is_none_or(|searched| searched.elapsed() >= SEARCH_PAUSE);
@@ -143,18 +144,18 @@ impl Origins {
         self.state().origins.iter().map(|origin| origin.name.clone()).collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OriginState> {
         // Held for a few instructions; a panic cannot leave the list half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All origins in the order in which they are asked, those that serve parts and those that do not; those that rest last.
-    fn order(&self) -> (Asked, Asked) {
+    fn order(&self) -> (OriginList, OriginList) {
         let (state, now) = (self.state(), Instant::now());
         let mut all: Vec<&Origin> = state.origins.iter().collect();
         all.sort_by_key(|origin| (origin.rests(now), origin.rests_until.filter(|_| origin.rests(now))));
         let (whole, parts): (Vec<_>, Vec<_>) = all.into_iter().partition(|origin| origin.serves_whole_only(now));
-        let asked = |origins: Vec<&Origin>| -> Asked {
+        let asked = |origins: Vec<&Origin>| -> OriginList {
             origins.into_iter().map(|origin| (origin.id, Arc::clone(&origin.source))).collect()
         };
         (asked(parts), asked(whole))
@@ -218,7 +219,7 @@ impl Origins {
     /// One attempt for each of these origins.
     fn attempts<'a>(
         &'a self,
-        origins: Asked,
+        origins: OriginList,
         range: &Range<u64>,
         whole_too: bool,
     ) -> impl Iterator<Item = Attempt<'a>> + use<'a> {

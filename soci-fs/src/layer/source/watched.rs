@@ -1,4 +1,4 @@
-//! A source that tells somebody how many bytes pass.
+//! A source that reports how many bytes pass through it.
 
 use std::fmt;
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub struct WatchedSource {
 }
 
 impl WatchedSource {
-    /// Tells `observer` what passes.
+    /// Reports the bytes to `observer`.
     #[must_use]
     pub const fn new(inner: Arc<dyn Source>, observer: Observer) -> Self {
         Self { inner, observer }
@@ -31,12 +31,12 @@ impl Source for WatchedSource {
         let observer = Arc::clone(&self.observer);
         async move {
             let chunks = self.inner.read(range).await?;
-            let tell = move |chunk: &Result<bytes::Bytes, SourceError>| {
+            let count = move |chunk: &Result<bytes::Bytes, SourceError>| {
                 if let Ok(chunk) = chunk {
                     observer(chunk.len() as u64);
                 }
             };
-            Ok(chunks.inspect(tell).boxed())
+            Ok(chunks.inspect(count).boxed())
         }
         .boxed()
     }

@@ -1,10 +1,10 @@
 //! What one image says of a layer: the identity of what the store keeps.
 //!
-//! A layer digest alone says who made the compressed bytes, not what they decode to, nor what files they hold: that is
+//! A layer digest alone identifies the compressed bytes, not what they decode to, nor what files they hold: that is
 //! said by the image's configuration (the diff_id), by the table of an index and by a pack, and each of these may be
-//! forged by whoever can push an image of their own. So bytes are kept per *claim*, all of these together. Images share a
-//! directory of the store if they would have got exactly the same by themselves, and nothing else; once a claim is proven
-//! its bytes are found by diff_id alone, see [`crate::layer::store::proven`].
+//! forged by any author of an image. So bytes are kept per *claim*, all of these together. Images share a directory of
+//! the store if they would have got exactly the same by themselves, and nothing else; once a claim is proven its bytes
+//! are found by diff_id alone, see [`crate::layer::store::proven`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -70,7 +70,6 @@ pub struct ClaimId([u8; ID_BYTES]);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no identity of a claim: expected 40 hexadecimal digits")]
 pub struct ClaimIdError {
-    /// The text.
     pub text: String,
 }
 

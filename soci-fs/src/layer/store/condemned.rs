@@ -23,9 +23,7 @@ const KEPT_MAX: usize = 4096;
 /// What a verdict is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condemned {
-    /// A claim.
     Claim(ClaimId),
-    /// A pack.
     Pack(Digest),
 }
 
@@ -48,7 +46,7 @@ struct Verdict {
 }
 
 impl Store {
-    /// Notes that something is not to be believed again.
+    /// Records that something is not to be believed again.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -99,8 +97,8 @@ impl crate::layer::store::Common {
 }
 
 impl LayerStore {
-    /// Notes that the claim is not to be believed again, with whichever pack: a pack does not make a table right. If it was
-    /// proven, it is no longer.
+    /// Records that the claim is not to be believed again, with whichever pack: a pack does not make a table right. If
+    /// it was proven, it is no longer.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -111,7 +109,7 @@ impl LayerStore {
         self.common.condemn(Condemned::Claim(self.claim().id()), reason, Some(*self.claim()))
     }
 
-    /// Notes that the blob has another tar than the claim says, by whichever table it is read.
+    /// Records that the blob has another tar than the claim says, by whichever table it is read.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -120,7 +118,7 @@ impl LayerStore {
         self.common.condemn(Condemned::Claim(whole.id()), reason, Some(whole))
     }
 
-    /// Notes that a pack is not to be believed again.
+    /// Records that a pack is not to be believed again.
     ///
     /// # Errors
     /// [`StoreError::Io`].

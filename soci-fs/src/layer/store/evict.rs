@@ -56,7 +56,7 @@ impl Store {
         if evicted.before <= quota {
             return Ok(evicted);
         }
-        // Held so that nobody opens a layer that is being removed.
+        // Held so that no layer is opened while it is being removed.
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         let open: Vec<Arc<LayerStore>> = layers.values().filter_map(Weak::upgrade).collect();
         let mut closed = self.directories()?;

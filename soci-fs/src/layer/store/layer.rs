@@ -144,7 +144,6 @@ impl LayerStore {
         self.present_bytes.load(Ordering::Relaxed)
     }
 
-    /// How many spans are present.
     #[must_use]
     pub fn present_spans(&self) -> u32 {
         (0..self.spans()).map(|span| u32::from(self.is_present(span))).sum()
@@ -213,7 +212,7 @@ impl LayerStore {
         Ok(parts)
     }
 
-    /// Notes that a span is used now.
+    /// Records that a span is used now.
     pub(super) fn touch(&self, span: SpanId) {
         let now = self.common.ticks.fetch_add(1, Ordering::Relaxed);
         if let Some(used) = self.used.get(span as usize) {
@@ -238,15 +237,15 @@ impl LayerStore {
                 self.present_bytes.fetch_sub(place.end - place.start, Ordering::Relaxed);
             }
         }
-        // After the record and before the hole: whoever reads zeros finds the count changed.
+        // After the record and before the hole: a reader that sees zeros finds the count changed.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(&self.data, flags, place.start, place.end - place.start)
             .map_err(|errno| self.failed("punch a hole into", "data")(errno.into()))
     }
 
-    /// Forgets a span that cannot be read back, so that it is fetched again. The disk may be broken, so the file is not
-    /// told.
+    /// Forgets a span that cannot be read back, so that it is fetched again. The disk may be broken, so nothing is
+    /// written to the file.
     pub fn distrust(&self, span: SpanId) {
         let Some(value) = self.checksums.get(span as usize) else {
             return;
@@ -259,7 +258,7 @@ impl LayerStore {
         }
     }
 
-    /// Publishes all spans at once, after somebody has written the whole of `data` and checked it.
+    /// Publishes all spans at once, after the whole of `data` was written and verified.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -350,7 +349,7 @@ impl LayerStore {
         let Ok(length) = usize::try_from(place.end - place.start) else {
             return Ok(false);
         };
-        // As a writer: nobody may punch the span out while it is compared.
+        // As a writer: the span must not be punched out while it is compared.
         let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = vec![0; length];
         match self.data.read_exact_at(&mut bytes, place.start) {
@@ -394,7 +393,7 @@ impl LayerStore {
         Ok(Checksum(value.swap(checksum.0, Ordering::AcqRel)))
     }
 
-    /// Changes a record unless somebody else just did. What the file misses is only compared once more.
+    /// Changes a record unless it was changed concurrently. What the file misses is only compared once more.
     fn exchange(&self, span: SpanId, from: Checksum, to: Checksum) -> bool {
         let Some(value) = self.checksums.get(span as usize) else {
             return false;

@@ -30,10 +30,10 @@ mod tests;
 /// Pages of the spans of one layer.
 #[derive(Debug, Default)]
 pub(super) struct Partial {
-    /// Whether there ever was a page: nobody pays for what is not used.
+    /// Whether there ever was a page, so that an unused table costs nothing.
     is_used: AtomicBool,
     pages: Mutex<HashMap<SpanId, Pages>>,
-    /// Held by whoever writes a part of a span, or a whole one, so that the two do not mix.
+    /// Held while a part of a span or a whole one is written, so that the two do not mix.
     filling: Mutex<()>,
 }
 
@@ -124,7 +124,7 @@ impl Partial {
 }
 
 impl LayerStore {
-    /// Makes ready for [`LayerStore::write_part`]: waits until nobody is writing who does not know of parts.
+    /// Makes ready for [`LayerStore::write_part`]: waits for writers that started before parts were in use.
     pub fn expect_parts(&self) {
         let _exclusive = self.writing.write().unwrap_or_else(PoisonError::into_inner);
         self.partial.is_used.store(true, Ordering::Release);

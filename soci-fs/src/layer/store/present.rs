@@ -104,8 +104,8 @@ impl Header {
     }
 }
 
-/// Tells indexes apart, by spans and windows: what was decoded from the windows of one index must not be served on the
-/// word of another.
+/// Distinguishes indexes by spans and windows: what was decoded with the windows of one index must not be served for
+/// another.
 pub(super) fn fingerprint(index: &LayerIndex) -> u64 {
     let mut hasher = Xxh3::new();
     let number = |hasher: &mut Xxh3, number: u64| hasher.update(&number.to_le_bytes());

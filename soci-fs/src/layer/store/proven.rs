@@ -101,7 +101,7 @@ impl Store {
     }
 }
 
-/// Whether a directory of the store has a proof of its claim, as far as can be told without its table.
+/// Whether a directory of the store has a proof of its claim, as far as can be decided without its table.
 pub(super) fn has_proof(directory: &Path) -> bool {
     directory.join(FILE).exists()
 }

@@ -1,14 +1,15 @@
 //! Keeps the store's files out of the page cache once they rest.
 //!
-//! What a program reads through a mount is cached there, so the pages of the store's own file below are a second copy of
-//! it; and what nobody has read may never be. Spans that were neither written nor read for a while therefore have their
-//! pages dropped. While a program starts nothing of this happens: what is fetched ahead of it is read from memory.
+//! What a program reads through a mount is cached there, so the pages of the store's own file below are a second copy
+//! of it; and prefetched pages may never be read. Spans that were neither written nor read for a while therefore have
+//! their pages dropped. While a program starts nothing of this happens: what is fetched ahead of it is read from
+//! memory.
 //!
 //! Pages that are not on the disk yet cannot be dropped; asking for it only has them written. So each span is asked for
 //! twice, one look after the other.
 //!
 //! Invariants: no byte is lost, whatever is dropped is on the disk; a span whose last use is younger than one look is
-//! left alone; what goes wrong here is memory that stays in use, and is told once.
+//! left alone; a failure here only leaves memory in use, and is logged once.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -120,7 +121,7 @@ mod tests {
 
     const SPAN: usize = 1 << 20;
 
-    /// Whether a byte of the file is in the page cache; `None` where the file system does not tell.
+    /// Whether a byte of the file is in the page cache; `None` where the file system does not report it.
     fn is_cached(layer: &LayerStore, offset: usize) -> Option<bool> {
         let mut byte = [0];
         let mut buffer = [IoSliceMut::new(&mut byte)];
@@ -143,7 +144,7 @@ mod tests {
         }
         let (middle, mut looks) = (SPAN / 2, Looks::default());
         if is_cached(&layer, middle) != Some(true) {
-            eprintln!("SKIPPED: this file system does not tell what is cached");
+            eprintln!("SKIPPED: this file system does not report what is cached");
             return;
         }
         // What was used just now stays.

@@ -119,7 +119,7 @@ fn after_a_reboot_every_span_is_compared_once() {
     let mut bytes = std::fs::read(&data).unwrap();
     bytes[SPAN + 100] ^= 1;
     std::fs::write(&data, &bytes).unwrap();
-    // In the same boot nobody looks: the page cache cannot have lost anything.
+    // In the same boot nothing is checked: the page cache cannot have lost anything.
     let layer = open(1).layer(&claim(1), &table(4, SPAN as u64)).unwrap();
     assert!(read(&layer, SPAN, SPAN).is_some());
     drop(layer);

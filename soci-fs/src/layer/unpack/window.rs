@@ -1,7 +1,7 @@
 //! How much memory a zstd layer takes to decompress, as its first frame says (RFC 8878, 3.1.1.1).
 //!
-//! The largest window that decoders usually take is 128 MiB. Layers need 8 MiB at most unless somebody wanted the last per
-//! cent, so larger ones go one at a time, and one that begins small must stay so.
+//! The largest window that decoders usually take is 128 MiB. Layers need 8 MiB at most unless they were compressed at
+//! the highest levels, so larger ones go one at a time, and one that begins small must stay so.
 
 use std::io;
 
@@ -78,7 +78,7 @@ mod tests {
             let frame = zstd::bulk::compress(&vec![7; length], 1).unwrap();
             assert!(window(&frame).is_some_and(|bytes| bytes <= length as u64), "{length}");
         }
-        // What cannot be told may be large: a skippable frame, an empty one, a cut one.
+        // What is unknown may be large: a skippable frame, an empty one, a cut one.
         for other in [&b"\x50\x2a\x4d\x18\x04\0\0\0abcd"[..], b"", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\xe0\0"] {
             assert_eq!((window(other), window_log(other)), (None, 27));
         }

@@ -21,7 +21,7 @@ use crate::node::grpc::containerd::{Containerd, ContainerdError};
 
 /// How long containerd may take to say whether it has something.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long it is not asked again after it did not answer.
+/// Backoff after it did not answer.
 const REST: Duration = Duration::from_secs(30);
 
 /// What messages call it.

@@ -2,8 +2,8 @@
 //!
 //! containerd's garbage collector keeps what an image's name leads to, by labels on the content, and what a lease
 //! holds. So a lease is made first; content that is there already is added to it, and each document gets labels that
-//! name its parts as containerd's own clients write them. When the name is set the lease ends. Invariants: no label of
-//! anybody else is removed; what is uploaded is in the store only with the right digest, which containerd checks.
+//! name its parts as containerd's own clients write them. When the name is set the lease ends. Invariants: no foreign
+//! label is removed; what is uploaded is in the store only with the right digest, which containerd checks.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! containerd as its clients see it: as much of its services as a pull needs, and reading and writing an image.
 //!
 //! The services are those that every containerd since 1.6 has; the transfer service is not used, because it came later
-//! and tells a snapshotter about the image only where containerd's configuration says so. Everything is translated here,
+//! and passes the image to a snapshotter only where containerd's configuration says so. Everything is translated here,
 //! and the meaning of an answer is a value: that something exists already is no error.
 //!
 //! Invariants: every call names the namespace, and the lease that keeps what is made from being collected; no message is
@@ -42,65 +42,31 @@ const UPLOADS: &str = "soci-rpull";
 /// Why containerd did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerdError {
-    /// Nobody answers.
+    /// No answer.
     #[error("containerd cannot be reached at {}: {reason}", socket.display())]
-    Unreachable {
-        /// Its socket.
-        socket: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
+    Unreachable { socket: PathBuf, reason: String },
     /// A name that cannot be sent.
     #[error("{text:?} cannot be the name of a namespace or a lease")]
-    Name {
-        /// The name.
-        text: String,
-    },
+    Name { text: String },
     /// It refused, or failed.
     #[error("containerd, asked to {what}: {message} ({code})")]
-    Refused {
-        /// What it was asked to do.
-        what: String,
-        /// The kind of failure.
-        code: &'static str,
-        /// What it said.
-        message: String,
-    },
+    Refused { what: String, code: &'static str, message: String },
     /// It does not have an image.
     #[error(
         "containerd at {} has no image {name} in the namespace {namespace}; `soci publish` indexes an image in its registry",
         socket.display()
     )]
-    NoImage {
-        /// The image.
-        name: String,
-        /// Where it was looked for.
-        namespace: String,
-        /// containerd's socket.
-        socket: PathBuf,
-    },
+    NoImage { name: String, namespace: String, socket: PathBuf },
     /// It does not have a container.
     #[error(
         "containerd at {} has no container {id} in the namespace {namespace}; `ctr --namespace {namespace} containers ls` \
          lists them",
         socket.display()
     )]
-    NoContainer {
-        /// The container's whole id.
-        id: String,
-        /// Where it was looked for.
-        namespace: String,
-        /// containerd's socket.
-        socket: PathBuf,
-    },
+    NoContainer { id: String, namespace: String, socket: PathBuf },
     /// What it says of an image or its content makes no sense.
     #[error("containerd says of {what}: {reason}")]
-    Answer {
-        /// Of what.
-        what: String,
-        /// What is wrong.
-        reason: String,
-    },
+    Answer { what: String, reason: String },
     /// Content could not be read where it should come from.
     #[error("{0}")]
     Content(String),

@@ -1,13 +1,13 @@
-//! The kubelet's image service, passed on to containerd: for the credentials that come along with a pull.
+//! The kubelet's image service, passed on to containerd: for the credentials of its `PullImage` calls.
 //!
-//! The kubelet is told to use this daemon's socket as its `--image-service-endpoint`. Every call of `runtime.v1.
-//! ImageService` goes to containerd as it came and is answered as containerd answers; of `PullImage` and `RemoveImage` the
-//! few fields that matter are read in passing (their numbers are the contract of the CRI), so nothing here depends on the
-//! version of that protocol.
+//! The kubelet is configured to use this daemon's socket as its `--image-service-endpoint`. Every call of `runtime.v1.
+//! ImageService` goes to containerd as it came and is answered as containerd answers; of `PullImage` and `RemoveImage`
+//! the few fields that matter are read in passing (their numbers are the contract of the CRI), so nothing here depends
+//! on the version of that protocol.
 //!
-//! Invariants: a call is passed on also if it cannot be understood; credentials are there before containerd hears of the
-//! pull, since it will ask for the layers' snapshots meanwhile, and count for good only when it has said that the pull was
-//! good; nothing of a message is logged.
+//! Invariants: a call is passed on also if it cannot be understood; credentials are stored before containerd gets the
+//! pull request, because it asks for the layers' snapshots during the pull, and become permanent only when it has
+//! acknowledged the pull; nothing of a message is logged.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -69,19 +69,19 @@ impl ImageService {
         let Some(meant) = meant else { return Ok(answer) };
         let (answer, is_good) = outcome(answer).await?;
         match meant {
-            Meant::Pull(pulling) if is_good => pulling.good(),
-            Meant::Removal(image) if is_good => self.pulls.forget(&image),
+            TrackedCall::Pull(pulling) if is_good => pulling.good(),
+            TrackedCall::Removal(image) if is_good => self.pulls.forget(&image),
             // What is not good is forgotten with this.
-            Meant::Pull(_) | Meant::Removal(_) => {}
+            TrackedCall::Pull(_) | TrackedCall::Removal(_) => {}
         }
         Ok(answer)
     }
 
-    fn read(&self, path: &str, framed: &[u8]) -> Option<Meant> {
+    fn read(&self, path: &str, framed: &[u8]) -> Option<TrackedCall> {
         match path.rsplit('/').next() {
             Some("PullImage") => match decode::<PullImageRequest>(framed) {
                 Some(PullImageRequest { image: Some(spec), auth: Some(auth) }) => {
-                    self.pulls.begin(&spec.image, &auth.into()).map(Meant::Pull)
+                    self.pulls.begin(&spec.image, &auth.into()).map(TrackedCall::Pull)
                 }
                 Some(_) => None,
                 None => {
@@ -91,7 +91,7 @@ impl ImageService {
             },
             Some("RemoveImage") => {
                 let RemoveImageRequest { image } = decode(framed)?;
-                image.map(|spec| Meant::Removal(spec.image))
+                image.map(|spec| TrackedCall::Removal(spec.image))
             }
             _ => None,
         }
@@ -99,7 +99,7 @@ impl ImageService {
 }
 
 /// A call whose outcome matters.
-enum Meant {
+enum TrackedCall {
     Pull(Pulling),
     Removal(String),
 }
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(wire.users().await, [""; 0]);
     }
 
-    /// Anybody who may create a pod can have the kubelet ask for any image with any password.
+    /// Every user who may create a pod can have the kubelet ask for any image with any password.
     #[tokio::test]
     async fn a_refused_pull_replaces_nobodys_password() {
         let mut wire = Wire::new().await;

@@ -1,8 +1,8 @@
 //! Credentials by image pattern, as docker's configuration and the answers of plugins list them.
 //!
 //! `{"auths": {PATTERN: {"auth": BASE64 | "username": .., "password": .. | "identitytoken": ..}}}`. Only this member is
-//! read: a secret of a cluster may also name credential programs, and nobody who may write a secret may thereby run one
-//! here. Where several patterns match, all of them are meant, the longest first, as in Kubernetes. Pure.
+//! read: a secret of a cluster may also name credential programs, and write access to a secret must not allow running
+//! one here. Where several patterns match, all of them are meant, the longest first, as in Kubernetes. Pure.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub struct Auths(Vec<(Pattern, Credentials)>);
 /// One entry as it is written.
 #[derive(Deserialize, Default)]
 #[serde(default)]
-pub(super) struct Entry {
+pub(super) struct AuthEntry {
     username: String,
     password: String,
     auth: String,
@@ -29,7 +29,7 @@ pub(super) struct Entry {
 #[derive(Deserialize)]
 struct File {
     #[serde(default)]
-    auths: BTreeMap<String, Entry>,
+    auths: BTreeMap<String, AuthEntry>,
 }
 
 impl Auths {
@@ -45,7 +45,7 @@ impl Auths {
         Ok(Self::of(file.auths))
     }
 
-    pub(super) fn of(entries: BTreeMap<String, Entry>) -> Self {
+    pub(super) fn of(entries: BTreeMap<String, AuthEntry>) -> Self {
         let known = entries.into_iter().filter_map(|(key, entry)| Some((Pattern::parse(&key)?, entry.credentials()?)));
         Self(known.collect())
     }
@@ -59,7 +59,7 @@ impl Auths {
     }
 }
 
-impl Entry {
+impl AuthEntry {
     fn credentials(self) -> Option<Credentials> {
         if !self.identitytoken.is_empty() {
             return Some(Credentials::IdentityToken(Secret::new(self.identitytoken)));

@@ -46,7 +46,7 @@ type SecretName = (String, String);
 #[derive(Debug, Default)]
 struct Known {
     secrets: BTreeMap<SecretName, Auths>,
-    /// What a list under way has brought.
+    /// What a list in progress has brought.
     listing: BTreeMap<SecretName, Auths>,
     is_complete: bool,
     failure: Option<String>,
@@ -69,7 +69,7 @@ impl Cluster {
                 if sender.is_closed() {
                     return;
                 }
-                note(&sender, reason);
+                warn_of_failure(&sender, reason);
                 tokio::time::sleep(RETRY).await;
             }
         });
@@ -78,7 +78,7 @@ impl Cluster {
 
     async fn look(&self, registry: &str, repository: &str) -> Result<Vec<Login>, String> {
         let mut known = self.known.clone();
-        // Too late, or nobody watches any more: what is known by then decides.
+        // Timed out, or the watch has ended: what is known by then decides.
         let _ = tokio::time::timeout(FIRST_LIST_WAIT, known.wait_for(|known| known.is_complete)).await;
         let known = self.known.borrow();
         let found = known.find(registry, repository);
@@ -100,16 +100,16 @@ impl Keychain for Cluster {
     }
 }
 
-fn note(sender: &watch::Sender<Known>, reason: String) {
+fn warn_of_failure(sender: &watch::Sender<Known>, reason: String) {
     sender.send_modify(|known| {
         if known.failure.as_ref() != Some(&reason) {
-            tracing::warn!(reason, "the pull secrets of the cluster cannot be read; trying again");
+            tracing::warn!(reason, "the pull secrets of the cluster cannot be read; retrying");
         }
         known.failure = Some(reason);
     });
 }
 
-/// Follows the secrets until nobody is interested. Fails when it cannot begin.
+/// Watches the secrets until all receivers are dropped. Fails when it cannot begin.
 async fn follow(kubeconfig: Option<&Path>, sender: &watch::Sender<Known>) -> Result<(), String> {
     let config = match kubeconfig {
         None => {
@@ -134,15 +134,16 @@ async fn follow(kubeconfig: Option<&Path>, sender: &watch::Sender<Known>) -> Res
         }
         match event {
             Ok(event) => sender.send_modify(|known| known.take(event)),
-            Err(error) => note(sender, error.to_string()),
+            Err(error) => warn_of_failure(sender, error.to_string()),
         }
     }
     Err("the watch ended".to_owned())
 }
 
 impl Known {
-    /// All that is meant for an image, each credential once. Each namespace has its turn, with what it means most: whoever
-    /// may write secrets in one of them, however many and of whatever patterns, stands between nobody else and an image.
+    /// All that is meant for an image, each credential once. Namespaces take turns, each with its most specific
+    /// credentials first: write access to the secrets of one, however many and of whatever patterns, cannot displace
+    /// those of another.
     fn find(&self, registry: &str, repository: &str) -> Vec<Login> {
         let mut namespaces: BTreeMap<&str, Vec<&(Pattern, Credentials)>> = BTreeMap::new();
         for ((namespace, _), auths) in &self.secrets {
@@ -257,7 +258,7 @@ mod tests {
         assert!(users(&known).is_empty());
     }
 
-    /// Whoever may write secrets in one namespace cannot come before all that another one means by length or by number.
+    /// Secrets of one namespace cannot displace all those of another by length or by number.
     #[test]
     fn each_namespace_has_its_turn() {
         let mut known = Known::default();

@@ -1,10 +1,10 @@
 //! The kubelet's credential provider plugins: programs that know passwords which are made anew every few hours.
 //!
 //! The kubelet's own two settings are read, the file of `--image-credential-provider-config` and the directory of
-//! `--image-credential-provider-bin-dir`, so that a node is told once. A plugin gets the image on its standard input and
-//! answers with credentials by image pattern (`CredentialProviderRequest` and `-Response` of
-//! `credentialprovider.kubelet.k8s.io`). All plugins whose `matchImages` match are asked; what they
-//! know is tried in the order of the file.
+//! `--image-credential-provider-bin-dir`, so that a node is configured once. A plugin gets the image on its standard
+//! input and answers with credentials by image pattern (`CredentialProviderRequest` and `-Response` of
+//! `credentialprovider.kubelet.k8s.io`). All plugins whose `matchImages` match are asked; what they know is tried in
+//! the order of the file.
 //!
 //! The file is read at every look, so a change needs no restart. What a plugin said is not kept here: the registry client
 //! keeps it for as long as the answer says, and asks again after a refusal.
@@ -26,12 +26,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use crate::node::keychain::auths::{Auths, Entry};
+use crate::node::keychain::auths::{AuthEntry, Auths};
 use crate::node::keychain::pattern::Pattern;
 
 /// How long a plugin may take, as long as the kubelet lets it.
 const TIME_MAX: Duration = Duration::from_secs(60);
-/// Bytes of an answer.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// How long credentials are used that should not be kept at all: a plugin for each request would be too dear.
 const LIFE_MIN: Duration = Duration::from_secs(10);
@@ -61,7 +60,7 @@ struct Provider {
     args: Option<Vec<String>>,
     #[serde(default)]
     env: Option<Vec<Variable>>,
-    /// The plugin wants the token of a pod's account, which nobody gives to a snapshotter.
+    /// The plugin needs the token of a pod's service account, which a snapshotter does not get.
     #[serde(default)]
     token_attributes: Option<serde::de::IgnoredAny>,
 }
@@ -82,12 +81,12 @@ struct Request<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
+struct PluginResponse {
     cache_key_type: CacheKey,
     #[serde(default)]
     cache_duration: Option<String>,
     #[serde(default)]
-    auth: Option<BTreeMap<String, Entry>>,
+    auth: Option<BTreeMap<String, AuthEntry>>,
 }
 
 /// For what an answer is good.
@@ -127,7 +126,7 @@ impl Plugins {
         if failures.is_empty() || !logins.is_empty() { Ok(logins) } else { Err(failures.join("; ")) }
     }
 
-    async fn run(&self, provider: &Provider, registry: &str, repository: &str) -> Result<Answer, String> {
+    async fn run(&self, provider: &Provider, registry: &str, repository: &str) -> Result<PluginResponse, String> {
         if provider.token_attributes.is_some() {
             return Err("it wants the token of a pod's service account, which only the kubelet has".to_owned());
         }
@@ -153,7 +152,7 @@ async fn exchange(mut command: Command, request: &[u8]) -> Result<Vec<u8>, Strin
     let (input, output) = (child.stdin.take(), child.stdout.take());
     let write = async {
         if let Some(mut input) = input {
-            // A plugin that needs to know nothing may end before it was told.
+            // A plugin that ignores its input may exit before reading it.
             let _ = input.write_all(request).await;
         }
     };
@@ -188,11 +187,11 @@ impl Provider {
         if is_plain { Ok(directory.join(&self.name)) } else { Err("its name is none of a program".to_owned()) }
     }
 
-    fn logins(&self, answer: Answer, registry: &str, repository: &str) -> Result<Vec<Login>, String> {
+    fn logins(&self, answer: PluginResponse, registry: &str, repository: &str) -> Result<Vec<Login>, String> {
         let auths = Auths::of(answer.auth.unwrap_or_default());
         let life = answer.cache_duration.as_deref().or(self.default_cache_duration.as_deref()).unwrap_or("0");
         let life = gotime::duration(life).map_err(|error| format!("its cache duration: {error}"))?;
-        // A life beyond what the clock can tell is one until they are refused.
+        // A life beyond the clock's range lasts until they are refused.
         let until = Instant::now().checked_add(life.max(LIFE_MIN));
         let login = |(pattern, credentials): &(Pattern, Credentials)| Login {
             credentials: credentials.clone(),
@@ -265,7 +264,7 @@ providers:
         value: hello
 ";
 
-    /// Answers with what it was told, as a password.
+    /// Answers with its request, as a password.
     const ECHO: &str = r#"told=$(cat | base64 -w0)
 printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Registry","auth":{"*.registry.example":{"username":"%s","password":"%s"}}}' "$GREETING $*" "$told""#;
 
@@ -276,11 +275,11 @@ printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.ku
         let Credentials::Password { user, password } = login.credentials else { panic!("{login:?}") };
         assert_eq!(user, "hello --one two");
         use base64::Engine as _;
-        let told = base64::engine::general_purpose::STANDARD.decode(password.expose()).unwrap();
-        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
-        assert_eq!(told["kind"], "CredentialProviderRequest");
-        assert_eq!(told["apiVersion"], "credentialprovider.kubelet.k8s.io/v1");
-        assert_eq!(told["image"], "eu.registry.example/team/app");
+        let request = base64::engine::general_purpose::STANDARD.decode(password.expose()).unwrap();
+        let request: serde_json::Value = serde_json::from_slice(&request).unwrap();
+        assert_eq!(request["kind"], "CredentialProviderRequest");
+        assert_eq!(request["apiVersion"], "credentialprovider.kubelet.k8s.io/v1");
+        assert_eq!(request["image"], "eu.registry.example/team/app");
         let left = login.until.unwrap() - Instant::now();
         assert!(left > Duration::from_secs(11 * 3600) && left <= Duration::from_secs(12 * 3600), "{left:?}");
         assert!(login.whole_registry);

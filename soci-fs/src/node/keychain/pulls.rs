@@ -1,10 +1,10 @@
 //! What came with the pulls of the kubelet, which asks containerd through this daemon (see [`crate::node::grpc`]).
 //!
-//! The kubelet looks credentials up in a pod's pull secrets, which no one else on the node can read, and sends them with
-//! the request to pull. Anybody who may create a pod can thereby have any credentials sent for any image, so they count
-//! when containerd says that the pull was good. Until then they are candidates for the image's repository, after all
-//! that is known to be good, since the layers of this pull need them; a pull that fails takes its own along, and nobody
-//! else's. Several are kept for an image: what was good last is tried first.
+//! The kubelet looks credentials up in a pod's pull secrets, which nothing else on the node can read, and sends them
+//! with the request to pull. Every user who may create a pod can thereby have any credentials sent for any image, so
+//! they count once containerd reports that the pull succeeded. Until then they are candidates for the image's
+//! repository, after all that is known to be good, since the layers of this pull need them; a failed pull removes its
+//! own candidates, and no others. Several are kept for an image: what was good last is tried first.
 //!
 //! They are kept for as long as the image is there. They are also needed by the process that comes after this one, so
 //! every change is written to a file that the supervisor holds: one without a name, in memory, so that no disk ever sees a
@@ -38,19 +38,16 @@ const AUTH_BYTES_MAX: usize = 64 << 10;
 const IMAGES_MAX: usize = 10_000;
 /// Credentials remembered for an image: as many parties of a node as may be expected to use the same one.
 const GOOD_MAX: usize = 8;
-/// Candidates for a repository. Pulls that are under way come after the good ones.
+/// Candidates for a repository. Pulls that are in progress come after the good ones.
 const CANDIDATES_MAX: usize = 64;
 
 /// Credentials as a pull brings them; empty texts say nothing.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullAuth {
-    /// The user.
     pub user: String,
-    /// The password.
     pub password: String,
     /// Both of them in base64, with a colon in between.
     pub basic: String,
-    /// For which server.
     pub server: String,
     /// To be exchanged for access tokens.
     pub identity_token: String,
@@ -100,19 +97,19 @@ enum Written {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct State {
+struct PullsState {
     /// By the image as it was named; what was good last comes first.
     #[serde(deserialize_with = "written")]
     images: BTreeMap<String, Vec<Pulled>>,
     turn: u64,
-    /// Of pulls under way, which end with this process: by their number.
+    /// Of pulls in progress, which end with this process: by their number.
     #[serde(skip)]
     pending: BTreeMap<u64, (String, PullAuth)>,
 }
 
-impl State {
-    /// Forgets images until there are at most so many, with so many bytes: of the registry that has most of them, since one
-    /// that takes any password may be sent as many as somebody likes.
+impl PullsState {
+    /// Forgets images until there are at most so many, with so many bytes: of the registry that has most of them,
+    /// because any number can be sent to one that accepts any password.
     fn make_room(&mut self, images_max: usize, bytes_max: usize) {
         let size = |image: &str, pulled: &[Pulled]| {
             image.len() + pulled.iter().map(|pulled| pulled.auth.bytes()).sum::<usize>()
@@ -133,7 +130,7 @@ impl State {
     }
 }
 
-/// The registry in an image's name, as far as it is needed to tell one from another.
+/// The registry in an image's name, as far as it is needed to distinguish registries.
 fn registry_of(image: &str) -> &str {
     image.split_once('/').map_or("", |(registry, _)| registry)
 }
@@ -149,7 +146,7 @@ fn written<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String,
 
 /// The credentials of pulls.
 pub struct Pulls {
-    state: Mutex<State>,
+    state: Mutex<PullsState>,
     /// What the next process will read.
     file: Option<Mutex<File>>,
 }
@@ -160,7 +157,7 @@ impl fmt::Debug for Pulls {
     }
 }
 
-/// A pull under way. Unless it is said to be good, its credentials are forgotten with it.
+/// A pull in progress. Unless it is said to be good, its credentials are forgotten with it.
 #[derive(Debug)]
 #[must_use]
 pub struct Pulling {
@@ -195,11 +192,11 @@ impl Pulls {
     #[must_use]
     pub fn new(file: Option<File>) -> Self {
         let state = match file.as_ref().map(read) {
-            None => State::default(),
+            None => PullsState::default(),
             Some(Ok(state)) => state,
             Some(Err(error)) => {
                 tracing::warn!(%error, "the credentials of earlier pulls are lost; images that need them must be pulled again");
-                State::default()
+                PullsState::default()
             }
         };
         Self { state: Mutex::new(state), file: file.map(Mutex::new) }
@@ -247,7 +244,7 @@ impl Pulls {
         found
     }
 
-    fn keep(&self, state: &State) {
+    fn keep(&self, state: &PullsState) {
         let Some(file) = &self.file else { return };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = write(&mut file, state) {
@@ -255,7 +252,7 @@ impl Pulls {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PullsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -285,12 +282,12 @@ fn parse(image: &str) -> Option<RegistryReference> {
     }
 }
 
-fn read(mut file: &File) -> io::Result<State> {
+fn read(mut file: &File) -> io::Result<PullsState> {
     file.rewind()?;
     let mut text = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
     if text.is_empty() {
-        return Ok(State::default());
+        return Ok(PullsState::default());
     }
     // What the parser says may quote a password.
     serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it was left half written"))
@@ -298,7 +295,7 @@ fn read(mut file: &File) -> io::Result<State> {
 
 /// Writes over what is there and then cuts off the rest: a process killed in between leaves a document that is damaged,
 /// and no more is lost than with it.
-fn write(file: &mut File, state: &State) -> io::Result<()> {
+fn write(file: &mut File, state: &PullsState) -> io::Result<()> {
     let text = serde_json::to_vec(state)?;
     file.rewind()?;
     file.write_all(&text)?;
@@ -351,7 +348,7 @@ mod tests {
         assert_eq!(users(&pulls, "h.example", "team/app"), kept);
     }
 
-    /// Anybody who may create a pod can have the kubelet send anything for any image.
+    /// Every user who may create a pod can have the kubelet send anything for any image.
     #[test]
     fn a_refused_pull_takes_nothing_away() {
         let pulls = Arc::new(Pulls::new(None));
@@ -415,7 +412,7 @@ mod tests {
     /// A registry that takes any password displaces no other registry's credentials.
     #[test]
     fn the_largest_registry_makes_room() {
-        let mut state = State::default();
+        let mut state = PullsState::default();
         let mut put = |registry: &str, number: usize, bytes: usize| {
             state.turn += 1;
             let auth = PullAuth { password: "p".repeat(bytes), ..auth("u") };

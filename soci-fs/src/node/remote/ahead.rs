@@ -44,7 +44,7 @@ pub struct ProfileOptions {
     pub record: bool,
     /// Where they are remembered.
     pub memory: Option<Memory>,
-    /// Compressed bytes that a profile may have fetched and nobody read; `None` is a part of the image.
+    /// Compressed bytes that a profile may prefetch without their being read; `None` is a share of the image.
     pub budget_bytes: Option<u64>,
     /// For how long reads belong to a start-up; `None` is a minute and a half.
     pub start_up: Option<Duration>,
@@ -55,7 +55,7 @@ pub struct ProfileOptions {
 #[error("the snapshotter does not note starts: set `record = true` in [profile]")]
 pub struct NotNoted;
 
-/// The images whose start-up is under way, each with what is noted of it.
+/// The images whose start-up is in progress, each with what is noted of it.
 #[derive(Debug, Default)]
 pub(super) struct StartUps(Mutex<HashMap<Digest, Option<Recorder>>>);
 
@@ -64,7 +64,7 @@ impl StartUps {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes that one begins; `false` if it is under way.
+    /// Records that one begins; `false` if it is in progress.
     fn begin(&self, manifest: Digest) -> bool {
         self.change(|known| match known.entry(manifest) {
             Entry::Vacant(place) => {
@@ -77,7 +77,7 @@ impl StartUps {
 }
 
 impl RemoteLayers {
-    /// Runs ahead of a container of `image`, whose layers are being opened, unless that is under way.
+    /// Runs ahead of a container of `image`, whose layers are being opened, unless that is in progress.
     pub(super) fn run_ahead(&self, key: &ImageKey, image: &Arc<ImageOpener>, layers: Vec<Underway<u16>>) {
         let options = &self.0.options.profiles;
         let manifest = key.manifest;
@@ -166,7 +166,7 @@ impl RemoteLayers {
         running
     }
 
-    /// What is noted of the start-up of the image with this manifest: of the one under way, else what is remembered.
+    /// What is noted of the start-up of the image with this manifest: of the one in progress, else what is remembered.
     ///
     /// # Errors
     /// [`NotNoted`] where nothing ever is.

@@ -28,13 +28,12 @@ use machine::{Layer, Machine, Step};
 const FETCH_BYTES: u64 = 4 << 20;
 /// Between two fetches of a claim that is to be proven: enough for a read to be seen.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How often a proof under way looks whether its layer is still wanted.
+/// How often a proof in progress looks whether its layer is still wanted.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What is done in the background, and how fast.
 #[derive(Debug)]
 pub struct Background {
-    /// The layers.
     pub layers: RemoteLayers,
     /// When to be quiet.
     pub pace: Pace,
@@ -111,11 +110,11 @@ impl Background {
         let Some(reader) = self.layers.0.forest.reader(slot) else { return true };
         let (before, start) = (reader.store().present_spans(), std::time::Instant::now());
         let fetched = reader.fetch_some(FETCH_BYTES).await;
-        self.metrics.background.note(start.elapsed());
+        self.metrics.background.record(start.elapsed());
         match fetched {
             Ok(spans) => {
                 self.metrics.background_spans.fetch_add(spans.into(), Ordering::Relaxed);
-                // A full disk does not keep what was fetched: fetching more would be for nothing.
+                // A full disk does not keep what was fetched: fetching more would be wasted.
                 spans == 0 || reader.store().present_spans() > before
             }
             Err(error) => {

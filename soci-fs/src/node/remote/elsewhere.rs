@@ -1,8 +1,9 @@
 //! Repositories that hold the indexes of other repositories' images.
 //!
-//! Not every image can have its index beside it: its registry may be somebody else's, or refuse artifacts. So a node can
-//! be told where else to look, by rules that name images by pattern. What a rule names was chosen by whoever runs the
-//! node, while anybody who may push can put an index beside an image: repositories of rules are asked first.
+//! Not every image can have its index beside it: its registry may be read-only for its user, or refuse artifacts. So a
+//! node can be configured where else to look, by rules that name images by pattern. What a rule names was chosen by the
+//! node's operator, while every client with push access can add an index to an image: repositories of rules are asked
+//! first.
 
 use soci_index::format::reference::RegistryReference;
 
@@ -27,10 +28,7 @@ pub enum RuleError {
     Pattern,
     /// The repository is none.
     #[error("{text:?} is no repository: expected HOST/NAME without tag and digest")]
-    Repository {
-        /// What was given.
-        text: String,
-    },
+    Repository { text: String },
 }
 
 impl IndexRule {

@@ -6,18 +6,17 @@ use soci_index::format::digest::Digest;
 use soci_index::image::ImageError;
 use soci_index::registry::RegistryError;
 
-use crate::fuse::forest::PlantError;
+use crate::fuse::forest::ForestError;
 use crate::node::remote::id_maps::IdMapsError;
 use crate::node::remote::labels::LabelError;
 use crate::node::remote::slots::SlotError;
 use crate::open::OpenError;
 
-/// What was tried in vain.
+/// The operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failed {
     /// To have a layer for lazy reading.
     Lazy,
-    /// To have it whole.
     Whole,
 }
 
@@ -31,7 +30,8 @@ impl RemoteError {
         }
     }
 
-    /// Whether the next layer of the image meets the same: an index that was asked for by its digest cannot be had.
+    /// Whether the next layer of the image meets the same: an index that was asked for by its digest cannot be
+    /// obtained.
     pub(super) const fn is_lasting(&self) -> bool {
         matches!(self, Self::Open(OpenError::NoSuchIndex { .. }))
     }
@@ -51,29 +51,16 @@ pub enum RemoteError {
     Image(#[from] ImageError),
     /// The manifest is that of no platform.
     #[error("{image} names no image that can run")]
-    NoImage {
-        /// The image.
-        image: String,
-    },
+    NoImage { image: String },
     /// The image does not have the layer.
     #[error("{image} has no layer {layer}")]
-    NoLayer {
-        /// The image.
-        image: String,
-        /// The layer.
-        layer: Digest,
-    },
+    NoLayer { image: String, layer: Digest },
     /// The layer cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The layer links to files of layers below it, which a single layer cannot show.
     #[error("layer {layer} has {links} hard links to files of lower layers")]
-    LowerLinks {
-        /// The layer.
-        layer: Digest,
-        /// How many.
-        links: usize,
-    },
+    LowerLinks { layer: Digest, links: usize },
     /// There is no slot to put it.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -82,15 +69,10 @@ pub enum RemoteError {
     IdMaps(#[from] IdMapsError),
     /// Its files cannot be numbered.
     #[error(transparent)]
-    Plant(#[from] PlantError),
+    Forest(#[from] ForestError),
     /// It took too long.
     #[error("{what} did not come within {} s", limit.as_secs())]
-    Deadline {
-        /// What was waited for.
-        what: String,
-        /// How long.
-        limit: Duration,
-    },
+    Deadline { what: String, limit: Duration },
     /// No kind of index is to be used.
     #[error("indexes of both versions are off ([pull_modes]), and no label names one")]
     Off,

@@ -4,7 +4,7 @@
 //! the same to the next process, and before that serves. The table is one small file, written beside and renamed; it
 //! holds as many mappings as there are pods with a user namespace on a node, at most 255.
 //!
-//! Invariants: a mapping is on disk before anybody learns its number; equal mappings share one; the number given next is
+//! Invariants: a mapping is on disk before its number is returned; equal mappings share one; the number given next is
 //! the one that has been free for longest.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,22 +22,10 @@ use crate::tree::id_map::IdMap;
 pub enum IdMapsError {
     /// A system call failed.
     #[error("cannot {operation} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { operation: &'static str, path: PathBuf, cause: io::Error },
     /// The table cannot be read.
     #[error("{} is damaged ({cause}): containers in user namespaces cannot read their layers; remove it when none runs", path.display())]
-    Damaged {
-        /// The table.
-        path: PathBuf,
-        /// What is wrong.
-        cause: serde_json::Error,
-    },
+    Damaged { path: PathBuf, cause: serde_json::Error },
     /// All numbers are taken.
     #[error(
         "{} mappings of owners are in use, and there are no more numbers: remove containers with user namespaces",

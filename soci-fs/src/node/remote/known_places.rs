@@ -63,7 +63,7 @@ impl KnownPlaces {
     }
 
     /// The repositories that a manifest was pulled from.
-    async fn of(&self, manifest: &Digest) -> Result<Vec<(String, String)>, ContainerdError> {
+    async fn of_manifest(&self, manifest: &Digest) -> Result<Vec<(String, String)>, ContainerdError> {
         let containerd = Containerd::connect(&self.socket, "default").await?;
         let mut places = BTreeSet::new();
         for namespace in containerd.namespaces().await? {
@@ -105,7 +105,7 @@ impl Search {
         let mut seen = BTreeSet::new();
         for origin in record.origins.iter().filter(|origin| origin.layer.digest == record.claim.layer) {
             let Some(manifest) = manifest_of(origin).filter(|manifest| seen.insert(*manifest)) else { continue };
-            let places = self.places.of(&manifest).await.unwrap_or_else(|error| {
+            let places = self.places.of_manifest(&manifest).await.unwrap_or_else(|error| {
                 tracing::debug!(slot = self.slot, %error, "containerd cannot say where else the image was pulled from");
                 Vec::new()
             });

@@ -1,7 +1,7 @@
 //! What a snapshot's labels say about the layer that is wanted.
 //!
-//! Labels come from image annotations and from flags of clients, so they are input from strangers: a reference that
-//! names anything but a registry is refused (nobody makes us open local files), digests are parsed, lists are not
+//! Labels come from image annotations and from flags of clients, so they are untrusted input: a reference that names
+//! anything but a registry is refused (so that no label can open local files), digests are parsed, lists are not
 //! trusted at all. Their names are the contract of containerd and of AWS's snapshotter.
 
 use std::collections::BTreeMap;
@@ -21,11 +21,8 @@ pub const INDEX: &str = "containerd.io/snapshot/remote/soci.index.digest";
 /// The layer that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedLayer {
-    /// The image.
     pub image: RegistryReference,
-    /// Its manifest.
     pub manifest: Digest,
-    /// The layer.
     pub layer: Digest,
     /// The index to use, and no other.
     pub index: Option<Digest>,
@@ -35,19 +32,11 @@ pub struct WantedLayer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// A label is not there: the client does not pass image annotations on.
-    #[error("the label {label} is missing; containerd must be told to pass image annotations to snapshotters")]
-    Missing {
-        /// Which.
-        label: &'static str,
-    },
+    #[error("the label {label} is missing; containerd must be configured to pass image annotations to snapshotters")]
+    Missing { label: &'static str },
     /// A digest is not well formed.
     #[error("the label {label}: {cause}")]
-    Digest {
-        /// Which.
-        label: &'static str,
-        /// What is wrong.
-        cause: DigestError,
-    },
+    Digest { label: &'static str, cause: DigestError },
     /// The image's name is not well formed.
     #[error("the label {IMAGE}: {0}")]
     Reference(#[from] ReferenceError),

@@ -18,7 +18,6 @@ use crate::tree::id_map::IdMap;
 /// [`RemoteLayers`] whose work is counted.
 #[derive(Debug)]
 pub struct Counted {
-    /// The layers.
     pub layers: RemoteLayers,
     /// The counters.
     pub metrics: Arc<Metrics>,
@@ -33,7 +32,7 @@ impl LayerProvider for Counted {
         let provided = self.layers.provide(&request.labels);
         let counted = provided.map(move |provided| match provided {
             Ok(slot) => {
-                self.metrics.mount.note(start.elapsed());
+                self.metrics.mount.record(start.elapsed());
                 self.metrics.provided.fetch_add(1, Ordering::Relaxed);
                 Provided::Layer { slot, is_whole: self.layers.is_whole(slot) }
             }

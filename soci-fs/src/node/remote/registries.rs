@@ -51,7 +51,7 @@ impl Registries {
         let registry = match found {
             Some(registry) => registry,
             None => {
-                // Reads files, so not under the lock; who comes second takes what the first one made.
+                // Reads files, so not under the lock; a concurrent second caller uses the first one's result.
                 let new = Registry::new(registry, self.client.clone())?;
                 known().entry(registry.to_owned()).or_insert(new).clone()
             }

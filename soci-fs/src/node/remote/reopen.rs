@@ -1,8 +1,8 @@
 //! Opens layers again that an earlier process provided.
 //!
 //! After a restart the forest knows which layers are in which slots and opens none of them; the first question about
-//! one comes here. Everything that takes is on this node, so no registry is asked. Only when the layer's directory was lost
-//! one of its images is looked up again, and then the network may fail: that read fails, and the next one tries again.
+//! one comes here. Everything that takes is on this node, so no registry is asked. Only when the layer's directory was
+//! lost one of its images is looked up again, and then the network may fail: that read fails, and the next one retries.
 
 use std::sync::Arc;
 
@@ -24,7 +24,6 @@ use crate::open::{ImageOpener, KeptLayer, LayerOrigin, OpenOptions, reopen_layer
 /// The [`Opener`] of a daemon's forest.
 #[derive(Debug)]
 pub struct Reopener {
-    /// What is in which slot.
     pub slots: Arc<Slots>,
     /// Where the layers' bytes are kept.
     pub store: Arc<Store>,

@@ -2,12 +2,13 @@
 //!
 //! A slot's number is part of every inode number that the kernel has seen, and of the lower directories of running
 //! containers, so it must mean the same layer to the next process. One small file per slot, written beside and renamed:
-//! a database would bring nothing but a second writer's lock. With the claim's directory in the layer store a record holds
-//! what it takes to open the layer again without a registry, and every place that its bytes can be had from.
+//! a database would bring nothing but a second writer's lock. With the claim's directory in the layer store a record
+//! holds what it takes to open the layer again without a registry, and every place that its bytes can be obtained from.
 //!
-//! Invariants: a slot is on disk before its number is handed out; a number is not given again while others are free,
-//! so that what still points at an old layer fails instead of finding a new one; a record that cannot be read costs its
-//! own layer only, and is left for a person to look at. All calls that write a file block: they are for threads that may.
+//! Invariants: a slot is on disk before its number is returned; a number is not given again while others are free, so
+//! that what still points at an old layer fails instead of finding a new one; a record that cannot be read costs its
+//! own layer only, and is left for a person to look at. All calls that write a file block: they are for threads that
+//! may.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -103,11 +104,8 @@ pub enum SlotError {
     /// A system call failed.
     #[error("cannot {operation} {}: {cause}", path.display())]
     Io {
-        /// What was tried.
         operation: &'static str,
-        /// On which file.
         path: PathBuf,
-        /// What the system said.
         #[source]
         cause: io::Error,
     },
@@ -216,7 +214,7 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Notes that an image uses the layer in a slot, too. `false` if that was known, or the slot is free.
+    /// Records that an image uses the layer in a slot, too. `false` if that was known, or the slot is free.
     ///
     /// # Errors
     /// [`SlotError::Io`].

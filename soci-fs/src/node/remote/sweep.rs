@@ -1,4 +1,4 @@
-//! What is given up: fetches that are not waited for, slots that were not asked for, indexes of images that are gone.
+//! Reclaims abandoned resources: fetches without a waiter, slots that were not requested, indexes of removed images.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use soci_index::image::layout::Layout;
 use tokio::sync::watch;
 
 use crate::node::remote::slots::SlotRecord;
-use crate::node::remote::{RemoteLayers, RemoteOptions, State};
+use crate::node::remote::{RemoteLayers, RemoteOptions, RemoteState};
 
 /// How long a slot that was filled may wait to be asked for.
 const UNCLAIMED_LIFE: Duration = Duration::from_secs(600);
@@ -73,7 +73,7 @@ impl RemoteLayers {
     }
 
     /// Takes away the slots that `choose` names while nothing changes, with what is stored of their layers. Blocks.
-    pub(super) fn take_away(&self, choose: impl FnOnce(&State) -> Vec<u16>) {
+    pub(super) fn take_away(&self, choose: impl FnOnce(&RemoteState) -> Vec<u16>) {
         let leaving: Vec<Leaving> = {
             let mut state = self.0.state();
             let slots = choose(&state);
@@ -85,7 +85,7 @@ impl RemoteLayers {
     }
 
     /// Takes a slot out of all that can be asked for it. It touches no file, which is why the lock may be held.
-    fn withdraw(&self, state: &mut State, slot: u16) -> Leaving {
+    fn withdraw(&self, state: &mut RemoteState, slot: u16) -> Leaving {
         state.unclaimed.remove(&slot);
         self.0.forest.remove(slot);
         let record = self.0.slots.withdraw(slot);

@@ -1,8 +1,9 @@
 //! The database of snapshots: the only file that knows redb.
 //!
-//! Four tables: records by name, and three that are derived from them or count: which snapshots have which parent, which
-//! stand on which layer, and numbers. All changes of one call are one transaction that is on disk when the call returns:
-//! containerd remembers what it was told, so we must too. Records are JSON, to be read by a person and by later versions.
+//! Four tables: records by name, and three that are derived from them or count: which snapshots have which parent,
+//! which stand on which layer, and numbers. All changes of one call are one transaction that is on disk when the call
+//! returns: containerd persists what was acknowledged, so we must too. Records are JSON, readable for humans and later
+//! versions.
 //!
 //! redb refuses all work after a failed write (a full disk, say) until it is opened again; that is done here, so that a
 //! daemon recovers when there is room again.
@@ -160,7 +161,7 @@ impl View {
     }
 }
 
-/// A change under way.
+/// A change in progress.
 pub(super) struct Edit<'t> {
     records: Records<'t>,
     children: Pairs<'t>,

@@ -3,13 +3,13 @@
 //! ```text
 //! snapshots/NUMBER/fs        the files
 //! snapshots/NUMBER/work      what overlay needs beside them, for writable snapshots
-//! snapshots/new-N            made, but not yet recorded: belongs to a call under way
+//! snapshots/new-N            made, but not yet recorded: belongs to a call in progress
 //! snapshots/removed-NUMBER   no longer recorded: about to be deleted
 //! ```
 //!
 //! A directory is complete before its record is written and is deleted after its record is gone, so a crash leaves at
-//! worst a directory without a record, which the next cleaning finds. Taking it away begins with a rename, under the same
-//! lock that gives out numbers; the deletion itself, which may take long, holds no lock.
+//! worst a directory without a record, which the next cleaning finds. Taking it away begins with a rename, under the
+//! same lock that allocates numbers; the deletion itself, which may take long, holds no lock.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::node::snapshots::record::Kind;
 use crate::node::snapshots::{SnapshotError, io_error};
 
-/// Nobody but root looks at other people's files from here.
+/// Only root may read other users' files from here.
 const TOP_MODE: u32 = 0o700;
 /// The root directory of a container, whatever the daemon's umask.
 const FILES_MODE: u32 = 0o755;
@@ -77,8 +77,8 @@ impl Directories {
         Ok(draft)
     }
 
-    /// Takes away all directories whose number is not among the `known` ones, and returns what is to be deleted. Nobody
-    /// may give out numbers meanwhile.
+    /// Takes away all directories whose number is not among the `known` ones, and returns what is to be deleted. No
+    /// number may be allocated concurrently.
     pub(super) fn take_unknown(&self, known: &[u64]) -> Result<Vec<PathBuf>, SnapshotError> {
         let known: HashSet<u64> = known.iter().copied().collect();
         let mut removed = Vec::new();
@@ -115,7 +115,7 @@ pub(super) struct Draft<'d> {
 }
 
 impl Draft<'_> {
-    /// Gives the directory its number; another one than before, if the transaction is tried again.
+    /// Gives the directory its number; another one than before, if the transaction is retried.
     pub(super) fn publish(&self, id: u64) -> Result<(), SnapshotError> {
         let to = self.directories.top.join(id.to_string());
         let mut place = self.place.borrow_mut();

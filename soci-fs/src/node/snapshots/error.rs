@@ -13,159 +13,68 @@ use crate::node::snapshots::record::Kind;
 pub enum SnapshotError {
     /// The key or name is taken.
     #[error("snapshot {key:?} exists already")]
-    Exists {
-        /// The key or name.
-        key: String,
-    },
+    Exists { key: String },
     /// There is no such snapshot.
     #[error("no snapshot {key:?}")]
-    NotFound {
-        /// The key or name.
-        key: String,
-    },
+    NotFound { key: String },
     /// Only committed snapshots can be stood on.
     #[error("{parent:?} cannot be the parent of {key:?}: it is not committed")]
-    ParentNotCommitted {
-        /// The snapshot to be made.
-        key: String,
-        /// The parent that was named.
-        parent: String,
-    },
+    ParentNotCommitted { key: String, parent: String },
     /// A commit names another parent than the snapshot has.
     #[error("snapshot {key:?} stands on {parent:?}, which a commit cannot change to {given:?}")]
-    ParentChanged {
-        /// The snapshot to be committed.
-        key: String,
-        /// Its parent.
-        parent: String,
-        /// The parent in the request.
-        given: String,
-    },
+    ParentChanged { key: String, parent: String, given: String },
     /// Only active snapshots can be committed.
     #[error("snapshot {key:?} cannot be committed: it is {}", kind.name())]
-    NotActive {
-        /// The snapshot.
-        key: String,
-        /// What it is.
-        kind: Kind,
-    },
+    NotActive { key: String, kind: Kind },
     /// Committed snapshots are mounted through active ones and views.
     #[error("snapshot {key:?} is committed: prepare a snapshot or a view on top of it")]
-    NotMountable {
-        /// The snapshot.
-        key: String,
-    },
+    NotMountable { key: String },
     /// Others stand on it.
     #[error("snapshot {key:?} cannot be removed: {child:?} stands on it")]
-    HasChildren {
-        /// The snapshot.
-        key: String,
-        /// One of its children.
-        child: String,
-    },
+    HasChildren { key: String, child: String },
     /// A request without a key or name.
     #[error("the request names no snapshot")]
     NoKey,
     /// A label above the limit.
     #[error("label {key:?} takes {bytes} bytes with its value, {LABEL_BYTES_MAX} are allowed")]
-    LabelTooLong {
-        /// The beginning of its key.
-        key: String,
-        /// Bytes of key and value.
-        bytes: usize,
-    },
+    LabelTooLong { key: String, bytes: usize },
     /// An update of something that is not a label.
     #[error("{path:?} cannot be updated: only labels can")]
-    Unchangeable {
-        /// The path in the request's mask.
-        path: String,
-    },
+    Unchangeable { path: String },
     /// A label says how owners are to be mapped, and makes no sense.
     #[error("the label {label}: {reason}")]
-    Mapping {
-        /// Which.
-        label: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
+    Mapping { label: &'static str, reason: String },
     /// Owners cannot be mapped.
     #[error("snapshot {key:?} cannot be shown with the owners of a user namespace: {reason}")]
-    Unmappable {
-        /// The snapshot.
-        key: String,
-        /// Why not.
-        reason: String,
-    },
+    Unmappable { key: String, reason: String },
     /// A listing with a filter that makes no sense.
     #[error(transparent)]
     Filter(#[from] FilterError),
     /// Files of a snapshot, or of one below it, are not there.
     #[error("the files of snapshot {key:?} are not at {}: {cause}; remove the image and pull it again", path.display())]
-    Unavailable {
-        /// The snapshot whose files they are.
-        key: String,
-        /// Where they should be.
-        path: PathBuf,
-        /// What the system says.
-        cause: io::Error,
-    },
+    Unavailable { key: String, path: PathBuf, cause: io::Error },
     /// A system call failed.
     #[error("cannot {operation} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { operation: &'static str, path: PathBuf, cause: io::Error },
     /// The database failed.
     #[error("cannot {operation} the database of snapshots: {cause}")]
-    Database {
-        /// What was tried.
-        operation: &'static str,
-        /// What the database said.
-        cause: Box<redb::Error>,
-    },
+    Database { operation: &'static str, cause: Box<redb::Error> },
     /// A record that this program did not write.
     #[error("the record of snapshot {key:?} is damaged: {cause}")]
-    Record {
-        /// The snapshot.
-        key: String,
-        /// What is wrong.
-        cause: serde_json::Error,
-    },
+    Record { key: String, cause: serde_json::Error },
     /// The database was written by a later program.
     #[error("{} has form {found}, this program knows {expected}: use the later program again", path.display())]
-    Format {
-        /// The database.
-        path: PathBuf,
-        /// Its form.
-        found: u64,
-        /// The newest known form.
-        expected: u64,
-    },
+    Format { path: PathBuf, found: u64, expected: u64 },
     /// The root is in use, or cannot be locked.
     #[error(transparent)]
     Lock(StoreError),
     /// The path of the root would not survive in mount options.
     #[error("{} cannot be the root: mount options need a path of text without , : and \\", path.display())]
-    Root {
-        /// The root.
-        path: PathBuf,
-    },
+    Root { path: PathBuf },
     /// Overlay, on which all snapshots depend, cannot be mounted.
     #[error("overlay cannot be mounted below {}: {cause}; use a root on ext4, or on xfs with ftype=1", path.display())]
-    NoOverlay {
-        /// The root.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    NoOverlay { path: PathBuf, cause: io::Error },
     /// The program ends, or a part of it failed, before the answer was there.
     #[error("the answer about snapshot {key:?} was given up")]
-    Abandoned {
-        /// The snapshot.
-        key: String,
-    },
+    Abandoned { key: String },
 }

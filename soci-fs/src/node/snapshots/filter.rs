@@ -115,7 +115,7 @@ impl Filter {
 
 impl Selector {
     fn accepts(&self, info: &Info) -> bool {
-        let value = self.field.of(info);
+        let value = self.field.value_in(info);
         match &self.test {
             Test::Present => value.is_some(),
             Test::Equal(wanted) => value == Some(wanted),
@@ -136,7 +136,7 @@ impl Field {
         }
     }
 
-    fn of<'i>(&self, info: &'i Info) -> Option<&'i str> {
+    fn value_in<'i>(&self, info: &'i Info) -> Option<&'i str> {
         match self {
             Self::Kind => Some(info.kind.name()),
             Self::Name => Some(&info.name),

@@ -1,9 +1,9 @@
 //! Snapshots for containers in user namespaces: what is below them, with mapped owners.
 //!
-//! The labels of such a snapshot say how owners are mapped (capability `remap-ids`). Layers of the provider have views of
-//! their own for that. Directories that containerd unpacked are mounted once more, with an id mapping, at
-//! `mapped/NUMBER-MAP`; these mounts outlive this process and are made again after a reboot, when somebody asks for the
-//! snapshot's mounts.
+//! The labels of such a snapshot say how owners are mapped (capability `remap-ids`). Layers of the provider have views
+//! of their own for that. Directories that containerd unpacked are mounted once more, with an id mapping, at
+//! `mapped/NUMBER-MAP`; these mounts outlive this process and are made again after a reboot, when the snapshot's mounts
+//! are requested.
 //!
 //! Invariants: what is mounted there is never deleted through it (it is read-only, and only empty directories are
 //! removed); a mount is used only if it shows the right directory with the right owner.
@@ -126,7 +126,7 @@ impl Snapshots {
         directories::owner(&path).map_err(|cause| SnapshotError::Unavailable { key: key.to_owned(), path, cause })
     }
 
-    /// Gives back the numbers of mappings that no snapshot needs. Nobody may be making one meanwhile.
+    /// Gives back the numbers of mappings that no snapshot needs. None may be created concurrently.
     pub(super) fn release_id_maps(&self) -> Result<(), SnapshotError> {
         let records = self.database.read(View::all)?;
         let used = records.iter().filter_map(|(_, record)| record.id_map).collect();

@@ -1,4 +1,5 @@
-//! The seam between snapshots and layers: who makes the files of a layer visible without containerd unpacking them.
+//! The seam between snapshots and layers: a provider makes the files of a layer visible without containerd unpacking
+//! them.
 //!
 //! The store of snapshots decides *that* a snapshot is to stand on a layer and remembers it; a provider knows images,
 //! registries and mounts. It names a layer by a *slot*, a number that means the same after a restart.
@@ -37,8 +38,8 @@ pub trait LayerProvider: Send + Sync + fmt::Debug + 'static {
     /// No snapshot refers to other mappings than these. Never called while a number is being assigned.
     fn keep_id_maps(&self, used: &BTreeSet<u8>);
 
-    /// No snapshot refers to the layer any more. Never called while a [`LayerProvider::provide`] is under way, so that a
-    /// layer just promised is not taken away; it must not wait for anything, because the next one waits for it.
+    /// No snapshot refers to the layer any more. Never called while a [`LayerProvider::provide`] is in progress, so
+    /// that a layer just promised is not taken away; it must not wait for anything, because the next one waits for it.
     fn release(&self, slot: u16);
 }
 
@@ -51,7 +52,7 @@ pub struct LayerRequest {
     pub key: String,
     /// Name of the snapshot below; empty for the lowest layer.
     pub parent: String,
-    /// All labels of the request. A stranger may have written them.
+    /// All labels of the request. They are untrusted input.
     pub labels: BTreeMap<String, String>,
 }
 

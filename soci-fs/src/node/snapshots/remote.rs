@@ -1,13 +1,13 @@
-//! The handshake by which containerd learns that it need not download a layer, and when a layer is given back.
+//! The handshake that makes containerd skip the download of a layer, and the release of layers.
 //!
 //! containerd prepares a snapshot to unpack into and names the one that it wants to end up with. If the provider shows
 //! that layer, the wanted snapshot is committed under its bare name and the answer is that it exists already; containerd
 //! then looks it up by label *and parent* and skips the download. The bare name is shared by all namespaces, but parents
 //! are not: where the name is taken by a snapshot on another parent, a second name is used, that of the pair.
 //!
-//! A layer may be promised to one call while another removes the last snapshot that stood on it. So layers are given back
-//! only while no call is with the provider, and only after another look at the database; a call that comes meanwhile waits,
-//! on a thread that may block. No lock is held while that goes on.
+//! A layer may be promised to one call while another removes the last snapshot that stood on it. So layers are released
+//! only while no `provide` call is in flight, and only after another look at the database; a concurrent call waits, on
+//! a thread that may block. No lock is held while that goes on.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -30,18 +30,15 @@ pub enum Prepared {
     /// An active snapshot, to be mounted like this.
     Mounts(Vec<Mount>),
     /// The snapshot that it should have become is there already, under this name.
-    Remote {
-        /// Its name.
-        name: String,
-    },
+    Remote { name: String },
 }
 
-/// Layers that may have to be given back.
+/// Layers that may have to be released.
 #[derive(Debug, Default)]
 pub(super) struct Releases {
     /// Calls that are with the provider.
     providing: usize,
-    /// Whether layers are being given back.
+    /// Whether layers are being released.
     returning: bool,
     candidates: BTreeSet<u16>,
     /// Whether a mapping of owners may be unused.
@@ -52,7 +49,7 @@ pub(super) struct Releases {
 #[derive(Debug, Default)]
 pub(super) struct SharedReleases {
     state: Mutex<Releases>,
-    /// Told when layers have been given back.
+    /// Notified when layers have been released.
     returned: Condvar,
 }
 
@@ -131,7 +128,7 @@ impl Snapshots {
         }
     }
 
-    /// Runs work that waits for the disk where that disturbs nobody.
+    /// Runs work that blocks on the disk on the blocking pool.
     ///
     /// # Errors
     /// Those of the work, and [`SnapshotError::Abandoned`] if it did not come to its end.
@@ -184,7 +181,7 @@ impl Snapshots {
         })
     }
 
-    /// Notes that a layer or a mapping may be unused now, and gives back what is. Blocks.
+    /// Records that a layer or a mapping may be unused now, and releases what is. Blocks.
     pub(super) fn release(&self, candidate: Option<u16>, id_map: Option<u8>) {
         {
             let mut releases = self.releases();
@@ -198,13 +195,13 @@ impl Snapshots {
         }
     }
 
-    /// Gives a layer back unless it is used; `false` if that cannot be told.
+    /// Releases a layer unless it is used; `false` if that cannot be determined.
     fn give_back(&self, slot: u16) -> bool {
         match self.database.read(|view: &View| view.slot_is_used(slot)) {
             Ok(false) => self.provider.release(slot),
             Ok(true) => {}
             Err(error) => {
-                tracing::warn!(slot, %error, "cannot tell whether a layer is still used; it is kept until the next cleaning");
+                tracing::warn!(slot, %error, "cannot determine whether a layer is still used; it is kept until the next cleaning");
                 return false;
             }
         }
@@ -215,7 +212,7 @@ impl Snapshots {
         let given_back = self.release_id_maps();
         given_back
             .inspect_err(|error| {
-                tracing::warn!(%error, "cannot tell which mappings of owners are used; they are kept until later");
+                tracing::warn!(%error, "cannot determine which mappings of owners are used; they are kept until later");
             })
             .is_ok()
     }
@@ -226,17 +223,17 @@ impl Snapshots {
     }
 }
 
-/// Layers are being given back, by one thread at a time, and no call goes to the provider until this is dropped.
+/// Guard: layers are being released, by one thread at a time, and no call goes to the provider until this is dropped.
 struct Returning<'s> {
     snapshots: &'s Snapshots,
     is_over: bool,
-    /// What could not be told, for another time.
+    /// What could not be determined, for a retry.
     later: BTreeSet<u16>,
     id_maps_later: bool,
 }
 
 impl<'s> Returning<'s> {
-    /// `None` while a call is with the provider, which gives back what it finds at its end, or another thread does it.
+    /// `None` while a call is with the provider, which releases what it finds at its end, or another thread does it.
     fn begin(snapshots: &'s Snapshots) -> Option<Self> {
         let mut releases = snapshots.releases();
         if releases.providing > 0 || releases.returning {
@@ -253,7 +250,7 @@ impl<'s> Returning<'s> {
         if !found.0.is_empty() || found.1 {
             return Some(found);
         }
-        // Under this lock, so that what comes from now on is given back by the call that brings it.
+        // Under this lock, so that what is added from now on is released by the call that adds it.
         self.end(&mut releases);
         None
     }

@@ -57,7 +57,7 @@ pub fn check_overlay(root: &Path) -> Result<(), SnapshotError> {
     let result = match mount("overlay", &merged, "overlay", MountFlags::empty(), Some(options.as_c_str())) {
         Ok(()) => unmount(&merged, UnmountFlags::DETACH).map_err(|errno| io_error("unmount", &merged)(errno.into())),
         Err(Errno::PERM) => {
-            tracing::warn!("without the right to mount nobody knows whether overlay works here");
+            tracing::warn!("without the right to mount it is unknown whether overlay works here");
             Ok(())
         }
         Err(errno) => Err(SnapshotError::NoOverlay { path: root.to_owned(), cause: errno.into() }),

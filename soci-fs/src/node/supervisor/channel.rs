@@ -1,8 +1,8 @@
 //! What supervisor and worker say to each other, over a socket pair that is the worker's standard input.
 //!
-//! Messages keep their bounds (`SOCK_SEQPACKET`), so there is nothing to frame. The supervisor's one message carries the
-//! descriptors; the worker's two are single words. A later version may add words; unknown ones are ignored, because
-//! the two may be of different versions while an upgrade is under way.
+//! Messages keep their bounds (`SOCK_SEQPACKET`), so there is nothing to frame. The supervisor's one message carries
+//! the descriptors; the worker's two are single words. A later version may add words; unknown ones are ignored, because
+//! the two may be of different versions while an upgrade is in progress.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -131,7 +131,7 @@ mod tests {
     fn messages_arrive() {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let hear = || {
+        let next_word = || {
             let mut text = [0; WORD_BYTES_MAX];
             let (length, _) = rustix::net::recv(&ours, &mut text, RecvFlags::empty()).unwrap();
             Word::parse(&text[..length])
@@ -139,7 +139,7 @@ mod tests {
         say(&theirs, Word::Hello).unwrap();
         rustix::net::send(&theirs, b"something new", SendFlags::empty()).unwrap();
         say(&theirs, Word::Ready).unwrap();
-        assert_eq!([hear(), hear(), hear()], [Some(Word::Hello), None, Some(Word::Ready)]);
+        assert_eq!([next_word(), next_word(), next_word()], [Some(Word::Hello), None, Some(Word::Ready)]);
         let agreed = Negotiated { minor: 41, flags: 7 };
         let (read, write) = rustix::pipe::pipe().unwrap();
         let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();

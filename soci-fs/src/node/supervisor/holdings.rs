@@ -48,7 +48,7 @@ pub(super) fn acquire(
             _ => activated.push(UnixListener::from(descriptor)),
         }
     }
-    // First what can fail without harm: a mount of somebody who lives is not touched.
+    // First what can fail without harm: a mount of a live process is not touched.
     let lock = lock(&options.mountpoint)?;
     // From here on there is no other supervisor, at most a worker of one that was killed.
     let listener = listener(&options.address, stored, activated, manager)?;
@@ -77,7 +77,7 @@ fn relay(kept: &Kept, options: &SupervisorOptions) -> Result<Option<Relay>, Supe
     Relay::start(&kept.device).map(Some).map_err(failed)
 }
 
-/// The socket that the service manager listens on, or else one of ours: the one that is listened on already, or a new one.
+/// The socket that the service manager listens on, or else our own: the existing one, or a new one.
 fn listener(
     address: &Address,
     stored: Option<UnixListener>,
@@ -135,10 +135,10 @@ fn new_mount(options: &SupervisorOptions, manager: &Manager) -> Result<Kept, Sup
 }
 
 impl Holdings {
-    /// Mounts anew if somebody has unmounted. A mount that is out of the tree but in use is left to its users.
+    /// Mounts anew after an unmount. A mount that is out of the tree but in use is left to its users.
     pub(super) fn renew(&mut self, options: &SupervisorOptions, manager: &Manager) -> Result<(), SupervisorError> {
         if !device::is_connected(&self.kept.device) {
-            tracing::warn!(mountpoint = %options.mountpoint.display(), "somebody has unmounted; mounting again");
+            tracing::warn!(mountpoint = %options.mountpoint.display(), "unmounted by another process; mounting again");
             self.kept = new_mount(options, manager)?;
             self.relay = relay(&self.kept, options)?;
         }

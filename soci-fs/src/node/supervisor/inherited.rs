@@ -15,19 +15,13 @@ use crate::node::supervisor::channel::{self, Word};
 pub enum InheritError {
     /// Standard input is not a supervisor's socket.
     #[error("a worker is started by the supervisor only: standard input is not its socket: {cause}")]
-    NotASocket {
-        /// What the system said.
-        cause: io::Error,
-    },
+    NotASocket { cause: io::Error },
     /// The supervisor has died.
     #[error("the supervisor is gone")]
     Gone,
     /// The supervisor said nonsense, or the system failed.
     #[error("cannot receive the descriptors from the supervisor: {cause}")]
-    Receive {
-        /// What the system said.
-        cause: io::Error,
-    },
+    Receive { cause: io::Error },
 }
 
 /// What a worker gets from the supervisor.

@@ -1,8 +1,8 @@
 //! Makes the socket on which the service listens.
 //!
-//! A socket file outlives its process, so one that nobody answers on is replaced. One that is answered, and anything that
-//! is no socket, is not ours to take away. But a worker whose supervisor was killed is killed, too, and may need a moment
-//! to be gone, while its socket still looks alive; so an answer counts only if it lasts.
+//! A socket file outlives its process, so a dead one is replaced. One that is answered, and anything that is no socket,
+//! is not ours to take away. But a worker whose supervisor was killed is killed, too, and may need a moment to be gone,
+//! while its socket still looks alive; so an answer counts only if it lasts.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -11,12 +11,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Whoever may connect may mount images as root.
+/// Every client that may connect may mount images as root.
 const SOCKET_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 /// How long a killed worker may take to be gone, with all its memory, files and connections.
 pub(super) const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
-/// The longest pause between two looks. All of them must fit into the queue of a socket on which nobody accepts.
+/// The longest pause between two looks. All of them must fit into the queue of a socket that is not accepting.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Why there is no socket to listen on.
@@ -24,30 +24,17 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 pub enum ListenError {
     /// A system call failed.
     #[error("cannot {operation} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { operation: &'static str, path: PathBuf, cause: io::Error },
     /// Another process answers there.
     #[error("another process listens on {}: stop it, or choose another --address", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
     /// There is a file of another kind.
     #[error("{} exists and is not a socket: remove it, or choose another --address", path.display())]
-    NotASocket {
-        /// The file.
-        path: PathBuf,
-    },
+    NotASocket { path: PathBuf },
 }
 
-/// Listens on a path, in the place of a socket that nobody listens on any more, or stops doing so within `patience`. A
-/// directory that is missing is made.
+/// Listens on a path, in place of a socket that is dead, or whose listener ends within `patience`. A directory that is
+/// missing is made.
 ///
 /// # Errors
 /// [`ListenError`].

@@ -1,7 +1,7 @@
 //! When to start, end and hand over to workers: decisions only, no process, clock or signal.
 //!
-//! At most one worker serves. A second one exists while an upgrade is under way: the *successor*, which has started and
-//! waits. Only when it has shown that it can start is the old one ended, and only when the old one is gone does the
+//! At most one worker serves. A second one exists while an upgrade is in progress: the *successor*, which has started
+//! and waits. Only when it has shown that it can start is the old one ended, and only when the old one is gone does the
 //! successor get the descriptors. So a new version that does not start harms nothing, and two never serve at once.
 //!
 //! Invariants: it never gives up on its own; every worker that does not do what was asked is killed after a limit.
@@ -28,7 +28,7 @@ pub(super) struct Worker(pub(super) u32);
 pub(super) enum Input {
     /// Everything is prepared.
     Begin,
-    /// A worker runs and wants the descriptors.
+    /// A worker runs and requests the descriptors.
     Hello(Worker),
     /// A worker serves.
     Ready(Worker),
@@ -65,7 +65,7 @@ pub(super) enum Step {
     Terminate(Worker),
     Kill(Worker),
     After(Duration, Timer),
-    /// Tell the service manager.
+    /// Notify the service manager.
     AnnounceReady,
     AnnounceStopping,
     /// Say that an upgrade has come to nothing.
@@ -208,7 +208,7 @@ impl Machine {
     fn stop(&mut self) -> Vec<Step> {
         let successor = self.successor.map(|successor| Step::Kill(successor.worker));
         if self.stopping {
-            // Whoever asks twice is in a hurry.
+            // A second signal forces a fast end.
             let serving = self.serving.map(|serving| Step::Kill(serving.worker));
             return serving.into_iter().chain(successor).collect();
         }
@@ -370,7 +370,7 @@ mod tests {
             (Input::Elapsed(overdue(1)), vec![]),
             (exited(2, LONG), started(3)),
         ]);
-        // The old one does not want to go.
+        // The old one does not exit.
         then(vec![
             (Input::Upgrade, started(2)),
             (Input::Hello(Worker(2)), terminated(1).to_vec()),

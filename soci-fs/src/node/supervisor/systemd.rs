@@ -1,4 +1,4 @@
-//! The service manager: sockets and stored descriptors that it passes, and what it is told.
+//! The service manager: sockets and stored descriptors that it passes, and notifications to it.
 //!
 //! The protocol is that of `sd_listen_fds` and `sd_notify`: environment variables, and datagrams to a socket. It is
 //! small enough to be spoken here. Without a service manager all of it is nothing.
@@ -49,14 +49,14 @@ impl Manager {
         Self { address }
     }
 
-    /// Nobody.
+    /// No service manager.
     #[cfg(test)]
     pub(super) const fn none() -> Self {
         Self { address: None }
     }
 
-    /// Tells something. A service manager that does not listen is no reason to stop.
-    pub(super) fn tell(&self, state: &str) {
+    /// Sends a notification. A service manager that does not listen is no reason to stop.
+    pub(super) fn notify(&self, state: &str) {
         self.send(state, &[]);
     }
 
@@ -75,7 +75,7 @@ impl Manager {
             return;
         };
         if let Err(cause) = send(address, state, descriptors) {
-            tracing::warn!(state, %cause, "the service manager cannot be told");
+            tracing::warn!(state, %cause, "cannot notify the service manager");
         }
     }
 }
@@ -106,7 +106,7 @@ mod tests {
         let listening = UnixDatagram::bind(&path).unwrap();
         let manager = Manager { address: Some(SocketAddrUnix::new(&path).unwrap()) };
         let (read, _write) = rustix::pipe::pipe().unwrap();
-        manager.tell("READY=1");
+        manager.notify("READY=1");
         manager.store("name", read.as_fd());
         manager.forget("name");
         let mut text = [0; 100];
@@ -114,9 +114,9 @@ mod tests {
             let length = listening.recv(&mut text).unwrap();
             assert_eq!(std::str::from_utf8(&text[..length]).unwrap(), expected);
         }
-        // Nobody there.
+        // Not listening.
         drop(listening);
-        manager.tell("READY=1");
-        Manager::none().tell("READY=1");
+        manager.notify("READY=1");
+        Manager::none().notify("READY=1");
     }
 }

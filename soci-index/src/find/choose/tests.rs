@@ -59,11 +59,11 @@ fn manifest(form: Form, layers: u8) -> IndexManifest {
     }
 }
 
-fn named(position: usize) -> Place {
-    Place::Named { position, repository: format!("h/named-{position}") }
+fn named(position: usize) -> IndexPlace {
+    IndexPlace::Named { position, repository: format!("h/named-{position}") }
 }
 
-fn candidate(number: u8, form: Form, created: Option<&str>, place: Place) -> Candidate {
+fn candidate(number: u8, form: Form, created: Option<&str>, place: IndexPlace) -> Candidate {
     let created = created.and_then(Created::parse);
     // Digests that are ordered as their numbers are.
     let digest = format!("sha256:{}", format!("{number:02x}").repeat(32)).parse().unwrap();
@@ -71,7 +71,7 @@ fn candidate(number: u8, form: Form, created: Option<&str>, place: Place) -> Can
 }
 
 /// The same with tables of two layers.
-fn larger(number: u8, form: Form, created: Option<&str>, place: Place) -> Candidate {
+fn larger(number: u8, form: Form, created: Option<&str>, place: IndexPlace) -> Candidate {
     Candidate { index: manifest(form, 2), ..candidate(number, form, created, place) }
 }
 
@@ -86,26 +86,34 @@ fn rules() {
     use Form::{Spans, V1, V2};
     let form = |taken| Reason::Form { taken };
     for (taken, beaten, reason) in [
-        (candidate(9, V1, None, named(0)), candidate(1, Spans, FEBRUARY, Place::Beside), Reason::Place),
-        (candidate(9, V1, None, named(0)), candidate(1, V2, None, Place::Image), Reason::Place),
+        (candidate(9, V1, None, named(0)), candidate(1, Spans, FEBRUARY, IndexPlace::Beside), Reason::Place),
+        (candidate(9, V1, None, named(0)), candidate(1, V2, None, IndexPlace::Image), Reason::Place),
         (candidate(9, V1, None, named(0)), candidate(1, Spans, FEBRUARY, named(1)), Reason::Place),
-        (candidate(9, V1, None, named(1)), candidate(1, Spans, FEBRUARY, Place::Local), Reason::Place),
-        (candidate(9, Spans, None, Place::Beside), candidate(1, V2, None, Place::Image), form("spans")),
-        (candidate(9, Spans, JANUARY, Place::Beside), candidate(1, V1, FEBRUARY, Place::Local), form("spans")),
-        (candidate(9, V2, None, Place::Image), candidate(1, V1, FEBRUARY, Place::Beside), form("v2")),
-        (candidate(9, Spans, None, Place::Beside), larger(1, V1, FEBRUARY, Place::Beside), form("spans")),
-        (candidate(9, V1, None, named(0)), larger(1, V1, FEBRUARY, Place::Beside), Reason::Place),
-        (larger(9, Spans, None, Place::Beside), candidate(1, Spans, None, Place::Beside), Reason::Fewer),
-        (larger(9, V1, None, Place::Beside), candidate(1, V1, FEBRUARY, Place::Local), Reason::Fewer),
-        (larger(9, V1, FEBRUARY, Place::Beside), larger(1, V1, JANUARY, Place::Beside), Reason::Older),
-        (candidate(9, V1, FEBRUARY, Place::Beside), candidate(1, V1, JANUARY, Place::Local), Reason::Older),
-        (candidate(9, V1, FEBRUARY, Place::Local), candidate(1, V1, JANUARY, Place::Beside), Reason::Older),
-        (candidate(9, V1, JANUARY, Place::Beside), candidate(1, V1, None, Place::Local), Reason::Older),
-        (candidate(9, V1, JANUARY, Place::Beside), candidate(1, V1, NONSENSE, Place::Local), Reason::Older),
-        (candidate(1, V1, JANUARY_IN_PARIS, Place::Local), candidate(9, V1, JANUARY, Place::Beside), Reason::Digest),
-        (candidate(1, V1, NONSENSE, Place::Local), candidate(9, V1, None, Place::Beside), Reason::Digest),
-        (candidate(1, V1, None, Place::Beside), candidate(1, V1, None, Place::Local), Reason::Same),
-        (candidate(1, V1, None, named(0)), candidate(1, V1, FEBRUARY, Place::Local), Reason::Same),
+        (candidate(9, V1, None, named(1)), candidate(1, Spans, FEBRUARY, IndexPlace::Local), Reason::Place),
+        (candidate(9, Spans, None, IndexPlace::Beside), candidate(1, V2, None, IndexPlace::Image), form("spans")),
+        (
+            candidate(9, Spans, JANUARY, IndexPlace::Beside),
+            candidate(1, V1, FEBRUARY, IndexPlace::Local),
+            form("spans"),
+        ),
+        (candidate(9, V2, None, IndexPlace::Image), candidate(1, V1, FEBRUARY, IndexPlace::Beside), form("v2")),
+        (candidate(9, Spans, None, IndexPlace::Beside), larger(1, V1, FEBRUARY, IndexPlace::Beside), form("spans")),
+        (candidate(9, V1, None, named(0)), larger(1, V1, FEBRUARY, IndexPlace::Beside), Reason::Place),
+        (larger(9, Spans, None, IndexPlace::Beside), candidate(1, Spans, None, IndexPlace::Beside), Reason::Fewer),
+        (larger(9, V1, None, IndexPlace::Beside), candidate(1, V1, FEBRUARY, IndexPlace::Local), Reason::Fewer),
+        (larger(9, V1, FEBRUARY, IndexPlace::Beside), larger(1, V1, JANUARY, IndexPlace::Beside), Reason::Older),
+        (candidate(9, V1, FEBRUARY, IndexPlace::Beside), candidate(1, V1, JANUARY, IndexPlace::Local), Reason::Older),
+        (candidate(9, V1, FEBRUARY, IndexPlace::Local), candidate(1, V1, JANUARY, IndexPlace::Beside), Reason::Older),
+        (candidate(9, V1, JANUARY, IndexPlace::Beside), candidate(1, V1, None, IndexPlace::Local), Reason::Older),
+        (candidate(9, V1, JANUARY, IndexPlace::Beside), candidate(1, V1, NONSENSE, IndexPlace::Local), Reason::Older),
+        (
+            candidate(1, V1, JANUARY_IN_PARIS, IndexPlace::Local),
+            candidate(9, V1, JANUARY, IndexPlace::Beside),
+            Reason::Digest,
+        ),
+        (candidate(1, V1, NONSENSE, IndexPlace::Local), candidate(9, V1, None, IndexPlace::Beside), Reason::Digest),
+        (candidate(1, V1, None, IndexPlace::Beside), candidate(1, V1, None, IndexPlace::Local), Reason::Same),
+        (candidate(1, V1, None, named(0)), candidate(1, V1, FEBRUARY, IndexPlace::Local), Reason::Same),
     ] {
         for both in [[taken.clone(), beaten.clone()], [beaten.clone(), taken.clone()]] {
             let choice = choose(both.to_vec(), None);
@@ -119,7 +127,7 @@ fn rules() {
 
 #[test]
 fn named_by_digest() {
-    let all = || vec![candidate(1, Form::Spans, FEBRUARY, named(0)), candidate(2, Form::V1, None, Place::Beside)];
+    let all = || vec![candidate(1, Form::Spans, FEBRUARY, named(0)), candidate(2, Form::V1, None, IndexPlace::Beside)];
     let second = all()[1].digest;
     let choice = choose(all(), Some(&second));
     assert_eq!(choice.chosen.unwrap().digest, second);
@@ -132,9 +140,9 @@ fn named_by_digest() {
 #[test]
 fn doubted() {
     let all = [
-        candidate(1, Form::Spans, None, Place::Beside),
-        candidate(2, Form::V1, FEBRUARY, Place::Beside),
-        candidate(3, Form::V1, None, Place::Local),
+        candidate(1, Form::Spans, None, IndexPlace::Beside),
+        candidate(2, Form::V1, FEBRUARY, IndexPlace::Beside),
+        candidate(3, Form::V1, None, IndexPlace::Local),
     ];
     let choice = order(all.to_vec(), None).take(1, &["not signed".to_owned()]);
     assert_eq!(choice.chosen.unwrap().digest, all[1].digest);
@@ -157,8 +165,13 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         Just(Some("2025-12-31T23:30:00-00:30")),
         Just(FEBRUARY),
     ];
-    let place =
-        prop_oneof![Just(named(0)), Just(named(1)), Just(Place::Image), Just(Place::Beside), Just(Place::Local),];
+    let place = prop_oneof![
+        Just(named(0)),
+        Just(named(1)),
+        Just(IndexPlace::Image),
+        Just(IndexPlace::Beside),
+        Just(IndexPlace::Local),
+    ];
     // Few digests, so that one index is in several places; a digest has one form.
     let one = (0_u8..9, form, time, place, any::<bool>()).prop_map(|(number, form, time, place, cached)| {
         // A digest has one form, and covers what it covers.
@@ -171,7 +184,7 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 /// Whether `one` goes before `other` by the rules as they are written down, one after the other.
 fn goes_before(one: &Candidate, other: &Candidate) -> bool {
     let position = |candidate: &Candidate| match candidate.place {
-        Place::Named { position, .. } => position,
+        IndexPlace::Named { position, .. } => position,
         _ => 1000,
     };
     let form = |candidate: &Candidate| ["spans", "v2", "v1"].iter().position(|form| *form == candidate.index.form());

@@ -26,30 +26,18 @@ pub enum EncodeError {
     /// The windows have no places.
     #[error("the windows of the index are not in a blob of their own")]
     WindowsHeld,
-    /// More spans than anybody would read.
+    /// More spans than a decoder accepts.
     #[error("the layer has more than {limit} spans of the span index")]
-    Spans {
-        /// The cap.
-        limit: usize,
-    },
+    Spans { limit: usize },
     /// A span has no digest.
     #[error("span {span} has no digest")]
-    NoDigest {
-        /// Which.
-        span: usize,
-    },
+    NoDigest { span: usize },
     /// A span does not end where the next one begins.
     #[error("span {span} does not end where the next one begins")]
-    Gap {
-        /// Which.
-        span: usize,
-    },
+    Gap { span: usize },
     /// The library refuses.
     #[error("it cannot be compressed: {reason}")]
-    Compress {
-        /// Why.
-        reason: String,
-    },
+    Compress { reason: String },
 }
 
 /// The TOC blob of an index whose windows stand in a blob of their own.

@@ -25,7 +25,7 @@ pub fn used(compressed: &[u8], bits: u8) -> Option<Mask> {
     Some(walk.mask)
 }
 
-/// A window without the bytes that nobody refers to.
+/// A window whose unreferenced bytes are zero.
 pub fn keep(window: &mut [u8; WINDOW_BYTES], mask: &Mask) {
     for (byte, used) in window.iter_mut().zip(mask.iter()) {
         if !used {

@@ -22,7 +22,7 @@ impl Default for WindowsBlob {
 }
 
 impl WindowsBlob {
-    /// Puts the next span's window at the end. Bytes that nobody refers to should be zeros.
+    /// Puts the next span's window at the end. Unreferenced bytes should be zeros.
     ///
     /// # Errors
     /// [`EncodeError::Compress`].
@@ -64,18 +64,10 @@ pub struct WindowPlace {
 pub enum WindowError {
     /// They are others.
     #[error("the window at {offset} of the windows blob has another digest than the index says")]
-    Digest {
-        /// Where it should be.
-        offset: u64,
-    },
+    Digest { offset: u64 },
     /// They do not unpack to a window.
     #[error("the window at {offset} of the windows blob cannot be unpacked: {reason}")]
-    Frame {
-        /// Where it is.
-        offset: u64,
-        /// Why not.
-        reason: String,
-    },
+    Frame { offset: u64, reason: String },
 }
 
 impl WindowPlace {

@@ -3,8 +3,8 @@
 //! It is an OCI image manifest whose `subject` is the image's own manifest, so registries list it among the image's
 //! referrers. An image can have several, each with a name; the choice among them is the same everywhere: the one of the
 //! wanted name, else the one that is marked as default, the newest of these by the time that it says, then the smallest
-//! digest. Without a name and without a default, none is used: what a stranger pushed beside an image costs bytes only when
-//! he says that everybody should have it.
+//! digest. Without a name and without a default, none is used: an untrusted profile among an image's referrers costs
+//! bytes only if it is marked as the default.
 //!
 //! The last blob is the icon ([`crate::format::icon`]). The manifest vouches for the profile blob by digest, and the profile for each range of its pack by SHA-256.
 
@@ -36,7 +36,6 @@ const NAME_MAX: usize = 128;
 pub struct Published {
     /// Its manifest.
     pub digest: Digest,
-    /// Its name.
     pub name: String,
     /// Whether it is used when none is named.
     pub is_default: bool,
@@ -44,9 +43,7 @@ pub struct Published {
     pub created: String,
     /// The command that was recorded; empty when it does not say.
     pub command: String,
-    /// The profile.
     pub profile: Descriptor,
-    /// Its pack.
     pub pack: Option<Descriptor>,
 }
 

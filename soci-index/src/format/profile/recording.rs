@@ -36,7 +36,7 @@ impl Recording {
         Self { limits, layers, seen, ends, ranges, bytes: 0, is_full: false }
     }
 
-    /// The number of a layer, for [`Self::note`].
+    /// The number of a layer, for [`Self::record`].
     pub fn layer(&mut self, layer: &Digest) -> u32 {
         let known = self.layers.iter().position(|other| other == layer);
         let number = known.unwrap_or_else(|| {
@@ -47,8 +47,8 @@ impl Recording {
         u32::try_from(number).unwrap_or(u32::MAX)
     }
 
-    /// Notes that `bytes` of a layer, which is `size` bytes long, were read.
-    pub fn note(&mut self, layer: u32, bytes: Range<u64>, size: u64) {
+    /// Records that `bytes` of a layer, which is `size` bytes long, were read.
+    pub fn record(&mut self, layer: u32, bytes: Range<u64>, size: u64) {
         if bytes.is_empty() || bytes.start >= size {
             return;
         }

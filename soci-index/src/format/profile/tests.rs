@@ -127,12 +127,12 @@ fn recording_joins_what_continues() {
     for (layer, bytes) in
         [(a, 512..5000), (b, 0..100), (a, 8192..9000), (a, 0..12_000), (b, 4096..8192), (a, 49_500..60_000)]
     {
-        recording.note(layer, bytes, size);
+        recording.record(layer, bytes, size);
     }
     let found = recording.finish().unwrap();
     assert_eq!(found.ranges(), [touched(a, 0, 12_288), touched(b, 0, 8192), touched(a, 12, size - 49_152)]);
     // A range is not longer than allowed.
-    recording.note(b, 8192..3 << 20, 1 << 30);
+    recording.record(b, 8192..3 << 20, 1 << 30);
     assert!(recording.finish().unwrap().ranges().iter().all(|range| range.length() <= RANGE_BYTES_MAX));
 }
 
@@ -143,7 +143,7 @@ fn recording_stops_at_its_limits() {
     {
         let mut recording = Recording::new(limits);
         let layer = recording.layer(&digest(0));
-        (0..5).for_each(|number| recording.note(layer, number * 40_960..number * 40_960 + 1, 1 << 30));
+        (0..5).for_each(|number| recording.record(layer, number * 40_960..number * 40_960 + 1, 1 << 30));
         assert!(recording.is_full());
         assert_eq!(recording.finish().unwrap().ranges().len(), 2);
     }
@@ -217,7 +217,7 @@ fn recordings() -> impl Strategy<Value = Profile> {
         let mut recording = Recording::new(Limits::DEFAULT);
         for (layer, start, length) in notes {
             let layer = recording.layer(&digest(layer));
-            recording.note(layer, start..start + length, 2_999_999);
+            recording.record(layer, start..start + length, 2_999_999);
         }
         recording.finish().unwrap()
     })
@@ -250,7 +250,7 @@ proptest! {
         let layer = recording.layer(&digest(0));
         let mut expected = std::collections::BTreeSet::new();
         for (start, length) in notes {
-            recording.note(layer, start..start + length, size);
+            recording.record(layer, start..start + length, size);
             let end = (start + length).min(size);
             expected.extend((start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).filter(|_| start < size));
         }

@@ -153,7 +153,7 @@ mod tests {
                 let theirs = (theirs.registry(), theirs.repository(), theirs.tag(), theirs.digest());
                 assert_eq!((&*ours.registry, &*ours.repository, ours.tag, ours.digest), theirs, "{text:?}");
             }
-            // Digests are read by who knows them.
+            // Digests are validated by the digest parser.
             (Ok(ours), Err(fault)) => assert!(ours.digest.is_some(), "{text:?}: {fault}"),
             (Err(fault), Ok(theirs)) => {
                 let upper = theirs.repository().contains(|letter: char| letter.is_ascii_uppercase());

@@ -21,7 +21,6 @@ pub(super) type Map = Vec<(u64, u64)>;
 pub(super) enum Declared {
     /// Not at all.
     No,
-    /// The map is here.
     Map(Map),
     /// The map stands before the data (format 1.0).
     InData,

@@ -4,7 +4,7 @@ use crate::format::entry::Entry;
 
 /// Something in a layer that a zTOC has no way to say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} at offset {offset} of the uncompressed layer cannot be told in a zTOC")]
+#[error("{what} at offset {offset} of the uncompressed layer cannot be represented in a zTOC")]
 pub struct Obstacle {
     /// What it is, with the name of the entry.
     pub what: String,

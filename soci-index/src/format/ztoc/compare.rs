@@ -1,8 +1,7 @@
-//! In what two zTOCs of one layer differ: the first thing that does, named so that a person can look for it.
+//! In what two zTOCs of one layer differ: the first difference, described for display.
 //!
 //! Compared is what a runtime would act on: every file's facts, every span's place, digest and window. How the same
-//! facts are written (the tool's name, a time zone, the older checkpoint layout) is not; whoever wants that compares
-//! bytes.
+//! facts are written (the tool's name, a time zone, the older checkpoint layout) is not; for that, compare the bytes.
 
 use std::fmt;
 
@@ -15,7 +14,6 @@ use crate::format::ztoc::{Spans, Ztoc};
 pub enum Difference {
     /// A number of the whole.
     Number {
-        /// Which.
         what: &'static str,
         /// By the layer.
         expected: i64,

@@ -79,7 +79,7 @@ impl<'a> Named<'a> {
     }
 
     fn string(&self, slot: usize, field: &'static str) -> Result<String, ZtocError> {
-        // Two short texts that nobody computes with: made readable, and cut, rather than refused.
+        // Two short texts that are only displayed: sanitised and truncated rather than refused.
         Ok(String::from_utf8_lossy(self.text(slot, field)?).chars().take(200).collect())
     }
 

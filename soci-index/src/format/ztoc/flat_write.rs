@@ -15,17 +15,11 @@ use crate::format::ztoc::{Encoded, Spans, Ztoc, rfc3339, zinfo};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// A sparse file: the format knows only files that lie in one piece.
-    #[error("the sparse file {name:?} cannot be told in a zTOC")]
-    Sparse {
-        /// The file.
-        name: String,
-    },
+    #[error("the sparse file {name:?} cannot be represented in a zTOC")]
+    Sparse { name: String },
     /// The file would be larger than a flatbuffer can be.
     #[error("the zTOC would be larger than {limit} bytes")]
-    TooLarge {
-        /// The limit.
-        limit: u64,
-    },
+    TooLarge { limit: u64 },
 }
 
 /// Largest file that the Go runtime reads.
@@ -118,7 +112,7 @@ fn plain(span_bytes: i64, size: i64) -> Vec<u8> {
     writer.finish(root).1
 }
 
-/// A field of a table. Numbers equal to 0 are left out, as are the fields that nobody adds.
+/// A field of a table. Numbers equal to 0 and fields that are not added are left out.
 #[derive(Debug, Clone, Copy)]
 enum Field {
     Offset(u32),

@@ -1,7 +1,7 @@
 //! The checkpoint blob inside a zTOC ("zinfo"): fixed-size records for gzip, a tiny flatbuffer for plain tar.
 //!
-//! gzip, little-endian: `i32 count`, `i64 span size`, then per checkpoint `i64 in`, `i64 out`, `u8 bits`, 32,768 bytes of
-//! window. An older layout leaves the first checkpoint out; the two are told apart by the length alone.
+//! gzip, little-endian: `i32 count`, `i64 span size`, then per checkpoint `i64 in`, `i64 out`, `u8 bits`, 32,768 bytes
+//! of window. An older layout leaves the first checkpoint out; the two are distinguished by their length alone.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use planus::table_reader::Table;

@@ -22,7 +22,6 @@ const MANIFESTS_MAX: usize = 1000;
 pub(super) struct Manifest {
     /// Byte for byte.
     pub(super) bytes: Bytes,
-    /// Its layers.
     pub(super) layers: Vec<Descriptor>,
 }
 

@@ -1,7 +1,7 @@
-//! Putting things into another program's store, and telling it what refers to what.
+//! Writes content into another program's store and records the references between its documents.
 //!
-//! Such a store collects what nothing refers to. While an image is written it keeps what it was told to keep; each
-//! document is linked to its parts as soon as it is there, so that in the end the image's name keeps the whole.
+//! Such a store collects what nothing refers to. While an image is written a lease keeps its content; each document is
+//! linked to its parts as soon as it is there, so that in the end the image's name keeps the whole.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,9 +39,9 @@ pub(super) async fn copy(
     let noted = Arc::clone(&broken);
     let content = source.open_blob(blob).map(move |piece| {
         piece.map_err(|error| {
-            let told = io::Error::other(error.to_string());
+            let copy = io::Error::other(error.to_string());
             *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            told
+            copy
         })
     });
     let added = add(sink, &blob.digest, blob.size, Box::pin(content)).await;
@@ -49,8 +49,8 @@ pub(super) async fn copy(
     broken.map_or(added, |error| Err(error.into()))
 }
 
-/// Tells the store what a document that is there refers to. Of an index's manifests those that are there: an image that
-/// was pulled for one platform names the others all the same.
+/// Records in the store what an existing document refers to. Of an index's manifests those that are there: an image
+/// that was pulled for one platform names the others all the same.
 pub(super) async fn link(sink: &Arc<dyn ContentSink>, digest: &Digest, document: &[u8]) -> Result<(), SinkError> {
     let mut needs = References::new();
     for (part, needed) in references(document) {
@@ -74,7 +74,7 @@ fn references(document: &[u8]) -> References {
     }
     match serde_json::from_slice::<ImageIndex>(document) {
         Ok(index) => numbered("m", index.manifests).collect(),
-        // Whoever wrote such a document has to say what it needs.
+        // The caller that wrote such a document has to list its references.
         Err(_) => References::new(),
     }
 }

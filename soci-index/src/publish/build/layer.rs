@@ -1,7 +1,7 @@
 //! Streams single layers through the indexer, as what their bytes are.
 //!
-//! The first bytes decide how a layer is read, not its media type. Invariant: a layer counts as damaged only if its digest
-//! is right; bytes that were damaged on their way are an error.
+//! The first bytes decide how a layer is read, not its media type. Invariant: a layer counts as damaged only if its
+//! digest is right; bytes that were damaged in flight are an error.
 
 use std::convert::Infallible;
 
@@ -49,7 +49,7 @@ pub(crate) async fn index_layer(
         Encoding::Tar => Compression::None,
         Encoding::Zstd => return Ok(Err(Skip::Compression { name: encoding.name().to_owned() })),
     };
-    let compact = options.format.has_spans().then(|| compact::span_bytes(layer.size, options.compact_span_bytes));
+    let compact = options.format.has_spans().then(|| compact::span_bytes(layer.size, options.index_span_bytes));
     let options = Options { compression, span_bytes: options.span_bytes, compact, limits: options.limits };
     match scan(stream, options, observer).await? {
         Ok(indexed) if is_hashed && indexed.layer_digest != layer.digest => {
@@ -69,12 +69,12 @@ pub(crate) async fn index_layer(
 }
 
 /// Where a layer is read from.
-enum Place<'a> {
+enum LayerOrigin<'a> {
     Image(&'a ImageSource),
     Urls(&'a UrlFetcher),
 }
 
-impl Place<'_> {
+impl LayerOrigin<'_> {
     /// The first bytes, not checked against the digest.
     fn part(&self, layer: &Descriptor, bytes: u64) -> BlobStream {
         match self {
@@ -92,23 +92,23 @@ impl Place<'_> {
     }
 }
 
-/// Where the layer is to be had: beside the image, or if it is a foreign one and that is allowed, at its URLs.
+/// Where the layer is available: beside the image, or if it is a foreign one and that is allowed, at its URLs.
 async fn place<'a>(
     source: &'a ImageSource,
     layer: &Descriptor,
     options: &'a BuildOptions,
-) -> Result<Result<Place<'a>, Skip>, ImageError> {
+) -> Result<Result<LayerOrigin<'a>, Skip>, ImageError> {
     if !layer.is_foreign() || source.has_blob(layer).await? {
-        return Ok(Ok(Place::Image(source)));
+        return Ok(Ok(LayerOrigin::Image(source)));
     }
     Ok(match &options.urls {
-        Some(urls) if !layer.urls.is_empty() => Ok(Place::Urls(urls)),
+        Some(urls) if !layer.urls.is_empty() => Ok(LayerOrigin::Urls(urls)),
         _ => Err(Skip::Foreign { urls: layer.urls.clone() }),
     })
 }
 
-/// What a blob's first bytes say, by a request of its own. `None` when they cannot be had.
-async fn starts_as(place: &Place<'_>, layer: &Descriptor) -> Option<Encoding> {
+/// What a blob's first bytes say, by a request of its own. `None` when they cannot be obtained.
+async fn starts_as(place: &LayerOrigin<'_>, layer: &Descriptor) -> Option<Encoding> {
     let first: Vec<Bytes> = place.part(layer, layer.size.min(SNIFF_BYTES)).try_collect().await.ok()?;
     Some(Encoding::sniff(&first.concat()))
 }

@@ -1,8 +1,8 @@
 //! The span index of a converted image: pushed beside it, with the new image manifest as its subject.
 //!
-//! The image itself carries AWS's index, and is that tool's byte for byte; ours refers to it from outside, as it does to
-//! images that are left as they are. Order of things: the manifest that it refers to is there before it, and the name of
-//! the image comes after it, so that whoever finds the image finds both.
+//! The image itself carries AWS's index, and is that tool's byte for byte; ours refers to it from outside, as it does
+//! to images that are left as they are. Order of things: the manifest that it refers to is there before it, and the
+//! name of the image comes after it, so that every client that finds the image finds both.
 
 use bytes::Bytes;
 
@@ -15,8 +15,8 @@ use crate::publish::v2::Enabled;
 use crate::publish::{Done, PublishError, Report, SpanReport, refer, span_references};
 use crate::registry::Repository;
 
-/// Pushes the span index of each of `reports`, whose images had the manifests `images` before; the reports then tell of
-/// it. `force` pushes what is there already.
+/// Pushes the span index of each of `reports`, whose images had the manifests `images` before; the result is added to
+/// the reports. `force` pushes what is there already.
 pub(super) async fn push(
     repository: &Repository,
     enabled: &Enabled,

@@ -1,9 +1,10 @@
 //! Protects a signed image from being replaced under its name by an unsigned one.
 //!
-//! A signature is of a digest, and conversion makes a new one: where only signed content may be pulled, the name would be
-//! of no use any more. The same goes for a signature of one platform's manifest, which a policy may ask for instead: a
-//! conversion changes that manifest, too. An image that was converted before is told apart: converting it again usually changes nothing,
-//! which is known only when its documents are made. Any other is refused before a layer is read.
+//! A signature is of a digest, and conversion makes a new one: where only signed content may be pulled, the name would
+//! be of no use any more. The same goes for a signature of one platform's manifest, which a policy may ask for instead:
+//! a conversion changes that manifest, too. An image that was converted before is recognised: converting it again
+//! usually changes nothing, which is known only when its documents are made. Any other is refused before a layer is
+//! read.
 
 use futures_util::{StreamExt as _, stream};
 
@@ -27,7 +28,7 @@ const PARALLEL: usize = 8;
 /// The same, if it will be replaced by another one for certain.
 pub(super) async fn find(target: &Target) -> Result<Option<PublishError>, PublishError> {
     let Target::Registry { repository, tag } = target else { return Ok(None) };
-    // What cannot be read is nobody's image to pull; if it matters, reading the source meets it, too.
+    // An unreadable image cannot be pulled anyway; if it matters, reading the source fails, too.
     let Ok(Some(there)) = repository.manifest(&ManifestName::Tag(tag.clone())).await else { return Ok(None) };
     let signatures = match signatures(repository, &there).await {
         Ok(signatures) if signatures.is_empty() => return Ok(None),

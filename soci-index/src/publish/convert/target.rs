@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, annotation, media_type};
 use crate::format::reference::ManifestName;
-use crate::format::v2_document::{Entry, Index};
+use crate::format::v2_document::{Index, ManifestEntry};
 use crate::image::foreign::ContentTarget;
 use crate::image::layout::Layout;
 use crate::image::output::{self, Output};
@@ -28,37 +28,23 @@ use crate::registry::{RegistryError, Repository};
 #[derive(Debug, Clone)]
 pub enum Target {
     /// A tag in a repository.
-    Registry {
-        /// The repository.
-        repository: Repository,
-        /// The tag.
-        tag: String,
-    },
+    Registry { repository: Repository, tag: String },
     /// Into a layout directory, beside what is there.
     Layout {
         /// The directory; made if need be.
         directory: PathBuf,
-        /// The tag there.
         tag: Option<String>,
     },
     /// A layout directory with nothing but this image. A layout that is there is replaced.
-    NewLayout {
-        /// The directory.
-        directory: PathBuf,
-    },
+    NewLayout { directory: PathBuf },
     /// A layout in a tar file, which is replaced.
-    Archive {
-        /// The file.
-        file: PathBuf,
-        /// The tag there.
-        tag: Option<String>,
-    },
+    Archive { file: PathBuf, tag: Option<String> },
     /// A name in another program's store.
     Foreign(Arc<dyn ContentTarget>),
 }
 
 /// A target that is being written to.
-pub(super) struct Place {
+pub(super) struct OpenTarget {
     target: Target,
     sink: Sink,
     /// What is not a target yet: removed unless it becomes one.
@@ -68,7 +54,7 @@ pub(super) struct Place {
 }
 
 impl Target {
-    pub(super) async fn open(&self, source: &ImageSource) -> Result<Place, PublishError> {
+    pub(super) async fn open(&self, source: &ImageSource) -> Result<OpenTarget, PublishError> {
         let target = self.clone();
         let (sink, stage) = match self.clone() {
             Self::Registry { repository, .. } => (Sink::Registry(repository), None),
@@ -83,7 +69,7 @@ impl Target {
             }
         };
         tracing::debug!(image = %source, "converting");
-        Ok(Place { target, sink, stage, later: Vec::new() })
+        Ok(OpenTarget { target, sink, stage, later: Vec::new() })
     }
 }
 
@@ -99,7 +85,7 @@ impl Target {
     }
 }
 
-impl Place {
+impl OpenTarget {
     pub(super) fn sink(&self) -> &Sink {
         &self.sink
     }
@@ -243,7 +229,7 @@ impl Place {
 
 /// An index.json with one image.
 fn index_json(index: &Document, tag: Option<&str>) -> Vec<u8> {
-    let mut entry = Entry::new(media_type::INDEX, index.digest, index.bytes.len() as u64);
+    let mut entry = ManifestEntry::new(media_type::INDEX, index.digest, index.bytes.len() as u64);
     entry.annotations.extend(tag.map(|tag| (annotation::REF_NAME.to_owned(), tag.to_owned())));
     Index::of(vec![entry]).to_json()
 }

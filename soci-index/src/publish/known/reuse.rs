@@ -11,8 +11,8 @@ use crate::trust::fetch::{Verdict, search};
 /// What of existing indexes is relied on. By default all that fits, unverified.
 #[derive(Debug, Clone, Default)]
 pub struct Reuse {
-    /// Only what an index lists that bears a good signature by one of these; with nobody in it nothing that was not built
-    /// in this run. For what is going to be signed, or becomes part of an image.
+    /// Only what an index lists that bears a good signature by one of these; if empty, only what was built in this run.
+    /// For what is going to be signed, or becomes part of an image.
     pub signed_by: Option<Arc<Trust>>,
     /// Only what is built again and found to be the same.
     pub verified: bool,

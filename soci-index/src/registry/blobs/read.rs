@@ -19,25 +19,25 @@ use tokio::time::Instant;
 
 use crate::registry::blobs::{BlobReader, ByteStream};
 use crate::registry::error::{RegistryError, TransportError, TransportKind};
-use crate::registry::exchange::{Answer, Call, asked_pause, is_busy};
-use crate::registry::failover::{Need, Place};
+use crate::registry::exchange::{ApiResponse, Call, asked_pause, is_busy};
+use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::headers::{content_range, one_line, unsatisfied_total};
 use crate::registry::redirect::ShownUrl;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Method, Response};
 
-/// How servers and what stands before them say that they serve no parts. A request without a range tells whether it was
-/// that.
+/// How servers and what stands before them say that they serve no parts. A request without a range shows whether that
+/// was the reason.
 pub(super) const REFUSES_RANGE: [u16; 6] = [400, 405, 406, 412, 417, 501];
 
-/// One read under way.
+/// One read in progress.
 pub(super) struct Read {
     reader: BlobReader,
     range: Range<u64>,
     /// The next byte to yield.
     position: u64,
     /// Where to read: the first of these, and then the others. None are left when it is time to begin anew.
-    places: VecDeque<Place>,
+    places: VecDeque<HostedRepository>,
     /// Begins with the first poll.
     deadline: Option<Deadline>,
     /// Attempts since the last byte.
@@ -59,7 +59,7 @@ struct Source {
 }
 
 /// What a place did when it was asked.
-enum Asked {
+enum RangeResponse {
     Opened(Source),
     /// It sends elsewhere, and there the permission has run out.
     Expired,
@@ -93,8 +93,8 @@ impl Read {
         ByteStream(Box::pin(stream))
     }
 
-    /// Asks for the range. If only the whole blob is to be had, that is what is read from now on, from its first byte; tells
-    /// whether that is so.
+    /// Asks for the range. If only the whole blob is available, that is what is read from now on, from its first byte;
+    /// returns whether that is so.
     pub(super) async fn begin(&mut self) -> Result<bool, RegistryError> {
         let deadline = self.deadline()?;
         if self.position >= self.range.end {
@@ -168,7 +168,7 @@ impl Read {
     }
 
     /// Where to read now.
-    fn place(&mut self) -> Result<Place, RegistryError> {
+    fn place(&mut self) -> Result<HostedRepository, RegistryError> {
         if self.places.is_empty() {
             self.places = match &self.reader.only {
                 Some(place) => VecDeque::from([place.clone()]),
@@ -196,7 +196,7 @@ impl Read {
     /// Turns to the next place; after the last one, waits before all are asked again, or gives up.
     async fn failed(
         &mut self,
-        place: &Place,
+        place: &HostedRepository,
         error: RegistryError,
         pause: Option<Duration>,
         deadline: &Deadline,
@@ -219,13 +219,13 @@ impl Read {
         Ok(())
     }
 
-    /// Asks for what is left of the range, until somebody begins to answer.
+    /// Asks for what is left of the range, until a host begins to answer.
     async fn open(&mut self, deadline: &Deadline) -> Result<Source, RegistryError> {
         loop {
             let place = self.place()?;
             let as_part = self.is_part() && !place.serves_whole_only();
             let (error, pause) = match self.ask(&place, as_part, deadline).await {
-                Ok(Asked::Opened(source)) if as_part && source.end > self.range.end => {
+                Ok(RangeResponse::Opened(source)) if as_part && source.end > self.range.end => {
                     place.endpoint().note_part(false);
                     if !self.has_better(&place)? {
                         return Ok(source);
@@ -234,22 +234,22 @@ impl Read {
                     self.places.clear();
                     continue;
                 }
-                Ok(Asked::Opened(source)) => {
+                Ok(RangeResponse::Opened(source)) => {
                     if as_part {
                         place.endpoint().note_part(true);
                     }
                     return Ok(source);
                 }
-                Ok(Asked::Expired) => {
+                Ok(RangeResponse::Expired) => {
                     self.renewed = true;
                     place.set_target(&self.reader.digest, None);
                     continue;
                 }
-                Ok(Asked::NoPart(error)) => match self.open_whole(&place, &error, deadline).await? {
+                Ok(RangeResponse::NoPart(error)) => match self.open_whole(&place, &error, deadline).await? {
                     Some(source) => return Ok(source),
                     None => (error, None),
                 },
-                Ok(Asked::Refused(error, pause)) => (error, pause),
+                Ok(RangeResponse::Refused(error, pause)) => (error, pause),
                 Err(error) => (error, None),
             };
             self.failed(&place, error, pause, deadline).await?;
@@ -259,7 +259,7 @@ impl Read {
     /// Asks a place that serves no parts for the whole blob, unless another one may serve parts.
     async fn open_whole(
         &self,
-        place: &Place,
+        place: &HostedRepository,
         why: &RegistryError,
         deadline: &Deadline,
     ) -> Result<Option<Source>, RegistryError> {
@@ -268,7 +268,7 @@ impl Read {
             return Ok(None);
         }
         match self.ask(place, false, deadline).await {
-            Ok(Asked::Opened(source)) => {
+            Ok(RangeResponse::Opened(source)) => {
                 place.note_whole_only(why);
                 Ok(Some(source))
             }
@@ -278,14 +278,19 @@ impl Read {
     }
 
     /// Whether another place may serve parts, where this one has sent the whole blob.
-    fn has_better(&self, place: &Place) -> Result<bool, RegistryError> {
-        let serves_parts = |other: &Place| !other.is_on_host_of(place) && !other.serves_whole_only();
+    fn has_better(&self, place: &HostedRepository) -> Result<bool, RegistryError> {
+        let serves_parts = |other: &HostedRepository| !other.is_on_host_of(place) && !other.serves_whole_only();
         let is_free = self.reader.only.is_none();
         Ok(is_free && self.reader.repository.places(Need::Part)?.iter().any(serves_parts))
     }
 
     /// Asks one place for what is left of the range, or for the whole blob.
-    async fn ask(&self, place: &Place, as_part: bool, deadline: &Deadline) -> Result<Asked, RegistryError> {
+    async fn ask(
+        &self,
+        place: &HostedRepository,
+        as_part: bool,
+        deadline: &Deadline,
+    ) -> Result<RangeResponse, RegistryError> {
         let mut call = self.call(place, as_part);
         let asked = call.url.clone();
         let cached = place.target(&self.reader.digest);
@@ -299,7 +304,7 @@ impl Read {
             200 | 206 => {
                 let target = answer.url.clone();
                 let accepted = self.accept(place, as_part, answer)?;
-                if matches!(accepted, Asked::Opened(_)) && !was_cached && target != asked {
+                if matches!(accepted, RangeResponse::Opened(_)) && !was_cached && target != asked {
                     place.set_target(&self.reader.digest, Some(target));
                 }
                 Ok(accepted)
@@ -308,41 +313,46 @@ impl Read {
                 let total = answer.response.header("content-range").and_then(unsatisfied_total);
                 let error = self.not_satisfiable(place.host(), total);
                 let is_shorter = total.is_some_and(|total| total != self.reader.size);
-                if is_shorter || !as_part { Err(error) } else { Ok(Asked::NoPart(error)) }
+                if is_shorter || !as_part { Err(error) } else { Ok(RangeResponse::NoPart(error)) }
             }
             // A signed URL that has expired: 403, 401, or 400 with ExpiredToken.
-            400 | 401 | 403 | 404 if (was_cached || elsewhere) && !self.renewed => Ok(Asked::Expired),
+            400 | 401 | 403 | 404 if (was_cached || elsewhere) && !self.renewed => Ok(RangeResponse::Expired),
             404 => Err(self.reader.missing(place.host())),
             status => {
                 let pause = asked_pause(&answer.response);
                 let error = place.status_error(answer, &call.what).await;
                 match as_part && REFUSES_RANGE.contains(&status) {
-                    true => Ok(Asked::NoPart(error)),
-                    false => Ok(Asked::Refused(error, pause)),
+                    true => Ok(RangeResponse::NoPart(error)),
+                    false => Ok(RangeResponse::Refused(error, pause)),
                 }
             }
         }
     }
 
     /// Checks that the answer is what was asked for.
-    fn accept(&self, place: &Place, as_part: bool, answer: Answer) -> Result<Asked, RegistryError> {
+    fn accept(
+        &self,
+        place: &HostedRepository,
+        as_part: bool,
+        answer: ApiResponse,
+    ) -> Result<RangeResponse, RegistryError> {
         let (response, size) = (answer.response, self.reader.size);
         let length = response.content_length();
         let encoding = response.header("content-encoding").unwrap_or("identity");
         if !encoding.trim().eq_ignore_ascii_case("identity") {
             return Err(self.wrong_range(place, format!("encoded as {}", one_line(encoding))));
         }
-        // A page for people instead of a blob. What the last host calls a page must be taken for what it is.
+        // An HTML page instead of a blob. What the last host calls a page must be taken for what it is.
         if !place.is_last() && response.media_type() == "text/html" {
             return Err(self.wrong_range(place, "a web page".to_owned()));
         }
-        let no_part = |error| if as_part { Ok(Asked::NoPart(error)) } else { Err(error) };
+        let no_part = |error| if as_part { Ok(RangeResponse::NoPart(error)) } else { Err(error) };
         if response.status() == 200 {
             // The range was ignored, or none was sent. The body starts at byte 0, unless its length says that it is a part.
             return match length {
                 Some(length) if length != size => no_part(self.wrong_size(place, length)),
                 None if as_part => no_part(self.wrong_range(place, "an answer without a length".to_owned())),
-                _ => Ok(Asked::Opened(Source { response, at: 0, end: size })),
+                _ => Ok(RangeResponse::Opened(Source { response, at: 0, end: size })),
             };
         }
         let Some(text) = response.header("content-range") else {
@@ -351,7 +361,7 @@ impl Read {
             if length != Some(self.range.end - self.position) || multipart {
                 return no_part(self.wrong_range(place, "a part without Content-Range".to_owned()));
             }
-            return Ok(Asked::Opened(Source { response, at: self.position, end: self.range.end }));
+            return Ok(RangeResponse::Opened(Source { response, at: self.position, end: self.range.end }));
         };
         let right = content_range(text).filter(|range| {
             let is_wanted = range.first == self.position && range.last < self.range.end;
@@ -361,7 +371,7 @@ impl Read {
                 && length.is_none_or(|length| length == range.last - range.first + 1)
         });
         match right {
-            Some(range) => Ok(Asked::Opened(Source { response, at: range.first, end: range.last + 1 })),
+            Some(range) => Ok(RangeResponse::Opened(Source { response, at: range.first, end: range.last + 1 })),
             None => no_part(self.wrong_range(place, format!("Content-Range: {}", one_line(text)))),
         }
     }
@@ -375,7 +385,7 @@ impl Read {
         if self.is_part() { Need::Part } else { Need::Content }
     }
 
-    fn call(&self, place: &Place, as_part: bool) -> Call {
+    fn call(&self, place: &HostedRepository, as_part: bool) -> Call {
         let mut call = place.blob_call(Method::Get, &self.reader.digest, self.what());
         // A plain request for a whole blob works everywhere, also where ranges do not.
         if as_part {
@@ -388,7 +398,7 @@ impl Read {
         format!("reading bytes {}..{} of {}", self.position, self.range.end, self.reader.digest)
     }
 
-    fn wrong_range(&self, place: &Place, found: String) -> RegistryError {
+    fn wrong_range(&self, place: &HostedRepository, found: String) -> RegistryError {
         RegistryError::WrongRange {
             registry: place.host().to_owned(),
             repository: self.reader.repository.name().to_owned(),
@@ -398,7 +408,7 @@ impl Read {
         }
     }
 
-    fn wrong_size(&self, place: &Place, found: u64) -> RegistryError {
+    fn wrong_size(&self, place: &HostedRepository, found: u64) -> RegistryError {
         RegistryError::Size {
             registry: place.host().to_owned(),
             repository: self.reader.repository.name().to_owned(),

@@ -1,9 +1,9 @@
 //! Docker's and podman's configuration files and the credential programs that they name.
 //!
 //! `config.json` (in `$DOCKER_CONFIG` or `~/.docker`) with its `auths`, `credHelpers` and `credsStore`, then podman's
-//! `auth.json`. The library for these files is given their content only: by itself it does not tell a missing file,
-//! which is normal, from a broken one, which is not. Invariants: a program's "credentials not found" means that there
-//! are none, any other failure of it is an error; a program's output is never shown.
+//! `auth.json`. The library for these files is given their content only: by itself it does not distinguish a missing
+//! file, which is normal, from a broken one, which is not. Invariants: a program's "credentials not found" means that
+//! there are none, any other failure of it is an error; a program's output is never shown.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// A machine where nobody has ever logged in.
+    /// A machine without any stored login.
     #[test]
     fn missing_files() {
         let missing = PathBuf::from("/no/such/config.json");

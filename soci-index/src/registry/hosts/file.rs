@@ -1,10 +1,10 @@
 //! Reading `hosts.toml`: text in, hosts out.
 //!
 //! The keys are containerd's. At the top they are about `server`, or about the registry itself if there is no `server`;
-//! in a `[host."URL"]` table about that host. The library's structures are walked by hand instead of deserialised, since
-//! the order of the tables is the order of asking and a message without a line helps nobody. Pure. Invariants: an unknown
-//! capability, a value of the wrong kind and a URL that names more than a place are errors; a key that nobody knows is
-//! reported, for a newer containerd may know it.
+//! in a `[host."URL"]` table about that host. The library's structures are walked by hand instead of deserialised,
+//! because the order of the tables is the order of the hosts, and error messages need line numbers. Pure. Invariants:
+//! an unknown capability, a value of the wrong kind and a URL that names more than a place are errors; an unknown key
+//! is reported, because a newer containerd may know it.
 
 use std::path::{Path, PathBuf};
 
@@ -22,23 +22,18 @@ pub enum HostsError {
     /// It is not TOML.
     #[error("{}:{line}: {what}", file.display())]
     Syntax {
-        /// The file.
         file: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What the reader said.
         what: String,
     },
     /// A key has a value that makes no sense.
     #[error("{}:{line}: {key}: {fault}", file.display())]
     Value {
-        /// The file.
         file: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The key.
         key: String,
-        /// What is wrong.
         fault: ValueFault,
     },
 }
@@ -48,34 +43,21 @@ pub enum HostsError {
 pub enum ValueFault {
     /// Another kind of value is needed.
     #[error("expected {expected}")]
-    Kind {
-        /// Which kind.
-        expected: &'static str,
-    },
+    Kind { expected: &'static str },
     /// A key that must be there is not.
     #[error("{key} is missing")]
-    Missing {
-        /// Which.
-        key: &'static str,
-    },
+    Missing { key: &'static str },
     /// The format of long ago.
     #[error("this is version 1 of the format, which is not read: write [[registry]] tables")]
     Version,
-    /// Nobody knows this capability.
+    /// Unknown capability.
     #[error("{name:?} is no capability: expected pull, resolve, push or referrers")]
-    Capability {
-        /// As written.
-        name: String,
-    },
+    Capability { name: String },
     /// The host is not one.
     #[error(transparent)]
     Url(#[from] UrlFault),
-    /// The duration is not one.
     #[error("{text:?} is no duration: expected a number and a unit, like 500ms or 1m30s")]
-    Duration {
-        /// As written.
-        text: String,
-    },
+    Duration { text: String },
 }
 
 /// Why a text names no host.
@@ -95,7 +77,6 @@ pub enum UrlFault {
 /// What a file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostsFile {
-    /// The hosts.
     pub hosts: Hosts,
     /// Keys that have no meaning, with their lines.
     pub unknown: Vec<(usize, String)>,

@@ -1,9 +1,9 @@
-//! Reading `registries.conf`, where podman, buildah, skopeo and CRI-O are told of mirrors: text in, hosts out.
+//! Reading `registries.conf`, which configures mirrors for podman, buildah, skopeo and CRI-O: text in, hosts out.
 //!
-//! Version 2 of the format. Its tables are about *prefixes*: a registry (`docker.io`), a part of one
-//! (`quay.io/team`), or all subdomains of a name (`*.example.com`); the longest one that fits a repository decides. A
-//! table names mirrors, a place to go to instead of the registry, or that nobody may go there. Mirrors and other
-//! places may keep images under other names, so that names are rewritten, in scopes too.
+//! Version 2 of the format. Its tables are about *prefixes*: a registry (`docker.io`), a part of one (`quay.io/team`),
+//! or all subdomains of a name (`*.example.com`); the longest one that fits a repository decides. A table names mirrors
+//! or a replacement for the registry, or blocks it. Mirrors and other places may keep images under other names, so that
+//! names are rewritten, in scopes too.
 //!
 //! What is about short names, and credential helpers, is not ours. `insecure` means here: any certificate is believed,
 //! and a mirror is tried over plain HTTP after that; for the registry itself plain HTTP is asked for by `--plain-http`.
@@ -22,16 +22,16 @@ use crate::registry::hosts::{Blocked, Capabilities, Host, HostRules, Hosts, Repo
 
 /// One table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct MirrorTable {
     /// What it is about.
     pub prefix: Location,
     /// Where that is.
     pub location: Location,
     /// Whether certificates are not checked there.
     pub insecure: bool,
-    /// Whether nobody may go there.
+    /// Whether access is blocked.
     pub blocked: bool,
-    /// Who is asked before.
+    /// Hosts that are asked first.
     pub mirrors: Vec<Mirror>,
     /// The file that says so.
     pub file: PathBuf,
@@ -40,7 +40,6 @@ pub struct Entry {
 /// A mirror.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
-    /// Where it is.
     pub location: Location,
     /// Whether certificates are not checked there.
     pub insecure: bool,
@@ -112,7 +111,7 @@ impl Location {
 ///
 /// # Errors
 /// [`HostsError`].
-pub fn parse(text: &str, file: &Path) -> Result<Vec<Entry>, HostsError> {
+pub fn parse(text: &str, file: &Path) -> Result<Vec<MirrorTable>, HostsError> {
     let mut reading = Reading::new(text, file);
     let table = reading.table()?;
     let mut entries = Vec::new();
@@ -141,7 +140,7 @@ fn tables<'v, 't>(
     items.iter().map(|item| item.get_ref().as_table().ok_or_else(failed)).collect()
 }
 
-fn entry(reading: &mut Reading<'_>, name: &Key<'_>, table: &DeTable<'_>) -> Result<Entry, HostsError> {
+fn entry(reading: &mut Reading<'_>, name: &Key<'_>, table: &DeTable<'_>) -> Result<MirrorTable, HostsError> {
     let (mut prefix, mut location) = (None, None);
     let (mut insecure, mut blocked, mut by_digest, mut mirrors) = (false, false, false, Vec::new());
     for (key, value) in table {
@@ -165,7 +164,7 @@ fn entry(reading: &mut Reading<'_>, name: &Key<'_>, table: &DeTable<'_>) -> Resu
     let missing = || reading.missing(name, "prefix or location");
     let prefix = prefix.or_else(|| location.clone()).ok_or_else(missing)?;
     let location = location.unwrap_or_else(|| prefix.clone());
-    Ok(Entry { prefix, location, insecure, blocked, mirrors, file: reading.file().to_owned() })
+    Ok(MirrorTable { prefix, location, insecure, blocked, mirrors, file: reading.file().to_owned() })
 }
 
 fn mirror(reading: &mut Reading<'_>, name: &Key<'_>, table: &DeTable<'_>) -> Result<Mirror, HostsError> {
@@ -208,8 +207,8 @@ fn location(
 ///
 /// # Errors
 /// [`UrlFault`] when an address cannot be made of a place.
-pub fn hosts(entries: &[Entry], registry: &str) -> Result<Option<Hosts>, UrlFault> {
-    let mut fitting: Vec<(&Entry, usize)> = Vec::new();
+pub fn hosts(entries: &[MirrorTable], registry: &str) -> Result<Option<Hosts>, UrlFault> {
+    let mut fitting: Vec<(&MirrorTable, usize)> = Vec::new();
     for entry in entries {
         let Some(length) = entry.prefix.fits(registry) else { continue };
         // Names beat wildcards, and the longest wildcard the others.

@@ -1,11 +1,11 @@
 //! What refers to an image, asked for early and once.
 //!
-//! Whoever opens an image wants its index and its profiles, which are found by the same list, and on a far registry each
-//! question is a round trip that somebody waits for. A [`Listing`] is asked as soon as the image's digest is known, while
-//! the image's own documents are on their way. It asks the referrers API and for the fallback tag at the same time, and
-//! then for the manifests that will be wanted. Invariants: it knows nothing that its repository would not say; a failure is
-//! that of all who waited for it, and whoever comes later asks again; what it has heard is forgotten after half a minute,
-//! since lists change.
+//! Opening an image needs its index and its profiles, which are found by the same list, and on a distant registry each
+//! request is a round trip in the foreground. A [`Listing`] is asked as soon as the image's digest is known, while the
+//! image's own documents are in flight. It asks the referrers API and for the fallback tag at the same time, and then
+//! for the manifests that will be wanted. Invariants: it knows nothing that its repository would not return; a failure
+//! is shared by all waiters, and a later caller retries; what it has fetched is forgotten after half a minute, since
+//! lists change.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ pub struct Listing {
     subject: Digest,
     choose: Choose,
     since: Instant,
-    heard: OnceCell<Heard>,
+    fetched: OnceCell<Fetched>,
     failures: Mutex<Failures>,
 }
 
@@ -47,7 +47,7 @@ struct Failures {
 }
 
 #[derive(Debug)]
-struct Heard {
+struct Fetched {
     referrers: Referrers,
     manifests: HashMap<Digest, RawManifest>,
 }
@@ -56,7 +56,14 @@ impl Listing {
     /// Of what refers to `subject`, with the manifests that `choose` picks. Nothing is asked yet.
     #[must_use]
     pub fn new(repository: Repository, subject: Digest, choose: Choose) -> Self {
-        Self { repository, subject, choose, since: Instant::now(), heard: OnceCell::new(), failures: Mutex::default() }
+        Self {
+            repository,
+            subject,
+            choose,
+            since: Instant::now(),
+            fetched: OnceCell::new(),
+            failures: Mutex::default(),
+        }
     }
 
     /// Whether this is of `subject`, and young enough.
@@ -71,12 +78,12 @@ impl Listing {
         &self.subject
     }
 
-    /// Asks, unless that was done; waits for the answer that is under way.
+    /// Asks, unless that was done; waits for the answer that is in progress.
     ///
     /// # Errors
     /// [`RegistryError`] when the registry cannot be asked. The next call asks again.
     pub async fn ask(&self) -> Result<(), RegistryError> {
-        self.heard().await.map(drop)
+        self.fetched().await.map(drop)
     }
 
     /// What refers to the subject, as [`Repository::referrers`] says it.
@@ -84,7 +91,7 @@ impl Listing {
     /// # Errors
     /// As [`Listing::ask`].
     pub async fn referrers(&self, artifact_type: Option<&str>) -> Result<Referrers, RegistryError> {
-        let mut referrers = self.heard().await?.referrers.clone();
+        let mut referrers = self.fetched().await?.referrers.clone();
         referrers.keep(artifact_type);
         Ok(referrers)
     }
@@ -94,22 +101,22 @@ impl Listing {
     /// # Errors
     /// [`RegistryError`] when it cannot be read.
     pub async fn manifest(&self, digest: Digest) -> Result<Option<RawManifest>, RegistryError> {
-        match self.heard.get().and_then(|heard| heard.manifests.get(&digest)) {
+        match self.fetched.get().and_then(|fetched| fetched.manifests.get(&digest)) {
             Some(raw) => Ok(Some(raw.clone())),
             None => self.repository.manifest(&ManifestName::Digest(digest)).await,
         }
     }
 
-    async fn heard(&self) -> Result<&Heard, RegistryError> {
+    async fn fetched(&self) -> Result<&Fetched, RegistryError> {
         let before = self.failures().count;
         let ask = || async {
-            // Somebody else has asked while this one waited.
+            // Another caller has asked while this one waited.
             if let Some(error) = self.failure_since(before) {
                 return Err(error);
             }
-            self.hear().await.inspect_err(|error| self.note_failure(error))
+            self.fetch().await.inspect_err(|error| self.note_failure(error))
         };
-        self.heard.get_or_try_init(ask).await
+        self.fetched.get_or_try_init(ask).await
     }
 
     fn failures(&self) -> MutexGuard<'_, Failures> {
@@ -127,15 +134,15 @@ impl Listing {
         failures.last = Some(error.clone());
     }
 
-    async fn hear(&self) -> Result<Heard, RegistryError> {
+    async fn fetch(&self) -> Result<Fetched, RegistryError> {
         let referrers = self.repository.referrers_at_once(&self.subject).await?;
         let early = (self.choose)(&referrers.entries).into_iter().take(MANIFESTS_MAX);
         let fetched = futures_util::stream::iter(early)
             .map(|digest| async move { (digest, self.repository.manifest(&ManifestName::Digest(digest)).await) })
             .buffer_unordered(MANIFESTS_MAX);
-        // What did not come is asked for again by who needs it, and who says then what was wrong.
+        // What could not be fetched is fetched again, and its error reported, when it is needed.
         let manifests = fetched.filter_map(async |(digest, raw)| Some((digest, raw.ok()??))).collect().await;
-        Ok(Heard { referrers, manifests })
+        Ok(Fetched { referrers, manifests })
     }
 }
 

@@ -19,10 +19,10 @@ pub enum NoApi {
     /// The answer says that it is a list, and is none.
     #[error("the answer is no image index: {0}")]
     Malformed(String),
-    /// Somebody else answers.
+    /// Another host answers.
     #[error("the registry redirects to another site")]
     OtherSite,
-    /// It leads where nobody may follow.
+    /// It redirects to a forbidden target.
     #[error("{0}")]
     Redirect(String),
     /// No host has the capability.
@@ -30,7 +30,7 @@ pub enum NoApi {
     NotAsked,
 }
 
-/// Who will find a referrer.
+/// Which clients can discover a referrer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Visibility {
     /// Every client that knows referrers.
@@ -43,34 +43,23 @@ pub enum Visibility {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blemish {
     /// The list has another content type.
-    ContentType {
-        /// Which.
-        found: String,
-    },
+    ContentType { found: String },
     /// The entry has another size than the manifest.
     Size {
-        /// As listed.
         listed: u64,
         /// Of the manifest.
         pushed: u64,
     },
     /// The entry has another type than the manifest, or none.
     ArtifactType {
-        /// As listed.
         listed: String,
         /// Of the manifest.
         pushed: String,
     },
     /// The registry lists it and refuses to show it.
-    Refused {
-        /// What the registry says.
-        reason: String,
-    },
-    /// Whoever asks for this type alone is not shown it.
-    Filter {
-        /// The type.
-        artifact_type: String,
-    },
+    Refused { reason: String },
+    /// Clients that filter by this type do not get it.
+    Filter { artifact_type: String },
 }
 
 impl fmt::Display for Blemish {
@@ -93,12 +82,12 @@ impl fmt::Display for Blemish {
             ),
             Self::Refused { reason } => write!(
                 f,
-                "nobody can read it: {reason}; have it signed as the registry demands (--sign-with COMMAND), or have \
+                "no client can read it: {reason}; have it signed as the registry demands (--sign-with COMMAND), or have \
                  unsigned content admitted"
             ),
             Self::Filter { artifact_type } => write!(
                 f,
-                "the registry does not list it to those who ask for {artifact_type} only: clients that do will not find \
+                "the registry does not list it for requests that filter by {artifact_type}: clients that do will not find \
                  the index; publish with --v2"
             ),
         }

@@ -14,8 +14,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{Answer, asked_pause};
-use crate::registry::failover::Place;
+use crate::registry::exchange::{ApiResponse, asked_pause};
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Chunks, Method};
@@ -36,7 +36,7 @@ pub(super) fn size(usual: usize, smallest: Option<u64>) -> Option<usize> {
 
 /// Sends a blob in chunks of `chunk` bytes.
 pub(super) async fn send(
-    place: &Place,
+    place: &HostedRepository,
     push: &Push<'_>,
     opened: Opened,
     chunk: usize,
@@ -46,7 +46,7 @@ pub(super) async fn send(
 }
 
 struct Sending<'a> {
-    place: &'a Place,
+    place: &'a HostedRepository,
     push: &'a Push<'a>,
     opened: Opened,
     chunk: usize,
@@ -136,7 +136,7 @@ impl Sending<'_> {
                 Ok(())
             }
             (200..=204, _) => {
-                let reason = "the registry does not tell how much of the upload it has";
+                let reason = "the registry does not report how much of the upload it has";
                 Err(Setback::Lost(self.place.malformed(&self.push.what, reason)))
             }
             _ => Err(Setback::Lost(self.place.status_error(answer, &self.push.what).await)),
@@ -144,14 +144,14 @@ impl Sending<'_> {
     }
 
     /// Where the next request goes.
-    fn follow(&mut self, answer: &Answer) -> Result<(), Setback> {
+    fn follow(&mut self, answer: &ApiResponse) -> Result<(), Setback> {
         let malformed = |reason: String| Setback::Final(self.place.malformed(&self.push.what, &reason));
         self.opened.location = location(answer).map_err(malformed)?;
         Ok(())
     }
 
     /// How much the registry has after a chunk that ends at `end`. Some count one byte too few or say nothing.
-    fn taken(&self, answer: &Answer, end: u64) -> Result<u64, Setback> {
+    fn taken(&self, answer: &ApiResponse, end: u64) -> Result<u64, Setback> {
         match answer.response.header("range").and_then(headers::upload_offset) {
             Some(offset) if offset <= self.done => {
                 let reason = format!("the registry took a chunk and still has only {offset} bytes");
@@ -162,7 +162,7 @@ impl Sending<'_> {
         }
     }
 
-    /// Makes chunks smaller, if the registry bears it.
+    /// Makes chunks smaller, if the registry allows it.
     fn shrink(&mut self) -> bool {
         let smallest = size(CHUNK_BYTES_MIN, self.opened.smallest).unwrap_or(usize::MAX);
         let smaller = self.chunk / 2;

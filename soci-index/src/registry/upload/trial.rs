@@ -1,13 +1,13 @@
-//! Whether a login may push, found out without pushing: an upload is begun, and given up.
+//! Finds out whether a login may push, without pushing: an upload is started and aborted.
 //!
-//! A token alone does not tell: some registries grant every right that is asked for and refuse later. What is deleted is
+//! A token alone is no proof: some registries grant every right that is asked for and refuse later. What is deleted is
 //! the upload of our own that was opened just now, by the address that the registry gave for it; nothing else ever is.
 
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::Place;
+use crate::registry::failover::HostedRepository;
 use crate::registry::transport::{Body, Method};
 use crate::registry::upload::location;
 
@@ -33,7 +33,7 @@ impl Repository {
     }
 }
 
-impl Place {
+impl HostedRepository {
     async fn try_upload(&self) -> Result<Trial, RegistryError> {
         let (deadline, what) = (self.deadline(0), "beginning an upload".to_owned());
         let mut call = Call {

@@ -140,7 +140,7 @@ fn another_root_is_asked_for_what_was_not_found() {
     assert!(names.find(from, &mention).files.is_empty());
     names.learn(FileAt { layer: 0, entry: 1 });
     let found = names.find(from, &mention);
-    assert_eq!(found, Meant { files: vec![FileAt { layer: 0, entry: 2 }], is_far: true });
+    assert_eq!(found, Resolved { files: vec![FileAt { layer: 0, entry: 2 }], is_far: true });
     assert_eq!(names.find(from, &mention), found);
     // However many are looked for, what is remembered is bounded.
     for number in 0..=MODULES_MAX {

@@ -1,5 +1,5 @@
-//! Which windows are fetched with those that are wanted. A request costs a registry as much as hundreds of kilobytes do,
-//! and most windows have a few: so they come in company, as far as it is likely to be of use.
+//! Which windows are fetched with those that are wanted. A request costs a registry as much as hundreds of kilobytes
+//! do, and most windows have a few: so they are fetched in batches, as far as they are likely to be needed.
 //!
 //! Pure: places of windows in their blob in, a range of spans out, which has all that were wanted.
 
@@ -10,7 +10,7 @@ use soci_index::format::span::SpanId;
 
 /// A windows blob of no more than this is fetched whole when the first window is wanted.
 const WHOLE_BYTES_MAX: u64 = 32 << 10;
-/// Bytes of windows that nobody wants, between two that are.
+/// Bytes of unneeded windows between two needed ones.
 const GAP_BYTES_MAX: u64 = 8 << 10;
 
 /// The windows of a layer, as their blob has them.
@@ -28,7 +28,7 @@ impl Blob<'_> {
         start..end
     }
 
-    /// With neighbours on both sides that `is_lacking`, `bytes` in all: when nobody knows what will be read.
+    /// With adjacent windows on both sides that `is_lacking`, `bytes` in all: when no plan is known.
     pub(super) fn with_near(
         &self,
         spans: Range<SpanId>,
@@ -47,8 +47,8 @@ impl Blob<'_> {
         first..last
     }
 
-    /// With others that are `planned`, over small gaps of what `is_lacking`, as long as no more than `bytes` are added: when
-    /// somebody knows.
+    /// With others that are `planned`, over small gaps of what `is_lacking`, as long as no more than `bytes` are added:
+    /// when a plan is known.
     pub(super) fn with_planned(
         &self,
         spans: Range<SpanId>,
@@ -119,7 +119,7 @@ mod tests {
             BLOB.with_planned(50..52, bytes, &|span| lacking.contains(&span), &planned)
         };
         assert_eq!(far(&[], 0..100, u64::MAX), 50..52);
-        assert_eq!(far(&[54, 47], 0..100, u64::MAX), 47..55, "over two windows that nobody wants");
+        assert_eq!(far(&[54, 47], 0..100, u64::MAX), 47..55, "over two unneeded windows");
         assert_eq!(far(&[55, 46], 0..100, u64::MAX), 50..52, "not over three");
         assert_eq!(far(&[54, 48], 49..53, u64::MAX), 50..52, "not over those that are here or on their way");
         assert_eq!(far(&[52, 53, 54, 49], 0..100, 3 * LENGTH), 50..55);

@@ -99,7 +99,7 @@ fn parts_go_with_eviction_distrust_and_restart() {
     layer.distrust(0);
     assert!(!has(&layer, 4096, 1));
     fill(&layer);
-    assert!(store.evict_to(0).unwrap().spans >= 1, "parts are found by those who make room");
+    assert!(store.evict_to(0).unwrap().spans >= 1, "eviction finds parts");
     assert!(!has(&layer, 4096, 1));
     fill(&layer);
     drop((layer, store));
@@ -209,7 +209,7 @@ proptest! {
                     layer.distrust(span);
                     written.remove(&span);
                     model.retain(|piece| piece.0 != span);
-                    // The file is not told, so that a restart would find the span again: it is told now.
+                    // The file was not updated, so that a restart would find the span again: it is updated now.
                     layer.evict(span).unwrap();
                     prop_assert_eq!(layer.write(span, &content(u64::from(span) * SPAN, SPAN)).unwrap(), Parts::Agree);
                     layer.evict(span).unwrap();

@@ -1,6 +1,6 @@
 //! Leases: what is made under one is not collected until it is over.
 //!
-//! Whoever makes a lease ends it; one that is left behind by a process that was killed is over by itself.
+//! The holder of a lease deletes it; one that is left behind by a killed process expires.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -69,7 +69,7 @@ impl Lease {
     }
 }
 
-/// A label by which containerd ends a lease that nobody has ended.
+/// A label by which containerd expires a lease.
 fn expiring() -> Labels {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from((now + LEASE_LIFE).as_secs()).unwrap_or(i64::MAX);

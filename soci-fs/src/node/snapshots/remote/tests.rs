@@ -1,4 +1,4 @@
-//! The handshake, and when layers are given back.
+//! The handshake, and the release of layers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,7 @@ use super::super::tests::{Node, committed, labels, none};
 use super::super::{Kind, Prepared, SnapshotError, Usage};
 use crate::tree::id_map::IdMap;
 
-/// Shows layers as its script says; notes what is given back.
+/// Shows layers as its script says; records what is released.
 #[derive(Debug)]
 struct Shelf {
     directory: PathBuf,
@@ -209,7 +209,7 @@ async fn a_promised_layer_is_not_given_back() {
     assert_eq!(shelf.released(), [0_u16; 0]);
     shelf.gate.add_permits(1);
     assert_eq!(waiting.await.unwrap().unwrap(), remote("sha256:b"));
-    assert_eq!(shelf.released(), [5], "the one that nobody stands on, and only that");
+    assert_eq!(shelf.released(), [5], "the unused one, and only that");
 
     // A client that gives up while the provider works leaves nothing behind.
     let waiting = prepare(request("k4", "", "sha256:d", "other"));
@@ -226,8 +226,8 @@ async fn a_promised_layer_is_not_given_back() {
     assert_eq!(shelf.released(), [5, 3]);
 }
 
-/// While a layer is given back no call goes to the provider; it waits without stopping the runtime, whose only thread this
-/// is, and what becomes unused meanwhile is given back, too.
+/// While a layer is released no call goes to the provider; it waits without stopping the runtime, whose only thread
+/// this is, and what becomes unused meanwhile is released, too.
 #[tokio::test]
 async fn calls_wait_while_layers_are_given_back() {
     let node = Node::new();

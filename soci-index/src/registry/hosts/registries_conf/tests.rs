@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn read(text: &str) -> Result<Vec<Entry>, HostsError> {
+fn read(text: &str) -> Result<Vec<MirrorTable>, HostsError> {
     parse(text, Path::new("/etc/containers/registries.conf"))
 }
 

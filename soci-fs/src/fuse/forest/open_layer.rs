@@ -28,7 +28,7 @@ use crate::tree::node_id::NodeId;
 use crate::tree::{Node, NodeKind, NodeNumber, Tree, TreeError};
 
 const STATE_DIRECTORY: &[u8] = b".soci-snapshotter";
-/// Above the numbers of all real nodes; see [`Planted::new`].
+/// Above the numbers of all real nodes; see [`OpenLayer::new`].
 const STATE_DIRECTORY_NODE: NodeNumber = NodeNumber(u32::MAX - 1);
 const STATE_FILE_NODE: NodeNumber = NodeNumber(u32::MAX - 2);
 const STATE_BYTES: usize = 1024;
@@ -41,7 +41,7 @@ const OVERLAY_NAMES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// What the state file says. The names are those that AWS's snapshotter uses.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct State<'text> {
+struct StateFile<'text> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'text str>,
     digest: String,
@@ -55,7 +55,7 @@ type Xattr<'layer> = (&'layer [u8], &'layer [u8]);
 
 /// A layer that can answer.
 #[derive(Debug)]
-pub(super) struct Planted {
+pub(super) struct OpenLayer {
     reader: LayerReader,
     tree: Arc<Tree>,
     /// Whether the layer leaves the name of our directory free.
@@ -64,13 +64,13 @@ pub(super) struct Planted {
     content_spans: OnceLock<Box<[SpanId]>>,
 }
 
-impl Planted {
-    /// [`Planted::new`], and notes how long that took.
+impl OpenLayer {
+    /// [`OpenLayer::new`], and notes how long that took.
     pub(super) fn timed(reader: LayerReader, stages: &Stages) -> Result<Self, TreeError> {
         let start = Instant::now();
-        let planted = Self::new(reader);
-        stages.tree.note(start.elapsed());
-        planted
+        let layer = Self::new(reader);
+        stages.tree.record(start.elapsed());
+        layer
     }
 
     /// Builds the layer's tree: work for a thread that may be busy for a moment.
@@ -246,7 +246,7 @@ impl Planted {
             all => u64::try_from(u128::from(whole) * u128::from(present) / u128::from(all)).unwrap_or(whole),
         };
         let error = self.reader.last_error();
-        let state = State {
+        let state = StateFile {
             error: error.as_deref().map(|error| shortened(error, STATE_ERROR_BYTES)),
             digest: self.reader.digest().to_string(),
             size: index.compressed_size,
@@ -310,8 +310,8 @@ pub(super) fn now() -> Timestamp {
     Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanoseconds: since.subsec_nanos() }
 }
 
-/// What tells one layer in a slot from the next one there, and one mapping of owners from another with the same number:
-/// taken from the digest and the mapping, and never 0.
+/// The generation, which distinguishes one layer in a slot from the next one there, and one mapping of owners from
+/// another with the same number: taken from the digest and the mapping, and never 0.
 pub(super) fn generation(digest: &Digest, map: Option<&IdMap>) -> u64 {
     let bytes = digest.bytes().iter().take(4).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     // Of FNV, which spreads small differences and needs no table.
