@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use soci_index::find::choose::Choice;
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 use soci_index::format::profile::artifact::Published;
@@ -222,6 +223,22 @@ pub enum OpenError {
     /// The work was cut off: the process is shutting down.
     #[error("opening was abandoned")]
     Abandoned,
+}
+
+impl Classified for OpenError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Image(error) => error.class(),
+            Self::Registry(error) => error.class(),
+            Self::IndexStore(error) => error.class(),
+            Self::NoSuchIndex { .. } | Self::NotLazy { .. } | Self::Abandoned => Class::Other,
+            Self::NoPart { .. } => Class::Other,
+            Self::Condemned { .. } | Self::NotALayer { .. } | Self::Foreign { .. } => Class::Content,
+            Self::Profile(error) => error.class(),
+            Self::Unpack(error) => error.class(),
+            Self::Store(_) => Class::Local,
+        }
+    }
 }
 
 /// How a layer was opened.

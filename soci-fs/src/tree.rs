@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::entry::Entry;
 
 pub mod attributes;
@@ -192,6 +193,12 @@ pub enum TreeError {
     /// More layers than 16 bits can count.
     #[error("{layers} layers are more than the {limit} that one tree can merge")]
     TooManyLayers { layers: usize, limit: u16 },
+}
+
+impl Classified for TreeError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl Tree {

@@ -14,6 +14,7 @@
 
 pub mod access;
 pub mod checkpoint;
+pub mod class;
 pub mod compact;
 pub mod decode;
 pub mod digest;

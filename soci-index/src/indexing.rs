@@ -17,6 +17,7 @@ pub mod pipeline;
 mod scanner;
 
 use crate::format::checkpoint::Checkpoint;
+use crate::format::class::{Class, Classified};
 use crate::format::compact::{self, EncodeError, Encoded, WindowPlace};
 use crate::format::digest::Digest;
 use crate::format::entry::Entry;
@@ -80,6 +81,12 @@ pub enum IndexError {
     /// What was built does not pass our own checks: see the text.
     #[error("the layer's index would not be usable: {0}")]
     Unusable(#[from] ZtocError),
+}
+
+impl Classified for IndexError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// What one pass over a layer found.

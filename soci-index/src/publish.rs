@@ -25,6 +25,7 @@ pub use self::report::{Done, Report, SpanReport};
 
 use crate::find::choose::{Candidate, IndexPlace, choose};
 use crate::find::discover::Refused;
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::icon;
 use crate::format::index_manifest::IndexManifest;
@@ -93,6 +94,26 @@ pub enum PublishError {
     /// The tag that was to be replaced names something else by now.
     #[error("{image} no longer names {expected} but {}: nothing was pushed under that tag", is_there(there.as_deref()))]
     Moved { image: String, expected: Box<Digest>, there: Option<Box<Digest>> },
+}
+
+impl Classified for PublishError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Build(error) => error.class(),
+            Self::Image(error) => error.class(),
+            Self::Registry(error) | Self::Beside { source: error } => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Sink(error) => error.class(),
+            Self::NothingToIndex { .. } => Class::NothingToIndex,
+            Self::Moved { .. } => Class::Other,
+            Self::NoReferrers { .. } | Self::Signed { .. } => Class::Usage,
+            Self::Manifest { .. }
+            | Self::SpanIndex { .. }
+            | Self::Ztoc { .. }
+            | Self::Enable { .. }
+            | Self::Sparse { .. } => Class::Content,
+        }
+    }
 }
 
 fn is_there(there: Option<&Digest>) -> String {

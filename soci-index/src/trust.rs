@@ -23,6 +23,7 @@
 
 use bytes::Bytes;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 
 mod bundle;
@@ -71,6 +72,12 @@ pub enum TrustError {
         "its key is of a kind that is not supported: ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 bits or more"
     )]
     Kind,
+}
+
+impl Classified for TrustError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// A signature as it was found.
@@ -160,6 +167,12 @@ pub enum SignatureError {
     /// It could not be fetched.
     #[error("it cannot be fetched: {reason}")]
     Unreadable { reason: String },
+}
+
+impl Classified for SignatureError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl SignatureError {

@@ -366,6 +366,30 @@ fn foreign_libraries_have_one_place() {
     assert_none("a foreign library is named outside its place", &found);
 }
 
+/// Architecture invariant: an error says what kind of failure it is, beside its variants, and without a catch-all.
+#[test]
+fn errors_have_a_class() {
+    // Generic over another's error, or with no way out of its module.
+    const WITHOUT: [&str; 3] = ["AccessError", "EncodeError", "ConversionError"];
+    let mut found = Vec::new();
+    let sources = sources("/src/");
+    let library = |source: &&Source| ["soci-index/", "soci-fs/"].iter().any(|name| source.path.starts_with(name));
+    for source in sources.iter().filter(library) {
+        for (number, line) in source.lines() {
+            let Some(name) = line.strip_prefix("pub enum ").and_then(|rest| rest.split([' ', '<']).next()) else {
+                continue;
+            };
+            if name.ends_with("Error")
+                && !WITHOUT.contains(&name)
+                && !source.text.contains(&format!("impl Classified for {name}"))
+            {
+                found.push(format!("{}:{number}: {name}", source.path));
+            }
+        }
+    }
+    assert_none("errors without a class", &found);
+}
+
 /// Architecture invariant: unsafe code is in two files.
 #[test]
 fn unsafe_code_is_fenced() {

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::entry::Timestamp;
 
@@ -85,6 +86,12 @@ pub enum OpenError {
     Abandoned { digest: Digest },
 }
 
+impl Classified for OpenError {
+    fn class(&self) -> Class {
+        Class::Other
+    }
+}
+
 /// Why a layer cannot be put into a forest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ForestError {
@@ -97,6 +104,12 @@ pub enum ForestError {
     /// The layer's files cannot be numbered.
     #[error(transparent)]
     Tree(#[from] TreeError),
+}
+
+impl Classified for ForestError {
+    fn class(&self) -> Class {
+        Class::Other
+    }
 }
 
 /// Which extended attribute marks an opaque directory.

@@ -15,6 +15,7 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::entry::{Entry, Timestamp};
 
 use crate::foresight::mentions::Names;
@@ -68,6 +69,25 @@ pub enum FsError {
     /// The layer cannot be opened.
     #[error("cannot open slot {slot}: {cause}")]
     Open { slot: u16, cause: Box<OpenError> },
+}
+
+impl Classified for FsError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read(error) => error.class(),
+            Self::NotFound
+            | Self::NoInode { .. }
+            | Self::NotDirectory
+            | Self::IsDirectory
+            | Self::NotRegular
+            | Self::NotLink
+            | Self::NoAttribute
+            | Self::NoSlot { .. }
+            | Self::NoIdMap { .. }
+            | Self::Closed { .. }
+            | Self::Open { .. } => Class::Other,
+        }
+    }
 }
 
 impl From<ReadError> for FsError {

@@ -4,6 +4,7 @@
 //! Root mounts directly. Other users go through the set-uid helper `fusermount3`, which the FUSE library calls for
 //! mounting and which we call for unmounting.
 
+use soci_index::format::class::{Class, Classified};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
@@ -87,6 +88,12 @@ pub enum MountError {
         #[source]
         cause: io::Error,
     },
+}
+
+impl Classified for MountError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// A mount that is being served. Dropping it unmounts, at the latest when its last user is gone.

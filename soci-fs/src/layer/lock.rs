@@ -3,6 +3,7 @@
 //! `flock` and not a pid file: the kernel drops the lock with the process, however it ends. The number in the file is
 //! only informative.
 
+use soci_index::format::class::{Class, Classified};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
@@ -19,6 +20,12 @@ pub enum LockError {
     },
     /// The file cannot be opened or locked.
     Io { action: &'static str, cause: io::Error },
+}
+
+impl Classified for LockError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// Held until it is dropped.

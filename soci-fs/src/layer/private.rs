@@ -9,6 +9,7 @@
 //! So is one that is shared, before its mode is changed: a root that was mistyped as `/tmp` must not lock all other users
 //! out of it.
 
+use soci_index::format::class::{Class, Classified};
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -82,6 +83,12 @@ pub enum PrivateError {
         path.display()
     )]
     Foreign { path: PathBuf, name: String },
+}
+
+impl Classified for PrivateError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 impl From<PrivateError> for io::Error {

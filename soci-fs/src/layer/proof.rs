@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::{Algorithm, Digest, Hasher};
 use soci_index::indexing::{IndexError, Indexer, Options};
 use tokio::sync::watch;
@@ -102,6 +103,21 @@ pub enum ProofError {
     /// The work was cut off: the process is shutting down.
     #[error("layer {layer}: the proof was abandoned")]
     Abandoned { layer: Digest },
+}
+
+impl Classified for ProofError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Source { cause, .. } => cause.class(),
+            Self::Store { .. } => Class::Local,
+            Self::Index { .. }
+            | Self::WrongBlob { .. }
+            | Self::WrongTar { .. }
+            | Self::Content { .. }
+            | Self::Table { .. } => Class::Content,
+            Self::Incomplete { .. } | Self::Abandoned { .. } => Class::Other,
+        }
+    }
 }
 
 /// Compares the stored tar with `diff_id`, and its entries with the table. All of it must be present.

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
+use soci_index::format::class::{Class, Classified};
 use soci_index::image::store::StoreError;
 use soci_index::registry::RegistryError;
 
@@ -153,6 +154,23 @@ pub enum SourceError {
     /// The answer makes no sense.
     #[error("{origin} answered nonsense: {what}")]
     Protocol { origin: String, what: String },
+}
+
+impl Classified for SourceError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Local { .. } => Class::Local,
+            Self::Registry(error) => error.class(),
+            Self::Stored(error) => error.class(),
+            Self::OutOfRange { .. } => Class::Content,
+            Self::Denied { .. } => Class::Credentials,
+            // The image's own place is asked first.
+            Self::Everywhere { causes } => causes.first().map_or(Class::Registry, Classified::class),
+            Self::Unavailable { .. } | Self::Missing { .. } | Self::Empty | Self::NoParts | Self::Protocol { .. } => {
+                Class::Registry
+            }
+        }
+    }
 }
 
 impl SourceError {

@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::index::LayerIndex;
 
 use crate::layer::lock::{Lock, LockError};
@@ -77,6 +78,12 @@ pub enum StoreError {
     /// A span's bytes have another length than its place.
     #[error("span {span} holds {expected} bytes, {found} were given")]
     Length { span: u32, expected: u64, found: u64 },
+}
+
+impl Classified for StoreError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// Names the operation and the file of a failed system call.

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::{Algorithm, Digest, Hasher};
 pub use soci_index::format::encoding::Encoding;
 use soci_index::format::index::{Compression, LayerIndex};
@@ -107,6 +108,21 @@ pub enum UnpackError {
     /// The work was cut off: the process is shutting down.
     #[error("layer {layer}: unpacking was abandoned")]
     Abandoned { layer: Digest },
+}
+
+impl Classified for UnpackError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Source { cause, .. } => cause.class(),
+            Self::Index { .. }
+            | Self::Zstd { .. }
+            | Self::WrongBlob { .. }
+            | Self::WrongTar { .. }
+            | Self::Algorithm { .. } => Class::Content,
+            Self::Store { .. } => Class::Local,
+            Self::Abandoned { .. } => Class::Other,
+        }
+    }
 }
 
 /// An unpacked layer.

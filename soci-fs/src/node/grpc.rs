@@ -8,6 +8,7 @@
 //! A failure becomes a code by one exhaustive table, for containerd decides by codes: "exists already" is how it learns
 //! that a layer need not be downloaded.
 
+use soci_index::format::class::{Class, Classified};
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -49,6 +50,12 @@ pub enum ServeError {
     /// The protocol's library gave up.
     #[error("the gRPC server failed: {0}")]
     Server(tonic::transport::Error),
+}
+
+impl Classified for ServeError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// Serves snapshots on a listening socket until `stop` ends, and the kubelet's image service beside it; calls in

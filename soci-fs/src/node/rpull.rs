@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::model::{Descriptor, RawManifest};
 use soci_index::format::reference::RegistryReference;
@@ -58,6 +59,17 @@ pub enum PullError {
         expected: Box<Digest>,
         found: String,
     },
+}
+
+impl Classified for PullError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Image(error) => error.class(),
+            Self::Containerd(error) => error.class(),
+            Self::NoSnapshotter { .. } => Class::Local,
+            Self::Layers { .. } | Self::WrongTar { .. } | Self::Foreign { .. } => Class::Content,
+        }
+    }
 }
 
 /// What to pull, and how.

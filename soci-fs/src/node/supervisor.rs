@@ -17,6 +17,7 @@
 //! Invariants: the descriptors are never closed while a worker may need them; there are never two workers that serve;
 //! only the end that was asked for ends the supervisor. What happens when is decided in `machine`, which does nothing.
 
+use soci_index::format::class::{Class, Classified};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
@@ -114,6 +115,12 @@ pub enum SupervisorError {
     /// Signals or processes cannot be watched.
     #[error("cannot {what}: {cause}")]
     System { what: &'static str, cause: io::Error },
+}
+
+impl Classified for SupervisorError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// Keeps a worker running until a signal says that it is enough. Must be called from the main thread, before any other

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use soci_index::find::hedge;
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::registry::Repository;
 use soci_index::trust::fetch::{Verdict, search};
@@ -89,6 +90,19 @@ pub enum PolicyError {
     /// Keys are given, and nothing is checked with them.
     #[error("keys or certificates are given, and only provisional = require-signature checks signatures")]
     NothingChecked,
+}
+
+impl Classified for PolicyError {
+    fn class(&self) -> Class {
+        match self {
+            Self::File { .. } => Class::Local,
+            Self::Content { .. }
+            | Self::NoSigner { .. }
+            | Self::NoPattern
+            | Self::NobodyTrusted
+            | Self::NothingChecked => Class::Usage,
+        }
+    }
 }
 
 impl TrustPolicy {

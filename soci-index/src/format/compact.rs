@@ -73,6 +73,7 @@ pub use decode::decode;
 pub use encode::{EncodeError, Encoded, encode};
 pub use window::{WindowError, WindowPlace, WindowsBlob};
 
+use crate::format::class::{Class, Classified};
 use crate::format::span::SpanError;
 
 /// First bytes of a TOC blob's content.
@@ -206,6 +207,12 @@ pub enum CompactError {
     /// The spans do not make up the layer.
     #[error(transparent)]
     Spans(#[from] SpanError),
+}
+
+impl Classified for CompactError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 fn at(entry: Option<usize>) -> String {

@@ -8,6 +8,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::format::checkpoint::Window;
+use crate::format::class::{Class, Classified};
 use crate::format::digest::hex;
 use crate::format::gzip::{Event, Gzip, GzipError};
 use crate::format::index::{Compression, LayerIndex};
@@ -40,6 +41,12 @@ pub enum DecodeError {
     /// The span ends elsewhere than the index says.
     #[error("span {span} ends after {found} bytes of output, or not at a checkpoint; the index says {expected}")]
     End { span: SpanId, expected: u64, found: u64 },
+}
+
+impl Classified for DecodeError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// Decodes one span from its compressed bytes as they arrive.

@@ -4,6 +4,7 @@
 //! Invariant: the text form is canonical (lower-case hex of exactly the algorithm's length), so equal digests are equal
 //! strings and a digest may be used as a file name after replacing its colon.
 
+use crate::format::class::{Class, Classified};
 use std::fmt;
 use std::str::FromStr;
 
@@ -61,6 +62,12 @@ pub enum DigestError {
         text: String,
         expected: usize,
     },
+}
+
+impl Classified for DigestError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl Digest {

@@ -7,6 +7,7 @@
 //! because a layer with an unread tail is not what its digest promises.
 
 use crate::format::checkpoint::Window;
+use crate::format::class::{Class, Classified};
 use crate::format::inflate::{Inflater, Stop};
 
 /// Why bytes are not a gzip stream. Offsets are into the compressed layer.
@@ -40,6 +41,12 @@ pub enum GzipError {
     /// The stream stops in the middle.
     #[error("gzip stream is cut off at offset {offset}")]
     Truncated { offset: u64 },
+}
+
+impl Classified for GzipError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// What a step ended with.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::format::manifest::{INDEX_V1, INDEX_V2, ManifestError, SociIndex};
@@ -29,6 +30,12 @@ pub enum IndexManifestError {
     /// Not one of ours.
     #[error(transparent)]
     Spans(#[from] SpanIndexError),
+}
+
+impl Classified for IndexManifestError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl IndexManifest {

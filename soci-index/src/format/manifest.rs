@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::gojson;
 use crate::format::limits::Limits;
@@ -72,6 +73,12 @@ pub enum ManifestError {
     /// A prefetch artifact with an unknown version or a range that is none.
     #[error("not a usable prefetch artifact: {what}")]
     Prefetch { what: String },
+}
+
+impl Classified for ManifestError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// A zTOC as an index refers to it.

@@ -38,6 +38,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::format::span::{SpanId, SpanTable};
@@ -115,6 +116,12 @@ pub enum ProfileError {
     /// There are digests, though not one for each range.
     #[error("the profile has {ranges} ranges and {digests} digests of them")]
     Digests { ranges: usize, digests: usize },
+}
+
+impl Classified for ProfileError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl Profile {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 
 mod grammar;
@@ -69,6 +70,12 @@ pub enum ReferenceError {
         text: String,
         expected: &'static str,
     },
+}
+
+impl Classified for ReferenceError {
+    fn class(&self) -> Class {
+        Class::Usage
+    }
 }
 
 impl RegistryReference {

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use crate::format::class::{Class, Classified};
 use crate::format::limits::Limits;
 
 /// Number of a span in its layer, from 0.
@@ -58,6 +59,12 @@ pub enum SpanError {
     /// More than 7 bits of the shared byte.
     #[error("span {span} claims {bits} bits of its first byte; 0 to 7 are possible")]
     Bits { span: usize, bits: u8 },
+}
+
+impl Classified for SpanError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl SpanTable {

@@ -17,6 +17,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::format::class::{Class, Classified};
 use crate::format::compact::{TOC, WINDOWS};
 use crate::format::digest::Digest;
 use crate::format::icon;
@@ -70,6 +71,12 @@ pub enum SpanIndexError {
     /// Larger than any registry takes.
     #[error("the span index has {bytes} bytes, more than the limit of {cap}")]
     TooLarge { bytes: usize, cap: u64 },
+}
+
+impl Classified for SpanIndexError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl SpanReference {

@@ -17,6 +17,7 @@ mod zinfo;
 use bytes::Bytes;
 
 use crate::format::checkpoint::{Checkpoint, Window};
+use crate::format::class::{Class, Classified};
 use crate::format::entry::{Entry, EntryKind};
 use crate::format::index::{Compression, LayerIndex, Windows};
 use crate::format::limits::{INFLATION_MAX, Limits};
@@ -117,6 +118,12 @@ pub enum ZtocError {
     /// An entry of an unknown type.
     #[error("the zTOC gives {name:?} the unknown type {kind:?}")]
     Kind { name: String, kind: String },
+}
+
+impl Classified for ZtocError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// What a zTOC calls the kinds of entries.

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::{Algorithm, Digest, Hasher};
 use crate::format::encoding::Encoding;
 use crate::format::folded::Folded;
@@ -74,6 +75,20 @@ pub enum SavedError {
     /// More than any real archive has.
     #[error("it has more than {limit} {what}")]
     TooMany { what: &'static str, limit: usize },
+}
+
+impl Classified for SavedError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Ambiguous { .. } | Self::NoSuchTag { .. } => Class::Other,
+            Self::NoManifest => Class::Local,
+            Self::Json { .. }
+            | Self::Missing { .. }
+            | Self::Outside { .. }
+            | Self::Links { .. }
+            | Self::TooMany { .. } => Class::Content,
+        }
+    }
 }
 
 fn known(tags: &[String]) -> String {

@@ -1,5 +1,6 @@
 //! Why an image cannot be read.
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::platform::Platform;
 use crate::image::foreign::ForeignError;
@@ -49,6 +50,22 @@ pub enum ImageError {
     /// The background task was stopped.
     #[error("reading was stopped")]
     Stopped,
+}
+
+impl Classified for ImageError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Registry(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Malformed { .. } | Self::NotAnImage { .. } => Class::Content,
+            Self::NotFound { .. } | Self::Ambiguous { .. } | Self::NoPlatform { .. } => Class::Other,
+            Self::NoImage { .. } => Class::NothingToIndex,
+            Self::Urls { source, .. } => source.class(),
+            Self::Stopped => Class::Other,
+            Self::Elsewhere { .. } => Class::Usage,
+            Self::Foreign(error) => error.class(),
+        }
+    }
 }
 
 fn entries(count: usize) -> String {

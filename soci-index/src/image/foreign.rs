@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, Probe, RawManifest};
@@ -115,6 +116,20 @@ pub enum ForeignError {
     /// A manifest is not well formed.
     #[error("{image}: the manifest {digest} cannot be read: {reason}")]
     Malformed { image: String, digest: Box<Digest>, reason: String },
+}
+
+impl Classified for ForeignError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Missing { .. } => Class::Other,
+            Self::Failed { .. } | Self::Store { .. } => Class::Local,
+            Self::Size { .. }
+            | Self::Digest { .. }
+            | Self::TooLarge { .. }
+            | Self::Range { .. }
+            | Self::Malformed { .. } => Class::Content,
+        }
+    }
 }
 
 impl ForeignError {

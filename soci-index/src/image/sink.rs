@@ -15,6 +15,7 @@ use futures_util::StreamExt;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::manifest::EMPTY_CONFIG;
 use crate::format::model::Descriptor;
@@ -41,6 +42,17 @@ pub enum SinkError {
     /// The background task was stopped.
     #[error("writing was stopped")]
     Stopped,
+}
+
+impl Classified for SinkError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Registry(error) => error.class(),
+            Self::Image(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Stopped => Class::Other,
+        }
+    }
 }
 
 /// Where an index goes.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageIndex, Probe, RawManifest};
@@ -53,6 +54,21 @@ pub enum StoreError {
     /// A blob is not there.
     #[error("{} has no blob {digest}", path.display())]
     Missing { path: PathBuf, digest: Box<Digest> },
+}
+
+impl Classified for StoreError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io { .. } | Self::NotALayout { .. } => Class::Local,
+            Self::Malformed { .. }
+            | Self::Digest { .. }
+            | Self::Size { .. }
+            | Self::TooLarge { .. }
+            | Self::Range { .. }
+            | Self::Missing { .. } => Class::Content,
+            Self::Saved { reason, .. } => reason.class(),
+        }
+    }
 }
 
 impl StoreError {

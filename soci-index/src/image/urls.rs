@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
 use url::Url;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::model::Descriptor;
 use crate::image::{BlobStream, ImageError};
@@ -59,6 +60,16 @@ pub enum UrlError {
     /// The content is not what the descriptor says.
     #[error("{url}: its digest is {found}")]
     Digest { url: ShownUrl, found: Box<Digest> },
+}
+
+impl Classified for UrlError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Setup { .. } => Class::Other,
+            Self::Transport(_) | Self::Status { .. } => Class::Registry,
+            Self::None | Self::Target { .. } | Self::Size { .. } | Self::Digest { .. } => Class::Content,
+        }
+    }
 }
 
 /// Fetches layers from their URLs. To have one is the operator's leave to do so.

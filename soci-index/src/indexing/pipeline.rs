@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use bytes::Bytes;
 
+use crate::format::class::{Class, Classified};
 use crate::indexing::{Hashed, Hasher, IndexError, Indexed, Marks, Options, Scanner};
 
 /// Why a layer could not be indexed.
@@ -19,6 +20,15 @@ pub enum PipelineError<E> {
     /// They are not a layer that can be indexed.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+impl Classified for PipelineError<std::io::Error> {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read(_) => Class::Local,
+            Self::Index(error) => error.class(),
+        }
+    }
 }
 
 /// Size of the pieces in which output goes to the hasher.

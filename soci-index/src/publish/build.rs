@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 
+use crate::format::class::{Class, Classified};
 use crate::format::compact;
 use crate::format::digest::Digest;
 use crate::format::encoding::{Declared, Encoding};
@@ -122,6 +123,16 @@ pub enum BuildError {
     /// The background task was stopped.
     #[error("indexing was stopped")]
     Stopped,
+}
+
+impl Classified for BuildError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Image(error) => error.class(),
+            Self::Layer { .. } | Self::LayerDigest { .. } | Self::DiffId { .. } => Class::Content,
+            Self::Stopped => Class::Other,
+        }
+    }
 }
 
 /// Why a layer has no zTOC.

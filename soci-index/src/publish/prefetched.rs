@@ -10,6 +10,7 @@
 use bytes::Bytes;
 
 use crate::find::discover::{self, Discovery, Which};
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::format::manifest::{EMPTY_CONFIG, INDEX_V1, ManifestError, PREFETCH, SociIndex};
@@ -63,6 +64,17 @@ pub enum PrefetchedError {
     /// The profile names nothing of the layers that have a zTOC.
     #[error("the profile names nothing of the {layers} layers that index {index} has zTOCs of")]
     NothingNamed { index: Box<Digest>, layers: usize },
+}
+
+impl Classified for PrefetchedError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Registry(error) => error.class(),
+            Self::Image(error) => error.class(),
+            Self::NoIndex { .. } | Self::NothingNamed { .. } => Class::Other,
+            Self::Manifest { .. } | Self::Ztoc { .. } => Class::Content,
+        }
+    }
 }
 
 /// Pushes `profile` as prefetch artifacts of `image` into `repository`, which has the image's index.

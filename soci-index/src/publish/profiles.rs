@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::icon;
 use crate::format::limits::Limits;
@@ -47,6 +48,18 @@ pub enum ProfilesError {
     /// The pack cannot be read.
     #[error("cannot read the pack {}: {cause}", file.display())]
     Pack { file: PathBuf, cause: std::io::Error },
+}
+
+impl Classified for ProfilesError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Image(error) => error.class(),
+            Self::Registry(error) => error.class(),
+            Self::Profile { .. } => Class::Content,
+            Self::Encode(_) => Class::Other,
+            Self::Pack { .. } => Class::Local,
+        }
+    }
 }
 
 /// The profiles of `image`, the preferred ones first.

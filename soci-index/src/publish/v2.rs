@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::manifest::{IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, INDEX_V2};
 use crate::format::model::{annotation, media_type};
@@ -74,6 +75,12 @@ pub enum EnableError {
     /// The manifest of an indexed platform is not in the index itself.
     #[error("the image index does not list {digest} itself but in an index inside it, which has no version 2 form")]
     Nested { digest: Box<Digest> },
+}
+
+impl Classified for EnableError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl Enabled {

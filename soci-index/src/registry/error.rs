@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::registry::redirect::{ShownUrl, TargetError};
 
@@ -214,6 +215,37 @@ pub enum RegistryError {
         "{registry}/{repository}: {digest} is stored, but the referrers of {subject} do not list it, so no client will find it"
     )]
     NotListed { registry: String, repository: String, digest: Box<Digest>, subject: Box<Digest> },
+}
+
+impl Classified for RegistryError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Unauthorized { .. }
+            | Self::Credentials { .. }
+            | Self::Realm { .. }
+            | Self::Token { .. }
+            | Self::NoReferrers { is_refusal: true, .. } => Class::Credentials,
+            Self::Digest { .. } | Self::Size { .. } => Class::Content,
+            Self::Setup { .. } => Class::Usage,
+            error @ Self::Status { status: 403, .. } if error.lacks_rights() => Class::Credentials,
+            Self::Status { status: 400 | 403 | 405 | 409 | 412 | 413 | 415 | 422, .. } => Class::Refused,
+            Self::Transport { .. }
+            | Self::Deadline { .. }
+            | Self::Status { .. }
+            | Self::Redirect { .. }
+            | Self::Missing { .. }
+            | Self::TooLarge { .. }
+            | Self::WrongRange { .. }
+            | Self::RangeNotSatisfiable { .. }
+            | Self::Malformed { .. }
+            | Self::Source { .. }
+            | Self::ForeignTag { .. }
+            | Self::FallbackLost { .. }
+            | Self::NoListing { .. }
+            | Self::NoReferrers { is_refusal: false, .. }
+            | Self::NotListed { .. } => Class::Registry,
+        }
+    }
 }
 
 impl RegistryError {

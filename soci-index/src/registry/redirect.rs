@@ -5,6 +5,7 @@
 //! it: plain HTTP after HTTPS, a link-local address (cloud metadata), a loopback address named by a server elsewhere,
 //! or credentials inside the URL. Pure functions of URLs.
 
+use crate::format::class::{Class, Classified};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -64,6 +65,12 @@ pub enum TargetError {
     /// A page on another origin.
     #[error("it is on another origin")]
     OtherOrigin,
+}
+
+impl Classified for TargetError {
+    fn class(&self) -> Class {
+        Class::Registry
+    }
 }
 
 /// Whether a credential for `a` may be sent to `b`.

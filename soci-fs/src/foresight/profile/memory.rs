@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::limits::Limits;
 use soci_index::format::profile::{Profile, ProfileError};
@@ -29,6 +30,12 @@ pub enum MemoryError {
     Io { operation: &'static str, path: PathBuf, cause: io::Error },
     #[error(transparent)]
     Profile(#[from] ProfileError),
+}
+
+impl Classified for MemoryError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// The profiles that a node made itself.

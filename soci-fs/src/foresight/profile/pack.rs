@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::profile::{Profile, Touched};
 use soci_index::image::BlobStream;
@@ -56,6 +57,17 @@ pub enum PackError {
     /// The work was cut off.
     #[error("unpacking was abandoned")]
     Abandoned,
+}
+
+impl Classified for PackError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read(_) | Self::Abandoned => Class::Other,
+            Self::Write(_) | Self::Store(_) => Class::Local,
+            Self::Stream { .. } => Class::Registry,
+            Self::Range { .. } => Class::Content,
+        }
+    }
 }
 
 /// Writes the pack of a profile to `output`, and gives the profile that goes with it: only what the layers really have,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::compact::WindowError;
 use soci_index::format::decode::DecodeError;
 use soci_index::format::digest::Digest;
@@ -24,6 +25,12 @@ pub struct ReadError {
     pub file: Option<String>,
     /// What went wrong.
     pub cause: Cause,
+}
+
+impl Classified for ReadError {
+    fn class(&self) -> Class {
+        self.cause.class()
+    }
 }
 
 impl fmt::Display for ReadError {
@@ -94,4 +101,24 @@ pub enum Cause {
     /// The process is shutting down.
     #[error("the read was abandoned")]
     Abandoned,
+}
+
+impl Classified for Cause {
+    fn class(&self) -> Class {
+        match self {
+            Self::Source(error) => error.class(),
+            Self::Short { .. } | Self::Deadline { .. } => Class::Registry,
+            Self::Store(_) => Class::Local,
+            Self::Decode(_)
+            | Self::WindowBlob(_)
+            | Self::NoWindow { .. }
+            | Self::Suspended { .. }
+            | Self::Header(_)
+            | Self::Window { .. }
+            | Self::Condemned { .. }
+            | Self::OutOfRange { .. } => Class::Content,
+            Self::Windows(cause) => cause.class(),
+            Self::Abandoned => Class::Other,
+        }
+    }
 }

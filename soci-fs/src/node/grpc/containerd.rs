@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use prost::Message;
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 use tonic::client::Grpc;
@@ -70,6 +71,17 @@ pub enum ContainerdError {
     /// Content could not be read where it should come from.
     #[error("{0}")]
     Content(String),
+}
+
+impl Classified for ContainerdError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Unreachable { .. } | Self::Refused { .. } | Self::Answer { .. } => Class::Local,
+            Self::Name { .. } | Self::NoContainer { .. } => Class::Usage,
+            Self::NoImage { .. } => Class::Other,
+            Self::Content(_) => Class::Registry,
+        }
+    }
 }
 
 /// What became of a request to prepare a snapshot.

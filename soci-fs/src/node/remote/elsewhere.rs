@@ -5,6 +5,7 @@
 //! node's operator, while every client with push access can add an index to an image: repositories of rules are asked
 //! first.
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::reference::RegistryReference;
 
 use crate::layer::glob::is_like;
@@ -29,6 +30,12 @@ pub enum RuleError {
     /// The repository is none.
     #[error("{text:?} is no repository: expected HOST/NAME without tag and digest")]
     Repository { text: String },
+}
+
+impl Classified for RuleError {
+    fn class(&self) -> Class {
+        Class::Usage
+    }
 }
 
 impl IndexRule {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::image::ImageError;
 use soci_index::registry::RegistryError;
@@ -79,4 +80,21 @@ pub enum RemoteError {
     /// The process is shutting down.
     #[error("the layer was abandoned")]
     Abandoned,
+}
+
+impl Classified for RemoteError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Label(error) => error.class(),
+            Self::Registry(error) => error.class(),
+            Self::Image(error) => error.class(),
+            Self::Open(error) => error.class(),
+            Self::Slot(error) => error.class(),
+            Self::IdMaps(error) => error.class(),
+            Self::Forest(error) => error.class(),
+            Self::NoImage { .. } | Self::NoLayer { .. } | Self::LowerLinks { .. } => Class::Content,
+            Self::Deadline { .. } => Class::Registry,
+            Self::Off | Self::Abandoned => Class::Other,
+        }
+    }
 }

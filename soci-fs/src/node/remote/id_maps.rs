@@ -7,6 +7,7 @@
 //! Invariants: a mapping is on disk before its number is returned; equal mappings share one; the number given next is
 //! the one that has been free for longest.
 
+use soci_index::format::class::{Class, Classified};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,12 @@ pub enum IdMapsError {
         u8::MAX
     )]
     Full,
+}
+
+impl Classified for IdMapsError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// The table.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::{Digest, DigestError};
 use soci_index::format::reference::{Reference, ReferenceError, RegistryReference};
 
@@ -46,6 +47,12 @@ pub enum LabelError {
         /// What it says, cut at 300 characters.
         text: String,
     },
+}
+
+impl Classified for LabelError {
+    fn class(&self) -> Class {
+        Class::Usage
+    }
 }
 
 impl WantedLayer {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 
@@ -112,6 +113,12 @@ pub enum SlotError {
     /// All slots are taken.
     #[error("all {SLOT_MAX} slots for layers are taken; remove images that are not used")]
     Full,
+}
+
+impl Classified for SlotError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SlotError {

@@ -1,5 +1,6 @@
 //! Why a question about snapshots has no answer.
 
+use soci_index::format::class::{Class, Classified};
 use std::io;
 use std::path::PathBuf;
 
@@ -77,4 +78,10 @@ pub enum SnapshotError {
     /// The program ends, or a part of it failed, before the answer was there.
     #[error("the answer about snapshot {key:?} was given up")]
     Abandoned { key: String },
+}
+
+impl Classified for SnapshotError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }

@@ -1,5 +1,6 @@
 //! The worker's side: takes what the supervisor keeps.
 
+use soci_index::format::class::{Class, Classified};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,6 +23,12 @@ pub enum InheritError {
     /// The supervisor said nonsense, or the system failed.
     #[error("cannot receive the descriptors from the supervisor: {cause}")]
     Receive { cause: io::Error },
+}
+
+impl Classified for InheritError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// What a worker gets from the supervisor.

@@ -4,6 +4,7 @@
 //! is not ours to take away. But a worker whose supervisor was killed is killed, too, and may need a moment to be gone,
 //! while its socket still looks alive; so an answer counts only if it lasts.
 
+use soci_index::format::class::{Class, Classified};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
@@ -31,6 +32,12 @@ pub enum ListenError {
     /// There is a file of another kind.
     #[error("{} exists and is not a socket: remove it, or choose another --address", path.display())]
     NotASocket { path: PathBuf },
+}
+
+impl Classified for ListenError {
+    fn class(&self) -> Class {
+        Class::Local
+    }
 }
 
 /// Listens on a path, in place of a socket that is dead, or whose listener ends within `patience`. A directory that is

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::format::class::{Class, Classified};
 use crate::format::compact::columns::Writer;
 use crate::format::compact::{Column, TOC_MAGIC, VERSION, WindowPlace};
 use crate::format::entry::{Entry, EntryKind};
@@ -38,6 +39,12 @@ pub enum EncodeError {
     /// The library refuses.
     #[error("it cannot be compressed: {reason}")]
     Compress { reason: String },
+}
+
+impl Classified for EncodeError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 /// The TOC blob of an index whose windows stand in a blob of their own.

@@ -1,6 +1,7 @@
 //! Windows by themselves, and the blob that they stand in.
 
 use crate::format::checkpoint::{WINDOW_BYTES, Window};
+use crate::format::class::{Class, Classified};
 use crate::format::compact::{EncodeError, WINDOWS_MAGIC};
 use crate::format::digest::Digest;
 
@@ -68,6 +69,12 @@ pub enum WindowError {
     /// They do not unpack to a window.
     #[error("the window at {offset} of the windows blob cannot be unpacked: {reason}")]
     Frame { offset: u64, reason: String },
+}
+
+impl Classified for WindowError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }
 
 impl WindowPlace {

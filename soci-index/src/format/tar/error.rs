@@ -1,5 +1,6 @@
 //! What can be wrong with a tar.
 
+use crate::format::class::{Class, Classified};
 #[cfg(doc)]
 use crate::format::limits::Limits;
 
@@ -27,4 +28,10 @@ pub enum TarError {
     /// A cap of [`Limits`] is passed.
     #[error("the tar header at offset {offset} passes the limit {limit} ({cap})")]
     Limit { offset: u64, limit: &'static str, cap: u64 },
+}
+
+impl Classified for TarError {
+    fn class(&self) -> Class {
+        Class::Content
+    }
 }

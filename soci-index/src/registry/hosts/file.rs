@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 use url::Url;
 
+use crate::format::class::{Class, Classified};
 use crate::format::gotime;
 use crate::registry::credentials::Secret;
 use crate::registry::hosts::{Capabilities, ClientCertificate, Host, HostRules, Hosts};
@@ -36,6 +37,12 @@ pub enum HostsError {
         key: String,
         fault: ValueFault,
     },
+}
+
+impl Classified for HostsError {
+    fn class(&self) -> Class {
+        Class::Usage
+    }
 }
 
 /// What is wrong with a value.
