@@ -19,7 +19,7 @@ mod serve;
 mod size;
 
 pub use bench::Bench;
-pub use node::{Bounds, Doctor, Mount, Provisional, Pull, Rpull, Status, Umount};
+pub use node::{Bounds, Doctor, Mount, Pull, Rpull, Status, Umount};
 pub use profile::{Inside, Profile, PushProfile, Record};
 pub use publish::{
     Building, Convert, Create, Existing, Format, FormatName, Forms, IndexSpanSize, Indexing, Optimization, Prefetch,

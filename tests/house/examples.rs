@@ -5,8 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use soci_cli::daemon::config::{Loaded, Provisional};
+use soci_cli::daemon::config::Loaded;
 use soci_cli::demo::registry::DemoRegistry;
+use soci_fs::open::trust::Provisional;
 use soci_tests::containerd::Containerd;
 use soci_tests::daemon::daemon;
 use soci_tests::image::{Image, tar, text};

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::Args;
 use soci_fs::layer::limits::Caps;
-use soci_fs::open::trust as policy;
+use soci_fs::open::trust::Provisional;
 use soci_index::format::gotime::duration;
 use soci_index::format::limits::Limits;
 
@@ -68,7 +69,7 @@ pub struct Mount {
     #[arg(long)]
     pub foreign_layers: bool,
     /// When an index is used that this machine has not proven: a forged one could show other content until it is
-    #[arg(long, value_enum, default_value_t = Provisional::Allow, value_name = "POLICY")]
+    #[arg(long, value_parser = provisional(), default_value = "allow", value_name = "POLICY")]
     pub provisional: Provisional,
     /// Public key whose signatures count for --provisional require-signature, a PEM file as cosign writes it; may be
     /// repeated
@@ -144,25 +145,10 @@ pub struct Pull {
     pub access: Access,
 }
 
-/// When an index is used that was not proven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Provisional {
-    /// Always
-    Allow,
-    /// When a trusted signer has signed it, or the image that names it
-    RequireSignature,
-    /// Never: layers are fetched whole
-    Deny,
-}
-
-impl From<Provisional> for policy::Provisional {
-    fn from(given: Provisional) -> Self {
-        match given {
-            Provisional::Allow => Self::Allow,
-            Provisional::RequireSignature => Self::RequireSignature,
-            Provisional::Deny => Self::Deny,
-        }
-    }
+/// The policies, with what each means.
+fn provisional() -> impl TypedValueParser<Value = Provisional> {
+    let values = Provisional::NAMES.map(|(name, _, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(values).try_map(|text| text.parse())
 }
 
 /// `soci umount`

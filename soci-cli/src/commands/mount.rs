@@ -225,7 +225,7 @@ fn open_options(
         index_store: Some(config.index_store()),
         content: None,
         parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
-        trust: Arc::new(TrustPolicy::new(arguments.provisional.into(), &arguments.keys, &arguments.certificates)?),
+        trust: Arc::new(TrustPolicy::new(arguments.provisional, &arguments.keys, &arguments.certificates)?),
         listing: None,
         profile: ahead::choice(arguments),
         urls: image::foreign_layers(arguments.foreign_layers)?,

@@ -338,7 +338,7 @@ mod tests {
                 .unwrap();
         assert_eq!(loaded.without_effect, [""; 0]);
         let trust = loaded.config.trust;
-        assert_eq!(trust.provisional, Provisional::RequireSignature);
+        assert_eq!(trust.provisional, soci_fs::open::trust::Provisional::RequireSignature);
         assert_eq!((trust.keys, trust.certificates), (vec!["/k.pem".into()], vec!["/c.pem".into()]));
         let bound = "[trust]\nprovisional = 'require-signature'\n[[trust.signer]]\nmatch = 'h.example/a/*'\nkeys = ['/a.pem']\n\
                      [[trust.signer]]\nmatch = 'h.example/b/*'\ncertificates = ['/b.pem']\n";

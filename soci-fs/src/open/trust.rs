@@ -20,8 +20,10 @@
 //! that cannot be fetched is no signature.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use soci_index::find::hedge;
 use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
@@ -39,13 +41,32 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const PATIENCE_ELSEWHERE: Duration = Duration::from_secs(10);
 
 /// When an index may be used that was not proven here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Provisional {
     #[default]
     Allow,
     /// When a trusted signer has signed it.
     RequireSignature,
     Deny,
+}
+
+impl Provisional {
+    /// All, by their names, with what each means.
+    pub const NAMES: [(&'static str, Self, &'static str); 3] = [
+        ("allow", Self::Allow, "Always"),
+        ("require-signature", Self::RequireSignature, "If a trusted key has signed it, or the image that names it"),
+        ("deny", Self::Deny, "Never: layers are fetched whole"),
+    ];
+}
+
+impl FromStr for Provisional {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, ..)| *name == text).map(|(_, policy, _)| *policy);
+        found.ok_or_else(|| format!("{text:?} is none of {}", Self::NAMES.map(|(name, ..)| name).join(", ")))
+    }
 }
 
 /// What an operator has decided about indexes.

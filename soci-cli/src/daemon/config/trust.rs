@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use soci_fs::open::trust::{self, PolicyError, SignerRule, TrustPolicy};
+use soci_fs::open::trust::{PolicyError, Provisional, SignerRule, TrustPolicy};
 
 /// Which indexes are used before they are proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,19 +43,6 @@ pub struct Signer {
     pub certificates: Vec<PathBuf>,
 }
 
-/// When an index is used that was not proven here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Provisional {
-    /// Always.
-    #[default]
-    Allow,
-    /// When a trusted signer has signed it.
-    RequireSignature,
-    /// Never.
-    Deny,
-}
-
 impl Trust {
     /// How long in all the source of a layer may fail before the layer is suspended.
     pub(super) fn withheld(&self) -> Option<Duration> {
@@ -67,17 +54,12 @@ impl Trust {
     /// # Errors
     /// [`PolicyError`].
     pub fn policy(&self) -> Result<TrustPolicy, PolicyError> {
-        let provisional = match self.provisional {
-            Provisional::Allow => trust::Provisional::Allow,
-            Provisional::RequireSignature => trust::Provisional::RequireSignature,
-            Provisional::Deny => trust::Provisional::Deny,
-        };
         let rule = |signer: &Signer| SignerRule {
             pattern: signer.images.clone(),
             keys: signer.keys.clone(),
             certificates: signer.certificates.clone(),
         };
         let signers: Vec<SignerRule> = self.signer.iter().map(rule).collect();
-        TrustPolicy::with_signers(provisional, &self.keys, &self.certificates, &signers)
+        TrustPolicy::with_signers(self.provisional, &self.keys, &self.certificates, &signers)
     }
 }
