@@ -53,10 +53,10 @@
 //!
 //! # Rooms
 //!
-//! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an index
-//! of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
-//! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this project's
-//! other crates and change with them.
+//! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an
+//! index of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
+//! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this
+//! project's other crates and change with them.
 //!
 //! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 

@@ -5,9 +5,10 @@
 //! if it asks for something else than the default. An unknown key or an invalid value stops the start with file, line
 //! and key: an ignored typo would be found much later.
 //!
-//! Keys of our own: `pull_modes.leave_unindexed`, `pull_modes.foreign_layers`, `resolver.config_path` (directories of `hosts.toml` files, separated by
-//! colons; empty is none) and the sections `[[index_repository]]`, `[kubelet_keychain]`, `[layer_store]`, `[limits]`, `[profile]` and `[trust]`. One
-//! default differs: version 1 indexes are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
+//! Keys of our own: `pull_modes.leave_unindexed`, `pull_modes.foreign_layers`, `resolver.config_path` (directories of
+//! `hosts.toml` files, separated by colons; empty is none) and the sections `[[index_repository]]`,
+//! `[kubelet_keychain]`, `[layer_store]`, `[limits]`, `[profile]` and `[trust]`. One default differs: version 1 indexes
+//! are used, because an index that names its image is what `soci publish` makes; `enable = false` is obeyed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use soci_index::format::limits::Limits as Bounds;
 pub struct Limits {
     /// Decoded bytes of one span; a layer with larger ones is not read lazily. 0 is the default.
     pub max_span_bytes: u64,
-    /// Bytes of memory for the tables of a layer, beside twice its compressed size. 0 is the default.
+    /// Bytes of memory for the tables of a layer, in addition to twice its compressed size. 0 is the default.
     pub max_table_bytes: u64,
     /// Bytes of memory for the tables of all open layers. 0 is the default.
     pub max_total_table_bytes: u64,

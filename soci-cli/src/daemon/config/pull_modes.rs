@@ -11,7 +11,8 @@ use crate::daemon::config::Size;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PullModes {
-    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer store.
+    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer
+    /// store.
     pub leave_unindexed: bool,
     /// Fetch layers that registries need not have from the URLs that the image names.
     pub foreign_layers: bool,

@@ -429,7 +429,7 @@ pub struct Snapshotter {
 pub struct LayerStore {
     /// Bytes of disk that layers may take; what was not used for longest goes first.
     pub quota: Size,
-    /// Bytes of disk that fetched indexes may take besides; the oldest go first.
+    /// Bytes of disk that fetched indexes may take in addition; the oldest go first.
     pub index_quota: Size,
 }
 

@@ -18,8 +18,8 @@ pub struct Trust {
     pub certificates: Vec<PathBuf>,
     /// The same, for the images of certain repositories only.
     pub signer: Vec<Signer>,
-    /// Seconds in all for which the source of a layer may fail before the layer, if it is in use and not proven, is suspended;
-    /// negative is for ever.
+    /// Seconds in all for which the source of a layer may fail before the layer, if it is in use and not proven, is
+    /// suspended; negative means no limit.
     pub withheld_sec: i64,
 }
 
