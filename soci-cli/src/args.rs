@@ -185,7 +185,7 @@ pub enum Command {
     Bench(Bench),
     /// Show the layers that the snapshotter of this machine serves
     Status(Status),
-    /// Check this machine, containerd and a registry for what lazy loading needs, and say how to mend it
+    /// Check this machine, containerd and a registry for what lazy loading needs, and say how to fix it
     Doctor(Doctor),
     /// Print a script that completes soci's commands in a shell
     Completions(Completions),

@@ -1,5 +1,5 @@
-//! One file per command: each has a `run` that takes the parsed arguments and returns when done. Beside them stands what
-//! several share.
+//! One file per command: each has a `run` that takes the parsed arguments and returns when done. Beside them stands
+//! what several share.
 
 pub mod bench;
 pub mod catalogue;

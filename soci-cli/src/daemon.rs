@@ -2,9 +2,10 @@
 //!
 //! It replaces AWS's daemon of the same name, so its flags, variables, paths and log lines are that one's.
 //!
-//! One program, two processes: what is started is the supervisor, which keeps the mount and the socket and starts itself
-//! again as the worker, which does the work and may die ([`soci_fs::node::supervisor`]). The configuration is read by both: by
-//! the supervisor so that a mistake stops the start, by each worker so that `SIGHUP` takes a new one into use.
+//! One program, two processes: what is started is the supervisor, which keeps the mount and the socket and starts
+//! itself again as the worker, which does the work and may die ([`soci_fs::node::supervisor`]). The configuration is
+//! read by both: by the supervisor so that a mistake stops the start, by each worker so that `SIGHUP` takes a new one
+//! into use.
 
 pub mod args;
 pub mod ask;
@@ -33,7 +34,8 @@ use config::Loaded;
 const CONFIG_FILE: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
 /// glibc gives each of many threads a heap of its own, and keeps in all of them what many layers need while they are
-/// opened at the same time: 84 MiB instead of 54 with 100 layers of 1000 files. Spans are decoded into memory that stays.
+/// opened at the same time: 84 MiB instead of 54 with 100 layers of 1000 files. Spans are decoded into memory that
+/// stays.
 const WORKER_ENVIRONMENT: [(&str, &str); 3] =
     [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "8388608"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
 

@@ -1,4 +1,5 @@
-//! What a command says: tables and JSON ([`output`]), [`progress`], the log ([`logging`]), and the exit code ([`exit`]).
+//! What a command says: tables and JSON ([`output`]), [`progress`], the log ([`logging`]), and the exit code
+//! ([`exit`]).
 //!
 //! The room uses no other of this crate; every other uses it.
 

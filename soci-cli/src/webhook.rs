@@ -2,8 +2,8 @@
 //!
 //! Four parts. [`event`] reads what Harbor and the distribution project's registry send, and says what is of no
 //! interest and why; [`queue`] decides what is done when, and is stepped from outside; [`journal`] keeps on disk what
-//! was accepted; [`clerk`] owns the two and runs the jobs. [`server`] speaks HTTP. What a job does is given from outside
-//! as a function ([`Work`]).
+//! was accepted; [`clerk`] owns the two and runs the jobs. [`server`] speaks HTTP. What a job does is given from
+//! outside as a function ([`Work`]).
 //!
 //! Invariants: nothing that a body says is ever connected to: the one registry is named on the command line, and a name
 //! from a body becomes part of a reference only by way of the reference grammar. What was answered with 202 is on disk.

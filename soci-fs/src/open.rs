@@ -10,9 +10,9 @@
 //!
 //! The span index goes before AWS's; where a layer's part of it cannot be obtained or read, AWS's is asked.
 //!
-//! All layers are opened at the same time. What is opened lazily is kept under the claim that this image makes, and no other
-//! image gets it unless it would have made the same ([`crate::layer::store::Claim`]). Invariant: a zTOC that does not fit its layer
-//! never stops a mount, it only costs laziness, and the note says so.
+//! All layers are opened at the same time. What is opened lazily is kept under the claim that this image makes, and no
+//! other image gets it unless it would have made the same ([`crate::layer::store::Claim`]). Invariant: a zTOC that does
+//! not fit its layer never stops a mount, it only costs laziness, and the note says so.
 //!
 //! The room uses `layer` and `foresight`; `node` and `soci mount` use it. [`trust`] is the operator's policy.
 
@@ -74,7 +74,7 @@ pub struct OpenOptions {
     pub any_subject: bool,
     /// Which kinds of indexes are looked for when none is named.
     pub modes: IndexModes,
-    /// Repositories beside the image's own that may hold its index. They are asked first.
+    /// Repositories other than the image's own that may hold its index. They are asked first.
     pub index_repositories: Vec<Repository>,
     /// The local index store; `None` keeps no index.
     pub index_store: Option<PathBuf>,
@@ -287,14 +287,14 @@ pub struct ImageOpener {
     store: Arc<Store>,
     options: OpenOptions,
     runtime: Handle,
-    found: Option<find::Found>,
+    found: Option<find::OpenIndex>,
     /// Why the index may not be used.
     doubt: Option<String>,
     profile: Option<Published>,
     /// The pack whose pages may be shown before they are compared.
     pack: Option<Digest>,
     /// AWS's index, looked for when the span index turned out to be of no use.
-    fallback: OnceCell<Option<find::Found>>,
+    fallback: OnceCell<Option<find::OpenIndex>>,
 }
 
 impl ImageOpener {
@@ -331,7 +331,7 @@ impl ImageOpener {
         &self.image
     }
 
-    /// What refers to the image, if that was asked for a moment ago.
+    /// The image's referrers, if they were requested recently.
     #[must_use]
     pub fn listing(&self) -> Option<&Listing> {
         self.options.listing.as_deref().filter(|listing| listing.is_of(&self.image.descriptor.digest))
@@ -422,7 +422,7 @@ fn optional<T>(found: Result<Option<T>, ProfilesError>, choice: &profile::Choice
         // The finder of the index says it.
         (Err(ProfilesError::Registry(RegistryError::NoReferrers { .. })), _) => Ok(None),
         (Err(error), _) => {
-            tracing::warn!(%error, "no published profile can be had");
+            tracing::warn!(%error, "no published profile is available");
             Ok(None)
         }
         (Ok(found), _) => Ok(found),

@@ -13,8 +13,8 @@
 //! ascending unique names; no name is empty, `.`, `..`, longer than 255 bytes or has a slash or NUL in it; directories
 //! have one parent and form a tree, so a walk ends; the same layers give the same arrays.
 //!
-//! The room uses `soci-index` alone; `foresight`, `fuse` and `node` use it. [`view`] merges the trees of an image's layers,
-//! [`id_map`] shows other owners.
+//! The room uses `soci-index` alone; `foresight`, `fuse` and `node` use it. [`view`] merges the trees of an image's
+//! layers, [`id_map`] shows other owners.
 
 use std::collections::HashMap;
 use std::fmt;

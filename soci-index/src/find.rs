@@ -17,17 +17,17 @@
 //! A policy of trust may pass over what it doubts, in the same order ([`choose::Ordered::take`]).
 //!
 //! The places are the repositories that were named, the image's own place (what its manifest names, and what refers to
-//! it), and the local index store. In the local store an index that was made on this machine counts for its image wherever
-//! that is; one that was *fetched* is a copy of what another place has ([`origin`]). It is a candidate only for an image
-//! that has this place among its own, and only when the place cannot be asked now; if it answers, its answer counts. So no
-//! repository gets an index that was fetched for another one. Two copies need no question: an index that was named by
-//! digest, and the one that the image's manifest names, for no answer can change them. A place that cannot be asked is noted
-//! as passed over with its error; only where it matters to the caller it is one ([`Gathered::failure`]). A place that does
-//! not answer is not waited for to the end where there is a copy of what it had, or where the image can be used without an
-//! index ([`Search::is_optional`]).
+//! it), and the local index store. In the local store an index that was made on this machine counts for its image
+//! wherever that is; one that was *fetched* is a copy of what another place has ([`origin`]). It is a candidate only
+//! for an image that has this place among its own, and only when the place cannot be asked now; if it answers, its
+//! answer counts. So no repository gets an index that was fetched for another one. Two copies need no question: an
+//! index that was named by digest, and the one that the image's manifest names, for no answer can change them. A place
+//! that cannot be asked is noted as passed over with its error; only where it matters to the caller it is one
+//! ([`Gathered::failure`]). A place that does not answer is not waited for to the end where there is a copy of what it
+//! had, or where the image can be used without an index ([`Search::is_optional`]).
 //!
-//! [`choose`] is pure; this module asks. Road not taken: to stop at the first place that has an index, local store first.
-//! It saves a question, and lets a stale or foreign copy speak for the image.
+//! [`choose`] is pure; this module asks. Road not taken: to stop at the first place that has an index, local store
+//! first. It saves a question, and lets a stale or foreign copy speak for the image.
 //!
 //! The room uses `format`, `registry` and `image`; `publish` and `soci-fs` use it.
 
@@ -93,8 +93,8 @@ pub struct Search<'a> {
     pub listed: bool,
     /// Another program's store on this machine that may have indexes. It lists none, and is asked by their digests.
     pub content: Option<&'a ImageSource>,
-    /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and for
-    /// policies that may refuse the first.
+    /// Whether to ask every place and of every form, too, where that cannot change the first choice: for reports, and
+    /// for policies that may refuse the first.
     pub thorough: bool,
     /// Whether the image can be used without an index: then no place is waited for longer than ten seconds.
     pub is_optional: bool,
@@ -153,7 +153,8 @@ impl<'a> Search<'a> {
     /// Asks the places.
     ///
     /// # Errors
-    /// [`StoreError`] when a layout that is on this machine cannot be read. A registry that cannot be asked is no error.
+    /// [`StoreError`] when a layout that is on this machine cannot be read. A registry that cannot be asked is no
+    /// error.
     pub async fn gather(&self) -> Result<Gathered, StoreError> {
         let mut gathered = Gathered::default();
         let kept = self.kept(&mut gathered)?;

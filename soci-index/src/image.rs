@@ -7,8 +7,8 @@
 //! (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every parsed document;
 //! attestations and artifacts are never taken for images.
 //!
-//! The room uses `format` and `registry`; `find` and `publish` use it. [`sink`] is where things are written to, [`output`]
-//! how files are: never half, and never in place of a device.
+//! The room uses `format` and `registry`; `find` and `publish` use it. [`sink`] is where things are written to,
+//! [`output`] how files are: never half, and never in place of a device.
 
 pub mod archive;
 mod docker;
@@ -163,7 +163,8 @@ impl ImageSource {
         self.resolve_with(selection, |_| {}).await
     }
 
-    /// The same; `on_digest` receives the digest of each of these images as soon as it is known, which is before the image is here.
+    /// The same; `on_digest` receives the digest of each of these images as soon as it is known, which is before the
+    /// image is here.
     ///
     /// # Errors
     /// As [`ImageSource::resolve`].
@@ -176,7 +177,8 @@ impl ImageSource {
         self.resolve_among(candidates, root, selection, on_digest).await
     }
 
-    /// The same, and [`ImageSource::root`] beside it: a registry is asked for that once, so both are of the same moment.
+    /// The same, and [`ImageSource::root`] beside it: a registry is asked for that once, so both are of the same
+    /// moment.
     ///
     /// # Errors
     /// As both.

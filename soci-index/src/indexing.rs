@@ -9,7 +9,8 @@
 //! come out since the last one. The one difference: while nothing has come out, their builder sets another checkpoint
 //! at every boundary and its own daemon then refuses the file; here the last of these replaces the others.
 //!
-//! The room uses `format`; `publish` and the tests use it. Pure but for [`pipeline`], which runs the two on two threads.
+//! The room uses `format`; `publish` and the tests use it. Pure but for [`pipeline`], which runs the two on two
+//! threads.
 
 pub mod choice;
 mod hasher;
@@ -227,7 +228,8 @@ impl Indexer {
         Ok(Self { scanner: Scanner::new(options)?, hasher: Hasher::new(&options), options })
     }
 
-    /// Takes the next bytes of the layer blob and hands the uncompressed bytes they yield to `tar`, in order, each once.
+    /// Takes the next bytes of the layer blob and hands the uncompressed bytes they yield to `tar`, in order, each
+    /// once.
     ///
     /// # Errors
     /// [`IndexError`] when the bytes are no gzip or no tar, or pass a limit. The indexer is of no use afterwards.

@@ -53,10 +53,10 @@
 //!
 //! # Rooms
 //!
-//! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an index
-//! of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
-//! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this project's
-//! other crates and change with them.
+//! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an
+//! index of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
+//! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this
+//! project's other crates and change with them.
 //!
 //! With the feature `oci-client` its references, credentials and manifests are taken in place of this crate's
 //! (`registry::oci_client`).

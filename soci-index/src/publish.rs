@@ -5,8 +5,9 @@
 //! listed. An interrupted run leaves blobs, never a manifest that misses one; the next run finds the blobs and goes on.
 //! A run that finds the same index in place reads no layer and sends nothing.
 //!
-//! The room is the top of the crate: [`mod@build`] reads layers, [`known`] finds what need not be built again, [`v2`] and
-//! [`convert`] make SOCI-enabled images, [`local`] keeps indexes on this machine, [`mod@verify`] checks one against its layers.
+//! The room is the top of the crate: [`mod@build`] reads layers, [`known`] finds what need not be built again, [`v2`]
+//! and [`convert`] make SOCI-enabled images, [`local`] keeps indexes on this machine, [`mod@verify`] checks one against
+//! its layers.
 
 pub mod build;
 pub mod convert;

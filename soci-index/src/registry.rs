@@ -10,8 +10,8 @@
 //!
 //! A ready-made client was not used because lazy loading lives on what such clients hide: whether a range was honoured,
 //! where a redirect led, whether the registry knows referrers. Invariants: no credential leaves the origin of its host
-//! (a token service apart), and no host gets another one's; every answer is bounded before it is held; every operation ends at its deadline; an absent
-//! manifest or blob is a value, not an error.
+//! (a token service apart), and no host gets another one's; every answer is bounded before it is held; every operation
+//! ends at its deadline; an absent manifest or blob is a value, not an error.
 //!
 //! The room uses `format`; `image`, `trust`, `find` and `publish` use it.
 
@@ -67,9 +67,9 @@ pub struct ClientOptions {
     pub credentials: CredentialSource,
     /// Do not check the registry's own certificate. Mirrors have their own rules.
     pub skip_verify: bool,
-    /// Speak plain HTTP. Without it, registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are asked for TLS first,
-    /// and spoken to in plain HTTP if they have none, unless something is said of their TLS: a file of certificates, a
-    /// client's certificate, or that none is verified.
+    /// Speak plain HTTP. Without it, registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are asked for TLS
+    /// first, and spoken to in plain HTTP if they have none, unless something is said of their TLS: a file of
+    /// certificates, a client's certificate, or that none is verified.
     pub plain_http: bool,
     /// Mirrors, and how hosts are treated.
     pub hosts: HostSource,

@@ -14,9 +14,9 @@
 //! | notation, JWS | a referrer | chain to a trusted certificate, its times and use; the digest; the expiry |
 //!
 //! Not checked: keyless signatures (Fulcio, Rekor), because they need roots that change and a log; COSE envelopes;
-//! transparency logs, timestamps of authorities and revocation lists. All of these are refused with their name or play no
-//! part, and none is taken for good. Invariants: nothing a signer says is believed before the signature over it is right;
-//! only algorithms of the lists in `key` and `notation` exist, whatever an envelope claims; sizes and counts are
+//! transparency logs, timestamps of authorities and revocation lists. All of these are refused with their name or play
+//! no part, and none is taken for good. Invariants: nothing a signer says is believed before the signature over it is
+//! right; only algorithms of the lists in `key` and `notation` exist, whatever an envelope claims; sizes and counts are
 //! bounded.
 //!
 //! The room uses `format` and `registry`; `publish` uses it, and `soci-fs` for its policy.

@@ -1,8 +1,8 @@
 //! What a registry answered, from the log that docker-registry writes: the sender's log is the ground truth for the
 //! bytes that were sent, independent of caches and of a client's own counts.
 //!
-//! A line is in the form that web servers share: the request's first line in quotes, then the status and the bytes of the
-//! body. What a client did not wait for is not counted.
+//! A line is in the form that web servers share: the request's first line in quotes, then the status and the bytes of
+//! the body. What a client did not wait for is not counted.
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Writes any tar and any gzip of it, block by block, and knows what is in them.
 //!
-//! The writers are of our own making and share nothing with the readers under test, so that both can only agree by being
-//! right. What is known about an archive is kept beside its bytes: see [`Archive::files`].
+//! The writers are of our own making and share nothing with the readers under test, so that both can only agree by
+//! being right. What is known about an archive is kept beside its bytes: see [`Archive::files`].
 
 use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;

@@ -1,8 +1,8 @@
 //! A reverse proxy of a registry that injects failures.
 //!
 //! Each request goes to the registry over a connection of its own, and the client's connection ends with the answer, so
-//! what happens to a request is decided when it comes and by nothing before it. Only requests without a body pass: images
-//! are pushed to the registry itself.
+//! what happens to a request is decided when it comes and by nothing before it. Only requests without a body pass:
+//! images are pushed to the registry itself.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
 //! A gate before a registry that lets a number of requests through and then kills their sender.
 //!
 //! Each request goes to the registry over a connection of its own, bodies included, so the count is exact and a process
-//! that dies at the gate leaves no half request behind: it dies before one, or after the registry has carried it out and
-//! before the answer is known. Those are the moments at which a publish can be cut.
+//! that dies at the gate leaves no half request behind: it dies before one, or after the registry has carried it out
+//! and before the answer is known. Those are the moments at which a publish can be cut.
 
 use std::io;
 use std::net::SocketAddr;

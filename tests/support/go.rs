@@ -1,5 +1,5 @@
-//! Programs written in Go: containerd 2.2 with its client and its shim, a client that pulls as Kubernetes does, one that
-//! asks as the kubelet does, the distribution project's registry, and the snapshotters of AWS and stargz.
+//! Programs written in Go: containerd 2.2 with its client and its shim, a client that pulls as Kubernetes does, one
+//! that asks as the kubelet does, the distribution project's registry, and the snapshotters of AWS and stargz.
 //!
 //! They are built from the module in `conformance/` and the one below it, which pin their versions, once for all tests:
 //! the directory is named after what they are built from, and appears only when all of them are in it. A process that
@@ -50,7 +50,8 @@ impl Built {
         Self(OnceLock::new())
     }
 
-    /// The directory with the programs of `packages`; `None`, with a word on standard error, where something is lacking.
+    /// The directory with the programs of `packages`; `None`, with a word on standard error, where something is
+    /// lacking.
     fn get(
         &self,
         lacks: impl FnOnce() -> Option<String>,
@@ -104,8 +105,8 @@ pub fn distribution() -> Option<PathBuf> {
 /// What AWS's module asks for.
 const PEER_GO_MINOR_MIN: u32 = 26;
 
-/// AWS's library as a program; `None`, with a word on standard error, where it cannot be built: it needs Go, a C compiler
-/// and zlib.
+/// AWS's library as a program; `None`, with a word on standard error, where it cannot be built: it needs Go, a C
+/// compiler and zlib.
 ///
 /// # Panics
 /// When it cannot be built although these are there.

@@ -96,7 +96,8 @@ pub fn gzip(data: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().expect("memory")
 }
 
-/// The layer at the bottom of images that run: this machine's shell and tools, `extra` as a file, and places to mount at.
+/// The layer at the bottom of images that run: this machine's shell and tools, `extra` as a file, and places to mount
+/// at.
 ///
 /// # Panics
 /// When this machine has no shell.

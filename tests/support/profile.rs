@@ -1,9 +1,10 @@
 //! Registries as they are elsewhere: one that runs here, with the manners of those that cannot.
 //!
 //! What a registry does differently from the specification is a field of [`Quirks`], with the place of our notes on
-//! registries that it was taken from; a [`Profile`] is a set of them under the registry's name. The content is kept by the
-//! demonstration's registry, and [`ProfiledRegistry`] stands in front of it: it asks for logins, answers in its place,
-//! and changes its answers. None of this has been seen on the real thing by us: a profile says what is documented.
+//! registries that it was taken from; a [`Profile`] is a set of them under the registry's name. The content is kept by
+//! the demonstration's registry, and [`ProfiledRegistry`] stands in front of it: it asks for logins, answers in its
+//! place, and changes its answers. None of this has been seen on the real thing by us: a profile says what is
+//! documented.
 
 use std::time::Duration;
 

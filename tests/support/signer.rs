@@ -81,7 +81,8 @@ impl Signer {
         fs::read(self.path("pub.pem")).expect("a file of ours")
     }
 
-    /// Makes a certificate that is valid for ten days, by `issuer` or else by itself. `extensions` is a list for openssl.
+    /// Makes a certificate that is valid for ten days, by `issuer` or else by itself. `extensions` is a list for
+    /// openssl.
     ///
     /// # Panics
     /// When openssl refuses.

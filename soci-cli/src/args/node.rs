@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use soci_fs::layer::limits::Caps;
 use soci_fs::open::trust::Provisional;
 use soci_index::format::gotime::duration;
@@ -19,7 +19,7 @@ pub struct Bounds {
     /// Decoded bytes of one span; a layer with larger ones is not read lazily [default: 67108864]
     #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub max_span_bytes: Option<u64>,
-    /// Bytes of memory for the tables of a layer, beside twice its compressed size [default: 67108864]
+    /// Bytes of memory for the tables of a layer, in addition to twice its compressed size [default: 67108864]
     #[arg(long, value_name = "SIZE", value_parser = crate::args::size::bytes, allow_negative_numbers = true)]
     pub max_table_bytes: Option<u64>,
     /// Bytes of memory for the tables of all layers [default: 1073741824]

@@ -171,7 +171,7 @@ pub struct PushProfile {
     /// lists it before the image's other indexes.
     #[arg(long)]
     pub as_prefetch: bool,
-    /// The command that was recorded, as a note for people; an empty text publishes none [default: what `soci record` ran]
+    /// The command that was recorded, shown by listings; an empty text publishes none [default: what `soci record` ran]
     #[arg(long, value_name = "TEXT")]
     pub command: Option<String>,
     /// Push into this repository, HOST/NAME, and not into the image's own

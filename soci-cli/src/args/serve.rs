@@ -19,8 +19,8 @@ pub struct ServeWebhook {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8480")]
     pub listen: SocketAddr,
-    /// Where to answer /healthz and /metrics besides: a separate listener that events cannot keep busy. For probes
-    /// [default: nowhere else]
+    /// Also answer /healthz and /metrics here: a separate listener that events cannot keep busy. For probes [default:
+    /// nowhere else]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub health_listen: Option<SocketAddr>,
     /// A file with the value that the Authorization header of events must have, the whole of it

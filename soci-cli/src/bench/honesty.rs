@@ -9,7 +9,7 @@ use soci_index::format::digest::Digest;
 
 /// How a layer came, and what went over the network meanwhile.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen {
+pub struct LayerArrival {
     pub layer: Digest,
     /// Its size in the registry, in bytes.
     pub size: u64,
@@ -42,9 +42,9 @@ pub enum NotLazy {
 ///
 /// # Errors
 /// [`NotLazy`] names the first layer that was not.
-pub fn check(snapshotter: &str, layers: &[Seen], least: u64) -> Result<(), NotLazy> {
+pub fn check(snapshotter: &str, layers: &[LayerArrival], least: u64) -> Result<(), NotLazy> {
     let snapshotter = || snapshotter.to_owned();
-    for &Seen { layer, size, came, bytes } in layers {
+    for &LayerArrival { layer, size, came, bytes } in layers {
         match came {
             Came::Already => return Err(NotLazy::Warm { snapshotter: snapshotter(), layer }),
             Came::Fetched(_) if size >= least => {
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn each_kind_of_fall_back_is_found() {
         let layer = Digest::of(b"layer");
-        let check = |came, size, bytes| check("soci", &[Seen { layer, size, came, bytes }], 1000);
+        let check = |came, size, bytes| check("soci", &[LayerArrival { layer, size, came, bytes }], 1000);
         assert_eq!(check(Came::Provided, 5000, 4999), Ok(()));
         assert_eq!(check(Came::Provided, 999, 2000), Ok(()));
         assert_eq!(check(Came::Fetched(999), 999, 999), Ok(()));

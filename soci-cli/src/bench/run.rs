@@ -14,7 +14,7 @@ use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::{ClientOptions, CredentialSource};
 
-use crate::bench::honesty::{self, Seen};
+use crate::bench::honesty::{self, LayerArrival};
 use crate::bench::node::Node;
 use crate::bench::relay::Relay;
 use crate::bench::series::Sample;
@@ -62,7 +62,8 @@ impl Start<'_> {
     /// time before that, and the second sample is of that start.
     ///
     /// # Errors
-    /// When a phase fails, or the pull was not what the snapshotter promises. What is left then is left for a look at it.
+    /// When a phase fails, or the pull was not what the snapshotter promises. What is left then is left for a look at
+    /// it.
     pub async fn measure(&self, warm: bool) -> anyhow::Result<Vec<Sample>> {
         drop_caches()?;
         let before = self.relay.bytes_down();
@@ -136,7 +137,7 @@ impl Start<'_> {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             let (now, PulledLayer { layer, came, .. }) = (self.relay.bytes_down(), pulled);
             let bytes = now - std::mem::replace(&mut seen.0, now);
-            seen.1.push(Seen { layer: layer.digest, size: layer.size, came: *came, bytes });
+            seen.1.push(LayerArrival { layer: layer.digest, size: layer.size, came: *came, bytes });
         };
         rpull::pull(&containerd, &source, &root, &platform, &options, &note).await?;
         let (_, layers) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -18,8 +18,8 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// What the daemon of `root` has counted for layers that come from `repository`, with its registry; `None` when none
-    /// answers, or it serves nothing from there.
+    /// What the daemon of `root` has counted for layers that come from `repository`, with its registry; `None` when
+    /// none answers, or it serves nothing from there.
     #[must_use]
     pub fn of(root: &Path, repository: &str) -> Option<Self> {
         Self::among(&ask::status(root).ok()?.layers, repository)

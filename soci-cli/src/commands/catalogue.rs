@@ -1,8 +1,8 @@
 //! The local index store as commands see it: the indexes that its index.json lists, and where their parts are.
 //!
-//! The list is what counts, as AWS's database does for its tool: an index whose manifest was deleted is still listed, by
-//! what the list says of it, until `soci rebuild-db` looks for it. Parts are in the store itself, or where the entry's
-//! [`KEPT_IN`] says.
+//! The list is what counts, as AWS's database does for its tool: an index whose manifest was deleted is still listed,
+//! by what the list says of it, until `soci rebuild-db` looks for it. Parts are in the store itself, or where the
+//! entry's [`KEPT_IN`] says.
 
 use std::cmp::Reverse;
 
@@ -144,8 +144,8 @@ pub(super) async fn places_of_parts(
     places
 }
 
-/// Places that may have the layers of an image that an index is of: the local store, containerd, and where the image was
-/// when it was indexed.
+/// Places that may have the layers of an image that an index is of: the local store, containerd, and where the image
+/// was when it was indexed.
 pub(super) async fn places_of_layers(
     layout: &Layout,
     entry: Option<&IndexEntry>,

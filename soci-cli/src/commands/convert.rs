@@ -84,8 +84,8 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
     Ok(())
 }
 
-/// The options as if containerd had been named, where that of this machine has the source and nothing says that registries
-/// are meant: so does AWS's tool, which knows no other place.
+/// The options as if containerd had been named, where that of this machine has the source and nothing says that
+/// registries are meant: so does AWS's tool, which knows no other place.
 fn as_meant(arguments: &Convert, destination: &str, global: &Global) -> Global {
     let Convert { source, standalone, span_index, replace_signed, access, .. } = arguments;
     let says_registry = *span_index || *replace_signed || access.user.is_some();

@@ -1,7 +1,8 @@
 //! `soci doctor`: one line for each thing that lazy loading needs, and what to do where it is missing.
 //!
-//! Two subjects: this machine as a node, and an image with its registry. A pipeline that asks about an image is not to fail
-//! because of the machine that it runs on, so with an image the machine is judged only if it is a node, or by `--node`.
+//! Two subjects: this machine as a node, and an image with its registry. A pipeline that asks about an image is not to
+//! fail because of the machine that it runs on, so with an image the machine is judged only if it is a node, or by
+//! `--node`.
 //!
 //! Nothing is changed; with `--push` an upload is started and aborted. A check that cannot be made says so; it does not
 //! count as passed.
@@ -110,7 +111,7 @@ fn machine() -> Vec<Finding> {
         Some(version) if version >= (5, 11) => note(
             "kernel",
             release,
-            "before 6.9 reads that are under way while the snapshotter dies fail; later ones do not",
+            "before 6.9 reads that are in flight while the snapshotter dies fail; later ones do not",
         ),
         Some(_) => bad("kernel", release, "5.11 or later is needed"),
         None => note("kernel", format!("{release:?} is no version"), "5.11 or later is needed"),

@@ -144,7 +144,7 @@ pub async fn of_platform(source: &ImageSource, platform: Option<&str>) -> anyhow
     of_platform_with(source, platform, |_| {}).await
 }
 
-/// The same, and what refers to that image, which is asked for beside it.
+/// The same, and what refers to that image, which is requested concurrently.
 ///
 /// # Errors
 /// As [`of_platform`].
@@ -202,8 +202,8 @@ pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
     })
 }
 
-/// Whose signatures count for what is reused; `None` where all is reused that fits. `strict` is for what will be signed, or
-/// becomes part of an image: then nothing unsigned is.
+/// Whose signatures count for what is reused; `None` where all is reused that fits. `strict` is for what will be
+/// signed, or becomes part of an image: then nothing unsigned is.
 ///
 /// # Errors
 /// When a file has no key or certificate.

@@ -268,8 +268,8 @@ pub fn free_store(root: &Path) -> anyhow::Result<Store> {
 /// process would have said it, and from then on to the log.
 async fn detach(arguments: &Mount) -> anyhow::Result<()> {
     let mut command = Command::new(crate::args::config::own_program().context("finding this program")?);
-    // The same words again, but for the one that led here, whose place matters: after `--` there are no options. Secrets
-    // come from standard input or a file, not from a word.
+    // The same words again, but for the one that led here, whose place matters: after `--` there are no options.
+    // Secrets come from standard input or a file, not from a word.
     let words = std::env::args_os().skip(1);
     command.args(words.map(|word| if word == "--detach" { "--serve-detached".into() } else { word }));
     let input = if arguments.access.password_stdin { Stdio::inherit() } else { Stdio::null() };

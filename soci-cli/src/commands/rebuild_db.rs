@@ -1,7 +1,7 @@
 //! `soci rebuild-db`: bring the list of the local index store up to date with what is there.
 //!
-//! Indexes whose manifest is gone from where it was kept leave the list, with the zTOCs that no other index needs; index
-//! manifests that lie in the store without being listed enter it, and with `--content-store containerd` those in
+//! Indexes whose manifest is gone from where it was kept leave the list, with the zTOCs that no other index needs;
+//! index manifests that lie in the store without being listed enter it, and with `--content-store containerd` those in
 //! containerd. Where they come from is not known, so nothing is built upon them that the image's signature or this
 //! machine would have to vouch for ([`origin::ORIGIN`] is set, to no repository).
 
@@ -103,7 +103,7 @@ async fn gone(layout: &Layout, entries: &[IndexEntry], global: &Global) -> anyho
 }
 
 /// An index that nothing lists.
-struct Found {
+struct UnlistedIndex {
     digest: Digest,
     json: Bytes,
     index: IndexManifest,
@@ -111,7 +111,7 @@ struct Found {
     kept_in: Option<String>,
 }
 
-impl Found {
+impl UnlistedIndex {
     /// An index that refers to an image, if these bytes are one.
     fn parse(digest: Digest, json: Bytes, kept_in: Option<String>) -> Option<Self> {
         if Digest::of(&json) != digest {
@@ -140,7 +140,7 @@ impl Found {
 }
 
 /// Index manifests among the blobs of the store.
-fn unlisted(layout: &Layout) -> anyhow::Result<Vec<Found>> {
+fn unlisted(layout: &Layout) -> anyhow::Result<Vec<UnlistedIndex>> {
     let directory = layout.directory().join("blobs/sha256");
     let reading = || format!("reading {}", directory.display());
     let mut found = Vec::new();
@@ -153,13 +153,13 @@ fn unlisted(layout: &Layout) -> anyhow::Result<Vec<Found>> {
         }
         // What is deleted in this moment is no index, and neither is what cannot be read.
         let Ok(json) = std::fs::read(file.path()) else { continue };
-        found.extend(Found::parse(digest, json.into(), None));
+        found.extend(UnlistedIndex::parse(digest, json.into(), None));
     }
     Ok(found)
 }
 
 /// Indexes in containerd, as its clients label them.
-async fn in_containerd(containerd: &Containerd, global: &Global) -> anyhow::Result<Vec<Found>> {
+async fn in_containerd(containerd: &Containerd, global: &Global) -> anyhow::Result<Vec<UnlistedIndex>> {
     let place = target::place(global.containerd_namespace());
     let content = content(containerd);
     let mut found = Vec::new();
@@ -167,7 +167,7 @@ async fn in_containerd(containerd: &Containerd, global: &Global) -> anyhow::Resu
         let Some(size) = containerd.content_size(&digest).await? else { continue };
         let blob = Descriptor::new(media_type::MANIFEST, digest, size);
         match content.blob_bytes(&blob, Limits::DEFAULT.manifest_bytes_max).await {
-            Ok(json) => found.extend(Found::parse(digest, json, Some(place.clone()))),
+            Ok(json) => found.extend(UnlistedIndex::parse(digest, json, Some(place.clone()))),
             Err(error) => tracing::debug!(%digest, %error, "is passed over"),
         }
     }

@@ -1,7 +1,7 @@
 //! `soci record`: run a command in an image and note what it reads.
 //!
-//! The layer store is a new one in a directory of its own, and so is the mount: neither has anything in a cache, so every
-//! page that the command needs is a read that is seen. Both are gone when the command ends.
+//! The layer store is a new one in a directory of its own, and so is the mount: neither has anything in a cache, so
+//! every page that the command needs is a read that is seen. Both are gone when the command ends.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ pub fn run(arguments: &Record, config: &Config, global: &Global) -> anyhow::Resu
     run_to_end(record(arguments, name, config))
 }
 
-/// How images are opened by the commands that read all they are asked for, or what a program asks for: any index will do.
+/// How images are opened by the commands that read all they are asked for, or what a program asks for: any index will
+/// do.
 #[must_use]
 pub fn open_options(config: &Config, layer_bytes_min: u64) -> OpenOptions {
     OpenOptions {

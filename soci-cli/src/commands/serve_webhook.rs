@@ -77,7 +77,7 @@ async fn serve(
     let health = match arguments.health_listen {
         Some(wanted) => {
             let (listener, address) = listen(wanted).await?;
-            tracing::info!("answering probes at {address} besides");
+            tracing::info!("also answering probes at {address}");
             Some(listener)
         }
         None => None,
@@ -308,8 +308,8 @@ fn registry_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'
     }
 }
 
-/// Whether a policy or a state of the registry forbids what an administrator may admit later: content that is not signed,
-/// an immutable tag, a full quota, read-only mode.
+/// Whether a policy or a state of the registry forbids what an administrator may admit later: content that is not
+/// signed, an immutable tag, a full quota, read-only mode.
 fn is_forbidden_for_now(error: &RegistryError) -> bool {
     match error {
         RegistryError::Status { status: 403 | 405 | 412, .. } => true,

@@ -1,7 +1,7 @@
 //! Where the image is that a command works on, containerd included.
 //!
-//! A plain name means a registry. For `create` and `convert`, which nerdctl calls, it means an image of containerd if one
-//! was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
+//! A plain name means a registry. For `create` and `convert`, which nerdctl calls, it means an image of containerd if
+//! one was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
 
 use soci_fs::node::content::ContainerdImage;
 use soci_fs::node::grpc::containerd::Containerd;
@@ -12,7 +12,8 @@ use soci_index::registry::ClientOptions;
 
 use crate::args::Global;
 
-/// What a name means to the commands that AWS's tool has, too: a plain one means an image of containerd if one was named.
+/// What a name means to the commands that AWS's tool has, too: a plain one means an image of containerd if one was
+/// named.
 #[must_use]
 pub fn meant(reference: Reference, global: &Global) -> Reference {
     match reference {

@@ -1,6 +1,7 @@
 //! `soci verify`: build the index of an image again from its layers and compare.
 //!
-//! What is checked is what a runtime uses, found as a runtime finds it, and beside it the first index of the other form.
+//! What is checked is what a runtime uses, found as a runtime finds it, and beside it the first index of the other
+//! form.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -71,7 +72,7 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
                 let hint = format!("`soci publish {reference}` makes one");
                 return Err(fail(Exit::Failure, format!("{reference} has no index for {}; {hint}", image.platform)));
             }
-            for Found { candidate: found, signature, used } in found {
+            for IndexToVerify { candidate: found, signature, used } in found {
                 let origin = finder.origin(&found, layout.as_ref());
                 let checked = check(&source, &image, &found, &origin, urls.as_ref()).await?;
                 outcomes.push(Outcome { platform: image.platform.to_string(), found, checked, signature, used });
@@ -119,16 +120,16 @@ struct Finder<'a> {
 }
 
 /// An index that is to be checked.
-struct Found {
+struct IndexToVerify {
     candidate: Candidate,
     signature: Option<signature::Verdict>,
     used: Option<Vec<PassedOver>>,
 }
 
 impl Finder<'_> {
-    /// The index that a runtime uses, by the rules of the finder, then the first of the other form: another runtime, or one
-    /// for which the first turns out to be of no use, takes that.
-    async fn find(&self, image: &PlatformImage, local: Option<&Layout>) -> anyhow::Result<Vec<Found>> {
+    /// The index that a runtime uses, by the rules of the finder, then the first of the other form: another runtime, or
+    /// one for which the first turns out to be of no use, takes that.
+    async fn find(&self, image: &PlatformImage, local: Option<&Layout>) -> anyhow::Result<Vec<IndexToVerify>> {
         let search = Search {
             named: self.wanted,
             repositories: self.elsewhere,
@@ -165,9 +166,9 @@ impl Finder<'_> {
             let doubts: Vec<String> = signatures.iter().map(|signature| doubt(signature).unwrap_or_default()).collect();
             let passed_over = ordered.take(used, &doubts).passed_over;
             choice::log(&passed_over);
-            found.push(Found { candidate, signature, used: Some(passed_over) });
+            found.push(IndexToVerify { candidate, signature, used: Some(passed_over) });
         }
-        found.extend(other.map(|(candidate, signature)| Found { candidate, signature, used: None }));
+        found.extend(other.map(|(candidate, signature)| IndexToVerify { candidate, signature, used: None }));
         Ok(found)
     }
 

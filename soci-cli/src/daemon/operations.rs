@@ -1,9 +1,9 @@
 //! What operators look at while the daemon runs: metrics, health, state.
 //!
 //! `/metrics` and `/healthz` over HTTP where the configuration says, on TCP or a socket. `/status` is the same state
-//! that `soci status` shows, as JSON, and is served besides on a socket of its own below the root, always: every
-//! process that may read the root may read it, and no port has to be open. `/noted/DIGEST`, what was recorded of an
-//! image's start, is served there only: it reveals what programs do.
+//! that `soci status` shows, as JSON, and is always served on a socket of its own below the root, too: every process
+//! that may read the root may read it, and no port has to be open. `/noted/DIGEST`, what was recorded of an image's
+//! start, is served there only: it reveals what programs do.
 
 use std::collections::HashMap;
 use std::io;
@@ -51,8 +51,8 @@ pub struct DaemonStatus {
     pub pid: u32,
     /// Slots that hold a layer, open or not.
     pub slots: usize,
-    /// Whether layers are fetched whole and proven in the background. Where they are not, none that is read by an index is
-    /// ever proven.
+    /// Whether layers are fetched whole and proven in the background. Where they are not, none that is read by an index
+    /// is ever proven.
     #[serde(default)]
     pub proves: bool,
     /// The layers that are open.
@@ -76,7 +76,7 @@ pub struct SlotStatus {
 pub struct Operations {
     /// The layers.
     pub forest: Arc<Forest>,
-    /// What is known of them beside.
+    /// Further facts about them.
     pub slots: Arc<Slots>,
     /// The counters.
     pub metrics: Arc<Metrics>,

@@ -1,8 +1,8 @@
 //! What the configuration says about registries, as the client takes it.
 //!
 //! Timeouts and retries of `[http]` count only where they differ from AWS's defaults: ours are tuned to our way of
-//! reading, and a file that spells the defaults out asks for nothing. What `[blob]` says of the same goes before it: nearly
-//! all requests of a node are for blobs, so one client serves both. Mirrors of `[resolver]` come before those of
+//! reading, and a file that spells the defaults out asks for nothing. What `[blob]` says of the same goes before it:
+//! nearly all requests of a node are for blobs, so one client serves both. Mirrors of `[resolver]` come before those of
 //! `hosts.toml`, and serve indexes and layers alike. Pure; the directories are read when a registry is first spoken to.
 
 use std::path::PathBuf;

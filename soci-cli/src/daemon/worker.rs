@@ -122,7 +122,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     if let Ok(result) = tokio::time::timeout(STOP_LIMIT, server).await {
         return result.context("the service ended badly");
     }
-    tracing::warn!(seconds = STOP_LIMIT.as_secs(), "calls were still under way; they are cut off");
+    tracing::warn!(seconds = STOP_LIMIT.as_secs(), "in-flight calls were cancelled");
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! What the demonstration's image is made of: files of this machine.
 //!
-//! With Python: a layer with a shell, some tools and their libraries, one with the interpreter and its standard library,
-//! one with whatever else the installation brings, and a small one with a script. Without Python the shell and the tools
-//! are the program. Files keep their paths, so the interpreter finds its library in the image as it does here.
+//! With Python: a layer with a shell, some tools and their libraries, one with the interpreter and its standard
+//! library, one with whatever else the installation brings, and a small one with a script. Without Python the shell and
+//! the tools are the program. Files keep their paths, so the interpreter finds its library in the image as it does
+//! here.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

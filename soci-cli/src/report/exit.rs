@@ -92,8 +92,8 @@ pub fn code(error: &anyhow::Error) -> Exit {
     error.chain().find_map(known).unwrap_or(Exit::Failure)
 }
 
-/// A failure in words: what happened and its causes, each once. Errors that say their cause themselves, and pass it on as
-/// their source, too, would be said twice.
+/// A failure in words: what happened and its causes, each once. Errors that say their cause themselves, and pass it on
+/// as their source, too, would be said twice.
 #[must_use]
 pub fn message(error: &anyhow::Error) -> String {
     let mut words = String::new();

@@ -35,7 +35,8 @@ pub fn line(text: impl AsRef<str>) -> anyhow::Result<()> {
     bytes(format!("{}\n", clean_lines(text.as_ref())).as_bytes())
 }
 
-/// Writes a line about `file`, which was written just now: to standard error if the file itself went to standard output.
+/// Writes a line about `file`, which was written just now: to standard error if the file itself went to standard
+/// output.
 ///
 /// # Errors
 /// When it cannot be written.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::webhook::event::Push;
 use crate::webhook::journal::{Journal, JournalError};
-use crate::webhook::queue::{End, Input, Job, Outcome, Queue, Seen, Step};
+use crate::webhook::queue::{End, Input, Job, Outcome, Queue, QueueStatus, Step};
 use crate::webhook::{Work, now};
 
 /// Capacity of the mailbox: senders wait beyond that.
@@ -35,7 +35,7 @@ pub enum Receipt {
 enum Message {
     Pushed(Vec<Push>, oneshot::Sender<Receipt>),
     Stirred(Vec<String>, oneshot::Sender<()>),
-    Look(oneshot::Sender<Seen>),
+    Look(oneshot::Sender<QueueStatus>),
     /// The senders have gone: begin nothing more, and say when all has ended.
     Close(oneshot::Sender<()>),
 }
@@ -70,7 +70,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`Gone`].
-    pub async fn look(&self) -> Result<Seen, Gone> {
+    pub async fn look(&self) -> Result<QueueStatus, Gone> {
         self.ask(Message::Look).await
     }
 

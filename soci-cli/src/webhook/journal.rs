@@ -1,8 +1,8 @@
 //! What was accepted and is not done, on disk: `webhook/queue.json` below the root.
 //!
-//! The file is written whole, beside its name, and takes its name when it is on the disk; so it is always one state or
-//! the next, also after a power cut. It is small: a queue has bounds. A lock beside it keeps a second server away, which
-//! would forget what the first one accepted.
+//! The file is written whole under a temporary name, and renamed when it is on the disk; so it is always one state or
+//! the next, also after a power cut. It is small: a queue has bounds. A lock beside it keeps a second server away,
+//! which would forget what the first one accepted.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

@@ -170,7 +170,7 @@ pub struct Queue {
 
 /// What is seen of a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Seen {
+pub struct QueueStatus {
     /// Jobs that wait, the first one first.
     pub waiting: Vec<Job>,
     /// Jobs that run.
@@ -201,7 +201,7 @@ impl Queue {
         for job in left {
             let pauses: &[u64] = if job.rests { &RESTS } else { &PAUSES };
             let longest = pauses.last().copied().unwrap_or_default();
-            // A clock that was set back must not put a job off for ever.
+            // A clock that was set back must not delay a job indefinitely.
             let job = Job { due: job.due.min(now + longest), ..job };
             queue.waiting.retain(|known| !is_same(&known.push, &job.push));
             queue.waiting.push_back(job);
@@ -239,9 +239,9 @@ impl Queue {
     }
 
     #[must_use]
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> QueueStatus {
         let next = self.running.iter().filter_map(|running| running.next.clone()).map(fresh);
-        Seen {
+        QueueStatus {
             waiting: self.waiting.iter().cloned().chain(next).collect(),
             running: self.running.iter().map(|running| running.job.clone()).collect(),
             ended: self.ended.iter().rev().cloned().collect(),

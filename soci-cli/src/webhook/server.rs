@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use crate::webhook::clerk::{Gone, Mailbox, Receipt};
 use crate::webhook::door::{Door, Places, one_request_each};
 use crate::webhook::event::{Events, Push};
-use crate::webhook::queue::Seen;
+use crate::webhook::queue::QueueStatus;
 
 /// Bytes of a body. Harbor's events have some hundred; a registry's notifications come in batches.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -231,7 +231,7 @@ impl Server {
         patterns.is_empty() || patterns.iter().any(|pattern| is_like(pattern.as_bytes(), push.repository.as_bytes()))
     }
 
-    fn text(&self, seen: &Seen) -> String {
+    fn text(&self, seen: &QueueStatus) -> String {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let sums = seen.counters;
         let mut text = String::new();

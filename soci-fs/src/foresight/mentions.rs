@@ -1,10 +1,11 @@
 //! What files name: a program that reads a file often reads next what that file names.
 //!
 //! The loader reads the libraries that an executable names, and what they name; the kernel the interpreter of a script;
-//! Python the modules that a module imports. Each of them is asked for when the one before it has come, so a start-up on
-//! a lazy file system is a long chain of round trips. But a name is there as soon as the file that has it: so what was
-//! read is looked through for names, those that lead to files of the image are fetched, and looked through in turn. The
-//! chain is walked at the speed of the line, ahead of the program, with nothing recorded before and by whatever index.
+//! Python the modules that a module imports. Each of them is asked for when the one before it has come, so a start-up
+//! on a lazy file system is a long chain of round trips. But a name is there as soon as the file that has it: so what
+//! was read is looked through for names, those that lead to files of the image are fetched, and looked through in turn.
+//! The chain is walked at the speed of the line, ahead of the program, with nothing recorded before and by whatever
+//! index.
 //!
 //! [`elf`] and [`python`] find names in bytes, [`Names`] finds files by names in an image's trees, both without I/O; a
 //! [`Follower`] listens to an image's readers and fetches. How far it may be wrong is bounded there.

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use crate::fuse::counts::Operation;
 use crate::fuse::errno;
-use crate::fuse::forest::Seen;
+use crate::fuse::forest::DirectoryEntry;
 use crate::fuse::image::FsError;
 use crate::fuse::served::{Served, Visit};
 use crate::fuse::{READ_BYTES_MAX, negotiate};
@@ -160,8 +160,8 @@ impl<S: Served> Filesystem for Adapter<S> {
     }
 
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // A kernel that is not to ask caches the listing. That of a directory whose names do not last has a modification
-        // time that changes with them, by which the kernel drops it.
+        // A kernel that is not to ask caches the listing. That of a directory whose names do not last has a
+        // modification time that changes with them, by which the kernel drops it.
         if self.no_opendir.load(Ordering::Relaxed) {
             reply.error(Errno::ENOSYS);
         } else {
@@ -219,7 +219,7 @@ impl<S: Served> Filesystem for Adapter<S> {
 
     fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.when_ready(Operation::Readdir, inode, None, move |served| {
-            let mut add = |seen: Seen<'_>| {
+            let mut add = |seen: DirectoryEntry<'_>| {
                 let kind = file_type(seen.attributes.kind);
                 !reply.add(INodeNo(seen.attributes.inode), seen.next, kind, OsStr::from_bytes(seen.name))
             };
@@ -243,7 +243,7 @@ impl<S: Served> Filesystem for Adapter<S> {
     ) {
         self.when_ready(Operation::Readdir, inode, None, move |served| {
             let ttl = lasting(served.as_ref().is_ok_and(|served| served.names_last(inode.0)));
-            let mut add = |seen: Seen<'_>| {
+            let mut add = |seen: DirectoryEntry<'_>| {
                 let (inode, attr) = (INodeNo(seen.attributes.inode), file_attributes(&seen.attributes));
                 !reply.add(inode, seen.next, OsStr::from_bytes(seen.name), &ttl, &attr, Generation(seen.generation))
             };
@@ -273,7 +273,8 @@ impl<S: Served> Filesystem for Adapter<S> {
         });
     }
 
-    /// Never "not implemented", even where no file has any: programs take that for a failure, an empty list for what it is.
+    /// Never "not implemented", even where no file has any: programs take that for a failure, an empty list for what it
+    /// is.
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         self.when_ready(Operation::Listxattr, inode, None, move |served| {
             match served.and_then(|served| served.xattr_names(inode.0)) {
@@ -360,11 +361,12 @@ fn list_names(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -
         let Ok(attributes) = found.and_then(|inode| served.attributes(inode)) else {
             continue;
         };
-        if !visit(Seen { next, name, attributes, generation: served.generation(attributes.inode) }) {
+        if !visit(DirectoryEntry { next, name, attributes, generation: served.generation(attributes.inode) }) {
             return Ok(());
         }
     }
-    served.list(inode, offset.saturating_sub(DOTS), &mut |seen| visit(Seen { next: seen.next + DOTS, ..seen }))
+    served
+        .list(inode, offset.saturating_sub(DOTS), &mut |seen| visit(DirectoryEntry { next: seen.next + DOTS, ..seen }))
 }
 
 /// Answers a question for bytes whose size may be asked for first.

@@ -24,8 +24,9 @@ pub(crate) fn adopt_passed(count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut adopted = Vec::new();
     for number in FIRST..FIRST.saturating_add(count) {
         let number = RawFd::try_from(number).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: by the protocol the descriptors from 3 on belong to this process's main program, which calls this once,
-        // before it opens anything. A number that is not open fails the next call and is then not dropped as open.
+        // SAFETY: by the protocol the descriptors from 3 on belong to this process's main program, which calls this
+        // once, before it opens anything. A number that is not open fails the next call and is then not dropped as
+        // open.
         let descriptor = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
         rustix::io::fcntl_setfd(&*descriptor, FdFlags::CLOEXEC)?;
         adopted.push(ManuallyDrop::into_inner(descriptor));

@@ -1,7 +1,8 @@
 //! The errno that the kernel gets when something fails: one table per error, without a catch-all.
 //!
-//! A program understands few of these numbers, so whatever concerns the network or the disk is `EIO`; the cause is in the
-//! log and in the status file. The tables are exhaustive so that a new variant does not compile until it has its number.
+//! A program understands few of these numbers, so whatever concerns the network or the disk is `EIO`; the cause is in
+//! the log and in the status file. The tables are exhaustive so that a new variant does not compile until it has its
+//! number.
 
 use rustix::io::Errno;
 

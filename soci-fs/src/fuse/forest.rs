@@ -4,8 +4,8 @@
 //! One mount for all layers makes mounting a layer cost no system call, and leaves one descriptor to hand on when the
 //! process that serves it is replaced. The root has a directory per *slot*, named by its decimal number; `12-3` is the
 //! layer in slot 12 with owners mapped by id map 3. Below is the layer's own tree, not merged with any other. Node ids
-//! are computed from slot and node ([`crate::tree::node_id`]), so a new process answers for the ids that an old one gave
-//! out, and there is nothing to remember and nothing to forget.
+//! are computed from slot and node ([`crate::tree::node_id`]), so a new process answers for the ids that an old one
+//! gave out, and there is nothing to remember and nothing to forget.
 //!
 //! Layers come and go at any time. What the kernel caches below a slot never changes; names and listing of the root are
 //! not cached at all. A slot that is used again for another layer has the same ids for other files: the *generation* of
@@ -48,7 +48,7 @@ mod open_layer;
 mod questions;
 
 use open_layer::{OpenLayer, generation, now};
-pub use questions::Seen;
+pub use questions::DirectoryEntry;
 
 /// Opens the layer of a slot that is known but not open.
 pub trait Opener: fmt::Debug + Send + Sync + 'static {
@@ -264,8 +264,8 @@ impl Forest {
         was_there
     }
 
-    /// Defines id map `number`, or defines it anew. The kernel keeps owners that it has seen, so the generation of a view's
-    /// nodes is taken from the mapping, too.
+    /// Defines id map `number`, or defines it anew. The kernel keeps owners that it has seen, so the generation of a
+    /// view's nodes is taken from the mapping, too.
     ///
     /// # Errors
     /// [`ForestError::IdMap`] for number 0.

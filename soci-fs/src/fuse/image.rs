@@ -1,7 +1,7 @@
 //! An image as a read-only file system, in our own words: lookup, attributes, directories, links, bytes.
 //!
-//! Not one FUSE type is known here, so everything a mount answers can be tested without mounting. The view of all layers
-//! is one tree; a file's bytes come from the reader of the layer that its node names.
+//! Not one FUSE type is known here, so everything a mount answers can be tested without mounting. The view of all
+//! layers is one tree; a file's bytes come from the reader of the layer that its node names.
 //!
 //! Beside the image's files there is one of ours, `/.soci/status.json`: what was fetched and what went wrong (see
 //! [`crate::layer::status`]). It is found by name and never listed, and where the image has a `/.soci` of its own, the
@@ -266,8 +266,8 @@ impl Image {
         Ok(Attributes::new(inode, node, self.entry_of(node)).with_header(self.header_of(number)))
     }
 
-    /// The names in a directory from position `from` on, without `.` and `..`. Positions come from [`Listed::next`]; the
-    /// first is 0.
+    /// The names in a directory from position `from` on, without `.` and `..`. Positions come from [`Listed::next`];
+    /// the first is 0.
     ///
     /// # Errors
     /// [`FsError::NotDirectory`], [`FsError::NoInode`].

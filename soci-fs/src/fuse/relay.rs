@@ -9,8 +9,8 @@
 //! What this cannot do is survive the keeper: requests in progress are lost with it. On a newer kernel they are not.
 //!
 //! Invariants: a request is remembered before it is passed on and forgotten after its answer was written; answers are
-//! passed on unread but for their number; messages are never put together or split; no thread waits for another while it
-//! holds the lock.
+//! passed on unread but for their number; messages are never put together or split; no thread waits for another while
+//! it holds the lock.
 
 use std::collections::BTreeMap;
 use std::io;

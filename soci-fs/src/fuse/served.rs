@@ -8,12 +8,12 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::fuse::counts::Counters;
-use crate::fuse::forest::{Forest, Seen};
+use crate::fuse::forest::{DirectoryEntry, Forest};
 use crate::fuse::image::{FsError, Image};
 use crate::tree::attributes::Attributes;
 
 /// Receives names; `false` ends the listing.
-pub(super) type Visit<'a> = &'a mut dyn FnMut(Seen<'_>) -> bool;
+pub(super) type Visit<'a> = &'a mut dyn FnMut(DirectoryEntry<'_>) -> bool;
 
 /// A file system that never changes, but for what it says that does.
 pub(super) trait Served: fmt::Debug + Send + Sync + 'static {
@@ -85,7 +85,7 @@ impl Served for Image {
     fn list(&self, directory: u64, from: u64, visit: Visit<'_>) -> Result<(), FsError> {
         for listed in Self::list(self, directory, from)? {
             let (next, name, attributes) = (listed.next, listed.name, listed.attributes);
-            if !visit(Seen { next, name, attributes, generation: 0 }) {
+            if !visit(DirectoryEntry { next, name, attributes, generation: 0 }) {
                 break;
             }
         }

@@ -9,7 +9,8 @@
 //! The road not taken is a special case for the first server: then it would matter whether it died before or after its
 //! first answer, which cannot be determined.
 //!
-//! Kernels before 6.9 send nothing again; there the keeper reads the requests and passes them on: see [`crate::fuse::relay`].
+//! Kernels before 6.9 send nothing again; there the keeper reads the requests and passes them on: see
+//! [`crate::fuse::relay`].
 //!
 //! Invariants: the keeper holds a descriptor of the device at all times, so the kernel never sees it closed; requests
 //! that a dead server had taken are answered by the next one; two servers never serve at the same time.
@@ -106,8 +107,8 @@ impl TakenOver {
     }
 }
 
-/// Serves `forest` on `device`, whose kernel side has `agreed` with the keeper. Requests that the server before has left
-/// unanswered come first.
+/// Serves `forest` on `device`, whose kernel side has `agreed` with the keeper. Requests that the server before has
+/// left unanswered come first.
 pub(crate) fn take_over(
     forest: Arc<Forest>,
     device: OwnedFd,

@@ -130,7 +130,7 @@ mod tests {
         let alone = in_flight(u64::MAX).await;
         assert!(alone.is_some());
         let next = tokio::time::timeout(std::time::Duration::from_millis(50), in_flight(1)).await;
-        assert!(next.is_err(), "beside it there is no room");
+        assert!(next.is_err(), "there is no room for another one");
         drop(alone);
         assert!(in_flight(1).await.is_some());
     }

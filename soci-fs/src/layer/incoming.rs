@@ -1,7 +1,7 @@
 //! What a reader knows of a pack that is in flight: which bytes it will bring, how far it is, and how long to wait.
 //!
-//! A read of bytes that a pack is about to bring waits for them: fetching their span would send most of the same bytes a
-//! second time, and take the line away from the pack. It does not wait for ever: when by the pack's pace the bytes are
+//! A read of bytes that a pack is about to bring waits for them: fetching their span would send most of the same bytes
+//! a second time, and take the line away from the pack. Waits are bounded: when by the pack's pace the bytes are
 //! farther away than a span would be, when the pack stands still, or ends without them, the span is fetched.
 
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// What fetching a span costs besides its bytes: a round trip, a request in a queue, decoding.
+/// What fetching a span costs in addition to its bytes: a round trip, a request in a queue, decoding.
 const SPAN_COST: Duration = Duration::from_millis(300);
 /// How long to wait for the first bytes of a pack, of whose pace nothing is known yet.
 const FIRST_BYTES: Duration = Duration::from_secs(1);

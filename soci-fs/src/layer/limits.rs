@@ -1,9 +1,9 @@
 //! The caps of this process on what images may make it hold.
 //!
-//! An operator raises them once, when the program starts; where they apply, deep in what opens layers, nothing else of an
-//! operator's settings is needed. So they are one value of the process, not a parameter of everything in between. The
-//! tables of all layers that are open are counted here, too: each is bounded by its layer, but there may be any number of
-//! layers.
+//! An operator raises them once, when the program starts; where they apply, deep in what opens layers, nothing else of
+//! an operator's settings is needed. So they are one value of the process, not a parameter of everything in between.
+//! The tables of all layers that are open are counted here, too: each is bounded by its layer, but there may be any
+//! number of layers.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 

@@ -5,9 +5,9 @@
 //! that exists is tightened, whichever program made it: a DaemonSet's `DirectoryOrCreate` makes 0755. Files are 0600 by
 //! the umask ([`set_umask`]); the directories would do, but a file may be passed on or copied with its mode.
 //!
-//! A directory that another user owns, or could replace by way of a symbolic link, cannot be made private: it is refused.
-//! So is one that is shared, before its mode is changed: a root that was mistyped as `/tmp` must not lock all other users
-//! out of it.
+//! A directory that another user owns, or could replace by way of a symbolic link, cannot be made private: it is
+//! refused. So is one that is shared, before its mode is changed: a root that was mistyped as `/tmp` must not lock all
+//! other users out of it.
 
 use soci_index::format::class::{Class, Classified};
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};

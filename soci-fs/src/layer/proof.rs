@@ -1,8 +1,8 @@
 //! Proves that a layer is what the image says, and not only what its index says.
 //!
 //! Until then a layer is *provisional*: span digests come from the index, and so do the windows that decoding starts
-//! from and the table of files, so an index can be forged that shows other bytes, names, links or owners. Two proofs exist,
-//! and both are of bytes and table:
+//! from and the table of files, so an index can be forged that shows other bytes, names, links or owners. Two proofs
+//! exist, and both are of bytes and table:
 //!
 //! * [`by_data`]: the stored tar, all of it, has the SHA-256 that the image's configuration names, and the tar reader finds
 //!   in it the entries of the table, all of them and no others. Cheap, and it fetches nothing; but a zTOC ends where the tar
@@ -11,8 +11,8 @@
 //! * [`by_source`]: the blob once more from the source, decoded from its first byte without the index. Its digest, the
 //!   tar's digest, every stored byte and every entry of the table are compared. It decides what the first cannot.
 //!
-//! A proof leaves marks behind ([`crate::layer::store`]), so that spans that are fetched again are held to the same bytes. A claim
-//! that fails is condemned: the layer goes out of service, and the claim is not believed again.
+//! A proof leaves marks behind ([`crate::layer::store`]), so that spans that are fetched again are held to the same
+//! bytes. A claim that fails is condemned: the layer goes out of service, and the claim is not believed again.
 
 use std::sync::Arc;
 
@@ -129,8 +129,8 @@ pub async fn by_data(reader: &LayerReader, diff_id: Digest) -> Result<Verdict, P
     by_data_as_it_comes(reader, diff_id, landed).await
 }
 
-/// The same beside a download: `landed` says how far from its start all of the layer is present. What is lacking when its
-/// sender has gone must be present then.
+/// The same during a download: `landed` says how far from its start all of the layer is present. What is lacking when
+/// its sender has gone must be present then.
 ///
 /// # Errors
 /// As [`by_data`].
@@ -253,7 +253,7 @@ pub async fn prove(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, P
     prove_as_it_comes(reader, claim, landed).await
 }
 
-/// The same beside a download, see [`by_data_as_it_comes`].
+/// The same during a download, see [`by_data_as_it_comes`].
 ///
 /// # Errors
 /// [`ProofError`].
@@ -271,7 +271,8 @@ pub async fn prove_as_it_comes(
 /// Fetches the whole blob once more and compares everything with it. What is absent from the store is not filled in.
 ///
 /// # Errors
-/// [`ProofError`]. After [`ProofError::WrongTar`], [`ProofError::Content`] and [`ProofError::Table`] the claim is condemned.
+/// [`ProofError`]. After [`ProofError::WrongTar`], [`ProofError::Content`] and [`ProofError::Table`] the claim is
+/// condemned.
 pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
     let layer = reader.digest();
     let mut tries = reader.source().choices();
@@ -302,8 +303,8 @@ pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdic
     }
 }
 
-/// Condemns the claim, on a thread that may wait for the disk. After [`ProofError::WrongTar`] no index can make the diff_id
-/// true: the blob is what its digest says.
+/// Condemns the claim, on a thread that may wait for the disk. After [`ProofError::WrongTar`] no index can make the
+/// diff_id true: the blob is what its digest says.
 async fn condemn(reader: &LayerReader, error: &ProofError) {
     let (of_blob, reason) = (matches!(error, ProofError::WrongTar { .. }), error.to_string());
     let reader = reader.clone();
@@ -331,7 +332,7 @@ async fn compare_with(reader: &LayerReader, claim: LayerClaim, mut chunks: Chunk
     let mut comparison = Comparison::new(reader, claim)?;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|cause| ProofError::Source { layer, cause })?;
-        // One chunk at a time on the blocking pool: a proof is in no hurry.
+        // One chunk at a time on the blocking pool: a proof runs in the background.
         let work = tokio::task::spawn_blocking(move || comparison.push(&chunk).map(|()| comparison));
         comparison = work.await.map_err(|_| ProofError::Abandoned { layer })??;
     }

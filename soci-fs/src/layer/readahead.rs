@@ -1,9 +1,10 @@
-//! What to fetch beside what is read: a pure function of what was read before, and of the line.
+//! Read-ahead: which spans to fetch in addition to those that are read, as a pure function of earlier reads and of the
+//! line.
 //!
-//! A layer is a tar. A program that starts reads some files nearly whole, shared objects mostly, though not in order: it
-//! touches the pages of one here and there. It reads others that lie one behind the other in the tar. And it jumps. So
-//! what is near to what was read is read next more often than not: first of all the rest of the file, then what follows a
-//! stretch that was read without a gap, then what follows at all.
+//! A layer is a tar. A program that starts reads some files nearly whole, shared objects mostly, though not in order:
+//! it touches the pages of one here and there. It reads others that lie one behind the other in the tar. And it jumps.
+//! So what is near to what was read is read next more often than not: first of all the rest of the file, then what
+//! follows a stretch that was read without a gap, then what follows at all.
 //!
 //! A read that has to wait costs a round trip, and fetching adjacent spans along costs the transfer time of their
 //! bytes: as many are worth it as pass over the line in about one round trip. A stretch that grows earns as much as it
@@ -61,7 +62,7 @@ pub struct Facts {
 /// How much an active prefetch knows of future reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foresight {
-    /// All of it: nothing is fetched besides.
+    /// All of it: nothing else is fetched.
     Bytes,
     /// Which files: within a file, read-ahead decides.
     Files,
@@ -180,7 +181,8 @@ impl ReadAhead {
         new
     }
 
-    /// Notes a read of the spans `read` and says which others of those that are absent to fetch too, the likeliest first.
+    /// Notes a read of the spans `read` and says which others of those that are absent to fetch too, the likeliest
+    /// first.
     ///
     /// What was read or named before is left out, and everything is within the layer.
     pub fn record_read(
@@ -240,8 +242,8 @@ impl ReadAhead {
         credit.saturating_add(self.counts.read / READ_PER_UNREAD)
     }
 
-    /// Names up to `window` spans from `start` on; nothing while half of that is there, if that would be a request of its
-    /// own.
+    /// Names up to `window` spans from `start` on; nothing while half of that is there, if that would be a request of
+    /// its own.
     fn forward(
         &mut self,
         start: SpanId,

@@ -1,4 +1,5 @@
-//! Reads any range of a layer: from the store where it is present, else by fetching and decoding the spans that hold it.
+//! Reads any range of a layer: from the store where it is present, else by fetching and decoding the spans that hold
+//! it.
 //!
 //! Each span is fetched by one *flight* (single-flight), however many readers wait for it; adjacent absent spans share
 //! a request. A flight is a task of its own: a reader that gives up does not take it down, so the next try finds the

@@ -6,8 +6,8 @@
 //! is still in flight.
 //!
 //! Invariants: a stream yields the bytes of the range in order, each once, and never more than asked for by an honest
-//! source; a reader must nevertheless survive one that is not. Retrying, tokens and mirrors are a source's own business:
-//! an error here is final for this range.
+//! source; a reader must nevertheless survive one that is not. Retrying, tokens and mirrors are a source's own
+//! business: an error here is final for this range.
 
 use std::fmt;
 use std::io;
@@ -90,8 +90,8 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// can.
     fn blame(&self, _from: OriginId) {}
 
-    /// Whether parts of blobs are known to be served here. Where that is not so, the first answer should be waited for before
-    /// more is asked: it may be everything.
+    /// Whether parts of blobs are known to be served here. Where that is not so, the first answer should be waited for
+    /// before more is asked: it may be everything.
     fn serves_parts(&self) -> bool {
         true
     }
@@ -110,7 +110,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
 /// Why a source did not deliver.
 ///
-/// Texts are for people: credentials and signed query strings are removed before one is made.
+/// Texts are for display: credentials and signed query strings are removed before one is made.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// A local file could not be read.
@@ -152,7 +152,7 @@ pub enum SourceError {
         causes: Arc<[Self]>,
     },
     /// The answer makes no sense.
-    #[error("{origin} answered nonsense: {what}")]
+    #[error("{origin} gave an invalid answer: {what}")]
     Protocol { origin: String, what: String },
 }
 

@@ -1,4 +1,4 @@
-//! What a mount has fetched and what went wrong, as JSON for people and monitoring.
+//! What a mount has fetched and what went wrong, as JSON for users and monitoring.
 
 use serde::{Deserialize, Serialize};
 

@@ -11,8 +11,8 @@
 //! ROOT/condemned              claims and packs that are not believed again: see `condemned`
 //! ```
 //!
-//! A directory is removed as a whole. It is named by the identity of its [`Claim`], so images share what they would have got
-//! by themselves and nothing else; what was proven is found by diff_id ([`Store::proven`]) and shared by all.
+//! A directory is removed as a whole. It is named by the identity of its [`Claim`], so images share what they would
+//! have got by themselves and nothing else; what was proven is found by diff_id ([`Store::proven`]) and shared by all.
 //!
 //! Why not a file per span or a database: a read of a present file must be one `pread`, and a crash must not lose what
 //! was fetched. A span is published by one aligned eight-byte write after its bytes were written, both into the page
@@ -167,7 +167,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Finds what was proven. What is no layer of this store, an older version's too, is removed: it can be fetched again.
+    /// Finds what was proven. What is no layer of this store, an older version's too, is removed: it can be fetched
+    /// again.
     fn take_stock(&self) -> Result<(), StoreError> {
         let layers = self.root.join(LAYERS);
         for entry in std::fs::read_dir(&layers).map_err(io_error("list", &layers))? {

@@ -228,7 +228,8 @@ async fn send(source: &dyn Source, claim: LayerClaim, sender: mpsc::Sender<Bytes
     Ok(())
 }
 
-/// Decodes, indexes, writes and checks. Runs on the blocking pool, and hashes and writes on a thread of its own beside it.
+/// Decodes, indexes, writes and checks. Runs on the blocking pool, and hashes and writes concurrently on a thread of
+/// its own.
 fn write(
     directory: &Path,
     chunks: mpsc::Receiver<Bytes>,

@@ -1,7 +1,7 @@
 //! An image in containerd's content store.
 //!
-//! Reading writes nothing there: no label, no lease. An image that is removed while it is read fails the reading, with a
-//! message that says so.
+//! Reading writes nothing there: no label, no lease. An image that is removed while it is read fails the reading, with
+//! a message that says so.
 
 pub mod node;
 pub mod target;

@@ -2,8 +2,8 @@
 //!
 //! containerd's snapshots service is here, the kubelet's image service in [`image_service`].
 //!
-//! Each call is translated, handed to [`Snapshots`] on a thread that may wait for the disk, and translated back. There is
-//! no state here and no decision, so no reflection and no health service either: containerd asks for neither.
+//! Each call is translated, handed to [`Snapshots`] on a thread that may wait for the disk, and translated back. There
+//! is no state here and no decision, so no reflection and no health service either: containerd asks for neither.
 //!
 //! A failure becomes a code by one exhaustive table, for containerd decides by codes: "exists already" is how it learns
 //! that a layer need not be downloaded.

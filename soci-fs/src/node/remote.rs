@@ -10,13 +10,13 @@
 //! which was asked for by its digest cannot be obtained is remembered for a minute, as is that an image has none: one
 //! search serves all layers of a pull. A layer that we cannot provide is left to containerd, with the reason.
 //!
-//! A slot is of a *claim*, not of a layer: an image gets a slot of another one only if it would have made the same claim,
-//! or if what it claims (the diff_id) was proven on this node. Every image that comes to use a slot becomes an origin of its
-//! bytes. A slot whose claim is condemned is handed out to no other image.
+//! A slot is of a *claim*, not of a layer: an image gets a slot of another one only if it would have made the same
+//! claim, or if what it claims (the diff_id) was proven on this node. Every image that comes to use a slot becomes an
+//! origin of its bytes. A slot whose claim is condemned is handed out to no other image.
 //!
-//! Invariants: no lock is held while waiting or over a file; one look-up per image and one opening per layer at a time, however many
-//! ask; a layer that was brought for a question still to come is not taken away before that had time to come; one that is
-//! being given up is opened anew only when that is done.
+//! Invariants: no lock is held while waiting or over a file; one look-up per image and one opening per layer at a time,
+//! however many ask; a layer that was brought for a question still to come is not taken away before that had time to
+//! come; one that is being given up is opened anew only when that is done.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;

@@ -139,7 +139,7 @@ pub async fn pull(
     let pulled = pulled?;
     // The image keeps what it needs by now; the lease would end by itself.
     if let Err(error) = ended {
-        tracing::warn!(%error, "a lease stays until it is over");
+        tracing::warn!(%error, "a lease stays until it expires");
     }
     Ok(pulled)
 }
@@ -251,7 +251,7 @@ impl Pull<'_> {
         if unpacked.is_err()
             && let Err(error) = self.containerd.remove_snapshot(snapshotter, &key).await
         {
-            tracing::warn!(key, %error, "a snapshot that was not filled stays until the lease is over");
+            tracing::warn!(key, %error, "a snapshot that was not filled stays until the lease expires");
         }
         unpacked
     }
@@ -293,9 +293,9 @@ impl Pull<'_> {
     }
 }
 
-/// Notes on a layer that are meant for its snapshot, as containerd's own client passes them on: some snapshotters learn by
-/// them what they may trust, as stargz's does the digest of a layer's table of contents. What containerd would refuse for
-/// its length is left out.
+/// Notes on a layer that are meant for its snapshot, as containerd's own client passes them on: some snapshotters learn
+/// by them what they may trust, as stargz's does the digest of a layer's table of contents. What containerd would
+/// refuse for its length is left out.
 fn inherited(annotations: &BTreeMap<String, String>) -> Labels {
     let fits = |(key, value): &(&String, &String)| key.len() + value.len() <= LABEL_BYTES_MAX;
     let notes = annotations.iter().filter(|(key, _)| key.starts_with(INHERITED)).filter(fits);
@@ -318,7 +318,8 @@ fn list(digests: impl Iterator<Item = Digest>, bytes: usize) -> String {
     list
 }
 
-/// The name of the snapshot of a layer: of the digests of all tars up to it. Source: the image specification, `ChainID`.
+/// The name of the snapshot of a layer: of the digests of all tars up to it. Source: the image specification,
+/// `ChainID`.
 fn chain_id(parent: &str, diff_id: &Digest) -> String {
     if parent.is_empty() {
         diff_id.to_string()

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A snapshot is *active* (written through an overlay), a *view* (read only) or *committed* (unchangeable, and what
-//! others stand on). The files of a committed one are either in its own directory, unpacked by containerd, or in a layer
-//! that a [`provider::LayerProvider`] shows; the rest of this module hardly knows the difference.
+//! others stand on). The files of a committed one are either in its own directory, unpacked by containerd, or in a
+//! layer that a [`provider::LayerProvider`] shows; the rest of this module hardly knows the difference.
 //!
 //! Rules live in pure functions on records (`record`, `labels`, `filter`, `mounts`); this file puts them between one
 //! transaction and a few directory operations. Why a database and not a file per snapshot: one commit takes a key away,
@@ -75,8 +75,8 @@ impl Snapshots {
     /// Opens the snapshots below `root`, creating what is missing.
     ///
     /// # Errors
-    /// [`SnapshotError::Lock`] when another process works there, [`SnapshotError::Format`] when a later program did, and
-    /// whatever the file system says.
+    /// [`SnapshotError::Lock`] when another process works there, [`SnapshotError::Format`] when a later program did,
+    /// and whatever the file system says.
     pub fn open(
         root: &Path,
         options: SnapshotOptions,
@@ -186,7 +186,8 @@ impl Snapshots {
         Ok(mounts::mounts(&mounts::Parts { kind: record.kind, own, work, lower, options: self.options }))
     }
 
-    /// Turns the active snapshot `key` into the committed one `name`, on top of `parent` if it was prepared without one.
+    /// Turns the active snapshot `key` into the committed one `name`, on top of `parent` if it was prepared without
+    /// one.
     ///
     /// # Errors
     /// [`SnapshotError::Exists`] for the name, [`SnapshotError::NotFound`], [`SnapshotError::NotActive`],

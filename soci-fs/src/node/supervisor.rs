@@ -127,7 +127,8 @@ impl Classified for SupervisorError {
 /// thread reads the environment or opens descriptors: it takes those that a service manager has passed.
 ///
 /// # Errors
-/// [`SupervisorError`] when it cannot begin, or cannot remove the mount in the end. What happens to workers is no error.
+/// [`SupervisorError`] when it cannot begin, or cannot remove the mount in the end. What happens to workers is no
+/// error.
 pub fn run(options: SupervisorOptions) -> Result<(), SupervisorError> {
     let system = |what| move |cause| SupervisorError::System { what, cause };
     let passed = systemd::passed().map_err(system("take what the service manager has passed"))?;

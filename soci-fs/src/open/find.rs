@@ -1,8 +1,8 @@
 //! Finds the index of an image by the rules of [`soci_index::find`], and keeps one that comes from a registry locally
 //! together with its zTOCs, so that the next mount fetches none of them.
 //!
-//! A blob of an index is asked for where the index came from first, then where the image is, then in the other repositories
-//! that were named for it ([`Parts`]).
+//! A blob of an index is asked for where the index came from first, then where the image is, then in the other
+//! repositories that were named for it ([`Parts`]).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::open::{OpenError, OpenOptions};
 
 /// The index of an image, and where its blobs are.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct OpenIndex {
     pub(super) digest: Digest,
     pub(super) index: IndexManifest,
     pub(super) layout: Option<Layout>,
@@ -46,7 +46,7 @@ pub(super) struct Found {
     pub(super) choice: Choice,
 }
 
-impl Found {
+impl OpenIndex {
     /// One of its blobs, of at most `limit` bytes, from the first place that has it.
     pub(super) async fn blob(&self, blob: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
         let bytes = self.parts.first(blob.size, |place| place.blob_bytes(blob, limit).boxed()).await;
@@ -76,13 +76,13 @@ pub(crate) fn windows_blob(table: &Descriptor) -> Option<Descriptor> {
     Some(SpanReference::of(table)?.windows_descriptor())
 }
 
-/// The index of the image, with the reason for which it may be used only where it was proven. One that may be used at once
-/// goes before one that may not.
+/// The index of the image, with the reason for which it may be used only where it was proven. One that may be used at
+/// once goes before one that may not.
 pub(super) async fn find_trusted(
     source: &ImageSource,
     image: &PlatformImage,
     options: &OpenOptions,
-) -> Result<(Option<Found>, Option<String>), OpenError> {
+) -> Result<(Option<OpenIndex>, Option<String>), OpenError> {
     let referring = if options.index.is_some() || options.modes.referring { REFERRING } else { &[] };
     find(source, image, options, referring, Keeping::All).await
 }
@@ -92,12 +92,12 @@ pub(super) async fn find_trusted_aws(
     source: &ImageSource,
     image: &PlatformImage,
     options: &OpenOptions,
-) -> Option<Found> {
+) -> Option<OpenIndex> {
     aws(source, image, options, Keeping::All).await
 }
 
 /// The same, of which nothing is fetched yet but the manifest.
-pub(super) async fn find_aws(source: &ImageSource, image: &PlatformImage, options: &OpenOptions) -> Option<Found> {
+pub(super) async fn find_aws(source: &ImageSource, image: &PlatformImage, options: &OpenOptions) -> Option<OpenIndex> {
     aws(source, image, options, Keeping::Nothing).await
 }
 
@@ -108,7 +108,12 @@ enum Keeping {
     Nothing,
 }
 
-async fn aws(source: &ImageSource, image: &PlatformImage, options: &OpenOptions, keeping: Keeping) -> Option<Found> {
+async fn aws(
+    source: &ImageSource,
+    image: &PlatformImage,
+    options: &OpenOptions,
+    keeping: Keeping,
+) -> Option<OpenIndex> {
     if options.index.is_some() {
         return None;
     }
@@ -125,7 +130,7 @@ async fn find(
     options: &OpenOptions,
     referring: &[&'static str],
     keeping: Keeping,
-) -> Result<(Option<Found>, Option<String>), OpenError> {
+) -> Result<(Option<OpenIndex>, Option<String>), OpenError> {
     let start = Instant::now();
     let local = match &options.index_store {
         Some(directory) => Some(open_layout(directory).await?),
@@ -240,7 +245,8 @@ pub fn ask_early(source: &ImageSource, image: Digest, runtime: &Handle) -> Optio
     Some(listing)
 }
 
-/// Of all that refers to an image, what opening and starting it will want to see: span indexes, else AWS's, and profiles.
+/// Of all that refers to an image, what opening and starting it will want to see: span indexes, else AWS's, and
+/// profiles.
 fn wanted(entries: &[Descriptor]) -> Vec<Digest> {
     let of =
         |kind: &str| entries.iter().filter(|entry| entry.kind() == kind).map(|entry| entry.digest).collect::<Vec<_>>();
@@ -258,7 +264,7 @@ async fn keep(
     options: &OpenOptions,
     local: Option<Layout>,
     keeping: Keeping,
-) -> Found {
+) -> OpenIndex {
     let named = |position: usize| options.index_repositories.get(position).map(ImageSource::of_repository);
     let origin = match &chosen.place {
         IndexPlace::Named { position, .. } => named(*position),
@@ -270,7 +276,7 @@ async fn keep(
     // Programs keep AWS's form only.
     let content = options.content.iter().filter(|_| matches!(index, IndexManifest::Soci(_)));
     let parts = Parts::new(content.chain(&origin).chain([source]).chain(&others), source);
-    let mut found = Found { digest, index, layout: None, origin, parts, choice };
+    let mut found = OpenIndex { digest, index, layout: None, origin, parts, choice };
     found.layout = match (&found.origin, local) {
         (Some(ImageSource::Store { store: BlobStore::Layout(own), .. }), _) => Some(own.clone()),
         (Some(ImageSource::Registry { repository, .. }), Some(local)) if !chosen.cached && keeping == Keeping::All => {

@@ -24,7 +24,7 @@ use crate::layer::source::origins::Origins;
 use crate::layer::source::watched::WatchedSource;
 use crate::layer::store::{Claim, Condemned, LayerStore, Record, Store, StoreError};
 use crate::layer::unpack::{Encoding, LayerClaim, UnpackError, Unpacked, unpack};
-use crate::open::find::Found;
+use crate::open::find::OpenIndex;
 use crate::open::{ImageOpener, LayerNote, OpenError, Way};
 
 /// Why a layer without an index is read whole.
@@ -67,7 +67,8 @@ pub(super) struct Stored {
 }
 
 impl ImageOpener {
-    /// Opens one layer of the image: by what was proven here, else lazily where there is a way, else by fetching all of it.
+    /// Opens one layer of the image: by what was proven here, else lazily where there is a way, else by fetching all of
+    /// it.
     ///
     /// # Errors
     /// [`OpenError`]; nothing of a layer that was not fetched whole is left then.
@@ -104,8 +105,8 @@ impl ImageOpener {
         self.opened(layer, stored, None, note(Way::Streamed(reason)))
     }
 
-    /// The claim under which a layer would be opened lazily, as far as is known without its table: what two images must have
-    /// in common to share the opening.
+    /// The claim under which a layer would be opened lazily, as far as is known without its table: what two images must
+    /// have in common to share the opening.
     #[must_use]
     pub fn claim(&self, layer: &Descriptor, diff_id: Digest) -> Claim {
         let is_lazy = layer.size >= self.options.layer_bytes_min && self.doubt.is_none();
@@ -191,14 +192,14 @@ impl ImageOpener {
         if let (IndexManifest::Spans(_), true) = (&found.index, is_named)
             && let Some(fallback) = self.fallback().await
         {
-            tracing::warn!(layer = %layer.digest, reason, "the span index is of no use for this layer; asking AWS's");
+            tracing::warn!(layer = %layer.digest, reason, "the span index cannot be used for this layer; trying AWS's");
             return self.believed(fallback, layer, diff_id).await;
         }
         Ok(Err(reason))
     }
 
     /// AWS's index, if it may be used.
-    async fn fallback(&self) -> Option<&Found> {
+    async fn fallback(&self) -> Option<&OpenIndex> {
         let find = crate::open::find::find_trusted_aws(&self.source, &self.image, &self.options);
         self.fallback.get_or_init(|| find).await.as_ref()
     }
@@ -206,7 +207,7 @@ impl ImageOpener {
     /// What an index says of a layer, unless that was found to be a lie.
     async fn believed(
         &self,
-        found: &Found,
+        found: &OpenIndex,
         layer: &Descriptor,
         diff_id: Digest,
     ) -> Result<Result<(Table, Claim), String>, OpenError> {
@@ -224,7 +225,7 @@ impl ImageOpener {
     /// What an index says of a layer; or why that is of no use.
     pub(super) async fn table(
         &self,
-        found: &Found,
+        found: &OpenIndex,
         layer: &Descriptor,
         table: &Descriptor,
     ) -> Result<Result<Table, String>, OpenError> {
@@ -233,7 +234,7 @@ impl ImageOpener {
         let bytes = match self.table_bytes(found, table, limit).await {
             Ok(bytes) => bytes,
             Err(error) => {
-                tracing::warn!(layer = %layer.digest, table = %table.digest, %error, "the {what} cannot be had");
+                tracing::warn!(layer = %layer.digest, table = %table.digest, %error, "the {what} is not available");
                 return Ok(Err(format!("its {what} cannot be had: {error}")));
             }
         };
@@ -255,7 +256,7 @@ impl ImageOpener {
     }
 
     /// A TOC or zTOC from the local store, else from where the index is.
-    async fn table_bytes(&self, found: &Found, table: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
+    async fn table_bytes(&self, found: &OpenIndex, table: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
         if let Some(layout) = found.layout.as_ref().filter(|layout| layout.has_blob(&table.digest)) {
             match read_blob(layout, table, limit).await {
                 Ok(bytes) => return Ok(bytes),

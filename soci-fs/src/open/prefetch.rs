@@ -19,7 +19,7 @@ use soci_index::format::profile::{PAGE_BYTES, Profile, RANGE_BYTES_MAX, Touched}
 use crate::foresight::profile::Wanted;
 use crate::layer::reader::LayerReader;
 use crate::open::ImageOpener;
-use crate::open::find::{Found, find_aws};
+use crate::open::find::{OpenIndex, find_aws};
 
 impl ImageOpener {
     /// What the artifacts beside AWS's index name of these layers, each layer's as a profile of its own.
@@ -58,7 +58,7 @@ impl ImageOpener {
     /// One artifact, and what it says as a profile.
     async fn artifact(
         &self,
-        found: &Found,
+        found: &OpenIndex,
         blob: &Descriptor,
         reader: &LayerReader,
     ) -> Result<(Prefetch, Wanted), String> {
@@ -71,7 +71,7 @@ impl ImageOpener {
     }
 
     /// The table of a layer in whose spans an artifact counts.
-    async fn counted_in(&self, found: &Found, reader: &LayerReader) -> Result<Arc<LayerIndex>, String> {
+    async fn counted_in(&self, found: &OpenIndex, reader: &LayerReader) -> Result<Arc<LayerIndex>, String> {
         let layer = self.image.manifest.layers.iter().find(|layer| layer.digest == reader.digest());
         let table = found.index.table(&reader.digest());
         let (layer, table) = layer.zip(table).ok_or_else(|| "the index has no zTOC of the layer".to_owned())?;
@@ -83,8 +83,8 @@ impl ImageOpener {
     }
 }
 
-/// The bytes that an artifact names, span by span, as a profile has them: from a page's beginning on, and not too many in
-/// one range. Spans that the layer does not have are passed over.
+/// The bytes that an artifact names, span by span, as a profile has them: from a page's beginning on, and not too many
+/// in one range. Spans that the layer does not have are passed over.
 fn touched(artifact: &Prefetch, index: &LayerIndex) -> Vec<Touched> {
     let table = &index.spans;
     let count = u32::try_from(table.len()).unwrap_or(u32::MAX);

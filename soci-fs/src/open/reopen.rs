@@ -1,5 +1,5 @@
-//! Opens a layer again from what is on this node: its directory in the store is enough, and no registry is asked until a byte
-//! is missing.
+//! Opens a layer again from what is on this node: its directory in the store is enough, and no registry is asked until
+//! a byte is missing.
 
 use std::sync::Arc;
 
@@ -64,7 +64,8 @@ pub struct KeptLayer {
     pub origins: Vec<LayerOrigin>,
 }
 
-/// Opens a layer again from what is on this node; `None` when the node no longer has what that takes, or may not use it.
+/// Opens a layer again from what is on this node; `None` when the node no longer has what that takes, or may not use
+/// it.
 ///
 /// # Errors
 /// [`OpenError`] when the local stores cannot be read; [`OpenError::Condemned`] for a claim that failed its proof.

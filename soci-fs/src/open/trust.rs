@@ -12,9 +12,10 @@
 //! Where an index may not be used the layer is fetched whole, as if there were none, and the reason is reported. A
 //! layer that was proven here stays usable under every policy: the proof is kept with the index that it is about.
 //!
-//! Keys and certificates count for every repository, or, in a [`SignerRule`], for the images of those repositories whose name
-//! `HOST/REPOSITORY` is like its pattern: the key of one team does not speak for the images of another. What counts is the
-//! repository of the *image*, wherever its index and the signature are. An image that is in no registry has no such name.
+//! Keys and certificates count for every repository, or, in a [`SignerRule`], for the images of those repositories
+//! whose name `HOST/REPOSITORY` is like its pattern: the key of one team does not speak for the images of another. What
+//! counts is the repository of the *image*, wherever its index and the signature are. An image that is in no registry
+//! has no such name.
 //!
 //! Invariants: a policy that needs keys has some, and keys are never given to a policy that looks at none; a signature
 //! that cannot be fetched is no signature.
@@ -164,7 +165,8 @@ impl TrustPolicy {
         Ok(Self { provisional, trust: read_trust(keys, certificates)?, bound })
     }
 
-    /// Whose signatures count for the images of `repository`, `HOST/REPOSITORY`; `None` for an image that is in no registry.
+    /// Whose signatures count for the images of `repository`, `HOST/REPOSITORY`; `None` for an image that is in no
+    /// registry.
     #[must_use]
     pub fn trust_for(&self, repository: Option<&str>) -> Trust {
         let mut all = self.trust.clone();
@@ -184,9 +186,9 @@ impl TrustPolicy {
         self.provisional
     }
 
-    /// Why the index `index` of an image in `repository` may be used only where it was proven; `None` if it may be used at
-    /// once. `signed` are the manifests of which one should have a good signature, each with the repository that may hold
-    /// it.
+    /// Why the index `index` of an image in `repository` may be used only where it was proven; `None` if it may be used
+    /// at once. `signed` are the manifests of which one should have a good signature, each with the repository that may
+    /// hold it.
     pub(crate) async fn doubt(
         &self,
         repository: Option<&str>,

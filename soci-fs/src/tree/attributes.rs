@@ -1,8 +1,8 @@
 //! What `stat` shows of a file, in our own words: no FUSE type is known here.
 //!
 //! Attributes are computed when asked for, from a node of the tree and the entry it names. An entry is a statement of
-//! the archive; a few of those are brought into what a kernel can hold: permission bits are cut to twelve, device numbers
-//! to 12 and 20 bits, a time that the index could not say is 0.
+//! the archive; a few of those are brought into what a kernel can hold: permission bits are cut to twelve, device
+//! numbers to 12 and 20 bits, a time that the index could not say is 0.
 
 use soci_index::format::entry::{Entry, Timestamp};
 

@@ -3,11 +3,12 @@
 //! Where extractors differ we do as the container engines do: names are cleaned lexically and cannot leave the root;
 //! symbolic links among the parents are followed inside the root; a later entry replaces an earlier one, except that a
 //! directory over a directory only changes its metadata; a hard link needs a target that is already there, and its
-//! header's mode, owner and time become the file's. Where they would refuse the whole layer, the entry alone is left out,
-//! as GNU tar does. One thing follows tar and not the engines: an entry for the root itself sets the root's metadata.
+//! header's mode, owner and time become the file's. Where they would refuse the whole layer, the entry alone is left
+//! out, as GNU tar does. One thing follows tar and not the engines: an entry for the root itself sets the root's
+//! metadata.
 //!
-//! Layers made on AUFS keep files with several names in `.wh..wh.plnk`, and the names that are shown are hard links into
-//! it. What lies inside of a mark is not shown, but kept as a target for such links.
+//! Layers made on AUFS keep files with several names in `.wh..wh.plnk`, and the names that are shown are hard links
+//! into it. What lies inside of a mark is not shown, but kept as a target for such links.
 
 use soci_index::format::entry::{Entry, EntryKind};
 

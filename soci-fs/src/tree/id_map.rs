@@ -48,9 +48,10 @@ impl IdMap {
 /// The extended attribute that holds a program's capabilities.
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
-/// A program's capabilities as a user namespace needs them: bound to the host's id of the container's root, without which
-/// the kernel ignores them there. What is of no known form stays as it is. Source: `vfs_ns_cap_data` in
-/// `linux/capability.h`, little-endian: 4 bytes of revision and flags, 16 of capabilities, and in revision 3 the root's id.
+/// A program's capabilities as a user namespace needs them: bound to the host's id of the container's root, without
+/// which the kernel ignores them there. What is of no known form stays as it is. Source: `vfs_ns_cap_data` in
+/// `linux/capability.h`, little-endian: 4 bytes of revision and flags, 16 of capabilities, and in revision 3 the root's
+/// id.
 #[must_use]
 pub(crate) fn capability(value: &[u8], map: &IdMap) -> Vec<u8> {
     const REVISION_2: u32 = 0x0200_0000;

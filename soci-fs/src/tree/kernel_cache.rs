@@ -4,8 +4,8 @@
 //! names. When a layer turns out to be forged that must go. How the kernel is notified is the FUSE adapter's business;
 //! which nodes are affected is that of the file system.
 //!
-//! What cannot be taken back is what a program has read already, and a page that it has locked; the first is said where a
-//! claim is condemned, the second is counted here.
+//! What cannot be taken back is what a program has read already, and a page that it has locked; the first is said where
+//! a claim is condemned, the second is counted here.
 
 use std::fmt;
 use std::io;

@@ -1,8 +1,8 @@
 //! Numbers that name a file to the kernel: computed from what the file is, never stored.
 //!
-//! A node id is `id map << 56 | layer slot << 40 | node + 1`. So there is no table from ids to files, nothing to forget,
-//! and a new process that has the same layers in the same slots answers for the ids that the old one gave out. The
-//! kernel demands that the root of a mount is 1: that is slot 0, node 0.
+//! A node id is `id map << 56 | layer slot << 40 | node + 1`. So there is no table from ids to files, nothing to
+//! forget, and a new process that has the same layers in the same slots answers for the ids that the old one gave out.
+//! The kernel demands that the root of a mount is 1: that is slot 0, node 0.
 
 use crate::tree::NodeNumber;
 

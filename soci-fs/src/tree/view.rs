@@ -7,9 +7,9 @@
 //!
 //! Rules beyond the OCI image specification, each as overlay-based engines behave: a directory that a layer only
 //! implies (it has files below, but no entry) keeps the metadata that lower layers give it; a hard link to a name that
-//! its own layer lacks is resolved in the layers below, and left out where they do not have it either; the header of the
-//! topmost link gives the file its mode, owner and time. The white-out
-//! convention of overlayfs (a character device 0:0) means nothing here: such a device is a device.
+//! its own layer lacks is resolved in the layers below, and left out where they do not have it either; the header of
+//! the topmost link gives the file its mode, owner and time. The white-out convention of overlayfs (a character device
+//! 0:0) means nothing here: such a device is a device.
 //!
 //! Invariants: node numbers depend on the layers only, so they serve as stable inode numbers; files with several names
 //! in one layer are one node.
@@ -45,7 +45,7 @@ struct MergedNode {
 type Stack = Vec<MergedNode>;
 
 /// What a name in a merged directory leads to.
-enum Found {
+enum MergedChild {
     /// Nothing: deleted, or a link without a target.
     Nothing,
     /// A file that is no directory.
@@ -133,14 +133,14 @@ impl<'trees> Merger<'trees> {
         Ok(())
     }
 
-    fn place(&mut self, parent: u32, name: &[u8], found: Found) -> Result<(), TreeError> {
+    fn place(&mut self, parent: u32, name: &[u8], found: MergedChild) -> Result<(), TreeError> {
         match found {
-            Found::Nothing => Ok(()),
-            Found::File(place) => {
+            MergedChild::Nothing => Ok(()),
+            MergedChild::File(place) => {
                 let number = self.file(place, parent)?;
                 self.layout.name(parent, name, number)
             }
-            Found::Directory(directory) => {
+            MergedChild::Directory(directory) => {
                 let number = self.layout.add(directory.placed(), parent)?;
                 self.queue.push_back((number, directory.stack));
                 self.layout.name(parent, name, number)
@@ -173,7 +173,7 @@ impl<'trees> Layers<'trees> {
         let mut layers = Self { trees, foreign: HashMap::new(), headers: HashMap::new() };
         for (layer, tree) in (0_u16..).zip(trees) {
             for link in tree.foreign_links() {
-                if let Some(Found::File(target)) = layers.find(usize::from(layer), &link.target) {
+                if let Some(MergedChild::File(target)) = layers.find(usize::from(layer), &link.target) {
                     layers.foreign.insert(MergedNode { layer, node: link.node }, target);
                     if let Some(header) = tree.header(link.node).map(|header| Header { layer, ..header }) {
                         let last = layers.headers.entry(target).or_insert(header);
@@ -200,13 +200,13 @@ impl<'trees> Layers<'trees> {
         #[expect(clippy::cast_possible_truncation, reason = "merge() bounds the number of layers")]
         let roots = (0..count).rev().map(|layer| MergedNode { layer: layer as u16, node: NodeNumber::ROOT });
         match self.settle(roots) {
-            Found::Directory(directory) => directory,
-            Found::Nothing | Found::File(_) => Directory { stack: Stack::new(), described: None },
+            MergedChild::Directory(directory) => directory,
+            MergedChild::Nothing | MergedChild::File(_) => Directory { stack: Stack::new(), described: None },
         }
     }
 
     /// What a name leads to, given the nodes of that name from the topmost layer down.
-    fn settle(&self, candidates: impl Iterator<Item = MergedNode>) -> Found {
+    fn settle(&self, candidates: impl Iterator<Item = MergedNode>) -> MergedChild {
         let mut directory = Directory { stack: Stack::new(), described: None };
         let mut closed = false;
         for mut place in candidates {
@@ -236,20 +236,20 @@ impl<'trees> Layers<'trees> {
                 | NodeKind::Fifo
                 | NodeKind::ForeignLink => {
                     if directory.stack.is_empty() {
-                        return Found::File(place);
+                        return MergedChild::File(place);
                     }
                     break;
                 }
             }
         }
-        if directory.stack.is_empty() { Found::Nothing } else { Found::Directory(directory) }
+        if directory.stack.is_empty() { MergedChild::Nothing } else { MergedChild::Directory(directory) }
     }
 
     /// Walks a clean path in the union of the lowest `count` layers, following nothing.
-    fn find(&self, count: usize, path: &[u8]) -> Option<Found> {
-        let mut current = Found::Directory(self.roots(count));
+    fn find(&self, count: usize, path: &[u8]) -> Option<MergedChild> {
+        let mut current = MergedChild::Directory(self.roots(count));
         for name in path.split(|byte| *byte == b'/') {
-            let Found::Directory(directory) = current else {
+            let MergedChild::Directory(directory) = current else {
                 return None;
             };
             let candidates = directory.stack.into_iter().filter_map(|MergedNode { layer, node }| {

@@ -103,8 +103,8 @@ pub async fn on_registry(
     preferred_on_registry(repository, image, which, &[SOCI_INDEX_V1]).await
 }
 
-/// Searches a repository for an index of `image` that is of the first of `kinds`, artifact types, of which there is one.
-/// The registry's list is asked for once.
+/// Searches a repository for an index of `image` that is of the first of `kinds`, artifact types, of which there is
+/// one. The registry's list is asked for once.
 ///
 /// # Errors
 /// [`RegistryError`] when the registry cannot be asked. A candidate that cannot be read is passed over.

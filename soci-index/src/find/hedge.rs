@@ -1,4 +1,5 @@
-//! One answer from several places, asked in order: the next place is asked when one fails, or beside one that is silent.
+//! Hedged requests to several places in order: the next place is asked when one fails, or concurrently when one is
+//! silent.
 //!
 //! What an attempt does and what its failure means is the caller's; the only edge here is the clock.
 
@@ -8,8 +9,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
-/// How long an attempt may be silent before the next one is begun beside it: far longer than a registry at work takes, and
-/// short for a program that waits.
+/// How long an attempt may be silent before the next one is started concurrently: far longer than a registry at work
+/// takes, and short for a program that waits.
 pub const HEDGE: Duration = Duration::from_secs(2);
 
 /// The result of the first attempt that succeeds, else the errors of all, in the order in which they came.

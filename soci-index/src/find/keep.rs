@@ -1,4 +1,5 @@
-//! Keeps an index that was fetched in the local index store, so that the next use of the image fetches none of its parts.
+//! Keeps an index that was fetched in the local index store, so that the next use of the image fetches none of its
+//! parts.
 //!
 //! An edge. Only blobs of the image's own layers are fetched, each written as it arrives, a few at a time: what else an
 //! index lists is nothing that this image can use. A part that cannot be fetched is no error: it is fetched again when
@@ -85,7 +86,7 @@ impl Keep<'_> {
         };
         match self.parts.first(blob.size, write).await {
             Ok(_) => timed(start.elapsed()),
-            Err(error) => tracing::warn!(blob = %blob.digest, %error, "a part of an index did not come"),
+            Err(error) => tracing::warn!(blob = %blob.digest, %error, "a part of an index could not be fetched"),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Where the blobs of an index are: asked in order, the next place when one fails or is silent ([`hedge`]).
 //!
-//! An index may be copied without its blobs, or lose them to a clean-up, and what is missing in one place is no error while
-//! another place has it. A place that the image can do without is not waited for: one that has not delivered within its
-//! time is asked for no further blob, for the layer can be opened another way.
+//! An index may be copied without its blobs, or lose them to a clean-up, and what is missing in one place is no error
+//! while another place has it. A place that the image can do without is not waited for: one that has not delivered
+//! within its time is asked for no further blob, for the layer can be opened another way.
 
 use std::fmt::{self, Display};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! Keeps the local index store small: what was fetched for images that are gone, and the oldest beyond a number of bytes.
+//! Keeps the local index store small: what was fetched for images that are gone, and the oldest beyond a number of
+//! bytes.
 //!
-//! An edge. Only entries that were fetched are touched, since they can be fetched again; what was made on this machine waits to
-//! be pushed and stays until it is removed by hand.
+//! An edge. Only entries that were fetched are touched, since they can be fetched again; what was made on this machine
+//! waits to be pushed and stays until it is removed by hand.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -20,8 +21,8 @@ pub struct Swept {
     pub bytes: u64,
 }
 
-/// Removes fetched indexes of images that `is_used` does not want, by the digest of the image's manifest, and the oldest of
-/// the others until the store's blobs take at most `quota` bytes.
+/// Removes fetched indexes of images that `is_used` does not want, by the digest of the image's manifest, and the
+/// oldest of the others until the store's blobs take at most `quota` bytes.
 ///
 /// # Errors
 /// [`StoreError`] when the store cannot be read or written; what was removed until then is gone.

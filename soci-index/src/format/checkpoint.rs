@@ -1,7 +1,7 @@
 //! Checkpoints: the places in a deflate stream at which decoding may begin, and the history each one needs.
 //!
-//! Deflate may refer back 32 KiB, so a checkpoint carries a [`Window`]: the 32,768 bytes of output before it. A layer of
-//! 10 GB has thousands of them, so windows made by the indexer are held compressed, and windows read from a zTOC are
+//! Deflate may refer back 32 KiB, so a checkpoint carries a [`Window`]: the 32,768 bytes of output before it. A layer
+//! of 10 GB has thousands of them, so windows made by the indexer are held compressed, and windows read from a zTOC are
 //! slices of that file: nothing is copied until a span is decoded.
 
 use bytes::Bytes;

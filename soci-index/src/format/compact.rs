@@ -23,8 +23,8 @@
 //! | 8 | number of entries, *e* |
 //! | … | the columns of [`Column`], in that order, each preceded by its length in bytes (8) |
 //!
-//! *varint*: seven bits per byte, lowest first, the top bit set on all bytes but the last. *signed*: a varint of twice the
-//! number, or of twice its complement plus one when it is negative (zigzag).
+//! *varint*: seven bits per byte, lowest first, the top bit set on all bytes but the last. *signed*: a varint of twice
+//! the number, or of twice its complement plus one when it is negative (zigzag).
 //!
 //! | column | content |
 //! |---|---|
@@ -54,13 +54,13 @@
 //!
 //! # The windows blob
 //!
-//! `SOCI-WIN`, then the windows in the order of their spans, each one zstd frame of 32,768 bytes. A window's place is the
-//! sum of the lengths before it, plus 8.
+//! `SOCI-WIN`, then the windows in the order of their spans, each one zstd frame of 32,768 bytes. A window's place is
+//! the sum of the lengths before it, plus 8.
 //!
 //! # Reading
 //!
-//! Pure. Every number is judged before it is used; what is read is a [`crate::format::index::LayerIndex`] like that of any other format, with
-//! [`WindowPlace`]s in place of windows.
+//! Pure. Every number is judged before it is used; what is read is a [`crate::format::index::LayerIndex`] like that of
+//! any other format, with [`WindowPlace`]s in place of windows.
 
 mod columns;
 mod decode;

@@ -1,7 +1,7 @@
 //! How layer blobs are encoded: what a media type says of it, and what the first bytes show.
 //!
-//! Bytes win. Builders have pushed gzip under the media type of plain tar and the other way round, and container engines
-//! look at the bytes, so an image that runs elsewhere must not fail here for its label.
+//! Bytes win. Builders have pushed gzip under the media type of plain tar and the other way round, and container
+//! engines look at the bytes, so an image that runs elsewhere must not fail here for its label.
 
 /// How a layer blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +68,8 @@ impl Declared {
     }
 }
 
-/// Whether a media type is that of a layer that registries need not have: it is fetched from the URLs of its descriptor.
+/// Whether a media type is that of a layer that registries need not have: it is fetched from the URLs of its
+/// descriptor.
 #[must_use]
 pub fn is_foreign(media_type: &str) -> bool {
     media_type.contains(".foreign.") || media_type.contains(".nondistributable.")

@@ -1,9 +1,9 @@
 //! gzip (RFC 1952): any number of members, with a stop at every place where decoding could begin again.
 //!
 //! A decoder is stepped from outside: bytes in, at most one event out. It can also be started in the middle of a member
-//! ([`Gzip::resume`]), which is what spans are for. Headers of any length are accepted (the AWS tools refuse names above
-//! 512 bytes). Checked: header CRC where there is one, reserved flags, CRC-32 and length of each member that was seen
-//! whole. Zero bytes behind the last member are padding, as tape blocks leave it; anything else there is an error,
+//! ([`Gzip::resume`]), which is what spans are for. Headers of any length are accepted (the AWS tools refuse names
+//! above 512 bytes). Checked: header CRC where there is one, reserved flags, CRC-32 and length of each member that was
+//! seen whole. Zero bytes behind the last member are padding, as tape blocks leave it; anything else there is an error,
 //! because a layer with an unread tail is not what its digest promises.
 
 use crate::format::checkpoint::Window;

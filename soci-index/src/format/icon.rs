@@ -1,9 +1,9 @@
 //! The icon of span indexes and start-up profiles, for registries that show one.
 //!
-//! Harbor shows the picture of an artifact that lists it as a layer with an annotation, and looks for it in no other place. So
-//! the manifests of ours list it after all that is read of them. It is one blob, the same in every repository and version of
-//! this program: manifests name its digest, and would be others with another picture. No reader of indexes or profiles asks
-//! for it, since all of them go by media types and digests of what they know.
+//! Harbor shows the picture of an artifact that lists it as a layer with an annotation, and looks for it in no other
+//! place. So the manifests of ours list it after all that is read of them. It is one blob, the same in every repository
+//! and version of this program: manifests name its digest, and would be others with another picture. No reader of
+//! indexes or profiles asks for it, since all of them go by media types and digests of what they know.
 
 use crate::format::digest::Digest;
 use crate::format::manifest::EMPTY_CONFIG;
@@ -23,8 +23,8 @@ pub fn descriptor() -> Descriptor {
     descriptor
 }
 
-/// The blobs of a manifest of ours or of AWS's form that are the same everywhere, so that nothing need be read to have them: the
-/// configuration, and the icon if it is listed.
+/// The blobs of a manifest of ours or of AWS's form that are the same everywhere, so that nothing need be read to have
+/// them: the configuration, and the icon if it is listed.
 pub(crate) fn constant_blobs(manifest: &[u8]) -> Vec<&'static [u8]> {
     let manifest: Result<ImageManifest, _> = serde_json::from_slice(manifest);
     let icon = Digest::of(PNG);

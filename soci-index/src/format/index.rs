@@ -64,8 +64,8 @@ impl Windows {
 }
 
 impl LayerIndex {
-    /// The history that decoding of `span` starts from; empty history for a span that does not exist. `None` when it has
-    /// to be fetched: see [`LayerIndex::window_place`].
+    /// The history that decoding of `span` starts from; empty history for a span that does not exist. `None` when it
+    /// has to be fetched: see [`LayerIndex::window_place`].
     #[must_use]
     pub fn window(&self, span: SpanId) -> Option<&Window> {
         match &self.windows {

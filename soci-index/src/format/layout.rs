@@ -1,7 +1,7 @@
 //! The on-disk formats, byte by byte. Documentation only.
 //!
-//! What is written down here was worked out from files that AWS's tools made (soci 0.15 and 0.16 give the same bytes) and
-//! is held by the golden tests. Numbers are little-endian.
+//! What is written down here was worked out from files that AWS's tools made (soci 0.15 and 0.16 give the same bytes)
+//! and is held by the golden tests. Numbers are little-endian.
 //!
 //! # zTOC 0.9
 //!
@@ -28,9 +28,9 @@
 //!
 //! ## Writer
 //!
-//! Equal bytes need the Go runtime's habits: built from the end of the file to its start; no text is shared; every table
-//! shares the newest layout ("vtable") with the same *positions* of fields, wherever it stands; numbers equal to their
-//! default are left out; alignment padding is zero. The order in which parts are written fixes all offsets:
+//! Equal bytes need the Go runtime's habits: built from the end of the file to its start; no text is shared; every
+//! table shares the newest layout ("vtable") with the same *positions* of fields, wherever it stands; numbers equal to
+//! their default are left out; alignment padding is zero. The order in which parts are written fixes all offsets:
 //!
 //! 1. version, build tool;
 //! 2. the files from last to first, each: name, type, link, user, group, time; then its PAX records, keys ascending (key,
@@ -67,9 +67,9 @@
 //! # SOCI index, version 1
 //!
 //! An OCI image manifest with the configuration media type `application/vnd.amazon.soci.index.v1+json`, the two bytes
-//! `{}` as configuration, the zTOCs as layers (`application/octet-stream`, annotated with layer digest, layer media type
-//! and span size), and the image's manifest as `subject`. Compact JSON as Go writes it; see [`crate::format::manifest`] for why
-//! not a byte may differ.
+//! `{}` as configuration, the zTOCs as layers (`application/octet-stream`, annotated with layer digest, layer media
+//! type and span size), and the image's manifest as `subject`. Compact JSON as Go writes it; see
+//! [`crate::format::manifest`] for why not a byte may differ.
 //!
 //! # Where we differ from AWS's tools, on purpose
 //!

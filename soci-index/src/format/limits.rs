@@ -19,9 +19,9 @@ pub struct Limits {
     pub ztoc_bytes_max: u64,
     /// Spans of one layer. Stops a span table that outweighs the layer. Default 1 million.
     pub spans_max: usize,
-    /// Decoded bytes of one span, all of which are held while it is decoded. Stops a decompression bomb behind one read; a
-    /// stored span table entry above this is refused. Default 64 MiB, sixteen times what AWS's tools make. Operators know it
-    /// as `max_span_bytes`.
+    /// Decoded bytes of one span, all of which are held while it is decoded. Stops a decompression bomb behind one
+    /// read; a stored span table entry above this is refused. Default 64 MiB, sixteen times what AWS's tools make.
+    /// Operators know it as `max_span_bytes`.
     pub span_bytes_max: u64,
     /// Bytes of memory that the tables of one layer may take: entries, their texts, and spans. Stops a table that a few
     /// kilobytes unpack to. No bound by default: what a layer can account for is known with the layer, see
@@ -39,8 +39,8 @@ pub struct Limits {
     pub path_bytes_max: usize,
     /// Pieces of one sparse file. Stops a sparse map that outweighs the file. Default 1 million.
     pub sparse_pieces_max: usize,
-    /// Ranges of one profile, and layers of it. Stops a profile that outweighs the image. Default 256 thousand; a start-up
-    /// of a large program has some ten thousand.
+    /// Ranges of one profile, and layers of it. Stops a profile that outweighs the image. Default 256 thousand; a
+    /// start-up of a large program has some ten thousand.
     pub profile_ranges_max: usize,
     /// Bytes that one profile may name. Stops a profile, or its pack, from filling the disk. Default 8 GiB.
     pub profile_bytes_max: u64,
@@ -70,9 +70,9 @@ impl Limits {
     pub const INDEXING: Self = Self { span_bytes_max: 1 << 30, ..Self::DEFAULT };
 
     /// The caps for what is said of a layer blob of so many bytes. Its tables are bounded by it: deflate yields at most
-    /// [`INFLATION_MAX`] times what it is given, every entry of a tar takes a block of it, and real layers spend at least
-    /// a hundred compressed bytes on a file once they have very many. A forged index, or a layer made to be nothing but
-    /// headers, thereby takes memory in proportion to itself.
+    /// [`INFLATION_MAX`] times what it is given, every entry of a tar takes a block of it, and real layers spend at
+    /// least a hundred compressed bytes on a file once they have very many. A forged index, or a layer made to be
+    /// nothing but headers, thereby takes memory in proportion to itself.
     #[must_use]
     pub fn for_layer(self, layer_bytes: u64) -> Self {
         let uncompressed = layer_bytes.saturating_mul(INFLATION_MAX).saturating_add(64 << 10);

@@ -5,9 +5,9 @@
 //! *after* the file, so a file that ends with its span names one span more than it needs; the artifacts are compared
 //! byte for byte with theirs, so this is kept.
 //!
-//! A start-up profile is translated by [`of_profile`]. It names bytes, so no span is named for the byte after. The ranges
-//! of an artifact ascend, as AWS's tools write them: a node fetches all of them before it shows the layer, in whatever
-//! order, so the order of the profile would only make more and shorter ranges.
+//! A start-up profile is translated by [`of_profile`]. It names bytes, so no span is named for the byte after. The
+//! ranges of an artifact ascend, as AWS's tools write them: a node fetches all of them before it shows the layer, in
+//! whatever order, so the order of the profile would only make more and shorter ranges.
 
 use crate::format::digest::Digest;
 use crate::format::manifest::Prefetch;
@@ -58,8 +58,8 @@ pub fn choose(layers: &[(Digest, Vec<Wanted>)], paths: &[String]) -> Plan {
     Plan { layers: wanted.map(|((digest, _), ranges)| (*digest, Prefetch::new(ranges))).collect(), missing }
 }
 
-/// The spans of `layer` that hold what `profile` names of it; `None` when it names nothing that the layer has. `ztoc` is
-/// the layer's.
+/// The spans of `layer` that hold what `profile` names of it; `None` when it names nothing that the layer has. `ztoc`
+/// is the layer's.
 #[must_use]
 pub fn of_profile(profile: &Profile, layer: &Digest, ztoc: &Ztoc) -> Option<Prefetch> {
     let size = u64::try_from(ztoc.uncompressed_size).unwrap_or_default();

@@ -1,9 +1,9 @@
 //! Profiles: which bytes of an image a start-up reads, in the order in which it reads them first.
 //!
-//! A profile speaks of *uncompressed* layers, never of spans: it is as good after an image was indexed anew, by whatever
-//! kind of index, and for every image that shares a layer. What it names are whole pages of 4 KiB; pages that follow each
-//! other are one [`Touched`] of at most 1 MiB. It is a hint: bytes that it names are fetched early, nothing else depends on
-//! it, and one that is wrong or stale costs bytes, of which a reader spends no more than it allows.
+//! A profile speaks of *uncompressed* layers, never of spans: it is as good after an image was indexed anew, by
+//! whatever kind of index, and for every image that shares a layer. What it names are whole pages of 4 KiB; pages that
+//! follow each other are one [`Touched`] of at most 1 MiB. It is a hint: bytes that it names are fetched early, nothing
+//! else depends on it, and one that is wrong or stale costs bytes, of which a reader spends no more than it allows.
 //!
 //! A profile can come with a *pack*: the named bytes themselves, one after another in the profile's order, as one zstd
 //! stream. The profile then has the SHA-256 of each range, so that a reader can use a range as soon as it has come.
@@ -25,15 +25,16 @@
 //! | … | if so marked, *r* × 32 bytes: SHA-256 of the bytes |
 //! | … | if so marked, a varint length and the command in UTF-8, neither empty nor longer than 4096 bytes |
 //!
-//! *varint*: seven bits per byte, lowest first, the top bit set on all bytes but the last, in its shortest form. *signed*:
-//! a varint of twice the number, or of twice its complement plus one when it is negative (zigzag).
+//! *varint*: seven bits per byte, lowest first, the top bit set on all bytes but the last, in its shortest form.
+//! *signed*: a varint of twice the number, or of twice its complement plus one when it is negative (zigzag).
 //!
 //! # Invariants
 //!
 //! Pure. A [`Profile`] has no empty range, none of more than [`RANGE_BYTES_MAX`], none that overlaps another, and none
-//! that starts within a page; in all it keeps the limits. Only the last page of a layer can be a short one, and a length
-//! that ends elsewhere within a page is allowed: it does no harm. The command is a note for people, and goes from the file
-//! that was recorded to an annotation of the manifest: what is published of the same reads is the same blob.
+//! that starts within a page; in all it keeps the limits. Only the last page of a layer can be a short one, and a
+//! length that ends elsewhere within a page is allowed: it does no harm. The command is a note for people, and goes
+//! from the file that was recorded to an annotation of the manifest: what is published of the same reads is the same
+//! blob.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -225,8 +226,8 @@ impl Profile {
         self.ranges.iter().map(Touched::length).sum()
     }
 
-    /// What either names: all of this one, in its order, then what the other has besides, in its order. Digests are lost;
-    /// commands are joined by `; `.
+    /// What either names: all of this one, in its order, then what the other has besides, in its order. Digests are
+    /// lost; commands are joined by `; `.
     ///
     /// # Errors
     /// [`ProfileError::TooLarge`] when that is more than `limits` allow.
@@ -248,9 +249,9 @@ impl Profile {
         Ok(recording.finish()?.with_command(&commands.join("; ")))
     }
 
-    /// The spans that hold the ranges, in order of first touch, each once. `tables` are the layers of an image with their
-    /// tables; layers of the profile that are not among them, and what is beyond a layer's end, are passed over. The first
-    /// number is the layer's place in `tables`.
+    /// The spans that hold the ranges, in order of first touch, each once. `tables` are the layers of an image with
+    /// their tables; layers of the profile that are not among them, and what is beyond a layer's end, are passed over.
+    /// The first number is the layer's place in `tables`.
     #[must_use]
     pub fn spans(&self, tables: &[(Digest, &SpanTable)]) -> Vec<(usize, SpanId)> {
         let place: Vec<Option<usize>> = self

@@ -204,7 +204,8 @@ impl FromStr for Reference {
     }
 }
 
-/// What the name of an image may begin with to say that it is in a registry, as skopeo has it. Most names need not say so.
+/// What the name of an image may begin with to say that it is in a registry, as skopeo has it. Most names need not say
+/// so.
 pub const REGISTRY_SCHEME: &str = "docker://";
 
 impl fmt::Display for Reference {

@@ -2,8 +2,8 @@
 //!
 //! A manifest of its own beside AWS's, with the same image as its `subject`, so that each runtime finds what it reads
 //! and is not disturbed by the other's. For each indexed layer it lists the TOC blob and the windows blob
-//! ([`crate::format::compact`]). The TOC's descriptor says all that a reader has to know: of which layer it is, and digest and
-//! size of its windows.
+//! ([`crate::format::compact`]). The TOC's descriptor says all that a reader has to know: of which layer it is, and
+//! digest and size of its windows.
 //!
 //! The last blob is the icon ([`crate::format::icon`]), which no reader asks for.
 //!
@@ -25,8 +25,8 @@ use crate::format::limits::Limits;
 use crate::format::manifest::EMPTY_CONFIG;
 use crate::format::model::{Descriptor, media_type};
 
-/// Configuration media type of a span index, which is also its artifact type. Harbor makes a name of what stands between
-/// the vendor and `config`, and shows any other type as unknown.
+/// Configuration media type of a span index, which is also its artifact type. Harbor makes a name of what stands
+/// between the vendor and `config`, and shows any other type as unknown.
 pub const SPAN_INDEX: &str = "application/vnd.soci.span-index.config.v1+json";
 
 const LAYER_DIGEST: &str = "vnd.soci.layer.digest";

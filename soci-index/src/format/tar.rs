@@ -119,8 +119,8 @@ impl TarReader {
         &self.entries
     }
 
-    /// Takes the entries so far away, for a caller that looks at each once: memory stays bounded by what comes between two
-    /// calls. They are missing from [`Table::entries`].
+    /// Takes the entries so far away, for a caller that looks at each once: memory stays bounded by what comes between
+    /// two calls. They are missing from [`Table::entries`].
     pub fn take_entries(&mut self) -> std::vec::Drain<'_, Entry> {
         self.taken += self.entries.len();
         self.entries.drain(..)

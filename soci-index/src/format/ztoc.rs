@@ -2,9 +2,9 @@
 //!
 //! The model keeps what the file says; [`Ztoc::into_index`] is where it is judged. Anything that a reader could stumble
 //! over is refused there, so that a hostile file yields an error or right bytes, never wrong ones: offsets that overlap
-//! or leave the layer, checkpoints out of order, spans larger than deflate can make them. What no check of the file alone
-//! can find (a forged window, a shifted checkpoint) is found while decoding ([`crate::format::decode`]) or by the proof of the
-//! whole layer against the image's `diff_id`.
+//! or leave the layer, checkpoints out of order, spans larger than deflate can make them. What no check of the file
+//! alone can find (a forged window, a shifted checkpoint) is found while decoding ([`crate::format::decode`]) or by the
+//! proof of the whole layer against the image's `diff_id`.
 //!
 //! Layout and history of the format: see [`crate::format::layout`].
 
@@ -178,8 +178,8 @@ impl Ztoc {
         }
     }
 
-    /// Number of the span that holds a byte of the uncompressed layer, by the checkpoints as they stand in the file. For
-    /// a byte past the end of a plain tar it may be the number of a span that does not exist.
+    /// Number of the span that holds a byte of the uncompressed layer, by the checkpoints as they stand in the file.
+    /// For a byte past the end of a plain tar it may be the number of a span that does not exist.
     #[must_use]
     pub fn span_of(&self, offset: u64) -> u32 {
         let span = match &self.spans {

@@ -86,8 +86,8 @@ impl ImageSource {
     }
 }
 
-/// Whether entries are the platforms of one image: each says which it is for, and no two have different names or, without
-/// a name, the same platform.
+/// Whether entries are the platforms of one image: each says which it is for, and no two have different names or,
+/// without a name, the same platform.
 fn are_one_image(entries: &[Descriptor]) -> bool {
     let platforms: Option<Vec<&Platform>> = entries.iter().map(|entry| entry.platform.as_ref()).collect();
     let Some(platforms) = platforms else { return false };

@@ -116,8 +116,8 @@ impl Layout {
         Ok(LayoutWriter { layout: self.clone(), _lock: lock })
     }
 
-    /// Stores a blob whose digest is known beforehand, without taking the layout for writing: for what arrives slowly. A
-    /// clean-up may take it away until a manifest in index.json names it.
+    /// Stores a blob whose digest is known beforehand, without taking the layout for writing: for what arrives slowly.
+    /// A clean-up may take it away until a manifest in index.json names it.
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read or written, or is something else.

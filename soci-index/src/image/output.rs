@@ -5,8 +5,8 @@
 //! FIFO, one of our own descriptors such as `/dev/stdout`, or a symbolic link to one) is opened and written *into*.
 //! Writing everything in place was not taken: an interrupted run would leave half a profile under a good name.
 //!
-//! Invariants: what exists and is not a regular file is never renamed over and never removed; a symbolic link stays, and
-//! what it leads to is written.
+//! Invariants: what exists and is not a regular file is never renamed over and never removed; a symbolic link stays,
+//! and what it leads to is written.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};

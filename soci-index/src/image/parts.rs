@@ -9,7 +9,8 @@ use crate::image::{BlobStream, ImageError, ImageSource};
 use crate::registry::Part;
 
 impl ImageSource {
-    /// A part of a blob as it arrives, which is *not* checked against any digest; or the whole blob, where its place serves no parts.
+    /// A part of a blob as it arrives, which is *not* checked against any digest; or the whole blob, where its place
+    /// serves no parts.
     ///
     /// # Errors
     /// [`ImageError`] when nothing begins to come.

@@ -68,8 +68,8 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// Finds out whether anything may be put there, by the smallest blob that an index needs: what a registry refuses to
-    /// that (for rights, a quota, or because it is read-only), it refuses to all.
+    /// Finds out whether anything may be put there, by the smallest blob that an index needs: what a registry refuses
+    /// to that (for rights, a quota, or because it is read-only), it refuses to all.
     pub(crate) async fn try_put(&self) -> Result<(), SinkError> {
         match self {
             Self::Registry(repository) => {
@@ -225,7 +225,7 @@ pub(crate) async fn read_blocking<T: Send + 'static>(
     work: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, SinkError> {
     let (send, receive) = mpsc::channel::<io::Result<Bytes>>(4);
-    let task = tokio::task::spawn_blocking(move || work(&mut Arriving { receive, piece: Bytes::new() }));
+    let task = tokio::task::spawn_blocking(move || work(&mut StreamReader { receive, piece: Bytes::new() }));
     let mut broken = None;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| {
@@ -247,12 +247,12 @@ pub(crate) async fn read_blocking<T: Send + 'static>(
 }
 
 /// Pieces that arrive from a stream.
-struct Arriving {
+struct StreamReader {
     receive: mpsc::Receiver<io::Result<Bytes>>,
     piece: Bytes,
 }
 
-impl Read for Arriving {
+impl Read for StreamReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
             match self.receive.blocking_recv() {

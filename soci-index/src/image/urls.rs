@@ -103,8 +103,8 @@ impl UrlFetcher {
         Ok(Self(Arc::new(Inner { loopback: transport(true)?, elsewhere: transport(false)? })))
     }
 
-    /// Bytes of a layer, from the first of its URLs that has them. All of them are checked against its digest, a part is
-    /// not.
+    /// Bytes of a layer, from the first of its URLs that has them. All of them are checked against its digest, a part
+    /// is not.
     #[must_use]
     pub fn read(&self, layer: &Descriptor, range: Range<u64>) -> BlobStream {
         let (this, layer) = (self.clone(), layer.clone());

@@ -1,9 +1,10 @@
 //! Chooses where the spans of a span index begin, and makes their windows.
 //!
-//! A zTOC's checkpoints are where AWS's builder sets them. Ours may be anywhere near the wanted distance, so of the block
-//! boundaries around every multiple of it the cheapest is taken: the one before which the fewest bytes are referred to
-//! by what follows, and which cuts no small file in two. What that is shows only when some more of the stream has come,
-//! so the compressed bytes since the first boundary in question are held, a few hundred KiB, and hashed afterwards.
+//! A zTOC's checkpoints are where AWS's builder sets them. Ours may be anywhere near the wanted distance, so of the
+//! block boundaries around every multiple of it the cheapest is taken: the one before which the fewest bytes are
+//! referred to by what follows, and which cuts no small file in two. What that is shows only when some more of the
+//! stream has come, so the compressed bytes since the first boundary in question are held, a few hundred KiB, and
+//! hashed afterwards.
 //!
 //! Pure. Invariants: what is held is bounded whatever the stream does; the spans cover the stream from its first block
 //! on without a gap; the same stream gives the same spans, however it is cut into pieces.

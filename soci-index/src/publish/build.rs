@@ -1,9 +1,9 @@
 //! Indexes the layers of an image: each is streamed once, checked, and turned into a zTOC; nothing is kept on disk.
 //!
-//! An edge: it joins an image source to the [`crate::indexing::pipeline`]. Where the zTOCs go is not decided here: each is handed
-//! on as soon as it is made, so that at most as many are in memory as layers are read at the same time. Invariant: a
-//! zTOC is handed on only after the layer's digest (by the manifest) and the digest of its uncompressed stream (by the
-//! image configuration) have been found right.
+//! An edge: it joins an image source to the [`crate::indexing::pipeline`]. Where the zTOCs go is not decided here: each
+//! is handed on as soon as it is made, so that at most as many are in memory as layers are read at the same time.
+//! Invariant: a zTOC is handed on only after the layer's digest (by the manifest) and the digest of its uncompressed
+//! stream (by the image configuration) have been found right.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -307,7 +307,7 @@ where
     let work = unique.into_values().map(|(layer, diff_id)| {
         let keep = &keep;
         async move {
-            let made = Work { source, layer, options, known, observer }.one(diff_id, keep).await?;
+            let made = LayerJob { source, layer, options, known, observer }.one(diff_id, keep).await?;
             Ok::<_, E>((layer.digest, made))
         }
     });
@@ -344,7 +344,7 @@ struct Made {
 }
 
 /// One layer to be indexed.
-struct Work<'a> {
+struct LayerJob<'a> {
     source: &'a ImageSource,
     layer: &'a Descriptor,
     options: &'a BuildOptions,
@@ -352,7 +352,7 @@ struct Work<'a> {
     observer: &'a Observer,
 }
 
-impl Work<'_> {
+impl LayerJob<'_> {
     async fn one<E, F>(&self, diff_id: &Digest, keep: &impl Fn(Finished) -> F) -> Result<Made, E>
     where
         E: From<BuildError>,

@@ -295,8 +295,8 @@ pub(crate) async fn beside(
     Ok(beside)
 }
 
-/// The indexes of the wanted forms that refer to an image, the one that is used first. Whatever is wrong with one, it is
-/// none.
+/// The indexes of the wanted forms that refer to an image, the one that is used first. Whatever is wrong with one, it
+/// is none.
 async fn indexes(
     repository: &Repository,
     image: &Digest,

@@ -2,8 +2,8 @@
 //!
 //! The two-step way of AWS's tool: `create` here, `push` later. Other tools can read the store, since it is a plain
 //! layout whose index.json names every index and says, in annotations, of which image it is and when it was made. An
-//! index whose parts are kept elsewhere, in containerd or in the registry that a converted image went to, is listed here,
-//! too, with its manifest and where its parts are.
+//! index whose parts are kept elsewhere, in containerd or in the registry that a converted image went to, is listed
+//! here, too, with its manifest and where its parts are.
 
 use std::sync::Arc;
 
@@ -202,8 +202,8 @@ impl Existing {
     }
 }
 
-/// What a conversion need not build again: what `soci create` has built on this machine, from its first byte on. `there`
-/// is the store that is written to, and its name, which may have the parts.
+/// What a conversion need not build again: what `soci create` has built on this machine, from its first byte on.
+/// `there` is the store that is written to, and its name, which may have the parts.
 pub(crate) fn built_here(
     layout: &Layout,
     there: Option<(&ImageSource, &str)>,
@@ -228,7 +228,8 @@ fn local_source(layout: &Layout) -> ImageSource {
     ImageSource::Store { store: Store::Layout(layout.clone()), tag: None }
 }
 
-/// An index that the store lists; `None` if its manifest is gone or damaged, which costs only the work of building again.
+/// An index that the store lists; `None` if its manifest is gone or damaged, which costs only the work of building
+/// again.
 fn read_index(layout: &Layout, entry: &Descriptor) -> Result<Option<IndexManifest>, StoreError> {
     let bytes = match Store::Layout(layout.clone()).blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max) {
         Ok(bytes) => bytes.unwrap_or_default(),

@@ -80,7 +80,8 @@ impl Classified for PrefetchedError {
 /// Pushes `profile` as prefetch artifacts of `image` into `repository`, which has the image's index.
 ///
 /// # Errors
-/// [`PrefetchedError`]. After an error no new manifest is in the repository, unless it is the registry's list that failed.
+/// [`PrefetchedError`]. After an error no new manifest is in the repository, unless it is the registry's list that
+/// failed.
 pub async fn push(
     repository: &Repository,
     image: &PlatformImage,

@@ -129,8 +129,8 @@ fn decode(digest: &Digest, blob: &[u8]) -> Result<Profile, ProfilesError> {
     decoded.map_err(|source| ProfilesError::Profile { digest: Box::new(*digest), source })
 }
 
-/// Pushes a profile of the image `subject`, with the pack in `pack` if there is one. The same profile under the same name
-/// is not made a second time, although it would have another time in it.
+/// Pushes a profile of the image `subject`, with the pack in `pack` if there is one. The same profile under the same
+/// name is not made a second time, although it would have another time in it.
 ///
 /// # Errors
 /// [`ProfilesError`]. After an error no new manifest is in the repository.

@@ -1,8 +1,8 @@
-//! Indexes that are in the registry and that it refuses to show: where a project admits signed content only, an index that
-//! is not signed is taken, listed, and answered with 412.
+//! Indexes that are in the registry and that it refuses to show: where a project admits signed content only, an index
+//! that is not signed is taken, listed, and answered with 412.
 //!
-//! What is listed so is taken for what was published before: to build it again would read every layer, and change nothing.
-//! Where only signed indexes are reused it is not taken for anything, since what it says is not known.
+//! What is listed so is taken for what was published before: to build it again would read every layer, and change
+//! nothing. Where only signed indexes are reused it is not taken for anything, since what it says is not known.
 
 use crate::find::discover::Refused;
 use crate::format::digest::Digest;

@@ -1,9 +1,9 @@
 //! Where a host is: its base URL, and whether that is `https` or `http`.
 //!
-//! A registry on this machine (`localhost`, `127.0.0.1`, `[::1]`) may speak either, and its name does not say which. It is
-//! asked before the first request: a TLS ClientHello, and behind it an empty line. A server that speaks TLS answers
-//! with a TLS record (RFC 8446, section 5.1: type 22 or 21); one that speaks HTTP finds a malformed request and answers or
-//! hangs up. No credential and no name of a repository is sent for it, and nothing is verified: certificates are the
+//! A registry on this machine (`localhost`, `127.0.0.1`, `[::1]`) may speak either, and its name does not say which. It
+//! is asked before the first request: a TLS ClientHello, and behind it an empty line. A server that speaks TLS answers
+//! with a TLS record (RFC 8446, section 5.1: type 22 or 21); one that speaks HTTP finds a malformed request and answers
+//! or hangs up. No credential and no name of a repository is sent for it, and nothing is verified: certificates are the
 //! business of the request that follows.
 //!
 //! Invariants: an address with something said about its TLS has no plain form, and is never asked in the clear; neither

@@ -3,11 +3,12 @@
 //! A registry is first asked with what is known: nothing at the beginning, a cached token later. Its 401 names a
 //! scheme, which is remembered; Bearer wins over Basic. Harbor answers `Basic` to a token that lacks rights: a known
 //! Bearer realm is then kept and a wider scope asked for. Nothing is remembered for ever: tokens end before the server
-//! says so, and a refusal drops token and credentials, because both may have been renewed outside. Of several credentials
-//! for a repository the next is tried then; only when all were refused does it begin again with the first.
+//! says so, and a refusal drops token and credentials, because both may have been renewed outside. Of several
+//! credentials for a repository the next is tried then; only when all were refused does it begin again with the first.
 //!
 //! Invariants: a token is used only for the set of scopes that it was asked for; there is at most one token request in
-//! flight per set, and one search for credentials per repository; a password goes to the registry's own origin and to a realm that [`redirect::realm`] allows.
+//! flight per set, and one search for credentials per repository; a password goes to the registry's own origin and to a
+//! realm that [`redirect::realm`] allows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -317,7 +318,8 @@ impl Authorizer {
         }
     }
 
-    /// Ends the tries of a request: the next one looks for credentials anew, and where it had come to none it begins again.
+    /// Ends the tries of a request: the next one looks for credentials anew, and where it had come to none it begins
+    /// again.
     pub(crate) fn give_up(&self, repository: &str, used: Option<&Grant>) {
         let mut state = self.lock();
         if used.is_none() {
@@ -337,8 +339,8 @@ impl Authorizer {
         }
     }
 
-    /// How to speak of the credentials in use: those that are known, else those that were refused before, also to another
-    /// request, else what the user has named.
+    /// How to speak of the credentials in use: those that are known, else those that were refused before, also to
+    /// another request, else what the user has named.
     pub(crate) fn describe(&self, repository: &str) -> &'static str {
         let is_login = |known: &&Credentials| **known != Credentials::Anonymous;
         let state = self.lock();
@@ -373,8 +375,8 @@ impl Authorizer {
         }
     }
 
-    /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed, or there may be
-    /// others.
+    /// Asks the token service. Credentials that it refuses are looked up once more: they may have changed, or there may
+    /// be others.
     async fn fetch_token(&self, asked: &TokenEndpoint<'_>) -> Result<(Token, Credentials), RegistryError> {
         let (mut tried, mut first) = (Vec::new(), None);
         loop {

@@ -203,8 +203,8 @@ impl BlobReader {
         self
     }
 
-    /// The bytes `range`, as they arrive. Nothing is sent before the stream is polled. Where the registry serves no parts of
-    /// blobs, each such read transfers the blob up to the end of the range.
+    /// The bytes `range`, as they arrive. Nothing is sent before the stream is polled. Where the registry serves no
+    /// parts of blobs, each such read transfers the blob up to the end of the range.
     #[must_use]
     pub fn read_range(&self, range: Range<u64>) -> ByteStream {
         Read::new(self.clone(), range).into_stream()

@@ -1,9 +1,9 @@
 //! Which server certificates are believed.
 //!
-//! Those that lead to a trusted one, by the rules of the web's PKI; and, beyond them, a certificate that *is* a trusted one.
-//! What `openssl req -x509` makes, and many guides of registries with it, is a certificate for a server that calls itself
-//! an authority: it is put among the trusted ones and shown by the server itself. The rules refuse it in that role, while
-//! OpenSSL, Go and curl take it. Its name and its dates count as any other's.
+//! Those that lead to a trusted one, by the rules of the web's PKI; and, beyond them, a certificate that *is* a trusted
+//! one. What `openssl req -x509` makes, and many guides of registries with it, is a certificate for a server that calls
+//! itself an authority: it is put among the trusted ones and shown by the server itself. The rules refuse it in that
+//! role, while OpenSSL, Go and curl take it. Its name and its dates count as any other's.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -86,8 +86,8 @@ pub trait Keychain: Send + Sync + fmt::Debug {
     fn name(&self) -> &'static str;
 
     /// The credentials for `repository` on `registry`, in the order in which they are to be tried. The repository is
-    /// written as in the image's name, and so is the registry, unless a mirror is asked: then it is the mirror's host, with
-    /// its port.
+    /// written as in the image's name, and so is the registry, unless a mirror is asked: then it is the mirror's host,
+    /// with its port.
     ///
     /// # Errors
     /// A reason in words, without anything secret.
@@ -128,7 +128,7 @@ impl Credentials {
 
 /// What a search has come to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundLogin {
     /// What to try.
     pub(crate) login: Login,
     /// Whether this has been refused before, as everything else that is known.
@@ -145,17 +145,17 @@ pub(crate) async fn find(
     repository: &str,
     source: &CredentialSource,
     refused: &[Credentials],
-) -> Result<Found, String> {
+) -> Result<FoundLogin, String> {
     let candidates = candidates(registry, repository, source, refused).await?;
     let none = Login { credentials: Credentials::Anonymous, until: None, whole_registry: candidates.whole_registry };
     let is_chain = matches!(source, CredentialSource::Chain(_));
     let found = match (candidates.fresh, candidates.refused) {
-        (Some(login), _) => Found { login, is_refused: false },
+        (Some(login), _) => FoundLogin { login, is_refused: false },
         (None, Some(_)) if is_chain && !refused.contains(&Credentials::Anonymous) => {
-            Found { login: Login { whole_registry: false, ..none }, is_refused: false }
+            FoundLogin { login: Login { whole_registry: false, ..none }, is_refused: false }
         }
-        (None, Some(login)) => Found { login, is_refused: true },
-        (None, None) => Found { login: none, is_refused: refused.contains(&Credentials::Anonymous) },
+        (None, Some(login)) => FoundLogin { login, is_refused: true },
+        (None, None) => FoundLogin { login: none, is_refused: refused.contains(&Credentials::Anonymous) },
     };
     Ok(found)
 }

@@ -80,8 +80,8 @@ struct Target {
 }
 
 impl Endpoint {
-    /// All hosts of the registry `name`, in the order in which they are asked. `own` is where the registry itself is, but
-    /// for its rules. The error is a reason in words.
+    /// All hosts of the registry `name`, in the order in which they are asked. `own` is where the registry itself is,
+    /// but for its rules. The error is a reason in words.
     pub(crate) fn all(name: &str, own: &Host, hosts: Hosts, options: &ClientOptions) -> Result<Vec<Self>, String> {
         let last = match hosts.server {
             Some(url) => Host { url, plain: None, rules: hosts.rules },

@@ -334,7 +334,8 @@ fn is_read_only(message: &str) -> bool {
     message.contains("read only") || message.contains("read-only") || message.contains("readonly")
 }
 
-/// What to do. What a status means beyond its number stands in the message, in words that registries have kept for years.
+/// What to do. What a status means beyond its number stands in the message, in words that registries have kept for
+/// years.
 fn hint(status: u16, message: &str) -> &'static str {
     match status {
         403 if message.contains("proxy project") => {

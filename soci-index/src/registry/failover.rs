@@ -196,9 +196,9 @@ impl HostedRepository {
         }
         let (host, repository) = (self.host(), self.name());
         match error {
-            RegistryError::Missing { .. } => tracing::debug!(host, repository, %error, "asking the next host"),
-            _ if self.endpoint.may_complain() => tracing::warn!(host, repository, %error, "asking the next host"),
-            _ => tracing::debug!(host, repository, %error, "asking the next host"),
+            RegistryError::Missing { .. } => tracing::debug!(host, repository, %error, "trying the next host"),
+            _ if self.endpoint.may_complain() => tracing::warn!(host, repository, %error, "trying the next host"),
+            _ => tracing::debug!(host, repository, %error, "trying the next host"),
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! The referrers API is believed only when it answers like one: status 200, the index media type, a document of that
 //! form, from the registry itself. Login pages with status 200, other media types and other sites are "no API", and the
-//! fallback tag takes over (see [`crate::registry::fallback`]). Invariants: 401 and 403 are never taken for "no API" by what writes (a
-//! reader takes what the fallback tag lists, and says else which question was refused); an unknown repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
+//! fallback tag takes over (see [`crate::registry::fallback`]). Invariants: 401 and 403 are never taken for "no API" by
+//! what writes (a reader takes what the fallback tag lists, and says else which question was refused); an unknown
+//! repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
 //! are bounded in number.
 
 use std::sync::{Mutex, PoisonError};
@@ -107,8 +108,8 @@ impl Repository {
         self.listed(subject, artifact_type, Asking::InTurn).await
     }
 
-    /// The same, of all kinds, with the API and the fallback tag asked at the same time: a round trip less where there is
-    /// no API, a question more where there is one.
+    /// The same, of all kinds, with the API and the fallback tag asked at the same time: a round trip less where there
+    /// is no API, a question more where there is one.
     pub(crate) async fn referrers_at_once(&self, subject: &Digest) -> Result<Referrers, RegistryError> {
         self.listed(subject, None, Asking::AtOnce).await
     }

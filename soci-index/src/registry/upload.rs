@@ -58,7 +58,7 @@ pub enum PushedBlob {
 
 /// How a blob is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manner {
+enum UploadMode {
     Whole,
     Chunks,
 }
@@ -68,7 +68,7 @@ enum Setback {
     Busy(Box<ApiResponse>),
     Error(RegistryError),
     /// The registry does not take it in this manner.
-    Manner(Manner, RegistryError),
+    UploadMode(UploadMode, RegistryError),
     /// The registry has forgotten the upload.
     Lost(RegistryError),
     /// It was tried often enough.
@@ -90,11 +90,11 @@ struct Push<'a> {
     look: Look,
     what: String,
     /// Manners that the registry has refused.
-    refused: Vec<Manner>,
+    refused: Vec<UploadMode>,
 }
 
 /// An upload that the registry has opened.
-struct Opened {
+struct UploadSession {
     location: Url,
     scopes: Scopes,
     /// The smallest chunk that it takes, if it says so.
@@ -145,7 +145,7 @@ impl HostedRepository {
                     let pause = asked_pause(&answer.response);
                     (self.status_error(*answer, &push.what).await, pause, true)
                 }
-                Err(Setback::Manner(manner, error)) if push.refused.is_empty() => {
+                Err(Setback::UploadMode(manner, error)) if push.refused.is_empty() => {
                     tracing::debug!(registry = self.host(), ?manner, %error, "sending the blob another way");
                     push.refused.push(manner);
                     continue;
@@ -155,7 +155,7 @@ impl HostedRepository {
                     (error, None, again)
                 }
                 Err(Setback::Lost(error)) => (error, None, true),
-                Err(Setback::Manner(_, error) | Setback::Final(error)) => return Err(error),
+                Err(Setback::UploadMode(_, error) | Setback::Final(error)) => return Err(error),
             };
             if let Some(reason) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 return Err(self.source_error(digest, reason));
@@ -177,7 +177,7 @@ impl HostedRepository {
         let large = push.body.len() > sizes.whole_bytes_max || opened.smallest.is_some();
         let in_chunks = match push.refused.first() {
             None => large && chunk.is_some_and(|chunk| push.body.len() > chunk as u64),
-            Some(refused) => *refused == Manner::Whole,
+            Some(refused) => *refused == UploadMode::Whole,
         };
         match chunk {
             Some(chunk) if in_chunks => chunks::send(self, push, opened, chunk, deadline).await,
@@ -186,7 +186,7 @@ impl HostedRepository {
     }
 
     /// Opens an upload; `None` when the registry has mounted the blob instead.
-    async fn open_upload(&self, push: &Push<'_>, deadline: &Deadline) -> Result<Option<Opened>, Setback> {
+    async fn open_upload(&self, push: &Push<'_>, deadline: &Deadline) -> Result<Option<UploadSession>, Setback> {
         let url = self.url("blobs/uploads/");
         let own = Scopes::push(self.name());
         if let Some(from) = push.mount_from {
@@ -212,19 +212,24 @@ impl HostedRepository {
         }
     }
 
-    fn opened(&self, push: &Push<'_>, answer: &ApiResponse, scopes: Scopes) -> Result<Opened, Setback> {
+    fn opened(&self, push: &Push<'_>, answer: &ApiResponse, scopes: Scopes) -> Result<UploadSession, Setback> {
         let location = location(answer).map_err(|reason| Setback::Error(self.malformed(&push.what, &reason)))?;
         let smallest = answer.response.header("oci-chunk-min-length").and_then(|text| text.trim().parse().ok());
-        Ok(Opened { location, scopes, smallest })
+        Ok(UploadSession { location, scopes, smallest })
     }
 
-    async fn put_whole(&self, push: &Push<'_>, opened: Opened, deadline: &Deadline) -> Result<PushedBlob, Setback> {
+    async fn put_whole(
+        &self,
+        push: &Push<'_>,
+        opened: UploadSession,
+        deadline: &Deadline,
+    ) -> Result<PushedBlob, Setback> {
         let url = with_digest(opened.location, push.digest);
         let mut call = upload_call(push, Method::Put, url, push.body.clone(), &opened.scopes);
         call.headers.push(("content-type", "application/octet-stream".to_owned()));
         let answer = self.try_once(&call, deadline).await?;
         match answer.status() {
-            413 => Err(Setback::Manner(Manner::Whole, self.status_error(answer, &push.what).await)),
+            413 => Err(Setback::UploadMode(UploadMode::Whole, self.status_error(answer, &push.what).await)),
             _ => self.stored(push, answer, &opened.scopes, deadline).await,
         }
     }

@@ -1,8 +1,8 @@
-//! Bundles of sigstore, version 0.3, as cosign 3 writes them: an envelope (DSSE) around a statement (in-toto) that names
-//! digests.
+//! Bundles of sigstore, version 0.3, as cosign 3 writes them: an envelope (DSSE) around a statement (in-toto) that
+//! names digests.
 //!
-//! A bundle may as well hold an attestation, say of how an image was built, signed by the same key. That is no signature
-//! of the image: only the predicate that cosign writes for signing counts.
+//! A bundle may as well hold an attestation, say of how an image was built, signed by the same key. That is no
+//! signature of the image: only the predicate that cosign writes for signing counts.
 
 use std::collections::BTreeMap;
 

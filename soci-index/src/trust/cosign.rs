@@ -27,8 +27,8 @@ struct Image {
     digest: String,
 }
 
-/// Checks a signature of `subject`. The name in the document, under which the signer knew the image, is not compared: the
-/// same content may be in several repositories.
+/// Checks a signature of `subject`. The name in the document, under which the signer knew the image, is not compared:
+/// the same content may be in several repositories.
 pub(super) fn verify(
     payload: &[u8],
     signature: &str,

@@ -43,7 +43,7 @@ pub(super) fn findings(file: &Path) -> Vec<Finding> {
     };
     match text.parse::<Table>() {
         Ok(table) => judge(&table, &shown.to_string()),
-        Err(error) => vec![bad("containerd", format!("{shown}: {}", error.message()), "mend the file")],
+        Err(error) => vec![bad("containerd", format!("{shown}: {}", error.message()), "fix the file")],
     }
 }
 
@@ -94,8 +94,8 @@ fn annotations(table: &Table, plugin: Option<&Value>) -> Finding {
     }
 }
 
-/// Whether the transfer service can unpack for both snapshotters: a list in the file replaces containerd's own, which has
-/// overlayfs only.
+/// Whether the transfer service can unpack for both snapshotters: a list in the file replaces containerd's own, which
+/// has overlayfs only.
 fn unpacking(table: &Table) -> Option<Finding> {
     let listed = section(table, "io.containerd.transfer.v1.local")?.get("unpack_config")?.as_array()?;
     let has = |name: &str| listed.iter().any(|one| one.get("snapshotter").and_then(Value::as_str) == Some(name));
@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    /// What is to be pasted mends what it is printed for.
+    /// The printed snippet fixes the problem that it is printed for.
     #[test]
     fn lines_to_paste_mend() {
         let there = |lines: &str| lines.replace("/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock", "/dev/null");

@@ -1,5 +1,5 @@
-//! What `soci mount` says of a mount: when it is ready, and when it has ended. Sentences, or with `--json` a document of one
-//! line each, so that a program learns of the mount while the command serves it.
+//! What `soci mount` says of a mount: when it is ready, and when it has ended. Sentences, or with `--json` a document
+//! of one line each, so that a program learns of the mount while the command serves it.
 
 use std::path::Path;
 use std::time::Duration;

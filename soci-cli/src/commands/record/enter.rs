@@ -9,8 +9,8 @@
 //! | privileges | few capabilities, none to be gained | none |
 //! | session | of its own | of its own |
 //!
-//! What is not kept away: CPU, memory and, in system calls, the kernel. An image that is not trusted belongs into a machine
-//! of its own.
+//! What is not kept away: CPU, memory and, in system calls, the kernel. An image that is not trusted belongs into a
+//! machine of its own.
 
 use std::fmt;
 use std::os::fd::AsFd as _;

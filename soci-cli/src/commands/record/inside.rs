@@ -1,15 +1,15 @@
 //! The inside of the namespaces in which root runs a command of an image: mounts, and then what is taken away.
 //!
 //! `unshare` starts this program again, as the first process of new namespaces (`soci inside`, which no help shows). It
-//! makes the image's files the only ones that there are, as bubblewrap does for ordinary users: a directory in memory for
-//! what is written, a `/dev` with nothing in it that leads to the machine, the processes of its own namespace below
+//! makes the image's files the only ones that there are, as bubblewrap does for ordinary users: a directory in memory
+//! for what is written, a `/dev` with nothing in it that leads to the machine, the processes of its own namespace below
 //! `/proc`, `/sys` without a right to write. Then it gives up what root could undo that with, and becomes the command.
 //!
-//! Why not a program like runc: it need not be there, and this is a page. Where the image has symbolic links in the places
-//! of those directories nothing is mounted: they would lead out of it.
+//! Why not a program like runc: it need not be there, and this is a page. Where the image has symbolic links in the
+//! places of those directories nothing is mounted: they would lead out of it.
 //!
-//! Invariants: whatever cannot be taken away ends the command before it began; no file of the machine is open or mounted
-//! when it begins, but for standard input and output.
+//! Invariants: whatever cannot be taken away ends the command before it began; no file of the machine is open or
+//! mounted when it begins, but for standard input and output.
 
 use std::ffi::CString;
 use std::fs::{DirBuilder, File, Permissions};

@@ -1,7 +1,7 @@
 //! `soci ztoc get-file`: one file of a layer, by the spans that hold it; and where zTOCs and layers are found.
 //!
-//! AWS's tool finds the layer in containerd. Here it is looked for there, too, and in the image that the zTOC's index was
-//! made of, in a registry or a layout: of a layer in a registry only the spans of the file are fetched.
+//! AWS's tool finds the layer in containerd. Here it is looked for there, too, and in the image that the zTOC's index
+//! was made of, in a registry or a layout: of a layer in a registry only the spans of the file are fetched.
 
 use std::fs::File;
 use std::ops::Range;
@@ -58,21 +58,21 @@ pub fn ztoc(name: &str, config: &Config, global: &Global) -> anyhow::Result<Byte
 }
 
 /// A zTOC, and what is known of its layer.
-struct Found {
+struct FoundZtoc {
     bytes: Bytes,
     /// The layer, and the index that says so.
     layer: Option<(Digest, IndexEntry)>,
 }
 
 /// A zTOC by its digest in the local store, or by the name of a file.
-async fn open(name: &str, config: &Config, access: &Access, global: &Global) -> anyhow::Result<Found> {
+async fn open(name: &str, config: &Config, access: &Access, global: &Global) -> anyhow::Result<FoundZtoc> {
     match name.parse::<Digest>() {
         Ok(digest) if !Path::new(name).exists() => stored(&digest, config, access, global).await,
-        _ => Ok(Found { bytes: crate::commands::ztoc::read_file(&PathBuf::from(name))?, layer: None }),
+        _ => Ok(FoundZtoc { bytes: crate::commands::ztoc::read_file(&PathBuf::from(name))?, layer: None }),
     }
 }
 
-async fn stored(digest: &Digest, config: &Config, access: &Access, global: &Global) -> anyhow::Result<Found> {
+async fn stored(digest: &Digest, config: &Config, access: &Access, global: &Global) -> anyhow::Result<FoundZtoc> {
     let mut entries = catalogue::entries(config)?;
     if entries.iter().any(|entry| entry.descriptor.digest == *digest) {
         let hint = "the provided digest belongs to a SOCI index. Use \"soci index info\" to get the detailed information about it";
@@ -90,17 +90,17 @@ async fn stored(digest: &Digest, config: &Config, access: &Access, global: &Glob
     let at = entries.iter().position(|entry| listed(entry).is_some());
     let Some((at, (layer, blob))) = at.and_then(|at| Some((at, listed(entries.get(at)?)?))) else {
         let file = Some(layout.blob_path(digest)).filter(|file| file.exists()).ok_or_else(missing)?;
-        return Ok(Found { bytes: crate::commands::ztoc::read_file(&file)?, layer: None });
+        return Ok(FoundZtoc { bytes: crate::commands::ztoc::read_file(&file)?, layer: None });
     };
     let entry = entries.swap_remove(at);
     let options = image::client_options(access)?;
     let places = catalogue::places_of_parts(&layout, Some(&entry), &options, global).await;
     let place = catalogue::first_with(places, &blob).await.ok_or_else(missing)?;
     let bytes = place.blob_bytes(&blob, Limits::DEFAULT.ztoc_bytes_max).await?;
-    Ok(Found { bytes, layer: Some((layer, entry)) })
+    Ok(FoundZtoc { bytes, layer: Some((layer, entry)) })
 }
 
-impl Found {
+impl FoundZtoc {
     /// Looks for the layer.
     async fn layer(&self, config: &Config, access: &Access, global: &Global) -> anyhow::Result<Layer> {
         let nowhere =

@@ -1,4 +1,5 @@
-//! What is done with start-up profiles. A section of our own: AWS's snapshotter has its prefetch artifacts, in [prefetch].
+//! What is done with start-up profiles. A section of our own: AWS's snapshotter has its prefetch artifacts, in
+//! [prefetch].
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! What an ELF file names, and what of it a loader reads: a machine that says which bytes it wants next.
 //!
-//! From the System V ABI (gabi 4.1, chapters 4 and 5): the program headers name the interpreter and say where the dynamic
-//! section is; that one names libraries and where they may lie, as offsets into a table of strings. A loader writes into
-//! all writable segments when it applies relocations, which it reads one after the other.
+//! From the System V ABI (gabi 4.1, chapters 4 and 5): the program headers name the interpreter and say where the
+//! dynamic section is; that one names libraries and where they may lie, as offsets into a table of strings. A loader
+//! writes into all writable segments when it applies relocations, which it reads one after the other.
 //!
 //! Only 64-bit little-endian files are understood, which is what images for amd64, arm64, riscv64 and ppc64le have; of
 //! others nothing is said. Total: any bytes are an answer, and each step wants a bounded number of them.
@@ -41,12 +41,12 @@ pub enum Step {
     /// Give these bytes of the file to [`Elf::step`]; fewer when the file has no more.
     Read(Range<u64>),
     /// That was all.
-    Done(Found),
+    Done(ElfFindings),
 }
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct ElfFindings {
     /// The interpreter, and the libraries.
     pub mentions: Vec<Mention>,
     /// Bytes of the file that a loader reads: relocations, and segments that it writes to. Within any file, or not.
@@ -57,7 +57,7 @@ pub struct Found {
 #[derive(Debug, Clone)]
 pub struct Elf {
     state: ElfState,
-    found: Found,
+    found: ElfFindings,
     loads: Vec<Load>,
 }
 
@@ -79,7 +79,7 @@ impl Elf {
     /// A machine, and what it wants first.
     #[must_use]
     pub fn new() -> (Self, Step) {
-        (Self { state: ElfState::Head, found: Found::default(), loads: Vec::new() }, Step::Read(0..HEAD_BYTES))
+        (Self { state: ElfState::Head, found: ElfFindings::default(), loads: Vec::new() }, Step::Read(0..HEAD_BYTES))
     }
 
     /// Takes the bytes that were asked for.
@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    fn walk(file: &[u8]) -> Found {
+    fn walk(file: &[u8]) -> ElfFindings {
         let (mut elf, mut step) = Elf::new();
         for _ in 0..8 {
             match step {

@@ -47,8 +47,8 @@ const FLIGHT_BYTES_BESIDE_READS: u64 = 256 << 10;
 const NEIGHBOURS: usize = 128;
 /// How often to look whether there is room on the line again.
 const LOOK: Duration = Duration::from_millis(2);
-/// Works that are queued, and that are remembered of files which were not read yet. A start-up of a thousand modules has
-/// some thousands; a layer whose files all name each other, as many as there is memory.
+/// Works that are queued, and that are remembered of files which were not read yet. A start-up of a thousand modules
+/// has some thousands; a layer whose files all name each other, as many as there is memory.
 const WORKS_MAX: usize = 1 << 15;
 
 /// How far to run ahead.
@@ -56,14 +56,14 @@ const WORKS_MAX: usize = 1 << 15;
 pub struct Reach {
     /// Compressed bytes that may be fetched here and not be read, beside as many as were fetched here and read.
     pub credit_bytes: u64,
-    /// A program that has read nothing new and waited for nothing for so long computes, or has ended: what it may read is
-    /// fetched when it goes on, and the processor is left to the next program.
+    /// A program that has read nothing new and waited for nothing for so long computes, or has ended: what it may read
+    /// is fetched when it goes on, and the processor is left to the next program.
     pub quiet: Duration,
 }
 
 impl Default for Reach {
-    /// Measured on starts of Python, numpy, scipy (docs/BENCHMARKS.md): a larger credit brings nothing, a smaller one is
-    /// slower where the line is.
+    /// Measured on starts of Python, numpy, scipy (docs/BENCHMARKS.md): a larger credit brings nothing, a smaller one
+    /// is slower where the line is.
     fn default() -> Self {
         Self { credit_bytes: 4 << 20, quiet: Duration::from_millis(100) }
     }

@@ -1,5 +1,5 @@
-//! What modules of an image may be called, as a filter: most short words of a file of Python are names of something else,
-//! and to look each up in all places where a module may lie is most of what following costs.
+//! What modules of an image may be called, as a filter: most short words of a file of Python are names of something
+//! else, and to look each up in all places where a module may lie is most of what following costs.
 //!
 //! One bit per name and hash, so false positives are possible; their lookup then finds nothing. A name that is there
 //! always passes. Eight bits for each name: of ten words that are none, nine are found out.

@@ -21,13 +21,13 @@ use crate::layer::incoming::{Incoming, Progress};
 use crate::layer::reader::{LayerReader, ReadError};
 use crate::layer::store::StoreError;
 
-/// zstd's effort. A pack is made once, by a build job, and fetched by every node while a program waits. Of 27.6 MB of shared
-/// libraries and Python files 15 makes 8.08 MB in 5.0 s, 19 makes 7.28 MB in 12.2 s, 22 makes 7.26 MB in 15.0 s; of 51.4 MB
-/// of pieces of such files 12.9 MB in 8.1 s, 11.4 MB in 20.5 s and 11.3 MB in 27.0 s. So 19 saves a tenth of what is fetched,
-/// and still unpacks at 1 GB/s, faster than it comes.
+/// zstd's effort. A pack is made once, by a build job, and fetched by every node while a program waits. Of 27.6 MB of
+/// shared libraries and Python files 15 makes 8.08 MB in 5.0 s, 19 makes 7.28 MB in 12.2 s, 22 makes 7.26 MB in 15.0 s;
+/// of 51.4 MB of pieces of such files 12.9 MB in 8.1 s, 11.4 MB in 20.5 s and 11.3 MB in 27.0 s. So 19 saves a tenth of
+/// what is fetched, and still unpacks at 1 GB/s, faster than it comes.
 const LEVEL: i32 = 19;
-/// Largest window of a pack, as a power of two: 16 MiB, twice that of the effort that packs are made with. Stops a stream from
-/// making us hold gigabytes.
+/// Largest window of a pack, as a power of two: 16 MiB, twice that of the effort that packs are made with. Stops a
+/// stream from making us hold gigabytes.
 const WINDOW_LOG_MAX: u32 = 24;
 /// Ranges that are read at a time while a pack is made: as many as a start-up has requests in progress, so that a
 /// registry far away does not make each range wait for the one before. They are held until their turn comes, at most 1
@@ -46,7 +46,7 @@ pub enum PackError {
     #[error("cannot write the pack: {0}")]
     Write(io::Error),
     /// It did not come, or is no zstd stream, or ends too early.
-    #[error("range {number} of {of}, of layer {layer} at {offset}, did not come: {cause}")]
+    #[error("range {number} of {of}, of layer {layer} at {offset}, could not be fetched: {cause}")]
     Stream { number: usize, of: usize, layer: Box<Digest>, offset: u64, cause: io::Error },
     /// The bytes are not those that the profile says.
     #[error("range {number} of {of}, of layer {layer} at {offset}, is not what the profile says")]
@@ -170,8 +170,8 @@ impl Unpacking {
         result
     }
 
-    /// Packed bytes are counted with the layers that they are of, up to what the decoder has read ahead; `counted` is how
-    /// many were.
+    /// Packed bytes are counted with the layers that they are of, up to what the decoder has read ahead; `counted` is
+    /// how many were.
     fn unpack_ranges(&self, arriving: Arriving, counted: &mut u64) -> Result<(), PackError> {
         let arriving = Counted { inner: arriving, progress: &self.progress };
         let mut decoder = zstd::stream::read::Decoder::new(arriving).map_err(PackError::Write)?;

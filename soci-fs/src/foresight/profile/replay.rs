@@ -5,11 +5,11 @@
 //! request comes first. With a pack: one request, see [`crate::foresight::profile::pack`]; when that ends early, spans
 //! take over.
 //!
-//! The budget is for what proves wrong: bytes that were fetched and are not read yet. A profile that is right may name more
-//! than that, and goes on as its bytes are read; one that is of something else ends there.
+//! The budget is for what proves wrong: bytes that were fetched and are not read yet. A profile that is right may name
+//! more than that, and goes on as its bytes are read; one that is of something else ends there.
 //!
-//! Invariants: never more compressed bytes are asked for than the budget and what of them was read; the first failure ends
-//! it, with one line in the log; it ends when its [`Replay`] is dropped.
+//! Invariants: never more compressed bytes are asked for than the budget and what of them was read; the first failure
+//! ends it, with one line in the log; it ends when its [`Replay`] is dropped.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -152,7 +152,7 @@ impl Replay {
                     match unpacking.run(source.open_blob(&pack)).await {
                         Ok(()) => return,
                         Err(error) => {
-                            tracing::warn!(profile = wanted.name, pack = %pack.digest, %error, "a start-up pack is given up; fetching spans");
+                            tracing::warn!(profile = wanted.name, pack = %pack.digest, %error, "a start-up pack failed; fetching spans instead");
                         }
                     }
                 }

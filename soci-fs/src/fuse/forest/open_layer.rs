@@ -6,8 +6,8 @@
 //! no data), and a layer has no business to give them.
 //!
 //! The state file, `/.soci-snapshotter/<layer digest>.json`, is found by name and never listed; where the layer has a
-//! directory of that name, the layer wins. Its size is fixed, filled up with spaces, because a size that changes between
-//! `stat` and `read` would cut the text.
+//! directory of that name, the layer wins. Its size is fixed, filled up with spaces, because a size that changes
+//! between `stat` and `read` would cut the text.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -216,7 +216,8 @@ impl OpenLayer {
         }
     }
 
-    /// A node, unless the layer is out of service: then nothing of it is shown but its state, and its root, which leads there.
+    /// A node, unless the layer is out of service: then nothing of it is shown but its state, and its root, which leads
+    /// there.
     fn shown(&self, id: NodeId) -> Result<&Node, FsError> {
         if id.node != NodeNumber::ROOT {
             self.reader.check_service()?;

@@ -6,7 +6,7 @@ use crate::tree::id_map;
 
 /// A name in a directory of a forest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen<'name> {
+pub struct DirectoryEntry<'name> {
     /// Where to go on listing behind this name.
     pub next: u64,
     pub name: &'name [u8],
@@ -88,11 +88,16 @@ impl Forest {
     }
 
     /// Shows the names in a directory from position `from` on, without `.` and `..`, to `visit` until it says `false`.
-    /// Positions come from [`Seen::next`]; the first is 0.
+    /// Positions come from [`DirectoryEntry::next`]; the first is 0.
     ///
     /// # Errors
     /// [`FsError::NotDirectory`] and others; [`FsError::Closed`] when [`Forest::open`] is needed first.
-    pub fn list(&self, directory: u64, from: u64, visit: &mut dyn FnMut(Seen<'_>) -> bool) -> Result<(), FsError> {
+    pub fn list(
+        &self,
+        directory: u64,
+        from: u64,
+        visit: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
         if directory == ROOT.pack() {
             self.list_slots(from, visit);
             return Ok(());
@@ -103,7 +108,7 @@ impl Forest {
         let skip = usize::try_from(from).unwrap_or(usize::MAX);
         for (position, child) in place.layer.tree().children(place.id.node, skip) {
             let attributes = place.attributes(child.node)?;
-            let seen = Seen { next: position as u64 + 1, name: child.name, attributes, generation };
+            let seen = DirectoryEntry { next: position as u64 + 1, name: child.name, attributes, generation };
             if !visit(seen) {
                 break;
             }
@@ -112,7 +117,7 @@ impl Forest {
     }
 
     /// A slot's position is its number, so it stays when others come and go.
-    fn list_slots(&self, from: u64, visit: &mut dyn FnMut(Seen<'_>) -> bool) {
+    fn list_slots(&self, from: u64, visit: &mut dyn FnMut(DirectoryEntry<'_>) -> bool) {
         let Ok(from) = u16::try_from(from) else {
             return;
         };
@@ -128,7 +133,12 @@ impl Forest {
             let attributes = known.unwrap_or_else(|| plain_directory(id.pack(), slots.changed, 2));
             let name = name::show(RootName { slot: *slot, id_map: 0 });
             let next = u64::from(*slot) + 1;
-            if !visit(Seen { next, name: name.as_bytes(), attributes, generation: generation(&held.digest, None) }) {
+            if !visit(DirectoryEntry {
+                next,
+                name: name.as_bytes(),
+                attributes,
+                generation: generation(&held.digest, None),
+            }) {
                 break;
             }
         }

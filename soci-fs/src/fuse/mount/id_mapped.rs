@@ -1,9 +1,9 @@
 //! Directories shown with other owners: mounts with an id mapping.
 //!
 //! A layer that containerd unpacked is an ordinary directory. For a container in a user namespace the kernel shows it
-//! with mapped owners (`mount_setattr`, Linux 5.12; overlayfs on top of that since 5.19). It takes the mapping from a user
-//! namespace, so one is made for the moment, by a process that does nothing else. The road not taken is to copy the tree
-//! and change the owner of every file, which loses hard links and the point of sharing.
+//! with mapped owners (`mount_setattr`, Linux 5.12; overlayfs on top of that since 5.19). It takes the mapping from a
+//! user namespace, so one is made for the moment, by a process that does nothing else. The road not taken is to copy
+//! the tree and change the owner of every file, which loses hard links and the point of sharing.
 //!
 //! Invariants: such a mount is read-only, so that nothing done to it can reach the original; the helper process ends
 //! before this returns.

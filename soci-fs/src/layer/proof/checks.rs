@@ -1,4 +1,4 @@
-//! What a tar goes through while it is proven: a hash with marks, and the tar reader beside the table.
+//! What a tar goes through while it is proven: a hash with marks, and the tar reader, compared with the table.
 
 use std::sync::Arc;
 
@@ -96,8 +96,8 @@ pub(super) fn same_entry(tar: &Entry, index: &Entry) -> bool {
         && tar.xattrs().eq(index.xattrs())
 }
 
-/// Whether an index says the time that the tar says, as far as a zTOC can: its text knows no years beyond 9999, and offsets
-/// of time zones in minutes only, so the zones of a hundred years ago lose up to a minute.
+/// Whether an index says the time that the tar says, as far as a zTOC can: its text knows no years beyond 9999, and
+/// offsets of time zones in minutes only, so the zones of a hundred years ago lose up to a minute.
 fn same_time(tar: Option<Timestamp>, index: Option<Timestamp>) -> bool {
     match (tar, index) {
         (_, None) => true,

@@ -119,7 +119,7 @@ impl LayerReader {
         lock(&self.shared.ahead).counts()
     }
 
-    /// Notes a read of `spans` of the file in the bytes `file`, and says what to fetch besides.
+    /// Records a read of `spans` of the file in the bytes `file`, and returns what to read ahead.
     pub(super) fn ahead_of(&self, spans: Range<SpanId>, file: &Range<u64>, is_miss: bool) -> Vec<Range<SpanId>> {
         let shared = &self.shared;
         if shared.planners.load(Ordering::Acquire) > 0 || self.incoming().is_some() {

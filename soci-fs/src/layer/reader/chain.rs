@@ -1,13 +1,13 @@
 //! Decoding without windows: from the nearest span whose history is here, one span after the other.
 //!
-//! The windows of a span index are in a blob of their own, which may go while a container runs: the index is deleted, its
-//! repository removed, its rights withdrawn. The table with the digest of every span is on this node all the same, so the
-//! layer's own blob is enough: decoded in order, the end of each span is the history of the next. The same way is taken for
-//! a span whose window turned out to be wrong. It costs up to the whole layer before the wanted span, once: what is decoded
-//! on the way is stored.
+//! The windows of a span index are in a blob of their own, which may go while a container runs: the index is deleted,
+//! its repository removed, its rights withdrawn. The table with the digest of every span is on this node all the same,
+//! so the layer's own blob is enough: decoded in order, the end of each span is the history of the next. The same way
+//! is taken for a span whose window turned out to be wrong. It costs up to the whole layer before the wanted span,
+//! once: what is decoded on the way is stored.
 //!
-//! Invariants: one chain per layer at a time, and a span that one brings ends the wait of all; every span is compared with
-//! its digest as any other is.
+//! Invariants: one chain per layer at a time, and a span that one brings ends the wait of all; every span is compared
+//! with its digest as any other is.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -57,8 +57,8 @@ impl Shared {
         (0..=span).rev().find(is_known).unwrap_or(0)
     }
 
-    /// Whether the span begins without history, by an index that may be believed: not once the layer is proven, for then the
-    /// index may be what is wrong.
+    /// Whether the span begins without history, by an index that may be believed: not once the layer is proven, for
+    /// then the index may be what is wrong.
     fn needs_no_history(&self, span: SpanId) -> bool {
         let is_placed = matches!(self.index.windows, IndexWindows::Placed(_));
         is_placed && self.index.window_place(span).is_none() && !self.store.is_proven()

@@ -70,7 +70,7 @@ pub enum Cause {
     #[error(transparent)]
     WindowBlob(#[from] WindowError),
     /// The window of a span is not at hand.
-    #[error("the window of span {span} is not at hand")]
+    #[error("the window of span {span} is not available")]
     NoWindow { span: SpanId },
     /// The answer did not come in time.
     #[error("no answer within {} s", limit.as_secs_f32())]
@@ -87,7 +87,7 @@ pub enum Cause {
     )]
     Window { span: SpanId },
     /// The windows of a span index cannot be obtained.
-    #[error("the windows of its index cannot be had: {0}")]
+    #[error("the windows of its index cannot be fetched: {0}")]
     Windows(Box<Self>),
     /// The layer cannot be proven for too long.
     #[error("the layer is suspended: {why}")]

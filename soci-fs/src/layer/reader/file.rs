@@ -31,8 +31,8 @@ impl LayerReader {
             }
             self.check(number, entry, &header)?;
         }
-        // What an earlier read has left is overwritten, unless there are holes: to clear it first would cost a quarter of
-        // what copying costs.
+        // What an earlier read has left is overwritten, unless there are holes: to clear it first would cost a quarter
+        // of what copying costs.
         buffer.resize(readable(entry, offset, length), 0);
         if entry.sparse().is_some() {
             buffer.fill(0);

@@ -107,7 +107,7 @@ impl Layer {
             let mut longest = Duration::ZERO;
             for (pending, cause) in failed {
                 if self.can_chain(&cause, attempts) {
-                    tracing::warn!(layer = %self.digest, span = pending.span, %cause, "decoding from the nearest span that is here instead");
+                    tracing::warn!(layer = %self.digest, span = pending.span, %cause, "decoding from the nearest span in the store instead");
                     alone.push(pending);
                     continue;
                 }
@@ -132,8 +132,8 @@ impl Layer {
         }
     }
 
-    /// Whether the bytes of a span are well, and only what it is decoded from is not. What was damaged on the way is worth one
-    /// more try.
+    /// Whether the bytes of a span are well, and only what it is decoded from is not. What was damaged on the way is
+    /// worth one more try.
     fn can_chain(&self, cause: &Cause, attempts: usize) -> bool {
         let is_gzip = self.index.compression == Compression::Gzip;
         let is_of_history = match cause {
@@ -356,8 +356,8 @@ pub(super) fn span_bytes(place: &Span) -> u64 {
 }
 
 /// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
-/// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer that
-/// was damaged on the way, which is fetched once more from each origin, and a refusal.
+/// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer
+/// that was damaged on the way, which is fetched once more from each origin, and a refusal.
 fn pause_before_next(cause: &Cause, attempts: usize, choices: usize) -> Option<Duration> {
     let is_refusal = matches!(cause, Cause::Source(error) if error.is_refusal());
     if is_refusal {
@@ -377,8 +377,8 @@ fn decode_span(index: &LayerIndex, span: SpanId, history: &Window, compressed: &
     Ok(output)
 }
 
-/// What is wrong with a span that cannot be decoded: its compressed bytes, if they are not the indexed ones, which is the
-/// mistake of the origin that delivered them; else what it is decoded from.
+/// What is wrong with a span that cannot be decoded: its compressed bytes, if they are not the indexed ones, which is
+/// the mistake of the origin that delivered them; else what it is decoded from.
 fn compressed_first(index: &LayerIndex, span: SpanId, compressed: &[u8], error: DecodeError) -> DecodeError {
     let expected = index.spans.span(span).and_then(|span| span.digest);
     let found = Digest::of(compressed);

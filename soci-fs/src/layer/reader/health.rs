@@ -1,5 +1,5 @@
-//! Whether a layer may be read: condemned for good, suspended until its proof comes, or in service; and what becomes of what
-//! the kernel has cached of it when it turns out to be wrong.
+//! Whether a layer may be read: condemned for good, suspended until its proof comes, or in service; and what becomes of
+//! what the kernel has cached of it when it turns out to be wrong.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -9,7 +9,8 @@
 //! read hardly more than the windows in use are fetched.
 //!
 //! Invariants: a window is used only with the digest that the index states; what is held here is bounded; no window is
-//! asked for while it is in flight; one that does not come is an error of its span, which the next try may mend.
+//! asked for while it is in flight; one that cannot be fetched is an error of its span, which the next attempt may
+//! resolve.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -160,13 +161,13 @@ impl Histories {
         self.source.as_ref()
     }
 
-    /// Whether the windows could not be obtained a moment ago.
+    /// Whether fetching the windows failed recently.
     pub(super) fn are_lost(&self) -> bool {
         lock(&self.lost_until).is_some_and(|until| Instant::now() < until)
     }
 
-    /// Waits for windows that a span needs whose own bytes have come. Those that are late are lost for a while, unless they
-    /// come after all.
+    /// Waits for windows that a span needs whose own bytes have come. Those that are late are lost for a while, unless
+    /// they come after all.
     pub(super) async fn arrival(&self, windows: Windows) -> Result<(), Cause> {
         timeout(PATIENCE, windows).await.unwrap_or_else(|_| {
             *lock(&self.lost_until) = Some(Instant::now() + LOST_FOR);

@@ -171,7 +171,7 @@ impl Shared {
                 }
                 return;
             }
-            tracing::warn!(layer = %self.digest, %cause, "a layer did not come whole; beginning again");
+            tracing::warn!(layer = %self.digest, %cause, "a layer's transfer was incomplete; retrying");
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -1,15 +1,16 @@
 //! A blob that can be obtained from several places: each image that uses a layer adds the one that it came from.
 //!
-//! A repository may be removed, its registry be down, a secret be revoked, a mirror deliver wrong bytes. None of that may
-//! touch an image that is elsewhere as well, so an origin that fails is passed over while another one delivers:
+//! A repository may be removed, its registry be down, a secret be revoked, a mirror deliver wrong bytes. None of that
+//! may touch an image that is elsewhere as well, so an origin that fails is passed over while another one delivers:
 //!
 //! * an error, a refusal or a missing blob turns to the next origin at once;
-//! * an origin that is silent gets company ([`hedge`]): the next one is asked beside it, and the first that answers wins;
+//! * a request to a silent origin is hedged ([`hedge`]): the next one is asked concurrently, and the first response
+//!   wins;
 //! * one that broke off, or whose bytes did not agree with the index ([`Source::blame`]), goes to the end of the line;
 //! * one that serves whole blobs only is asked when the others have failed, and for a while after them.
 //!
-//! An origin that failed rests, longer each time, and is asked all the same when nothing else is left: a failure of all is
-//! an error, never the lack of a try. Credentials belong to the origin that they came with, and never leave it.
+//! An origin that failed rests, longer each time, and is asked all the same when nothing else is left: a failure of all
+//! is an error, never the lack of a try. Credentials belong to the origin that they came with, and never leave it.
 
 use std::fmt;
 use std::ops::Range;
@@ -27,8 +28,8 @@ use crate::layer::source::{Chunks, Delivery, OriginId, Source, SourceError};
 const REST_FIRST: Duration = Duration::from_secs(5);
 /// No rest is longer.
 const REST_LONGEST: Duration = Duration::from_secs(300);
-/// Origins that are kept: the oldest that failed goes first. Stops a thousand images on one layer from making a list of a
-/// thousand places.
+/// Origins that are kept: the oldest that failed goes first. Stops a thousand images on one layer from making a list of
+/// a thousand places.
 const ORIGINS_MAX: usize = 64;
 
 /// How long an origin that serves whole blobs only is asked after the others.
@@ -149,7 +150,8 @@ impl Origins {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All origins in the order in which they are asked, those that serve parts and those that do not; those that rest last.
+    /// All origins in the order in which they are asked, those that serve parts and those that do not; those that rest
+    /// last.
     fn order(&self) -> (OriginList, OriginList) {
         let (state, now) = (self.state(), Instant::now());
         let mut all: Vec<&Origin> = state.origins.iter().collect();
@@ -190,8 +192,8 @@ impl Origins {
         }
     }
 
-    /// Asks one origin after the other, the next one when one fails or is silent: those that serve parts, then those that
-    /// serve the whole blob, then those that are to be found.
+    /// Asks one origin after the other, the next one when one fails or is silent: those that serve parts, then those
+    /// that serve the whole blob, then those that are to be found.
     async fn first(&self, range: Range<u64>) -> Result<Delivery, SourceError> {
         let (parts, whole) = self.order();
         let is_alone = parts.len() + whole.len() == 1;

@@ -1,8 +1,9 @@
 //! What was found to be a lie, on disk: claims and packs that are not believed again.
 //!
-//! `ROOT/condemned/ID.json` is a claim that failed its proof, `ROOT/condemned/pack-HEX.json` a pack that brought other bytes
-//! than the layer has; each says why and when. They outlive the data, restarts and the images that made them: only something
-//! new (another index, another pack, another diff_id) is worth another try. The oldest go when there are too many.
+//! `ROOT/condemned/ID.json` is a claim that failed its proof, `ROOT/condemned/pack-HEX.json` a pack that brought other
+//! bytes than the layer has; each says why and when. They outlive the data, restarts and the images that made them:
+//! only something new (another index, another pack, another diff_id) is worth another try. The oldest go when there are
+//! too many.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
 //! Keeps the store within a number of bytes: what was not used for longest goes first.
 //!
-//! The bytes of layers that are not open go first and whole, oldest first; their records and tables stay, so that they can
-//! be opened again. Of open layers single spans go, by the store's clock of uses. If that is not enough, layers that are not
-//! open go altogether. Space is counted as the file system counts it, so holes and partial blocks need no bookkeeping.
+//! The bytes of layers that are not open go first and whole, oldest first; their records and tables stay, so that they
+//! can be opened again. Of open layers single spans go, by the store's clock of uses. If that is not enough, layers
+//! that are not open go altogether. Space is counted as the file system counts it, so holes and partial blocks need no
+//! bookkeeping.
 
 use std::fs::Metadata;
 use std::io;
@@ -90,7 +91,8 @@ impl Store {
     }
 
     /// Keeps the layers within `quota` bytes for as long as it is polled: looks after every interval in which something
-    /// was written, on the blocking pool. Between two looks the store may grow beyond the quota by what the line brings.
+    /// was written, on the blocking pool. Between two looks the store may grow beyond the quota by what the line
+    /// brings.
     pub async fn keep_within(self: Arc<Self>, quota: u64, interval: Duration) {
         let mut seen = None;
         loop {

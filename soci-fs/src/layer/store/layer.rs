@@ -38,7 +38,7 @@ pub struct LayerStore {
     present: File,
     pub(super) header: Header,
     /// Set once the claim is proven.
-    pub(super) proof: OnceLock<proven::Opened>,
+    pub(super) proof: OnceLock<proven::OpenProof>,
     pinned: AtomicBool,
     /// Where each span ends in the uncompressed layer; it begins where the one before ends.
     ends: Box<[u64]>,
@@ -163,7 +163,8 @@ impl LayerStore {
 
     /// Fills `buffer` with the bytes of the uncompressed layer from `offset` on, which lie inside it.
     ///
-    /// Never waits for anything but the local disk. A span whose checksum turns out wrong counts as absent from then on.
+    /// Never waits for anything but the local disk. A span whose checksum turns out wrong counts as absent from then
+    /// on.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -180,8 +181,8 @@ impl LayerStore {
         }
     }
 
-    /// Stores a span's bytes, which were checked against the index. Says whether pages of it that a pack has brought were
-    /// the same.
+    /// Stores a span's bytes, which were checked against the index. Says whether pages of it that a pack has brought
+    /// were the same.
     ///
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Length`], [`StoreError::Unproven`].
@@ -307,7 +308,8 @@ impl LayerStore {
         place.end - place.start
     }
 
-    /// The first span of the range that is not there. Compares the checksums of those that were written in another boot.
+    /// The first span of the range that is not there. Compares the checksums of those that were written in another
+    /// boot.
     fn first_absent(&self, range: Range<u64>) -> Result<Option<SpanId>, StoreError> {
         if range.is_empty() {
             return Ok(None);

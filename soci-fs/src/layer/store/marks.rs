@@ -1,9 +1,9 @@
 //! SHA-256 with marks: the state of the hash at chosen offsets, by which any piece between two of them can be checked
 //! later on its own.
 //!
-//! A proof hashes a whole layer anyway. The chaining value of SHA-256 behind a span stands for everything up to there, so
-//! hashing the span's bytes from the chaining value before it must end at the one behind it: to make other bytes do that
-//! is to find a collision of the compression function. That costs nothing while proving, and 96 bytes a span.
+//! A proof hashes a whole layer anyway. The chaining value of SHA-256 behind a span stands for everything up to there,
+//! so hashing the span's bytes from the chaining value before it must end at the one behind it: to make other bytes do
+//! that is to find a collision of the compression function. That costs nothing while proving, and 96 bytes a span.
 //!
 //! A mark within a block of 64 bytes is of the block's beginning, with the bytes in between.
 

@@ -1,15 +1,16 @@
 //! Pages of spans that are there before their spans are.
 //!
-//! A start-up pack brings the pages that a program will touch, not whole spans. They are written where they belong in the
-//! layer's file at once, and a bit for each page in memory says so; a read whose pages all have their bit is answered. A
-//! span stays absent however many of its pages are there: a pack is believed only until the span itself comes, with which
-//! its pages are compared.
+//! A start-up pack brings the pages that a program will touch, not whole spans. They are written where they belong in
+//! the layer's file at once, and a bit for each page in memory says so; a read whose pages all have their bit is
+//! answered. A span stays absent however many of its pages are there: a pack is believed only until the span itself
+//! comes, with which its pages are compared.
 //!
-//! The bits are in memory only. But a span of which a pack has brought every page is recorded in the file `packed`, which has
-//! the form of `present`, so that another mount of the same claim need not fetch the pack again; other pages are forgotten
-//! by a restart, which costs bytes and no trust. A page that two spans share has a bit in each, for the part that lies in it. Invariants: bytes of a present span are never
-//! written here, nor any of a proven layer; a span that is evicted, distrusted or written as a whole has no bits left; no
-//! lock is held over anything but local file calls.
+//! The bits are in memory only. But a span of which a pack has brought every page is recorded in the file `packed`,
+//! which has the form of `present`, so that another mount of the same claim need not fetch the pack again; other pages
+//! are forgotten by a restart, which costs bytes and no trust. A page that two spans share has a bit in each, for the
+//! part that lies in it. Invariants: bytes of a present span are never written here, nor any of a proven layer; a span
+//! that is evicted, distrusted or written as a whole has no bits left; no lock is held over anything but local file
+//! calls.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -209,7 +210,8 @@ impl LayerStore {
         written.map_err(self.failed("write", PACKED))
     }
 
-    /// Finds the spans that a pack had filled before: those of this boot, and of another one those that the disk has kept.
+    /// Finds the spans that a pack had filled before: those of this boot, and of another one those that the disk has
+    /// kept.
     pub(super) fn restore_packed(&self) -> Result<(), StoreError> {
         let Some(packed) = self.packed.as_ref().filter(|_| !self.is_proven()) else { return Ok(()) };
         let recorded = load(packed, &self.header).map_err(self.failed("read", PACKED))?;

@@ -1,13 +1,14 @@
 //! Proofs: which claims were proven here, and how their bytes are checked when they are fetched again.
 //!
-//! A proof is of the claim whose directory it is in: the stored tar, all of it, has the claim's diff_id, and the entries
-//! of its table are those of the tar ([`crate::layer::proof`]). From then on the layer is found by its diff_id alone, whichever
-//! image and layer digest ask for it, and is never again trusted as far as its index goes: a span that was evicted and
-//! comes again is compared with what was proven.
+//! A proof is of the claim whose directory it is in: the stored tar, all of it, has the claim's diff_id, and the
+//! entries of its table are those of the tar ([`crate::layer::proof`]). From then on the layer is found by its diff_id
+//! alone, whichever image and layer digest ask for it, and is never again trusted as far as its index goes: a span that
+//! was evicted and comes again is compared with what was proven.
 //!
-//! The file `proof`, little-endian but for the marks: `SOCIprof`, version 1 (4 bytes), number of spans (4), kind (4: 0 none,
-//! 1 marks), zero (4), then 96 bytes for each span's end, see [`crate::layer::store::marks`]. Kind 0 is for layers whose table was made here
-//! from the whole blob: what decodes by it can only be the same. A file that is anything else means that nothing is proven.
+//! The file `proof`, little-endian but for the marks: `SOCIprof`, version 1 (4 bytes), number of spans (4), kind (4: 0
+//! none, 1 marks), zero (4), then 96 bytes for each span's end, see [`crate::layer::store::marks`]. Kind 0 is for
+//! layers whose table was made here from the whole blob: what decodes by it can only be the same. A file that is
+//! anything else means that nothing is proven.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -108,16 +109,16 @@ pub(super) fn has_proof(directory: &Path) -> bool {
 
 /// A layer's proof, opened.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenProof {
     file: File,
     has_marks: bool,
 }
 
 /// The proof of a layer of so many spans; `None` when it has none, or one that is damaged.
-pub(super) fn open(directory: &Path, spans: u32) -> Option<Opened> {
+pub(super) fn open(directory: &Path, spans: u32) -> Option<OpenProof> {
     let file = File::open(directory.join(FILE)).ok()?;
     let has_marks = examine(&file, spans)?;
-    Some(Opened { file, has_marks })
+    Some(OpenProof { file, has_marks })
 }
 
 impl LayerStore {
@@ -143,7 +144,7 @@ impl LayerStore {
         let file = write().map_err(io_error("write", &path))?;
         let has_marks = matches!(proof, Proof::Marks(_));
         // A second proof of the same claim finds the same.
-        let _ = self.proof.set(Opened { file, has_marks });
+        let _ = self.proof.set(OpenProof { file, has_marks });
         self.common.proven.add(*self.claim());
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! What a layer's directory says of itself: its claim, and the table that the layer is read by.
 //!
-//! `record.json` names the claim, `table` holds the TOC or zTOC byte for byte. So a layer can be opened again by what is in its
-//! own directory, whatever becomes of the place the index came from, and goes away as a whole. A table is handed out only if
-//! its digest is the recorded one.
+//! `record.json` names the claim, `table` holds the TOC or zTOC byte for byte. So a layer can be opened again by what
+//! is in its own directory, whatever becomes of the place the index came from, and goes away as a whole. A table is
+//! handed out only if its digest is the recorded one.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,8 @@ pub struct Record {
     pub claim: Claim,
     /// Size of the blob.
     pub layer_bytes: u64,
-    /// The TOC or zTOC: the claim's, or one that was made here of a layer that was read whole. None when it is not kept.
+    /// The TOC or zTOC: the claim's, or one that was made here of a layer that was read whole. None when it is not
+    /// kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_kept: Option<Descriptor>,
     /// The layer came from another place than the image's, so that what is lost of it cannot be fetched again.

@@ -10,7 +10,8 @@ const USUAL_LOG: u32 = 23;
 /// The largest window that is taken.
 const LARGEST_LOG: u32 = 27;
 
-/// The largest window, as a power of two, that a layer beginning with these bytes may have: the usual one, or the largest.
+/// The largest window, as a power of two, that a layer beginning with these bytes may have: the usual one, or the
+/// largest.
 pub(super) fn window_log(first: &[u8]) -> u32 {
     if window(first).is_some_and(|bytes| bytes <= 1 << USUAL_LOG) { USUAL_LOG } else { LARGEST_LOG }
 }

@@ -1,9 +1,9 @@
 //! The content of a node's containerd, in whichever of its namespaces.
 //!
-//! The daemon looks for indexes and their parts here if its operator says that they are kept in containerd. The question
-//! may come while containerd waits for our answer to `Prepare`. It holds no transaction then, and what is asked takes one
-//! for reading that ends with the answer; nothing is written. A containerd that is silent costs two seconds, once in
-//! half a minute, and counts as one that has nothing.
+//! The daemon looks for indexes and their parts here if its operator says that they are kept in containerd. The
+//! question may come while containerd waits for our answer to `Prepare`. It holds no transaction then, and what is
+//! asked takes one for reading that ends with the answer; nothing is written. A containerd that is silent costs two
+//! seconds, once in half a minute, and counts as one that has nothing.
 
 use std::ops::Range;
 use std::path::PathBuf;

@@ -4,8 +4,8 @@
 //! and passes the image to a snapshotter only where containerd's configuration says so. Everything is translated here,
 //! and the meaning of an answer is a value: that something exists already is no error.
 //!
-//! Invariants: every call names the namespace, and the lease that keeps what is made from being collected; no message is
-//! longer than containerd takes.
+//! Invariants: every call names the namespace, and the lease that keeps what is made from being collected; no message
+//! is longer than containerd takes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -50,7 +50,8 @@ impl Auths {
         Self(known.collect())
     }
 
-    /// The credentials for `repository` on `registry`, and the patterns by which they were found, the longest one first.
+    /// The credentials for `repository` on `registry`, and the patterns by which they were found, the longest one
+    /// first.
     #[must_use]
     pub fn find(&self, registry: &str, repository: &str) -> Vec<&(Pattern, Credentials)> {
         let mut matching: Vec<_> = self.0.iter().filter(|(pattern, _)| pattern.matches(registry, repository)).collect();

@@ -7,8 +7,8 @@
 //! An image does not say which namespace's pod asks for it, so all secrets that match are candidates, and the registry
 //! decides: a secret that it refuses leads to the next.
 //!
-//! Invariants: of a secret only `auths` is read; what cannot be read is named by namespace and name, never quoted; while
-//! the cluster cannot be reached, what was known stays known.
+//! Invariants: of a secret only `auths` is read; what cannot be read is named by namespace and name, never quoted;
+//! while the cluster cannot be reached, what was known stays known.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Which images a credential is for: the patterns of Kubernetes, and the older keys of docker's configuration.
 //!
-//! `registry.example`, `*.registry.example:8080/team`, `https://index.docker.io/v1/`. A host's parts may hold `*` and `?`,
-//! each matching within one part; the port must be the same; the path is a prefix. Source of the rules: the kubelet's
-//! documentation of `matchImages`, and its own reading of docker's keys (a scheme and a trailing `/v1/` or `/v2/` say
-//! nothing). Pure.
+//! `registry.example`, `*.registry.example:8080/team`, `https://index.docker.io/v1/`. A host's parts may hold `*` and
+//! `?`, each matching within one part; the port must be the same; the path is a prefix. Source of the rules: the
+//! kubelet's documentation of `matchImages`, and its own reading of docker's keys (a scheme and a trailing `/v1/` or
+//! `/v2/` say nothing). Pure.
 
 use crate::layer::glob::is_like;
 

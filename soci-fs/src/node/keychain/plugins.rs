@@ -6,8 +6,8 @@
 //! `credentialprovider.kubelet.k8s.io`). All plugins whose `matchImages` match are asked; what they know is tried in
 //! the order of the file.
 //!
-//! The file is read at every look, so a change needs no restart. What a plugin said is not kept here: the registry client
-//! keeps it for as long as the answer says, and asks again after a refusal.
+//! The file is read at every look, so a change needs no restart. What a plugin said is not kept here: the registry
+//! client keeps it for as long as the answer says, and asks again after a refusal.
 //!
 //! Invariants: only programs of that directory are run, and a name cannot lead out of it; an answer is bounded in size
 //! and time; neither the answer nor what the program says on standard error is ever shown.
@@ -32,7 +32,7 @@ use crate::node::keychain::pattern::Pattern;
 /// How long a plugin may take, as long as the kubelet lets it.
 const TIME_MAX: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
-/// How long credentials are used that should not be kept at all: a plugin for each request would be too dear.
+/// How long credentials are used that should not be kept at all: a plugin run per request would be too expensive.
 const LIFE_MIN: Duration = Duration::from_secs(10);
 
 /// The plugins of a node.

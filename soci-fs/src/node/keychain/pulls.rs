@@ -7,11 +7,11 @@
 //! own candidates, and no others. Several are kept for an image: what was good last is tried first.
 //!
 //! They are kept for as long as the image is there. They are also needed by the process that comes after this one, so
-//! every change is written to a file that the supervisor holds: one without a name, in memory, so that no disk ever sees a
-//! password.
+//! every change is written to a file that the supervisor holds: one without a name, in memory, so that no disk ever
+//! sees a password.
 //!
-//! Invariants: nothing takes the place of what was good but what was good later; credentials meant for another server than
-//! the image's are not used; a file that cannot be read costs what it held, and nothing else.
+//! Invariants: nothing takes the place of what was good but what was good later; credentials meant for another server
+//! than the image's are not used; a file that cannot be read costs what it held, and nothing else.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! Figures under the names of AWS's snapshotter, beyond those that `metrics.rs` has: docs/METRICS.md says of each what it
-//! means here.
+//! Figures under the names of AWS's snapshotter, beyond those that `metrics.rs` has: docs/METRICS.md says of each what
+//! it means here.
 
 use std::fmt::Write as _;
 use std::sync::PoisonError;

@@ -1,9 +1,10 @@
 //! Start-ups of the images whose layers a node provides: fetched ahead by a profile, and remembered.
 //!
-//! When the layers of an image have been asked for, its profile is looked for while they are opened; when they are open,
-//! what it names is fetched, and for a minute and a half the layers' readers are listened to, which is what the node
-//! remembers of the image. Where there is no profile, what the files that are read name is fetched for as long. A layer
-//! that images share is listened to for all of them, so a profile may name more than its image reads: that costs bytes.
+//! When the layers of an image have been asked for, its profile is looked for while they are opened; when they are
+//! open, what it names is fetched, and for a minute and a half the layers' readers are listened to, which is what the
+//! node remembers of the image. Where there is no profile, what the files that are read name is fetched for as long. A
+//! layer that images share is listened to for all of them, so a profile may name more than its image reads: that costs
+//! bytes.
 //!
 //! Invariants: one such start per image at a time; nothing that goes wrong here keeps a layer from being provided.
 
@@ -52,7 +53,7 @@ pub struct ProfileOptions {
 
 /// Start-ups are not noted here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the snapshotter does not note starts: set `record = true` in [profile]")]
+#[error("the snapshotter does not record starts: set `record = true` in [profile]")]
 pub struct NotNoted;
 
 /// The images whose start-up is in progress, each with what is noted of it.

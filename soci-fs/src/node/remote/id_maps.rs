@@ -1,8 +1,8 @@
 //! Which mapping of owners has which number, kept across restarts.
 //!
 //! The number is part of inode numbers and of lower directories of running containers, as a slot's is, so it must mean
-//! the same to the next process, and before that serves. The table is one small file, written beside and renamed; it
-//! holds as many mappings as there are pods with a user namespace on a node, at most 255.
+//! the same to the next process, and before that serves. The table is one small file, replaced atomically by a rename;
+//! it holds as many mappings as there are pods with a user namespace on a node, at most 255.
 //!
 //! Invariants: a mapping is on disk before its number is returned; equal mappings share one; the number given next is
 //! the one that has been free for longest.

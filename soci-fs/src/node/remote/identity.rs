@@ -89,8 +89,8 @@ impl RemoteLayers {
         is_whole
     }
 
-    /// Makes an image an origin of the slot that it was given, and of all others that it shares: containerd asks only for
-    /// layers that it does not have yet.
+    /// Makes an image an origin of the slot that it was given, and of all others that it shares: containerd asks only
+    /// for layers that it does not have yet.
     pub(super) async fn join_all(&self, key: &ImageKey, image: &ImageOpener, given: u16, layer: &Digest) {
         let layers = image.image().manifest.layers.iter().zip(&image.image().config.diff_ids);
         for (other, diff_id) in layers {

@@ -1,11 +1,11 @@
 //! Where else an image was pulled from, by containerd's word.
 //!
-//! containerd does not ask for a layer whose chain id it has, so an image that is pulled from a second repository may use
-//! our snapshots without a word to us. But it notes on the manifest every repository that it was pulled from. When no known
-//! origin of a layer delivers, that is looked up; what is found becomes an origin of the slot like any other.
+//! containerd does not ask for a layer whose chain id it has, so an image that is pulled from a second repository may
+//! use our snapshots without a word to us. But it notes on the manifest every repository that it was pulled from. When
+//! no known origin of a layer delivers, that is looked up; what is found becomes an origin of the slot like any other.
 //!
-//! A read of a container's waits for containerd here, which answers from its own store and reads nothing of ours. It is asked
-//! when a read would otherwise fail, for a few seconds at most, and not again soon.
+//! A read of a container's waits for containerd here, which answers from its own store and reads nothing of ours. It is
+//! asked when a read would otherwise fail, for a few seconds at most, and not again soon.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -58,7 +58,8 @@ impl Reopener {
         Err(last)
     }
 
-    /// Opens the layer as one of its images would anew. It must be what the slot has shown: the same diff_id of the same blob.
+    /// Opens the layer as one of its images would anew. It must be what the slot has shown: the same diff_id of the
+    /// same blob.
     async fn look_up(&self, origin: LayerOrigin, claim: &Claim) -> Result<LayerReader, RemoteError> {
         let no_image = || RemoteError::NoImage { image: origin.image.to_string() };
         let image = origin.image.resolve(&PlatformSelection::Host).await?.pop().ok_or_else(no_image)?;

@@ -1,9 +1,10 @@
 //! Which claim of a layer is in which slot, and which images use it, kept across restarts and reboots.
 //!
 //! A slot's number is part of every inode number that the kernel has seen, and of the lower directories of running
-//! containers, so it must mean the same layer to the next process. One small file per slot, written beside and renamed:
-//! a database would bring nothing but a second writer's lock. With the claim's directory in the layer store a record
-//! holds what it takes to open the layer again without a registry, and every place that its bytes can be obtained from.
+//! containers, so it must mean the same layer to the next process. One small file per slot, replaced atomically by a
+//! rename: a database would bring nothing but a second writer's lock. With the claim's directory in the layer store a
+//! record holds what it takes to open the layer again without a registry, and every place that its bytes can be
+//! obtained from.
 //!
 //! Invariants: a slot is on disk before its number is returned; a number is not given again while others are free, so
 //! that what still points at an old layer fails instead of finding a new one; a record that cannot be read costs its
@@ -25,7 +26,8 @@ use crate::layer::store::Claim;
 /// Slots are 1 to this.
 const SLOT_MAX: u16 = u16::MAX - 1;
 
-/// Images that are remembered of one slot. Stops a thousand images on one layer from making a record of a thousand lines.
+/// Images that are remembered of one slot. Stops a thousand images on one layer from making a record of a thousand
+/// lines.
 const ORIGINS_MAX: usize = 64;
 
 /// What is known of the layer in a slot.
@@ -236,7 +238,7 @@ impl Slots {
         };
         record.origins.retain(|known| (&known.image, known.layer.digest) != (&origin.image, origin.layer.digest));
         if record.origins.len() >= ORIGINS_MAX {
-            // The first one is what people see.
+            // The first one is the one that is displayed.
             record.origins.remove(1);
         }
         record.origins.push(origin);
@@ -262,8 +264,8 @@ impl Slots {
         Ok(record)
     }
 
-    /// Takes the record out of the table, where nothing finds it from now on, and says what it was. It touches no file, so
-    /// that locks may be held; [`Self::erase`] has to follow.
+    /// Takes the record out of the table, where nothing finds it from now on, and says what it was. It touches no file,
+    /// so that locks may be held; [`Self::erase`] has to follow.
     pub fn withdraw(&self, slot: u16) -> Option<SlotRecord> {
         let mut table = self.lock();
         table.leaving.insert(slot);

@@ -38,8 +38,8 @@ impl RemoteLayers {
         });
     }
 
-    /// Does [`RemoteLayers::sweep`], [`RemoteLayers::end_idle`] and [`RemoteLayers::sweep_indexes`] from time to time, for as
-    /// long as it is polled.
+    /// Does [`RemoteLayers::sweep`], [`RemoteLayers::end_idle`] and [`RemoteLayers::sweep_indexes`] from time to time,
+    /// for as long as it is polled.
     pub async fn keep_swept(&self) {
         loop {
             tokio::time::sleep(IDLE_LIFE / 2).await;
@@ -47,13 +47,14 @@ impl RemoteLayers {
             // It removes files, and waits for records that are being written.
             let layers = self.clone();
             if tokio::task::spawn_blocking(move || layers.sweep(UNCLAIMED_LIFE)).await.is_err() {
-                tracing::error!("slots that were not asked for could not be swept");
+                tracing::error!("unused slots could not be reclaimed");
             }
             self.sweep_indexes().await;
         }
     }
 
-    /// Removes from the local index store what was fetched for images that no slot is of any more, and what is too much.
+    /// Removes from the local index store what was fetched for images that no slot is of any more, and what is too
+    /// much.
     pub async fn sweep_indexes(&self) {
         let RemoteOptions { open, index_quota, .. } = &self.0.options;
         let (Some(directory), quota) = (open.index_store.clone(), *index_quota) else { return };
@@ -67,8 +68,8 @@ impl RemoteLayers {
         });
         match swept.await {
             Ok(Ok(Swept { indexes: 0, .. })) | Err(_) => {}
-            Ok(Ok(swept)) => tracing::info!(?swept, "indexes of images that are gone are removed"),
-            Ok(Err(error)) => tracing::warn!(%error, "the local index store is not swept"),
+            Ok(Ok(swept)) => tracing::info!(?swept, "indexes of removed images were deleted"),
+            Ok(Err(error)) => tracing::warn!(%error, "the local index store could not be cleaned"),
         }
     }
 

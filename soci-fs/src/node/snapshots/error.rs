@@ -18,7 +18,7 @@ pub enum SnapshotError {
     /// There is no such snapshot.
     #[error("no snapshot {key:?}")]
     NotFound { key: String },
-    /// Only committed snapshots can be stood on.
+    /// Only committed snapshots can be parents.
     #[error("{parent:?} cannot be the parent of {key:?}: it is not committed")]
     ParentNotCommitted { key: String, parent: String },
     /// A commit names another parent than the snapshot has.

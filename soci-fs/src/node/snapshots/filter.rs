@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Without an operator a selector asks whether the field is there. `~=` takes a regular expression, whose quotes may
-//! also be `/` or `|`. A field that snapshots do not have is absent, not an error: containerd asks all its stores in one
-//! language. An expression that cannot be compiled is an error here, not a test that silently fails.
+//! also be `/` or `|`. A field that snapshots do not have is absent, not an error: containerd asks all its stores in
+//! one language. An expression that cannot be compiled is an error here, not a test that silently fails.
 
 use std::str::Chars;
 

@@ -1,11 +1,12 @@
 //! The handshake that makes containerd skip the download of a layer, and the release of layers.
 //!
 //! containerd prepares a snapshot to unpack into and names the one that it wants to end up with. If the provider shows
-//! that layer, the wanted snapshot is committed under its bare name and the answer is that it exists already; containerd
-//! then looks it up by label *and parent* and skips the download. The bare name is shared by all namespaces, but parents
-//! are not: where the name is taken by a snapshot on another parent, a second name is used, that of the pair.
+//! that layer, the wanted snapshot is committed under its bare name and the answer is that it exists already;
+//! containerd then looks it up by label *and parent* and skips the download. The bare name is shared by all namespaces,
+//! but parents are not: where the name is taken by a snapshot on another parent, a second name is used, that of the
+//! pair.
 //!
-//! A layer may be promised to one call while another removes the last snapshot that stood on it. So layers are released
+//! A layer may be promised to one call while another removes the last snapshot that used it. So layers are released
 //! only while no `provide` call is in flight, and only after another look at the database; a concurrent call waits, on
 //! a thread that may block. No lock is held while that goes on.
 
@@ -266,7 +267,7 @@ impl<'s> Returning<'s> {
 
 impl Drop for Returning<'_> {
     fn drop(&mut self) {
-        // By a panic: the calls that wait must not wait for ever.
+        // After a panic: the waiting calls must not block indefinitely.
         if !self.is_over {
             let snapshots = self.snapshots;
             self.end(&mut snapshots.releases());

@@ -39,8 +39,8 @@ impl SnapshotOptions {
     }
 }
 
-/// Finds out whether overlay can be mounted below `root`. Without the right to mount anything that stays open, and is no
-/// error: it is containerd that mounts snapshots.
+/// Finds out whether overlay can be mounted below `root`. Without the right to mount anything that stays open, and is
+/// no error: it is containerd that mounts snapshots.
 ///
 /// # Errors
 /// [`SnapshotError::NoOverlay`]; [`SnapshotError::Root`] and [`SnapshotError::Io`] if it could not even be tried.

@@ -72,7 +72,7 @@ fn relay(kept: &Kept, options: &SupervisorOptions) -> Result<Option<Relay>, Supe
     if kept.negotiated.can_resend() && !options.device.always_relay {
         return Ok(None);
     }
-    tracing::info!("requests pass through the supervisor: this kernel cannot send them again (Linux 6.9 can)");
+    tracing::info!("requests pass through the supervisor: this kernel cannot resend them (Linux 6.9 can)");
     let failed = |cause| SupervisorError::System { what: "pass requests on", cause };
     Relay::start(&kept.device).map(Some).map_err(failed)
 }

@@ -38,7 +38,8 @@ pub struct Inherited {
     pub kept: Kept,
     /// Where clients connect. It is in non-blocking mode.
     pub listener: UnixListener,
-    /// A file in memory, with what an earlier worker left there. It outlives this process, not the supervisor's last end.
+    /// A file in memory, with what an earlier worker left there. It outlives this process, not the supervisor's last
+    /// end.
     pub memory: Option<File>,
     /// For the word that all is well.
     pub supervisor: Supervisor,
@@ -52,8 +53,8 @@ pub struct Supervisor {
 
 impl Inherited {
     /// Says that this process runs and waits for the descriptors: as long as a worker before is still there, but not
-    /// longer. What only one process may have (locks, databases) must be opened after this, and what can fail because the
-    /// configuration is bad before. From here on this process ends with the supervisor.
+    /// longer. What only one process may have (locks, databases) must be opened after this, and what can fail because
+    /// the configuration is bad before. From here on this process ends with the supervisor.
     ///
     /// # Errors
     /// [`InheritError`].

@@ -207,7 +207,8 @@ fn goes_before(one: &Candidate, other: &Candidate) -> bool {
 }
 
 proptest! {
-    /// Whatever there is and in whatever order it comes: one of them is taken, always the same, and none goes before it.
+    /// Whatever there is and in whatever order it comes: one of them is taken, always the same, and none goes before
+    /// it.
     #[test]
     fn any_set_has_one_choice((all, shuffled) in candidates().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))) {
         let (choice, again) = (choose(all.clone(), None), choose(shuffled, None));

@@ -12,7 +12,7 @@ use crate::format::index::{Compression, LayerIndex, Windows};
 use crate::format::limits::Limits;
 use crate::format::span::{Span, SpanTable};
 
-/// Bytes of memory that a shared text takes beside itself.
+/// Bytes of memory overhead of a shared text.
 const SHORT_MEMORY: usize = 48;
 
 /// A compressed window is never much longer than the window: what is longer was made to take memory.

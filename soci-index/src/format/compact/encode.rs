@@ -18,7 +18,8 @@ pub struct Encoded {
     pub windows: Vec<u8>,
 }
 
-/// How hard to compress what is made once and read often. Level 19 gains a twentieth, in ten times the time and with tens of MiB.
+/// How hard to compress what is made once and read often. Level 19 gains a twentieth, in ten times the time and with
+/// tens of MiB.
 const LEVEL: i32 = 12;
 
 /// Why an index cannot be written in this form.

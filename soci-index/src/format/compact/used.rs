@@ -1,9 +1,9 @@
 //! Which bytes of a window are referred to.
 //!
-//! A deflate stream may refer to any of the 32,768 bytes before a checkpoint, and usually refers to a tenth of them, all
-//! within the next 32,768 bytes of output: later on nothing reaches back that far. So that much of the stream is read
-//! once more, symbols only, without making output. The stream has been inflated before by a real decoder; whatever looks
-//! wrong here only means that all bytes count as used.
+//! A deflate stream may refer to any of the 32,768 bytes before a checkpoint, and usually refers to a tenth of them,
+//! all within the next 32,768 bytes of output: later on nothing reaches back that far. So that much of the stream is
+//! read once more, symbols only, without making output. The stream has been inflated before by a real decoder; whatever
+//! looks wrong here only means that all bytes count as used.
 
 use crate::format::checkpoint::WINDOW_BYTES;
 
@@ -11,8 +11,8 @@ use crate::format::checkpoint::WINDOW_BYTES;
 pub type Mask = Box<[bool; WINDOW_BYTES]>;
 
 /// Marks the bytes of the window before a checkpoint that what follows refers to. `compressed` begins with the first
-/// byte of the span; `bits` of its top bits belong to the span, 0 for all eight. `None` when the stream cannot be followed
-/// far enough, so that all bytes may be used.
+/// byte of the span; `bits` of its top bits belong to the span, 0 for all eight. `None` when the stream cannot be
+/// followed far enough, so that all bytes may be used.
 #[must_use]
 pub fn used(compressed: &[u8], bits: u8) -> Option<Mask> {
     let mut walk = Walk { input: Bits::new(compressed, bits), output: 0, mask: Box::new([false; WINDOW_BYTES]) };

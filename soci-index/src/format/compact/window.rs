@@ -5,8 +5,8 @@ use crate::format::class::{Class, Classified};
 use crate::format::compact::{EncodeError, WINDOWS_MAGIC};
 use crate::format::digest::Digest;
 
-/// How hard windows are compressed. Level 6 gains a thirtieth in twice the time, 19 a tenth in ninety times, for each of thousands
-/// of windows that are made while a layer is read.
+/// How hard windows are compressed. Level 6 gains a thirtieth in twice the time, 19 a tenth in ninety times, for each
+/// of thousands of windows that are made while a layer is read.
 const LEVEL: i32 = 3;
 
 /// A windows blob that is being written.

@@ -6,7 +6,8 @@
 //! digest. Without a name and without a default, none is used: an untrusted profile among an image's referrers costs
 //! bytes only if it is marked as the default.
 //!
-//! The last blob is the icon ([`crate::format::icon`]). The manifest vouches for the profile blob by digest, and the profile for each range of its pack by SHA-256.
+//! The last blob is the icon ([`crate::format::icon`]). The manifest vouches for the profile blob by digest, and the
+//! profile for each range of its pack by SHA-256.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +20,8 @@ use crate::format::model::{Descriptor, ImageManifest, annotation, media_type};
 use crate::format::profile::{PACK, PROFILE};
 use crate::format::ztoc::rfc3339;
 
-/// What kind of artifact it is; also the media type of its configuration, for registries that know only that. Harbor makes
-/// a name of what stands between the vendor and `config`, and shows any other type as unknown.
+/// What kind of artifact it is; also the media type of its configuration, for registries that know only that. Harbor
+/// makes a name of what stands between the vendor and `config`, and shows any other type as unknown.
 pub const ARTIFACT: &str = "application/vnd.soci.start-profile.config.v1+json";
 /// Annotation: the profile's name.
 pub const NAME: &str = "dev.soci.profile.name";

@@ -1,8 +1,9 @@
 //! A profile in the making: reads go in, each page comes out once, where it was read first.
 //!
-//! Programs read several files in turn, and the kernel reads ahead in each, so a stretch that continues one of the latest
-//! few is added to that one instead of becoming a range of its own: the order changes by next to nothing, and the ranges
-//! become much fewer. Invariant: what it holds keeps the limits; when they are reached it notes nothing more.
+//! Programs read several files in turn, and the kernel reads ahead in each, so a stretch that continues one of the
+//! latest few is added to that one instead of becoming a range of its own: the order changes by next to nothing, and
+//! the ranges become much fewer. Invariant: what it holds keeps the limits; when they are reached it notes nothing
+//! more.
 
 use std::collections::HashMap;
 use std::ops::Range;

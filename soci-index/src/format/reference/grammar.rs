@@ -1,11 +1,12 @@
 //! The grammar of the distribution project for names of images on registries: `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`.
 //!
-//! Read by hand: the regular expression by which the libraries read it takes 40 ms to compile, which every command would
-//! pay before its first question to a registry. The tests hold this against such a library. Two differences are meant:
-//! hosts may be IPv6 addresses in brackets, and repositories have no upper-case letters, also where the first part looks
-//! like a host and is none.
+//! Read by hand: the regular expression by which the libraries read it takes 40 ms to compile, which every command
+//! would pay before its first question to a registry. The tests hold this against such a library. Two differences are
+//! meant: hosts may be IPv6 addresses in brackets, and repositories have no upper-case letters, also where the first
+//! part looks like a host and is none.
 //!
-//! Source: distribution's `reference` package (`regexp.go`, `normalize.go`), and the distribution specification for tags.
+//! Source: distribution's `reference` package (`regexp.go`, `normalize.go`), and the distribution specification for
+//! tags.
 
 use std::net::Ipv6Addr;
 

@@ -1,8 +1,8 @@
 //! Writing the zTOC flatbuffer, byte for byte as the Go runtime of AWS's tools does.
 //!
-//! That runtime builds a file from its end to its start, never shares texts, and shares a table's layout ("vtable") with
-//! any earlier one that has the same field positions. No Rust library does all three, so this is done by hand; the order
-//! in which parts are written decides every offset. See [`crate::format::layout`] for the rules.
+//! That runtime builds a file from its end to its start, never shares texts, and shares a table's layout ("vtable")
+//! with any earlier one that has the same field positions. No Rust library does all three, so this is done by hand; the
+//! order in which parts are written decides every offset. See [`crate::format::layout`] for the rules.
 //!
 //! The checkpoints are not written here: the writer steps over their place, and [`Encoded`] puts them in.
 

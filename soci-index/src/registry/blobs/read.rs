@@ -1,13 +1,13 @@
 //! One read of a range: over hosts, redirects, cuts and refusals, to the last byte.
 //!
-//! Not every host serves parts of blobs: some ignore the range and send everything, some refuse it (400, 416, 501), some
-//! answer with another part than they say. Where another host serves parts it is asked; else the same host is asked for
-//! the whole blob. What comes before the wanted bytes is then passed over, or given to a caller that has use for it
-//! ([`Read::begin`]). A host that refuses is for a while not asked for parts; one that ignores a range may serve the next,
-//! as a proxy does that fills its cache, and loses nothing by being asked.
+//! Not every host serves parts of blobs: some ignore the range and send everything, some refuse it (400, 416, 501),
+//! some answer with another part than they say. Where another host serves parts it is asked; else the same host is
+//! asked for the whole blob. What comes before the wanted bytes is then passed over, or given to a caller that has use
+//! for it ([`Read::begin`]). A host that refuses is for a while not asked for parts; one that ignores a range may serve
+//! the next, as a proxy does that fills its cache, and loses nothing by being asked.
 //!
-//! The bytes come from the first host that has them; when it fails, the next one continues at the byte reached, and when
-//! the last one has failed too, all begin anew after a pause, within the deadline and the number of retries. See
+//! The bytes come from the first host that has them; when it fails, the next one continues at the byte reached, and
+//! when the last one has failed too, all begin anew after a pause, within the deadline and the number of retries. See
 //! [`super`] for what is promised.
 
 use std::collections::VecDeque;
@@ -348,7 +348,8 @@ impl Read {
         }
         let no_part = |error| if as_part { Ok(RangeResponse::NoPart(error)) } else { Err(error) };
         if response.status() == 200 {
-            // The range was ignored, or none was sent. The body starts at byte 0, unless its length says that it is a part.
+            // The range was ignored, or none was sent. The body starts at byte 0, unless its length says that it is a
+            // part.
             return match length {
                 Some(length) if length != size => no_part(self.wrong_size(place, length)),
                 None if as_part => no_part(self.wrong_range(place, "an answer without a length".to_owned())),

@@ -7,7 +7,8 @@
 //!
 //! What is about short names, and credential helpers, is not ours. `insecure` means here: any certificate is believed,
 //! and a mirror is tried over plain HTTP after that; for the registry itself plain HTTP is asked for by `--plain-http`.
-//! Mirrors for tags alone (`pull-from-mirror = "tag-only"`) are not used: what a tag names is then read elsewhere anyway.
+//! Mirrors for tags alone (`pull-from-mirror = "tag-only"`) are not used: what a tag names is then read elsewhere
+//! anyway.
 //!
 //! Pure. Invariants: a table that is blocked has no host; hosts of one table are asked in the order of the text, the
 //! place itself last; a value of the wrong kind is an error, for what looks like a ban must not be passed over.
@@ -202,8 +203,8 @@ fn location(
     Location::parse(text, wildcards).map(Some).map_err(|fault| reading.fault(key, value, fault.into()))
 }
 
-/// The hosts of `registry` by these tables, of which a later one replaces an earlier one about the same; `None` if there
-/// is none about it.
+/// The hosts of `registry` by these tables, of which a later one replaces an earlier one about the same; `None` if
+/// there is none about it.
 ///
 /// # Errors
 /// [`UrlFault`] when an address cannot be made of a place.

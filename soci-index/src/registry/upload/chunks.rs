@@ -1,12 +1,12 @@
 //! Sending a blob in chunks, and going on after a break.
 //!
-//! Each chunk is a PATCH that says which bytes it holds; each answer says where the next one goes. When a chunk breaks, or
-//! the registry disagrees about the place (416), it is asked how far it has come, and the source is opened again where
-//! that is before what is still in memory. What decides is always what the registry says that it has.
+//! Each chunk is a PATCH that says which bytes it holds; each answer says where the next one goes. When a chunk breaks,
+//! or the registry disagrees about the place (416), it is asked how far it has come, and the source is opened again
+//! where that is before what is still in memory. What decides is always what the registry says that it has.
 //!
 //! One chunk at a time is held in memory, whatever the size of the blob: a registry that wants chunks of more than
-//! [`CHUNK_BYTES_MAX`] gets the blob in one piece. Invariants: a chunk is never shorter than the registry wants, the last
-//! one apart; every round gets further or counts as a retry.
+//! [`CHUNK_BYTES_MAX`] gets the blob in one piece. Invariants: a chunk is never shorter than the registry wants, the
+//! last one apart; every round gets further or counts as a retry.
 
 use std::sync::Arc;
 
@@ -19,7 +19,9 @@ use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Chunks, Method};
-use crate::registry::upload::{Manner, Opened, Push, PushedBlob, Setback, location, upload_call, with_digest};
+use crate::registry::upload::{
+    Push, PushedBlob, Setback, UploadMode, UploadSession, location, upload_call, with_digest,
+};
 
 /// Largest chunk that is put together. The registry names the smallest one: what it names takes memory here.
 const CHUNK_BYTES_MAX: usize = 32 << 20;
@@ -38,7 +40,7 @@ pub(super) fn size(usual: usize, smallest: Option<u64>) -> Option<usize> {
 pub(super) async fn send(
     place: &HostedRepository,
     push: &Push<'_>,
-    opened: Opened,
+    opened: UploadSession,
     chunk: usize,
     deadline: &Deadline,
 ) -> Result<PushedBlob, Setback> {
@@ -48,7 +50,7 @@ pub(super) async fn send(
 struct Sending<'a> {
     place: &'a HostedRepository,
     push: &'a Push<'a>,
-    opened: Opened,
+    opened: UploadSession,
     chunk: usize,
     deadline: &'a Deadline,
     source: Source<'a>,
@@ -73,7 +75,7 @@ impl Sending<'_> {
                 }
                 // It has nothing, and still the first chunk is in the wrong place: it takes no chunks.
                 Err(Setback::Error(error)) if is_out_of_place(&error) && self.done == 0 && retry > 0 => {
-                    return Err(Setback::Manner(Manner::Chunks, error));
+                    return Err(Setback::UploadMode(UploadMode::Chunks, error));
                 }
                 Err(Setback::Error(error)) if error.is_transient() || is_out_of_place(&error) => (error, None),
                 Err(setback) => return Err(setback),
@@ -105,7 +107,7 @@ impl Sending<'_> {
             404 if self.done > 0 => Err(Setback::Lost(self.place.status_error(answer, &self.push.what).await)),
             // The registry takes no chunks; what else is wrong shows when the blob comes in one piece.
             400 | 404 | 405 | 411 | 413 | 415 | 501 if self.done == 0 => {
-                Err(Setback::Manner(Manner::Chunks, self.place.status_error(answer, &self.push.what).await))
+                Err(Setback::UploadMode(UploadMode::Chunks, self.place.status_error(answer, &self.push.what).await))
             }
             _ => Err(self.place.unexpected(answer, self.push).await),
         }

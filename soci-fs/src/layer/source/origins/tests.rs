@@ -144,7 +144,7 @@ async fn more_are_searched_for_when_none_delivers() {
         assert_eq!(all(&origins).await.unwrap(), 100);
     }
     assert_eq!((finder.1.load(Ordering::Relaxed), origins.names()), (1, vec!["found".to_owned(), "bad".to_owned()]));
-    // In vain, and not again at once.
+    // It fails, and is not retried at once.
     let origins = Origins::new("bad", Arc::clone(&bad) as Arc<dyn Source>);
     let finder = Arc::new(Finder(bad, AtomicUsize::new(0)));
     origins.search_by(Arc::clone(&finder) as Arc<dyn MoreOrigins>);

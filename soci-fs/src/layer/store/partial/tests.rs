@@ -111,8 +111,8 @@ fn parts_go_with_eviction_distrust_and_restart() {
     assert!(has(&layer, 0, SPAN) && !layer.has_parts(0));
 }
 
-/// Spans that a pack has filled are there after a restart, and after another boot if the disk has kept them; never as present
-/// ones, and not once they were evicted or the pack was condemned.
+/// Spans that a pack has filled are there after a restart, and after another boot if the disk has kept them; never as
+/// present ones, and not once they were evicted or the pack was condemned.
 #[test]
 fn spans_that_a_pack_has_filled_are_remembered() {
     let directory = tempfile::tempdir().unwrap();

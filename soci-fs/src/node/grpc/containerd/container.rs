@@ -18,7 +18,8 @@ impl Containerd {
     /// Finds a container.
     ///
     /// # Errors
-    /// [`ContainerdError::NoContainer`] when there is none of that id in the namespace, else another [`ContainerdError`].
+    /// [`ContainerdError::NoContainer`] when there is none of that id in the namespace, else another
+    /// [`ContainerdError`].
     pub async fn container(&self, id: &str) -> Result<Container, ContainerdError> {
         let question = wire::GetContainerRequest { id: id.to_owned() };
         let path = "/containerd.services.containers.v1.Containers/Get";

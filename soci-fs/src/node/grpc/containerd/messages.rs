@@ -1,8 +1,8 @@
 //! The messages of containerd's services, as far as they are needed here.
 //!
-//! Restated from `containerd.services.{content,diff,images,introspection,leases}.v1` and `containerd.types`; the numbers
-//! of the fields are what is on the wire. Fields that are left out are passed over by the protocol, so these serve
-//! containerd 1.6 and later alike.
+//! Restated from `containerd.services.{content,diff,images,introspection,leases}.v1` and `containerd.types`; the
+//! numbers of the fields are what is on the wire. Fields that are left out are passed over by the protocol, so these
+//! serve containerd 1.6 and later alike.
 
 use std::collections::BTreeMap;
 

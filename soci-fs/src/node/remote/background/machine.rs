@@ -1,5 +1,5 @@
-//! When to fetch what was not asked for, and when to prove it. Decides, and does nothing: time and the state of the layers are
-//! arguments.
+//! When to fetch what was not asked for, and when to prove it. Decides, and does nothing: time and the state of the
+//! layers are arguments.
 //!
 //! 1. Programs that wait go first: while one does, nothing is done here.
 //! 2. A claim that is not proven and is in use is a promise without a guarantee: once its start has quietened it is fetched
@@ -7,8 +7,8 @@
 //! 3. Everything else waits until no layer was added for a while, and takes its time.
 //!
 //! A claim that cannot be proven because its source fails is suspended when the failures have lasted too long in all: a
-//! source that withholds what would expose it must not keep a lie in service. Time in which the source delivers does not
-//! count, so an outage that ends costs nothing.
+//! source that withholds what would expose it must not keep a lie in service. Time in which the source delivers does
+//! not count, so an outage that ends costs nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub struct Pace {
     pub period: Duration,
     /// After the last read that waited, before a claim in use is proven: the end of its start.
     pub quiet: Duration,
-    /// How long in all the source of a claim may fail before the claim is suspended; `None` is for ever.
+    /// How long in all the source of a claim may fail before the claim is suspended; `None` means no limit.
     pub withheld: Option<Duration>,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Layer {
     pub(super) is_used: bool,
     /// Something is being fetched from it.
     pub(super) is_busy: bool,
-    /// A read of it waits, or waited a moment ago: see [`Pace::quiet`].
+    /// A read of it waits, or waited recently: see [`Pace::quiet`].
     pub(super) is_awaited: bool,
 }
 
@@ -148,8 +148,8 @@ impl Machine {
         }
     }
 
-    /// The next layer in turn that is not settled, does not rest and is wanted: round robin, so that one large layer does not
-    /// hold up all others.
+    /// The next layer in turn that is not settled, does not rest and is wanted: round robin, so that one large layer
+    /// does not hold up all others.
     fn next(&mut self, now: Instant, layers: &[Layer], is_wanted: impl Fn(&Layer) -> bool) -> Option<Layer> {
         let is_due = |layer: &&Layer| {
             let rest = self.failing.get(&layer.slot).and_then(|failing| failing.rest);

@@ -15,8 +15,8 @@ pub(crate) struct NoLayers {
 }
 
 impl NoLayers {
-    /// Snapshots that stand on a layer, made in another configuration, look for it below `directory`, do not find it and
-    /// say so.
+    /// Snapshots that stand on a layer, made in another configuration, look for it below `directory`, do not find it
+    /// and say so.
     #[must_use]
     pub(crate) const fn new(directory: PathBuf) -> Self {
         Self { directory }

@@ -17,7 +17,7 @@ use crate::tree::id_map::IdMap;
 
 /// Shows layers as its script says; records what is released.
 #[derive(Debug)]
-struct Shelf {
+struct FakeProvider {
     directory: PathBuf,
     /// Slot by layer, as the label `layer` names it; others are left to containerd.
     slots: BTreeMap<&'static str, u16>,
@@ -30,7 +30,7 @@ struct Shelf {
     gate: Semaphore,
 }
 
-impl Shelf {
+impl FakeProvider {
     fn new(node: &Node, slots: &[(&'static str, u16)]) -> Arc<Self> {
         let directory = node.root.path().join("layers");
         for (_, slot) in slots {
@@ -52,14 +52,14 @@ impl Shelf {
     }
 }
 
-impl LayerProvider for Shelf {
+impl LayerProvider for FakeProvider {
     fn provide<'a>(&'a self, request: &'a LayerRequest) -> BoxFuture<'a, Provided> {
         Box::pin(async {
             self.asked.lock().unwrap().push(request.clone());
             self.gate.acquire().await.unwrap().forget();
             match request.labels.get("layer").and_then(|layer| self.slots.get(layer.as_str())) {
                 Some(&slot) => Provided::Layer { slot, is_whole: false },
-                None => Provided::Leave { reason: "not on the shelf".to_owned() },
+                None => Provided::Leave { reason: "not provided".to_owned() },
             }
         })
     }
@@ -109,8 +109,8 @@ fn remote(name: &str) -> Prepared {
 #[tokio::test]
 async fn the_handshake() {
     let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3), ("top", 4)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
+    let provider = FakeProvider::new(&node, &[("base", 3), ("top", 4)]);
+    let snapshots = Arc::new(node.open_with(provider.clone()));
     let prepare = |request| Arc::clone(&snapshots).prepare_or_provide(request);
 
     assert_eq!(prepare(request("k1", "", "sha256:base", "base")).await.unwrap(), remote("sha256:base"));
@@ -132,16 +132,16 @@ async fn the_handshake() {
     // What containerd asks next finds it.
     let filter = "labels.\"containerd.io/snapshot.ref\"==sha256:top,parent==\"sha256:base\"".to_owned();
     assert_eq!(snapshots.list(&[filter]).unwrap().len(), 1);
-    let layer = |slot: u16| shelf.lower_directory(slot, None).display().to_string();
+    let layer = |slot: u16| provider.lower_directory(slot, None).display().to_string();
     let mounts = snapshots.prepare("container", "sha256:top", none()).unwrap();
     assert_eq!(mounts[0].options.last().unwrap(), &format!("lowerdir={}:{}", layer(4), layer(3)));
     let view = snapshots.view("view", "sha256:base", none()).unwrap();
     assert_eq!((view[0].kind, &view[0].source), ("bind", &layer(3)));
 
     // There already: the provider is not asked again.
-    assert_eq!(shelf.asked.lock().unwrap().len(), 2);
+    assert_eq!(provider.asked.lock().unwrap().len(), 2);
     assert_eq!(prepare(request("k3", "", "sha256:base", "base")).await.unwrap(), remote("sha256:base"));
-    assert_eq!(shelf.asked.lock().unwrap().len(), 2);
+    assert_eq!(provider.asked.lock().unwrap().len(), 2);
 
     let left = prepare(request("k4", "sha256:top", "sha256:left", "unknown")).await.unwrap();
     assert!(matches!(left, Prepared::Mounts(_)));
@@ -152,8 +152,8 @@ async fn the_handshake() {
 #[tokio::test]
 async fn errors_come_before_the_provider_is_asked() {
     let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
+    let provider = FakeProvider::new(&node, &[("base", 3)]);
+    let snapshots = Arc::new(node.open_with(provider.clone()));
     snapshots.prepare("taken", "", none()).unwrap();
     for (request, expected) in [
         (request("new", "absent", "sha256:x", "base"), "NotFound"),
@@ -165,15 +165,15 @@ async fn errors_come_before_the_provider_is_asked() {
         let error = Arc::clone(&snapshots).prepare_or_provide(request).await.unwrap_err();
         assert!(format!("{error:?}").starts_with(expected), "{error:?}");
     }
-    assert!(shelf.asked.lock().unwrap().is_empty());
+    assert!(provider.asked.lock().unwrap().is_empty());
 }
 
 /// Two namespaces may have the same layer on parents with different names, one unpacked and one not.
 #[tokio::test]
 async fn a_name_on_another_parent_does_not_stand_in_the_way() {
     let node = Node::new();
-    let shelf = Shelf::new(&node, &[("top", 4)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
+    let provider = FakeProvider::new(&node, &[("top", 4)]);
+    let snapshots = Arc::new(node.open_with(provider.clone()));
     committed(&snapshots, "one", "");
     committed(&snapshots, "two", "");
     let prepare = |request| Arc::clone(&snapshots).prepare_or_provide(request);
@@ -184,46 +184,46 @@ async fn a_name_on_another_parent_does_not_stand_in_the_way() {
     assert_eq!(snapshots.list(&[filter]).unwrap()[0].name, "sha256:top on two");
 
     snapshots.remove("sha256:top").unwrap();
-    assert_eq!(shelf.released(), [0_u16; 0], "another snapshot stands on the layer");
+    assert_eq!(provider.released(), [0_u16; 0], "another snapshot stands on the layer");
     snapshots.remove("sha256:top on two").unwrap();
-    assert_eq!(shelf.released(), [4]);
+    assert_eq!(provider.released(), [4]);
 }
 
 /// The last snapshot on a layer goes while another call has just been promised the layer.
 #[tokio::test]
 async fn a_promised_layer_is_not_given_back() {
     let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3), ("other", 5)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
+    let provider = FakeProvider::new(&node, &[("base", 3), ("other", 5)]);
+    let snapshots = Arc::new(node.open_with(provider.clone()));
     let prepare = |request| tokio::spawn(Arc::clone(&snapshots).prepare_or_provide(request));
     for (key, target, layer) in [("k1", "sha256:a", "base"), ("k2", "sha256:c", "other")] {
         prepare(request(key, "", target, layer)).await.unwrap().unwrap();
     }
-    shelf.gate.forget_permits(100);
+    provider.gate.forget_permits(100);
     let waiting = prepare(request("k3", "", "sha256:b", "base"));
-    while shelf.asked.lock().unwrap().len() < 3 {
+    while provider.asked.lock().unwrap().len() < 3 {
         tokio::task::yield_now().await;
     }
     snapshots.remove("sha256:a").unwrap();
     snapshots.remove("sha256:c").unwrap();
-    assert_eq!(shelf.released(), [0_u16; 0]);
-    shelf.gate.add_permits(1);
+    assert_eq!(provider.released(), [0_u16; 0]);
+    provider.gate.add_permits(1);
     assert_eq!(waiting.await.unwrap().unwrap(), remote("sha256:b"));
-    assert_eq!(shelf.released(), [5], "the unused one, and only that");
+    assert_eq!(provider.released(), [5], "the unused one, and only that");
 
     // A client that gives up while the provider works leaves nothing behind.
     let waiting = prepare(request("k4", "", "sha256:d", "other"));
-    while shelf.asked.lock().unwrap().len() < 4 {
+    while provider.asked.lock().unwrap().len() < 4 {
         tokio::task::yield_now().await;
     }
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     snapshots.remove("sha256:b").unwrap();
     // The call ends on a thread that may block.
-    while shelf.released().len() < 2 {
+    while provider.released().len() < 2 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(shelf.released(), [5, 3]);
+    assert_eq!(provider.released(), [5, 3]);
 }
 
 /// While a layer is released no call goes to the provider; it waits without stopping the runtime, whose only thread
@@ -231,30 +231,30 @@ async fn a_promised_layer_is_not_given_back() {
 #[tokio::test]
 async fn calls_wait_while_layers_are_given_back() {
     let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 3), ("other", 5), ("third", 7)]);
-    let snapshots = Arc::new(node.open_with(shelf.clone()));
+    let provider = FakeProvider::new(&node, &[("base", 3), ("other", 5), ("third", 7)]);
+    let snapshots = Arc::new(node.open_with(provider.clone()));
     let prepare = |request| tokio::spawn(Arc::clone(&snapshots).prepare_or_provide(request));
     for (key, target, layer) in [("k1", "sha256:a", "base"), ("k2", "sha256:c", "other")] {
         prepare(request(key, "", target, layer)).await.unwrap().unwrap();
     }
     let (go_on, held) = mpsc::channel();
-    *shelf.held.lock().unwrap() = Some(held);
+    *provider.held.lock().unwrap() = Some(held);
     let remove = |name: &'static str| {
         let snapshots = Arc::clone(&snapshots);
         tokio::task::spawn_blocking(move || snapshots.remove(name).unwrap())
     };
     let removing = remove("sha256:a");
-    while shelf.released().is_empty() {
+    while provider.released().is_empty() {
         tokio::task::yield_now().await;
     }
     let waiting = prepare(request("k3", "", "sha256:e", "third"));
     remove("sha256:c").await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!((shelf.asked.lock().unwrap().len(), shelf.released()), (2, vec![3]));
+    assert_eq!((provider.asked.lock().unwrap().len(), provider.released()), (2, vec![3]));
     go_on.send(()).unwrap();
     removing.await.unwrap();
     assert_eq!(waiting.await.unwrap().unwrap(), remote("sha256:e"));
-    assert_eq!(shelf.released(), [3, 5]);
+    assert_eq!(provider.released(), [3, 5]);
 }
 
 /// For a container in a user namespace all that is below shows mapped owners: layers by a view of the provider, what
@@ -266,8 +266,8 @@ async fn owners_are_mapped_for_a_user_namespace() {
         return;
     }
     let node = Node::new();
-    let shelf = Shelf::new(&node, &[("base", 4)]);
-    let snapshots = Arc::new(node.open_with(Arc::clone(&shelf) as Arc<dyn LayerProvider>));
+    let provider = FakeProvider::new(&node, &[("base", 4)]);
+    let snapshots = Arc::new(node.open_with(Arc::clone(&provider) as Arc<dyn LayerProvider>));
     let request = request("a", "", "base", "base");
     assert_eq!(Arc::clone(&snapshots).prepare_or_provide(request).await.unwrap(), remote("base"));
     committed(&snapshots, "unpacked", "base");
@@ -305,7 +305,7 @@ async fn owners_are_mapped_for_a_user_namespace() {
     for key in ["container", "empty", "other"] {
         snapshots.remove(key).unwrap();
     }
-    assert!(shelf.maps.lock().unwrap().is_empty());
+    assert!(provider.maps.lock().unwrap().is_empty());
     assert_eq!(fs::read_dir(node.root.path().join("snapshotter/mapped")).unwrap().count(), 0);
     assert_eq!(fs::read(node.root.path().join("snapshotter/snapshots/2/fs/unpacked")).unwrap(), b"unpacked");
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
