@@ -13,4 +13,5 @@ mod examples;
 #[cfg(test)]
 mod generated;
 #[cfg(test)]
+mod small;
 mod static_binary;

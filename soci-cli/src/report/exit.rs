@@ -5,15 +5,12 @@
 use std::process::ExitCode;
 
 use soci_fs::foresight::profile::pack::PackError;
-use soci_fs::fuse::mount::MountError;
 use soci_fs::layer::private::PrivateError;
 use soci_fs::layer::proof::ProofError;
 use soci_fs::layer::reader::{Cause, ReadError};
 use soci_fs::layer::source::SourceError;
 use soci_fs::layer::store::StoreError as LayerStoreError;
 use soci_fs::layer::unpack::UnpackError;
-use soci_fs::node::grpc::containerd::ContainerdError;
-use soci_fs::node::rpull::PullError;
 use soci_fs::open::OpenError;
 use soci_fs::open::trust::PolicyError;
 use soci_index::format::decode::DecodeError;
@@ -32,6 +29,9 @@ use soci_index::publish::build::BuildError;
 use soci_index::publish::prefetched::PrefetchedError;
 use soci_index::publish::profiles::ProfilesError;
 use soci_index::registry::RegistryError;
+
+#[cfg(feature = "node")]
+mod node;
 
 /// What a command ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,14 +133,16 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<PolicyError>() {
         return Some(of_policy(error));
     }
-    if error.is::<MountError>() || error.is::<LayerStoreError>() || error.is::<PrivateError>() {
+    if error.is::<LayerStoreError>() || error.is::<PrivateError>() {
         return Some(Exit::Local);
     }
-    if let Some(error) = error.downcast_ref::<PullError>() {
-        return Some(of_pull(error));
+    #[cfg(feature = "mount")]
+    if error.is::<soci_fs::fuse::mount::MountError>() {
+        return Some(Exit::Local);
     }
-    if let Some(error) = error.downcast_ref::<ContainerdError>() {
-        return Some(of_containerd(error));
+    #[cfg(feature = "node")]
+    if let Some(exit) = node::known(error) {
+        return Some(exit);
     }
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return Some(of_publish(error));
@@ -273,26 +275,6 @@ fn of_open(error: &OpenError) -> Exit {
         OpenError::Profile(error) => of_profiles(error),
         OpenError::Unpack(error) => of_unpack(error),
         OpenError::Store(_) => Exit::Local,
-    }
-}
-
-fn of_pull(error: &PullError) -> Exit {
-    match error {
-        PullError::Image(error) => of_image(error),
-        PullError::Containerd(error) => of_containerd(error),
-        PullError::NoSnapshotter { .. } => Exit::Local,
-        PullError::Layers { .. } | PullError::WrongTar { .. } | PullError::Foreign { .. } => Exit::BadContent,
-    }
-}
-
-fn of_containerd(error: &ContainerdError) -> Exit {
-    match error {
-        ContainerdError::Unreachable { .. } | ContainerdError::Refused { .. } | ContainerdError::Answer { .. } => {
-            Exit::Local
-        }
-        ContainerdError::Name { .. } | ContainerdError::NoContainer { .. } => Exit::Usage,
-        ContainerdError::NoImage { .. } => Exit::Failure,
-        ContainerdError::Content(_) => Exit::Registry,
     }
 }
 
