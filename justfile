@@ -11,10 +11,11 @@ ci:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy -p soci-cli --no-default-features -- -D warnings
 
 # See it work
 demo:
-    cargo run --release -p soci-cli -- demo
+    cargo run --profile demo -p soci-cli --no-default-features --features mount -- demo
 
 # Measure; the figures of docs/BENCHMARKS.md. `just bench cold --compare docs/benchmarks.json` is beside overlayfs, AWS and stargz
 bench *names:

@@ -29,8 +29,8 @@ pub use serve::ServeWebhook;
 
 /// Start containers without downloading them: index images, publish the indexes, mount images lazily.
 #[derive(Debug, Parser)]
-#[command(name = "soci", version = concat!("version v", env!("CARGO_PKG_VERSION")), propagate_version = true, max_term_width = 110)]
-#[command(after_help = AFTER_HELP)]
+#[command(name = "soci", version = VERSION, propagate_version = true, max_term_width = 110)]
+#[command(after_help = after_help())]
 pub struct Arguments {
     /// Options that every command knows.
     #[command(flatten)]
@@ -40,12 +40,31 @@ pub struct Arguments {
     pub command: Command,
 }
 
-const AFTER_HELP: &str = "\
+/// What this program is, and what it lacks.
+const VERSION: &str = match (cfg!(feature = "mount"), cfg!(feature = "node")) {
+    (_, true) => concat!("version v", env!("CARGO_PKG_VERSION")),
+    (true, false) => concat!("version v", env!("CARGO_PKG_VERSION"), " (without the feature node)"),
+    (false, false) => concat!("version v", env!("CARGO_PKG_VERSION"), " (without the features mount and node)"),
+};
+
+const WITHOUT_MOUNT: &str =
+    "Not in this program, which is built without the feature `mount`: mount, umount, pull, record, demo\n";
+const WITHOUT_NODE: &str =
+    "Not in this program, which is built without the feature `node`: rpull, status, bench, images of containerd\n";
+
+const STEPS: &str = "\
 First steps:
   soci demo                              lazy loading here, without network or root
   soci publish registry.example/app:v1   index an image where it is
   soci mount registry.example/app:v1 D   read its files; only what is touched is fetched
+";
+const STEPS_WITHOUT_MOUNT: &str = "\
+First steps:
+  soci publish registry.example/app:v1   index an image where it is
+  soci verify registry.example/app:v1    build its index again and compare
+";
 
+const IMAGES_AND_CODES: &str = "\
 Images:
   HOST/REPOSITORY:TAG[@DIGEST]   oci:DIRECTORY[:NAME]   oci-archive:FILE[:NAME]
   docker-archive:FILE[:NAME]     containerd:NAME        NAME: a tag, a whole name, or @N
@@ -59,6 +78,16 @@ Exit codes:
                                    9 pushed, but the signing command failed
  10 everything was in place already (publish --detailed-exit-code)
 130 interrupted (Ctrl-C); a mount or a server that it ends is done: 0";
+
+fn after_help() -> String {
+    let (mount, node) = (cfg!(feature = "mount"), cfg!(feature = "node"));
+    let mut lacks = if mount { String::new() } else { WITHOUT_MOUNT.to_owned() };
+    if !node {
+        lacks.push_str(WITHOUT_NODE);
+    }
+    let parts = [lacks.as_str(), if mount { STEPS } else { STEPS_WITHOUT_MOUNT }, IMAGES_AND_CODES];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+}
 
 /// Options that every command knows.
 #[derive(Debug, Clone, Args)]
@@ -162,27 +191,36 @@ pub enum Command {
     /// The zTOCs of single layers
     #[command(subcommand)]
     Ztoc(Ztoc),
+    #[cfg(feature = "mount")]
     /// Mount an image; its files are fetched when they are read
     Mount(Mount),
+    #[cfg(feature = "mount")]
     /// Fetch all of an image, on all cores, for `soci mount`s that need no registry
     Pull(Pull),
+    #[cfg(feature = "mount")]
     /// Run a command in an image and note what it reads, for faster starts
     Record(Record),
+    #[cfg(feature = "mount")]
     /// Run a command in the namespaces that `soci record` has had made
     #[command(hide = true)]
     Inside(Inside),
     /// Start-up profiles: publish what `soci record` noted
     #[command(subcommand)]
     Profile(Profile),
+    #[cfg(feature = "node")]
     /// Pull an image through containerd so that its snapshotter provides the layers lazily, for users of ctr
     Rpull(Rpull),
+    #[cfg(feature = "mount")]
     /// Unmount what `soci mount` mounted
     #[command(visible_alias = "unmount")]
     Umount(Umount),
+    #[cfg(feature = "mount")]
     /// See lazy loading work: build, index and mount an image on this machine and compare with a full pull
     Demo(Demo),
+    #[cfg(feature = "node")]
     /// Measure how fast images start with containerd's snapshotters, and what comes over the network
     Bench(Bench),
+    #[cfg(feature = "node")]
     /// Show the layers that the snapshotter of this machine serves
     Status(Status),
     /// Check this machine, containerd and a registry for what lazy loading needs, and say how to fix it
@@ -422,6 +460,7 @@ mod tests {
     }
 
     /// Commands that have no `--json`, and why.
+    #[cfg(feature = "node")]
     const WITHOUT_JSON: [(&str, &str); 8] = [
         ("index info", "what it prints is JSON"),
         ("ztoc info", "what it prints is JSON"),
@@ -434,6 +473,7 @@ mod tests {
     ];
 
     /// Every command can be asked by a program.
+    #[cfg(feature = "node")]
     #[test]
     fn every_command_has_a_document() {
         fn leaves(command: &clap::Command, name: &str, found: &mut Vec<(String, bool)>) {

@@ -1,31 +1,51 @@
-//! One file per command: each has a `run` that takes the parsed arguments and returns when done. Beside them stands
-//! what several share.
+//! One file per command: each has a `run` that takes the parsed arguments and returns when done. Beside them stands what
+//! several share.
+//!
+//! Commands that show files are the feature `mount`, those of a node the feature `node`; where others meet a node
+//! (`containerd`, `doctor/node`, `record/container`), `without_node` stands in for it.
 
+#[cfg(feature = "node")]
 pub mod bench;
 pub mod catalogue;
 pub mod choice;
+#[cfg(feature = "node")]
+pub mod containerd;
 pub mod convert;
 pub mod create;
+#[cfg(feature = "mount")]
 pub mod demo;
 pub mod doctor;
 pub mod help;
 pub mod image;
 pub mod index;
+pub mod layers;
+#[cfg(feature = "mount")]
 pub mod mount;
 pub mod prefetch;
 pub mod profile;
 pub mod publish;
+#[cfg(feature = "mount")]
 pub mod pull;
 pub mod push;
 pub mod rebuild_db;
+#[cfg(feature = "mount")]
 pub mod record;
+#[cfg(feature = "node")]
+pub mod reference;
+#[cfg(feature = "node")]
 pub mod rpull;
 pub mod serve_webhook;
 pub mod sign;
 pub mod source;
+#[cfg(feature = "node")]
 pub mod status;
 pub mod verify;
+#[cfg(not(feature = "node"))]
+pub mod without_node;
 pub mod ztoc;
+
+#[cfg(not(feature = "node"))]
+use self::without_node as containerd;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -4,9 +4,12 @@
 //! command line.
 
 pub mod args;
+#[cfg(feature = "node")]
 pub mod bench;
 pub mod commands;
+#[cfg(feature = "node")]
 pub mod daemon;
+#[cfg(feature = "mount")]
 pub mod demo;
 pub mod report;
 pub mod webhook;
@@ -33,15 +36,24 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::RebuildDb { json } => commands::rebuild_db::run(json, &config, &global),
         Command::Index(index) => commands::index::run(&index, &config, &global),
         Command::Ztoc(ztoc) => run_ztoc(ztoc, &config, &global),
+        #[cfg(feature = "mount")]
         Command::Mount(mount) => commands::mount::run(&mount, &config),
+        #[cfg(feature = "mount")]
         Command::Pull(pull) => commands::pull::run(&pull, &config, &global),
+        #[cfg(feature = "mount")]
         Command::Record(record) => commands::record::run(&record, &config, &global),
+        #[cfg(feature = "mount")]
         Command::Inside(inside) => commands::record::inside::run(&inside),
         Command::Profile(profile) => commands::profile::run(&profile, &config, timeout),
+        #[cfg(feature = "node")]
         Command::Rpull(rpull) => commands::rpull::run(&rpull, &global),
+        #[cfg(feature = "mount")]
         Command::Umount(umount) => commands::mount::run_umount(&umount),
+        #[cfg(feature = "node")]
         Command::Bench(bench) => commands::bench::run(&bench, &config, &global),
+        #[cfg(feature = "mount")]
         Command::Demo(demo) => commands::demo::run(&demo, timeout),
+        #[cfg(feature = "node")]
         Command::Status(status) => commands::status::run(&status, &config),
         Command::Doctor(doctor) => commands::doctor::run(&doctor, &config),
         Command::Completions(completions) => commands::help::completions(&completions),

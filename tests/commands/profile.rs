@@ -266,7 +266,7 @@ async fn slow_pack_holds_nobody_up() {
     let store = Arc::new(Store::open(&stage.scratch.path().join("store")).unwrap());
     let (config, runtime) =
         (Config { root: stage.scratch.path().join("node"), root_is_named: true }, Handle::current());
-    let open = soci_cli::commands::record::open_options(&config, 1000);
+    let open = soci_cli::commands::layers::open_options(&config, 1000);
     let open = OpenOptions { profile: Choice::Default, ..open };
     let opened = open_image(&source, &found, &store, &open, &runtime).await.unwrap();
     let wanted = opened.profile.clone().unwrap();

@@ -133,6 +133,7 @@ const FOREIGN: [(&str, &[&str]); 29] = [
             "soci-cli/src/args/serve.rs",
             "soci-cli/src/main.rs",
             "soci-cli/src/commands/help.rs",
+            "soci-cli/src/commands/reference.rs",
             "soci-cli/src/daemon/args.rs",
             "soci-cli/src/snapshotter_main.rs",
         ],

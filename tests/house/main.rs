@@ -15,4 +15,5 @@ mod generated;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
+mod small;
 mod static_binary;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use soci_cli::commands::help;
+use soci_cli::commands::reference;
 use soci_cli::daemon::config::{DaemonConfig, has_effect};
 
 /// The files with the structures, below the daemon's configuration.
@@ -127,7 +127,7 @@ fn put(page: &str, mark: &str, made: &str) -> String {
 fn reference_is_up_to_date() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
     let page = std::fs::read_to_string(&path).unwrap();
-    let made = put(&put(&page, "keys", &keys()), "options", &help::markdown());
+    let made = put(&put(&page, "keys", &keys()), "options", &reference::markdown());
     if std::env::var_os("SOCI_WRITE").is_some() {
         std::fs::write(&path, &made).unwrap();
         return;

@@ -6,9 +6,6 @@
 
 use std::cmp::Reverse;
 
-use soci_fs::node::content::ContainerdImage;
-use soci_fs::node::content::target;
-use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::find::choose::Created;
 use soci_index::format::digest::Digest;
 use soci_index::format::index_manifest::IndexManifest;
@@ -20,12 +17,12 @@ use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
 use soci_index::image::store::Store;
-use soci_index::publish::local::{IMAGE_NAME, KEPT_IN};
+use soci_index::publish::local::{IMAGE_NAME, KEPT_IN, containerd_namespace};
 use soci_index::registry::ClientOptions;
 
 use crate::args::Global;
 use crate::args::config::Config;
-use crate::commands::image;
+use crate::commands::{containerd, image};
 
 /// An index of the store.
 pub(super) struct IndexEntry {
@@ -118,7 +115,7 @@ pub(super) async fn kept_elsewhere(
 ) -> anyhow::Result<Option<ImageSource>> {
     let entry = layout.entries()?.into_iter().find(|entry| entry.digest == *digest);
     let Some(place) = entry.and_then(|entry| entry.annotations.get(KEPT_IN).cloned()) else { return Ok(None) };
-    Ok(match target::namespace_of(&place) {
+    Ok(match containerd_namespace(&place) {
         Some(namespace) => in_containerd(global, namespace).await,
         None => Some(ImageSource::of_repository(&image::repository(&place, options)?)),
     })
@@ -133,7 +130,7 @@ pub(super) async fn places_of_parts(
 ) -> Vec<ImageSource> {
     let mut places = vec![ImageSource::Store { store: Store::Layout(layout.clone()), tag: None }];
     let kept_in = entry.map(|entry| entry.annotation(KEPT_IN)).filter(|place| !place.is_empty());
-    let namespace = kept_in.and_then(target::namespace_of);
+    let namespace = kept_in.and_then(containerd_namespace);
     places.extend(in_containerd(global, namespace.unwrap_or(global.containerd_namespace())).await);
     if let (Some(place), None) = (kept_in, namespace) {
         match image::repository(place, options) {
@@ -168,13 +165,10 @@ pub(super) async fn places_of_layers(
 
 /// containerd's content, if a containerd answers.
 async fn in_containerd(global: &Global, namespace: &str) -> Option<ImageSource> {
-    match Containerd::connect(global.containerd_socket(), namespace).await {
-        Ok(containerd) => {
-            let content = ContainerdImage::content(containerd, target::place(namespace));
-            Some(ImageSource::Foreign(std::sync::Arc::new(content)))
-        }
+    match containerd::content(global, namespace).await {
+        Ok(content) => Some(ImageSource::Foreign(content)),
         Err(error) => {
-            tracing::debug!(%error, "containerd is not asked");
+            tracing::debug!("containerd is not asked: {error:#}");
             None
         }
     }

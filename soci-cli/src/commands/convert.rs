@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_fs::node::content::target::ContainerdTarget;
 use soci_index::format::digest::Digest;
 use soci_index::format::platform::PlatformSelection;
 use soci_index::format::reference::{REGISTRY_SCHEME, Reference, RegistryReference};
@@ -22,6 +21,7 @@ use soci_index::trust::Trust;
 use crate::args::config::Config;
 use crate::args::{self, Convert, Global};
 use crate::commands::catalogue;
+use crate::commands::containerd;
 use crate::commands::create::json;
 use crate::commands::image::{self, block_on};
 use crate::commands::publish::span_lines;
@@ -92,7 +92,7 @@ fn as_meant(arguments: &Convert, destination: &str, global: &Global) -> Global {
     if *standalone || says_registry || global.names_containerd() || ![source, destination].into_iter().all(is_plain) {
         return global.clone();
     }
-    let found = block_on(CONTAINERD_PATIENCE, source::find_in_containerd(source, global)).is_ok();
+    let found = block_on(CONTAINERD_PATIENCE, containerd::image(source, global)).is_ok();
     if !found {
         return global.clone();
     }
@@ -148,8 +148,7 @@ fn destination(name: &str, options: &ClientOptions, global: &Global) -> anyhow::
         Ok::<_, anyhow::Error>(source::meant(reference, global))
     });
     let Ok(Reference::Containerd { name: image }) = meant.unwrap_or_else(Err) else { return target(name, options) };
-    let (socket, namespace) = (global.containerd_socket().to_owned(), global.containerd_namespace());
-    Ok(Target::Foreign(Arc::new(ContainerdTarget::new(socket, namespace, &image))))
+    Ok(Target::Foreign(containerd::target(&image, global)?))
 }
 
 fn untagged(reason: &str) -> anyhow::Error {

@@ -1,19 +1,14 @@
 //! `soci create`: index an image into the local index store.
 
-use std::sync::Arc;
-
 use anyhow::Context;
-use soci_fs::node::content::target::{ContainerdTarget, INDEX_LABEL};
-use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::format::reference::Reference;
-use soci_index::image::ImageError;
-use soci_index::image::foreign::{ContentSink, ContentTarget as _};
 use soci_index::image::layout::Layout;
 use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::publish::{Done, Job, Report};
 
 use crate::args::config::Config;
 use crate::args::{ContentStore, Create, FormatName, Forms, Global};
+use crate::commands::containerd::Shelf;
 use crate::commands::image::{self, block_on};
 use crate::commands::source;
 use crate::report::exit::{Exit, fail};
@@ -38,18 +33,21 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         if let Some(caveat) = source::caveat(&reference, &source, &images) {
             tracing::warn!("{caveat}");
         }
-        let index_store = IndexStore::open(&reference, global).await?;
+        let shelf = shelf(&reference, global).await?;
+        let keep = || shelf.as_ref().map_or(Keep::Here, Shelf::keep);
         for image in images {
             let labels = StoreLabels { name: source::name(&reference), created: crate::commands::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
             let (image, force) = (&image, indexing.building.force);
             let job = Job { source: &source, image, options: &building, force, observer: &observer };
-            let report = local::store(&job, &layout, &index_store.keep(), &labels).await;
+            let report = local::store(&job, &layout, &keep(), &labels).await;
             progress.finish();
             let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
             reports.push((image.platform.to_string(), report));
         }
-        index_store.close(&reports).await?;
+        if let Some(shelf) = &shelf {
+            shelf.close(&reports).await?;
+        }
         Ok(reports)
     })?;
     reports.iter().for_each(|(_, report)| image::warn_missing(report));
@@ -75,56 +73,16 @@ fn forms(given: &Forms, global: &Global) -> anyhow::Result<Forms> {
     }
 }
 
-/// Where the indexes are put.
-enum IndexStore {
-    Local,
-    Containerd(Box<InContainerd>),
-}
-
-/// An image of containerd that is being indexed.
-struct InContainerd {
-    sink: Arc<dyn ContentSink>,
-    containerd: Containerd,
-    image: String,
-    place: String,
-}
-
-impl IndexStore {
-    async fn open(reference: &Reference, global: &Global) -> anyhow::Result<Self> {
-        if global.content_store != Some(ContentStore::Containerd) {
-            return Ok(Self::Local);
-        }
-        let Reference::Containerd { name } = reference else {
-            let hint = "--content-store containerd keeps the index of an image that is in containerd";
-            return Err(fail(Exit::Usage, format!("{reference}: {hint}: name it as containerd:NAME")));
-        };
-        let (socket, namespace) = (global.containerd_socket(), global.containerd_namespace());
-        let found = source::find_in_containerd(name, global).await?;
-        let target = ContainerdTarget::new(socket.to_owned(), namespace, found.image_name());
-        let sink = target.open().await.map_err(ImageError::from)?;
-        let containerd = Containerd::connect(socket, namespace).await?;
-        let (image, place) = (found.image_name().to_owned(), target.place());
-        Ok(Self::Containerd(Box::new(InContainerd { sink, containerd, image, place })))
+/// The image of containerd that the indexes are put beside, if they are not put into the local index store.
+async fn shelf(reference: &Reference, global: &Global) -> anyhow::Result<Option<Shelf>> {
+    if global.content_store != Some(ContentStore::Containerd) {
+        return Ok(None);
     }
-
-    fn keep(&self) -> Keep {
-        match self {
-            Self::Local => Keep::Here,
-            Self::Containerd(there) => Keep::There { sink: Arc::clone(&there.sink), place: there.place.clone() },
-        }
-    }
-
-    /// Has containerd's collector keep the indexes as long as the image: the first by the label of AWS's tool, those of
-    /// other platforms by labels of their own, which that tool would overwrite.
-    async fn close(&self, reports: &[(String, Report)]) -> anyhow::Result<()> {
-        let Self::Containerd(there) = self else { return Ok(()) };
-        let label = |(number, (_, report)): (usize, &(String, Report))| {
-            let key = if number == 0 { INDEX_LABEL.to_owned() } else { format!("{INDEX_LABEL}.{number}") };
-            (key, report.index.to_string())
-        };
-        there.containerd.label_image(&there.image, &reports.iter().enumerate().map(label).collect()).await?;
-        Ok(there.sink.close().await.map_err(ImageError::from)?)
-    }
+    let Reference::Containerd { name } = reference else {
+        let hint = "--content-store containerd keeps the index of an image that is in containerd";
+        return Err(fail(Exit::Usage, format!("{reference}: {hint}: name it as containerd:NAME")));
+    };
+    Ok(Some(Shelf::open(name, global).await?))
 }
 
 /// A report for programs.

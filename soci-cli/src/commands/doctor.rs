@@ -7,15 +7,17 @@
 //! Nothing is changed; with `--push` an upload is started and aborted. A check that cannot be made says so; it does not
 //! count as passed.
 
-mod containerd;
+#[cfg(feature = "node")]
+mod node;
 mod publishing;
 
 use serde::Serialize;
 
 use crate::args::Doctor;
-use crate::args::config::{self, Config};
+use crate::args::config::Config;
 use crate::commands::image;
-use crate::daemon::operations::DaemonStatus;
+#[cfg(not(feature = "node"))]
+use crate::commands::without_node as node;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 
@@ -31,7 +33,7 @@ enum Verdict {
 
 /// A check.
 #[derive(Debug, Serialize)]
-struct Finding {
+pub(super) struct Finding {
     verdict: Verdict,
     what: &'static str,
     found: String,
@@ -41,12 +43,6 @@ struct Finding {
     /// Lines for a configuration file.
     #[serde(skip_serializing_if = "Option::is_none")]
     paste: Option<&'static str>,
-}
-
-impl Finding {
-    fn with_lines(self, lines: &'static str) -> Self {
-        Self { paste: Some(lines), ..self }
-    }
 }
 
 fn good(what: &'static str, found: impl Into<String>) -> Finding {
@@ -67,10 +63,8 @@ fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> 
 /// When something is wrong, with exit code 1, after all has been said.
 pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
     let mut findings = Vec::new();
-    if arguments.image.is_none() || arguments.node || is_node(arguments, config) {
-        findings.extend(machine());
-        findings.extend(containerd::findings(&arguments.containerd_config));
-        findings.extend(daemon(config));
+    if arguments.image.is_none() || arguments.node || node::is_one(arguments, config) {
+        findings.extend(node::findings(arguments, config)?);
     }
     if let Some(name) = &arguments.image {
         findings.extend(image::run_to_end(publishing::findings(arguments, name, config))?);
@@ -94,95 +88,5 @@ pub fn run(arguments: &Doctor, config: &Config) -> anyhow::Result<()> {
     match findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count() {
         0 => Ok(()),
         count => Err(fail(Exit::Failure, format!("{count} of the checks found something wrong"))),
-    }
-}
-
-/// Whether this machine runs the snapshotter, or is meant to.
-fn is_node(arguments: &Doctor, config: &Config) -> bool {
-    containerd::has_plugin(&arguments.containerd_config) || crate::daemon::ask::status(&config.root).is_ok()
-}
-
-/// The kernel and the programs of this machine.
-fn machine() -> Vec<Finding> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim().to_owned();
-    let kernel = match kernel_version(&release) {
-        Some(version) if version >= (6, 9) => good("kernel", release),
-        Some(version) if version >= (5, 11) => note(
-            "kernel",
-            release,
-            "before 6.9 reads that are in flight while the snapshotter dies fail; later ones do not",
-        ),
-        Some(_) => bad("kernel", release, "5.11 or later is needed"),
-        None => note("kernel", format!("{release:?} is no version"), "5.11 or later is needed"),
-    };
-    let fuse = match soci_fs::fuse::mount::may_open_device() {
-        Ok(()) => good("/dev/fuse", "can be opened"),
-        Err(error) => {
-            bad("/dev/fuse", error.to_string(), "load the module (modprobe fuse), or give the container the device")
-        }
-    };
-    let overlay = match std::fs::read_to_string("/proc/filesystems") {
-        Ok(list) if list.lines().any(|line| line.ends_with("\toverlay")) => good("overlayfs", "is there"),
-        Ok(_) => bad("overlayfs", "is not there", "load the module: modprobe overlay"),
-        Err(error) => note("overlayfs", format!("/proc/filesystems: {error}"), "is /proc mounted?"),
-    };
-    let mut findings = vec![kernel, fuse, overlay];
-    if !rustix::process::geteuid().is_root() {
-        let there = config::search_path().iter().any(|directory| directory.join("fusermount3").exists());
-        findings.push(if there {
-            good("fusermount3", "is there")
-        } else {
-            bad("fusermount3", "is not there", "an ordinary user mounts with it: install the package fuse3")
-        });
-    }
-    findings
-}
-
-fn kernel_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-fn daemon(config: &Config) -> Vec<Finding> {
-    match crate::daemon::ask::status(&config.root) {
-        Ok(status) => {
-            let runs = good("daemon", format!("{} runs, {} layers", status.version, status.slots));
-            vec![runs, proofs(&status)]
-        }
-        Err(error) => vec![note("daemon", crate::report::exit::message(&error), "`soci mount` does not need it")],
-    }
-}
-
-/// Whether what the daemon shows is, or will be, proven.
-fn proofs(status: &DaemonStatus) -> Finding {
-    let count =
-        |word: &str| status.layers.iter().filter(|held| crate::commands::status::trust(&held.layer) == word).count();
-    let (condemned, suspended) = (count("condemned"), count("suspended"));
-    let found = format!("{} of {} open layers proven", count("proven"), status.layers.len());
-    if condemned + suspended > 0 {
-        let found = format!("{found}, {condemned} condemned, {suspended} suspended");
-        return bad("proofs", found, "`soci status` has the reasons; remove these images and pull them anew");
-    }
-    if status.proves {
-        return good("proofs", found);
-    }
-    let fix = "the background fetch is disabled, so layers that are read by an index are never proven";
-    note(
-        "proofs",
-        found,
-        format!("{fix}: set `disable = false` in [background_fetch], or require signatures in [trust]"),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions() {
-        for (release, version) in [("6.18.44-x", Some((6, 18))), ("5.4.0", Some((5, 4))), ("6", None), ("", None)] {
-            assert_eq!(kernel_version(release), version, "{release}");
-        }
     }
 }

@@ -1,16 +1,15 @@
 //! `soci index`, `soci ztoc list`: what is in the local index store.
 
 use anyhow::Context;
-use soci_fs::node::content::target;
-use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::find::origin;
 use soci_index::format::digest::Digest;
 use soci_index::format::model::annotation;
-use soci_index::publish::local::{IMAGE_NAME, KEPT_IN};
+use soci_index::publish::local::{IMAGE_NAME, KEPT_IN, containerd_namespace};
 
 use crate::args::config::Config;
 use crate::args::{Global, Index, IndexList, Platforms};
 use crate::commands::catalogue::{IndexEntry, entries, layout};
+use crate::commands::containerd;
 use crate::commands::image::{self, block_on};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
@@ -114,8 +113,8 @@ fn remove(config: &Config, digests: &[String], of: Option<&str>, global: &Global
     let wanted = to_remove(&entries, digests, of)?;
     let Some(layout) = layout(config)? else { return Ok(Vec::new()) };
     for entry in entries.iter().filter(|entry| wanted.contains(&entry.descriptor.digest)) {
-        if let Some(namespace) = target::namespace_of(entry.annotation(KEPT_IN)) {
-            block_on(global.timeout, remove_from_containerd(&entry.descriptor.digest, namespace, global))?;
+        if let Some(namespace) = containerd_namespace(entry.annotation(KEPT_IN)) {
+            block_on(global.timeout, containerd::delete(&entry.descriptor.digest, global, namespace))?;
         }
     }
     let mut writer = layout.lock()?;
@@ -155,12 +154,6 @@ fn to_remove(entries: &[IndexEntry], digests: &[String], of: Option<&str>) -> an
     };
     wanted.extend(staying.iter().filter(is_left_alone).map(|entry| entry.descriptor.digest));
     Ok(wanted)
-}
-
-/// containerd's collector takes the zTOCs that nothing else needs.
-async fn remove_from_containerd(digest: &Digest, namespace: &str, global: &Global) -> anyhow::Result<()> {
-    let containerd = Containerd::connect(global.containerd_socket(), namespace).await?;
-    Ok(containerd.delete_content(digest).await?)
 }
 
 /// `soci ztoc list`.

@@ -20,7 +20,6 @@ use soci_fs::fuse::image::Image;
 use soci_fs::fuse::mount::{Lazy, MountOptions, Mounted, mount, unmount};
 use soci_fs::layer::private::ensure_private_dir;
 use soci_fs::layer::reader::Policy;
-use soci_fs::layer::store::{Store, StoreError};
 use soci_fs::open::trust::TrustPolicy;
 use soci_fs::open::{IndexModes, OpenOptions, open_image};
 use soci_index::format::reference::Reference;
@@ -32,6 +31,7 @@ use tokio::runtime::Handle;
 use crate::args::config::Config;
 use crate::args::{Mount, Umount};
 use crate::commands::image::{self, run_to_end};
+use crate::commands::layers::free_store;
 use crate::report::exit::{Exit, Reported, fail};
 use crate::report::output;
 use crate::report::progress::Progress;
@@ -51,9 +51,6 @@ const INTERRUPTED: &str = "interrupted before the mount was ready";
 
 /// The log of detached mounts begins anew when it is longer.
 const LOG_BYTES_MAX: u64 = 1 << 20;
-
-/// Layer stores that are tried before giving up: one for each image that is mounted at the same time.
-const STORES_MAX: u32 = 256;
 
 /// Runs `mount`.
 ///
@@ -246,22 +243,6 @@ async fn end(
             Ok(())
         }
     }
-}
-
-/// The first layer store that no other process has open. Images that are mounted one after the other thus share their
-/// layers; images that are mounted at the same time have stores of their own.
-///
-/// # Errors
-/// When the directory cannot be used.
-pub fn free_store(root: &Path) -> anyhow::Result<Store> {
-    for number in 0..STORES_MAX {
-        match Store::open(&root.join(number.to_string())) {
-            Err(StoreError::Busy { .. }) => {}
-            result => return result.with_context(|| format!("opening a layer store below {}", root.display())),
-        }
-    }
-    let hint = format!("all {STORES_MAX} layer stores below {} are in use; unmount some images", root.display());
-    Err(fail(Exit::Local, hint))
 }
 
 /// Starts a process that serves, and waits until it says that it is ready. Until then what it says goes where this

@@ -14,6 +14,7 @@ use soci_index::format::manifest::INDEX_DIGEST;
 use soci_index::format::profile::Profile;
 use soci_index::format::profile::artifact::{Notes, Published, is_name};
 use soci_index::format::ztoc::rfc3339;
+use soci_index::image::output as output_file;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::prefetched::{self, Prefetched, PrefetchedError};
 use soci_index::publish::profiles;
@@ -23,7 +24,7 @@ use tokio::runtime::Handle;
 use crate::args::config::Config;
 use crate::args::{self, Access, Platforms, PushProfile};
 use crate::commands::image::{self, block_on};
-use crate::commands::{found_by, mount, record, sign};
+use crate::commands::{found_by, layers, sign};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 
@@ -91,9 +92,9 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
     let pack_file = if arguments.pack {
         let file = tempfile::NamedTempFile::new().context("creating a file for the pack")?;
         config.keep_private()?;
-        let store = Arc::new(mount::free_store(&config.layers())?);
+        let store = Arc::new(layers::free_store(&config.layers())?);
         let urls = image::foreign_layers(arguments.foreign_layers)?;
-        let options = OpenOptions { urls, ..record::open_options(config, 0) };
+        let options = OpenOptions { urls, ..layers::open_options(config, 0) };
         let opened = open_image(&source, &found, &store, &options, &Handle::current()).await?;
         profile = pack::make(&profile, &opened.readers, file.as_file()).await.context("making the pack")?;
         Some(file)
@@ -277,10 +278,31 @@ fn show(file: &Path, json: bool) -> anyhow::Result<()> {
 fn merge(first: &Path, second: &Path, file: &Path, json: bool) -> anyhow::Result<()> {
     let merged = read(first)?.merge(&read(second)?, &Limits::DEFAULT);
     let merged = merged.map_err(|error| fail(Exit::Failure, format!("{}: {error}", file.display())))?;
-    record::write(file, &merged)?;
+    write(file, &merged)?;
     if json {
-        return output::json_beside(file, &record::document(file, &merged));
+        return output::json_beside(file, &document(file, &merged));
     }
     let (bytes, ranges) = (output::size(merged.bytes()), merged.ranges().len());
     output::line_beside(file, format!("{}: {bytes} in {ranges} ranges", file.display()))
+}
+
+/// A profile that was written, for programs.
+#[must_use]
+pub fn document(file: &Path, profile: &Profile) -> serde_json::Value {
+    serde_json::json!({
+        "output": file.display().to_string(),
+        "bytes": profile.bytes(),
+        "ranges": profile.ranges().len(),
+        "layers": profile.layers(),
+        "command": profile.command(),
+    })
+}
+
+/// Writes a profile.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(file: &Path, profile: &Profile) -> anyhow::Result<()> {
+    let written = profile.encode().map_err(std::io::Error::other).and_then(|bytes| output_file::write(file, &bytes));
+    written.with_context(|| format!("writing {}", file.display()))
 }

@@ -20,8 +20,7 @@ use crate::args::config::Config;
 use crate::args::{Global, Pull};
 use crate::commands::choice;
 use crate::commands::image::{self, block_on};
-use crate::commands::mount::free_store;
-use crate::commands::record;
+use crate::commands::layers::{free_store, open_options};
 use crate::report::output;
 use crate::report::progress::Progress;
 
@@ -50,7 +49,7 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
             listing,
             urls: image::foreign_layers(arguments.foreign_layers)?,
             // No signer need be trusted: all of it is proven before it is used.
-            ..record::open_options(config, arguments.min_layer_size)
+            ..open_options(config, arguments.min_layer_size)
         };
         let opened = open_image(&source, &image, &store, &options, &Handle::current()).await?;
         complete(&opened, &image, &progress).await?;

@@ -7,8 +7,6 @@
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use soci_fs::node::content::{ContainerdImage, target};
-use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::find::origin;
 use soci_index::format::digest::Digest;
 use soci_index::format::index_manifest::IndexManifest;
@@ -17,18 +15,16 @@ use soci_index::format::manifest::INDEX_V1;
 use soci_index::format::model::{Descriptor, ImageConfig, ImageManifest, annotation, media_type};
 use soci_index::format::platform::Platform;
 use soci_index::format::span_index::SPAN_INDEX;
-use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::publish::local::KEPT_IN;
+use soci_index::image::{ImageError, ImageSource};
+use soci_index::publish::local::{KEPT_IN, containerd_namespace, containerd_place};
 
 use crate::args::config::Config;
 use crate::args::{ContentStore, Global};
 use crate::commands::catalogue::{self, IndexEntry};
+use crate::commands::containerd;
 use crate::commands::image::block_on;
 use crate::report::output;
-
-/// What every index in containerd has, whether our tool has made it or AWS's.
-const ZTOC_LABEL: &str = "containerd.io/gc.ref.content.ztoc.0";
 
 /// Runs the command.
 ///
@@ -40,10 +36,10 @@ pub fn run(json: bool, config: &Config, global: &Global) -> anyhow::Result<()> {
     let entries = catalogue::entries(config)?;
     let (left, entered) = block_on(global.timeout, async {
         let gone = gone(&layout, &entries, global).await?;
-        let containerd = containerd(global).await?;
+        let content = content(global).await?;
         let mut found = unlisted(&layout)?;
-        if let (Some(containerd), Some(ContentStore::Containerd)) = (&containerd, global.content_store) {
-            found.extend(in_containerd(containerd, global).await?);
+        if let (Some(content), Some(ContentStore::Containerd)) = (&content, global.content_store) {
+            found.extend(in_containerd(content, global).await?);
         }
         found.retain(|found| !entries.iter().any(|entry| entry.descriptor.digest == found.digest));
         let mut writer = layout.lock()?;
@@ -54,8 +50,8 @@ pub fn run(json: bool, config: &Config, global: &Global) -> anyhow::Result<()> {
         drop(writer);
         let entered: Vec<Digest> = found.iter().map(|found| found.digest).collect();
         for found in found {
-            let platform = match &containerd {
-                Some(containerd) => platform(containerd, &found.subject).await,
+            let platform = match &content {
+                Some(content) => platform(content, &found.subject).await,
                 None => None,
             };
             tracing::info!(digest = %found.digest, "entered the list");
@@ -66,12 +62,13 @@ pub fn run(json: bool, config: &Config, global: &Global) -> anyhow::Result<()> {
     if json { output::json(&serde_json::json!({ "left": left, "entered": entered })) } else { Ok(()) }
 }
 
-async fn containerd(global: &Global) -> anyhow::Result<Option<Containerd>> {
-    match Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await {
-        Ok(containerd) => Ok(Some(containerd)),
-        Err(error) if global.content_store == Some(ContentStore::Containerd) => Err(error.into()),
+/// containerd's content, if it answers or has to.
+async fn content(global: &Global) -> anyhow::Result<Option<ImageSource>> {
+    match containerd::content(global, global.containerd_namespace()).await {
+        Ok(content) => Ok(Some(ImageSource::Foreign(content))),
+        Err(error) if global.content_store == Some(ContentStore::Containerd) => Err(error),
         Err(error) => {
-            tracing::debug!(%error, "containerd is not asked");
+            tracing::debug!("containerd is not asked: {error:#}");
             Ok(None)
         }
     }
@@ -82,15 +79,15 @@ async fn gone(layout: &Layout, entries: &[IndexEntry], global: &Global) -> anyho
     let mut gone = Vec::new();
     for entry in entries {
         let digest = entry.descriptor.digest;
-        let is_there = match target::namespace_of(entry.annotation(KEPT_IN)) {
+        let is_there = match containerd_namespace(entry.annotation(KEPT_IN)) {
             // What cannot be read in this moment is neither gone nor damaged.
             None => {
                 entry.index.is_some() || (layout.has_blob(&digest) && std::fs::read(layout.blob_path(&digest)).is_err())
             }
-            Some(namespace) => match Containerd::connect(global.containerd_socket(), namespace).await {
-                Ok(containerd) => containerd.content_size(&digest).await?.is_some(),
+            Some(namespace) => match containerd::content(global, namespace).await {
+                Ok(content) => content.size(&digest).await.map_err(ImageError::from)?.is_some(),
                 Err(error) => {
-                    tracing::warn!(%digest, %error, "it is kept in containerd, and stays in the list");
+                    tracing::warn!(%digest, "it is kept in containerd, and stays in the list: {error:#}");
                     true
                 }
             },
@@ -158,16 +155,14 @@ fn unlisted(layout: &Layout) -> anyhow::Result<Vec<UnlistedIndex>> {
     Ok(found)
 }
 
-/// Indexes in containerd, as its clients label them.
-async fn in_containerd(containerd: &Containerd, global: &Global) -> anyhow::Result<Vec<UnlistedIndex>> {
-    let place = target::place(global.containerd_namespace());
-    let content = content(containerd);
+/// Indexes in containerd.
+async fn in_containerd(content: &ImageSource, global: &Global) -> anyhow::Result<Vec<UnlistedIndex>> {
+    let namespace = global.containerd_namespace();
     let mut found = Vec::new();
-    for digest in containerd.content_with_label(ZTOC_LABEL).await? {
-        let Some(size) = containerd.content_size(&digest).await? else { continue };
-        let blob = Descriptor::new(media_type::MANIFEST, digest, size);
+    for blob in containerd::indexes(global, namespace).await? {
+        let digest = blob.digest;
         match content.blob_bytes(&blob, Limits::DEFAULT.manifest_bytes_max).await {
-            Ok(json) => found.extend(UnlistedIndex::parse(digest, json, Some(place.clone()))),
+            Ok(json) => found.extend(UnlistedIndex::parse(digest, json, Some(containerd_place(namespace)))),
             Err(error) => tracing::debug!(%digest, %error, "is passed over"),
         }
     }
@@ -175,15 +170,10 @@ async fn in_containerd(containerd: &Containerd, global: &Global) -> anyhow::Resu
 }
 
 /// The platform of an image that containerd has.
-async fn platform(containerd: &Containerd, image: &Descriptor) -> Option<Platform> {
-    let (content, most) = (content(containerd), Limits::DEFAULT.manifest_bytes_max);
+async fn platform(content: &ImageSource, image: &Descriptor) -> Option<Platform> {
+    let most = Limits::DEFAULT.manifest_bytes_max;
     let manifest = content.blob_bytes(image, most).await.ok()?;
     let manifest: ImageManifest = serde_json::from_slice(&manifest).ok()?;
     let config = content.blob_bytes(&manifest.config, most).await.ok()?;
     Some(serde_json::from_slice::<ImageConfig>(&config).ok()?.platform)
-}
-
-fn content(containerd: &Containerd) -> ImageSource {
-    let content = ContainerdImage::content(containerd.clone(), "containerd".to_owned());
-    ImageSource::Foreign(std::sync::Arc::new(content))
 }

@@ -3,7 +3,6 @@
 //! The layer store is a new one in a directory of its own, and so is the mount: neither has anything in a cache, so
 //! every page that the command needs is a read that is seen. Both are gone when the command ends.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,17 +15,21 @@ use soci_fs::layer::store::Store;
 use soci_fs::open::{OpenOptions, open_image};
 use soci_index::format::limits::Limits;
 use soci_index::format::profile::Profile;
-use soci_index::image::output as output_file;
 use soci_index::image::{ImageSource, PlatformImage};
 use tokio::runtime::Handle;
 
 use crate::args::config::Config;
 use crate::args::{Global, Record};
 use crate::commands::image::{self, run_to_end};
+use crate::commands::layers::open_options;
+use crate::commands::profile::{document, write};
+#[cfg(not(feature = "node"))]
+use crate::commands::without_node as container;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 use crate::report::signals::Signals;
 
+#[cfg(feature = "node")]
 mod container;
 mod enter;
 pub mod inside;
@@ -48,18 +51,6 @@ pub fn run(arguments: &Record, config: &Config, global: &Global) -> anyhow::Resu
     };
     crate::commands::mount::check_device()?;
     run_to_end(record(arguments, name, config))
-}
-
-/// How images are opened by the commands that read all they are asked for, or what a program asks for: any index will
-/// do.
-#[must_use]
-pub fn open_options(config: &Config, layer_bytes_min: u64) -> OpenOptions {
-    OpenOptions {
-        layer_bytes_min,
-        index_store: Some(config.index_store()),
-        parallel: std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(4),
-        ..OpenOptions::default()
-    }
 }
 
 async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Result<()> {
@@ -142,25 +133,4 @@ fn say(
     let (bytes, ranges, time) = (output::size(profile.bytes()), profile.ranges().len(), output::time(time));
     let shown = file.display();
     output::line_beside(file, format!("{shown}: {bytes} in {ranges} ranges, read within {time} by {run}"))
-}
-
-/// A profile that was written, for programs.
-#[must_use]
-pub fn document(file: &Path, profile: &Profile) -> serde_json::Value {
-    serde_json::json!({
-        "output": file.display().to_string(),
-        "bytes": profile.bytes(),
-        "ranges": profile.ranges().len(),
-        "layers": profile.layers(),
-        "command": profile.command(),
-    })
-}
-
-/// Writes a profile.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write(file: &Path, profile: &Profile) -> anyhow::Result<()> {
-    let written = profile.encode().map_err(std::io::Error::other).and_then(|bytes| output_file::write(file, &bytes));
-    written.with_context(|| format!("writing {}", file.display()))
 }

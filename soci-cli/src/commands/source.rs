@@ -3,14 +3,13 @@
 //! A plain name means a registry. For `create` and `convert`, which nerdctl calls, it means an image of containerd if
 //! one was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
 
-use soci_fs::node::content::ContainerdImage;
-use soci_fs::node::grpc::containerd::Containerd;
 use soci_index::format::reference::Reference;
 use soci_index::image::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::ClientOptions;
 
 use crate::args::Global;
+use crate::commands::containerd;
 
 /// What a name means to the commands that AWS's tool has, too: a plain one means an image of containerd if one was
 /// named.
@@ -28,7 +27,7 @@ pub fn meant(reference: Reference, global: &Global) -> Reference {
 /// When it is not there, or its place cannot be reached.
 pub async fn open(reference: &Reference, options: &ClientOptions, global: &Global) -> anyhow::Result<ImageSource> {
     match reference {
-        Reference::Containerd { name } => in_containerd(name, global).await,
+        Reference::Containerd { name } => Ok(ImageSource::Foreign(containerd::image(name, global).await?)),
         other => Ok(ImageSource::open(other, options).await?),
     }
 }
@@ -59,22 +58,4 @@ pub fn caveat(reference: &Reference, source: &ImageSource, images: &[PlatformIma
     } else {
         None
     }
-}
-
-async fn in_containerd(name: &str, global: &Global) -> anyhow::Result<ImageSource> {
-    Ok(ImageSource::Foreign(std::sync::Arc::new(find_in_containerd(name, global).await?)))
-}
-
-/// An image of containerd by its name, as it was typed or spelt out.
-///
-/// # Errors
-/// When containerd cannot be reached, or does not have it.
-pub async fn find_in_containerd(name: &str, global: &Global) -> anyhow::Result<ContainerdImage> {
-    let containerd = Containerd::connect(global.containerd_socket(), global.containerd_namespace()).await?;
-    // A name may be in containerd as it was typed, or spelt out.
-    let spelt_out = match name.parse() {
-        Ok(Reference::Registry(plain)) => plain.to_string(),
-        _ => name.to_owned(),
-    };
-    Ok(ContainerdImage::find(containerd, name, &spelt_out).await?)
 }

@@ -5,13 +5,10 @@
 use std::process::ExitCode;
 
 use soci_fs::foresight::profile::pack::PackError;
-use soci_fs::fuse::mount::MountError;
 use soci_fs::layer::private::PrivateError;
 use soci_fs::layer::proof::ProofError;
 use soci_fs::layer::reader::ReadError;
 use soci_fs::layer::store::StoreError as LayerStoreError;
-use soci_fs::node::grpc::containerd::ContainerdError;
-use soci_fs::node::rpull::PullError;
 use soci_fs::open::OpenError;
 use soci_fs::open::trust::PolicyError;
 use soci_index::format::class::{Class, Classified};
@@ -127,11 +124,8 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         ReadError,
         ProofError,
         PolicyError,
-        MountError,
         LayerStoreError,
         PrivateError,
-        PullError,
-        ContainerdError,
         PublishError,
         ProfilesError,
         PrefetchedError,
@@ -145,7 +139,24 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         DecodeError,
         ManifestError,
     );
-    class.map(Exit::from)
+    class.or_else(|| of_features(error)).map(Exit::from)
+}
+
+/// The class of an error of the rooms that are built by a feature.
+fn of_features(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
+    #[cfg(feature = "mount")]
+    if let Some(error) = error.downcast_ref::<soci_fs::fuse::mount::MountError>() {
+        return Some(error.class());
+    }
+    #[cfg(feature = "node")]
+    if let Some(class) = class_of!(error;
+        soci_fs::node::rpull::PullError,
+        soci_fs::node::grpc::containerd::ContainerdError,
+    ) {
+        return Some(class);
+    }
+    let _ = error;
+    None
 }
 
 impl From<Class> for Exit {

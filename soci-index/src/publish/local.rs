@@ -37,6 +37,21 @@ pub use crate::find::origin::{IMAGE_NAME, KEPT_IN};
 /// become part of an image.
 pub const BUILT_HERE: &str = "dev.soci.built-here";
 
+/// What [`KEPT_IN`] begins with where the place is containerd's content.
+const CONTAINERD_PLACE: &str = "containerd://";
+
+/// The value of [`KEPT_IN`] for containerd's content in a namespace.
+#[must_use]
+pub fn containerd_place(namespace: &str) -> String {
+    format!("{CONTAINERD_PLACE}{namespace}")
+}
+
+/// The namespace of a [`containerd_place`], if it is one.
+#[must_use]
+pub fn containerd_namespace(place: &str) -> Option<&str> {
+    place.strip_prefix(CONTAINERD_PLACE)
+}
+
 /// Where an index and its parts are kept.
 #[derive(Debug, Clone)]
 pub enum Keep {

@@ -13,7 +13,7 @@ use soci_index::format::reference::Reference;
 use crate::args::config::Config;
 use crate::args::{Global, Record};
 use crate::commands::image::block_on;
-use crate::commands::record::{document, write};
+use crate::commands::profile::{document, write};
 use crate::commands::{image, source};
 use crate::daemon::ask;
 

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 use soci_index::image::foreign::{ContentSink, ContentStore, ContentTarget, ForeignError, Incoming, References};
+use soci_index::publish::local::containerd_place;
 
 use crate::node::content::ContainerdImage;
 use crate::node::grpc::containerd::{Containerd, ContainerdError, Labels, Lease};
@@ -22,21 +23,6 @@ const PART: &str = "containerd.io/gc.ref.content.";
 
 /// The label of an image by which AWS's tool has containerd's collector keep its index.
 pub const INDEX_LABEL: &str = "containerd.io/gc.ref.content.soci-index";
-
-/// What the name of containerd's content in the local index store begins with.
-const PLACE: &str = "containerd://";
-
-/// What the local index store calls containerd's content in a namespace.
-#[must_use]
-pub fn place(namespace: &str) -> String {
-    format!("{PLACE}{namespace}")
-}
-
-/// The namespace of a [`place`], if it is one.
-#[must_use]
-pub fn namespace_of(place: &str) -> Option<&str> {
-    place.strip_prefix(PLACE)
-}
 
 /// A name in a containerd. Nothing is connected yet.
 #[derive(Debug, Clone)]
@@ -79,7 +65,7 @@ impl ContentTarget for ContainerdTarget {
     }
 
     fn place(&self) -> String {
-        place(&self.namespace)
+        containerd_place(&self.namespace)
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn ContentSink>, ForeignError>> {

@@ -112,8 +112,8 @@ fn unpacking(table: &Table) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
     use super::*;
+    use crate::commands::doctor::Verdict;
 
     const ANNOTATED: &str = "[proxy_plugins.soci]\ntype = 'snapshot'\naddress = '/dev/null'\n\
                              [proxy_plugins.soci.exports]\nenable_remote_snapshot_annotations = 'true'\n";
