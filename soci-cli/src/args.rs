@@ -22,8 +22,8 @@ pub use bench::Bench;
 pub use node::{Bounds, Doctor, Mount, Pull, Rpull, Status, Umount};
 pub use profile::{Inside, Profile, PushProfile, Record};
 pub use publish::{
-    Building, Convert, Create, Existing, Format, FormatName, Forms, IndexSpanSize, Indexing, Optimization, Prefetch,
-    Publish, Push, Signers, Verify,
+    Building, Container, Convert, Create, Existing, Forms, IndexSpanSize, Indexing, Optimization, Prefetch, Publish,
+    Push, Signers, Verify,
 };
 pub use serve::ServeWebhook;
 

@@ -15,12 +15,14 @@ pub mod create;
 #[cfg(feature = "mount")]
 pub mod demo;
 pub mod doctor;
+pub mod finding;
 pub mod help;
 pub mod image;
 pub mod index;
 pub mod layers;
 #[cfg(feature = "mount")]
 pub mod mount;
+pub mod outcome;
 pub mod prefetch;
 pub mod profile;
 pub mod publish;

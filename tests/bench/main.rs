@@ -132,7 +132,7 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
             if wanted.is("publish") {
                 indexing::publish(&data, &image, &mut report)?;
             }
-            if process::can_mount() {
+            if soci_tests::mounting::can_mount() {
                 files::prepare(&data, &image)?;
                 if wanted.is("mount") {
                     files::mount(&data, &image, &mut report)?;
@@ -143,19 +143,19 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
             }
         }
     }
-    if wanted.is("start") && process::can_mount() {
+    if wanted.is("start") && soci_tests::mounting::can_mount() {
         start::python(runtime, &mut report)?;
     }
-    if wanted.is("pull") && process::can_mount() {
+    if wanted.is("pull") && soci_tests::mounting::can_mount() {
         pull::pull(runtime, &mut report)?;
     }
-    if wanted.is("cold") && process::can_mount() {
+    if wanted.is("cold") && soci_tests::mounting::can_mount() {
         cold::cold(runtime, &wanted.cold, &mut report)?;
     }
-    if wanted.is("whole") && process::can_mount() {
+    if wanted.is("whole") && soci_tests::mounting::can_mount() {
         cold::pulls(runtime, &wanted.cold, &mut report)?;
     }
-    if wanted.is("index") && process::can_mount() {
+    if wanted.is("index") && soci_tests::mounting::can_mount() {
         cold::index(runtime, &wanted.cold, &mut report)?;
     }
     if wanted.is("prepare") {
@@ -164,13 +164,13 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     if wanted.is("proof") {
         proof::proof(runtime, &mut report)?;
     }
-    if wanted.is("warm") && process::can_mount() {
+    if wanted.is("warm") && soci_tests::mounting::can_mount() {
         node::warm(runtime, &mut report)?;
     }
-    if wanted.is("memory") && process::can_mount() {
+    if wanted.is("memory") && soci_tests::mounting::can_mount() {
         node::memory(runtime, &mut report)?;
     }
-    if wanted.is("cached") && process::can_mount() {
+    if wanted.is("cached") && soci_tests::mounting::can_mount() {
         node::cached(runtime, &mut report)?;
     }
     Ok(report)

@@ -102,15 +102,6 @@ fn processor_time(id: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
 }
 
-/// Says loudly why a part is left out.
-pub(crate) fn can_mount() -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        eprintln!("SKIPPED: mounting, and dropping caches for it, needs /dev/fuse and root");
-    }
-    can
-}
-
 /// Drops the kernel's caches: 2 names and attributes, 3 also pages.
 pub(crate) fn drop_caches(which: u8) -> anyhow::Result<()> {
     rustix::fs::sync();

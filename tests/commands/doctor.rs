@@ -145,7 +145,7 @@ async fn who_may_push() {
     image().push(&registry.client(login.path()).repository("team/app"), "v1").await;
     let name = format!("{}/team/app:v1", registry.address);
     let found = findings(&[&name, "--push", "--user", "robot:wrong"], login.path());
-    assert_says(&found, "push", &["bad: ", "docker login 127.0.0.1:", "may push"]);
+    assert_says(&found, "push", &["bad: ", "docker login 127.0.0.1:", "push access"]);
 
     let refused = run(soci().args(["doctor", "--push"]));
     assert_eq!(refused.status.code(), Some(2), "an image is needed");

@@ -412,7 +412,7 @@ fn silent_connections_shut_nothing() {
     let probes = {
         let said = server.said.lock().unwrap();
         let rest = said.split_once("probes at ").expect("a second address").1;
-        rest.split(' ').next().unwrap().to_owned()
+        rest.split_whitespace().next().unwrap().to_owned()
     };
     let mut silent = Vec::new();
     for number in 0..300 {

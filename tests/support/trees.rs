@@ -6,15 +6,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub use crate::mounting::can_mount;
 use crate::reading::noise;
-
-pub fn can_mount() -> bool {
-    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !can {
-        eprintln!("SKIPPED: mounting needs root and /dev/fuse");
-    }
-    can
-}
 
 /// What can be seen of a file, content included.
 pub fn describe(path: &Path) -> String {

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
+use soci_index::publish::build::Format;
 
 use crate::args::{Access, Platforms};
 
@@ -61,8 +63,8 @@ pub struct Signers {
 pub struct Forms {
     /// Which forms of an index to make [default: both; with --v2: aws]. An image that is SOCI-enabled itself carries AWS's
     /// form; `both` puts the span index beside it, where the registry takes referrers
-    #[arg(long, value_enum)]
-    pub format: Option<FormatName>,
+    #[arg(long, value_parser = index_format())]
+    pub format: Option<Format>,
     /// How fine the span index is.
     #[command(flatten)]
     pub span_size: IndexSpanSize,
@@ -94,15 +96,10 @@ pub struct Indexing {
     pub access: Access,
 }
 
-/// A form of an index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum FormatName {
-    /// zTOCs, as AWS's tools make and read them
-    Aws,
-    /// The span index: finer, a tenth of the size to start with, for this project's runtime only
-    Span,
-    /// Both, side by side; each runtime uses its own
-    Both,
+/// The forms of an index, with what each means.
+fn index_format() -> impl TypedValueParser<Value = Format> {
+    let values = Format::NAMES.map(|(name, _, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(values).try_map(|text| text.parse())
 }
 
 /// What an index can do without.
@@ -232,8 +229,8 @@ pub struct Convert {
     #[arg(long)]
     pub standalone: bool,
     /// With --standalone: what to write
-    #[arg(long, default_value = "oci-archive", value_name = "oci-archive|oci-dir", value_parser = format)]
-    pub format: Format,
+    #[arg(long, default_value = "oci-archive", value_name = "oci-archive|oci-dir", value_parser = container)]
+    pub format: Container,
     /// With --all-platforms: convert those that containerd has, where one was not pulled
     #[arg(long, requires = "all_platforms")]
     pub skip_missing_platforms: bool,
@@ -282,17 +279,17 @@ Plain names are images of containerd with --address, --namespace or --content-st
 CONTAINERD_NAMESPACE), and without these if /run/containerd/containerd.sock answers and has the source; else they are in
 registries. `docker://NAME` always is, `containerd:NAME` never. --user, --span-index and --replace-signed mean registries, too.";
 
-fn format(text: &str) -> Result<Format, String> {
+fn container(text: &str) -> Result<Container, String> {
     match text {
-        "oci-archive" => Ok(Format::OciArchive),
-        "oci-dir" => Ok(Format::OciDir),
+        "oci-archive" => Ok(Container::OciArchive),
+        "oci-dir" => Ok(Container::OciDir),
         other => Err(format!("unsupported output format: {other}; must be one of [oci-archive oci-dir]")),
     }
 }
 
 /// What a standalone conversion writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum Container {
     /// A tar file.
     OciArchive,
     /// A directory.

@@ -84,14 +84,14 @@ pub fn target(image: &str, global: &Global) -> anyhow::Result<Arc<dyn ContentTar
 
 /// An image of containerd whose indexes are put beside it.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct ContainerdIndexStore {
     sink: Arc<dyn ContentSink>,
     containerd: Containerd,
     image: String,
     place: String,
 }
 
-impl Shelf {
+impl ContainerdIndexStore {
     /// Opens the image with this name.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use crate::commands::catalogue;
 use crate::commands::containerd;
 use crate::commands::create::json;
 use crate::commands::image::{self, block_on};
-use crate::commands::publish::span_lines;
+use crate::commands::outcome::span_lines;
 use crate::commands::source;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
@@ -133,8 +133,8 @@ fn standalone(arguments: &Convert, destination: &str) -> anyhow::Result<(Referen
         Reference::Archive { file: input, tag: None }
     };
     let target = match arguments.format {
-        args::Format::OciDir => Target::NewLayout { directory: output },
-        args::Format::OciArchive => Target::Archive { file: output, tag: None },
+        args::Container::OciDir => Target::NewLayout { directory: output },
+        args::Container::OciArchive => Target::Archive { file: output, tag: None },
     };
     Ok((source, target))
 }

@@ -3,12 +3,13 @@
 use anyhow::Context;
 use soci_index::format::reference::Reference;
 use soci_index::image::layout::Layout;
+use soci_index::publish::build::Format;
 use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::publish::{Done, Job, Report};
 
 use crate::args::config::Config;
-use crate::args::{ContentStore, Create, FormatName, Forms, Global};
-use crate::commands::containerd::Shelf;
+use crate::args::{ContentStore, Create, Forms, Global};
+use crate::commands::containerd::ContainerdIndexStore;
 use crate::commands::image::{self, block_on};
 use crate::commands::source;
 use crate::report::exit::{Exit, fail};
@@ -33,8 +34,8 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         if let Some(caveat) = source::caveat(&reference, &source, &images) {
             tracing::warn!("{caveat}");
         }
-        let shelf = shelf(&reference, global).await?;
-        let keep = || shelf.as_ref().map_or(Keep::Here, Shelf::keep);
+        let index_store = index_store(&reference, global).await?;
+        let keep = || index_store.as_ref().map_or(Keep::Here, ContainerdIndexStore::keep);
         for image in images {
             let labels = StoreLabels { name: source::name(&reference), created: crate::commands::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
@@ -45,8 +46,8 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
             let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
             reports.push((image.platform.to_string(), report));
         }
-        if let Some(shelf) = &shelf {
-            shelf.close(&reports).await?;
+        if let Some(index_store) = &index_store {
+            index_store.close(&reports).await?;
         }
         Ok(reports)
     })?;
@@ -65,8 +66,8 @@ fn forms(given: &Forms, global: &Global) -> anyhow::Result<Forms> {
         return Ok(given.clone());
     }
     match given.format {
-        None | Some(FormatName::Aws) => Ok(Forms { format: Some(FormatName::Aws), ..given.clone() }),
-        Some(FormatName::Span | FormatName::Both) => {
+        None | Some(Format::Aws) => Ok(Forms { format: Some(Format::Aws), ..given.clone() }),
+        Some(Format::Span | Format::Both) => {
             let hint = "leave out --content-store containerd, which keeps AWS's form only";
             Err(fail(Exit::Usage, format!("span indexes are kept in the local index store: {hint}")))
         }
@@ -74,7 +75,7 @@ fn forms(given: &Forms, global: &Global) -> anyhow::Result<Forms> {
 }
 
 /// The image of containerd that the indexes are put beside, if they are not put into the local index store.
-async fn shelf(reference: &Reference, global: &Global) -> anyhow::Result<Option<Shelf>> {
+async fn index_store(reference: &Reference, global: &Global) -> anyhow::Result<Option<ContainerdIndexStore>> {
     if global.content_store != Some(ContentStore::Containerd) {
         return Ok(None);
     }
@@ -82,7 +83,7 @@ async fn shelf(reference: &Reference, global: &Global) -> anyhow::Result<Option<
         let hint = "--content-store containerd keeps the index of an image that is in containerd";
         return Err(fail(Exit::Usage, format!("{reference}: {hint}: name it as containerd:NAME")));
     };
-    Ok(Some(Shelf::open(name, global).await?))
+    Ok(Some(ContainerdIndexStore::open(name, global).await?))
 }
 
 /// A report for programs.

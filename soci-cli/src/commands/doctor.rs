@@ -11,51 +11,14 @@
 mod node;
 mod publishing;
 
-use serde::Serialize;
-
 use crate::args::Doctor;
 use crate::args::config::Config;
+use crate::commands::finding::Verdict;
 use crate::commands::image;
 #[cfg(not(feature = "node"))]
 use crate::commands::without_node as node;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
-
-/// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Good,
-    /// It works, but not as well as it might.
-    Note,
-    Bad,
-}
-
-/// A check.
-#[derive(Debug, Serialize)]
-pub(super) struct Finding {
-    verdict: Verdict,
-    what: &'static str,
-    found: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fix: Option<String>,
-    /// Lines for a configuration file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    paste: Option<&'static str>,
-}
-
-fn good(what: &'static str, found: impl Into<String>) -> Finding {
-    Finding { verdict: Verdict::Good, what, found: found.into(), fix: None, paste: None }
-}
-
-fn note(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding { verdict: Verdict::Note, what, found: found.into(), fix: Some(fix.into()), paste: None }
-}
-
-fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding { verdict: Verdict::Bad, ..note(what, found, fix) }
-}
 
 /// Runs `doctor`.
 ///

@@ -26,7 +26,7 @@ use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, H
 use soci_index::trust::Trust;
 use tokio::runtime::Handle;
 
-use crate::args::{Access, Building, FormatName, Forms, IndexSpanSize, Optimization, Platforms, Signers};
+use crate::args::{Access, Building, Forms, IndexSpanSize, Optimization, Platforms, Signers};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 use crate::report::progress::Progress;
@@ -230,12 +230,7 @@ pub fn reused_line(report: &Report) -> Option<String> {
 /// # Errors
 /// As [`build_options`], and for a span size that cannot be.
 pub fn build_options_in(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
-    let format = match forms.format {
-        Some(FormatName::Aws) => Format::Aws,
-        Some(FormatName::Span) => Format::Span,
-        Some(FormatName::Both) | None => Format::Both,
-    };
-    with_spans(build_options(building)?, format, &forms.span_size)
+    with_spans(build_options(building)?, forms.format.unwrap_or(Format::Both), &forms.span_size)
 }
 
 /// The same for images that carry AWS's form themselves.
@@ -243,14 +238,11 @@ pub fn build_options_in(building: &Building, forms: &Forms) -> anyhow::Result<Bu
 /// # Errors
 /// As [`build_options_in`], and when that form is not wanted.
 pub fn build_options_within(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
-    let format = match forms.format {
-        Some(FormatName::Aws) | None => Format::Aws,
-        Some(FormatName::Both) => Format::Both,
-        Some(FormatName::Span) => {
-            let hint = "--format both puts a span index beside it";
-            return Err(fail(Exit::Usage, format!("a SOCI-enabled image (--v2) carries AWS's form: {hint}")));
-        }
-    };
+    let format = forms.format.unwrap_or(Format::Aws);
+    if !format.has_ztoc() {
+        let hint = "--format both puts a span index beside it";
+        return Err(fail(Exit::Usage, format!("a SOCI-enabled image (--v2) carries AWS's form: {hint}")));
+    }
     with_spans(build_options(building)?, format, &forms.span_size)
 }
 

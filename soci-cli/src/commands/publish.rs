@@ -10,14 +10,15 @@ use soci_index::image::ImageSource;
 use soci_index::publish::convert::target::Target;
 use soci_index::publish::known::Known;
 use soci_index::publish::v2::EntryNotes;
-use soci_index::publish::{self, Done, Job, Report, SpanReport};
+use soci_index::publish::{self, Job, Report};
 use soci_index::registry::{ClientOptions, Repository, Traffic};
 use soci_index::trust::Trust;
 
 use crate::args::{Building, Forms, Global, Platforms, Publish};
 use crate::commands::convert::{self, Conversion};
-use crate::commands::create::{hidden, json};
+use crate::commands::create::json;
 use crate::commands::image::{self, block_on};
+use crate::commands::outcome::{describe, span_lines};
 use crate::commands::{sign, source};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
@@ -282,32 +283,4 @@ fn print(platform: &str, report: &Report) -> anyhow::Result<()> {
         ))?;
     }
     span_lines(platform, report).into_iter().try_for_each(output::line)
-}
-
-/// The lines about a span index, and about clients that will not find what was pushed.
-pub(super) fn span_lines(platform: &str, report: &Report) -> Vec<String> {
-    let line = |spans: &SpanReport| format!("{platform}: span index {} {}", spans.index, describe(&spans.done));
-    let mut lines: Vec<String> = report.spans.as_ref().map(line).into_iter().collect();
-    // What refers to one image in one registry is found, or not, by the same clients.
-    let done = std::iter::once(&report.done).chain(report.spans.as_ref().map(|spans| &spans.done));
-    let warnings = done.filter_map(|done| match done {
-        Done::Published(_, visibility) => Some(visibility.warnings()),
-        Done::Hidden { reason } => Some(vec![hidden(reason)]),
-        Done::UpToDate | Done::Stored | Done::Nothing => None,
-    });
-    lines.extend(warnings.take(1).flatten().map(|warning| format!("{platform}: warning: {warning}")));
-    lines
-}
-
-fn describe(done: &Done) -> String {
-    match done {
-        Done::UpToDate => "is up to date".to_owned(),
-        Done::Published(found_by, visibility) if visibility.is_refused() => {
-            format!("pushed, listed by {}, but the registry refuses to serve it", crate::commands::found_by(found_by))
-        }
-        Done::Hidden { .. } => "exists, but the registry refuses to serve it".to_owned(),
-        Done::Published(found_by, _) => format!("published, found by {}", crate::commands::found_by(found_by)),
-        Done::Stored => "stored".to_owned(),
-        Done::Nothing => "built, not pushed (dry run)".to_owned(),
-    }
 }

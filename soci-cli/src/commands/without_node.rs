@@ -1,5 +1,5 @@
-//! What stands in for a node's parts in a program that is built without the feature `node`: nothing is found there, and
-//! who names it is told why.
+//! Stands in for a node's parts in a program that is built without the feature `node`: nothing is found there, and the
+//! error names the feature.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use soci_index::publish::local::Keep;
 
 use crate::args::config::Config;
 use crate::args::{Doctor, Global};
-use crate::commands::doctor::Finding;
+use crate::commands::finding::Finding;
 use crate::report::exit::{Exit, fail};
 
 fn absent<T>(what: &str) -> anyhow::Result<T> {
@@ -62,9 +62,9 @@ pub fn target(_: &str, _: &Global) -> anyhow::Result<Arc<dyn ContentTarget>> {
 
 /// An image of containerd, of which there is none.
 #[derive(Debug)]
-pub enum Shelf {}
+pub enum ContainerdIndexStore {}
 
-impl Shelf {
+impl ContainerdIndexStore {
     /// Not here.
     ///
     /// # Errors

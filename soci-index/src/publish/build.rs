@@ -6,6 +6,7 @@
 //! stream (by the image configuration) have been found right.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -44,6 +45,17 @@ pub enum Format {
 }
 
 impl Format {
+    /// All, by their names, with what each means.
+    pub const NAMES: [(&'static str, Self, &'static str); 3] = [
+        ("aws", Self::Aws, "zTOCs, as AWS's tools make and read them"),
+        (
+            "span",
+            Self::Span,
+            "The span index: finer, a tenth of the size to start with, for this project's runtime only",
+        ),
+        ("both", Self::Both, "Both, side by side; each runtime uses its own"),
+    ];
+
     /// Whether zTOCs are made.
     #[must_use]
     pub const fn has_ztoc(self) -> bool {
@@ -54,6 +66,15 @@ impl Format {
     #[must_use]
     pub const fn has_spans(self) -> bool {
         matches!(self, Self::Span | Self::Both)
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, ..)| *name == text).map(|(_, format, _)| *format);
+        found.ok_or_else(|| format!("{text:?} is none of {}", Self::NAMES.map(|(name, ..)| name).join(", ")))
     }
 }
 

@@ -129,7 +129,8 @@ fn json_error(document: &Value) -> (Option<String>, String) {
         Value::String(text) => Some(text.clone()),
         error => MESSAGES.iter().find_map(|name| Some(error.get(name)?.as_str()?.to_owned())),
     };
-    let is_empty = document.get("errors").is_some_and(|errors| errors.as_array().is_some_and(Vec::is_empty));
+    let is_empty = document.as_object().is_some_and(serde_json::Map::is_empty)
+        || document.get("errors").is_some_and(|errors| errors.as_array().is_some_and(Vec::is_empty));
     let text = text.unwrap_or_else(|| {
         let is_told = code.is_some() || is_empty || document.is_null();
         if is_told { String::new() } else { document.to_string() }
@@ -221,6 +222,7 @@ mod tests {
         for (body, code, message) in [
             (r#"{"errors":[{"code":"DENIED","message":"quota\nexceeded"}]}"#, Some("DENIED"), "quota exceeded"),
             (r#"{"errors":[{"code":"X","message":null}]}"#, Some("X"), ""),
+            ("{}", None, ""),
             (r#"{"errors":[]}"#, None, ""),
             (
                 r#"{"errors":[{"code":"UNAUTHORIZED","message":"no: x, y: no: x, y"}]}"#,

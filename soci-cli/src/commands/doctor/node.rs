@@ -4,7 +4,7 @@ mod containerd;
 
 use crate::args::Doctor;
 use crate::args::config::{self, Config};
-use crate::commands::doctor::{Finding, bad, good, note};
+use crate::commands::finding::{Finding, bad, good, note};
 use crate::daemon::operations::DaemonStatus;
 
 impl Finding {

@@ -18,7 +18,7 @@ use soci_index::registry::{RegistryError, Repository};
 
 use crate::args::Doctor;
 use crate::args::config::Config;
-use crate::commands::doctor::{Finding, bad, good, note};
+use crate::commands::finding::{Finding, bad, good, note};
 use crate::commands::{catalogue, choice, image};
 use crate::report::exit::{self, Exit, fail};
 use crate::report::output;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use crate::commands::doctor::{Finding, bad, good, note};
+use crate::commands::finding::{Finding, bad, good, note};
 
 /// The snapshotter as a plugin, with annotations from the transfer service.
 const PLUGIN: &str = "\
