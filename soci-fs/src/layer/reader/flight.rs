@@ -97,7 +97,7 @@ impl Layer {
     /// Brings a run of adjacent spans in, retrying what failed, and without windows what cannot come with
     /// them.
     pub(super) async fn run_flight(self: Arc<Self>, run: Vec<PendingSpan>) {
-        let run = self.pass.join(run);
+        let run = self.join_pass(run);
         let lost = self.histories.are_lost();
         let needs_lost = |pending: &PendingSpan| lost && self.histories.lacks(&self.index, &self.store, pending.span);
         let (mut alone, mut waiting): (Vec<_>, Vec<_>) = run.into_iter().partition(needs_lost);
@@ -191,7 +191,7 @@ impl Layer {
         decoding: &mut JoinSet<Option<FailedSpan>>,
     ) -> Result<(), Cause> {
         let turn = self.pass.turn(&self.source).await;
-        *run = self.pass.join(std::mem::take(run).into()).into();
+        *run = self.join_pass(std::mem::take(run).into()).into();
         if turn.is_some() {
             // A pass may have brought them, and ended, while this waited for its turn.
             run.retain(|pending| !self.complete_if_stored(pending));
@@ -338,7 +338,7 @@ impl Layer {
     }
 
     /// Completes the flight of a span that is in the store; `false` if it is not.
-    fn complete_if_stored(&self, pending: &PendingSpan) -> bool {
+    pub(super) fn complete_if_stored(&self, pending: &PendingSpan) -> bool {
         self.stored(pending.span).map(|bytes| self.complete(pending, Ok(bytes))).is_some()
     }
 

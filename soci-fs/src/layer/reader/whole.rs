@@ -59,7 +59,7 @@ impl Pass {
     }
 
     /// Adds the spans to the pass in flight; returns them if there is none.
-    pub(super) fn join(&self, pending_spans: Vec<PendingSpan>) -> Vec<PendingSpan> {
+    fn join(&self, pending_spans: Vec<PendingSpan>) -> Vec<PendingSpan> {
         match &mut *lock(&self.state) {
             Some(underway) => {
                 underway.waiting.extend(pending_spans.into_iter().map(|pending| (pending.span, pending)));
@@ -76,6 +76,16 @@ impl Pass {
         let underway = state.get_or_insert_default();
         underway.waiting.extend(pending_spans.into_iter().map(|pending| (pending.span, pending)));
         is_new
+    }
+
+    /// The spans that are pending.
+    fn waiting(&self) -> Vec<SpanId> {
+        lock(&self.state).as_ref().map_or_else(Vec::new, |underway| underway.waiting.keys().copied().collect())
+    }
+
+    /// The pending entry of a span that need not be waited for any more.
+    fn withdraw(&self, span: SpanId) -> Option<PendingSpan> {
+        lock(&self.state).as_mut()?.waiting.remove(&span)
     }
 
     /// The pending entry of a span that the pass has reached.
@@ -110,9 +120,38 @@ impl Pass {
 impl Shared {
     /// Makes a delivery of the whole blob the pass that brings these spans, unless one is in progress.
     pub(super) fn hand_to_pass(self: &Arc<Self>, delivery: Delivery, pending_spans: Vec<PendingSpan>) {
+        let spans: Vec<SpanId> = pending_spans.iter().map(|pending| pending.span).collect();
         if self.pass.begin(pending_spans) {
             tracing::info!(layer = %self.digest, "its source serves no parts: the layer is fetched as a whole");
             self.runtime.spawn(Arc::clone(self).passes(delivery));
+        } else {
+            self.serve_stored(&spans);
+        }
+    }
+
+    /// Adds the spans to the pass in flight; returns them if there is none.
+    pub(super) fn join_pass(self: &Arc<Self>, pending_spans: Vec<PendingSpan>) -> Vec<PendingSpan> {
+        let spans: Vec<SpanId> = pending_spans.iter().map(|pending| pending.span).collect();
+        let rest = self.pass.join(pending_spans);
+        if rest.is_empty() {
+            self.serve_stored(&spans);
+        }
+        rest
+    }
+
+    /// Completes what the pass stored after its absence was noticed and before it was added: the pass would end with it
+    /// pending, and another one would transfer the layer again. A pass stores a span before it looks for its pending
+    /// entry, so that one of the two sees the other.
+    fn serve_stored(self: &Arc<Self>, spans: &[SpanId]) {
+        for span in spans.iter().filter(|span| self.store.is_present(**span)) {
+            let Some(pending) = self.pass.withdraw(*span) else { continue };
+            if !self.complete_if_stored(&pending) {
+                // It was evicted at this moment, and the pass may have ended.
+                let rest = self.pass.join(vec![pending]);
+                if !rest.is_empty() {
+                    self.runtime.spawn(Arc::clone(self).run_flight(rest));
+                }
+            }
         }
     }
 
@@ -160,8 +199,13 @@ impl Shared {
                 None => self.pass_again().await,
             };
             let cause = match passed {
-                Ok(()) if self.pass.end() => return,
-                Ok(()) => continue,
+                Ok(()) => {
+                    self.serve_stored(&self.pass.waiting());
+                    if self.pass.end() {
+                        return;
+                    }
+                    continue;
+                }
                 Err(cause) => cause,
             };
             fruitless = if self.store.present_bytes() > before { 0 } else { fruitless + 1 };
