@@ -36,7 +36,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 45] = [
+const WITH_EFFECT: [&str; 46] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -74,6 +74,7 @@ const WITH_EFFECT: [&str; 45] = [
     "pull_modes.foreign_layers",
     "pull_modes.leave_unindexed",
     "pull_modes.parallel_pull_unpack.enable",
+    "pull_modes.parallel_pull_unpack.experimental_parallel_pull_as_fallback",
     "pull_modes.soci_v1.enable",
     "pull_modes.soci_v2.enable",
     "resolve_result_entry",
@@ -144,7 +145,7 @@ impl Loaded {
                 text: text.lines().nth(line).unwrap_or_default().trim().to_owned(),
             }
         };
-        let config: DaemonConfig = toml::from_str(text).map_err(failed)?;
+        let mut config: DaemonConfig = toml::from_str(text).map_err(failed)?;
         // What only several keys together can get wrong is shown by the section that they are in.
         let wrong = |section: &str, what: String| {
             let line = text.lines().position(|line| line.contains(section)).unwrap_or_default();
@@ -156,6 +157,7 @@ impl Loaded {
         }
         config.index_rules().map_err(|error| wrong("index_repository", error.to_string()))?;
         let given: toml::Table = toml::from_str(text).map_err(failed)?;
+        config.pull_modes.complete(given.get("pull_modes"));
         let default = toml::Table::try_from(DaemonConfig::default()).unwrap_or_default();
         let mut without_effect = Vec::new();
         differing("", &given, &default, &mut without_effect);
@@ -311,6 +313,22 @@ mod tests {
         );
         assert!(!loaded.config.pull_modes.soci_v1.enable);
         assert_eq!(loaded.config.resolver.host["registry.example"].mirrors[0].host, "mirror.example");
+    }
+
+    #[test]
+    fn without_an_index_aws_pull_modes_leave_a_layer_to_containerd() {
+        let leaves = |text: &str| parse(text).unwrap().config.pull_modes.leave_unindexed;
+        let v1 = "[pull_modes.soci_v1]\nenable = true\n";
+        let parallel = |key: &str| format!("{v1}[pull_modes.parallel_pull_unpack]\n{key} = true\n");
+        assert!(!leaves(""));
+        assert!(!leaves("[pull_modes]\nforeign_layers = true\n"));
+        assert!(leaves(v1));
+        assert!(leaves("[pull_modes.soci_v2]\nenable = false\n"));
+        assert!(leaves(&parallel("discard_unpacked_layers")));
+        assert!(!leaves(&parallel("enable")));
+        assert!(!leaves(&parallel("experimental_parallel_pull_as_fallback")));
+        assert!(!leaves(&format!("[pull_modes]\nleave_unindexed = false\n{v1}")));
+        assert!(leaves("[pull_modes]\nleave_unindexed = true\n"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::registry::certificates;
+use crate::registry::error::{TransportError, TransportKind};
 use crate::registry::redirect;
 
 /// How long to wait for the first byte of an answer.
@@ -124,6 +125,15 @@ impl Address {
         secured.set_query(url.query());
         secured
     }
+}
+
+/// Replaces the error of a request over plain HTTP that got no HTTP answer, if the reason is that the server speaks TLS.
+pub(crate) async fn explain(error: TransportError, url: &Url) -> TransportError {
+    if url.scheme() != "http" || error.kind != TransportKind::Interrupted || hello(url).await != HelloReply::Tls {
+        return error;
+    }
+    let detail = "it speaks TLS on this port, and plain HTTP was asked for: leave out --plain-http".to_owned();
+    TransportError { kind: TransportKind::Tls, detail, ..error }
 }
 
 /// Says hello to the server of a URL.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use url::Url;
 
+use crate::registry::address;
 use crate::registry::auth::{AuthContext, Grant, Scopes, TRIED_MAX};
 use crate::registry::challenge;
 use crate::registry::credentials::Credentials;
@@ -164,12 +165,18 @@ impl HostedRepository {
             let authorization = grant.as_ref().map(Grant::header);
             let (headers, silence_max) = (&call.headers, self.silence_max(deadline));
             let request = Request { method, url, headers, authorization, body, home: at_home, silence_max };
-            let response = self.transport().send(&request, deadline).await.map_err(|error| {
-                if at_home && !deadline.is_over() {
-                    self.unreachable(&error);
+            let response = match self.transport().send(&request, deadline).await {
+                Ok(response) => response,
+                Err(error) => {
+                    // One that has answered speaks HTTP.
+                    let answered = self.endpoint().was_reached(&error.url);
+                    let error = if answered { error } else { address::explain(error, url).await };
+                    if at_home && !deadline.is_over() {
+                        self.unreachable(&error);
+                    }
+                    return Err(self.transport_error(&call.what, error, deadline));
                 }
-                self.transport_error(&call.what, error, deadline)
-            })?;
+            };
             if at_home {
                 self.endpoint().is_back();
             }

@@ -173,6 +173,11 @@ async fn errors_say_what_helps() {
     let untrusted =
         read(&described(&format!("server = 'https://{address}'\n"), options())).await.unwrap_err().to_string();
     assert!(untrusted.contains("--tls-ca-cert") && untrusted.contains("hosts.toml"), "{untrusted}");
+    let in_the_clear = Registry::new(&address, ClientOptions { plain_http: true, ..options() }).unwrap();
+    let found = read(&in_the_clear.repository("p/r")).await;
+    let speaks = found.as_ref().unwrap_err().to_string();
+    assert!(speaks.contains("it speaks TLS") && speaks.contains("leave out --plain-http"), "{speaks}");
+    assert_refused(found);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = format!("server = 'https://{}'\n", listener.local_addr().unwrap());
     std::thread::spawn(move || {

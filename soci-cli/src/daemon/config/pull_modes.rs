@@ -12,7 +12,9 @@ use crate::daemon::config::Size;
 #[serde(default, deny_unknown_fields)]
 pub struct PullModes {
     /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer
-    /// store.
+    /// store. Without this key, a file that has `pull_modes.soci_v1` or `pull_modes.soci_v2` means `true`, as for AWS's
+    /// daemon, unless `parallel_pull_unpack` asks for layers to be fetched (`enable` or
+    /// `experimental_parallel_pull_as_fallback`).
     pub leave_unindexed: bool,
     /// Fetch foreign (non-distributable) layers from the URLs that the image names. Size and digest are checked, but
     /// the image then chooses which hosts this node contacts.
@@ -23,6 +25,21 @@ pub struct PullModes {
     pub soci_v2: SociV2,
     /// How AWS's daemon fetches whole layers; here each layer is one stream into the layer store.
     pub parallel_pull_unpack: ParallelPullUnpack,
+}
+
+impl PullModes {
+    /// Decides what becomes of layers without an index when the file, whose section `given` is, does not say it.
+    ///
+    /// A file that chooses among versions of indexes is written for AWS's daemon, which leaves images without a usable
+    /// index to containerd unless its parallel pull is on.
+    pub(super) fn complete(&mut self, given: Option<&toml::Value>) {
+        let names = |key: &str| given.is_some_and(|section| section.get(key).is_some());
+        let parallel = &self.parallel_pull_unpack;
+        let fetches = parallel.enable || parallel.experimental_parallel_pull_as_fallback;
+        if !names("leave_unindexed") && (names("soci_v1") || names("soci_v2")) {
+            self.leave_unindexed = !fetches;
+        }
+    }
 }
 
 /// Indexes that name the image.

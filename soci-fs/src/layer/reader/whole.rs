@@ -277,3 +277,102 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::atomic::AtomicU64;
+
+    use futures_util::future::BoxFuture;
+    use futures_util::{FutureExt as _, StreamExt as _, stream};
+    use soci_index::format::digest::Digest;
+    use soci_index::format::limits::Limits;
+    use soci_index::indexing::{Indexer, Options};
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::layer::reader::{LayerReader, Policy};
+    use crate::layer::source::{Chunks, Source, SourceError};
+    use crate::layer::store::{Claim, Store};
+
+    const SPAN: u64 = 64 << 10;
+
+    /// Answers every request with the whole blob: two spans at once, the rest when it is released.
+    #[derive(Debug)]
+    struct Gated {
+        blob: Bytes,
+        release: Arc<Notify>,
+        requests: AtomicU64,
+    }
+
+    impl Source for Gated {
+        fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Chunks, SourceError>> {
+            async move { Ok(self.fetch(range.clone()).await?.part(range)) }.boxed()
+        }
+
+        fn fetch(&self, _: Range<u64>) -> BoxFuture<'_, Result<Delivery, SourceError>> {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            let mut first = self.blob.clone();
+            let rest = first.split_off(2 * SPAN as usize);
+            let release = Arc::clone(&self.release);
+            let rest = async move {
+                release.notified().await;
+                Ok(rest)
+            };
+            let chunks = stream::iter([Ok(first)]).chain(stream::once(rest)).boxed();
+            async { Ok(Delivery { chunks, from: None, is_whole: true }) }.boxed()
+        }
+
+        fn serves_parts(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_span_that_a_pass_has_gone_by_is_served_from_the_store() {
+        let blob = vec![0; 6 * SPAN as usize];
+        let options =
+            Options { compression: Compression::None, span_bytes: SPAN, compact: None, limits: Limits::DEFAULT };
+        let mut indexer = Indexer::new(options).unwrap();
+        indexer.push(&blob, &mut |_| {}).unwrap();
+        let indexed = indexer.finish().unwrap();
+        let (digest, index) = (indexed.layer_digest, Arc::new(indexed.index));
+
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let claim = Claim { table: Some(Digest::of(b"its table")), ..Claim::whole(digest, indexed.diff_id) };
+        let kept = store.layer(&claim, &index).unwrap();
+        let release = Arc::new(Notify::new());
+        let source =
+            Arc::new(Gated { blob: blob.into(), release: Arc::clone(&release), requests: AtomicU64::new(0) });
+        let origin: Arc<dyn Source> = Arc::clone(&source) as _;
+        let reader = LayerReader::new(digest, index, kept, origin, Policy::default(), &tokio::runtime::Handle::current());
+        let shared = Arc::clone(&reader.shared);
+
+        let last = tokio::spawn(async move { reader.read(5 * SPAN, 10).await });
+        for _ in 0..1000 {
+            if shared.store.is_present(1) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(shared.pass.passed(), Some(2), "it waits behind the second span");
+
+        // The absence of the first span was noticed before the pass stored it.
+        let (outcome, mut receiver) = watch::channel(None);
+        let place = shared.index.spans.span(0).cloned().unwrap();
+        assert!(shared.join_pass(vec![PendingSpan { span: 0, place, outcome }]).is_empty());
+        let found = timeout(Duration::from_secs(5), receiver.wait_for(Option::is_some)).await;
+        assert!(found.is_ok(), "the pass is not waited for");
+
+        release.notify_one();
+        assert_eq!(last.await.unwrap().unwrap().len(), 10);
+        for _ in 0..1000 {
+            if shared.pass.passed().is_none() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!((shared.pass.passed(), source.requests.load(Ordering::Relaxed)), (None, 1), "one transfer");
+    }
+}
