@@ -33,6 +33,7 @@ pub mod manifests;
 pub mod oci_client;
 pub mod redirect;
 pub mod referrers;
+pub mod request_headers;
 pub mod retry;
 mod tags;
 mod token;
@@ -50,6 +51,7 @@ pub use self::blobs::{BlobReader, Part};
 pub use self::credentials::{CredentialSource, Credentials, Keychain, Login, Secret};
 pub use self::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};
+pub use self::request_headers::RequestHeaders;
 pub use self::retry::Backoff;
 pub use self::traffic::Traffic;
 pub use self::transport::{Body, Chunks};
@@ -180,7 +182,7 @@ impl Registry {
 
     #[must_use]
     pub fn repository(&self, name: &str) -> Repository {
-        Repository { registry: self.clone(), name: name.into() }
+        Repository { registry: self.clone(), name: name.into(), headers: RequestHeaders::default() }
     }
 
     /// What has been sent and received so far by this handle and its clones, on all hosts.
@@ -206,6 +208,7 @@ impl Registry {
 pub struct Repository {
     registry: Registry,
     name: Arc<str>,
+    headers: RequestHeaders,
 }
 
 impl Repository {
@@ -217,6 +220,17 @@ impl Repository {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Sends these with all requests to the registry's hosts, beside its own.
+    #[must_use]
+    pub fn with_headers(self, headers: RequestHeaders) -> Self {
+        Self { headers, ..self }
+    }
+
+    /// What is sent with all requests beside their own headers.
+    pub(crate) fn headers(&self) -> &RequestHeaders {
+        &self.headers
     }
 
     /// The configuration that blocks the repository, if any.

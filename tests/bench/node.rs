@@ -79,7 +79,7 @@ impl Desk {
             Arc::new(Store::open(root.path())?),
             Arc::new(Slots::open(&root.path().join("slots"))?),
             IdMaps::open(root.path().join("id-maps.json"))?,
-            Arc::new(Registries::new(client, Vec::new())),
+            Arc::new(Registries::new(client, Vec::new(), Vec::new())),
             options,
             Handle::current(),
         )?;

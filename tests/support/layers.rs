@@ -74,7 +74,7 @@ impl Daemon {
         let store = Arc::new(open_store(root));
         let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
         let id_maps = IdMaps::open(root.join("id-maps.json")).unwrap();
-        let registries = Arc::new(Registries::new(client, Vec::new()));
+        let registries = Arc::new(Registries::new(client, Vec::new(), Vec::new()));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),

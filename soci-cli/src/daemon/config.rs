@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use soci_fs::node::remote::background::Pace;
 use soci_fs::node::remote::elsewhere::{IndexRule, RuleError};
+use soci_index::registry::request_headers;
 
 mod limits;
 mod profile;
@@ -36,7 +37,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 46] = [
+const WITH_EFFECT: [&str; 47] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -79,6 +80,7 @@ const WITH_EFFECT: [&str; 46] = [
     "pull_modes.soci_v2.enable",
     "resolve_result_entry",
     "resolver.config_path",
+    "resolver.custom_headers",
     "resolver.host",
     "skip_check_snapshotter_supported",
     "snapshotter.min_layer_size",
@@ -154,6 +156,10 @@ impl Loaded {
         };
         if config.kubelet_keychain.config_path.is_empty() != config.kubelet_keychain.bin_dir.is_empty() {
             return Err(wrong("kubelet_keychain", "config_path and bin_dir must be given together".to_owned()));
+        }
+        let unsendable = config.resolver.custom_headers.iter().find_map(|name| request_headers::check_name(name).err());
+        if let Some(error) = unsendable {
+            return Err(wrong("custom_headers", format!("resolver.custom_headers: {error}")));
         }
         config.index_rules().map_err(|error| wrong("index_repository", error.to_string()))?;
         let given: toml::Table = toml::from_str(text).map_err(failed)?;

@@ -22,6 +22,11 @@ pub(super) fn client_options(config: &DaemonConfig) -> anyhow::Result<ClientOpti
     let (http, usual) = (&config.http, Http::default());
     let mut options = ClientOptions { hosts: hosts(config)?, ..ClientOptions::default() };
     let milliseconds = |value, usual| changed(value, usual).map(Duration::from_millis);
+    if limits_retries(config) {
+        // A number of retries is a time only together with the time of each.
+        options.connect = Duration::from_millis(usual.dial_timeout_msec.unsigned_abs());
+        options.head = Duration::from_millis(usual.response_header_timeout_msec.unsigned_abs());
+    }
     let wanted = [
         (milliseconds(http.dial_timeout_msec, usual.dial_timeout_msec), &mut options.connect),
         (milliseconds(http.response_header_timeout_msec, usual.response_header_timeout_msec), &mut options.head),
@@ -46,7 +51,18 @@ pub(super) fn client_options(config: &DaemonConfig) -> anyhow::Result<ClientOpti
     if let Some(retries) = changed(blob.max_retries, usual.max_retries).or(retries) {
         options.backoff.retries_max = u32::try_from(retries).unwrap_or(u32::MAX);
     }
+    if blob.max_retries < 0 || (blob.max_retries == 0 && http.max_retries < 0) {
+        options.backoff.retries_max = 0;
+    }
     Ok(options)
+}
+
+/// Whether the configuration says how often a request is retried: then a read fails when that is exhausted. A negative
+/// number means never.
+pub(super) fn limits_retries(config: &DaemonConfig) -> bool {
+    let says = |given: i64, usual: i64| given != 0 && given != usual;
+    says(config.blob.max_retries, Blob::default().max_retries)
+        || says(config.http.max_retries, Http::default().max_retries)
 }
 
 /// A value that asks for something else than the default. Zero and less mean the default, too.
@@ -88,12 +104,32 @@ mod tests {
     fn defaults_are_ours() {
         let ours = ClientOptions::default();
         let spelt_out = DaemonConfig::default().to_string();
-        for text in ["", &spelt_out, "[http]\nDialTimeoutMsec = 0\nMaxRetries = -1\n"] {
+        for text in ["", &spelt_out, "[http]\nDialTimeoutMsec = 0\nMaxRetries = 0\n"] {
             let options = options(text).unwrap();
             assert_eq!((options.connect, options.head, options.deadline), (ours.connect, ours.head, ours.deadline));
             assert_eq!(options.backoff, ours.backoff);
             assert_eq!(options.hosts, HostSource::of_this_system());
         }
+    }
+
+    #[test]
+    fn retries_that_are_limited_end_in_time() {
+        for (text, retries) in [
+            ("[blob]\nmax_retries = -1\n", 0),
+            ("[http]\nMaxRetries = -1\n", 0),
+            ("[blob]\nmax_retries = 2\n[http]\nMaxRetries = -1\n", 2),
+            ("[http]\nMaxRetries = 3\n", 3),
+        ] {
+            assert!(limits_retries(&toml::from_str(text).unwrap()), "{text}");
+            let options = options(text).unwrap();
+            let seconds = Duration::from_secs(3);
+            assert_eq!(
+                (options.connect, options.head, options.backoff.retries_max),
+                (seconds, seconds, retries),
+                "{text}"
+            );
+        }
+        assert!(!limits_retries(&DaemonConfig::default()));
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl WorkerContext {
             observer: Arc::new(|_| {}),
             layer_bytes_min: config.layer_bytes_min(),
             whole_layers: !config.pull_modes.leave_unindexed,
-            policy: Policy::default(),
+            policy: Policy { asks_again: !registries::limits_retries(config), ..Policy::default() },
             index: None,
             any_subject: true,
             modes: IndexModes {
@@ -159,7 +159,8 @@ impl WorkerContext {
         let slots = Arc::new(Slots::open(&root.join("snapshotter/layers")).context("the table of layers")?);
         let id_maps = IdMaps::open(root.join("snapshotter/id-maps.json"))?;
         let client = ClientOptions { credentials, ..registries::client_options(config)? };
-        let registries = Arc::new(Registries::new(client, config.index_rules()?));
+        let registries =
+            Arc::new(Registries::new(client, config.index_rules()?, config.resolver.custom_headers.clone()));
         let socket = config.content_store.address();
         let known_places = Some(KnownPlaces::new(socket, Arc::clone(&slots), Arc::clone(&registries)));
         let reopener = Reopener {

@@ -62,6 +62,8 @@ pub struct Policy {
     pub ahead_bytes_max: u64,
     /// Most bytes of spans to keep in memory when the store does not take them.
     pub spare_bytes_max: usize,
+    /// Whether a span is asked for once more when its source has given up. Wrong bytes are always asked for again.
+    pub asks_again: bool,
 }
 
 impl Default for Policy {
@@ -75,6 +77,7 @@ impl Default for Policy {
             request_bytes_max: 8 << 20,
             ahead_bytes_max: 16 << 20,
             spare_bytes_max: 64 << 20,
+            asks_again: true,
         }
     }
 }

@@ -30,6 +30,7 @@ use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 use soci_index::format::platform::PlatformSelection;
 use soci_index::image::ImageSource;
+use soci_index::registry::RequestHeaders;
 use soci_index::registry::referrers::Listing;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -103,6 +104,8 @@ struct ImageKey {
     repository: String,
     manifest: Digest,
     index: Option<Digest>,
+    /// What is sent with the requests.
+    headers: RequestHeaders,
 }
 
 impl fmt::Display for ImageKey {
@@ -225,6 +228,7 @@ impl RemoteLayers {
             repository: wanted.image.repository().to_owned(),
             manifest: wanted.manifest,
             index: wanted.index,
+            headers: self.0.registries.allowed(&wanted.headers),
         };
         if self.0.options.only_named && key.index.is_none() {
             return Err(RemoteError::Off.into());
@@ -322,7 +326,7 @@ impl RemoteLayers {
     }
 
     async fn look_up(&self, key: &ImageKey) -> Result<ImageOpener, RemoteError> {
-        let source = self.0.registries.source(&key.registry, &key.repository, key.manifest)?;
+        let source = self.0.registries.source(&key.registry, &key.repository, key.manifest, &key.headers)?;
         let listing = self.listing(&source, key);
         let found = async {
             let image = source.resolve(&PlatformSelection::Host).await?.pop();

@@ -158,6 +158,7 @@ impl UrlFetcher {
                 method: Method::Get,
                 url: &url,
                 headers: &headers,
+                more: None,
                 authorization: None,
                 body: &Body::Empty,
                 home: false,

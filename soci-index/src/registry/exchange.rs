@@ -164,7 +164,8 @@ impl HostedRepository {
             }
             let authorization = grant.as_ref().map(Grant::header);
             let (headers, silence_max) = (&call.headers, self.silence_max(deadline));
-            let request = Request { method, url, headers, authorization, body, home: at_home, silence_max };
+            let more = Some(self.headers());
+            let request = Request { method, url, headers, more, authorization, body, home: at_home, silence_max };
             let response = match self.transport().send(&request, deadline).await {
                 Ok(response) => response,
                 Err(error) => {
@@ -259,7 +260,8 @@ impl HostedRepository {
         }
         let (headers, body, url) = (&[][..], &Body::Empty, self.endpoint().root());
         let (authorization, silence_max) = (Some(used.header()), Some(LOGIN_WAIT));
-        let request = Request { method: Method::Get, url: &url, headers, authorization, body, home: true, silence_max };
+        let (method, more) = (Method::Get, Some(self.headers()));
+        let request = Request { method, url: &url, headers, more, authorization, body, home: true, silence_max };
         match self.transport().send(&request, deadline).await.map(|response| response.status()) {
             Ok(200) => LoginVerdict::Good,
             Ok(401) => LoginVerdict::Wrong,

@@ -25,6 +25,7 @@ use crate::registry::auth::Authorizer;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::RegistryError;
 use crate::registry::hosts::Capabilities;
+use crate::registry::request_headers::RequestHeaders;
 use crate::registry::retry::{Backoff, Deadline, RetryPolicy};
 use crate::registry::transport::Transport;
 use crate::registry::{ClientOptions, Repository};
@@ -123,6 +124,11 @@ impl HostedRepository {
 
     pub(crate) fn options(&self) -> &ClientOptions {
         self.repository.registry().options()
+    }
+
+    /// What the client wants to be sent with all requests.
+    pub(crate) fn headers(&self) -> &RequestHeaders {
+        self.repository.headers()
     }
 
     /// Whether it is the authoritative host.

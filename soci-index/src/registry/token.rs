@@ -134,7 +134,7 @@ impl TokenRequest<'_> {
         let method = if form.is_some() { Method::Post } else { Method::Get };
         let authorization = authorization.as_deref();
         let (headers, body, home, silence_max) = (&headers, &body, self.home, self.silence_max);
-        let request = Request { method, url: &url, headers, authorization, body, home, silence_max };
+        let request = Request { method, url: &url, headers, more: None, authorization, body, home, silence_max };
         let failed = |error| RegistryError::Transport { registry: self.registry.to_owned(), attempts: 1, error };
         let response = transport.send(&request, deadline).await.map_err(failed)?;
         let status = response.status();

@@ -25,6 +25,7 @@ use crate::registry::credentials::Secret;
 use crate::registry::error::{TransportError, TransportKind};
 use crate::registry::hosts::ClientCertificate;
 use crate::registry::redirect::ShownUrl;
+use crate::registry::request_headers::RequestHeaders;
 use crate::registry::retry::Deadline;
 use crate::registry::traffic::{Counters, Traffic};
 
@@ -107,6 +108,8 @@ pub(crate) struct Request<'a> {
     pub(crate) method: Method,
     pub(crate) url: &'a Url,
     pub(crate) headers: &'a [(&'static str, String)],
+    /// What the client wants to be sent to the host itself, beside its own headers.
+    pub(crate) more: Option<&'a RequestHeaders>,
     pub(crate) authorization: Option<&'a str>,
     pub(crate) body: &'a Body,
     /// Whether it goes to the host itself, not to a redirect's target: then it carries the host's headers and
@@ -269,9 +272,16 @@ impl Transport {
         Ok(Response { response, url: request.url.clone(), counters, stall })
     }
 
-    /// The headers of a request. Those of the operator come first, so that ours win where both name one.
+    /// The headers of a request. Those of the operator and the client come first, so that ours win where both name one.
     fn head_of(&self, request: &Request<'_>) -> Result<reqwest::header::HeaderMap, TransportError> {
         let mut headers = if request.home { self.headers.clone() } else { reqwest::header::HeaderMap::new() };
+        for (name, value) in request.more.filter(|_| request.home).into_iter().flat_map(RequestHeaders::iter) {
+            let unsendable = || impossible(request.url, &format!("{name} cannot be sent"));
+            let name = reqwest::header::HeaderName::from_bytes(name.as_bytes()).map_err(|_| unsendable())?;
+            let mut value: reqwest::header::HeaderValue = value.parse().map_err(|_| unsendable())?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
         for (name, value) in request.headers {
             let value = value.parse().map_err(|_| impossible(request.url, &format!("{name} cannot be sent")))?;
             headers.insert(*name, value);

@@ -369,6 +369,10 @@ pub struct Resolver {
     pub auth_client_ttl_sec: i64,
     /// Share logins between layers.
     pub enable_auth_client_sharing: bool,
+    /// Names of headers that a client may add to the requests for an image, by labels of its snapshots
+    /// (`containerd.io/snapshot/remote/soci.header.NAME`). Others are not sent; what every request needs cannot be
+    /// replaced.
+    pub custom_headers: Vec<String>,
     /// Directories with a `hosts.toml` (containerd) or certificates (docker) per registry, separated by colons; they
     /// need not exist.
     pub config_path: String,
@@ -381,6 +385,7 @@ impl Default for Resolver {
         Self {
             auth_client_ttl_sec: 3600,
             enable_auth_client_sharing: false,
+            custom_headers: Vec::new(),
             config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
             host: BTreeMap::new(),
         }

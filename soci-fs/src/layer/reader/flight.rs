@@ -111,7 +111,7 @@ impl Layer {
                     alone.push(pending);
                     continue;
                 }
-                let pause = pause_before_next(&cause, attempts, self.source.choices());
+                let pause = self.pause_before_next(&cause, attempts);
                 match pause.filter(|_| self.out_of_service().is_none()) {
                     Some(pause) => {
                         tracing::warn!(layer = %self.digest, span = pending.span, %cause, "fetching a span failed; retrying");
@@ -143,6 +143,22 @@ impl Layer {
             _ => false,
         };
         is_gzip && is_of_history && self.out_of_service().is_none()
+    }
+
+    /// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
+    /// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer
+    /// that was damaged on the way, which is fetched once more from each origin, and a refusal. With retries that the
+    /// operator has limited, a source that gave up is not asked again.
+    fn pause_before_next(&self, cause: &Cause, attempts: usize) -> Option<Duration> {
+        if let Cause::Source(error) = cause {
+            if error.is_refusal() {
+                return PAUSES_AFTER_REFUSAL.get(attempts).copied();
+            }
+            if !self.policy.asks_again {
+                return None;
+            }
+        }
+        (attempts < self.source.choices().clamp(1, ORIGINS_TRIED)).then_some(Duration::ZERO)
     }
 
     /// Distinguishes an origin's wrong bytes from everything else.
@@ -353,17 +369,6 @@ impl Layer {
 pub(super) fn span_bytes(place: &Span) -> u64 {
     let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
     length(&place.compressed).saturating_add(length(&place.uncompressed))
-}
-
-/// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
-/// when that is of no use. What may pass by itself was tried often enough by the source; what is left are an answer
-/// that was damaged on the way, which is fetched once more from each origin, and a refusal.
-fn pause_before_next(cause: &Cause, attempts: usize, choices: usize) -> Option<Duration> {
-    let is_refusal = matches!(cause, Cause::Source(error) if error.is_refusal());
-    if is_refusal {
-        return PAUSES_AFTER_REFUSAL.get(attempts).copied();
-    }
-    (attempts < choices.clamp(1, ORIGINS_TRIED)).then_some(Duration::ZERO)
 }
 
 /// Decodes a span and checks it against the index.

@@ -343,10 +343,10 @@ mod tests {
         let claim = Claim { table: Some(Digest::of(b"its table")), ..Claim::whole(digest, indexed.diff_id) };
         let kept = store.layer(&claim, &index).unwrap();
         let release = Arc::new(Notify::new());
-        let source =
-            Arc::new(Gated { blob: blob.into(), release: Arc::clone(&release), requests: AtomicU64::new(0) });
+        let source = Arc::new(Gated { blob: blob.into(), release: Arc::clone(&release), requests: AtomicU64::new(0) });
         let origin: Arc<dyn Source> = Arc::clone(&source) as _;
-        let reader = LayerReader::new(digest, index, kept, origin, Policy::default(), &tokio::runtime::Handle::current());
+        let reader =
+            LayerReader::new(digest, index, kept, origin, Policy::default(), &tokio::runtime::Handle::current());
         let shared = Arc::clone(&reader.shared);
 
         let last = tokio::spawn(async move { reader.read(5 * SPAN, 10).await });

@@ -25,14 +25,16 @@ pub(super) fn origin_of(
     index_from: Option<&ImageSource>,
 ) -> SlotOrigin {
     let index_from = index_from.map(ImageSource::place);
-    SlotOrigin { image: key.to_string(), layer: layer.clone(), index: image.index(), index_from }
+    let headers = key.headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    SlotOrigin { image: key.to_string(), layer: layer.clone(), index: image.index(), index_from, headers }
 }
 
 /// A recorded origin as a place to fetch from; `None` when its name makes no sense.
 pub(super) fn place_of(origin: &SlotOrigin, registries: &Registries) -> Option<LayerOrigin> {
     let Ok(Reference::Registry(image)) = origin.image.parse() else { return None };
     let manifest = image.digest()?;
-    let source = |registry: &str, repository: &str| registries.source(registry, repository, manifest);
+    let headers = registries.allowed(&origin.headers);
+    let source = |registry: &str, repository: &str| registries.source(registry, repository, manifest, &headers);
     let index_from = origin.index_from.as_deref().and_then(|place| match place.parse() {
         Ok(Reference::Registry(place)) => source(place.registry(), place.repository()).ok(),
         _ => None,

@@ -110,7 +110,11 @@ impl Search {
                 Vec::new()
             });
             for (registry, repository) in places {
-                let Ok(image) = registries.source(&registry, &repository, manifest) else { continue };
+                let Ok(image) =
+                    registries.source(&registry, &repository, manifest, &registries.allowed(&origin.headers))
+                else {
+                    continue;
+                };
                 let blob = self.blob.clone().unwrap_or_else(|| origin.layer.clone());
                 found.push((image.place(), Arc::new(ImageBlob::new(image.clone(), blob)) as Arc<dyn Source>));
                 self.remember(&image, manifest, origin).await;

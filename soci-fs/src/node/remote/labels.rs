@@ -19,6 +19,9 @@ pub const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
 /// An index that the client insists on; empty when it does not.
 pub const INDEX: &str = "containerd.io/snapshot/remote/soci.index.digest";
 
+/// Before the name of a header that the client wants to be sent to the registry.
+pub const HEADER: &str = "containerd.io/snapshot/remote/soci.header.";
+
 /// The layer that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedLayer {
@@ -27,6 +30,8 @@ pub struct WantedLayer {
     pub layer: Digest,
     /// The index to use, and no other.
     pub index: Option<Digest>,
+    /// Headers that the client wants to be sent to the registry, whether or not that is allowed.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Why labels do not name a layer.
@@ -79,7 +84,9 @@ impl WantedLayer {
             Err(LabelError::Missing { .. }) => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { image, manifest: digest(MANIFEST)?, layer: digest(LAYER)?, index })
+        let header = |(label, value): (&String, &String)| Some((label.strip_prefix(HEADER)?.to_owned(), value.clone()));
+        let headers = labels.iter().filter_map(header).collect();
+        Ok(Self { image, manifest: digest(MANIFEST)?, layer: digest(LAYER)?, index, headers })
     }
 }
 
@@ -107,6 +114,8 @@ mod tests {
         assert_eq!(wanted.index, None);
         let index = Digest::of(b"index");
         assert_eq!(WantedLayer::of(&labels(&[(INDEX, &index.to_string())])).unwrap().index, Some(index));
+        let traced = WantedLayer::of(&labels(&[("containerd.io/snapshot/remote/soci.header.x-request-id", "7")]));
+        assert_eq!(traced.unwrap().headers, [("x-request-id".to_owned(), "7".to_owned())].into());
     }
 
     #[test]

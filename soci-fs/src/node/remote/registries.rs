@@ -1,12 +1,12 @@
 //! The registries that a node speaks to, and where else it looks for indexes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use soci_index::format::digest::Digest;
 use soci_index::format::reference::ManifestName;
 use soci_index::image::ImageSource;
-use soci_index::registry::{ClientOptions, Registry, RegistryError, Repository};
+use soci_index::registry::{ClientOptions, Registry, RegistryError, Repository, RequestHeaders};
 
 use crate::node::remote::elsewhere::IndexRule;
 
@@ -15,14 +15,28 @@ use crate::node::remote::elsewhere::IndexRule;
 pub struct Registries {
     client: ClientOptions,
     rules: Vec<IndexRule>,
+    /// Names of the headers that clients may add to requests.
+    custom_headers: Vec<String>,
     known: Mutex<HashMap<String, Registry>>,
 }
 
 impl Registries {
-    /// Reaches all registries by these options, and looks for indexes by these rules, too.
+    /// Reaches all registries by these options, and looks for indexes by these rules, too. Of the headers that labels
+    /// ask for, those in `custom_headers` are sent.
     #[must_use]
-    pub fn new(client: ClientOptions, rules: Vec<IndexRule>) -> Self {
-        Self { client, rules, known: Mutex::default() }
+    pub fn new(client: ClientOptions, rules: Vec<IndexRule>, custom_headers: Vec<String>) -> Self {
+        Self { client, rules, custom_headers, known: Mutex::default() }
+    }
+
+    /// Those of the headers that labels ask for that are sent.
+    pub(super) fn allowed(&self, asked: &BTreeMap<String, String>) -> RequestHeaders {
+        let is_listed = |name: &str| self.custom_headers.iter().any(|listed| listed.eq_ignore_ascii_case(name));
+        let listed = asked.iter().filter(|(name, _)| is_listed(name));
+        let listed = listed.map(|(name, value)| (name.clone(), value.clone())).collect();
+        RequestHeaders::new(listed).unwrap_or_else(|error| {
+            tracing::warn!(%error, "headers that a label asks for are not sent");
+            RequestHeaders::default()
+        })
     }
 
     pub(super) fn source(
@@ -30,8 +44,9 @@ impl Registries {
         registry: &str,
         repository: &str,
         manifest: Digest,
+        headers: &RequestHeaders,
     ) -> Result<ImageSource, RegistryError> {
-        let repository = self.repository(registry, repository)?;
+        let repository = self.repository(registry, repository)?.with_headers(headers.clone());
         Ok(ImageSource::Registry { repository, name: ManifestName::Digest(manifest) })
     }
 

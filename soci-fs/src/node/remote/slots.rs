@@ -54,6 +54,9 @@ pub struct SlotOrigin {
     /// Where that index and its parts are, as `host/repository`, if not beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_from: Option<String>,
+    /// Headers that its client wants to be sent to the registry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
 }
 
 impl SlotRecord {
@@ -95,7 +98,10 @@ impl From<AnyRecord> for SlotRecord {
             AnyRecord::Now { claim, origins } => Self { claim, origins },
             AnyRecord::Before { layer, diff_id, image, ztoc } => {
                 let claim = Claim { layer: layer.digest, diff_id, table: ztoc.map(|ztoc| ztoc.digest), pack: None };
-                Self { claim, origins: vec![SlotOrigin { image, layer, index: None, index_from: None }] }
+                Self {
+                    claim,
+                    origins: vec![SlotOrigin { image, layer, index: None, index_from: None, headers: BTreeMap::new() }],
+                }
             }
         }
     }
@@ -327,7 +333,8 @@ mod tests {
 
     fn origin(image: &str, name: &str) -> SlotOrigin {
         let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", name.as_bytes());
-        SlotOrigin { image: format!("registry.example/{image}@sha256:00"), layer, index: None, index_from: None }
+        let image = format!("registry.example/{image}@sha256:00");
+        SlotOrigin { image, layer, index: None, index_from: None, headers: BTreeMap::new() }
     }
 
     fn record(name: &str) -> SlotRecord {
