@@ -1,10 +1,11 @@
 //! `soci convert`: make an image that carries its index within itself.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::platform::PlatformSelection;
 use soci_index::format::reference::{REGISTRY_SCHEME, Reference, RegistryReference};
@@ -232,11 +233,11 @@ impl Conversion {
         let bars = Mutex::new(Vec::new());
         let converted = convert(&source, &self.target, &options, |image| {
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &options.build);
-            bars.lock().unwrap_or_else(PoisonError::into_inner).push(progress);
+            bars.lock().push(progress);
             observer
         });
         let converted = converted.await;
-        bars.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|bar| bar.finish());
+        bars.lock().iter().for_each(|bar| bar.finish());
         let converted = match converted {
             Err(signed @ PublishError::Signed { .. }) => Err(anyhow::Error::from(signed).context(self.signed_hint)),
             other => other.map_err(anyhow::Error::from),
