@@ -88,12 +88,13 @@ const IMPURE: [&str; 12] = [
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
-const FOREIGN: [(&str, &[&str]); 29] = [
+const FOREIGN: [(&str, &[&str]); 30] = [
     ("reqwest", &["soci-index/src/registry/transport.rs"]),
     ("oci_spec", &["soci-index/src/format/reference/grammar.rs"]),
     ("oci_client", &["soci-index/src/registry/oci_client.rs", "examples/src/bin/with_oci_client.rs"]),
     ("docker_credential", &["soci-index/src/registry/credentials/docker.rs"]),
     ("httpdate", &["soci-index/src/registry/retry.rs"]),
+    ("jiff", &["soci-index/src/format/ztoc/rfc3339.rs"]),
     ("planus", &["soci-index/src/format/ztoc/flat_read.rs", "soci-index/src/format/ztoc/zinfo.rs"]),
     ("libz_rs_sys", &["soci-index/src/format/inflate.rs"]),
     ("crc32fast", &["soci-index/src/format/gzip.rs"]),
