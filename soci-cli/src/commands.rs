@@ -6,6 +6,7 @@
 
 #[cfg(feature = "node")]
 pub mod bench;
+pub mod build;
 pub mod catalogue;
 pub mod choice;
 #[cfg(feature = "node")]

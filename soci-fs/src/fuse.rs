@@ -19,7 +19,7 @@ use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 
 use fuser::{BackgroundSession, Config, INodeNo, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
@@ -40,6 +40,7 @@ mod served;
 pub(crate) mod takeover;
 
 use adapter::Adapter;
+use parking_lot::Mutex;
 
 /// Requests that the kernel may have in progress in the background, of which read-ahead is one kind; its own default of
 /// 12 leaves a fast connection idle.
@@ -146,7 +147,7 @@ impl Serving {
     /// Waits until it is unmounted. `is_covered` then says whether something else is mounted in its place.
     pub(crate) fn join(self, is_covered: impl FnOnce() -> bool) -> io::Result<()> {
         // Nothing is ever sent: the sender goes with the session.
-        let ended = self.ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.ended.into_inner();
         let _ = ended.recv();
         if is_covered() {
             // The library unmounts by path when its session is dropped, also one that is unmounted already: that would

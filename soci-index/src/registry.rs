@@ -5,7 +5,7 @@
 //! an `endpoint` is one of them with its connections, tokens and memory, and its `address` finds out whether it speaks
 //! TLS; `failover` chooses the host; `transport` moves bytes and is the only one that knows the HTTP library;
 //! `challenge`, `headers`, `redirect` and `retry` are pure; `auth`, `token` and `credentials` decide what may be
-//! attached to a request; `exchange` carries one call through; `blobs`, `manifests`, `tags`, `referrers`, `fallback`
+//! attached to a request; `exchange` carries one call through; `pieces` hands bytes to code that blocks; `blobs`, `manifests`, `tags`, `referrers`, `fallback`
 //! and `upload` speak the protocol.
 //!
 //! A ready-made client was not used because lazy loading lives on what such clients hide: whether a range was honoured,
@@ -31,6 +31,7 @@ pub mod hosts;
 pub mod manifests;
 #[cfg(feature = "oci-client")]
 pub mod oci_client;
+pub mod pieces;
 pub mod redirect;
 pub mod referrers;
 pub mod request_headers;

@@ -1,5 +1,19 @@
 //! `soci` as its users run it, against registries, files and containerd.
 
+/// Makes tests of `how`, given the address of a server that is started for each and asks for no login.
+#[cfg(test)]
+macro_rules! on_each_server {
+    ($how:ident: $($name:ident on $server:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let Some(registry) = $server::start() else { return };
+                $how(&registry.address).await;
+            }
+        )*
+    };
+}
+
 #[cfg(test)]
 mod convert;
 #[cfg(test)]

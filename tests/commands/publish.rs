@@ -1,5 +1,8 @@
 //! Publishing, end to end, on real registries.
 
+use std::path::Path;
+use std::process::Command;
+
 use soci_index::format::checkpoint::Window;
 use soci_index::format::digest::Digest;
 use soci_index::format::limits::Limits;
@@ -127,6 +130,13 @@ async fn publish_with_tokens() {
     assert!(third.contains("up to date"), "{third}");
 }
 
+/// A command that keeps its state here.
+fn soci_below(root: &Path, arguments: &[&str]) -> Command {
+    let mut command = soci();
+    command.arg("--root").arg(root).args(arguments);
+    command
+}
+
 /// `create` and `push` lead to the same index as `publish`.
 #[tokio::test(flavor = "multi_thread")]
 async fn create_push_list_remove() {
@@ -136,11 +146,7 @@ async fn create_push_list_remove() {
     image.push(&repository, "v1").await;
     let name = format!("{}/team/app:v1", registry.address);
     let root = tempfile::tempdir().unwrap();
-    let local = |arguments: &[&str]| {
-        let mut command = soci();
-        command.arg("--root").arg(root.path()).args(arguments);
-        command
-    };
+    let local = |arguments: &[&str]| soci_below(root.path(), arguments);
 
     assert_eq!(stdout(&mut local(&["index", "list", "-q"])), "");
     let failed = run(&mut local(&["push", &name]));
@@ -343,11 +349,7 @@ async fn prefetch_artifacts() {
     image().push(&repository, "v1").await;
     let name = format!("{}/team/app:v1", registry.address);
     let root = tempfile::tempdir().unwrap();
-    let local = |arguments: &[&str]| {
-        let mut command = soci();
-        command.arg("--root").arg(root.path()).args(arguments);
-        command
-    };
+    let local = |arguments: &[&str]| soci_below(root.path(), arguments);
     assert_eq!(stdout(&mut local(&["prefetch", "list", "--json"])), "null\n");
     let list = root.path().join("early.json");
     std::fs::write(&list, r#"["app/main", "no/such/file"]"#).unwrap();

@@ -254,22 +254,10 @@ async fn v2_without_login(address: &str) {
     v2_on_server(address, &client(address).repository("team/app"), login.path()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn v2_on_docker_registry() {
-    let Some(registry) = DockerRegistry::start() else { return };
-    v2_without_login(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn v2_on_distribution_v3() {
-    let Some(registry) = Distribution::start() else { return };
-    v2_without_login(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn v2_on_ferro() {
-    let Some(registry) = Ferro::start() else { return };
-    v2_without_login(&registry.address).await;
+on_each_server! { v2_without_login:
+    v2_on_docker_registry on DockerRegistry,
+    v2_on_distribution_v3 on Distribution,
+    v2_on_ferro on Ferro,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -361,22 +349,10 @@ async fn to_without_login(address: &str) {
     to_another(&format!("{address}/team/app:v1"), &image, login.path()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn to_on_docker_registry() {
-    let Some(registry) = DockerRegistry::start() else { return };
-    to_without_login(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn to_on_distribution_v3() {
-    let Some(registry) = Distribution::start() else { return };
-    to_without_login(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn to_on_ferro() {
-    let Some(registry) = Ferro::start() else { return };
-    to_without_login(&registry.address).await;
+on_each_server! { to_without_login:
+    to_on_docker_registry on DockerRegistry,
+    to_on_distribution_v3 on Distribution,
+    to_on_ferro on Ferro,
 }
 
 #[tokio::test(flavor = "multi_thread")]

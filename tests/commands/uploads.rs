@@ -103,22 +103,10 @@ async fn a_cut_chunk(address: &str) {
     assert!(has_cut.load(Ordering::Relaxed) && requests > 16, "{requests} requests");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_docker_registry() {
-    let Some(registry) = DockerRegistry::start() else { return };
-    a_cut_chunk(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_distribution_v3() {
-    let Some(registry) = Distribution::start() else { return };
-    a_cut_chunk(&registry.address).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_chunk_on_ferro() {
-    let Some(registry) = Ferro::start() else { return };
-    a_cut_chunk(&registry.address).await;
+on_each_server! { a_cut_chunk:
+    a_cut_chunk_on_docker_registry on DockerRegistry,
+    a_cut_chunk_on_distribution_v3 on Distribution,
+    a_cut_chunk_on_ferro on Ferro,
 }
 
 #[tokio::test(flavor = "multi_thread")]

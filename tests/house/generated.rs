@@ -1,13 +1,14 @@
 //! The code generated from protocol definitions is what the definitions say.
 //!
 //! It is committed so that a build needs neither a compiler of protocol buffers nor a build script. After a change of a
-//! `.proto` file, `SOCI_REGENERATE=1 cargo test -p soci-tests --test generated` writes it anew.
+//! `.proto` file, `SOCI_REGENERATE=1 cargo test -p soci-tests --test house generated` writes it anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Protocol packages, each with the file that holds its code and the first line of that file.
-const PACKAGES: [(&str, &str, &str); 2] = [
+const PACKAGES: [(&str, &str, &str); 3] = [
+    ("containerd.client", "client.rs", "//! Generated from `client.proto`: see `tests/house/generated.rs`."),
     ("containerd.types", "types.rs", "//! Generated from `mount.proto`: see `tests/house/generated.rs`."),
     (
         "containerd.services.snapshots.v1",
@@ -23,13 +24,14 @@ fn directory() -> PathBuf {
 #[test]
 fn generated_code_is_current() {
     let directory = directory();
-    let descriptors = protox::compile(["snapshots.proto"], [&directory]).unwrap();
+    let descriptors = protox::compile(["snapshots.proto", "client.proto"], [&directory]).unwrap();
     let out = tempfile::tempdir().unwrap();
     tonic_prost_build::configure()
         .out_dir(out.path())
         .build_client(false)
         .build_transport(false)
         .btree_map(".")
+        .bytes(".")
         .extern_path(".containerd.types", "crate::node::grpc::generated::types")
         .compile_fds(descriptors.clone())
         .unwrap();

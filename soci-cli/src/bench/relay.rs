@@ -10,11 +10,13 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::bench::link::Link;
 
@@ -169,7 +171,7 @@ fn read(mut from: TcpStream, shared: &Shared, is_down: bool, opened: Instant, se
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         let now = Instant::now().max(opened).saturating_duration_since(shared.start);
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let passage = direction.link.lock().unwrap_or_else(PoisonError::into_inner).send(now, length as u64);
+        let passage = direction.link.lock().send(now, length as u64);
         direction.bytes.fetch_add(length as u64, Ordering::Relaxed);
         let arrives = shared.start + Duration::from_nanos(passage.arrives);
         if send.send((arrives, buffer[..length].to_vec())).is_err() {

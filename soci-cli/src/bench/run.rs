@@ -1,11 +1,10 @@
 //! One start: pull, create, run, each timed and its bytes counted.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
 use soci_fs::node::grpc::containerd::Containerd;
 use soci_fs::node::rpull::{self, PullOptions, PulledLayer};
 use soci_index::format::model::RawManifest;
@@ -134,13 +133,13 @@ impl Start<'_> {
         let options = PullOptions { image, snapshotter: self.snapshotter.to_owned(), index: None, urls: None };
         let seen = Mutex::new((self.relay.bytes_down(), Vec::new()));
         let note = |pulled: &PulledLayer| {
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = seen.lock();
             let (now, PulledLayer { layer, came, .. }) = (self.relay.bytes_down(), pulled);
             let bytes = now - std::mem::replace(&mut seen.0, now);
             seen.1.push(LayerArrival { layer: layer.digest, size: layer.size, came: *came, bytes });
         };
         rpull::pull(&containerd, &source, &root, &platform, &options, &note).await?;
-        let (_, layers) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (_, layers) = seen.into_inner();
         honesty::check(self.snapshotter, &layers, self.layer_bytes_min)?;
         Ok(())
     }

@@ -1,25 +1,25 @@
 //! `soci convert`: make an image that carries its index within itself.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::platform::PlatformSelection;
 use soci_index::format::reference::{REGISTRY_SCHEME, Reference, RegistryReference};
 use soci_index::image::layout::Layout;
 use soci_index::publish::PublishError;
-use soci_index::publish::build::{BuildOptions, Format};
+use soci_index::publish::build::Format;
 use soci_index::publish::convert::target::Target;
 use soci_index::publish::convert::{ConvertOptions, Converted, convert};
 use soci_index::publish::local::{self, StoreLabels};
 use soci_index::publish::v2::EntryNotes;
 use soci_index::registry::{ClientOptions, Registry};
-use soci_index::trust::Trust;
 
 use crate::args::config::Config;
 use crate::args::{self, Convert, Global};
+use crate::commands::build::Build;
 use crate::commands::catalogue;
 use crate::commands::containerd;
 use crate::commands::create::json;
@@ -49,10 +49,9 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
     };
     let notes = if arguments.keep_annotations { EntryNotes::Kept } else { EntryNotes::Replaced };
     let format = if arguments.span_index { Format::Both } else { Format::Aws };
-    let build = image::with_spans(image::build_options(&arguments.building)?, format, &arguments.span_size)?;
-    let (force, platforms) = (arguments.building.force, &arguments.platforms);
     let signed_by = image::signers(&arguments.signers, true)?;
-    let selection = image::whole_selection(platforms, arguments.skip_missing_platforms)?;
+    let build = Build::new(&arguments.building, format, &arguments.span_size, signed_by)?;
+    let selection = image::whole_selection(&arguments.platforms, arguments.skip_missing_platforms)?;
     let local = if arguments.standalone { None } else { catalogue::layout(config)? };
     let conversion = Conversion {
         source,
@@ -60,8 +59,6 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
         client,
         notes,
         build,
-        signed_by,
-        force,
         selection,
         replaces: None,
         replaces_signed: arguments.replace_signed,
@@ -189,11 +186,7 @@ pub(crate) struct Conversion {
     pub(crate) target: Target,
     pub(crate) client: ClientOptions,
     pub(crate) notes: EntryNotes,
-    pub(crate) build: BuildOptions,
-    /// Whose signatures count for what is reused; `None` where all is that fits.
-    pub(crate) signed_by: Option<Arc<Trust>>,
-    /// Whether to build again what exists already.
-    pub(crate) force: bool,
+    pub(crate) build: Build,
     /// Which platforms get an index.
     pub(crate) selection: PlatformSelection,
     /// What the target's tag must still name at the end, if that matters.
@@ -217,13 +210,11 @@ impl Conversion {
     /// # Errors
     /// When the image cannot be read or indexed, or the destination not be written.
     pub(crate) async fn carry_out(&self, global: &Global) -> anyhow::Result<Converted> {
-        let mut build = self.build.clone();
-        build.reuse.signed_by.clone_from(&self.signed_by);
         let options = ConvertOptions {
-            build,
+            build: self.build.options.clone(),
             platforms: self.selection.clone(),
             notes: self.notes,
-            force: self.force,
+            force: self.build.force,
             replaces: self.replaces,
             local: self.local.clone(),
             replaces_signed: self.replaces_signed,
@@ -232,11 +223,11 @@ impl Conversion {
         let bars = Mutex::new(Vec::new());
         let converted = convert(&source, &self.target, &options, |image| {
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &options.build);
-            bars.lock().unwrap_or_else(PoisonError::into_inner).push(progress);
+            bars.lock().push(progress);
             observer
         });
         let converted = converted.await;
-        bars.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|bar| bar.finish());
+        bars.lock().iter().for_each(|bar| bar.finish());
         let converted = match converted {
             Err(signed @ PublishError::Signed { .. }) => Err(anyhow::Error::from(signed).context(self.signed_hint)),
             other => other.map_err(anyhow::Error::from),

@@ -8,7 +8,8 @@ use soci_index::publish::local::{self, Keep, StoreLabels};
 use soci_index::publish::{Done, Job, Report};
 
 use crate::args::config::Config;
-use crate::args::{ContentStore, Create, Forms, Global};
+use crate::args::{ContentStore, Create, Global, Indexing};
+use crate::commands::build::Build;
 use crate::commands::containerd::ContainerdIndexStore;
 use crate::commands::image::{self, block_on};
 use crate::commands::source;
@@ -24,7 +25,7 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
     let indexing = &arguments.indexing;
     let options = image::client_options(&indexing.access)?;
     let selection = image::whole_selection(&indexing.platforms, arguments.skip_missing_platforms)?;
-    let building = image::build_options_in(&indexing.building, &forms(&indexing.forms, global)?)?;
+    let Build { options: building, force } = build(indexing, global)?;
     config.keep_private()?;
     let layout = Layout::open_or_create(&config.index_store())?;
     let reports = block_on(global.timeout, async {
@@ -39,8 +40,7 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
         for image in images {
             let labels = StoreLabels { name: source::name(&reference), created: crate::commands::now() };
             let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
-            let (image, force) = (&image, indexing.building.force);
-            let job = Job { source: &source, image, options: &building, force, observer: &observer };
+            let job = Job { source: &source, image: &image, options: &building, force, observer: &observer };
             let report = local::store(&job, &layout, &keep(), &labels).await;
             progress.finish();
             let report = report.with_context(|| format!("{reference} for {}", image.platform))?;
@@ -61,12 +61,12 @@ pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Resu
 }
 
 /// containerd keeps AWS's form only: span indexes are looked for in the local index store.
-fn forms(given: &Forms, global: &Global) -> anyhow::Result<Forms> {
+fn build(indexing: &Indexing, global: &Global) -> anyhow::Result<Build> {
     if global.content_store != Some(ContentStore::Containerd) {
-        return Ok(given.clone());
+        return Build::beside(indexing, None);
     }
-    match given.format {
-        None | Some(Format::Aws) => Ok(Forms { format: Some(Format::Aws), ..given.clone() }),
+    match indexing.forms.format {
+        None | Some(Format::Aws) => Build::new(&indexing.building, Format::Aws, &indexing.forms.span_size, None),
         Some(Format::Span | Format::Both) => {
             let hint = "leave out --content-store containerd, which keeps AWS's form only";
             Err(fail(Exit::Usage, format!("span indexes are kept in the local index store: {hint}")))

@@ -18,15 +18,15 @@ use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Report;
-use soci_index::publish::build::{self, BuildOptions, Format, LayerReport, LayerSpans, Observer, Skip};
-use soci_index::publish::known::{Relied, Reuse};
+use soci_index::publish::build::{self, BuildOptions, LayerReport, LayerSpans, Observer, Skip};
+use soci_index::publish::known::Relied;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
 use soci_index::trust::Trust;
 use tokio::runtime::Handle;
 
-use crate::args::{Access, Building, Forms, IndexSpanSize, Optimization, Platforms, Signers};
+use crate::args::{Access, Platforms, Signers};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 use crate::report::progress::Progress;
@@ -176,32 +176,6 @@ pub fn foreign_layers(is_allowed: bool) -> anyhow::Result<Option<UrlFetcher>> {
     Ok(is_allowed.then(UrlFetcher::new).transpose()?)
 }
 
-/// How to build.
-///
-/// # Errors
-/// When the list of files to prefetch cannot be read.
-pub fn build_options(building: &Building) -> anyhow::Result<BuildOptions> {
-    let mut prefetch = building.prefetch_files.clone();
-    if let Some(file) = &building.prefetch_files_json {
-        let failed =
-            |reason: String| fail(Exit::Usage, format!("failed to parse prefetch files: {}: {reason}", file.display()));
-        let text = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
-        let listed: Vec<String> =
-            serde_json::from_slice(&text).map_err(|error| failed(format!("expected an array of texts: {error}")))?;
-        prefetch.extend(listed);
-    }
-    Ok(BuildOptions {
-        span_bytes: building.span_size,
-        layer_bytes_min: building.min_layer_size,
-        note_xattrs: building.optimizations.contains(&Optimization::Xattr),
-        prefetch,
-        reuse_tags: building.reuse_tags,
-        reuse: Reuse { verified: building.verify_reused, signed_by: None },
-        urls: foreign_layers(building.foreign_layers)?,
-        ..BuildOptions::default()
-    })
-}
-
 /// Whose signatures count for what is reused; `None` where all is reused that fits. `strict` is for what will be
 /// signed, or becomes part of an image: then nothing unsigned is.
 ///
@@ -223,38 +197,6 @@ pub fn reused_line(report: &Report) -> Option<String> {
     };
     let from = report.reused_from.iter().map(|from| format!("index {} in {}", from.index, from.place));
     Some(format!("what existed already is reused, {hint}, as listed by {}", from.collect::<Vec<_>>().join(", ")))
-}
-
-/// The same for commands that can make either form of an index.
-///
-/// # Errors
-/// As [`build_options`], and for a span size that cannot be.
-pub fn build_options_in(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
-    with_spans(build_options(building)?, forms.format.unwrap_or(Format::Both), &forms.span_size)
-}
-
-/// The same for images that carry AWS's form themselves.
-///
-/// # Errors
-/// As [`build_options_in`], and when that form is not wanted.
-pub fn build_options_within(building: &Building, forms: &Forms) -> anyhow::Result<BuildOptions> {
-    let format = forms.format.unwrap_or(Format::Aws);
-    if !format.has_ztoc() {
-        let hint = "--format both puts a span index beside it";
-        return Err(fail(Exit::Usage, format!("a SOCI-enabled image (--v2) carries AWS's form: {hint}")));
-    }
-    with_spans(build_options(building)?, format, &forms.span_size)
-}
-
-/// The same with the forms that are made.
-///
-/// # Errors
-/// For a span size that cannot be.
-pub fn with_spans(options: BuildOptions, format: Format, span_size: &IndexSpanSize) -> anyhow::Result<BuildOptions> {
-    if !(1..=1 << 40).contains(&span_size.index_span_size) {
-        return Err(fail(Exit::Usage, "--index-span-size must be between 1 and 2^40"));
-    }
-    Ok(BuildOptions { format, index_span_bytes: span_size.index_span_size, ..options })
 }
 
 /// Runs `work` to its end, or until `timeout` (0: none) or an interrupt.

@@ -1,6 +1,5 @@
 //! `soci publish`: index an image and push the index: beside it, into another repository, or into the image.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,9 +11,9 @@ use soci_index::publish::known::Known;
 use soci_index::publish::v2::EntryNotes;
 use soci_index::publish::{self, Job, Report};
 use soci_index::registry::{ClientOptions, Repository, Traffic};
-use soci_index::trust::Trust;
 
-use crate::args::{Building, Forms, Global, Platforms, Publish};
+use crate::args::{Global, Platforms, Publish};
+use crate::commands::build::Build;
 use crate::commands::convert::{self, Conversion};
 use crate::commands::create::json;
 use crate::commands::image::{self, block_on};
@@ -53,10 +52,8 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         target: convert::target(name, &client)?,
         client,
         notes: EntryNotes::Kept,
-        build: image::build_options_within(&arguments.indexing.building, &arguments.indexing.forms)?,
         // What becomes part of an image goes wherever that goes.
-        signed_by: image::signers(&arguments.signers, true)?,
-        force: arguments.indexing.building.force,
+        build: Build::within(&arguments.indexing, image::signers(&arguments.signers, true)?)?,
         selection: image::selection(&arguments.indexing.platforms)?,
         replaces: None,
         local: None,
@@ -108,13 +105,12 @@ fn look_back(repository: &Repository, manifests: &[Digest], timeout: Duration) -
 
 /// Pushes indexes that refer to the image. Answers whether they were all there.
 fn beside(arguments: &Publish, client: &ClientOptions, global: &Global) -> anyhow::Result<bool> {
+    let signed_by = image::signers(&arguments.signers, arguments.sign_with.is_some())?;
     let plan = Plan {
         image: image::reference(&arguments.image)?,
         to: arguments.to.as_deref(),
         client,
-        building: &arguments.indexing.building,
-        signed_by: image::signers(&arguments.signers, arguments.sign_with.is_some())?,
-        forms: &arguments.indexing.forms,
+        build: &Build::beside(&arguments.indexing, signed_by)?,
         platforms: &arguments.indexing.platforms,
         dry_run: arguments.dry_run,
         will_sign: arguments.sign_with.is_some(),
@@ -158,11 +154,7 @@ pub struct Plan<'a> {
     pub to: Option<&'a str>,
     /// How to reach registries.
     pub client: &'a ClientOptions,
-    /// How to build.
-    pub building: &'a Building,
-    /// Whose signatures count for what is reused; `None` where all is that fits.
-    pub signed_by: Option<Arc<Trust>>,
-    pub forms: &'a Forms,
+    pub build: &'a Build,
     pub platforms: &'a Platforms,
     /// Push nothing.
     pub dry_run: bool,
@@ -195,9 +187,8 @@ impl Plan<'_> {
     /// # Errors
     /// When the image cannot be read or indexed, or the registry refuses an index.
     pub async fn carry_out(&self, global: &Global) -> anyhow::Result<Published> {
-        let (selection, mut building) =
-            (image::selection(self.platforms)?, image::build_options_in(self.building, self.forms)?);
-        building.reuse.signed_by.clone_from(&self.signed_by);
+        let selection = image::selection(self.platforms)?;
+        let Build { options, force } = self.build;
         let source = source::open(&self.image, self.client, global).await?;
         let target = self.target(&source)?;
         let images = source.resolve(&selection).await?;
@@ -207,9 +198,8 @@ impl Plan<'_> {
         let origin = ImageSource::of_repository(&target);
         let (mut reports, mut known) = (Vec::new(), Known::default());
         for image in images {
-            let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), &building);
-            let force = self.building.force;
-            let job = Job { source: &source, image: &image, options: &building, force, observer: &observer };
+            let (progress, observer) = image::watch("indexing", image.manifest.layers.iter(), options);
+            let job = Job { source: &source, image: &image, options, force: *force, observer: &observer };
             let report = if self.dry_run {
                 publish::rehearse(&job, Some(&target), &known).await
             } else {

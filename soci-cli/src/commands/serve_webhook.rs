@@ -22,7 +22,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::args::config::Config;
-use crate::args::{Building, Forms, Global, Platforms, ServeWebhook};
+use crate::args::{Global, Platforms, ServeWebhook};
+use crate::commands::build::Build;
 use crate::commands::convert::{self, Conversion};
 use crate::commands::publish::Plan;
 use crate::commands::{image, sign};
@@ -134,11 +135,8 @@ struct Settings {
     replaces_signed: bool,
     /// Whose signatures count.
     trust: Arc<Trust>,
-    /// Whose signatures count for what is reused; `None` where all is that fits.
-    signed_by: Option<Arc<Trust>>,
     client: ClientOptions,
-    building: Building,
-    forms: Forms,
+    build: Build,
     platforms: Platforms,
     global: Global,
 }
@@ -155,14 +153,11 @@ impl Settings {
             image::repository(to, &client)?;
         }
         arguments.sign_with.as_deref().map(sign::check).transpose()?;
-        let (building, forms) = (&arguments.indexing.building, &arguments.indexing.forms);
-        if arguments.v2 {
-            image::build_options_within(building, forms)?;
-        } else {
-            image::build_options_in(building, forms)?;
-        }
         let is_strict = arguments.v2 || arguments.sign_with.is_some();
         let signed_by = image::signers(&arguments.signers, is_strict)?;
+        let trust = signed_by.clone().unwrap_or_default();
+        let read = if arguments.v2 { Build::within } else { Build::beside };
+        let build = read(&arguments.indexing, signed_by)?;
         let mut platforms = arguments.indexing.platforms.clone();
         platforms.all_platforms |= platforms.platforms.is_empty();
         image::selection(&platforms)?;
@@ -172,11 +167,9 @@ impl Settings {
             v2: arguments.v2,
             sign_with: arguments.sign_with.clone(),
             replaces_signed: arguments.replace_signed || arguments.sign_with.is_some(),
-            trust: signed_by.clone().unwrap_or_default(),
-            signed_by,
+            trust,
             client,
-            building: arguments.indexing.building.clone(),
-            forms: arguments.indexing.forms.clone(),
+            build,
             platforms,
             // Images are in the registry; a containerd that the environment names is no place to look for them.
             global: Global { address: None, namespace: None, ..global.clone() },
@@ -203,9 +196,7 @@ impl Settings {
             image: self.reference(&format!("{repository}:{tag}@{digest}"))?,
             to: self.to.as_deref(),
             client: &self.client,
-            building: &self.building,
-            signed_by: self.signed_by.clone(),
-            forms: &self.forms,
+            build: &self.build,
             platforms: &self.platforms,
             dry_run: false,
             will_sign: self.sign_with.is_some(),
@@ -226,9 +217,7 @@ impl Settings {
             target: convert::target(&format!("{}/{repository}:{tag}", self.registry), &self.client)?,
             client: self.client.clone(),
             notes: EntryNotes::Kept,
-            build: image::build_options_within(&self.building, &self.forms)?,
-            signed_by: self.signed_by.clone(),
-            force: self.building.force,
+            build: self.build.clone(),
             selection: image::selection(&self.platforms)?,
             replaces: Some(*digest),
             local: None,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -131,7 +131,7 @@ impl Operations {
         for (operation, count) in &counts {
             tracing::info!("fuse operation count for image {image}: {operation} = {count}");
         }
-        self.metrics.images.lock().unwrap_or_else(PoisonError::into_inner).insert(image.to_string(), counts);
+        self.metrics.images.lock().insert(image.to_string(), counts);
     }
 
     fn status(&self) -> DaemonStatus {

@@ -1,5 +1,6 @@
 //! The two ways to a running program, timed: pull and unpack everything, or mount and fetch what is touched.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use soci_fs::fuse::mount::{Lazy, MountOptions, Mounted, mount};
 use soci_fs::layer::store::Store;
 use soci_fs::open::{OpenOptions, open_image};
 use soci_index::image::{ImageSource, PlatformImage};
+use soci_index::registry::pieces::Pieces;
 use tokio::runtime::Handle;
 
 /// How long a program may run.
@@ -46,9 +48,8 @@ pub async fn pull(
         // As runtimes do: download and unpack one layer after the other, in order.
         let (send, receive) = std::sync::mpsc::sync_channel::<bytes::Bytes>(64);
         let (target, kind) = (directory.to_owned(), layer.media_type.clone());
-        let unpack = tokio::task::spawn_blocking(move || {
-            unpack(Received { receive, chunk: bytes::Bytes::new() }, &kind, &target)
-        });
+        let unpack =
+            tokio::task::spawn_blocking(move || unpack(Pieces::new(receive.into_iter().map(Ok)), &kind, &target));
         let mut stream = source.open_blob(layer);
         while let Some(chunk) = stream.next().await {
             let (chunk, send) = (chunk?, send.clone());
@@ -67,8 +68,8 @@ pub async fn pull(
     Ok((Way { prepare_seconds, run_seconds: ran.time.as_secs_f64(), fetched_bytes, requests }, ran))
 }
 
-fn unpack(reader: Received, kind: &str, directory: &Path) -> anyhow::Result<()> {
-    let reader: Box<dyn std::io::Read> = if kind.ends_with("gzip") {
+fn unpack(reader: impl Read + 'static, kind: &str, directory: &Path) -> anyhow::Result<()> {
+    let reader: Box<dyn Read> = if kind.ends_with("gzip") {
         Box::new(flate2::read::MultiGzDecoder::new(reader))
     } else if kind.ends_with("zstd") {
         anyhow::bail!("the comparison with a full pull knows gzip and plain layers only");
@@ -89,26 +90,6 @@ fn unpack(reader: Received, kind: &str, directory: &Path) -> anyhow::Result<()> 
     // What follows the end of the tar.
     std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
     Ok(())
-}
-
-/// A channel as a reader.
-struct Received {
-    receive: std::sync::mpsc::Receiver<bytes::Bytes>,
-    chunk: bytes::Bytes,
-}
-
-impl std::io::Read for Received {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receive.recv() {
-                Ok(chunk) => self.chunk = chunk,
-                Err(_) => return Ok(0),
-            }
-        }
-        let taken = self.chunk.split_to(self.chunk.len().min(buffer.len()));
-        buffer[..taken.len()].copy_from_slice(&taken);
-        Ok(taken.len())
-    }
 }
 
 fn traffic(source: &ImageSource) -> (u64, u64) {

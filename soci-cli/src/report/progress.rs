@@ -1,9 +1,9 @@
 //! Progress of long work: a bar on a terminal, a line every few seconds elsewhere, nothing for short work.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 
 use crate::report::output;
 
@@ -43,7 +43,7 @@ impl Progress {
     pub fn at(&self, bytes: u64) {
         self.bar.set_position(bytes);
         let Some(last) = &self.plain else { return };
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = last.lock();
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
             let total = self.total.map(|total| format!(" of {}", output::size(total))).unwrap_or_default();

@@ -12,8 +12,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use axum::Router;
 use axum::http::{HeaderValue, header};
 use axum::middleware;
 use axum::response::Response;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -73,7 +74,7 @@ impl axum::serve::Listener for Door {
     async fn accept(&mut self) -> (Visitor, SocketAddr) {
         loop {
             let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-            let admitted = lock(&self.connections).admit(peer(address.ip()));
+            let admitted = self.connections.lock().admit(peer(address.ip()));
             // One that is turned away is closed here.
             let Some((number, ended, has_head)) = admitted else { continue };
             let connections = Arc::clone(&self.connections);
@@ -96,10 +97,6 @@ fn peer(address: IpAddr) -> u128 {
         IpAddr::V4(address) => u128::from(u32::from(address)),
         IpAddr::V6(address) => u128::from(address) & !u128::from(u64::MAX),
     }
-}
-
-fn lock(connections: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
-    connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The connections that there are, by their number: the oldest first.
@@ -154,7 +151,7 @@ struct ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        lock(&self.connections).open.remove(&self.number);
+        self.connections.lock().open.remove(&self.number);
     }
 }
 

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -48,6 +48,7 @@ mod open_layer;
 mod questions;
 
 use open_layer::{OpenLayer, generation, now};
+use parking_lot::{Mutex, RwLock};
 pub use questions::DirectoryEntry;
 
 /// Opens the layer of a slot that is known but not open.
@@ -225,7 +226,7 @@ impl Forest {
             (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(layer));
         layer.reader().on_distrust(Arc::new(move || {
             let Some(layer) = weak_layer.upgrade() else { return };
-            let maps = maps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let maps = maps.lock().clone();
             for id_map in maps {
                 mounted.forget(layer.tree(), |node| NodeId { id_map, slot, node });
             }
@@ -256,7 +257,7 @@ impl Forest {
 
     /// Empties a slot; `false` if it was empty. Reads that are in progress end, later ones fail.
     pub fn remove(&self, slot: u16) -> bool {
-        let mut slots = self.write();
+        let mut slots = self.slots.write();
         let was_there = slots.by_number.remove(&slot).is_some();
         if was_there {
             slots.touch();
@@ -273,26 +274,26 @@ impl Forest {
         if number == 0 {
             return Err(ForestError::IdMap);
         }
-        self.maps_shown.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
-        self.write().id_maps.insert(number, Arc::new(map));
+        self.maps_shown.lock().insert(number);
+        self.slots.write().id_maps.insert(number, Arc::new(map));
         Ok(())
     }
 
     /// Forgets id map `number`; `false` if there was none. Its views are gone.
     pub fn remove_id_map(&self, number: u8) -> bool {
-        self.write().id_maps.remove(&number).is_some()
+        self.slots.write().id_maps.remove(&number).is_some()
     }
 
     /// The slots in use, ascending, each with its layer.
     #[must_use]
     pub fn slots(&self) -> Vec<(u16, Digest)> {
-        self.read_slots().by_number.iter().map(|(slot, held)| (*slot, held.digest)).collect()
+        self.slots.read().by_number.iter().map(|(slot, held)| (*slot, held.digest)).collect()
     }
 
     /// The reader of the layer in a slot, if it is open.
     #[must_use]
     pub fn reader(&self, slot: u16) -> Option<LayerReader> {
-        match &self.read_slots().by_number.get(&slot)?.state {
+        match &self.slots.read().by_number.get(&slot)?.state {
             SlotState::Open(layer) => Some(layer.reader().clone()),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
@@ -300,7 +301,7 @@ impl Forest {
 
     /// The tree of the layer in a slot, if it is open.
     pub(crate) fn tree(&self, slot: u16) -> Option<Arc<Tree>> {
-        match &self.read_slots().by_number.get(&slot)?.state {
+        match &self.slots.read().by_number.get(&slot)?.state {
             SlotState::Open(layer) => Some(Arc::clone(layer.tree())),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
@@ -309,14 +310,14 @@ impl Forest {
     /// Whether there is a layer in the slot, open or not.
     #[must_use]
     pub fn has(&self, slot: u16) -> bool {
-        self.read_slots().by_number.contains_key(&slot)
+        self.slots.read().by_number.contains_key(&slot)
     }
 
     /// How many names of an open layer are hidden because they are hard links into lower layers. If they are needed,
     /// the layer has to be unpacked.
     #[must_use]
     pub fn hidden_links(&self, slot: u16) -> Option<usize> {
-        match &self.read_slots().by_number.get(&slot)?.state {
+        match &self.slots.read().by_number.get(&slot)?.state {
             SlotState::Open(layer) => Some(layer.tree().foreign_links().len()),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
@@ -329,7 +330,7 @@ impl Forest {
             0 => name::parse(name?)?.slot,
             slot => slot,
         };
-        let slots = self.read_slots();
+        let slots = self.slots.read();
         slots.by_number.get(&slot).filter(|held| !matches!(held.state, SlotState::Open(_))).map(|_| slot)
     }
 
@@ -339,7 +340,7 @@ impl Forest {
     /// [`FsError::Open`], [`FsError::NoSlot`].
     pub async fn open(self: &Arc<Self>, slot: u16) -> Result<(), FsError> {
         let opening = {
-            let mut slots = self.write();
+            let mut slots = self.slots.write();
             let Some(held) = slots.by_number.get_mut(&slot) else {
                 return Err(FsError::NoSlot { slot });
             };
@@ -380,7 +381,7 @@ impl Forest {
 
     /// Notes how an opening ended, unless the slot has been used otherwise meanwhile.
     fn settle(&self, slot: u16, opening: &Opening, opened: Option<&Arc<OpenLayer>>) {
-        let mut slots = self.write();
+        let mut slots = self.slots.write();
         let Some(held) = slots.by_number.get_mut(&slot) else {
             return;
         };
@@ -396,7 +397,7 @@ impl Forest {
         if !name::is_slot(number) {
             return Err(ForestError::Slot { slot: number });
         }
-        let mut slots = self.write();
+        let mut slots = self.slots.write();
         if slots.by_number.get(&number).is_none_or(|before| before.digest != slot.digest) {
             self.counters.reset(number);
         }
@@ -407,22 +408,12 @@ impl Forest {
     }
 
     fn open_layers(&self) -> Vec<Arc<OpenLayer>> {
-        let slots = self.read_slots();
+        let slots = self.slots.read();
         let open = slots.by_number.values().filter_map(|slot| match &slot.state {
             SlotState::Open(layer) => Some(Arc::clone(layer)),
             SlotState::Closed | SlotState::Opening(_) => None,
         });
         open.collect()
-    }
-
-    // Both locks are held for a few instructions. A panic of another thread cannot leave the maps half changed.
-
-    fn read_slots(&self) -> RwLockReadGuard<'_, Slots> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Slots> {
-        self.slots.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,9 +15,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, shutdown, socketpair, sockopt};
 
@@ -73,8 +74,8 @@ impl Relay {
             sockopt::set_socket_send_buffer_size_force(end, SOCKET_BYTES)
                 .or_else(|_| sockopt::set_socket_send_buffer_size(end, SOCKET_BYTES))?;
         }
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = self.shared.lock().server.take() {
+        let mut answers = self.answers.lock();
+        if let Some(before) = self.shared.state.lock().server.take() {
             // What the dead server has answered is read to its end.
             let _ = shutdown(&*before, Shutdown::Both);
         }
@@ -83,7 +84,7 @@ impl Relay {
         }
         let ours = Arc::new(ours);
         let unanswered: Vec<Vec<u8>> = {
-            let mut state = self.shared.lock();
+            let mut state = self.shared.state.lock();
             state.server = Some(Arc::clone(&ours));
             state.waiting.values().cloned().collect()
         };
@@ -125,7 +126,7 @@ impl Shared {
             };
             let request = &buffer[..length];
             let server = {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 if let Some(number) = answered_number(request) {
                     state.waiting.insert(number, request.to_vec());
                 }
@@ -155,21 +156,16 @@ impl Shared {
                 Err(errno) => tracing::warn!(%errno, "an answer was refused by the kernel"),
             }
             if let Some(number) = word(answer, 8) {
-                self.lock().waiting.remove(&number);
+                self.state.lock().waiting.remove(&number);
             }
         }
     }
 
     /// Signals the server that there is nothing to serve any more.
     fn end(&self) {
-        if let Some(server) = self.lock().server.take() {
+        if let Some(server) = self.state.lock().server.take() {
             let _ = shutdown(&*server, Shutdown::Both);
         }
-    }
-
-    /// Locks for a few instructions. A panic cannot leave the table half changed.
-    fn lock(&self) -> MutexGuard<'_, RelayState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -226,7 +222,7 @@ mod tests {
         };
         // Sent before a server runs.
         let first = ask(15, 1);
-        while relay.shared.lock().waiting.is_empty() {
+        while relay.shared.state.lock().waiting.is_empty() {
             std::thread::yield_now();
         }
         let server = relay.attach().unwrap();

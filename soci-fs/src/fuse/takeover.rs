@@ -18,10 +18,11 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
+use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::runtime::Handle;
 
@@ -79,7 +80,7 @@ impl Filesystem for Greeter {
         let also = InitFlags::FUSE_BIG_WRITES | InitFlags::FUSE_HAS_RESEND;
         let flags = negotiate(config) | (offered & also);
         let minor = config.kernel_abi().1;
-        *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Negotiated { minor, flags: flags.bits() });
+        *self.agreed.lock() = Some(Negotiated { minor, flags: flags.bits() });
         Ok(())
     }
 }
@@ -90,7 +91,7 @@ pub(crate) fn greet(device: &impl AsFd) -> io::Result<Negotiated> {
     let greeter = Greeter { agreed: Arc::clone(&agreed) };
     let own = rustix::io::fcntl_dupfd_cloexec(device, 0)?;
     drop(Session::from_fd(greeter, own, SessionACL::All, Config::default())?);
-    let agreed = agreed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let agreed = agreed.lock().take();
     agreed.ok_or_else(|| io::Error::other("the kernel did not greet"))
 }
 

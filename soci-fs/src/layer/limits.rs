@@ -5,8 +5,9 @@
 //! The tables of all layers that are open are counted here, too: each is bounded by its layer, but there may be any
 //! number of layers.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use soci_index::format::index::LayerIndex;
 use soci_index::format::limits::{ENTRY_MEMORY, Limits, SPAN_MEMORY};
 
@@ -65,13 +66,13 @@ pub fn for_layer(layer_bytes: u64) -> Limits {
 /// # Errors
 /// [`Full`].
 pub fn admit(index: &Arc<LayerIndex>) -> Result<(), Full> {
-    TABLES.lock().unwrap_or_else(PoisonError::into_inner).admit(index, caps().total_table_bytes)
+    TABLES.lock().admit(index, caps().total_table_bytes)
 }
 
 /// Counts the tables of a layer that must be opened: it was admitted by a process before this one.
 pub fn count(index: &Arc<LayerIndex>) {
     // Whatever the others take.
-    let _ = TABLES.lock().unwrap_or_else(PoisonError::into_inner).admit(index, u64::MAX);
+    let _ = TABLES.lock().admit(index, u64::MAX);
 }
 
 /// The tables that are held, each with its weight.

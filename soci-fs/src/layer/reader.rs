@@ -13,10 +13,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::entry::Entry;
 use soci_index::format::index::LayerIndex;
@@ -317,7 +318,7 @@ impl LayerReader {
 
     /// Whether a span that has come is in the store; if not, why.
     fn is_kept(&self, span: SpanId) -> Result<(), Cause> {
-        let reason = lock(&self.shared.spare).reason().cloned();
+        let reason = self.shared.spare.lock().reason().cloned();
         match reason.filter(|_| !self.shared.store.is_present(span)) {
             Some(reason) => Err(Cause::Store(reason)),
             None => Ok(()),
@@ -354,7 +355,7 @@ impl LayerReader {
     /// Whether something is being fetched.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !lock(&self.shared.flights).is_empty() || self.incoming().is_some()
+        !self.shared.flights.lock().is_empty() || self.incoming().is_some()
     }
 
     fn deadline(&self) -> Instant {
@@ -435,13 +436,13 @@ impl LayerReader {
 
     /// Waits for a span's bytes; `None` when the store has them by now.
     async fn outcome(&self, span: SpanId, deadline: Instant) -> Result<Option<Bytes>, Cause> {
-        if let Some(bytes) = lock(&self.shared.spare).get(span) {
+        if let Some(bytes) = self.shared.spare.lock().get(span) {
             return Ok(Some(bytes));
         }
         let flight =
-            self.shared.start_flights(span..span + 1).or_else(|| lock(&self.shared.flights).get(&span).cloned());
+            self.shared.start_flights(span..span + 1).or_else(|| self.shared.flights.lock().get(&span).cloned());
         let Some(flight) = flight else {
-            return Ok(lock(&self.shared.spare).get(span));
+            return Ok(self.shared.spare.lock().get(span));
         };
         self.shared.outcome(flight, deadline, self.shared.policy.read_deadline).await
     }
@@ -479,9 +480,4 @@ impl LayerReader {
 fn within(range: &Range<u64>, base: u64) -> Range<usize> {
     let place = |offset: u64| usize::try_from(offset - base).expect("a range of a buffer that exists");
     place(range.start)..place(range.end)
-}
-
-/// Locks for a few instructions. A panic of another thread cannot leave these values half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

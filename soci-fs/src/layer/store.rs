@@ -28,8 +28,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use soci_index::format::class::{Class, Classified};
 use soci_index::format::index::LayerIndex;
 
@@ -197,7 +198,7 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn layer(&self, claim: &Claim, index: &LayerIndex) -> Result<Arc<LayerStore>, StoreError> {
         let (fingerprint, id) = (present::fingerprint(index), claim.id());
-        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut layers = self.layers.lock();
         if let Some(open) = layers.get(&id).and_then(Weak::upgrade)
             && open.fingerprint() == fingerprint
         {
@@ -218,7 +219,7 @@ impl Store {
     /// Waits until nothing else fills the claim's directory as a whole, and keeps others from it while the guard lives.
     pub async fn turn(&self, claim: &Claim) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.turns.lock();
             turns.retain(|_, turn| turn.strong_count() > 0);
             let known = turns.get(&claim.id()).and_then(Weak::upgrade);
             let turn = known.unwrap_or_default();
@@ -247,7 +248,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn set_aside(&self, claim: &Claim) -> Result<Removed, StoreError> {
-        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut layers = self.layers.lock();
         layers.remove(&claim.id());
         self.common.proven.forget(claim);
         self.move_aside(&self.directory(&claim.id()))

@@ -9,7 +9,8 @@
 //! says; on any failure the layer's directory is removed.
 
 use std::fs::File;
-use std::io::{self, BufReader, Write as _};
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::iter;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -23,6 +24,7 @@ use soci_index::format::manifest::ZTOC;
 use soci_index::format::model::Descriptor;
 use soci_index::indexing::pipeline::{self, PipelineError};
 use soci_index::indexing::{IndexError, Indexed, Options};
+use soci_index::registry::pieces::Pieces;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -311,12 +313,14 @@ impl Input {
             Encoding::Gzip | Encoding::Tar => Self::Blob(chunks),
             Encoding::Zstd => {
                 let mut chunks = chunks;
-                let current = chunks.blocking_recv().unwrap_or_default();
-                let window_log = window::window_log(&current);
+                let first = chunks.blocking_recv().unwrap_or_default();
+                let window_log = window::window_log(&first);
                 // On the blocking pool, where a wait holds up nothing else.
                 let turn = window::needs_turn(window_log).then(|| Handle::try_current().ok()).flatten();
                 let turn = turn.and_then(|runtime| runtime.block_on(budget::large()));
-                let received = Received { chunks, current, hasher: Hasher::new(Algorithm::Sha256), _turn: turn };
+                let chunks = iter::once(first).chain(iter::from_fn(move || chunks.blocking_recv())).map(Ok);
+                let blob = Pieces::new(Box::new(chunks) as Box<dyn Iterator<Item = _>>);
+                let received = Received { blob, hasher: Hasher::new(Algorithm::Sha256), _turn: turn };
                 let mut decoder = Box::new(zstd::stream::read::Decoder::new(received)?);
                 window::limit(window_log, &mut decoder)?;
                 Self::Zstd(decoder)
@@ -330,7 +334,7 @@ impl Input {
             Self::Blob(chunks) => Ok(chunks.blocking_recv()),
             Self::Zstd(decoder) => {
                 let mut piece = BytesMut::zeroed(ZSTD_PIECE_BYTES);
-                let length = io::Read::read(decoder, &mut piece)?;
+                let length = decoder.read(&mut piece)?;
                 piece.truncate(length);
                 Ok((length > 0).then(|| piece.freeze()))
             }
@@ -347,10 +351,9 @@ impl Input {
     }
 }
 
-/// The channel as a reader that hashes what goes through it.
+/// The blob as a reader that hashes what goes through it.
 struct Received {
-    chunks: mpsc::Receiver<Bytes>,
-    current: Bytes,
+    blob: Pieces<Box<dyn Iterator<Item = io::Result<Bytes>>>>,
     hasher: Hasher,
     /// For a decoder that takes much memory.
     _turn: Option<OwnedSemaphorePermit>,
@@ -358,16 +361,9 @@ struct Received {
 
 impl io::Read for Received {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
-            }
-        }
-        let taken = self.current.split_to(self.current.len().min(buffer.len()));
-        buffer[..taken.len()].copy_from_slice(&taken);
-        self.hasher.update(&taken);
-        Ok(taken.len())
+        let length = self.blob.read(buffer)?;
+        self.hasher.update(&buffer[..length]);
+        Ok(length)
     }
 }
 

@@ -8,8 +8,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 
 use crate::layer::status::LayerStatus;
 
@@ -237,7 +239,7 @@ mod tests {
     #[test]
     fn families_are_whole() {
         let metrics = Metrics::default();
-        metrics.images.lock().unwrap().insert("sha256:01".to_owned(), vec![("node.Lookup", 4)]);
+        metrics.images.lock().insert("sha256:01".to_owned(), vec![("node.Lookup", 4)]);
         let layers = [(1, "/1".to_owned(), layer(1)), (2, "/2".to_owned(), layer(2))];
         let text = metrics.text(&layers, &Counters::default());
         let mut seen = std::collections::BTreeSet::new();

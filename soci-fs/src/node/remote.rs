@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -66,6 +66,7 @@ use id_maps::IdMaps;
 use identity::origin_of;
 use known_places::KnownPlaces;
 use labels::WantedLayer;
+use parking_lot::Mutex;
 use slots::{SlotRecord, Slots};
 
 /// How long it is believed that an image has no index that may be used: long enough for all questions of one pull.
@@ -257,7 +258,7 @@ impl RemoteLayers {
     fn is_under_way(&self, labels: &BTreeMap<String, String>) -> bool {
         let Ok(wanted) = WantedLayer::of(labels) else { return false };
         let is_known = self.0.slots.all().iter().any(|(_, record)| record.claim.layer == wanted.layer);
-        is_known || self.0.state().layers.keys().any(|claim| claim.layer == wanted.layer)
+        is_known || self.0.state.lock().layers.keys().any(|claim| claim.layer == wanted.layer)
     }
 
     /// Whether the layer in a slot was fetched whole, instead of being read lazily.
@@ -287,13 +288,13 @@ impl RemoteLayers {
     /// Whether the layer of a slot is still being opened: it may yet turn out to be containerd's.
     fn is_being_opened(&self, slot: u16) -> bool {
         let Some(record) = self.0.slots.get(slot) else { return false };
-        self.0.state().layers.get(&record.claim).is_some_and(|bringing| !bringing.work.is_finished())
+        self.0.state.lock().layers.get(&record.claim).is_some_and(|bringing| !bringing.work.is_finished())
     }
 
     /// Hands out a slot that can be read.
     fn take(&self, slot: u16) -> Option<u16> {
         // A slot is on disk a moment before it can be read.
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let slot = Some(slot).filter(|slot| self.0.forest.has(*slot))?;
         state.unclaimed.remove(&slot);
         Some(slot)
@@ -302,7 +303,7 @@ impl RemoteLayers {
     /// The image, looked up once.
     async fn image(&self, key: &ImageKey) -> Result<Arc<ImageOpener>, Failure> {
         let underway = {
-            let mut state = self.0.state();
+            let mut state = self.0.state.lock();
             let look_up = match state.images.iter().position(|known| known.is_good(key)) {
                 Some(position) => state.images.remove(position),
                 None => {
@@ -320,7 +321,7 @@ impl RemoteLayers {
         };
         let found = underway.await;
         if found.as_ref().is_err_and(|error| !error.is_lasting()) {
-            self.0.state().images.retain(|known| known.key != *key);
+            self.0.state.lock().images.retain(|known| known.key != *key);
         }
         found
     }
@@ -373,7 +374,7 @@ impl RemoteLayers {
                 _ => return Err(RemoteError::Abandoned),
             };
         let claim = image.claim(&layer, diff_id);
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         // A failure is worth another try, and what turned out to be a lie is worth another way.
         let is_good = |known: &&mut Bringing| match known.underway.peek() {
             None => true,
@@ -418,7 +419,7 @@ impl RemoteLayers {
         if known == Some(slot) && self.0.forest.has(slot) {
             return Ok(slot);
         }
-        self.0.state().unclaimed.insert(slot, Instant::now());
+        self.0.state.lock().unclaimed.insert(slot, Instant::now());
         let added = self.add_to_forest(slot, opened.reader).await;
         if added.is_err() {
             self.0.forest.remove(slot);
@@ -450,13 +451,6 @@ impl RemoteLayers {
         let task = self.0.runtime.spawn(work);
         let handle = task.abort_handle();
         (async move { task.await.unwrap_or_else(|_| Err(RemoteError::Abandoned.into())) }.boxed().shared(), handle)
-    }
-}
-
-impl Inner {
-    /// Locks for bookkeeping; a panic cannot leave it half done.
-    fn state(&self) -> MutexGuard<'_, RemoteState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -26,6 +26,7 @@ use crate::image::store::StoreError;
 use crate::image::{BlobStream, ImageError, ImageSource};
 
 use crate::format::ztoc::Encoded;
+use crate::registry::pieces::Pieces;
 use crate::registry::{Body, Chunks, RegistryError, Repository};
 
 /// Why something could not be put where it goes.
@@ -89,7 +90,11 @@ impl Sink {
             }
             Self::Layout(layout) => {
                 let (layout, encoded) = (layout.clone(), Arc::clone(encoded));
-                on_disk(move || layout.lock()?.add_blob_from(Pieces::new(&encoded)).map(|_| ())).await?;
+                let write = move || {
+                    let pieces = (0..encoded.piece_count()).map(|piece| Ok(encoded.piece(piece)));
+                    layout.lock()?.add_blob_from(Pieces::new(pieces)).map(|_| ())
+                };
+                on_disk(write).await?;
             }
             Self::Foreign(sink) => {
                 foreign::add(sink, digest, encoded.len(), ztoc_chunks(encoded)).await?;
@@ -224,8 +229,9 @@ pub(crate) async fn read_blocking<T: Send + 'static>(
     mut stream: BlobStream,
     work: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, SinkError> {
-    let (send, receive) = mpsc::channel::<io::Result<Bytes>>(4);
-    let task = tokio::task::spawn_blocking(move || work(&mut StreamReader { receive, piece: Bytes::new() }));
+    let (send, mut receive) = mpsc::channel::<io::Result<Bytes>>(4);
+    let pieces = std::iter::from_fn(move || receive.blocking_recv());
+    let task = tokio::task::spawn_blocking(move || work(&mut Pieces::new(pieces)));
     let mut broken = None;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| {
@@ -244,51 +250,4 @@ pub(crate) async fn read_blocking<T: Send + 'static>(
         Some(error) => Err(error.into()),
         None => Ok(done?),
     }
-}
-
-/// Pieces that arrive from a stream.
-struct StreamReader {
-    receive: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-}
-
-impl Read for StreamReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receive.blocking_recv() {
-                Some(piece) => self.piece = piece?,
-                None => return Ok(0),
-            }
-        }
-        Ok(take(&mut self.piece, buffer))
-    }
-}
-
-/// Reads an encoded zTOC.
-struct Pieces<'e> {
-    encoded: &'e Encoded,
-    next: usize,
-    piece: Bytes,
-}
-
-impl<'e> Pieces<'e> {
-    fn new(encoded: &'e Encoded) -> Self {
-        Self { encoded, next: 0, piece: Bytes::new() }
-    }
-}
-
-impl Read for Pieces<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() && self.next < self.encoded.piece_count() {
-            self.piece = self.encoded.piece(self.next);
-            self.next += 1;
-        }
-        Ok(take(&mut self.piece, buffer))
-    }
-}
-
-fn take(piece: &mut Bytes, buffer: &mut [u8]) -> usize {
-    let length = buffer.len().min(piece.len());
-    buffer[..length].copy_from_slice(&piece.split_to(length));
-    length
 }

@@ -10,9 +10,10 @@
 //! is a server that was seen to speak TLS. That a server speaks HTTP holds until it cannot be reached, and for
 //! [`SILENCE_HOLDS`] where only its silence said so. Concurrent requests ask once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -90,7 +91,7 @@ impl Address {
 
     /// Records that the host could not be reached: one that spoke HTTP may come back with TLS.
     pub(crate) fn forget_plain(&self) {
-        self.lock().take_if(|found| !found.speaks_tls);
+        self.0.found.lock().take_if(|found| !found.speaks_tls);
     }
 
     async fn ask(&self, plain: &Url) {
@@ -106,16 +107,12 @@ impl Address {
             }
             HelloReply::NoServer => return,
         };
-        *self.lock() = Some(Probed { speaks_tls, until });
+        *self.0.found.lock() = Some(Probed { speaks_tls, until });
     }
 
     fn found(&self) -> Option<bool> {
-        let found = (*self.lock())?;
+        let found = (*self.0.found.lock())?;
         found.until.is_none_or(|until| Instant::now() < until).then_some(found.speaks_tls)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Probed>> {
-        self.0.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A URL of the plain form as one of the other.

@@ -12,10 +12,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
@@ -240,7 +241,7 @@ impl Authorizer {
 
     /// The token service, if the registry has named one.
     pub(crate) fn realm(&self) -> Option<Url> {
-        match &self.lock().scheme {
+        match &self.state.lock().scheme {
             Scheme::Bearer { realm, .. } => Some(realm.clone()),
             Scheme::Unknown | Scheme::Basic => None,
         }
@@ -249,7 +250,7 @@ impl Authorizer {
     /// What to attach to a request; `None` while the registry has not asked for anything.
     pub(crate) async fn grant(&self, context: &AuthContext<'_>) -> Result<Option<Grant>, RegistryError> {
         let (scheme, scopes) = {
-            let state = self.lock();
+            let state = self.state.lock();
             (state.scheme.clone(), state.wider.get(context.scopes).unwrap_or(context.scopes).clone())
         };
         let (header, by) = match scheme {
@@ -289,7 +290,7 @@ impl Authorizer {
                 reason,
             })?;
             let service = challenge.parameter("service").map(str::to_owned);
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.scheme = Scheme::Bearer { realm, service };
             let mut wanted = state.wider.get(scopes).unwrap_or(scopes).clone();
             wanted.widen(challenge.parameter("scope").unwrap_or_default());
@@ -298,7 +299,7 @@ impl Authorizer {
             }
             return Ok(true);
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match state.scheme {
             // Harbor: the token lacks rights. Ask for everything that the same repositories may need.
             Scheme::Bearer { .. } if basic => {
@@ -321,7 +322,7 @@ impl Authorizer {
     /// Ends the tries of a request: the next one looks for credentials anew, and where it had come to none it begins
     /// again.
     pub(crate) fn give_up(&self, repository: &str, used: Option<&Grant>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if used.is_none() {
             state.logins.refuse(repository, &Credentials::Anonymous);
         }
@@ -330,8 +331,8 @@ impl Authorizer {
 
     /// Drops the refused credential, unless it was renewed concurrently.
     pub(crate) async fn forget(&self, repository: &str, used: &Grant) {
-        self.lock().logins.refuse(repository, &used.by);
-        let slot = self.lock().tokens.get(&used.scopes).cloned();
+        self.state.lock().logins.refuse(repository, &used.by);
+        let slot = self.state.lock().tokens.get(&used.scopes).cloned();
         let Some(slot) = slot else { return };
         let mut fetched = slot.lock().await;
         if fetched.token.as_ref().is_some_and(|(token, _)| used.header.strip_prefix("Bearer ") == Some(token.text())) {
@@ -343,7 +344,7 @@ impl Authorizer {
     /// another request, else what the user has named.
     pub(crate) fn describe(&self, repository: &str) -> &'static str {
         let is_login = |known: &&Credentials| **known != Credentials::Anonymous;
-        let state = self.lock();
+        let state = self.state.lock();
         let known = state.logins.for_repository(repository).filter(is_login);
         let refused = || state.logins.refused.get(repository).and_then(|refused| refused.iter().find(is_login));
         known.or_else(refused).map_or_else(|| self.source.describe(), Credentials::describe)
@@ -369,7 +370,7 @@ impl Authorizer {
             }
             Err(error) => {
                 *fetched = Fetched { token: None, failure: Some((Instant::now(), error.clone())) };
-                self.lock().logins.forget(asked.context.repository);
+                self.state.lock().logins.forget(asked.context.repository);
                 Err(error)
             }
         }
@@ -388,7 +389,7 @@ impl Authorizer {
             if !matches!(answer, Err(RegistryError::Token { status: Some(401 | 403), .. })) {
                 return answer.map(|token| (token, credentials));
             }
-            self.lock().logins.refuse(asked.context.repository, &credentials);
+            self.state.lock().logins.refuse(asked.context.repository, &credentials);
             tried.push(credentials);
             first = first.or(answer.err());
         }
@@ -413,7 +414,7 @@ impl Authorizer {
     }
 
     fn slot(&self, scopes: &Scopes) -> Arc<Slot> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.tokens.len() >= TOKENS_MAX && !state.tokens.contains_key(scopes) {
             state.tokens.clear();
             state.wider.clear();
@@ -425,7 +426,7 @@ impl Authorizer {
     pub(crate) async fn credentials(&self, context: &AuthContext<'_>) -> Result<Credentials, RegistryError> {
         let AuthContext { repository, deadline, .. } = *context;
         let search = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if let Some(known) = state.logins.for_repository(repository) {
                 return Ok(known.clone());
             }
@@ -436,13 +437,13 @@ impl Authorizer {
         };
         let found = async {
             let _searching = search.lock().await;
-            if let Some(known) = self.lock().logins.for_repository(repository) {
+            if let Some(known) = self.state.lock().logins.for_repository(repository) {
                 return Ok(known.clone());
             }
-            let refused = self.lock().logins.refused.get(repository).cloned().unwrap_or_default();
+            let refused = self.state.lock().logins.refused.get(repository).cloned().unwrap_or_default();
             let found = credentials::find(&self.registry, repository, &self.source, &refused).await?;
             let credentials = found.login.credentials.clone();
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if found.is_refused {
                 state.logins.refused.remove(repository);
             }
@@ -454,10 +455,6 @@ impl Authorizer {
         let found = tokio::time::timeout_at(limit, found).await;
         let found = found.unwrap_or_else(|_| Err("the credential source did not answer in time".to_owned()));
         found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, AuthState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

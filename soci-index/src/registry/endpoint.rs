@@ -6,9 +6,9 @@
 //! registry itself; an unreachable host is skipped for a while if there is another one.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
@@ -155,18 +155,18 @@ impl Endpoint {
     /// Records that the host could not be reached.
     pub(crate) fn leave_aside(&self) {
         self.address.forget_plain();
-        self.lock().aside_until = Some(Instant::now() + ASIDE);
+        self.state.lock().aside_until = Some(Instant::now() + ASIDE);
     }
 
     /// Records that the host answers.
     pub(crate) fn is_back(&self) {
-        self.lock().aside_until = None;
+        self.state.lock().aside_until = None;
     }
 
     /// Records that an answer came from the origin of a URL, here or where this host sends its clients.
     pub(crate) fn note_reached(&self, url: &Url) {
         let origin = ShownUrl::new(url);
-        let reached = &mut self.lock().reached;
+        let reached = &mut self.state.lock().reached;
         if reached.len() < REACHED_MAX && !reached.contains(origin.origin()) {
             reached.insert(origin.origin().to_owned());
         }
@@ -174,32 +174,32 @@ impl Endpoint {
 
     /// Whether an answer ever came from there.
     pub(crate) fn was_reached(&self, url: &ShownUrl) -> bool {
-        self.lock().reached.contains(url.origin())
+        self.state.lock().reached.contains(url.origin())
     }
 
     /// Records that the host serves no ranges of blobs; returns whether that was known.
     pub(crate) fn note_whole_only(&self) -> bool {
-        let known = self.lock().whole_only.replace(Instant::now());
+        let known = self.state.lock().whole_only.replace(Instant::now());
         known.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
     }
 
     /// Notes whether a part of a blob came that was asked for.
     pub(crate) fn note_part(&self, came: bool) {
-        self.lock().serves_parts = came;
+        self.state.lock().serves_parts = came;
     }
 
     pub(crate) fn serves_parts(&self) -> bool {
-        self.lock().serves_parts
+        self.state.lock().serves_parts
     }
 
     /// Whether it was lately seen to serve no parts of blobs.
     pub(crate) fn serves_whole_only(&self) -> bool {
-        self.lock().whole_only.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
+        self.state.lock().whole_only.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
     }
 
     /// Records that the host denied access to a repository.
     pub(crate) fn refuses(&self, repository: &str, need: Need) {
-        let refused = &mut self.lock().refused;
+        let refused = &mut self.state.lock().refused;
         let need = need.refused();
         refused.retain(|_, since| since.elapsed() < ASIDE);
         if refused.len() < REFUSALS_MAX {
@@ -209,7 +209,7 @@ impl Endpoint {
 
     /// Whether another host should be asked.
     pub(crate) fn is_aside(&self, repository: &str, need: Need) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         let refused =
             || state.refused.get(&(repository.to_owned(), need.refused())).is_some_and(|since| since.elapsed() < ASIDE);
         state.aside_until.is_some_and(|until| Instant::now() < until) || refused()
@@ -217,7 +217,7 @@ impl Endpoint {
 
     /// Whether a failure should be shown: not each of many in a row.
     pub(crate) fn may_complain(&self) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let quiet = state.complained.is_some_and(|last| last.elapsed() < ASIDE);
         if !quiet {
             state.complained = Some(Instant::now());
@@ -228,7 +228,7 @@ impl Endpoint {
     /// Passes a `Warning` of the host on, once.
     pub(crate) fn note_warnings(&self, response: &Response) {
         for text in response.headers("warning").filter_map(headers::warning_text) {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.warned.len() < WARNINGS_MAX && state.warned.insert(text.clone()) {
                 tracing::warn!(registry = self.name, warning = text, "the registry warns");
             }
@@ -237,13 +237,13 @@ impl Endpoint {
 
     /// Where a blob was last redirected to, if that is still good.
     pub(crate) fn target(&self, repository: &str, digest: &Digest) -> Option<Url> {
-        let state = self.lock();
+        let state = self.state.lock();
         let target = state.targets.get(&(repository.to_owned(), *digest))?;
         (Instant::now() < target.until).then(|| target.url.clone())
     }
 
     pub(crate) fn set_target(&self, repository: &str, digest: &Digest, url: Option<Url>) {
-        let targets = &mut self.lock().targets;
+        let targets = &mut self.state.lock().targets;
         let key = (repository.to_owned(), *digest);
         let Some(url) = url else {
             targets.remove(&key);
@@ -257,10 +257,6 @@ impl Endpoint {
             }
         }
         targets.insert(key, Target { url, until: Instant::now() + self.redirect_life });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, EndpointState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

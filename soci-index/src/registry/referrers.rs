@@ -7,9 +7,8 @@
 //! repository is an empty list; the server's filter is not relied on; pages are followed on the same origin only and
 //! are bounded in number.
 
-use std::sync::{Mutex, PoisonError};
-
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
@@ -125,14 +124,14 @@ impl Repository {
             let found = place.referrers(subject, artifact_type, asking).await?;
             if found.entries.is_empty() && !place.is_last() {
                 if !matches!(found.found_by, FoundBy::Nothing(_)) {
-                    *empty.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+                    *empty.lock() = Some(found);
                 }
                 return Ok(None);
             }
             Ok(Some(found))
         });
         let found = found.await;
-        let empty = empty.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let empty = empty.lock().take();
         match (found, empty) {
             (Ok(Some(found)), _) => Ok(found),
             (Ok(None), _) => {

@@ -4,9 +4,10 @@
 //! a wait that would is not begun, and the caller gets the last error instead.
 
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// How waits grow.
@@ -109,19 +110,19 @@ impl Deadline {
 
     /// Records progress of the operation.
     pub(crate) fn progress(&self) {
-        let mut clock = self.lock();
+        let mut clock = self.clock.lock();
         clock.at = (Instant::now() + self.allowed).min(clock.last);
     }
 
     /// Records that no caller waited for the operation for so long: that time does not count.
     pub(crate) fn postpone(&self, idle: Duration) {
-        let mut clock = self.lock();
+        let mut clock = self.clock.lock();
         *clock = Clock { at: clock.at + idle, last: clock.last + idle };
     }
 
     /// When it ends.
     pub(crate) fn at(&self) -> Instant {
-        self.lock().at
+        self.clock.lock().at
     }
 
     /// What the caller allowed, for messages.
@@ -154,10 +155,6 @@ impl Deadline {
             }
             _ => false,
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Clock> {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,10 +208,10 @@ mod tests {
         let before = deadline.at();
         deadline.clone().progress();
         assert!(deadline.at() > before);
-        let last = deadline.lock().last;
+        let last = deadline.clock.lock().last;
         assert!(last - start < Duration::from_secs(16) && last - start >= Duration::from_secs(15));
         deadline.postpone(Duration::from_secs(7));
-        assert_eq!(deadline.lock().last - last, Duration::from_secs(7));
+        assert_eq!(deadline.clock.lock().last - last, Duration::from_secs(7));
         let short = Deadline::new(Duration::from_millis(1), 0);
         short.expired().await;
         short.progress();

@@ -8,10 +8,11 @@
 //! nothing secret goes there unless it is on the registry's own origin; a blob that cannot be mounted is sent, whatever
 //! the reason.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use url::Url;
 
 use crate::format::digest::Digest;
@@ -157,7 +158,7 @@ impl HostedRepository {
                 Err(Setback::Lost(error)) => (error, None, true),
                 Err(Setback::UploadMode(_, error) | Setback::Final(error)) => return Err(error),
             };
-            if let Some(reason) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(reason) = failure.lock().take() {
                 return Err(self.source_error(digest, reason));
             }
             if !again {
@@ -315,7 +316,7 @@ fn watched(body: Body, failure: &Arc<Mutex<Option<String>>>) -> Body {
         let failure = Arc::clone(&failure);
         let chunks: crate::registry::Chunks = Box::pin(open().inspect(move |chunk| {
             if let Err(error) = chunk {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                *failure.lock() = Some(error.to_string());
             }
         }));
         chunks

@@ -1,9 +1,9 @@
 //! What the demonstration's registry holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use soci_index::format::digest::{Digest, Hasher};
 use soci_index::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
@@ -94,28 +94,28 @@ struct Contents {
 
 impl RegistryState {
     pub(super) fn blob(&self, name: &str, digest: &Digest) -> Result<Bytes, Failure> {
-        let inner = self.lock();
+        let inner = self.0.lock();
         let contents = inner.repositories.get(name).ok_or(Failure::NameUnknown)?;
         let found = contents.blobs.get(digest).and_then(|digest| inner.blobs.get(digest));
         found.cloned().ok_or(Failure::BlobUnknown)
     }
 
     pub(super) fn manifest(&self, name: &str, reference: &str) -> Result<Manifest, Failure> {
-        let inner = self.lock();
+        let inner = self.0.lock();
         let contents = inner.repositories.get(name).ok_or(Failure::NameUnknown)?;
         let digest = reference.parse().ok().or_else(|| contents.tags.get(reference).copied());
         digest.and_then(|digest| contents.manifests.get(&digest)).cloned().ok_or(Failure::ManifestUnknown)
     }
 
     pub(super) fn tags(&self, name: &str) -> Result<Vec<String>, Failure> {
-        let inner = self.lock();
+        let inner = self.0.lock();
         let contents = inner.repositories.get(name).ok_or(Failure::NameUnknown)?;
         Ok(contents.tags.keys().cloned().collect())
     }
 
     /// The list that the referrers API answers with.
     pub(super) fn referrers(&self, name: &str, subject: &Digest, kind: Option<&str>) -> Value {
-        let inner = self.lock();
+        let inner = self.0.lock();
         let all = inner.repositories.get(name).map(|contents| contents.referrers.as_slice()).unwrap_or_default();
         let matching = all.iter().filter(|(of, entry)| of == subject && kind.is_none_or(|kind| entry.kind() == kind));
         let entries: Vec<&Descriptor> = matching.map(|(_, entry)| entry).collect();
@@ -128,7 +128,7 @@ impl RegistryState {
             Ok(_) => return Err(Failure::BadDigest),
             Err(_) => Some(reference.to_owned()),
         };
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         let contents = inner.repositories.entry(name.to_owned()).or_default();
         let entry = contents.examine(&manifest)?;
         let digest = manifest.digest;
@@ -140,7 +140,7 @@ impl RegistryState {
     }
 
     pub(super) fn delete_manifest(&self, name: &str, digest: &Digest) -> Result<(), Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         let contents = inner.repositories.get_mut(name).ok_or(Failure::NameUnknown)?;
         contents.manifests.remove(digest).ok_or(Failure::ManifestUnknown)?;
         contents.tags.retain(|_, tagged| tagged != digest);
@@ -149,7 +149,7 @@ impl RegistryState {
     }
 
     pub(super) fn mount(&self, name: &str, from: &str, digest: &Digest) -> bool {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         let there = inner.repositories.get(from).is_some_and(|contents| contents.blobs.contains(digest));
         if there {
             inner.repositories.entry(name.to_owned()).or_default().blobs.insert(*digest);
@@ -158,7 +158,7 @@ impl RegistryState {
     }
 
     pub(super) fn begin(&self, bytes: Bytes) -> String {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         inner.uploads_begun += 1;
         let id = inner.uploads_begun.to_string();
         inner.uploads.insert(id.clone(), bytes.into());
@@ -167,7 +167,7 @@ impl RegistryState {
 
     /// Adds to an upload; answers its length.
     pub(super) fn append(&self, id: &str, bytes: &[u8]) -> Result<usize, Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         let upload = inner.uploads.get_mut(id).ok_or(Failure::UploadUnknown)?;
         upload.extend_from_slice(bytes);
         Ok(upload.len())
@@ -175,25 +175,21 @@ impl RegistryState {
 
     /// Forgets an upload.
     pub(super) fn cancel(&self, id: &str) -> Result<(), Failure> {
-        self.lock().uploads.remove(id).map(|_| ()).ok_or(Failure::UploadUnknown)
+        self.0.lock().uploads.remove(id).map(|_| ()).ok_or(Failure::UploadUnknown)
     }
 
     pub(super) fn finish(&self, name: &str, id: &str, digest: &Digest) -> Result<(), Failure> {
-        let bytes = self.lock().uploads.remove(id).ok_or(Failure::UploadUnknown)?.freeze();
+        let bytes = self.0.lock().uploads.remove(id).ok_or(Failure::UploadUnknown)?.freeze();
         // Outside the lock: hashing a large layer takes a second.
         let mut hasher = Hasher::new(digest.algorithm());
         hasher.update(&bytes);
         if hasher.finish() != *digest {
             return Err(Failure::BadDigest);
         }
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         inner.blobs.insert(*digest, bytes);
         inner.repositories.entry(name.to_owned()).or_default().blobs.insert(*digest);
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

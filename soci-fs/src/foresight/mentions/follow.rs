@@ -11,11 +11,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use parking_lot::Mutex;
 use soci_index::format::entry::{Entry, EntryKind};
 use soci_index::format::index::LayerIndex;
 use soci_index::format::span::SpanId;
@@ -215,7 +216,7 @@ impl Following {
         let kind = self.entry(file).and_then(kind);
         if matches!(kind, Some(Kind::Compiled | Kind::Source)) {
             // Before what others name is looked for.
-            self.names.lock().unwrap_or_else(PoisonError::into_inner).learn(file);
+            self.names.lock().learn(file);
         }
         if kind.is_some() {
             self.queue_first(Work::File(file));
@@ -270,7 +271,7 @@ impl Following {
         }
         let names = Arc::clone(&self.names);
         let finding = tokio::task::spawn_blocking(move || {
-            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut names = names.lock();
             let (mut seen, mut found) = (HashSet::new(), (Vec::new(), Vec::new()));
             for mention in &mentions {
                 let meant = names.find(file, mention);
@@ -417,7 +418,7 @@ async fn work(reader: &LayerReader, names: &Arc<Mutex<Names>>, batch: Batch) -> 
     let mut files = Vec::new();
     for file in batch.files {
         let entry = {
-            let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            let names = names.lock();
             names.entry(file).map(|entry| (kind(entry), entry.data_offset, entry.size))
         };
         let Some((Some(kind), offset, size)) = entry else { continue };

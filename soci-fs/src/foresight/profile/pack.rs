@@ -14,6 +14,7 @@ use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
 use soci_index::format::profile::{Profile, Touched};
 use soci_index::image::BlobStream;
+use soci_index::registry::pieces::Pieces;
 use tokio::sync::{mpsc, watch};
 
 use crate::layer::budget;
@@ -140,10 +141,11 @@ impl Unpacking {
 
     /// Unpacks a stream as it arrives.
     pub(super) async fn run(self, mut stream: BlobStream) -> Result<(), PackError> {
-        let (send, receive) = mpsc::channel::<io::Result<Bytes>>(PIECES_WAITING);
+        let (send, mut receive) = mpsc::channel::<io::Result<Bytes>>(PIECES_WAITING);
+        let pieces = std::iter::from_fn(move || receive.blocking_recv());
         let _turn = budget::pack().await;
         self.count(1, 0);
-        let task = tokio::task::spawn_blocking(move || self.unpack(Arriving { receive, piece: Bytes::new() }));
+        let task = tokio::task::spawn_blocking(move || self.unpack(Pieces::new(pieces)));
         while let Some(piece) = stream.next().await {
             // If the receiver is gone, it reports the reason.
             if send.send(piece.map_err(|error| io::Error::other(error.to_string()))).await.is_err() {
@@ -161,7 +163,7 @@ impl Unpacking {
         }
     }
 
-    fn unpack(self, arriving: Arriving) -> Result<(), PackError> {
+    fn unpack(self, arriving: impl Read) -> Result<(), PackError> {
         let mut counted = 0;
         let result = self.unpack_ranges(arriving, &mut counted);
         let packed = self.progress.borrow().packed;
@@ -172,7 +174,7 @@ impl Unpacking {
 
     /// Packed bytes are counted with the layers that they are of, up to what the decoder has read ahead; `counted` is
     /// how many were.
-    fn unpack_ranges(&self, arriving: Arriving, counted: &mut u64) -> Result<(), PackError> {
+    fn unpack_ranges(&self, arriving: impl Read, counted: &mut u64) -> Result<(), PackError> {
         let arriving = Counted { inner: arriving, progress: &self.progress };
         let mut decoder = zstd::stream::read::Decoder::new(arriving).map_err(PackError::Write)?;
         decoder.window_log_max(WINDOW_LOG_MAX).map_err(PackError::Write)?;
@@ -201,33 +203,13 @@ impl Unpacking {
     }
 }
 
-/// Pieces that arrive, as a reader that blocks.
-struct Arriving {
-    receive: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-}
-
-impl Read for Arriving {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receive.blocking_recv() {
-                Some(piece) => self.piece = piece?,
-                None => return Ok(0),
-            }
-        }
-        let taken = self.piece.split_to(self.piece.len().min(buffer.len()));
-        buffer[..taken.len()].copy_from_slice(&taken);
-        Ok(taken.len())
-    }
-}
-
 /// Counts what comes by.
-struct Counted<'a> {
-    inner: Arriving,
+struct Counted<'a, R> {
+    inner: R,
     progress: &'a watch::Sender<Progress>,
 }
 
-impl Read for Counted<'_> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
         self.progress.send_if_modified(|progress| {

@@ -4,9 +4,10 @@
 //! for again. Reads that the page cache answers are not seen: for a complete recording, mount anew. A reader without a
 //! recorder pays for one look at an empty cell.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use soci_index::format::limits::Limits;
 use soci_index::format::profile::{Profile, ProfileError, Recording};
 
@@ -43,7 +44,7 @@ impl Recorder {
 
     /// Listens to a reader from now on.
     pub fn attach(&self, reader: &LayerReader) {
-        let layer = self.lock().layer(&reader.digest());
+        let layer = self.recording.lock().layer(&reader.digest());
         let size = reader.store().size();
         reader.listen(Box::new(OfLayer { recorder: self.clone(), layer, size }));
     }
@@ -53,17 +54,13 @@ impl Recorder {
     /// # Errors
     /// [`ProfileError`], which would be a mistake of ours.
     pub fn profile(&self) -> Result<Profile, ProfileError> {
-        self.lock().finish()
+        self.recording.lock().finish()
     }
 
     /// Whether the limits were reached, so that something is missing.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.lock().is_full()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Recording> {
-        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recording.lock().is_full()
     }
 }
 
@@ -72,7 +69,7 @@ impl Listener for OfLayer {
         if self.recorder.until.is_some_and(|until| Instant::now() > until) {
             return false;
         }
-        self.recorder.lock().record(self.layer, offset..offset.saturating_add(length as u64), self.size);
+        self.recorder.recording.lock().record(self.layer, offset..offset.saturating_add(length as u64), self.size);
         true
     }
 }

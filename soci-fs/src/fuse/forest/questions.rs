@@ -49,7 +49,7 @@ impl Forest {
     #[must_use]
     pub fn generation(&self, inode: u64) -> u64 {
         let Some(NodeId { id_map, slot, .. }) = NodeId::unpack(inode) else { return 0 };
-        let slots = self.read_slots();
+        let slots = self.slots.read();
         let map = slots.id_maps.get(&id_map).map(Arc::as_ref);
         slots.by_number.get(&slot).map_or(0, |held| generation(&held.digest, map))
     }
@@ -61,7 +61,7 @@ impl Forest {
     pub fn lookup(&self, directory: u64, name: &[u8]) -> Result<Attributes, FsError> {
         if directory == ROOT.pack() {
             let RootName { slot, id_map } = name::parse(name).ok_or(FsError::NotFound)?;
-            let slots = self.read_slots();
+            let slots = self.slots.read();
             let is_there = slots.by_number.contains_key(&slot) && (id_map == 0 || slots.id_maps.contains_key(&id_map));
             drop(slots);
             if !is_there {
@@ -79,7 +79,7 @@ impl Forest {
     /// [`FsError::NoInode`], [`FsError::NoSlot`], [`FsError::Closed`].
     pub fn attributes(&self, inode: u64) -> Result<Attributes, FsError> {
         if inode == ROOT.pack() {
-            let slots = self.read_slots();
+            let slots = self.slots.read();
             let links = u32::try_from(slots.by_number.len()).unwrap_or(u32::MAX).saturating_add(2);
             return Ok(plain_directory(inode, slots.changed, links));
         }
@@ -121,7 +121,7 @@ impl Forest {
         let Ok(from) = u16::try_from(from) else {
             return;
         };
-        let slots = self.read_slots();
+        let slots = self.slots.read();
         for (slot, held) in slots.by_number.range((Bound::Included(from), Bound::Unbounded)) {
             let id = NodeId { id_map: 0, slot: *slot, node: NodeNumber::ROOT };
             let known = match &held.state {
@@ -240,12 +240,12 @@ impl Forest {
     fn place(&self, inode: u64) -> Result<LayerNode, FsError> {
         let id = NodeId::unpack(inode).ok_or(FsError::NoInode { inode })?;
         let NodeId { id_map, slot, .. } = id;
-        let slots = self.read_slots();
+        let slots = self.slots.read();
         let Some(held) = slots.by_number.get(&slot) else {
             let is_news = !slots.missed.contains(&slot);
             drop(slots);
             if is_news {
-                self.write().missed.insert(slot);
+                self.slots.write().missed.insert(slot);
                 tracing::warn!(slot, "a file of a layer that was removed is asked for");
             }
             return Err(FsError::NoSlot { slot });

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::layer::incoming::Incoming;
 use crate::layer::readahead::{self, Facts, Foresight};
 use crate::layer::reader::waits::Foreground;
-use crate::layer::reader::{LayerReader, ReadError, lock};
+use crate::layer::reader::{LayerReader, ReadError};
 use crate::layer::store::Reading;
 
 /// Hears of every read of a layer that it listens to.
@@ -39,13 +39,13 @@ impl Drop for Plan {
 impl LayerReader {
     /// Notifies `listener` of every read from now on.
     pub(crate) fn listen(&self, listener: Box<dyn Listener>) {
-        lock(&self.shared.listeners).push(listener);
+        self.shared.listeners.lock().push(listener);
         self.shared.is_heard.store(true, Ordering::Release);
     }
 
     /// Registers an incoming pack.
     pub(crate) fn expect(&self, incoming: Arc<Incoming>) {
-        *lock(&self.shared.incoming) = Some(incoming);
+        *self.shared.incoming.lock() = Some(incoming);
     }
 
     /// Whether a foreground read waits for bytes that were not in flight before it. Prefetching yields meanwhile.
@@ -81,7 +81,7 @@ impl LayerReader {
     /// Registers a prefetch of those of `spans` that are absent and not named before; returns their compressed bytes.
     pub(crate) fn foresee(&self, spans: Range<SpanId>, foresight: Foresight) -> u64 {
         let shared = &self.shared;
-        let new = lock(&shared.ahead).foresee(spans, foresight, &|span| !shared.store.is_present(span));
+        let new = shared.ahead.lock().foresee(spans, foresight, &|span| !shared.store.is_present(span));
         let size = |span| shared.index.spans.span(span).map_or(0, |span| span.compressed.end - span.compressed.start);
         new.into_iter().map(size).sum()
     }
@@ -94,7 +94,7 @@ impl LayerReader {
 
     /// How the line to the source is.
     pub(crate) fn line(&self) -> readahead::Line {
-        lock(&self.shared.meter).line()
+        self.shared.meter.lock().line()
     }
 
     /// Compressed bytes, about, that were foreseen: read since, and not read yet.
@@ -116,20 +116,20 @@ impl LayerReader {
     /// How far reading ahead was right until now.
     #[must_use]
     pub fn ahead_counts(&self) -> readahead::Counts {
-        lock(&self.shared.ahead).counts()
+        self.shared.ahead.lock().counts()
     }
 
     /// Records a read of `spans` of the file in the bytes `file`, and returns what to read ahead.
     pub(super) fn ahead_of(&self, spans: Range<SpanId>, file: &Range<u64>, is_miss: bool) -> Vec<Range<SpanId>> {
         let shared = &self.shared;
         if shared.planners.load(Ordering::Acquire) > 0 || self.incoming().is_some() {
-            lock(&shared.ahead).note_only(spans);
+            shared.ahead.lock().note_only(spans);
             return Vec::new();
         }
-        let line = lock(&shared.meter).line();
+        let line = shared.meter.lock().line();
         let is_foreseen = shared.followers.load(Ordering::Acquire) > 0;
         let facts = Facts { file: shared.index.spans.covering(file.clone()), is_miss, is_foreseen, line };
-        lock(&shared.ahead).record_read(spans, &facts, &|span| !shared.store.is_readable(span))
+        shared.ahead.lock().record_read(spans, &facts, &|span| !shared.store.is_readable(span))
     }
 
     pub(super) fn notify_listeners(&self, offset: u64, length: usize) {
@@ -137,14 +137,14 @@ impl LayerReader {
         if !self.shared.is_heard.load(Ordering::Acquire) {
             return;
         }
-        let mut listeners = lock(&self.shared.listeners);
+        let mut listeners = self.shared.listeners.lock();
         listeners.retain(|listener| listener.on_read(offset, length));
         self.shared.is_heard.store(!listeners.is_empty(), Ordering::Release);
     }
 
     /// The pack that is in flight; one that has ended is forgotten.
     pub(super) fn incoming(&self) -> Option<Arc<Incoming>> {
-        let mut incoming = lock(&self.shared.incoming);
+        let mut incoming = self.shared.incoming.lock();
         if incoming.as_ref().is_some_and(|incoming| !incoming.is_active()) {
             *incoming = None;
         }
@@ -154,7 +154,7 @@ impl LayerReader {
     /// Counts a read among those that wait, as a new one if some of its spans are neither here nor in progress.
     pub(super) fn foreground(&self, spans: &Range<SpanId>) -> Foreground<'_> {
         let is_new = {
-            let flights = lock(&self.shared.flights);
+            let flights = self.shared.flights.lock();
             spans.clone().any(|span| !self.shared.store.is_present(span) && !flights.contains_key(&span))
         };
         self.shared.waits.begin(is_new)

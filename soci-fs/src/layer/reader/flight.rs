@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::layer::budget;
 use crate::layer::reader::history::Windows;
-use crate::layer::reader::{Cause, FlightOutcome, Shared as Layer, lock};
+use crate::layer::reader::{Cause, FlightOutcome, Shared as Layer};
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{Parts, StoreError};
 
@@ -51,10 +51,10 @@ impl Layer {
         let mut spans = spans.peekable();
         let first = *spans.peek()?;
         let mut runs: Vec<Vec<PendingSpan>> = Vec::new();
-        let mut flights = lock(&self.flights);
+        let mut flights = self.flights.lock();
         for span in spans {
             // A flight stores before it is removed from the map, so under the lock one of the two is true.
-            if self.store.is_present(span) || flights.contains_key(&span) || lock(&self.spare).get(span).is_some() {
+            if self.store.is_present(span) || flights.contains_key(&span) || self.spare.lock().get(span).is_some() {
                 continue;
             }
             let Some(place) = self.index.spans.span(span).cloned() else {
@@ -261,7 +261,7 @@ impl Layer {
             decoding.spawn(Arc::clone(self).decode(pending, span, windows.clone(), from, room));
         }
         if let Some((came, bytes)) = first_bytes {
-            lock(&self.meter).record(came - asked, found - bytes, came.elapsed());
+            self.meter.lock().record(came - asked, found - bytes, came.elapsed());
             let (first_ms, whole_ms) = ((came - asked).as_millis(), asked.elapsed().as_millis());
             tracing::debug!(layer = %self.digest, range = ?range, first_ms, whole_ms, "spans came");
         }
@@ -343,7 +343,7 @@ impl Layer {
             Err(error @ StoreError::Unproven { .. }) => return Err(error.into()),
             Err(error) => {
                 let (layer, why) = (self.digest, error.clone());
-                if lock(&self.spare).put(span, bytes.clone(), why) {
+                if self.spare.lock().put(span, bytes.clone(), why) {
                     tracing::warn!(%layer, span, %error, "what is fetched of a layer is not kept but in memory, for a while");
                 } else {
                     tracing::debug!(%layer, span, %error, "a span stays in memory");
@@ -359,7 +359,7 @@ impl Layer {
     }
 
     pub(super) fn complete(&self, pending: &PendingSpan, outcome: Result<Bytes, Cause>) {
-        lock(&self.flights).remove(&pending.span);
+        self.flights.lock().remove(&pending.span);
         // A lack of waiters is no failure.
         let _ = pending.outcome.send(Some(outcome));
     }

@@ -3,11 +3,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 
-use crate::layer::reader::{Cause, LayerReader, ReadError, Shared, lock};
+use crate::layer::reader::{Cause, LayerReader, ReadError, Shared};
 
 /// Forgets what the kernel has cached of a layer. Called on a thread that may block, never from a FUSE request.
 type Forget = Arc<dyn Fn() + Send + Sync>;
@@ -41,7 +42,7 @@ impl LayerReader {
     /// The latest failure, in words.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
-        lock(&self.shared.health.last_error).clone()
+        self.shared.health.last_error.lock().clone()
     }
 
     /// Why the claim is condemned, if it is.
@@ -67,13 +68,13 @@ impl LayerReader {
     /// Why the layer is out of service until it is proven, if it is.
     #[must_use]
     pub fn suspended(&self) -> Option<String> {
-        lock(&self.shared.health.suspended).clone()
+        self.shared.health.suspended.lock().clone()
     }
 
     /// Takes the layer out of service until [`LayerReader::resume`]: its proof is being withheld.
     pub fn suspend(&self, why: String) {
         let health = &self.shared.health;
-        if lock(&health.suspended).replace(why.clone()).is_none() {
+        if health.suspended.lock().replace(why.clone()).is_none() {
             health.is_out.store(true, Ordering::Release);
             tracing::error!(layer = %self.digest(), why, "a layer that cannot be proven is suspended: reads of it fail");
             self.shared.forget_cached();
@@ -83,7 +84,7 @@ impl LayerReader {
     /// Puts a suspended layer back into service.
     pub fn resume(&self) {
         let health = &self.shared.health;
-        if lock(&health.suspended).take().is_some() {
+        if health.suspended.lock().take().is_some() {
             health.is_out.store(health.condemned.get().is_some(), Ordering::Release);
             tracing::info!(layer = %self.digest(), "a suspended layer is proven and in service again");
         }
@@ -91,7 +92,7 @@ impl LayerReader {
 
     /// Registers what drops the kernel's caches of the layer, when what it was given turns out to be wrong.
     pub(crate) fn on_distrust(&self, forget: Forget) {
-        lock(&self.shared.health.forget).push(forget);
+        self.shared.health.forget.lock().push(forget);
     }
 
     /// Expects pages from a pack. `false` if it is not the claim's own, or was condemned.
@@ -99,14 +100,14 @@ impl LayerReader {
         let health = &self.shared.health;
         let takes = self.shared.store.claim().pack == Some(pack) && !health.is_pack_condemned.load(Ordering::Acquire);
         if takes {
-            *lock(&health.pack) = Some(pack);
+            *health.pack.lock() = Some(pack);
         }
         takes
     }
 
     /// The pack whose pages may be shown; none once it was condemned.
     pub(crate) fn pack(&self) -> Option<Digest> {
-        *lock(&self.shared.health.pack)
+        *self.shared.health.pack.lock()
     }
 }
 
@@ -117,7 +118,7 @@ impl Shared {
         }
         self.health.is_out.store(true, Ordering::Release);
         tracing::error!(layer = %self.digest, claim = %self.store.claim(), %cause, "a claim is condemned; its layer is out of service");
-        *lock(&self.health.last_error) = Some(cause.to_string());
+        *self.health.last_error.lock() = Some(cause.to_string());
         if let Err(error) = self.store.condemn(&cause.to_string()) {
             tracing::error!(layer = %self.digest, %error, "the verdict is not on disk: after a restart it has to be found again");
         }
@@ -130,19 +131,19 @@ impl Shared {
         if let Err(error) = self.store.forget_parts() {
             tracing::error!(layer = %self.digest, %error, "what a condemned pack has brought stays recorded");
         }
-        let Some(pack) = lock(&self.health.pack).take() else { return };
+        let Some(pack) = self.health.pack.lock().take() else { return };
         let reason = format!("its page at byte {offset} of layer {} is not what the layer has", self.digest);
         tracing::error!(layer = %self.digest, %pack, reason, "a start-up pack is condemned");
         if let Err(error) = self.store.condemn_pack(pack, &reason) {
             tracing::error!(%pack, %error, "the verdict is not on disk: after a restart it has to be found again");
         }
-        *lock(&self.health.last_error) = Some(format!("pack {pack} is condemned: {reason}"));
+        *self.health.last_error.lock() = Some(format!("pack {pack} is condemned: {reason}"));
         self.forget_cached();
     }
 
     /// Drops what the kernel has cached, in a task of its own: a request of the kernel may be what found it out.
     fn forget_cached(&self) {
-        for forget in lock(&self.health.forget).clone() {
+        for forget in self.health.forget.lock().clone() {
             self.runtime.spawn_blocking(move || forget());
         }
     }
@@ -152,11 +153,11 @@ impl Shared {
         if !self.health.is_out.load(Ordering::Acquire) {
             return None;
         }
-        let suspended = || lock(&self.health.suspended).clone().map(|why| Cause::Suspended { why });
+        let suspended = || self.health.suspended.lock().clone().map(|why| Cause::Suspended { why });
         self.health.condemned.get().cloned().or_else(suspended)
     }
 
     pub(super) fn note_error(&self, error: &ReadError) {
-        *lock(&self.health.last_error) = Some(error.to_string());
+        *self.health.last_error.lock() = Some(error.to_string());
     }
 }

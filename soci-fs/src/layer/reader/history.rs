@@ -14,12 +14,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{self, BoxFuture, Shared};
 use futures_util::{FutureExt as _, StreamExt as _};
+use parking_lot::Mutex;
 use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
 use soci_index::format::compact::WindowPlace;
 use soci_index::format::index::LayerIndex;
@@ -27,7 +27,7 @@ use soci_index::format::span::SpanId;
 use tokio::time::{Instant, timeout};
 
 use crate::layer::budget::{Share, WINDOWS};
-use crate::layer::reader::{Cause, Policy, lock};
+use crate::layer::reader::{Cause, Policy};
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{LayerStore, Reading};
@@ -163,14 +163,14 @@ impl Histories {
 
     /// Whether fetching the windows failed recently.
     pub(super) fn are_lost(&self) -> bool {
-        lock(&self.lost_until).is_some_and(|until| Instant::now() < until)
+        self.lost_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
     /// Waits for windows that a span needs whose own bytes have come. Those that are late are lost for a while, unless
     /// they come after all.
     pub(super) async fn arrival(&self, windows: Windows) -> Result<(), Cause> {
         timeout(PATIENCE, windows).await.unwrap_or_else(|_| {
-            *lock(&self.lost_until) = Some(Instant::now() + LOST_FOR);
+            *self.lost_until.lock() = Some(Instant::now() + LOST_FOR);
             Err(Cause::Deadline { limit: PATIENCE })
         })
     }
@@ -178,16 +178,16 @@ impl Histories {
     /// Whether the span needs a window from elsewhere that is not held.
     pub(super) fn lacks(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> bool {
         let follows_present = span.checked_sub(1).is_some_and(|before| store.is_present(before));
-        index.window_place(span).is_some() && !follows_present && !lock(&self.held).frames.contains_key(&span)
+        index.window_place(span).is_some() && !follows_present && !self.held.lock().frames.contains_key(&span)
     }
 
     /// Plans these spans as well.
     pub(super) fn plan(&self, spans: Range<SpanId>) {
-        lock(&self.held).planned.extend(spans);
+        self.held.lock().planned.extend(spans);
     }
 
     pub(super) fn forget_plans(&self) {
-        lock(&self.held).planned.clear();
+        self.held.lock().planned.clear();
     }
 
     /// The windows that the flight of `spans`, which are adjacent, needs from the blob. `fetch` starts to fetch those
@@ -199,7 +199,7 @@ impl Histories {
         spans: Range<SpanId>,
         fetch: impl FnOnce(Range<SpanId>) -> Windows,
     ) -> Windows {
-        let mut held = lock(&self.held);
+        let mut held = self.held.lock();
         held.coming.retain(|(_, windows)| windows.peek().is_none());
         let (mut awaited, mut lacking): (Vec<Windows>, Vec<SpanId>) = (Vec::new(), Vec::new());
         for span in spans {
@@ -251,9 +251,9 @@ impl Histories {
         let Some(source) = &self.source else { return Err(Cause::NoWindow { span: first.0 }) };
         let start = first.1.offset;
         let read = read(source, start..end, policy).await;
-        *lock(&self.lost_until) = read.is_err().then(|| Instant::now() + LOST_FOR);
+        *self.lost_until.lock() = read.is_err().then(|| Instant::now() + LOST_FOR);
         let (bytes, from) = read?;
-        let mut held = lock(&self.held);
+        let mut held = self.held.lock();
         for (span, place) in places(spans) {
             let at = crate::layer::reader::within(&(place.offset..place.offset + u64::from(place.length)), start);
             // A copy: a slice would keep all of the answer in memory for one window.
@@ -281,11 +281,11 @@ impl Histories {
 
     /// The window that was fetched for a span, if it was.
     fn fetched(&self, index: &LayerIndex, span: SpanId) -> Result<Option<Window>, Cause> {
-        let frame = lock(&self.held).frames.get(&span).map(|frame| (frame.bytes.clone(), frame.from));
+        let frame = self.held.lock().frames.get(&span).map(|frame| (frame.bytes.clone(), frame.from));
         let (Some((frame, from)), Some(place)) = (frame, index.window_place(span)) else { return Ok(None) };
         let window = place.window(&frame);
         if window.is_err() {
-            lock(&self.held).remove(span);
+            self.held.lock().remove(span);
             if let (Some(source), Some(from)) = (&self.source, from) {
                 source.blame(from);
             }
@@ -301,7 +301,7 @@ impl Histories {
     /// The span was decoded: its window is needed only as long as its digest is unknown.
     pub(super) fn done(&self, store: &LayerStore, span: SpanId) {
         let is_known = span.checked_sub(1).is_none_or(|before| store.is_present(before));
-        let mut held = lock(&self.held);
+        let mut held = self.held.lock();
         if is_known { held.remove(span) } else { held.note_use(span) }
     }
 }

@@ -10,10 +10,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use soci_index::format::checkpoint::Window;
 use soci_index::format::index::Compression;
 use soci_index::format::span::SpanId;
@@ -23,7 +23,7 @@ use tokio::time::{Duration, Instant, timeout, timeout_at};
 use crate::layer::budget;
 use crate::layer::reader::chain::{Arriving, after};
 use crate::layer::reader::flight::{PendingSpan, span_bytes};
-use crate::layer::reader::{Cause, FlightOutcome, Shared, lock};
+use crate::layer::reader::{Cause, FlightOutcome, Shared};
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{Delivery, Source as _};
 
@@ -60,7 +60,7 @@ impl Pass {
 
     /// Adds the spans to the pass in flight; returns them if there is none.
     fn join(&self, pending_spans: Vec<PendingSpan>) -> Vec<PendingSpan> {
-        match &mut *lock(&self.state) {
+        match &mut *self.state.lock() {
             Some(underway) => {
                 underway.waiting.extend(pending_spans.into_iter().map(|pending| (pending.span, pending)));
                 Vec::new()
@@ -71,7 +71,7 @@ impl Pass {
 
     /// Begins one with these spans, or adds them to the one in flight; returns whether it is new.
     fn begin(&self, pending_spans: Vec<PendingSpan>) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let is_new = state.is_none();
         let underway = state.get_or_insert_default();
         underway.waiting.extend(pending_spans.into_iter().map(|pending| (pending.span, pending)));
@@ -80,17 +80,17 @@ impl Pass {
 
     /// The spans that are pending.
     fn waiting(&self) -> Vec<SpanId> {
-        lock(&self.state).as_ref().map_or_else(Vec::new, |underway| underway.waiting.keys().copied().collect())
+        self.state.lock().as_ref().map_or_else(Vec::new, |underway| underway.waiting.keys().copied().collect())
     }
 
     /// The pending entry of a span that need not be waited for any more.
     fn withdraw(&self, span: SpanId) -> Option<PendingSpan> {
-        lock(&self.state).as_mut()?.waiting.remove(&span)
+        self.state.lock().as_mut()?.waiting.remove(&span)
     }
 
     /// The pending entry of a span that the pass has reached.
     fn take_waiting(&self, span: SpanId) -> Option<PendingSpan> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let underway = state.as_mut()?;
         underway.passed += 1;
         underway.waiting.remove(&span)
@@ -98,7 +98,7 @@ impl Pass {
 
     /// Ends unless a span is pending that the pass has already gone by.
     fn end(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let is_over = state.as_ref().is_none_or(|underway| underway.waiting.is_empty());
         if is_over {
             *state = None;
@@ -108,12 +108,12 @@ impl Pass {
 
     /// Ends the pass and returns what is still pending.
     fn give_up(&self) -> Vec<PendingSpan> {
-        lock(&self.state).take().map_or_else(Vec::new, |underway| underway.waiting.into_values().collect())
+        self.state.lock().take().map_or_else(Vec::new, |underway| underway.waiting.into_values().collect())
     }
 
     /// How far it has come; nothing when none is in progress.
     fn passed(&self) -> Option<u64> {
-        lock(&self.state).as_ref().map(|underway| underway.passed)
+        self.state.lock().as_ref().map(|underway| underway.passed)
     }
 }
 

@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
+use parking_lot::Mutex;
 
 use crate::layer::source::{Chunks, Source, SourceError};
 
@@ -65,14 +66,14 @@ impl FaultySource {
 
     /// From now on there are no faults.
     pub fn heal(&self) {
-        lock(&self.faults).clear();
-        *lock(&self.always) = Fault::None;
+        self.faults.lock().clear();
+        *self.always.lock() = Fault::None;
     }
 
     fn next(&self) -> Fault {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let queued = lock(&self.faults).pop_front();
-        queued.unwrap_or_else(|| lock(&self.always).clone())
+        let queued = self.faults.lock().pop_front();
+        queued.unwrap_or_else(|| self.always.lock().clone())
     }
 }
 
@@ -100,10 +101,6 @@ impl Source for FaultySource {
         }
         .boxed()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type ScriptedChunks = Vec<Result<Bytes, SourceError>>;

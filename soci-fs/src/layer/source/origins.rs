@@ -14,11 +14,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
+use parking_lot::Mutex;
 use soci_index::find::hedge;
 use tokio::time::Instant;
 
@@ -94,7 +95,7 @@ impl Origins {
     /// credentials, and another try.
     pub fn add(&self, name: impl Into<String>, source: Arc<dyn Source>) {
         let name = name.into();
-        let mut state = self.state();
+        let mut state = self.0.lock();
         if let Some(known) = state.origins.iter_mut().find(|origin| origin.name == name) {
             if known.failures > 0 {
                 (known.source, known.failures, known.rests_until) = (source, 0, None);
@@ -115,13 +116,13 @@ impl Origins {
 
     /// Has more origins searched for when none delivers.
     pub fn search_by(&self, more: Arc<dyn MoreOrigins>) {
-        self.state().more = Some(more);
+        self.0.lock().more = Some(more);
     }
 
     /// Searches for more origins; the new ones.
     async fn search(&self) -> OriginList {
         let more = {
-            let mut state = self.state();
+            let mut state = self.0.lock();
             let is_due = state.searched.is_none_or(|searched| searched.elapsed() >= SEARCH_PAUSE);
             let more = state.more.clone().filter(|_| is_due);
             if more.is_some() {
@@ -130,11 +131,11 @@ impl Origins {
             more
         };
         let Some(more) = more else { return Vec::new() };
-        let before = self.state().next;
+        let before = self.0.lock().next;
         for (name, source) in more.search().await {
             self.add(name, source);
         }
-        let state = self.state();
+        let state = self.0.lock();
         let new = state.origins.iter().filter(|origin| origin.id.0 > before);
         new.map(|origin| (origin.id, Arc::clone(&origin.source))).collect()
     }
@@ -142,18 +143,13 @@ impl Origins {
     /// The names of all origins, the one that is asked first first.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.state().origins.iter().map(|origin| origin.name.clone()).collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, OriginState> {
-        // Held for a few instructions; a panic cannot leave the list half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().origins.iter().map(|origin| origin.name.clone()).collect()
     }
 
     /// All origins in the order in which they are asked, those that serve parts and those that do not; those that rest
     /// last.
     fn order(&self) -> (OriginList, OriginList) {
-        let (state, now) = (self.state(), Instant::now());
+        let (state, now) = (self.0.lock(), Instant::now());
         let mut all: Vec<&Origin> = state.origins.iter().collect();
         all.sort_by_key(|origin| (origin.rests(now), origin.rests_until.filter(|_| origin.rests(now))));
         let (whole, parts): (Vec<_>, Vec<_>) = all.into_iter().partition(|origin| origin.serves_whole_only(now));
@@ -164,13 +160,13 @@ impl Origins {
     }
 
     fn serves_whole_only(&self, id: OriginId) {
-        if let Some(origin) = self.state().origins.iter_mut().find(|origin| origin.id == id) {
+        if let Some(origin) = self.0.lock().origins.iter_mut().find(|origin| origin.id == id) {
             origin.whole_until = Some(Instant::now() + WHOLE_FOR);
         }
     }
 
     fn failed(&self, id: OriginId, why: &dyn fmt::Display) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let others = state.origins.len() > 1;
         let Some(origin) = state.origins.iter_mut().find(|origin| origin.id == id) else { return };
         let rest = REST_FIRST.saturating_mul(1 << origin.failures.min(10)).min(REST_LONGEST);
@@ -184,7 +180,7 @@ impl Origins {
 
     /// The origin that has delivered is asked first from now on.
     fn delivered(&self, id: OriginId) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         if let Some(place) = state.origins.iter().position(|origin| origin.id == id) {
             let origin = &mut state.origins[place];
             (origin.failures, origin.rests_until) = (0, None);
@@ -302,11 +298,11 @@ impl Source for Origins {
     }
 
     fn serves_parts(&self) -> bool {
-        self.state().origins.iter().all(|origin| origin.source.serves_parts())
+        self.0.lock().origins.iter().all(|origin| origin.source.serves_parts())
     }
 
     fn choices(&self) -> usize {
-        self.state().origins.len()
+        self.0.lock().origins.len()
     }
 }
 

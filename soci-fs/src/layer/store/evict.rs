@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::layer::store::layer::LayerStore;
@@ -58,7 +58,7 @@ impl Store {
             return Ok(evicted);
         }
         // Held so that no layer is opened while it is being removed.
-        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let layers = self.layers.lock();
         let open: Vec<Arc<LayerStore>> = layers.values().filter_map(Weak::upgrade).collect();
         let mut closed = self.directories()?;
         closed.retain(|closed| open.iter().all(|open| open.directory() != closed.directory));

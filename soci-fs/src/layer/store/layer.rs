@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, fallocate};
 use soci_index::format::index::LayerIndex;
 use soci_index::format::span::SpanId;
@@ -195,7 +196,7 @@ impl LayerStore {
         if !self.agrees(span, bytes)? {
             return Err(StoreError::Unproven { layer: self.claim.layer, span });
         }
-        let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        let _shared = self.writing.read();
         let _filling = self.partial.filling();
         if self.is_present(span) && self.checksum(span).matches(bytes) && self.checksum(span).is_fresh() {
             return Ok(Parts::Agree);
@@ -227,7 +228,7 @@ impl LayerStore {
     /// [`StoreError::Io`].
     pub fn evict(&self, span: SpanId) -> Result<(), StoreError> {
         let place = self.place(span);
-        let _exclusive = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = self.writing.write();
         let had_parts = self.partial.forget(span);
         // Before the hole: what is recorded as filled is believed in this boot.
         self.note_packed(span, Checksum::ABSENT)?;
@@ -264,7 +265,7 @@ impl LayerStore {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn adopt(&self) -> Result<(), StoreError> {
-        let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        let _shared = self.writing.read();
         let mut bytes = Vec::new();
         for span in 0..self.spans() {
             let place = self.place(span);
@@ -352,7 +353,7 @@ impl LayerStore {
             return Ok(false);
         };
         // As a writer: the span must not be punched out while it is compared.
-        let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        let _shared = self.writing.read();
         let mut bytes = vec![0; length];
         match self.data.read_exact_at(&mut bytes, place.start) {
             Ok(()) => {}

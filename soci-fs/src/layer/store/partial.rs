@@ -16,8 +16,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use soci_index::format::profile::PAGE_BYTES;
 use soci_index::format::span::SpanId;
 
@@ -100,34 +100,30 @@ impl Partial {
     /// Whether all pages of `bytes`, which lie in the span, are there.
     pub(super) fn has(&self, span: SpanId, bytes: &Range<u64>) -> bool {
         self.is_used.load(Ordering::Acquire)
-            && self.lock().get(&span).is_some_and(|pages| touching(bytes).all(|page| pages.has(page)))
+            && self.pages.lock().get(&span).is_some_and(|pages| touching(bytes).all(|page| pages.has(page)))
     }
 
     /// Whether any page of the span is there.
     fn has_any(&self, span: SpanId) -> bool {
-        self.is_used.load(Ordering::Acquire) && self.lock().contains_key(&span)
+        self.is_used.load(Ordering::Acquire) && self.pages.lock().contains_key(&span)
     }
 
     /// Forgets the pages of a span. Whether there were any.
     pub(super) fn forget(&self, span: SpanId) -> bool {
-        self.is_used.load(Ordering::Acquire) && self.lock().remove(&span).is_some()
+        self.is_used.load(Ordering::Acquire) && self.pages.lock().remove(&span).is_some()
     }
 
     /// Keeps parts from being written while a whole span is.
     pub(super) fn filling(&self) -> Option<MutexGuard<'_, ()>> {
         let is_used = self.is_used.load(Ordering::Acquire);
-        is_used.then(|| self.filling.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SpanId, Pages>> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+        is_used.then(|| self.filling.lock())
     }
 }
 
 impl LayerStore {
     /// Makes ready for [`LayerStore::write_part`]: waits for writers that started before parts were in use.
     pub fn expect_parts(&self) {
-        let _exclusive = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = self.writing.write();
         self.partial.is_used.store(true, Ordering::Release);
     }
 
@@ -171,8 +167,8 @@ impl LayerStore {
         part: &Range<u64>,
         bytes: &[u8],
     ) -> Result<(), StoreError> {
-        let _shared = self.writing.read().unwrap_or_else(PoisonError::into_inner);
-        let _filling = self.partial.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _shared = self.writing.read();
+        let _filling = self.partial.filling.lock();
         if self.is_present(span) || self.is_proven() {
             return Ok(());
         }
@@ -180,7 +176,7 @@ impl LayerStore {
         self.common.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.touch(span);
         let is_whole = {
-            let mut all = self.partial.lock();
+            let mut all = self.partial.pages.lock();
             let pages = all.entry(span).or_insert_with(|| Pages::of(place));
             for page in touching(part) {
                 let filled = within(page, place);
@@ -222,7 +218,7 @@ impl LayerStore {
             let place = self.place(span);
             if checksum.is_fresh() || checksum.matches(&self.bytes_of(&place)?) {
                 self.partial.is_used.store(true, Ordering::Release);
-                self.partial.lock().insert(span, Pages::full(&place));
+                self.partial.pages.lock().insert(span, Pages::full(&place));
             }
         }
         Ok(())
@@ -234,7 +230,7 @@ impl LayerStore {
             return Ok(Parts::Agree);
         }
         let stored = self.bytes_of(place)?;
-        let all = self.partial.lock();
+        let all = self.partial.pages.lock();
         let Some(pages) = all.get(&span) else { return Ok(Parts::Agree) };
         let differs = |page: &u64| {
             let part = within(*page, place);
@@ -251,7 +247,7 @@ impl LayerStore {
     /// # Errors
     /// [`StoreError::Io`]: in this process they are forgotten nevertheless.
     pub fn forget_parts(&self) -> Result<(), StoreError> {
-        self.partial.lock().clear();
+        self.partial.pages.lock().clear();
         // A file that is too short is started over.
         let forgotten = self.packed.as_ref().map_or(Ok(()), |packed| packed.set_len(0));
         forgotten.map_err(self.failed("empty", PACKED))

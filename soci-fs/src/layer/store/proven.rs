@@ -15,8 +15,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::span::SpanId;
 
@@ -71,12 +71,8 @@ fn examine(file: &File, spans: u32) -> Option<bool> {
 pub(super) struct Proven(Mutex<HashMap<Digest, Vec<Claim>>>);
 
 impl Proven {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Vec<Claim>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn add(&self, claim: Claim) {
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         let known = all.entry(claim.diff_id).or_default();
         if !known.contains(&claim) {
             known.push(claim);
@@ -84,7 +80,7 @@ impl Proven {
     }
 
     pub(super) fn forget(&self, claim: &Claim) {
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         if let Some(known) = all.get_mut(&claim.diff_id) {
             known.retain(|known| known != claim);
             if known.is_empty() {
@@ -98,7 +94,7 @@ impl Store {
     /// The claims of this diff_id that were proven here.
     #[must_use]
     pub fn proven(&self, diff_id: &Digest) -> Vec<Claim> {
-        self.common.proven.lock().get(diff_id).cloned().unwrap_or_default()
+        self.common.proven.0.lock().get(diff_id).cloned().unwrap_or_default()
     }
 }
 

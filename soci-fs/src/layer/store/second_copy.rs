@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
@@ -51,7 +51,7 @@ impl Store {
     pub fn drop_second_copies(&self, looks: &mut Looks) -> Result<u64, StoreError> {
         let uses = looks.look(self.common.ticks.load(Ordering::Relaxed));
         let open: Vec<Arc<LayerStore>> = {
-            let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            let layers = self.layers.lock();
             layers.values().filter_map(Weak::upgrade).collect()
         };
         let mut asked = Ok(0);

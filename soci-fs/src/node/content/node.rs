@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 use soci_index::image::ImageSource;
@@ -42,7 +43,7 @@ impl NodeContent {
     }
 
     fn rests(&self) -> bool {
-        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = *self.failed.lock();
         failed.is_some_and(|since| since.elapsed() < REST)
     }
 
@@ -57,7 +58,7 @@ impl NodeContent {
             Err(_) => format!("it did not answer within {PATIENCE:?}"),
         };
         tracing::warn!(%digest, error = why, "containerd cannot be asked for parts of indexes");
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.failed.lock() = Some(Instant::now());
         None
     }
 }

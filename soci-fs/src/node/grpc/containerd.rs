@@ -26,13 +26,11 @@ use tonic_prost::ProstCodec;
 mod container;
 mod content;
 mod lease;
-mod messages;
 
-use crate::node::grpc::generated::snapshots as proto;
+use crate::node::grpc::generated::{client as wire, snapshots as proto};
 pub use container::Container;
 pub use content::SOURCE_LABEL;
 pub use lease::Lease;
-use messages as wire;
 use wire::WriteAction;
 
 /// Bytes of content in one message.
@@ -150,7 +148,7 @@ impl Containerd {
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let question = wire::UpdateContentRequest {
             info: Some(wire::ContentInfo { digest: digest.to_string(), labels: labels.clone(), ..Default::default() }),
-            update_mask: Some(wire::FieldMask { paths }),
+            update_mask: Some(prost_types::FieldMask { paths }),
         };
         let path = "/containerd.services.content.v1.Content/Update";
         let answer = self.try_ask::<_, ()>(path, question).await;
@@ -170,7 +168,7 @@ impl Containerd {
         // containerd 2 cannot take an image without a target, though the mask leaves that alone.
         let target = Some(descriptor(&self.image(name).await?));
         let image = Some(wire::Image { name: name.to_owned(), labels: labels.clone(), target });
-        let question = wire::ImageRequest { image, update_mask: Some(wire::FieldMask { paths }) };
+        let question = wire::ImageRequest { image, update_mask: Some(prost_types::FieldMask { paths }) };
         self.ask("/containerd.services.images.v1.Images/Update", &format!("label image {name}"), question).await
     }
 
@@ -238,7 +236,7 @@ impl Containerd {
         let question = wire::CreateImageRequest { image: image.clone() };
         match self.try_ask("/containerd.services.images.v1.Images/Create", question).await {
             Err(status) if status.code() == Code::AlreadyExists => {
-                let update_mask = Some(wire::FieldMask { paths: vec!["target".to_owned()] });
+                let update_mask = Some(prost_types::FieldMask { paths: vec!["target".to_owned()] });
                 let question = wire::ImageRequest { image, update_mask };
                 self.ask("/containerd.services.images.v1.Images/Update", &format!("update image {name}"), question)
                     .await

@@ -10,6 +10,8 @@
 )]
 
 #[rustfmt::skip]
+pub(super) mod client;
+#[rustfmt::skip]
 pub(super) mod snapshots;
 #[rustfmt::skip]
 pub(super) mod types;

@@ -182,8 +182,8 @@ impl From<AuthConfig> for PullAuth {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
 
+    use parking_lot::Mutex;
     use soci_index::registry::{Credentials, Keychain as _};
     use tonic::client::Grpc;
     use tonic::codegen::http::uri::PathAndQuery;
@@ -215,7 +215,7 @@ mod tests {
             async move {
                 let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
                 let body = request.into_body().collect().await.unwrap().to_bytes();
-                calls.lock().unwrap().push((method.clone(), body.clone()));
+                calls.lock().push((method.clone(), body.clone()));
                 if method == "ImageStatus" {
                     return Ok(Status::not_found("no such image").into_http());
                 }
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(wire.call("ListImages", ImageSpec::default()).await.unwrap(), "ListImages");
         let status = wire.call("ImageStatus", ImageSpec::default()).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (tonic::Code::NotFound, "no such image"));
-        let (method, body) = wire.backend.0.lock().unwrap()[0].clone();
+        let (method, body) = wire.backend.0.lock()[0].clone();
         assert_eq!((method.as_str(), &body[FRAME..]), ("PullImage", &question.encode_to_vec()[..]));
 
         assert_eq!(wire.users().await, ["me"]);
@@ -342,6 +342,6 @@ mod tests {
             number: u64,
         }
         assert_eq!(wire.call("PullImage", Other { number: 7 }).await.unwrap(), "PullImage");
-        assert_eq!(wire.backend.0.lock().unwrap().len(), 1);
+        assert_eq!(wire.backend.0.lock().len(), 1);
     }
 }

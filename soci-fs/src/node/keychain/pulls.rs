@@ -17,10 +17,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::registry::{Credentials, Keychain, Login, Secret};
@@ -153,7 +154,7 @@ pub struct Pulls {
 
 impl fmt::Debug for Pulls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pulls").field("images", &self.lock().images.len()).finish_non_exhaustive()
+        f.debug_struct("Pulls").field("images", &self.state.lock().images.len()).finish_non_exhaustive()
     }
 }
 
@@ -168,7 +169,7 @@ pub struct Pulling {
 impl Pulling {
     /// containerd has pulled the image with these credentials.
     pub fn good(self) {
-        let mut state = self.pulls.lock();
+        let mut state = self.pulls.state.lock();
         let Some((image, auth)) = state.pending.remove(&self.number) else { return };
         state.turn += 1;
         let turn = state.turn;
@@ -183,7 +184,7 @@ impl Pulling {
 
 impl Drop for Pulling {
     fn drop(&mut self) {
-        self.pulls.lock().pending.remove(&self.number);
+        self.pulls.state.lock().pending.remove(&self.number);
     }
 }
 
@@ -210,7 +211,7 @@ impl Pulls {
             return None;
         }
         auth.credentials(&parse(image)?)?;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.turn += 1;
         let number = state.turn;
         state.pending.insert(number, (image.to_owned(), auth.clone()));
@@ -219,14 +220,14 @@ impl Pulls {
 
     /// Forgets an image that is removed.
     pub fn forget(&self, image: &str) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.images.remove(image).is_some() {
             self.keep(&state);
         }
     }
 
     fn look(&self, registry: &str, repository: &str) -> Vec<Credentials> {
-        let state = self.lock();
+        let state = self.state.lock();
         let of_it =
             |image: &str| parse(image).filter(|image| image.registry() == registry && image.repository() == repository);
         let known = state.images.iter().filter_map(|(image, pulled)| Some((of_it(image)?, pulled)));
@@ -246,14 +247,10 @@ impl Pulls {
 
     fn keep(&self, state: &PullsState) {
         let Some(file) = &self.file else { return };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = file.lock();
         if let Err(error) = write(&mut file, state) {
             tracing::warn!(%error, "the credentials of pulls will be lost with this process");
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, PullsState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

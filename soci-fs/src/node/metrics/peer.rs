@@ -2,7 +2,6 @@
 //! it means here.
 
 use std::fmt::Write as _;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::fuse::counts::{Counters, MICROSECONDS, NAMES, Operation, Times};
@@ -73,7 +72,7 @@ pub(super) fn own_families(metrics: &Metrics, text: &mut String, layers: Layers<
     let _ = write!(text, "# HELP {name} Operations of an image's first minute.\n# TYPE {name} gauge\n");
     let waiting = layers.iter().filter(|(_, _, layer)| layer.present_spans < layer.spans).count();
     let _ = writeln!(text, "{name}{{image=\"\",operation_type=\"background_fetch_work_queue_size\"}} {waiting}");
-    for (image, counts) in metrics.images.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for (image, counts) in metrics.images.lock().iter() {
         for (operation, count) in counts {
             let _ = writeln!(text, "{name}{{image=\"{image}\",operation_type=\"{operation}\"}} {count}");
         }

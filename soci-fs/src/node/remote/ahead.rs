@@ -10,9 +10,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::limits::Limits;
 use soci_index::format::profile::Profile;
@@ -62,7 +63,7 @@ pub(super) struct StartUps(Mutex<HashMap<Digest, Option<Recorder>>>);
 
 impl StartUps {
     fn change<T>(&self, change: impl FnOnce(&mut HashMap<Digest, Option<Recorder>>) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.lock())
     }
 
     /// Records that one begins; `false` if it is in progress.

@@ -7,11 +7,11 @@
 //! Invariants: a mapping is on disk before its number is returned; equal mappings share one; the number given next is
 //! the one that has been free for longest.
 
+use parking_lot::Mutex;
 use soci_index::format::class::{Class, Classified};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,13 +73,13 @@ impl IdMaps {
     /// All mappings.
     #[must_use]
     pub fn all(&self) -> Vec<(u8, IdMap)> {
-        self.lock().maps.iter().map(|(number, map)| (*number, map.clone())).collect()
+        self.table.lock().maps.iter().map(|(number, map)| (*number, map.clone())).collect()
     }
 
     /// The mapping with a number.
     #[must_use]
     pub fn get(&self, number: u8) -> Option<IdMap> {
-        self.lock().maps.get(&number).cloned()
+        self.table.lock().maps.get(&number).cloned()
     }
 
     /// The number of a mapping: the one that it has already, or a new one.
@@ -87,7 +87,7 @@ impl IdMaps {
     /// # Errors
     /// [`IdMapsError`].
     pub fn assign(&self, map: &IdMap) -> Result<u8, IdMapsError> {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         if let Some((number, _)) = table.maps.iter().find(|(_, known)| *known == map) {
             return Ok(*number);
         }
@@ -105,7 +105,7 @@ impl IdMaps {
     /// # Errors
     /// [`IdMapsError::Io`]; they are still taken then.
     pub fn keep_only(&self, used: &BTreeSet<u8>) -> Result<Vec<u8>, IdMapsError> {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let freed: Vec<u8> = table.maps.keys().filter(|number| !used.contains(number)).copied().collect();
         if !freed.is_empty() {
             let mut changed = table.clone();
@@ -114,10 +114,6 @@ impl IdMaps {
             *table = changed;
         }
         Ok(freed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The registries that a node speaks to, and where else it looks for indexes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 use soci_index::format::reference::ManifestName;
 use soci_index::image::ImageSource;
@@ -61,7 +61,7 @@ impl Registries {
     }
 
     fn repository(&self, registry: &str, repository: &str) -> Result<Repository, RegistryError> {
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.known.lock();
         let found = known().get(registry).cloned();
         let registry = match found {
             Some(registry) => registry,

@@ -14,8 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use soci_index::format::class::{Class, Classified};
 use soci_index::format::digest::Digest;
@@ -184,25 +184,25 @@ impl Slots {
     /// All slots with their layers.
     #[must_use]
     pub fn all(&self) -> Vec<(u16, SlotRecord)> {
-        self.lock().records.iter().map(|(slot, record)| (*slot, record.clone())).collect()
+        self.table.lock().records.iter().map(|(slot, record)| (*slot, record.clone())).collect()
     }
 
     /// The layer in a slot.
     #[must_use]
     pub fn get(&self, slot: u16) -> Option<SlotRecord> {
-        self.lock().records.get(&slot).cloned()
+        self.table.lock().records.get(&slot).cloned()
     }
 
     /// The slot of a claim.
     #[must_use]
     pub fn find(&self, claim: &Claim) -> Option<u16> {
-        self.lock().records.iter().find(|(_, record)| record.claim == *claim).map(|(slot, _)| *slot)
+        self.table.lock().records.iter().find(|(_, record)| record.claim == *claim).map(|(slot, _)| *slot)
     }
 
     /// The slots that an image (`host/repository@digest`) uses for a layer.
     #[must_use]
     pub fn of_image(&self, image: &str, layer: &Digest) -> Vec<(u16, SlotOrigin)> {
-        let table = self.lock();
+        let table = self.table.lock();
         let is_it = |origin: &&SlotOrigin| origin.image == image && origin.layer.digest == *layer;
         let of =
             table.records.iter().filter_map(|(slot, record)| Some((*slot, record.origins.iter().find(is_it)?.clone())));
@@ -214,16 +214,16 @@ impl Slots {
     /// # Errors
     /// [`SlotError`].
     pub fn assign(&self, record: SlotRecord) -> Result<u16, SlotError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock();
         if let Some(slot) = self.find(&record.claim) {
             for origin in record.origins {
                 self.join_now(slot, origin)?;
             }
             return Ok(slot);
         }
-        let slot = self.lock().free().ok_or(SlotError::Full)?;
+        let slot = self.table.lock().free().ok_or(SlotError::Full)?;
         self.write(slot, &record)?;
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         table.last = table.last.max(slot);
         table.records.insert(slot, record);
         Ok(slot)
@@ -234,7 +234,7 @@ impl Slots {
     /// # Errors
     /// [`SlotError::Io`].
     pub fn join(&self, slot: u16, origin: SlotOrigin) -> Result<bool, SlotError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock();
         self.join_now(slot, origin)
     }
 
@@ -250,7 +250,7 @@ impl Slots {
         record.origins.push(origin);
         self.write(slot, &record)?;
         // Unless it was withdrawn meanwhile; then the file goes, too, as soon as this one is done.
-        Ok(self.lock().records.get_mut(&slot).map(|known| *known = record).is_some())
+        Ok(self.table.lock().records.get_mut(&slot).map(|known| *known = record).is_some())
     }
 
     fn write(&self, slot: u16, record: &SlotRecord) -> Result<(), SlotError> {
@@ -273,7 +273,7 @@ impl Slots {
     /// Takes the record out of the table, where nothing finds it from now on, and says what it was. It touches no file,
     /// so that locks may be held; [`Self::erase`] has to follow.
     pub fn withdraw(&self, slot: u16) -> Option<SlotRecord> {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         table.leaving.insert(slot);
         table.records.remove(&slot)
     }
@@ -283,13 +283,13 @@ impl Slots {
     /// # Errors
     /// [`SlotError::Io`]; the record is in the table again then.
     pub fn erase(&self, slot: u16, record: Option<&SlotRecord>) -> Result<(), SlotError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock();
         let path = self.path(slot);
         let removed = match std::fs::remove_file(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(cause)),
             _ => Ok(()),
         };
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         table.leaving.remove(&slot);
         if let (Err(_), Some(record)) = (&removed, record) {
             table.records.insert(slot, record.clone());
@@ -299,11 +299,6 @@ impl Slots {
 
     fn path(&self, slot: u16) -> PathBuf {
         self.directory.join(format!("{slot}.json"))
-    }
-
-    /// Locks for a few instructions. A panic cannot leave the table half changed.
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,7 +20,7 @@ const IDLE_LIFE: Duration = Duration::from_secs(60);
 impl RemoteLayers {
     /// Ends fetches without a waiting request for that long: the pull was given up.
     pub fn end_idle(&self, life: Duration) {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         let idle = state.layers.iter().filter(|(_, bringing)| bringing.is_idle(life));
         for claim in idle.map(|(claim, _)| *claim).collect::<Vec<_>>() {
             tracing::info!(layer = %claim.layer, "a layer is not waited for any more; its fetch is ended");
@@ -58,7 +58,7 @@ impl RemoteLayers {
     pub async fn sweep_indexes(&self) {
         let RemoteOptions { open, index_quota, .. } = &self.0.options;
         let (Some(directory), quota) = (open.index_store.clone(), *index_quota) else { return };
-        let mut used: HashSet<Digest> = self.0.state().images.iter().map(|known| known.key.manifest).collect();
+        let mut used: HashSet<Digest> = self.0.state.lock().images.iter().map(|known| known.key.manifest).collect();
         used.extend(self.0.slots.all().iter().flat_map(|(_, record)| record.manifests()));
         let swept = tokio::task::spawn_blocking(move || {
             if !directory.join("oci-layout").exists() {
@@ -76,7 +76,7 @@ impl RemoteLayers {
     /// Takes away the slots that `choose` names while nothing changes, with what is stored of their layers. Blocks.
     pub(super) fn take_away(&self, choose: impl FnOnce(&RemoteState) -> Vec<u16>) {
         let leaving: Vec<Leaving> = {
-            let mut state = self.0.state();
+            let mut state = self.0.state.lock();
             let slots = choose(&state);
             slots.into_iter().map(|slot| self.withdraw(&mut state, slot)).collect()
         };
@@ -104,7 +104,7 @@ impl RemoteLayers {
     /// Waits while a slot of this layer, or of another one with the same tar, is being given up.
     pub(super) async fn until_left(&self, layer: &Digest, diff_id: &Digest) {
         let next = || {
-            let state = self.0.state();
+            let state = self.0.state.lock();
             let mut leaving = state.leaving.iter();
             leaving.find(|(claim, _)| claim.layer == *layer || claim.diff_id == *diff_id).map(|(_, done)| done.clone())
         };
@@ -145,7 +145,7 @@ impl Leaving {
 impl Drop for Leaving {
     fn drop(&mut self) {
         if let Some(record) = &self.record {
-            self.layers.0.state().leaving.remove(&record.claim);
+            self.layers.0.state.lock().leaving.remove(&record.claim);
         }
     }
 }

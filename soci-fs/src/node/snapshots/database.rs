@@ -9,8 +9,8 @@
 //! daemon recovers when there is room again.
 
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
 
+use parking_lot::RwLock;
 use redb::{Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use crate::node::snapshots::SnapshotError;
@@ -78,13 +78,13 @@ impl Database {
 
     /// Runs `work`, and once more after opening the database anew if it was closed by an earlier failure.
     fn recovering<T>(&self, work: impl Fn(&redb::Database) -> Result<T, SnapshotError>) -> Result<T, SnapshotError> {
-        if let Some(database) = &*self.open.read().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(database) = &*self.open.read() {
             match work(database) {
                 Err(SnapshotError::Database { cause, .. }) if matches!(*cause, redb::Error::PreviousIo) => {}
                 result => return result,
             }
         }
-        let mut place = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.open.write();
         // Closed first: the file has one opener at a time.
         drop(place.take());
         let database = open(&self.path)?;

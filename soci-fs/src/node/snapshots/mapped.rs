@@ -11,8 +11,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::fuse::mount::id_mapped;
@@ -38,7 +38,7 @@ impl Mapped {
 
     /// Shows the directory `files` of snapshot `id` with the owners of map `number`.
     fn show(&self, id: u64, files: &Path, number: u8, map: &IdMap) -> Result<PathBuf, SnapshotError> {
-        let _busy = self.lock();
+        let _busy = self.busy.lock();
         let place = self.top.join(format!("{id}-{number}"));
         if is_shown(files, &place, map) {
             return Ok(place);
@@ -62,7 +62,7 @@ impl Mapped {
     }
 
     fn keep(&self, wanted: impl Fn(u64, u8) -> bool) {
-        let _busy = self.lock();
+        let _busy = self.busy.lock();
         let entries = fs::read_dir(&self.top).into_iter().flatten().flatten();
         for place in entries.map(|entry| entry.path()) {
             let name = place.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
@@ -82,10 +82,6 @@ impl Mapped {
             }
             _ => {}
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

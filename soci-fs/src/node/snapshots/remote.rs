@@ -12,8 +12,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 
 #[cfg(test)]
@@ -185,7 +186,7 @@ impl Snapshots {
     /// Records that a layer or a mapping may be unused now, and releases what is. Blocks.
     pub(super) fn release(&self, candidate: Option<u16>, id_map: Option<u8>) {
         {
-            let mut releases = self.releases();
+            let mut releases = self.releases.state.lock();
             releases.candidates.extend(candidate);
             releases.id_maps |= id_map.is_some();
         }
@@ -217,11 +218,6 @@ impl Snapshots {
             })
             .is_ok()
     }
-
-    /// Locks for a few instructions.
-    fn releases(&self) -> MutexGuard<'_, Releases> {
-        self.releases.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Guard: layers are being released, by one thread at a time, and no call goes to the provider until this is dropped.
@@ -236,7 +232,7 @@ struct Returning<'s> {
 impl<'s> Returning<'s> {
     /// `None` while a call is with the provider, which releases what it finds at its end, or another thread does it.
     fn begin(snapshots: &'s Snapshots) -> Option<Self> {
-        let mut releases = snapshots.releases();
+        let mut releases = snapshots.releases.state.lock();
         if releases.providing > 0 || releases.returning {
             return None;
         }
@@ -246,7 +242,7 @@ impl<'s> Returning<'s> {
 
     /// What came since the last look; it is over when there is nothing.
     fn next(&mut self) -> Option<(BTreeSet<u16>, bool)> {
-        let mut releases = self.snapshots.releases();
+        let mut releases = self.snapshots.releases.state.lock();
         let found = (std::mem::take(&mut releases.candidates), std::mem::take(&mut releases.id_maps));
         if !found.0.is_empty() || found.1 {
             return Some(found);
@@ -270,7 +266,7 @@ impl Drop for Returning<'_> {
         // After a panic: the waiting calls must not block indefinitely.
         if !self.is_over {
             let snapshots = self.snapshots;
-            self.end(&mut snapshots.releases());
+            self.end(&mut snapshots.releases.state.lock());
         }
     }
 }
@@ -284,10 +280,9 @@ pub(super) struct Providing<S: Deref<Target = Snapshots>> {
 impl<S: Deref<Target = Snapshots>> Providing<S> {
     pub(super) fn begin(snapshots: S) -> Self {
         {
-            let releases = snapshots.releases();
-            let is_returning = |releases: &mut Releases| releases.returning;
-            let waited = snapshots.releases.returned.wait_while(releases, is_returning);
-            waited.unwrap_or_else(PoisonError::into_inner).providing += 1;
+            let mut releases = snapshots.releases.state.lock();
+            snapshots.releases.returned.wait_while(&mut releases, |releases| releases.returning);
+            releases.providing += 1;
         }
         Self { snapshots, slot: None }
     }
@@ -300,7 +295,7 @@ impl<S: Deref<Target = Snapshots>> Providing<S> {
 
 impl<S: Deref<Target = Snapshots>> Drop for Providing<S> {
     fn drop(&mut self) {
-        self.snapshots.releases().providing -= 1;
+        self.snapshots.releases.state.lock().providing -= 1;
         self.snapshots.release(self.slot, None);
     }
 }

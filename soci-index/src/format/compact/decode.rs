@@ -35,17 +35,10 @@ pub fn decode(toc: &[u8], limits: &Limits) -> Result<LayerIndex, CompactError> {
         return Err(CompactError::Frame { reason: "it goes on after its last column".to_owned() });
     }
     let mut columns = columns.into_iter();
-    let windows;
-    let spans;
-    {
-        let mut next =
-            || columns.next().ok_or_else(|| CompactError::Frame { reason: "a column is missing".to_owned() });
-        let span_columns = [next()?, next()?, next()?, next()?];
-        spans = read_spans(span_columns, &file, limits)?;
-        windows = read_windows([next()?, next()?], spans.len())?;
-    }
-    let rest: Vec<Reader<'_>> = columns.collect();
-    let entries = read_entries(rest, &file, limits)?;
+    let mut next = || columns.next().ok_or_else(|| CompactError::Frame { reason: "a column is missing".to_owned() });
+    let spans = read_spans([next()?, next()?, next()?, next()?], &file, limits)?;
+    let windows = read_windows([next()?, next()?], spans.len())?;
+    let entries = read_entries(next, &file, limits)?;
     Ok(LayerIndex {
         compression: file.compression,
         compressed_size: file.compressed_size,
@@ -159,6 +152,8 @@ struct Columns<'a> {
     names: Reader<'a>,
     link_lengths: Reader<'a>,
     links: Reader<'a>,
+    /// Texts that others name by their number.
+    words: Vec<Arc<[u8]>>,
     users: Reader<'a>,
     groups: Reader<'a>,
     headers: Reader<'a>,
@@ -184,54 +179,37 @@ struct Before {
     rare_in: Option<u64>,
 }
 
-fn read_entries(columns: Vec<Reader<'_>>, file: &File<'_>, limits: &Limits) -> Result<Vec<Entry>, CompactError> {
-    let missing = |_| CompactError::Frame { reason: "a column is missing".to_owned() };
-    let columns: [Reader<'_>; 18] = columns.try_into().map_err(missing)?;
-    let [
-        kinds,
-        shared,
-        lengths,
-        names,
-        link_lengths,
-        links,
-        words,
-        users,
-        groups,
-        headers,
-        data,
-        sizes,
-        modes,
-        seconds,
-        fractions,
-        uids,
-        gids,
-        rarities,
-    ] = columns;
-    let words = read_words(words, limits)?;
+fn read_entries<'a>(
+    mut next: impl FnMut() -> Result<Reader<'a>, CompactError>,
+    file: &File<'_>,
+    limits: &Limits,
+) -> Result<Vec<Entry>, CompactError> {
+    // In the order in which they are written.
     let mut columns = Columns {
-        kinds,
-        shared,
-        lengths,
-        names,
-        link_lengths,
-        links,
-        users,
-        groups,
-        headers,
-        data,
-        sizes,
-        modes,
-        seconds,
-        fractions,
-        uids,
-        gids,
-        rarities,
+        kinds: next()?,
+        shared: next()?,
+        lengths: next()?,
+        names: next()?,
+        link_lengths: next()?,
+        links: next()?,
+        words: read_words(next()?, limits)?,
+        users: next()?,
+        groups: next()?,
+        headers: next()?,
+        data: next()?,
+        sizes: next()?,
+        modes: next()?,
+        seconds: next()?,
+        fractions: next()?,
+        uids: next()?,
+        gids: next()?,
+        rarities: next()?,
     };
     let mut before = Before { name: Vec::new(), expected: 0, header: 0, seconds: 0, text: 0, rare_in: None };
     before.rare_in = columns.next_rarity()?;
     let mut entries = Vec::with_capacity(file.entry_count);
     for _ in 0..file.entry_count {
-        let entry = columns.entry(&mut before, &words, file, limits)?;
+        let entry = columns.entry(&mut before, file, limits)?;
         entries.push(entry);
     }
     if before.rare_in.is_some() {
@@ -258,18 +236,12 @@ fn read_words(mut column: Reader<'_>, limits: &Limits) -> Result<Vec<Arc<[u8]>>,
 }
 
 impl Columns<'_> {
-    fn entry(
-        &mut self,
-        before: &mut Before,
-        words: &[Arc<[u8]>],
-        file: &File<'_>,
-        limits: &Limits,
-    ) -> Result<Entry, CompactError> {
+    fn entry(&mut self, before: &mut Before, file: &File<'_>, limits: &Limits) -> Result<Entry, CompactError> {
         let kind = self.kind()?;
         self.name(before, limits)?;
         let link_length = self.link_lengths.length(limits.path_bytes_max, "a link is longer than paths may be")?;
         let link: Box<[u8]> = self.links.bytes(link_length)?.into();
-        let extra = self.extra(before, words, limits)?;
+        let extra = self.extra(before, limits)?;
         before.text = before.text.saturating_add(before.name.len() + link.len());
         let limit = limits.text_bytes_max;
         if before.text > limit {
@@ -289,8 +261,8 @@ impl Columns<'_> {
         let entry = Entry {
             name: before.name.as_slice().into(),
             link,
-            user_name: word(&mut self.users, words)?,
-            group_name: word(&mut self.groups, words)?,
+            user_name: word(&mut self.users, &self.words)?,
+            group_name: word(&mut self.groups, &self.words)?,
             header_offset,
             data_offset,
             size: self.sizes.number()?,
@@ -347,12 +319,7 @@ impl Columns<'_> {
         if self.rarities.is_at_end() { Ok(None) } else { self.rarities.number().map(Some) }
     }
 
-    fn extra(
-        &mut self,
-        before: &mut Before,
-        words: &[Arc<[u8]>],
-        limits: &Limits,
-    ) -> Result<Option<Box<Extra>>, CompactError> {
+    fn extra(&mut self, before: &mut Before, limits: &Limits) -> Result<Option<Box<Extra>>, CompactError> {
         match before.rare_in {
             Some(0) => {}
             others => {
@@ -365,7 +332,7 @@ impl Columns<'_> {
         let count = column.length(limits.text_bytes_max, "more records than there can be")?;
         let mut pax = Vec::with_capacity(count.min(64));
         for _ in 0..count {
-            let (key, value) = (word(column, words)?, word(column, words)?);
+            let (key, value) = (word(column, &self.words)?, word(column, &self.words)?);
             before.text = before.text.saturating_add(key.len() + value.len() + size_of::<PaxRecord>());
             if before.text > limits.text_bytes_max {
                 return Err(column.fault("more text than a layer may have"));

@@ -4,9 +4,10 @@
 //! linked to its parts as soon as it is there, so that in the end the image's name keeps the whole.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 
 use crate::format::digest::Digest;
 use crate::format::limits::Limits;
@@ -40,12 +41,12 @@ pub(super) async fn copy(
     let content = source.open_blob(blob).map(move |piece| {
         piece.map_err(|error| {
             let copy = io::Error::other(error.to_string());
-            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *noted.lock() = Some(error);
             copy
         })
     });
     let added = add(sink, &blob.digest, blob.size, Box::pin(content)).await;
-    let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let broken = broken.lock().take();
     broken.map_or(added, |error| Err(error.into()))
 }
 

@@ -8,10 +8,10 @@
 //! lists change.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::format::digest::Digest;
@@ -108,7 +108,7 @@ impl Listing {
     }
 
     async fn fetched(&self) -> Result<&Fetched, RegistryError> {
-        let before = self.failures().count;
+        let before = self.failures.lock().count;
         let ask = || async {
             // Another caller has asked while this one waited.
             if let Some(error) = self.failure_since(before) {
@@ -119,17 +119,13 @@ impl Listing {
         self.fetched.get_or_try_init(ask).await
     }
 
-    fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn failure_since(&self, before: u64) -> Option<RegistryError> {
-        let failures = self.failures();
+        let failures = self.failures.lock();
         failures.last.clone().filter(|_| failures.count > before)
     }
 
     fn note_failure(&self, error: &RegistryError) {
-        let mut failures = self.failures();
+        let mut failures = self.failures.lock();
         failures.count += 1;
         failures.last = Some(error.clone());
     }

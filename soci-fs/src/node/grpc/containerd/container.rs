@@ -2,8 +2,8 @@
 
 use tonic::Code;
 
-use crate::node::grpc::containerd::messages as wire;
 use crate::node::grpc::containerd::{Containerd, ContainerdError, refused};
+use crate::node::grpc::generated::client as wire;
 
 /// What containerd knows of a container, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
-use crate::node::grpc::containerd::messages as wire;
 use crate::node::grpc::containerd::{Containerd, ContainerdError, refused};
+use crate::node::grpc::generated::client as wire;
 
 /// What labels begin with that say where content was pulled from; behind it stands the registry, and the value has the
 /// repositories.

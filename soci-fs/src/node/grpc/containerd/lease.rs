@@ -8,8 +8,8 @@ use soci_index::format::digest::Digest;
 use soci_index::format::entry::Timestamp;
 use soci_index::format::ztoc::rfc3339;
 
-use crate::node::grpc::containerd::messages as wire;
 use crate::node::grpc::containerd::{Containerd, ContainerdError, Labels, name};
+use crate::node::grpc::generated::client as wire;
 
 /// How long what an interrupted run has made is kept.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::super::provider::{LayerProvider, LayerRequest, Provided};
@@ -48,14 +49,14 @@ impl FakeProvider {
     }
 
     fn released(&self) -> Vec<u16> {
-        self.released.lock().unwrap().clone()
+        self.released.lock().clone()
     }
 }
 
 impl LayerProvider for FakeProvider {
     fn provide<'a>(&'a self, request: &'a LayerRequest) -> BoxFuture<'a, Provided> {
         Box::pin(async {
-            self.asked.lock().unwrap().push(request.clone());
+            self.asked.lock().push(request.clone());
             self.gate.acquire().await.unwrap().forget();
             match request.labels.get("layer").and_then(|layer| self.slots.get(layer.as_str())) {
                 Some(&slot) => Provided::Layer { slot, is_whole: false },
@@ -69,7 +70,7 @@ impl LayerProvider for FakeProvider {
     }
 
     fn assign_id_map(&self, map: &IdMap) -> Result<u8, String> {
-        let mut maps = self.maps.lock().unwrap();
+        let mut maps = self.maps.lock();
         let number = u8::try_from(maps.len() + 1).unwrap();
         for slot in self.slots.values() {
             let view = self.lower_directory(*slot, Some(number));
@@ -81,16 +82,16 @@ impl LayerProvider for FakeProvider {
     }
 
     fn id_map(&self, number: u8) -> Option<IdMap> {
-        self.maps.lock().unwrap().get(&number).cloned()
+        self.maps.lock().get(&number).cloned()
     }
 
     fn keep_id_maps(&self, used: &BTreeSet<u8>) {
-        self.maps.lock().unwrap().retain(|number, _| used.contains(number));
+        self.maps.lock().retain(|number, _| used.contains(number));
     }
 
     fn release(&self, slot: u16) {
-        self.released.lock().unwrap().push(slot);
-        let held = self.held.lock().unwrap().take();
+        self.released.lock().push(slot);
+        let held = self.held.lock().take();
         if let Some(held) = held {
             held.recv().unwrap();
         }
@@ -139,9 +140,9 @@ async fn the_handshake() {
     assert_eq!((view[0].kind, &view[0].source), ("bind", &layer(3)));
 
     // There already: the provider is not asked again.
-    assert_eq!(provider.asked.lock().unwrap().len(), 2);
+    assert_eq!(provider.asked.lock().len(), 2);
     assert_eq!(prepare(request("k3", "", "sha256:base", "base")).await.unwrap(), remote("sha256:base"));
-    assert_eq!(provider.asked.lock().unwrap().len(), 2);
+    assert_eq!(provider.asked.lock().len(), 2);
 
     let left = prepare(request("k4", "sha256:top", "sha256:left", "unknown")).await.unwrap();
     assert!(matches!(left, Prepared::Mounts(_)));
@@ -165,7 +166,7 @@ async fn errors_come_before_the_provider_is_asked() {
         let error = Arc::clone(&snapshots).prepare_or_provide(request).await.unwrap_err();
         assert!(format!("{error:?}").starts_with(expected), "{error:?}");
     }
-    assert!(provider.asked.lock().unwrap().is_empty());
+    assert!(provider.asked.lock().is_empty());
 }
 
 /// Two namespaces may have the same layer on parents with different names, one unpacked and one not.
@@ -201,7 +202,7 @@ async fn a_promised_layer_is_not_given_back() {
     }
     provider.gate.forget_permits(100);
     let waiting = prepare(request("k3", "", "sha256:b", "base"));
-    while provider.asked.lock().unwrap().len() < 3 {
+    while provider.asked.lock().len() < 3 {
         tokio::task::yield_now().await;
     }
     snapshots.remove("sha256:a").unwrap();
@@ -213,7 +214,7 @@ async fn a_promised_layer_is_not_given_back() {
 
     // A client that gives up while the provider works leaves nothing behind.
     let waiting = prepare(request("k4", "", "sha256:d", "other"));
-    while provider.asked.lock().unwrap().len() < 4 {
+    while provider.asked.lock().len() < 4 {
         tokio::task::yield_now().await;
     }
     waiting.abort();
@@ -238,7 +239,7 @@ async fn calls_wait_while_layers_are_given_back() {
         prepare(request(key, "", target, layer)).await.unwrap().unwrap();
     }
     let (go_on, held) = mpsc::channel();
-    *provider.held.lock().unwrap() = Some(held);
+    *provider.held.lock() = Some(held);
     let remove = |name: &'static str| {
         let snapshots = Arc::clone(&snapshots);
         tokio::task::spawn_blocking(move || snapshots.remove(name).unwrap())
@@ -250,7 +251,7 @@ async fn calls_wait_while_layers_are_given_back() {
     let waiting = prepare(request("k3", "", "sha256:e", "third"));
     remove("sha256:c").await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!((provider.asked.lock().unwrap().len(), provider.released()), (2, vec![3]));
+    assert_eq!((provider.asked.lock().len(), provider.released()), (2, vec![3]));
     go_on.send(()).unwrap();
     removing.await.unwrap();
     assert_eq!(waiting.await.unwrap().unwrap(), remote("sha256:e"));
@@ -305,7 +306,7 @@ async fn owners_are_mapped_for_a_user_namespace() {
     for key in ["container", "empty", "other"] {
         snapshots.remove(key).unwrap();
     }
-    assert!(provider.maps.lock().unwrap().is_empty());
+    assert!(provider.maps.lock().is_empty());
     assert_eq!(fs::read_dir(node.root.path().join("snapshotter/mapped")).unwrap().count(), 0);
     assert_eq!(fs::read(node.root.path().join("snapshotter/snapshots/2/fs/unpacked")).unwrap(), b"unpacked");
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
