@@ -32,7 +32,7 @@ impl Registries {
         manifest: Digest,
     ) -> Result<ImageSource, RegistryError> {
         let repository = self.repository(registry, repository)?;
-        Ok(ImageSource::Registry { repository, name: ManifestName::Digest(manifest) })
+        Ok(ImageSource::in_registry(&repository, ManifestName::Digest(manifest)))
     }
 
     /// Where else indexes of images in a repository may be.
