@@ -441,9 +441,9 @@ async fn usable_pack(
         tracing::warn!(profile = published.name, %pack, reason, "a start-up pack that was found to be wrong is not used");
         return None;
     }
-    let doubt = match source {
-        ImageSource::Registry { repository, .. } => options.trust.pack_doubt(repository, &published.digest).await,
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => {
+    let doubt = match source.repository() {
+        Some(repository) => options.trust.pack_doubt(repository, &published.digest).await,
+        None => {
             let is_allowed = options.trust.provisional() == Provisional::Allow;
             (!is_allowed).then(|| "signatures are looked for in registries only".to_owned())
         }

@@ -44,7 +44,7 @@ use crate::format::limits::Limits;
 use crate::format::manifest::{INDEX_DIGEST, INDEX_V2, SociIndex};
 use crate::format::model::{Descriptor, ImageManifest, RawManifest};
 use crate::image::layout::Layout;
-use crate::image::store::{Store, StoreError};
+use crate::image::store::{Store as _, StoreError};
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::registry::Repository;
 use crate::registry::referrers::{Listing, Lists};
@@ -200,7 +200,7 @@ impl<'a> Search<'a> {
         };
         if let Some(entry) =
             self.named.copied().or(self.annotated).and_then(|digest| entries.get(&digest)).filter(is_version_2)
-            && let Some(raw) = Store::Layout(layout.clone()).manifest(entry)?
+            && let Some(raw) = layout.manifest(entry)?
         {
             match version_2(entry.digest, raw.bytes, IndexPlace::Local) {
                 Ok(candidate) => kept.push(Kept { origins: origins(&entry.digest), candidate }),
@@ -217,10 +217,7 @@ impl<'a> Search<'a> {
 
     /// `HOST/REPOSITORY` of the image itself.
     fn own_name(&self) -> Option<String> {
-        match self.own? {
-            ImageSource::Registry { repository, .. } => Some(repository.to_string()),
-            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-        }
+        self.own?.repository().map(ToString::to_string)
     }
 
     /// The image's places with their names.
@@ -300,20 +297,18 @@ impl<'a> Search<'a> {
 
     /// What the image names, and what refers to it, where the image is.
     async fn own_place(&self, own: &ImageSource, fetched: &[Kept], gathered: &mut Gathered) -> Result<(), StoreError> {
-        match own {
-            ImageSource::Registry { repository, .. } => {
-                let early = self.listing.filter(|listing| self.named.is_none() && listing.is_of(&self.subject));
-                let lists = early.map_or(Lists::Repository(repository), Lists::Early);
-                self.own_repository(own, lists, &repository.to_string(), fetched, gathered).await;
-            }
-            ImageSource::Store { store: Store::Layout(layout), .. } => {
-                let which = self.named.map_or(Which::Newest, Which::Named);
-                let listed = list_layout(layout, &self.subject, which, self.referring)?;
-                gathered.add(Ok(listed), &IndexPlace::Beside, "", &[]);
-                self.annotated(own, gathered).await;
-            }
-            ImageSource::Store { .. } | ImageSource::Foreign(_) => self.annotated(own, gathered).await,
+        if let Some(repository) = own.repository() {
+            let early = self.listing.filter(|listing| self.named.is_none() && listing.is_of(&self.subject));
+            let lists = early.map_or(Lists::Repository(repository), Lists::Early);
+            self.own_repository(own, lists, &repository.to_string(), fetched, gathered).await;
+            return Ok(());
         }
+        if let Some(layout) = own.layout() {
+            let which = self.named.map_or(Which::Newest, Which::Named);
+            let listed = list_layout(layout, &self.subject, which, self.referring)?;
+            gathered.add(Ok(listed), &IndexPlace::Beside, "", &[]);
+        }
+        self.annotated(own, gathered).await;
         Ok(())
     }
 

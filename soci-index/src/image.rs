@@ -1,48 +1,45 @@
 //! Images, wherever they are: on a registry, in an OCI layout directory, in an archive, in another program's store.
 //!
 //! An [`ImageSource`] finds the manifests of the requested platforms and serves their blobs. Indexing, verifying and
-//! mounting an image need nothing else and are independent of where it comes from. It is an enum, not a trait: the
-//! places are known, and those on the disk share their reading code; only for stores whose protocol this crate does not
-//! speak there is a trait, [`foreign::ContentStore`]. Invariants: a [`PlatformImage`] has been checked as a whole
-//! (digests of manifest and configuration, one `diff_id` per layer); raw bytes travel beside every parsed document;
-//! attestations and artifacts are never taken for images.
+//! mounting an image need nothing else and are independent of where it comes from: each kind of place implements one
+//! trait, [`Place`], and what only some can do they are asked for as an option ([`Place::repository`]). Stores whose
+//! protocol this crate does not speak are given to it as a [`foreign::ContentStore`]. Invariants: a
+//! [`PlatformImage`] has been checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw
+//! bytes travel beside every parsed document; attestations and artifacts are never taken for images.
 //!
 //! The room uses `format` and `registry`; `find` and `publish` use it. [`sink`] is where things are written to,
 //! [`output`] how files are: never half, and never in place of a device.
 
 pub mod archive;
 mod docker;
-mod entries;
 mod error;
 pub mod foreign;
 pub mod layout;
 mod members;
 mod names;
 pub mod output;
-mod parts;
+pub mod place;
 pub mod sink;
 pub mod store;
-mod stream;
 pub mod urls;
 
-use std::ops::Range;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 
-use crate::format::digest::{Digest, Hasher};
+use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageConfig, ImageIndex, ImageManifest, RawManifest, media_type};
 use crate::format::platform::{Platform, PlatformSelection, best};
 use crate::format::reference::{ManifestName, Reference};
+use crate::format::v2_document::ManifestEntry;
 use crate::image::archive::Archive;
-use crate::image::entries::tags_of;
-use crate::image::foreign::{ContentStore, ForeignError};
+use crate::image::foreign::{ContentStore, Foreign};
 use crate::image::layout::Layout;
+pub use crate::image::place::BlobStream;
+use crate::image::place::{InRegistry, Place, Roots, Stored, tags_of};
 use crate::image::store::Store;
-pub use crate::image::stream::BlobStream;
-use crate::image::stream::stored;
 use crate::registry::{ClientOptions, Registry, Repository};
 
 pub use docker::SavedError;
@@ -72,19 +69,14 @@ pub struct PlatformImage {
 
 /// Where an image is.
 #[derive(Debug, Clone)]
-pub enum ImageSource {
-    Registry {
-        repository: Repository,
-        name: ManifestName,
-    },
-    /// In a layout directory or archive.
-    Store {
-        /// The layout.
-        store: Store,
-        tag: Option<String>,
-    },
-    /// In a store that another crate reads.
-    Foreign(Arc<dyn ContentStore>),
+pub struct ImageSource(Arc<dyn Place>);
+
+impl Deref for ImageSource {
+    type Target = dyn Place;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
 }
 
 impl ImageSource {
@@ -100,36 +92,50 @@ impl ImageSource {
             Ok(match reference.settled(std::path::Path::exists) {
                 Reference::Registry(reference) => {
                     let registry = Registry::new(reference.registry(), options)?;
-                    let repository = registry.repository(reference.repository());
-                    Self::Registry { repository, name: reference.manifest_name() }
+                    Self::in_registry(&registry.repository(reference.repository()), reference.manifest_name())
                 }
-                Reference::Layout { directory, tag } => {
-                    Self::Store { store: Store::Layout(Layout::open(&directory)?), tag }
-                }
-                Reference::Archive { file, tag } => Self::Store { store: Store::Archive(Archive::open(&file)?), tag },
-                Reference::Saved { file, tag } => {
-                    Self::Store { store: Store::Archive(Archive::open_saved(&file, tag.as_deref())?), tag }
-                }
+                Reference::Layout { directory, tag } => Self::stored(Layout::open(&directory)?, tag),
+                Reference::Archive { file, tag } => Self::stored(Archive::open(&file)?, tag),
+                Reference::Saved { file, tag } => Self::stored(Archive::open_saved(&file, tag.as_deref())?, tag),
                 other @ Reference::Containerd { .. } => return Err(ImageError::Elsewhere { image: other.to_string() }),
             })
         })
         .await
     }
 
+    /// An image in a repository.
+    #[must_use]
+    pub fn in_registry(repository: &Repository, name: ManifestName) -> Self {
+        Self(Arc::new(InRegistry { repository: repository.clone(), name }))
+    }
+
     /// A repository as a place of blobs and manifests, none of them meant in particular.
     #[must_use]
     pub fn of_repository(repository: &Repository) -> Self {
-        Self::Registry { repository: repository.clone(), name: ManifestName::Tag("latest".to_owned()) }
+        Self::in_registry(repository, ManifestName::Tag("latest".to_owned()))
     }
 
-    /// Its place by name, whatever is meant there: a repository, a directory, another program's image.
+    /// A layout directory as a place of blobs and manifests, none of them meant in particular.
     #[must_use]
-    pub fn place(&self) -> String {
-        match self {
-            Self::Registry { repository, .. } => repository.to_string(),
-            Self::Store { store, .. } => store.path().display().to_string(),
-            Self::Foreign(store) => store.name().to_owned(),
-        }
+    pub fn of_layout(layout: &Layout) -> Self {
+        Self::stored(layout.clone(), None)
+    }
+
+    /// An image in a store that another crate reads.
+    #[must_use]
+    pub fn foreign(store: Arc<dyn ContentStore>) -> Self {
+        Self(Arc::new(Foreign(store)))
+    }
+
+    pub(crate) fn stored(store: impl Store, tag: Option<String>) -> Self {
+        Self(Arc::new(Stored { store, tag }))
+    }
+
+    /// The entry of the image's only manifest, with all its fields where an index.json has them.
+    pub(crate) async fn root_entry(&self, root: &RawManifest) -> Result<ManifestEntry, ImageError> {
+        let entries = self.index_json().await?.unwrap_or_default();
+        let listed = entries.into_iter().find(|entry| entry.digest == root.digest);
+        Ok(listed.unwrap_or_else(|| ManifestEntry::new(&root.media_type, root.digest, root.bytes.len() as u64)))
     }
 
     /// The manifest that the reference names itself: an image's, or an index.
@@ -137,21 +143,14 @@ impl ImageSource {
     /// # Errors
     /// [`ImageError`] when there is none, or (in a layout) several.
     pub async fn root(&self) -> Result<RawManifest, ImageError> {
-        match self {
-            Self::Registry { repository, name } => {
-                repository.manifest(name).await?.ok_or_else(|| self.not_found(Vec::new()))
-            }
-            Self::Store { store, .. } => {
-                let roots = self.store_roots(store).await?;
-                match roots.as_slice() {
-                    [only] => self.manifest(only).await?.ok_or_else(|| store.missing(&only.digest).into()),
-                    several => Err(ImageError::Ambiguous { image: self.to_string(), tags: tags_of(several) }),
-                }
-            }
-            Self::Foreign(store) => {
-                let root = store.root().ok_or_else(|| self.not_found(Vec::new()))?;
-                self.present(root, None).await
-            }
+        self.root_of(self.roots().await?).await
+    }
+
+    pub(crate) async fn root_of(&self, roots: Roots) -> Result<RawManifest, ImageError> {
+        match (roots.document, roots.entries.as_slice()) {
+            (Some(document), _) => Ok(document),
+            (None, [only]) => self.present(only, None).await,
+            (None, several) => Err(ImageError::Ambiguous { image: self.to_string(), tags: tags_of(several) }),
         }
     }
 
@@ -202,8 +201,8 @@ impl ImageSource {
         selection: &PlatformSelection,
         mut on_digest: impl FnMut(&Digest),
     ) -> Result<Vec<PlatformImage>, ImageError> {
-        if let (Self::Foreign(store), PlatformSelection::AllPresent) = (self, selection) {
-            candidates = foreign::held(&**store, candidates).await?;
+        if self.is_partial() && *selection == PlatformSelection::AllPresent {
+            candidates = self.held(candidates).await?;
         }
         // The only one is meant, whatever its configuration will say.
         let only = match (&candidates[..], selection) {
@@ -236,6 +235,24 @@ impl ImageSource {
             });
         }
         Ok(images)
+    }
+
+    /// Those of the manifests that are there. An image that was pulled for one platform names the others all the same.
+    async fn held(&self, manifests: Vec<Descriptor>) -> Result<Vec<Descriptor>, ImageError> {
+        let (mut held, mut absent) = (Vec::new(), None);
+        for manifest in manifests {
+            if self.size(&manifest.digest).await?.is_some() {
+                held.push(manifest);
+            } else {
+                let platform = manifest.platform.as_ref().map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(image = %self, manifest = %manifest.digest, platform, "left out: it was not pulled");
+                absent = Some(manifest.digest);
+            }
+        }
+        match absent.filter(|_| held.is_empty()) {
+            Some(digest) => Err(self.missing(&digest)),
+            None => Ok(held),
+        }
     }
 
     fn choose<'a>(
@@ -271,14 +288,7 @@ impl ImageSource {
     /// All entries that may be images, indexes opened; and what was read from a registry on the way, lest it be asked
     /// twice.
     async fn candidates(&self) -> Result<(Vec<Descriptor>, Option<RawManifest>), ImageError> {
-        let (roots, root) = match self {
-            Self::Registry { .. } => {
-                let root = self.root().await?;
-                (vec![root.descriptor()], Some(root))
-            }
-            Self::Store { store, .. } => (self.store_roots(store).await?, None),
-            Self::Foreign(store) => (vec![store.root().ok_or_else(|| self.not_found(Vec::new()))?.clone()], None),
-        };
+        let Roots { entries: roots, document: root } = self.roots().await?;
         let mut found: Vec<Descriptor> = Vec::new();
         // A stack in reverse, so that the entries come out in the order of the index.
         let mut open: Vec<(Descriptor, usize)> = roots.into_iter().rev().map(|root| (root, 0)).collect();
@@ -335,130 +345,13 @@ impl ImageSource {
         if let Some(known) = known.filter(|known| known.digest == descriptor.digest) {
             return Ok(known.clone());
         }
-        let raw = self.manifest(descriptor).await?.ok_or_else(|| match self {
-            Self::Registry { .. } => self.not_found(Vec::new()),
-            Self::Store { store, .. } => store.missing(&descriptor.digest).into(),
-            Self::Foreign(store) => ForeignError::missing(&**store, &descriptor.digest).into(),
-        })?;
+        let raw = self.manifest(descriptor).await?.ok_or_else(|| self.missing(&descriptor.digest))?;
         let found = raw.bytes.len() as u64;
         if found != descriptor.size {
             let reason = format!("it has {found} bytes, its descriptor says {}", descriptor.size);
             return Err(self.malformed("manifest", &descriptor.digest, &reason));
         }
         Ok(raw)
-    }
-
-    /// A manifest by its descriptor, checked; `None` when it is not there.
-    ///
-    /// # Errors
-    /// [`ImageError`] when it cannot be read.
-    pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Option<RawManifest>, ImageError> {
-        match self {
-            Self::Registry { repository, .. } => {
-                Ok(repository.manifest(&ManifestName::Digest(descriptor.digest)).await?)
-            }
-            Self::Store { store, .. } => {
-                let (store, descriptor) = (store.clone(), descriptor.clone());
-                blocking(move || Ok(store.manifest(&descriptor)?)).await
-            }
-            Self::Foreign(store) => Ok(foreign::manifest(store, descriptor).await?),
-        }
-    }
-
-    /// A manifest that is known by its digest only; `None` when it is not there.
-    ///
-    /// # Errors
-    /// [`ImageError`] when it cannot be read.
-    pub async fn manifest_by_digest(&self, digest: Digest) -> Result<Option<RawManifest>, ImageError> {
-        let size = match self {
-            Self::Registry { .. } => 0,
-            Self::Store { store, .. } => {
-                let store = store.clone();
-                let located = blocking(move || Ok(store.locate(&digest)?)).await?;
-                let Some(located) = located else { return Ok(None) };
-                located.length
-            }
-            Self::Foreign(store) => {
-                let Some(size) = store.size(&digest).await? else { return Ok(None) };
-                size
-            }
-        };
-        self.manifest(&Descriptor::new(media_type::MANIFEST, digest, size)).await
-    }
-
-    /// Whether a blob is there, of the size that its descriptor says.
-    ///
-    /// # Errors
-    /// [`ImageError`] when that cannot be found out.
-    pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool, ImageError> {
-        let (digest, size) = (blob.digest, blob.size);
-        match self {
-            Self::Registry { repository, .. } => Ok(repository.blob_size(&digest).await? == Some(size)),
-            Self::Store { store, .. } => {
-                let store = store.clone();
-                blocking(move || Ok(store.locate(&digest)?.is_some_and(|located| located.length == size))).await
-            }
-            Self::Foreign(store) => Ok(store.size(&digest).await? == Some(size)),
-        }
-    }
-
-    /// A whole blob of at most `limit` bytes, checked.
-    ///
-    /// # Errors
-    /// [`ImageError`] when it is missing, too large or not what the descriptor says.
-    pub async fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, ImageError> {
-        match self {
-            Self::Registry { repository, .. } => Ok(repository.blob_bytes(descriptor, limit).await?),
-            Self::Store { store, .. } => {
-                let (store, descriptor) = (store.clone(), descriptor.clone());
-                blocking(move || {
-                    let bytes = store.blob_bytes(&descriptor, limit)?;
-                    bytes.ok_or_else(|| store.missing(&descriptor.digest).into())
-                })
-                .await
-            }
-            Self::Foreign(store) => Ok(foreign::bytes(store, descriptor, limit).await?),
-        }
-    }
-
-    /// A whole blob as it arrives. Its length is checked, and the stream ends with an error instead of an end when its
-    /// digest is not the descriptor's.
-    #[must_use]
-    pub fn open_blob(&self, descriptor: &Descriptor) -> BlobStream {
-        match self {
-            Self::Registry { repository, .. } => {
-                let stream = repository.blob(descriptor.digest, descriptor.size).read_all();
-                BlobStream::new(stream.map_err(ImageError::from))
-            }
-            Self::Store { store, .. } => {
-                let hasher = Hasher::new(descriptor.digest.algorithm());
-                BlobStream::new(stored(store, descriptor, 0..descriptor.size, Some(hasher)))
-            }
-            Self::Foreign(store) => {
-                let hasher = Hasher::new(descriptor.digest.algorithm());
-                let stream = foreign::stream(store, descriptor, 0..descriptor.size, Some(hasher));
-                BlobStream::new(stream.map_err(ImageError::from))
-            }
-        }
-    }
-
-    /// A part of a blob as it arrives. It is *not* checked against any digest.
-    #[must_use]
-    pub fn read_range(&self, descriptor: &Descriptor, range: Range<u64>) -> BlobStream {
-        match self {
-            Self::Registry { repository, .. } => {
-                let stream = repository.blob(descriptor.digest, descriptor.size).read_range(range);
-                BlobStream::new(stream.map_err(ImageError::from))
-            }
-            Self::Store { store, .. } => BlobStream::new(stored(store, descriptor, range, None)),
-            Self::Foreign(store) => {
-                BlobStream::new(foreign::stream(store, descriptor, range, None).map_err(ImageError::from))
-            }
-        }
-    }
-
-    fn not_found(&self, tags: Vec<String>) -> ImageError {
-        ImageError::NotFound { image: self.to_string(), tags }
     }
 
     fn malformed(&self, what: &'static str, digest: &Digest, reason: &str) -> ImageError {
@@ -469,17 +362,7 @@ impl ImageSource {
 
 impl std::fmt::Display for ImageSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Registry { repository, name } => {
-                let separator = if matches!(name, ManifestName::Tag(_)) { ':' } else { '@' };
-                write!(f, "{}/{}{separator}{name}", repository.registry().name(), repository.name())
-            }
-            Self::Store { store, tag } => {
-                write!(f, "{}", store.path().display())?;
-                tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))
-            }
-            Self::Foreign(store) => f.write_str(store.name()),
-        }
+        f.write_str(&self.image())
     }
 }
 

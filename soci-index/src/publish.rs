@@ -36,7 +36,7 @@ use crate::format::model::{Descriptor, media_type};
 use crate::format::prefetch::{self, Wanted};
 use crate::format::span_index::{SpanIndex, SpanIndexError, SpanReference};
 use crate::format::ztoc::{Ztoc, ZtocError};
-use crate::image::sink::{Sink, SinkError};
+use crate::image::sink::{Nowhere, Sink, SinkError, ztoc_body};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::publish::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
@@ -149,12 +149,11 @@ pub async fn publish(job: &Job<'_>, repository: &Repository, known: &Known) -> R
     if let Some(report) = existing.hidden(job) {
         return Ok(report);
     }
-    let sink = Sink::Registry(repository.clone());
     // That nothing may be put there is found out before the first layer is read.
     if !existing.known.lacking(job.image, job.options).is_empty() {
-        sink.try_put().await?;
+        repository.try_put().await?;
     }
-    let blobs = put_blobs(job, &existing.known, &sink).await?;
+    let blobs = put_blobs(job, &existing.known, repository).await?;
     let mut made = Vec::new();
     for json in blobs.documents(job)? {
         let done = if existing.has(&json) { Done::UpToDate } else { refer(repository, json.clone()).await? };
@@ -187,7 +186,7 @@ pub async fn rehearse(job: &Job<'_>, repository: Option<&Repository>, known: &Kn
     if let Some(report) = existing.hidden(job) {
         return Ok(report);
     }
-    let blobs = put_blobs(job, &existing.known, &Sink::Nowhere).await?;
+    let blobs = put_blobs(job, &existing.known, &Nowhere).await?;
     let made = blobs.documents(job)?.into_iter().map(|json| {
         let done = if existing.has(&json) { Done::UpToDate } else { Done::Nothing };
         Document { json, done }
@@ -251,11 +250,9 @@ async fn existing(job: &Job<'_>, repository: Option<&Repository>, known: &Known)
     all.extend(known);
     known::named(job.source, job.image, job.options, &mut all).await;
     // Only images of the target repository are indexed and queried.
-    if let ImageSource::Registry { repository: images, name } = job.source
-        && images.to_string() == repository.to_string()
-    {
-        let own = name.tag();
-        known::beside_tags(images, own, job.image, job.options, &mut all).await;
+    let own = job.source.repository();
+    if let Some(images) = own.filter(|images| images.to_string() == repository.to_string()) {
+        known::beside_tags(images, job.source.tag(), job.image, job.options, &mut all).await;
     }
     all.confirm(job.image).await;
     all.verify(job).await?;
@@ -273,13 +270,13 @@ pub(crate) struct Blobs {
 }
 
 /// Builds the zTOCs that are not known, and puts them all, and the prefetch artifacts, into `sink`.
-pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Result<Blobs, PublishError> {
+pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &dyn Sink) -> Result<Blobs, PublishError> {
     let keep = |finished: Finished| async move {
         match finished {
-            Finished::Ztoc(reference, encoded) => sink.add_ztoc(&reference.digest, &encoded).await?,
+            Finished::Ztoc(reference, encoded) => sink.put(&reference.digest, ztoc_body(&encoded)).await?,
             Finished::Spans { toc, windows } => {
-                sink.add_bytes(toc).await?;
-                sink.add_bytes(windows).await?;
+                sink.put_bytes(toc).await?;
+                sink.put_bytes(windows).await?;
             }
         }
         Ok::<_, PublishError>(())
@@ -305,7 +302,7 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &Sink) -> Resu
     for (layer, artifact) in plan.layers {
         let json = Bytes::from(artifact.to_json());
         artifacts.push((layer, Descriptor::of(PREFETCH, &json)));
-        sink.add_bytes(json).await?;
+        sink.put_bytes(json).await?;
     }
     let ztocs = ztocs.into_iter().map(|ztoc| ztoc.reference).collect();
     let mut reused_from = Vec::new();

@@ -53,7 +53,7 @@ impl Stage {
     /// Pushes a profile by hand, a second newer than the one before, so that it is the one which is used.
     async fn push(&self, profile: &Profile, pack: Option<&Path>) {
         let repository = client(&self.registry.host()).repository("team/app");
-        let source = ImageSource::Registry { repository: repository.clone(), name: ManifestName::Tag("v1".to_owned()) };
+        let source = ImageSource::in_registry(&repository, ManifestName::Tag("v1".to_owned()));
         let image = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
         let created = format!("2026-01-01T00:00:{:02}Z", self.pushed.fetch_add(1, Ordering::Relaxed));
         let notes = Notes { name: "default".to_owned(), is_default: true, created, command: None };
@@ -261,7 +261,7 @@ async fn slow_pack_holds_nobody_up() {
 
     let front = Front::start(&stage.registry.host()).await.unwrap();
     let repository = client(&front.host()).repository("team/app");
-    let source = ImageSource::Registry { repository, name: ManifestName::Tag("v1".to_owned()) };
+    let source = ImageSource::in_registry(&repository, ManifestName::Tag("v1".to_owned()));
     let found = source.resolve(&PlatformSelection::Host).await.unwrap().remove(0);
     let store = Arc::new(Store::open(&stage.scratch.path().join("store")).unwrap());
     let (config, runtime) =

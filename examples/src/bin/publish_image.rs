@@ -14,7 +14,7 @@ use soci_index::registry::ClientOptions;
 async fn main() -> anyhow::Result<()> {
     let reference = std::env::args().nth(1).context("usage: publish_image HOST/REPOSITORY:TAG")?;
     let source = ImageSource::open(&reference.parse()?, &ClientOptions::default()).await?;
-    let ImageSource::Registry { repository, .. } = &source else { anyhow::bail!("{reference} is not in a registry") };
+    let Some(repository) = source.repository() else { anyhow::bail!("{reference} is not in a registry") };
     let observer: Observer = Arc::new(|event| {
         if let Progress::LayerDone { layer } = event {
             eprintln!("indexed {layer}");

@@ -16,7 +16,7 @@ use soci_index::format::reference::Reference;
 use soci_index::format::span_index::SPAN_INDEX;
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::image::store::Store;
+use soci_index::image::store::Store as _;
 use soci_index::publish::local::{IMAGE_NAME, KEPT_IN, containerd_namespace};
 use soci_index::registry::ClientOptions;
 
@@ -92,7 +92,7 @@ pub(super) fn entries(config: &Config) -> anyhow::Result<Vec<IndexEntry>> {
 
 fn read(layout: &Layout, descriptor: Descriptor) -> IndexEntry {
     let digest = descriptor.digest;
-    let bytes = Store::Layout(layout.clone()).blob_bytes(&descriptor, Limits::DEFAULT.manifest_bytes_max);
+    let bytes = layout.blob_bytes(&descriptor, Limits::DEFAULT.manifest_bytes_max);
     let index = match bytes {
         Ok(Some(bytes)) => {
             IndexManifest::parse(descriptor.kind(), &bytes, &Limits::DEFAULT).map_err(|error| error.to_string())
@@ -128,7 +128,7 @@ pub(super) async fn places_of_parts(
     options: &ClientOptions,
     global: &Global,
 ) -> Vec<ImageSource> {
-    let mut places = vec![ImageSource::Store { store: Store::Layout(layout.clone()), tag: None }];
+    let mut places = vec![ImageSource::of_layout(layout)];
     let kept_in = entry.map(|entry| entry.annotation(KEPT_IN)).filter(|place| !place.is_empty());
     let namespace = kept_in.and_then(containerd_namespace);
     places.extend(in_containerd(global, namespace.unwrap_or(global.containerd_namespace())).await);
@@ -166,7 +166,7 @@ pub(super) async fn places_of_layers(
 /// containerd's content, if a containerd answers.
 async fn in_containerd(global: &Global, namespace: &str) -> Option<ImageSource> {
     match containerd::content(global, namespace).await {
-        Ok(content) => Some(ImageSource::Foreign(content)),
+        Ok(content) => Some(ImageSource::foreign(content)),
         Err(error) => {
             tracing::debug!("containerd is not asked: {error:#}");
             None

@@ -11,8 +11,7 @@ use soci_index::format::reference::{REGISTRY_SCHEME, Reference, RegistryReferenc
 use soci_index::image::layout::Layout;
 use soci_index::publish::PublishError;
 use soci_index::publish::build::Format;
-use soci_index::publish::convert::target::Target;
-use soci_index::publish::convert::{ConvertOptions, Converted, convert};
+use soci_index::publish::convert::{ConvertOptions, Converted, Target, convert};
 use soci_index::publish::local::{self, StoreLabels};
 use soci_index::publish::v2::EntryNotes;
 use soci_index::registry::{ClientOptions, Registry};

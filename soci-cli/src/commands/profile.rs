@@ -78,10 +78,10 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
         let (file, image) = (arguments.file.display(), &arguments.image);
         return Err(fail(Exit::Usage, format!("{file} names no layer of {image}: it was recorded of another image")));
     }
-    let repository = match (&arguments.to, &source) {
+    let repository = match (&arguments.to, source.repository()) {
         (Some(to), _) => image::repository(to, &image::client_options(&arguments.access)?)?,
-        (None, ImageSource::Registry { repository, .. }) => repository.clone(),
-        (None, _) => {
+        (None, Some(repository)) => repository.clone(),
+        (None, None) => {
             let hint = "name the repository that it is pushed to by --to HOST/NAME";
             return Err(fail(Exit::Usage, format!("{} is not in a registry: {hint}", arguments.image)));
         }
@@ -222,7 +222,7 @@ fn say_deleted(image: &str, name: &str, deleted: &[Digest], json: bool) -> anyho
 /// Deletes the profiles of a name, and says which.
 async fn remove(image: &str, name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<Vec<Digest>> {
     let (source, found) = resolve(image, platform, access).await?;
-    let ImageSource::Registry { repository, .. } = &source else {
+    let Some(repository) = source.repository() else {
         return Err(fail(Exit::Usage, format!("{image} is not in a registry: profiles are deleted there only")));
     };
     let mut published = profiles::list(&source, &found.descriptor.digest).await?;

@@ -6,7 +6,6 @@ use anyhow::Context;
 use soci_index::format::digest::Digest;
 use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::ImageSource;
-use soci_index::publish::convert::target::Target;
 use soci_index::publish::known::Known;
 use soci_index::publish::v2::EntryNotes;
 use soci_index::publish::{self, Job, Report};
@@ -60,10 +59,7 @@ fn into_image(arguments: &Publish, client: ClientOptions, global: &Global) -> an
         replaces_signed: arguments.replace_signed || arguments.sign_with.is_some(),
         signed_hint: SIGNED_HINT,
     };
-    let target = match &conversion.target {
-        Target::Registry { repository, .. } => Some(repository),
-        _ => None,
-    };
+    let target = conversion.target.repository();
     if arguments.sign_with.is_some() && target.is_none() {
         let place = &conversion.target;
         return Err(fail(Exit::Usage, format!("--sign-with signs what is in a registry, and {place} is not")));
@@ -215,20 +211,17 @@ impl Plan<'_> {
             known.add_built(&report.layers, &origin, &report.reused_from);
             reports.push((image.platform.to_string(), report));
         }
-        let own = match &source {
-            ImageSource::Registry { repository, .. } if self.to.is_some() => Some(repository.registry().traffic()),
-            _ => None,
-        };
+        let own = source.repository().filter(|_| self.to.is_some()).map(|repository| repository.registry().traffic());
         let traffic = own.into_iter().chain([target.registry().traffic()]).sum();
         Ok(Published { reports, traffic, target })
     }
 
     /// Where the indexes go.
     fn target(&self, source: &ImageSource) -> anyhow::Result<Repository> {
-        match (self.to, source) {
+        match (self.to, source.repository()) {
             (Some(name), _) => image::repository(name, self.client),
-            (None, ImageSource::Registry { repository, .. }) => Ok(repository.clone()),
-            (None, _) => {
+            (None, Some(repository)) => Ok(repository.clone()),
+            (None, None) => {
                 let image = &self.image;
                 let hint = "name the repository that the image is pushed to by --to HOST/NAME";
                 Err(fail(Exit::Usage, format!("{image} is not in a registry: {hint}, or index it by `soci create`")))

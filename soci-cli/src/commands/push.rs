@@ -35,7 +35,7 @@ pub fn run(arguments: &Push, config: &Config, global: &Global) -> anyhow::Result
     })?;
     let pushed = block_on(global.timeout, async {
         let source = ImageSource::open(&reference, &options).await?;
-        let ImageSource::Registry { repository, .. } = &source else {
+        let Some(repository) = source.repository() else {
             return Err(fail(Exit::Usage, format!("please provide an image in a registry to push, not {reference}")));
         };
         let mut pushed = Vec::new();

@@ -65,7 +65,7 @@ pub fn run(json: bool, config: &Config, global: &Global) -> anyhow::Result<()> {
 /// containerd's content, if it answers or has to.
 async fn content(global: &Global) -> anyhow::Result<Option<ImageSource>> {
     match containerd::content(global, global.containerd_namespace()).await {
-        Ok(content) => Ok(Some(ImageSource::Foreign(content))),
+        Ok(content) => Ok(Some(ImageSource::foreign(content))),
         Err(error) if global.content_store == Some(ContentStore::Containerd) => Err(error),
         Err(error) => {
             tracing::debug!("containerd is not asked: {error:#}");

@@ -14,7 +14,6 @@ use soci_index::image::sink::SinkError;
 use soci_index::publish::PublishError;
 use soci_index::publish::build::BuildError;
 use soci_index::publish::convert::Converted;
-use soci_index::publish::convert::target::Target;
 use soci_index::publish::v2::EntryNotes;
 use soci_index::registry::{ClientOptions, RegistryError, Repository};
 use soci_index::trust::Trust;
@@ -228,7 +227,7 @@ impl Settings {
         let spans = converted.images.iter().filter_map(|(_, report)| Some(report.spans.as_ref()?.index));
         let name = |digest: Digest| format!("{}/{repository}@{digest}", self.registry);
         let made: Vec<String> = std::iter::once(converted.digest).chain(spans).map(name).collect();
-        if let Target::Registry { repository, .. } = &conversion.target {
+        if let Some(repository) = conversion.target.repository() {
             self.sign_all(repository, &converted.signable).await?;
             sign::look_back(repository, &converted.signable).await;
         }

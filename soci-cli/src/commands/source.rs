@@ -4,7 +4,6 @@
 //! one was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
 
 use soci_index::format::reference::Reference;
-use soci_index::image::store::Store;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::ClientOptions;
 
@@ -27,7 +26,7 @@ pub fn meant(reference: Reference, global: &Global) -> Reference {
 /// When it is not there, or its place cannot be reached.
 pub async fn open(reference: &Reference, options: &ClientOptions, global: &Global) -> anyhow::Result<ImageSource> {
     match reference {
-        Reference::Containerd { name } => Ok(ImageSource::Foreign(containerd::image(name, global).await?)),
+        Reference::Containerd { name } => Ok(ImageSource::foreign(containerd::image(name, global).await?)),
         other => Ok(ImageSource::open(other, options).await?),
     }
 }
@@ -46,12 +45,10 @@ pub fn name(reference: &Reference) -> String {
 pub fn caveat(reference: &Reference, source: &ImageSource, images: &[PlatformImage]) -> Option<String> {
     let Reference::Saved { .. } = reference else { return None };
     let is_plain = |image: &PlatformImage| image.manifest.layers.iter().any(|layer| layer.media_type.ends_with(".tar"));
-    let is_made =
-        matches!(source, ImageSource::Store { store: Store::Archive(archive), .. } if archive.has_made_manifest());
     let digests = || images.iter().map(|image| image.descriptor.digest.to_string()).collect::<Vec<_>>().join(", ");
     let fits = "layers here are not those of the registry; the index will fit only the image pushed from this archive \
                 with the same bytes";
-    if is_made {
+    if source.has_made_manifest() {
         Some(format!("{reference}: {fits}. The archive has no manifest of its own: {} was made from it", digests()))
     } else if images.iter().any(is_plain) {
         Some(format!("{reference}: {fits}: its layers are not compressed. Its manifest is {}", digests()))

@@ -13,7 +13,6 @@ use soci_index::format::digest::Digest;
 use soci_index::format::index_manifest::IndexManifest;
 use soci_index::format::manifest::INDEX_V2;
 use soci_index::image::layout::Layout;
-use soci_index::image::store::Store;
 use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::verify::{Checked, Verdict, verify, verify_spans};
@@ -174,10 +173,9 @@ impl Finder<'_> {
 
     /// Where the blobs of an index are.
     fn origin(&self, found: &Candidate, local: Option<&Layout>) -> ImageSource {
-        let in_layout = |layout: &Layout| ImageSource::Store { store: Store::Layout(layout.clone()), tag: None };
         match (&found.place, local) {
-            (IndexPlace::Local, Some(layout)) => in_layout(layout),
-            (_, Some(layout)) if found.cached => in_layout(layout),
+            (IndexPlace::Local, Some(layout)) => ImageSource::of_layout(layout),
+            (_, Some(layout)) if found.cached => ImageSource::of_layout(layout),
             (IndexPlace::Named { position, .. }, _) => {
                 self.elsewhere.get(*position).map_or_else(|| self.source.clone(), ImageSource::of_repository)
             }
@@ -188,10 +186,7 @@ impl Finder<'_> {
     /// Whether the index is signed, or the image that names it; looked for where a runtime looks.
     async fn signature(&self, image: &PlatformImage, found: &Candidate) -> anyhow::Result<Option<signature::Verdict>> {
         let Some(policy) = self.policy else { return Ok(None) };
-        let own = match self.source {
-            ImageSource::Registry { repository, .. } => Some(repository),
-            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-        };
+        let own = self.source.repository();
         let names_it = (found.index.kind() == INDEX_V2).then_some((own, image.descriptor.digest));
         let of_image = names_it.into_iter().filter_map(|(own, digest)| Some((own?, digest)));
         let repositories = own.into_iter().chain(self.elsewhere);

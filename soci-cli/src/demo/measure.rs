@@ -93,13 +93,8 @@ fn unpack(reader: impl Read + 'static, kind: &str, directory: &Path) -> anyhow::
 }
 
 fn traffic(source: &ImageSource) -> (u64, u64) {
-    match source {
-        ImageSource::Registry { repository, .. } => {
-            let traffic = repository.registry().traffic();
-            (traffic.bytes_received, traffic.requests)
-        }
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => (0, 0),
-    }
+    let traffic = source.repository().map(|repository| repository.registry().traffic()).unwrap_or_default();
+    (traffic.bytes_received, traffic.requests)
 }
 
 /// An image that is opened lazily, and mounted if that is possible here.

@@ -73,7 +73,7 @@ impl Stage {
     pub async fn publish(&self) -> anyhow::Result<publish::Report> {
         let options = ClientOptions { credentials: CredentialSource::Anonymous, ..ClientOptions::default() };
         let source = ImageSource::open(&self.name.parse()?, &options).await?;
-        let ImageSource::Registry { repository, .. } = &source else { anyhow::bail!("{} is in a registry", self.name) };
+        let Some(repository) = source.repository() else { anyhow::bail!("{} is in a registry", self.name) };
         let image = source.resolve(&PlatformSelection::Host).await?.pop().context("the image has a platform")?;
         let building = BuildOptions {
             format: Format::Both,

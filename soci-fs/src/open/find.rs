@@ -22,7 +22,6 @@ use soci_index::format::model::Descriptor;
 use soci_index::format::profile::artifact::ARTIFACT as PROFILE;
 use soci_index::format::span_index::{SPAN_INDEX, SpanReference};
 use soci_index::image::layout::Layout;
-use soci_index::image::store::Store as BlobStore;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::Repository;
 use soci_index::registry::referrers::Listing;
@@ -56,7 +55,7 @@ impl OpenIndex {
     /// Where the windows may be that a span index's TOC names, in the order in which to ask. None for a zTOC.
     pub(super) fn windows(&self, table: &Descriptor) -> Vec<ImageBlob> {
         let Some(blob) = windows_blob(table) else { return Vec::new() };
-        let local = self.layout.iter().filter(|layout| layout.has_blob(&blob.digest)).map(of_layout);
+        let local = self.layout.iter().filter(|layout| layout.has_blob(&blob.digest)).map(ImageSource::of_layout);
         let places = local.chain(self.parts.sources().cloned());
         places.map(|place| ImageBlob::new(place, blob.clone())).collect()
     }
@@ -65,10 +64,6 @@ impl OpenIndex {
     pub(super) fn elsewhere(&self, source: &ImageSource) -> Option<ImageSource> {
         self.origin.clone().filter(|origin| origin.place() != source.place())
     }
-}
-
-fn of_layout(layout: &Layout) -> ImageSource {
-    ImageSource::Store { store: BlobStore::Layout(layout.clone()), tag: None }
 }
 
 /// The windows blob that a TOC's descriptor names; none for a zTOC.
@@ -218,10 +213,7 @@ async fn doubt(
     image: &PlatformImage,
     options: &OpenOptions,
 ) -> Option<String> {
-    let own = match source {
-        ImageSource::Registry { repository, .. } => Some(repository),
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-    };
+    let own = source.repository();
     let others = options.index_repositories.iter();
     let mut signed: Vec<(&Repository, Digest)> =
         own.into_iter().chain(others).map(|repository| (repository, candidate.digest)).collect();
@@ -237,8 +229,7 @@ async fn doubt(
 /// where that is no question for a registry.
 #[must_use]
 pub fn ask_early(source: &ImageSource, image: Digest, runtime: &Handle) -> Option<Arc<Listing>> {
-    let ImageSource::Registry { repository, .. } = source else { return None };
-    let listing = Arc::new(Listing::new(repository.clone(), image, wanted));
+    let listing = Arc::new(Listing::new(source.repository()?.clone(), image, wanted));
     let asking = Arc::clone(&listing);
     // Whatever needs it gets this error, or retries.
     runtime.spawn(async move { asking.ask().await.is_ok() });
@@ -277,22 +268,24 @@ async fn keep(
     let content = options.content.iter().filter(|_| matches!(index, IndexManifest::Soci(_)));
     let parts = Parts::new(content.chain(&origin).chain([source]).chain(&others), source);
     let mut found = OpenIndex { digest, index, layout: None, origin, parts, choice };
-    found.layout = match (&found.origin, local) {
-        (Some(ImageSource::Store { store: BlobStore::Layout(own), .. }), _) => Some(own.clone()),
-        (Some(ImageSource::Registry { repository, .. }), Some(local)) if !chosen.cached && keeping == Keeping::All => {
-            let (name, origin) = (source.to_string(), repository.to_string());
-            let keep = Keep { found: &chosen, name: &name, image, origin: &origin, parts: &found.parts };
-            let stages = Arc::clone(&options.stages);
-            match keep.into_layout(&local, &move |time| stages.table_fetch.record(time)).await {
-                Ok(()) => Some(local),
-                Err(error) => {
-                    tracing::warn!(index = %digest, %error, "the index is not kept locally");
-                    None
+    let origin = found.origin.as_ref();
+    found.layout =
+        match (origin.and_then(|origin| origin.layout()), origin.and_then(|origin| origin.repository()), local) {
+            (Some(own), ..) => Some(own.clone()),
+            (None, Some(repository), Some(local)) if !chosen.cached && keeping == Keeping::All => {
+                let (name, origin) = (source.to_string(), repository.to_string());
+                let keep = Keep { found: &chosen, name: &name, image, origin: &origin, parts: &found.parts };
+                let stages = Arc::clone(&options.stages);
+                match keep.into_layout(&local, &move |time| stages.table_fetch.record(time)).await {
+                    Ok(()) => Some(local),
+                    Err(error) => {
+                        tracing::warn!(index = %digest, %error, "the index is not kept locally");
+                        None
+                    }
                 }
             }
-        }
-        (_, local) => local,
-    };
+            (.., local) => local,
+        };
     found
 }
 

@@ -15,7 +15,7 @@ use soci_index::format::model::Descriptor;
 use soci_index::format::ztoc::{Ztoc, ZtocError};
 use soci_index::image::ImageSource;
 use soci_index::image::layout::Layout;
-use soci_index::image::store::{Store as BlobStore, StoreError as BlobStoreError};
+use soci_index::image::store::Store as _;
 
 use crate::layer::reader::LayerReader;
 use crate::layer::source::Source;
@@ -453,10 +453,9 @@ fn decode_now(bytes: &Bytes, table: &Descriptor, layer_bytes: Option<u64>) -> Re
 }
 
 async fn read_blob(layout: &Layout, blob: &Descriptor, limit: u64) -> Result<Bytes, OpenError> {
-    let (store, blob) = (BlobStore::Layout(layout.clone()), blob.clone());
+    let (layout, blob) = (layout.clone(), blob.clone());
     let read = tokio::task::spawn_blocking(move || {
-        let bytes = store.blob_bytes(&blob, limit)?;
-        bytes.ok_or_else(|| BlobStoreError::Missing { path: store.path().to_owned(), digest: Box::new(blob.digest) })
+        layout.blob_bytes(&blob, limit)?.ok_or_else(|| layout.missing(&blob.digest))
     });
     Ok(read.await.map_err(|_| OpenError::Abandoned)??)
 }

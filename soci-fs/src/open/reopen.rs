@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use soci_index::format::model::Descriptor;
 use soci_index::image::ImageSource;
-use soci_index::image::store::Store as BlobStore;
 use tokio::runtime::Handle;
 
 use crate::layer::reader::LayerReader;
@@ -107,7 +106,7 @@ async fn local_place(record: &Record, options: &OpenOptions) -> Result<Option<Im
     let windows = record.table_kept.as_ref().and_then(crate::open::find::windows_blob);
     let (Some(windows), Some(directory)) = (windows, &options.index_store) else { return Ok(None) };
     let layout = crate::open::find::open_layout(directory).await?;
-    Ok(layout.has_blob(&windows.digest).then(|| ImageSource::Store { store: BlobStore::Layout(layout), tag: None }))
+    Ok(layout.has_blob(&windows.digest).then(|| ImageSource::of_layout(&layout)))
 }
 
 /// Images that have another blob with the same tar: it is here whole, so there is hardly anything to ask them.

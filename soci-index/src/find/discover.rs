@@ -16,7 +16,7 @@ use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageManifest, RawManifest, annotation, media_type};
 use crate::image::ImageError;
 use crate::image::layout::Layout;
-use crate::image::store::{Store, StoreError};
+use crate::image::store::{Store as _, StoreError};
 use crate::registry::referrers::{FoundBy, Listing, Lists};
 use crate::registry::{RegistryError, Repository};
 
@@ -267,15 +267,14 @@ pub(crate) fn list_layout(
     which: Which<'_>,
     kinds: &[&'static str],
 ) -> Result<Listed, StoreError> {
-    let store = Store::Layout(layout.clone());
     let nothing = "the layout holds no such index of this image".to_owned();
     let mut all = Listed { nothing, ..Listed::nothing() };
-    for entry in ordered(store.entries()?) {
+    for entry in ordered(layout.entries()?) {
         if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) {
             continue;
         }
         for kind in kinds.iter().filter(|kind| may_be(&entry, kind)) {
-            match store.manifest(&entry) {
+            match layout.manifest(&entry) {
                 // Much of what is here was never meant for this image.
                 Ok(Some(raw)) => drop(all.judge(raw, image, kind, created(&entry.annotations))),
                 Ok(None) => {}

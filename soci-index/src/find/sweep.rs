@@ -11,7 +11,7 @@ use crate::find::origin;
 use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, ImageManifest};
 use crate::image::layout::Layout;
-use crate::image::store::{Store, StoreError};
+use crate::image::store::{Store as _, StoreError};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ fn image_of(layout: &Layout, entry: &Descriptor) -> Option<Digest> {
     if let Some(noted) = entry.annotations.get(origin::IMAGE) {
         return noted.parse().ok();
     }
-    let raw = Store::Layout(layout.clone()).manifest(entry).ok()??;
+    let raw = layout.manifest(entry).ok()??;
     let manifest: ImageManifest = serde_json::from_slice(&raw.bytes).ok()?;
     Some(manifest.subject?.digest)
 }

@@ -16,7 +16,7 @@ use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::image::docker;
 use crate::image::members::{Member, walk};
-use crate::image::store::{Located, StoreError, read_at};
+use crate::image::store::{Located, Store, StoreError, read_at};
 
 /// A tar file that holds an image.
 #[derive(Debug, Clone)]
@@ -80,26 +80,14 @@ impl Archive {
         let inner = |index| Inner { path: path.to_owned(), index, blobs, is_made: false, is_chosen: false };
         Ok(index.map(|index| Self(Arc::new(inner(index)))))
     }
+}
 
-    /// The tar file.
-    #[must_use]
-    pub fn file(&self) -> &Path {
+impl Store for Archive {
+    fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// Whether the archive has no manifest of its own: the one that is read was made here, from its layers as they are.
-    /// No registry knows that manifest unless it was pushed from here.
-    #[must_use]
-    pub fn has_made_manifest(&self) -> bool {
-        self.0.is_made
-    }
-
-    /// Whether it has no other image than the one that was named when it was opened.
-    pub(crate) fn is_chosen(&self) -> bool {
-        self.0.is_chosen
-    }
-
-    pub(crate) fn index_bytes(&self) -> Result<Bytes, StoreError> {
+    fn index_bytes(&self) -> Result<Bytes, StoreError> {
         let (limit, index) = (Limits::DEFAULT.manifest_bytes_max, &self.0.index);
         if index.length > limit {
             let what = "index.json".to_owned();
@@ -108,8 +96,16 @@ impl Archive {
         read_at(&self.0.path, index, 0, index.length)
     }
 
-    pub(crate) fn locate(&self, digest: &Digest) -> Option<Located> {
-        self.0.blobs.get(digest).cloned()
+    fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError> {
+        Ok(self.0.blobs.get(digest).cloned())
+    }
+
+    fn is_chosen(&self) -> bool {
+        self.0.is_chosen
+    }
+
+    fn has_made_manifest(&self) -> bool {
+        self.0.is_made
     }
 }
 

@@ -14,12 +14,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 
 use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, Probe, RawManifest};
+use crate::image::ImageError;
+use crate::image::place::{Answer, BlobStream, Place, Roots};
 
 /// Bytes of a blob as another store gives them out.
 pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, ForeignError>> + Send>>;
@@ -140,67 +142,78 @@ impl ForeignError {
     }
 }
 
-/// Those of the manifests that the store has. An image that was pulled for one platform names the others all the same.
-pub(super) async fn held(
-    store: &dyn ContentStore,
-    manifests: Vec<Descriptor>,
-) -> Result<Vec<Descriptor>, ForeignError> {
-    let (mut held, mut absent) = (Vec::new(), None);
-    for manifest in manifests {
-        if store.size(&manifest.digest).await?.is_some() {
-            held.push(manifest);
-        } else {
-            let platform = manifest.platform.as_ref().map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(image = store.name(), manifest = %manifest.digest, platform, "left out: it was not pulled");
-            absent = Some(manifest.digest);
+/// An image in a store that another crate reads.
+#[derive(Debug)]
+pub(super) struct Foreign(pub(super) Arc<dyn ContentStore>);
+
+impl Place for Foreign {
+    fn image(&self) -> String {
+        self.0.name().to_owned()
+    }
+
+    fn roots(&self) -> Answer<'_, Roots> {
+        let root = self.0.root().ok_or_else(|| ImageError::NotFound { image: self.image(), tags: Vec::new() });
+        std::future::ready(root.map(|root| Roots { entries: vec![root.clone()], document: None })).boxed()
+    }
+
+    fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> Answer<'a, Option<RawManifest>> {
+        async move {
+            if self.size(&descriptor.digest).await?.is_none() {
+                return Ok(None);
+            }
+            let bytes = self.blob_bytes(descriptor, Limits::DEFAULT.manifest_bytes_max).await?;
+            let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| ForeignError::Malformed {
+                image: self.image(),
+                digest: Box::new(descriptor.digest),
+                reason: error.to_string(),
+            })?;
+            let media_type = probe.media_type(&descriptor.media_type);
+            Ok(Some(RawManifest { media_type, digest: descriptor.digest, bytes }))
         }
+        .boxed()
     }
-    match absent.filter(|_| held.is_empty()) {
-        Some(digest) => Err(ForeignError::missing(store, &digest)),
-        None => Ok(held),
-    }
-}
 
-/// A manifest, checked; `None` when it is not there.
-pub(super) async fn manifest(
-    store: &Arc<dyn ContentStore>,
-    descriptor: &Descriptor,
-) -> Result<Option<RawManifest>, ForeignError> {
-    if store.size(&descriptor.digest).await?.is_none() {
-        return Ok(None);
+    fn size<'a>(&'a self, digest: &'a Digest) -> Answer<'a, Option<u64>> {
+        self.0.size(digest).err_into().boxed()
     }
-    let bytes = bytes(store, descriptor, Limits::DEFAULT.manifest_bytes_max).await?;
-    let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| ForeignError::Malformed {
-        image: store.name().to_owned(),
-        digest: Box::new(descriptor.digest),
-        reason: error.to_string(),
-    })?;
-    let media_type = probe.media_type(&descriptor.media_type);
-    Ok(Some(RawManifest { media_type, digest: descriptor.digest, bytes }))
-}
 
-/// A whole blob of at most `limit` bytes, checked.
-pub(super) async fn bytes(
-    store: &Arc<dyn ContentStore>,
-    descriptor: &Descriptor,
-    limit: u64,
-) -> Result<Bytes, ForeignError> {
-    if descriptor.size > limit {
-        let (image, digest) = (store.name().to_owned(), Box::new(descriptor.digest));
-        return Err(ForeignError::TooLarge { image, digest, limit });
+    fn blob_bytes<'a>(&'a self, descriptor: &'a Descriptor, limit: u64) -> Answer<'a, Bytes> {
+        async move {
+            if descriptor.size > limit {
+                let (image, digest) = (self.image(), Box::new(descriptor.digest));
+                return Err(ForeignError::TooLarge { image, digest, limit }.into());
+            }
+            let mut pieces = self.open_blob(descriptor);
+            let mut whole = BytesMut::new();
+            while let Some(piece) = pieces.try_next().await? {
+                whole.extend_from_slice(&piece);
+            }
+            Ok(whole.freeze())
+        }
+        .boxed()
     }
-    let hasher = Hasher::new(descriptor.digest.algorithm());
-    let mut pieces = std::pin::pin!(stream(store, descriptor, 0..descriptor.size, Some(hasher)));
-    let mut whole = BytesMut::new();
-    while let Some(piece) = pieces.try_next().await? {
-        whole.extend_from_slice(&piece);
+
+    fn open_blob(&self, descriptor: &Descriptor) -> BlobStream {
+        let hasher = Hasher::new(descriptor.digest.algorithm());
+        BlobStream::new(stream(&self.0, descriptor, 0..descriptor.size, Some(hasher)))
     }
-    Ok(whole.freeze())
+
+    fn read_range(&self, descriptor: &Descriptor, range: Range<u64>) -> BlobStream {
+        BlobStream::new(stream(&self.0, descriptor, range, None))
+    }
+
+    fn is_partial(&self) -> bool {
+        true
+    }
+
+    fn missing(&self, digest: &Digest) -> ImageError {
+        ForeignError::missing(&*self.0, digest).into()
+    }
 }
 
 /// A part of a blob as it arrives. It has the length that was asked for, and with a hasher the right digest, or it ends
 /// with an error.
-pub(super) fn stream(
+fn stream(
     store: &Arc<dyn ContentStore>,
     descriptor: &Descriptor,
     range: Range<u64>,
@@ -278,8 +291,6 @@ impl Reading {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
-
     use super::*;
     use crate::format::platform::PlatformSelection;
     use crate::image::ImageSource;
@@ -311,11 +322,11 @@ mod tests {
     }
 
     /// Reads a blob `hello` from a store that has these pieces.
-    async fn read(size: Option<u64>, pieces: &[&'static str]) -> Result<Bytes, ForeignError> {
+    async fn read(size: Option<u64>, pieces: &[&'static str]) -> Result<Bytes, ImageError> {
         let root = Descriptor::of("a/b", b"hello");
         let pieces = pieces.iter().map(|piece| Bytes::from_static(piece.as_bytes())).collect();
-        let store: Arc<dyn ContentStore> = Arc::new(Fake { root: root.clone(), size, pieces });
-        bytes(&store, &root, 100).await
+        let store = Foreign(Arc::new(Fake { root: root.clone(), size, pieces }));
+        store.blob_bytes(&root, 100).await
     }
 
     #[tokio::test]
@@ -349,7 +360,8 @@ mod tests {
             assert!(matches!(part(range.clone()).await, Err(ForeignError::Range { .. })), "{range:?}");
         }
         let huge = Descriptor::new("a/b", hello.digest, u64::MAX);
-        assert!(matches!(bytes(&store, &huge, 1 << 20).await, Err(ForeignError::TooLarge { .. })));
+        let refused = Foreign(store).blob_bytes(&huge, 1 << 20).await;
+        assert!(matches!(refused, Err(ImageError::Foreign(ForeignError::TooLarge { .. }))));
     }
 
     #[tokio::test]
@@ -357,7 +369,7 @@ mod tests {
         let text = b"{";
         let root = Descriptor::of(crate::format::model::media_type::MANIFEST, text);
         let fake = Fake { root, size: Some(1), pieces: vec![Bytes::from_static(text)] };
-        let source = ImageSource::Foreign(Arc::new(fake));
+        let source = ImageSource::foreign(Arc::new(fake));
         let error = source.resolve(&PlatformSelection::Host).await.unwrap_err().to_string();
         assert!(error.starts_with("fake:image: the manifest sha256:"), "{error}");
     }

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::format::digest::{Algorithm, Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageIndex, annotation, media_type};
-use crate::image::store::{Located, Store, StoreError, parse_index};
+use crate::image::store::{Located, Store, StoreError};
 
 const VERSION: &str = "1.0.0";
 /// How deep indexes may hold indexes when what they need is collected.
@@ -86,7 +86,7 @@ impl Layout {
     /// # Errors
     /// [`StoreError`] when it cannot be read.
     pub fn entries(&self) -> Result<Vec<Descriptor>, StoreError> {
-        parse_index(&self.directory, &self.index_bytes()?)
+        Store::entries(self)
     }
 
     /// Where a blob is, or would be.
@@ -125,24 +125,6 @@ impl Layout {
         self.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
     }
 
-    pub(crate) fn index_bytes(&self) -> Result<Bytes, StoreError> {
-        read_bounded(&self.directory.join("index.json"), "index.json")?.ok_or_else(|| StoreError::NotALayout {
-            path: self.directory.clone(),
-            reason: "it lacks the file index.json".to_owned(),
-        })
-    }
-
-    pub(crate) fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError> {
-        let path = self.blob_path(digest);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StoreError::io(&path, "cannot open", &error)),
-        };
-        let length = file.metadata().map_err(|error| StoreError::io(&path, "cannot read", &error))?.len();
-        Ok(Some(Located::file(&Arc::new(file), 0, length)))
-    }
-
     fn write_blob(
         &self,
         algorithm: Algorithm,
@@ -169,7 +151,7 @@ impl Layout {
         }
         let digest = hasher.finish();
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
-            return Err(Store::Layout(self.clone()).wrong_digest(expected, digest));
+            return Err(self.wrong_digest(expected, digest));
         }
         persist(file, &self.blob_path(&digest))?;
         Ok((digest, length))
@@ -181,6 +163,34 @@ impl Layout {
         let mut file = temporary(&self.directory).map_err(failed)?;
         file.write_all(content).map_err(failed)?;
         persist(file, &self.directory.join(name))
+    }
+}
+
+impl Store for Layout {
+    fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    fn index_bytes(&self) -> Result<Bytes, StoreError> {
+        read_bounded(&self.directory.join("index.json"), "index.json")?.ok_or_else(|| StoreError::NotALayout {
+            path: self.directory.clone(),
+            reason: "it lacks the file index.json".to_owned(),
+        })
+    }
+
+    fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError> {
+        let path = self.blob_path(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io(&path, "cannot open", &error)),
+        };
+        let length = file.metadata().map_err(|error| StoreError::io(&path, "cannot read", &error))?.len();
+        Ok(Some(Located::file(&Arc::new(file), 0, length)))
+    }
+
+    fn as_layout(&self) -> Option<&Self> {
+        Some(self)
     }
 }
 
@@ -282,7 +292,6 @@ impl LayoutWriter {
 
     /// Everything that `roots` reach.
     fn needs(&self, roots: &[Descriptor]) -> Result<HashSet<Digest>, StoreError> {
-        let store = Store::Layout(self.layout.clone());
         let mut needed = HashSet::new();
         let mut open: Vec<(Descriptor, usize)> = roots.iter().map(|root| (root.clone(), 0)).collect();
         while let Some((descriptor, depth)) = open.pop() {
@@ -291,7 +300,7 @@ impl LayoutWriter {
                 continue;
             }
             // A child that is absent (a sparse index) needs nothing.
-            let Some(raw) = store.manifest(&descriptor)? else { continue };
+            let Some(raw) = self.layout.manifest(&descriptor)? else { continue };
             let children: Vec<Descriptor> = if descriptor.is_index() {
                 self.parse::<ImageIndex>(&raw.bytes)?.manifests
             } else {

@@ -1,33 +1,34 @@
-//! Where an index goes: a repository, an OCI layout, another program's store, or nowhere (a dry run).
+//! Where content goes: a repository, an OCI layout, another program's store, or nowhere (a dry run).
 //!
 //! An edge. What is put here is there, whole and checked, when the call returns; what is there already is not sent
 //! again. zTOCs leave memory piece by piece, blobs of other places pass through it. Invariant: nothing is put in the
-//! place of anything, but for the root of a layout or a tag, which come last.
+//! place of anything: a name is given elsewhere ([`crate::publish::convert`]), and last.
 
 mod foreign;
+mod layout;
+mod registry;
 
+use std::fmt::{Debug, Display};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use tokio::io::AsyncReadExt;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
 use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
-use crate::format::manifest::EMPTY_CONFIG;
 use crate::format::model::Descriptor;
-use crate::format::reference::ManifestName;
-use crate::image::foreign::ContentSink;
-use crate::image::layout::Layout;
-use crate::image::store::StoreError;
-use crate::image::{BlobStream, ImageError, ImageSource};
-
 use crate::format::ztoc::Encoded;
+use crate::image::store::StoreError;
+use crate::image::{ImageError, ImageSource};
 use crate::registry::pieces::Pieces;
-use crate::registry::{Body, Chunks, RegistryError, Repository};
+use crate::registry::{Body, Chunks, RegistryError};
+
+pub(crate) use self::foreign::ForeignSink;
 
 /// Why something could not be put where it goes.
 #[derive(Debug, thiserror::Error)]
@@ -56,137 +57,60 @@ impl Classified for SinkError {
     }
 }
 
-/// Where an index goes.
-#[derive(Debug, Clone)]
-pub enum Sink {
-    /// Into a repository.
-    Registry(Repository),
-    /// Into an OCI layout directory.
-    Layout(Layout),
-    /// Into another program's store, where an image is being written.
-    Foreign(Arc<dyn ContentSink>),
-    Nowhere,
+/// What becomes of a call that writes.
+pub(crate) type Written<'a, E = SinkError> = BoxFuture<'a, Result<(), E>>;
+
+/// Nothing had to be written.
+pub(crate) fn written<'a, E: Send + 'a>() -> Written<'a, E> {
+    std::future::ready(Ok(())).boxed()
 }
 
-impl Sink {
-    /// Finds out whether anything may be put there, by the smallest blob that an index needs: what a registry refuses
-    /// to that (for rights, a quota, or because it is read-only), it refuses to all.
-    pub(crate) async fn try_put(&self) -> Result<(), SinkError> {
-        match self {
-            Self::Registry(repository) => {
-                let config = Bytes::from_static(EMPTY_CONFIG);
-                repository.push_anyway(&Digest::of(&config), config).await?;
-                Ok(())
-            }
-            Self::Layout(_) | Self::Foreign(_) | Self::Nowhere => Ok(()),
-        }
+/// A place that content is written to.
+pub(crate) trait Sink: Debug + Send + Sync {
+    /// Finds out whether anything may be put there.
+    fn try_put(&self) -> Written<'_> {
+        written()
     }
 
-    /// Puts a zTOC.
-    pub(crate) async fn add_ztoc(&self, digest: &Digest, encoded: &Arc<Encoded>) -> Result<(), SinkError> {
-        match self {
-            Self::Registry(repository) => {
-                repository.push_blob(digest, ztoc_body(encoded), None).await?;
-            }
-            Self::Layout(layout) => {
-                let (layout, encoded) = (layout.clone(), Arc::clone(encoded));
-                let write = move || {
-                    let pieces = (0..encoded.piece_count()).map(|piece| Ok(encoded.piece(piece)));
-                    layout.lock()?.add_blob_from(Pieces::new(pieces)).map(|_| ())
-                };
-                on_disk(write).await?;
-            }
-            Self::Foreign(sink) => {
-                foreign::add(sink, digest, encoded.len(), ztoc_chunks(encoded)).await?;
-            }
-            Self::Nowhere => {}
-        }
-        Ok(())
-    }
+    /// Puts a blob.
+    fn put<'a>(&'a self, digest: &'a Digest, body: Body) -> Written<'a>;
 
-    /// Puts a small blob, or a manifest by its digest in a layout.
-    pub(crate) async fn add_bytes(&self, bytes: Bytes) -> Result<(), SinkError> {
-        match self {
-            Self::Registry(repository) => {
-                repository.push_blob(&Digest::of(&bytes), Body::Bytes(bytes), None).await?;
-            }
-            Self::Layout(layout) => {
-                let layout = layout.clone();
-                on_disk(move || layout.lock()?.add_blob(&bytes).map(|_| ())).await?;
-            }
-            Self::Foreign(sink) => {
-                let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
-                foreign::add(sink, &digest, size, Box::pin(futures_util::stream::iter([Ok(bytes)]))).await?;
-            }
-            Self::Nowhere => {}
-        }
-        Ok(())
+    /// Puts a small blob.
+    fn put_bytes(&self, bytes: Bytes) -> Written<'_> {
+        async move { self.put(&Digest::of(&bytes), Body::Bytes(bytes)).await }.boxed()
     }
 
     /// Puts a manifest, known by its digest only.
-    pub(crate) async fn add_manifest(&self, kind: &str, digest: Digest, bytes: Bytes) -> Result<(), SinkError> {
-        match self {
-            Self::Registry(repository) => {
-                repository.push_manifest(&ManifestName::Digest(digest), kind, bytes).await?;
-                Ok(())
-            }
-            Self::Foreign(sink) => {
-                self.add_bytes(bytes.clone()).await?;
-                foreign::link(sink, &digest, &bytes).await
-            }
-            Self::Layout(_) | Self::Nowhere => self.add_bytes(bytes).await,
-        }
+    fn put_manifest<'a>(&'a self, _kind: &'a str, digest: &'a Digest, bytes: Bytes) -> Written<'a> {
+        self.put(digest, Body::Bytes(bytes))
     }
 
     /// Puts a blob that another place has.
-    pub(crate) async fn copy(&self, source: &ImageSource, blob: &Descriptor) -> Result<(), SinkError> {
-        match self {
-            Self::Registry(repository) => {
-                let from = match source {
-                    ImageSource::Registry { repository: from, .. } if same_registry(from, repository) => {
-                        if from.name() == repository.name() {
-                            return Ok(());
-                        }
-                        Some(from.name().to_owned())
-                    }
-                    _ => None,
-                };
-                repository.push_blob(&blob.digest, source_body(source, blob), from.as_deref()).await?;
-            }
-            Self::Layout(layout) if !layout.has_blob(&blob.digest) => {
-                let (layout, digest) = (layout.clone(), blob.digest);
-                read_blocking(source.open_blob(blob), move |reader| layout.lock()?.copy_blob(&digest, reader)).await?;
-            }
-            Self::Foreign(sink) => foreign::copy(sink, source, blob).await?,
-            Self::Layout(_) | Self::Nowhere => {}
-        }
-        Ok(())
-    }
+    fn copy<'a>(&'a self, source: &'a ImageSource, blob: &'a Descriptor) -> Written<'a>;
 }
 
-impl Sink {
-    /// Ends the writing. What was named stays, what was not may go.
-    pub(crate) async fn close(&self) {
-        let Self::Foreign(sink) = self else { return };
-        if let Err(error) = sink.close().await {
-            tracing::warn!(%error, "what was written is kept for longer than it need be");
-        }
-    }
-}
+/// No place: what is put there is not kept.
+#[derive(Debug)]
+pub(crate) struct Nowhere;
 
-fn same_registry(one: &Repository, other: &Repository) -> bool {
-    one.registry().name() == other.registry().name()
+impl Sink for Nowhere {
+    fn put<'a>(&'a self, _: &'a Digest, _: Body) -> Written<'a> {
+        written()
+    }
+
+    fn copy<'a>(&'a self, _: &'a ImageSource, _: &'a Descriptor) -> Written<'a> {
+        written()
+    }
 }
 
 /// A zTOC as a request's body: its pieces are unpacked one at a time, as they are sent.
-fn ztoc_body(encoded: &Arc<Encoded>) -> Body {
+pub(crate) fn ztoc_body(encoded: &Arc<Encoded>) -> Body {
     let (length, encoded) = (encoded.len(), Arc::clone(encoded));
-    Body::Chunks { length, open: Arc::new(move || ztoc_chunks(&encoded)) }
-}
-
-fn ztoc_chunks(encoded: &Arc<Encoded>) -> Chunks {
-    let encoded = Arc::clone(encoded);
-    Box::pin(futures_util::stream::iter((0..encoded.piece_count()).map(move |index| Ok(encoded.piece(index)))))
+    let open = move || -> Chunks {
+        let encoded = Arc::clone(&encoded);
+        Box::pin(futures_util::stream::iter((0..encoded.piece_count()).map(move |index| Ok(encoded.piece(index)))))
+    };
+    Body::Chunks { length, open: Arc::new(open) }
 }
 
 /// A blob of another place as a request's body.
@@ -225,8 +149,8 @@ pub(crate) async fn on_disk<T: Send + 'static>(
 }
 
 /// Hands a stream to code that reads in the blocking way. What breaks the stream is what is reported.
-pub(crate) async fn read_blocking<T: Send + 'static>(
-    mut stream: BlobStream,
+pub(crate) async fn read_blocking<T: Send + 'static, E: Display + Into<SinkError>>(
+    mut stream: impl Stream<Item = Result<Bytes, E>> + Unpin,
     work: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, SinkError> {
     let (send, mut receive) = mpsc::channel::<io::Result<Bytes>>(4);

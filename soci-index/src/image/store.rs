@@ -4,6 +4,7 @@
 //! shared file position, no extraction of archives. Invariants: whole documents are bounded and checked against their
 //! digest before they are returned; nothing outside the layout is opened, because names are made from digests.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -17,7 +18,6 @@ use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageIndex, Probe, RawManifest};
-use crate::image::archive::Archive;
 use crate::image::docker::SavedError;
 use crate::image::layout::Layout;
 
@@ -79,7 +79,7 @@ impl StoreError {
 
 /// Where a piece of content lies.
 #[derive(Debug, Clone)]
-pub(crate) struct Located {
+pub struct Located {
     content: Content,
     /// How long it is.
     pub(crate) length: u64,
@@ -112,46 +112,56 @@ impl Located {
     }
 }
 
-/// An OCI layout to read from.
-#[derive(Debug, Clone)]
-pub enum Store {
-    /// A directory.
-    Layout(Layout),
-    /// A tar file.
-    Archive(Archive),
-}
-
-impl Store {
+/// An OCI layout to read from: a directory, or a tar file that holds one or can be read as one. All calls block.
+pub trait Store: Clone + Debug + Send + Sync + 'static {
     /// The directory or file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Layout(layout) => layout.directory(),
-            Self::Archive(archive) => archive.file(),
-        }
+    fn path(&self) -> &Path;
+
+    /// index.json, as it is.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    fn index_bytes(&self) -> Result<Bytes, StoreError>;
+
+    /// Where a blob lies; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be found out.
+    fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError>;
+
+    /// The directory, if it is one.
+    fn as_layout(&self) -> Option<&Layout> {
+        None
+    }
+
+    /// Whether it has no other image than the one that was named when it was opened.
+    fn is_chosen(&self) -> bool {
+        false
+    }
+
+    /// Whether it has no manifest of its own: the one that is read was made here.
+    fn has_made_manifest(&self) -> bool {
+        false
     }
 
     /// The entries of index.json.
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read.
-    pub fn entries(&self) -> Result<Vec<Descriptor>, StoreError> {
-        parse_index(self.path(), &self.index_bytes()?)
-    }
-
-    /// index.json, as it is.
-    pub(crate) fn index_bytes(&self) -> Result<Bytes, StoreError> {
-        match self {
-            Self::Layout(layout) => layout.index_bytes(),
-            Self::Archive(archive) => archive.index_bytes(),
-        }
+    fn entries(&self) -> Result<Vec<Descriptor>, StoreError> {
+        let index: Result<ImageIndex, _> = serde_json::from_slice(&self.index_bytes()?);
+        index.map(|index| index.manifests).map_err(|error| StoreError::Malformed {
+            path: self.path().to_owned(),
+            what: "index.json".to_owned(),
+            reason: error.to_string(),
+        })
     }
 
     /// A manifest; `None` when its blob is not there.
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read or is not what its descriptor says.
-    pub fn manifest(&self, descriptor: &Descriptor) -> Result<Option<RawManifest>, StoreError> {
+    fn manifest(&self, descriptor: &Descriptor) -> Result<Option<RawManifest>, StoreError> {
         let Some(bytes) = self.blob_bytes(descriptor, Limits::DEFAULT.manifest_bytes_max)? else { return Ok(None) };
         let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| StoreError::Malformed {
             path: self.path().to_owned(),
@@ -166,9 +176,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read or is not what its descriptor says.
-    pub fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Option<Bytes>, StoreError> {
+    fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Option<Bytes>, StoreError> {
         let Some(located) = self.locate(&descriptor.digest)? else { return Ok(None) };
-        self.check_size(descriptor, located.length)?;
+        if located.length != descriptor.size {
+            return Err(self.wrong_size(descriptor, located.length));
+        }
         if located.length > limit {
             let what = format!("blob {}", descriptor.digest);
             return Err(StoreError::TooLarge { path: self.path().to_owned(), what, limit });
@@ -180,36 +192,19 @@ impl Store {
         if found == descriptor.digest { Ok(Some(bytes)) } else { Err(self.wrong_digest(&descriptor.digest, found)) }
     }
 
-    /// Where a blob lies; `None` when it is not there.
-    pub(crate) fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError> {
-        match self {
-            Self::Layout(layout) => layout.locate(digest),
-            Self::Archive(archive) => Ok(archive.locate(digest)),
-        }
-    }
-
-    pub(crate) fn check_size(&self, descriptor: &Descriptor, found: u64) -> Result<(), StoreError> {
-        if found == descriptor.size {
-            return Ok(());
-        }
-        let digest = Box::new(descriptor.digest);
-        Err(StoreError::Size { path: self.path().to_owned(), digest, expected: descriptor.size, found })
-    }
-
-    pub(crate) fn check_range(&self, descriptor: &Descriptor, range: &Range<u64>) -> Result<(), StoreError> {
-        let size = descriptor.size;
-        if range.start <= range.end && range.end <= size {
-            return Ok(());
-        }
+    /// The error for content that is not as long as its descriptor says.
+    fn wrong_size(&self, descriptor: &Descriptor, found: u64) -> StoreError {
         let (path, digest) = (self.path().to_owned(), Box::new(descriptor.digest));
-        Err(StoreError::Range { path, digest, range: range.clone(), size })
+        StoreError::Size { path, digest, expected: descriptor.size, found }
     }
 
-    pub(crate) fn wrong_digest(&self, expected: &Digest, found: Digest) -> StoreError {
+    /// The error for content that is not what its name says.
+    fn wrong_digest(&self, expected: &Digest, found: Digest) -> StoreError {
         StoreError::Digest { path: self.path().to_owned(), expected: Box::new(*expected), found: Box::new(found) }
     }
 
-    pub(crate) fn missing(&self, digest: &Digest) -> StoreError {
+    /// The error for content that should be there.
+    fn missing(&self, digest: &Digest) -> StoreError {
         StoreError::Missing { path: self.path().to_owned(), digest: Box::new(*digest) }
     }
 }
@@ -236,13 +231,4 @@ pub(crate) fn read_at(path: &Path, located: &Located, position: u64, length: u64
             Ok(bytes.slice(start..end))
         }
     }
-}
-
-pub(crate) fn parse_index(path: &Path, bytes: &[u8]) -> Result<Vec<Descriptor>, StoreError> {
-    let index: Result<ImageIndex, _> = serde_json::from_slice(bytes);
-    index.map(|index| index.manifests).map_err(|error| StoreError::Malformed {
-        path: path.to_owned(),
-        what: "index.json".to_owned(),
-        reason: error.to_string(),
-    })
 }

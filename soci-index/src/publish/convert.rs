@@ -9,21 +9,23 @@
 //! client may have pushed must not become part of an image.
 
 mod beside;
+mod destination;
 mod signed;
-pub mod target;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use self::target::{OpenTarget, Target};
+pub use self::destination::Target;
+
+use self::destination::OpenTarget;
 use crate::format::digest::Digest;
 use crate::format::manifest::{EMPTY_CONFIG, SociIndex};
-use crate::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
+use crate::format::model::{Descriptor, ImageIndex, ImageManifest, RawManifest, media_type};
 use crate::format::platform::{Platform, PlatformSelection, best};
 use crate::format::v2_document::{EntryPlatform, Index, ManifestEntry};
 use crate::image::layout::Layout;
-use crate::image::sink::Sink;
+use crate::image::sink::Nowhere;
 use crate::image::{ImageSource, PlatformImage};
 use crate::publish::build::{BuildOptions, Observer};
 use crate::publish::known::{self, Known};
@@ -80,93 +82,195 @@ pub async fn convert(
     options: &ConvertOptions,
     observer: impl Fn(&PlatformImage) -> Observer,
 ) -> Result<Converted, PublishError> {
-    if options.build.format.has_spans() && !matches!(target, Target::Registry { .. }) {
+    if options.build.format.has_spans() && target.repository().is_none() {
         return Err(PublishError::NoReferrers { target: target.to_string() });
     }
     let root = Root::read(source, target).await?;
     let signed = if options.replaces_signed { None } else { signed::find(target).await? };
     let images = source.resolve(&options.platforms).await?;
-    let place = target.open(source).await?;
-    let sink = place.sink().clone();
-    let converted = into_place(source, &root, &images, place, options, signed, observer).await;
-    sink.close().await;
+    let mut place = target.open().await?;
+    tracing::debug!(image = %source, "converting");
+    let conversion = Conversion { source, root: &root, target, options };
+    let converted = conversion.run(&images, &mut *place, signed, observer).await;
+    place.close().await;
     converted
 }
 
-async fn into_place(
-    source: &ImageSource,
-    root: &Root,
-    images: &[PlatformImage],
-    mut place: OpenTarget,
-    options: &ConvertOptions,
-    signed: Option<PublishError>,
-    observer: impl Fn(&PlatformImage) -> Observer,
-) -> Result<Converted, PublishError> {
-    // What is signed stays: nothing is sent, unless it is for a span index beside it.
-    let blobs_go_to = match &signed {
-        Some(_) if !options.build.format.has_spans() => Sink::Nowhere,
-        _ => place.sink().clone(),
-    };
-    // That nothing may be put there is found out before the first layer is read; of an image that was converted before
-    // perhaps nothing will be.
-    if !place.was_converted().await {
-        blobs_go_to.try_put().await?;
-    }
-    let existing = if options.force { Known::default() } else { ztocs_of(&place, options).await };
-    let (mut indexed, mut reports, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut built, mut indexes) = (existing, Vec::new());
-    if let (Some(local), false) = (&options.local, options.force) {
-        let (there, name) = (place.as_source(), place.kept_in());
-        local::built_here(local, name.as_deref().map(|name| (&there, name)), &options.build, &mut built)?;
-    }
-    for image in images {
-        let observer = observer(image);
-        let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
-        let known = known_of(&job, &built, place.is_home_of(source)).await?;
-        let blobs = put_blobs(&job, &known, &blobs_go_to).await?;
-        built.add_built(&blobs.layers, &place.as_source(), &blobs.reused_from);
-        match blobs.v2() {
-            Ok(index) => {
-                let json = Bytes::from(index.to_json());
-                let platform = soci_platform(&options.platforms, images, image, root);
-                reports.push((image.platform.clone(), blobs.report(&json, Done::Stored)));
-                indexes.push((image.platform.clone(), json.clone()));
-                indexed.push(Indexed { image: image.descriptor.digest, platform, index: json });
-            }
-            Err(PublishError::NothingToIndex { .. }) => {
-                skipped.push((image.platform.clone(), blobs.report(EMPTY_CONFIG, Done::Nothing)));
-            }
-            Err(error) => return Err(error),
+/// What is converted, and to where.
+struct Conversion<'c> {
+    source: &'c ImageSource,
+    root: &'c Root,
+    target: &'c Target,
+    options: &'c ConvertOptions,
+}
+
+impl Conversion<'_> {
+    async fn run(
+        &self,
+        images: &[PlatformImage],
+        place: &mut dyn OpenTarget,
+        signed: Option<PublishError>,
+        observer: impl Fn(&PlatformImage) -> Observer,
+    ) -> Result<Converted, PublishError> {
+        let Self { source, root, target, options } = *self;
+        // What is signed stays: nothing is sent, unless it is for a span index beside it.
+        let blobs_go_to = match &signed {
+            Some(_) if !options.build.format.has_spans() => &Nowhere,
+            _ => place.sink(),
+        };
+        // That nothing may be put there is found out before the first layer is read; of an image that was converted
+        // before perhaps nothing will be.
+        let earlier = earlier(place).await;
+        if !earlier.as_ref().is_some_and(|(_, root)| signed::is_converted(&root.bytes)) {
+            blobs_go_to.try_put().await?;
         }
-    }
-    if indexed.is_empty() {
-        let layers = skipped.into_iter().flat_map(|(_, report)| report.layers).collect();
-        return Err(PublishError::NothingToIndex { layers });
-    }
-    let enabled = v2::enable(&root.index, &root.children, &indexed, options.notes)
-        .map_err(|error| PublishError::Enable { image: source.to_string(), source: error })?;
-    let is_there = place.holds(&enabled.index).await?;
-    if let Some(signed) = signed.filter(|_| !is_there) {
-        return Err(signed);
-    }
-    let is_written = !is_there || place.may_have_lost();
-    if is_written {
-        put_manifests(source, root, &enabled, &mut place).await?;
-    }
-    if let (true, Sink::Registry(repository)) = (options.build.format.has_spans(), place.sink()) {
-        let images = indexed.iter().map(|one| one.image);
-        beside::push(repository, &enabled, images, &mut reports, options.force).await?;
-    }
-    if is_written {
-        if let Some(expected) = &options.replaces {
-            place.expect(expected).await?;
+        let mut built = Known::default();
+        if let (Some((there, root)), false) = (&earlier, options.force)
+            && let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes)
+        {
+            known::listed(there, &index, &options.build, &mut built).await;
         }
-        place.finish(source, &enabled.index).await?;
+        let (mut indexed, mut reports, mut skipped, mut indexes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        if let (Some(local), false) = (&options.local, options.force) {
+            let (there, name) = (place.as_source(), target.kept_in());
+            local::built_here(local, name.as_deref().map(|name| (&there, name)), &options.build, &mut built)?;
+        }
+        for image in images {
+            let observer = observer(image);
+            let job = Job { source, image, options: &options.build, force: options.force, observer: &observer };
+            let known = known_of(&job, &built, place.is_home_of(source)).await?;
+            let blobs = put_blobs(&job, &known, blobs_go_to).await?;
+            built.add_built(&blobs.layers, &place.as_source(), &blobs.reused_from);
+            match blobs.v2() {
+                Ok(index) => {
+                    let json = Bytes::from(index.to_json());
+                    let platform = soci_platform(&options.platforms, images, image, root);
+                    reports.push((image.platform.clone(), blobs.report(&json, Done::Stored)));
+                    indexes.push((image.platform.clone(), json.clone()));
+                    indexed.push(Indexed { image: image.descriptor.digest, platform, index: json });
+                }
+                Err(PublishError::NothingToIndex { .. }) => {
+                    skipped.push((image.platform.clone(), blobs.report(EMPTY_CONFIG, Done::Nothing)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if indexed.is_empty() {
+            let layers = skipped.into_iter().flat_map(|(_, report)| report.layers).collect();
+            return Err(PublishError::NothingToIndex { layers });
+        }
+        let enabled = v2::enable(&root.index, &root.children, &indexed, options.notes)
+            .map_err(|error| PublishError::Enable { image: source.to_string(), source: error })?;
+        let is_there = place.holds(&enabled.index.digest).await?;
+        if let Some(signed) = signed.filter(|_| !is_there) {
+            return Err(signed);
+        }
+        // A part of an image that is there may have gone since.
+        let is_written = !is_there || place.as_source().is_partial();
+        if is_written {
+            self.put_manifests(&enabled, place).await?;
+        }
+        if let (true, Some(repository)) = (options.build.format.has_spans(), target.repository()) {
+            let images = indexed.iter().map(|one| one.image);
+            beside::push(repository, &enabled, images, &mut reports, options.force).await?;
+        }
+        if is_written {
+            if let Some(expected) = &options.replaces {
+                place.expect(expected).await?;
+            }
+            place.finish(source, &enabled.index).await?;
+        }
+        let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
+        let up_to_date = is_there && beside::were_there(&reports);
+        let signable = signable(&enabled, &reports);
+        Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped, indexes, signable })
     }
-    let (digest, size) = (enabled.index.digest, enabled.index.bytes.len() as u64);
-    let up_to_date = is_there && beside::were_there(&reports);
-    let signable = signable(&enabled, &reports);
-    Ok(Converted { digest, size, was: root.digest, up_to_date, images: reports, skipped, indexes, signable })
+
+    /// Puts everything where the image goes but its index, which gives it its name.
+    async fn put_manifests(&self, enabled: &Enabled, place: &mut dyn OpenTarget) -> Result<(), PublishError> {
+        place.sink().put_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
+        let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
+        for made in enabled.manifests.iter().filter(|made| !is_soci(&made.bytes)) {
+            let is_whole = enabled.indexed.contains(&made.digest);
+            self.copy_blobs(&made.bytes, made.digest, is_whole, place).await?;
+        }
+        for made in socis.iter().copied().chain(enabled.manifests.iter().filter(|made| !is_soci(&made.bytes))) {
+            place.sink().put_manifest(made.media_type, &made.digest, made.bytes.clone()).await?;
+        }
+        for entry in &enabled.untouched {
+            self.copy_tree(entry, place).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies what a manifest needs: all of it if it has to be whole, else what there is.
+    async fn copy_blobs(
+        &self,
+        manifest: &[u8],
+        digest: Digest,
+        is_whole: bool,
+        place: &mut dyn OpenTarget,
+    ) -> Result<(), PublishError> {
+        let source = self.source;
+        let parsed: ImageManifest =
+            serde_json::from_slice(manifest).map_err(|error| malformed(source, digest, &error))?;
+        if place.is_home_of(source) {
+            return Ok(());
+        }
+        for blob in std::iter::once(&parsed.config).chain(&parsed.layers) {
+            // Foreign layers that the source lacks are with neither.
+            let may_lack = blob.is_foreign() || (!is_whole && self.target.may_lack(source));
+            if !may_lack || source.has_blob(blob).await? {
+                place.copy(source, blob).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies an entry that stays as it is, and all below it: an artifact, an attestation, another platform's SOCI
+    /// index, or a whole index.
+    async fn copy_tree(&self, entry: &ManifestEntry, place: &mut dyn OpenTarget) -> Result<(), PublishError> {
+        let source = self.source;
+        if place.is_home_of(source) {
+            return Ok(());
+        }
+        // In a store that collects what is not referred to, what is there is linked all the same.
+        let mut open = vec![(
+            Descriptor::new(&entry.media_type, entry.digest, entry.size),
+            self.root.children.get(&entry.digest).cloned(),
+        )];
+        let mut found: Vec<(Descriptor, Bytes)> = Vec::new();
+        while let Some((descriptor, known)) = open.pop() {
+            let bytes = match known {
+                Some(bytes) => bytes,
+                None => match source.manifest(&descriptor).await? {
+                    Some(raw) => raw.bytes,
+                    None if self.target.may_lack(source) => continue,
+                    None => {
+                        let (image, digest) = (source.to_string(), Box::new(descriptor.digest));
+                        return Err(PublishError::Sparse { image, digest });
+                    }
+                },
+            };
+            if descriptor.is_index() {
+                let index: ImageIndex =
+                    serde_json::from_slice(&bytes).map_err(|error| malformed(source, descriptor.digest, &error))?;
+                open.extend(index.manifests.into_iter().map(|child| (child, None)));
+            } else {
+                self.copy_blobs(&bytes, descriptor.digest, false, place).await?;
+            }
+            found.push((descriptor, bytes));
+        }
+        // Children before what lists them.
+        for (descriptor, bytes) in found.into_iter().rev() {
+            place.sink().put_manifest(&descriptor.media_type, &descriptor.digest, bytes).await?;
+        }
+        Ok(())
+    }
+}
+
+fn is_soci(bytes: &[u8]) -> bool {
+    SociIndex::parse(bytes, &crate::format::limits::Limits::DEFAULT).is_ok()
 }
 
 /// What a policy may want signed, children first.
@@ -187,16 +291,11 @@ fn signable(enabled: &Enabled, reports: &[(Platform, Report)]) -> Vec<Digest> {
     children.chain(untouched.map(|entry| entry.digest)).chain([enabled.index.digest]).collect()
 }
 
-/// zTOCs of what the target is now: an earlier conversion, most likely. That there is none is no error.
-async fn ztocs_of(place: &OpenTarget, options: &ConvertOptions) -> Known {
-    let mut known = Known::default();
-    let Some(there) = place.as_image() else { return known };
-    if let Ok(root) = there.root().await
-        && let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.bytes)
-    {
-        known::listed(&there, &index, &options.build, &mut known).await;
-    }
-    known
+/// What the target is now: an earlier conversion, most likely. That there is none is no error.
+async fn earlier(place: &dyn OpenTarget) -> Option<(ImageSource, RawManifest)> {
+    let there = place.as_image()?;
+    let root = there.root().await.ok()?;
+    Some((there, root))
 }
 
 /// What exists already: in the target, in what the image names, among the image's referrers and, if it stays in its
@@ -205,12 +304,12 @@ async fn known_of(job: &Job<'_>, built: &Known, is_home: bool) -> Result<Known, 
     let mut known = built.clone();
     if !job.force {
         known::named(job.source, job.image, job.options, &mut known).await;
-        if let ImageSource::Registry { repository, name } = job.source {
+        if let Some(repository) = job.source.repository() {
             if !known.lacking(job.image, job.options).is_empty() {
                 known.extend(&known::beside(repository, job.image, job.options).await?.known);
             }
             if is_home {
-                known::beside_tags(repository, name.tag(), job.image, job.options, &mut known).await;
+                known::beside_tags(repository, job.source.tag(), job.image, job.options, &mut known).await;
             }
         }
     }
@@ -254,22 +353,23 @@ struct Root {
 
 impl Root {
     async fn read(source: &ImageSource, target: &Target) -> Result<Self, PublishError> {
-        let (digest, mut index) = match source.listed_roots().await? {
-            Some(entries) => {
-                let index = Index::of(entries);
-                (Digest::of(&index.to_json()), index)
+        let roots = source.roots().await?;
+        let (digest, mut index) = if roots.entries.len() > 1 {
+            let mut entries = source.index_json().await?.unwrap_or_default();
+            // Attestations of the platforms have no tag.
+            if source.tag().is_some() {
+                entries.retain(|entry| roots.entries.iter().any(|root| root.digest == entry.digest));
             }
-            None => {
-                let root = source.root().await?;
-                let index = if root.descriptor().is_index() {
-                    let index = Index::parse(&root.bytes);
-                    index.map_err(|error| malformed(source, root.digest, &error))?
-                } else {
-                    let entry = source.root_entry(&root).await?;
-                    Index::of(vec![entry])
-                };
-                (root.digest, index)
-            }
+            let index = Index::of(entries);
+            (Digest::of(&index.to_json()), index)
+        } else {
+            let root = source.root_of(roots).await?;
+            let index = if root.descriptor().is_index() {
+                Index::parse(&root.bytes).map_err(|error| malformed(source, root.digest, &error))?
+            } else {
+                Index::of(vec![source.root_entry(&root).await?])
+            };
+            (root.digest, index)
         };
         let mut children = BTreeMap::new();
         for entry in index.manifests.iter().filter(|entry| !media_type::is_index(&entry.media_type)) {
@@ -280,10 +380,7 @@ impl Root {
         }
         // Parts may have been left out when the image was saved or pulled. A registry lists what it has, and among
         // pulled images one is as complete as the other.
-        if !matches!(
-            (source, target),
-            (ImageSource::Registry { .. }, _) | (ImageSource::Foreign(_), Target::Foreign(_))
-        ) {
+        if source.repository().is_none() && !target.may_lack(source) {
             let listed = index.manifests.len();
             index
                 .manifests
@@ -308,91 +405,4 @@ fn malformed(source: &ImageSource, digest: Digest, error: &serde_json::Error) ->
         image: source.to_string(),
         source: v2::EnableError::Malformed { digest: Box::new(digest), reason },
     }
-}
-
-/// Puts everything where the image goes but its index, which gives it its name.
-async fn put_manifests(
-    source: &ImageSource,
-    root: &Root,
-    enabled: &Enabled,
-    place: &mut OpenTarget,
-) -> Result<(), PublishError> {
-    place.sink().add_bytes(Bytes::from_static(EMPTY_CONFIG)).await?;
-    let socis: Vec<&Document> = enabled.manifests.iter().filter(|made| is_soci(&made.bytes)).collect();
-    for made in enabled.manifests.iter().filter(|made| !is_soci(&made.bytes)) {
-        let is_whole = enabled.indexed.contains(&made.digest);
-        copy_blobs(source, &made.bytes, made.digest, is_whole, place).await?;
-    }
-    for made in socis.iter().copied().chain(enabled.manifests.iter().filter(|made| !is_soci(&made.bytes))) {
-        place.sink().add_manifest(made.media_type, made.digest, made.bytes.clone()).await?;
-    }
-    for entry in &enabled.untouched {
-        copy_tree(source, entry, root.children.get(&entry.digest), place).await?;
-    }
-    Ok(())
-}
-
-fn is_soci(bytes: &[u8]) -> bool {
-    SociIndex::parse(bytes, &crate::format::limits::Limits::DEFAULT).is_ok()
-}
-
-/// Copies what a manifest needs: all of it if it has to be whole, else what there is.
-async fn copy_blobs(
-    source: &ImageSource,
-    manifest: &[u8],
-    digest: Digest,
-    is_whole: bool,
-    place: &mut OpenTarget,
-) -> Result<(), PublishError> {
-    let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(|error| malformed(source, digest, &error))?;
-    for blob in std::iter::once(&parsed.config).chain(&parsed.layers) {
-        // Foreign layers that the source lacks are with neither.
-        let may_lack = blob.is_foreign() || (!is_whole && place.may_lack(source));
-        if !may_lack || source.has_blob(blob).await? {
-            place.copy(source, blob).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Copies an entry that stays as it is, and all below it: an artifact, an attestation, another platform's SOCI index,
-/// or a whole index.
-async fn copy_tree(
-    source: &ImageSource,
-    entry: &ManifestEntry,
-    known: Option<&Bytes>,
-    place: &mut OpenTarget,
-) -> Result<(), PublishError> {
-    if place.is_home_of(source) {
-        return Ok(());
-    }
-    // In a store that collects what is not referred to, what is there is linked all the same.
-    let mut open = vec![(Descriptor::new(&entry.media_type, entry.digest, entry.size), known.cloned())];
-    let mut found: Vec<(Descriptor, Bytes)> = Vec::new();
-    while let Some((descriptor, known)) = open.pop() {
-        let bytes = match known {
-            Some(bytes) => bytes,
-            None => match source.manifest(&descriptor).await? {
-                Some(raw) => raw.bytes,
-                None if place.may_lack(source) => continue,
-                None => {
-                    let (image, digest) = (source.to_string(), Box::new(descriptor.digest));
-                    return Err(PublishError::Sparse { image, digest });
-                }
-            },
-        };
-        if descriptor.is_index() {
-            let index: ImageIndex =
-                serde_json::from_slice(&bytes).map_err(|error| malformed(source, descriptor.digest, &error))?;
-            open.extend(index.manifests.into_iter().map(|child| (child, None)));
-        } else {
-            copy_blobs(source, &bytes, descriptor.digest, false, place).await?;
-        }
-        found.push((descriptor, bytes));
-    }
-    // Children before what lists them.
-    for (descriptor, bytes) in found.into_iter().rev() {
-        place.sink().add_manifest(&descriptor.media_type, descriptor.digest, bytes).await?;
-    }
-    Ok(())
 }

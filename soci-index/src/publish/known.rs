@@ -419,7 +419,7 @@ pub(crate) async fn listed(source: &ImageSource, root: &ImageIndex, options: &Bu
         {
             known.add(entry.digest, &IndexManifest::Soci(index), source, options);
         }
-        if let (true, ImageSource::Registry { repository, .. }) = (options.format.has_spans(), source)
+        if let (true, Some(repository)) = (options.format.has_spans(), source.repository())
             && let Some(image) = entry.annotations.get(IMAGE_MANIFEST_DIGEST).and_then(|image| image.parse().ok())
             && let Ok((there, _)) = refers(repository, &image, &[SPAN_INDEX]).await
         {

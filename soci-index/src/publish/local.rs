@@ -22,8 +22,8 @@ use crate::format::span_index::{SPAN_INDEX, SpanIndex};
 use crate::image::ImageSource;
 use crate::image::foreign::ContentSink;
 use crate::image::layout::{Layout, LayoutWriter};
-use crate::image::sink::{Sink, file_body, on_disk, source_body};
-use crate::image::store::{Store, StoreError};
+use crate::image::sink::{ForeignSink, Sink, file_body, on_disk, source_body};
+use crate::image::store::{Store as _, StoreError};
 use crate::publish::build::BuildOptions;
 use crate::publish::known::Known;
 use crate::publish::{Document, Done, Job, PublishError, Report, parse, put_blobs};
@@ -91,11 +91,11 @@ pub struct StoreLabels {
 /// [`PublishError`].
 pub async fn store(job: &Job<'_>, layout: &Layout, keep: &Keep, labels: &StoreLabels) -> Result<Report, PublishError> {
     let existing = if job.force { Existing::default() } else { Existing::read(job, layout, keep).await? };
-    let sink = match keep {
-        Keep::Here => Sink::Layout(layout.clone()),
-        Keep::There { sink, .. } => Sink::Foreign(Arc::clone(sink)),
+    let sink: Box<dyn Sink> = match keep {
+        Keep::Here => Box::new(layout.clone()),
+        Keep::There { sink, .. } => Box::new(ForeignSink(Arc::clone(sink))),
     };
-    let blobs = put_blobs(job, &existing.known, &sink).await?;
+    let blobs = put_blobs(job, &existing.known, &*sink).await?;
     let is_built = job.options.reuse.verified || blobs.reused_from.iter().all(|from| from.built_here);
     let mut made = Vec::new();
     for json in blobs.documents(job)? {
@@ -103,9 +103,9 @@ pub async fn store(job: &Job<'_>, layout: &Layout, keep: &Keep, labels: &StoreLa
         let done = if existing.indexes.contains(&digest) { Done::UpToDate } else { Done::Stored };
         if let Keep::There { .. } = keep {
             for blob in icon::constant_blobs(&json) {
-                sink.add_bytes(Bytes::from_static(blob)).await?;
+                sink.put_bytes(Bytes::from_static(blob)).await?;
             }
-            sink.add_manifest(media_type::MANIFEST, digest, json.clone()).await?;
+            sink.put_manifest(media_type::MANIFEST, &digest, json.clone()).await?;
         }
         let mut entry = Descriptor::of(media_type::MANIFEST, &json);
         entry.platform = Some(job.image.platform.clone());
@@ -172,21 +172,18 @@ impl Existing {
     async fn read(job: &Job<'_>, layout: &Layout, keep: &Keep) -> Result<Self, PublishError> {
         let mut existing = Self::default();
         let origin_of = |entry: &Descriptor| match (keep, entry.annotations.get(KEPT_IN)) {
-            (Keep::There { sink, place }, Some(there)) if there == place => ImageSource::Foreign(sink.store()),
-            (Keep::Here | Keep::There { .. }, _) => local_source(layout),
+            (Keep::There { sink, place }, Some(there)) if there == place => ImageSource::foreign(sink.store()),
+            (Keep::Here | Keep::There { .. }, _) => ImageSource::of_layout(layout),
         };
         let entries = layout.entries()?;
         let search = Search { local: Some(layout), thorough: true, ..Search::of(job.image.descriptor.digest) };
         for index in search.gather().await?.order(None).candidates {
             let entry = entries.iter().find(|entry| entry.digest == index.digest);
-            let origin = entry.map_or_else(|| local_source(layout), origin_of);
+            let origin = entry.map_or_else(|| ImageSource::of_layout(layout), origin_of);
             existing.add(entry, index.digest, &index.index, &origin, job.options);
             existing.indexes.push(index.digest);
         }
-        let own = match job.source {
-            ImageSource::Registry { repository, .. } => Some(repository.to_string()),
-            ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-        };
+        let own = job.source.repository().map(ToString::to_string);
         let is_ours = |entry: &&Descriptor| {
             let is_own = |origins: Vec<String>| own.as_ref().is_some_and(|own| origins.contains(own));
             matches!(entry.kind(), INDEX_V1 | SPAN_INDEX) && origin::origins(entry).is_none_or(is_own)
@@ -230,7 +227,7 @@ pub(crate) fn built_here(
         let kept_in = entry.annotations.get(KEPT_IN);
         let origin = match there {
             Some((source, place)) if kept_in.is_some_and(|kept| kept == place) => source.clone(),
-            _ => local_source(layout),
+            _ => ImageSource::of_layout(layout),
         };
         if let Some(index) = read_index(layout, entry)? {
             known.add_own(entry.digest, &index, &origin, options);
@@ -239,14 +236,10 @@ pub(crate) fn built_here(
     Ok(())
 }
 
-fn local_source(layout: &Layout) -> ImageSource {
-    ImageSource::Store { store: Store::Layout(layout.clone()), tag: None }
-}
-
 /// An index that the store lists; `None` if its manifest is gone or damaged, which costs only the work of building
 /// again.
 fn read_index(layout: &Layout, entry: &Descriptor) -> Result<Option<IndexManifest>, StoreError> {
-    let bytes = match Store::Layout(layout.clone()).blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max) {
+    let bytes = match layout.blob_bytes(entry, Limits::DEFAULT.manifest_bytes_max) {
         Ok(bytes) => bytes.unwrap_or_default(),
         Err(error @ StoreError::Io { .. }) => return Err(error),
         Err(error) => {
@@ -270,7 +263,7 @@ pub async fn push(
     parallel: usize,
     note: impl Fn(&Digest, PushedBlob),
 ) -> Result<PushedReferrer, PublishError> {
-    let (reader, descriptor) = (Store::Layout(layout.clone()), index.clone());
+    let (reader, descriptor) = (layout.clone(), index.clone());
     let json = on_disk(move || {
         let json = reader.blob_bytes(&descriptor, Limits::DEFAULT.manifest_bytes_max)?;
         json.ok_or_else(|| reader.missing(&descriptor.digest))

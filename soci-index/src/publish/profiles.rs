@@ -19,7 +19,7 @@ use crate::format::profile::artifact::{self, ARTIFACT, Notes, Published};
 use crate::format::profile::{PACK, PROFILE, Profile, ProfileError};
 use crate::format::reference::ManifestName;
 use crate::image::sink::file_body;
-use crate::image::store::Store;
+use crate::image::store::Store as _;
 use crate::image::{ImageError, ImageSource};
 use crate::registry::referrers::{Listing, Lists, PushedReferrer};
 use crate::registry::{Body, RegistryError, Repository};
@@ -67,19 +67,15 @@ impl Classified for ProfilesError {
 /// # Errors
 /// [`ProfilesError`] when the registry cannot be asked. What cannot be read is passed over.
 pub async fn list(source: &ImageSource, image: &Digest) -> Result<Vec<Published>, ProfilesError> {
-    match source {
-        ImageSource::Registry { repository, .. } => of_registry(Lists::Repository(repository), image).await,
-        ImageSource::Store { store: Store::Layout(layout), .. } => {
-            let store = Store::Layout(layout.clone());
-            let ours = |entry: &Descriptor| entry.kind() == ARTIFACT;
-            let mut raws = Vec::new();
-            for entry in store.entries().map_err(ImageError::from)?.iter().filter(|entry| ours(entry)) {
-                raws.extend(store.manifest(entry).map_err(ImageError::from)?);
-            }
-            Ok(profiles(&raws, image))
-        }
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => Ok(Vec::new()),
+    if let Some(repository) = source.repository() {
+        return of_registry(Lists::Repository(repository), image).await;
     }
+    let Some(layout) = source.layout() else { return Ok(Vec::new()) };
+    let mut raws = Vec::new();
+    for entry in layout.entries().map_err(ImageError::from)?.iter().filter(|entry| entry.kind() == ARTIFACT) {
+        raws.extend(layout.manifest(entry).map_err(ImageError::from)?);
+    }
+    Ok(profiles(&raws, image))
 }
 
 /// The same by a list that was asked for early.

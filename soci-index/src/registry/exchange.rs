@@ -78,7 +78,8 @@ impl HostedRepository {
     pub(crate) async fn call(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, RegistryError> {
         let mut retry = 0;
         loop {
-            let (error, pause) = match self.attempt(call, deadline).await {
+            // On the heap: the futures of all callers would hold this one, which is large and deep.
+            let (error, pause) = match Box::pin(self.attempt(call, deadline)).await {
                 Ok(answer) if !is_busy(answer.status()) => return Ok(answer),
                 Ok(answer) => {
                     let pause = asked_pause(&answer.response);

@@ -31,10 +31,7 @@ pub(super) async fn findings(arguments: &Doctor, name: &str, config: &Config) ->
     let reference = image::reference(name)?;
     let options = image::client_options(&arguments.access)?;
     let source = ImageSource::open(&reference, &options).await?;
-    let repository = match &source {
-        ImageSource::Registry { repository, .. } => Some(repository),
-        ImageSource::Store { .. } | ImageSource::Foreign(_) => None,
-    };
+    let repository = source.repository();
     if arguments.push && repository.is_none() {
         return Err(fail(Exit::Usage, format!("--push: {name} is not in a registry")));
     }

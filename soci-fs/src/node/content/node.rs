@@ -39,7 +39,7 @@ impl NodeContent {
     /// The content of the containerd at `socket`, as a place for parts of indexes.
     #[must_use]
     pub fn source(socket: PathBuf) -> ImageSource {
-        ImageSource::Foreign(Arc::new(Self { socket, failed: Mutex::default() }))
+        ImageSource::foreign(Arc::new(Self { socket, failed: Mutex::default() }))
     }
 
     fn rests(&self) -> bool {

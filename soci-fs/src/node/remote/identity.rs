@@ -24,7 +24,7 @@ pub(super) fn origin_of(
     layer: &Descriptor,
     index_from: Option<&ImageSource>,
 ) -> SlotOrigin {
-    let index_from = index_from.map(ImageSource::place);
+    let index_from = index_from.map(|from| from.place());
     let headers = key.headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     SlotOrigin { image: key.to_string(), layer: layer.clone(), index: image.index(), index_from, headers }
 }

@@ -47,7 +47,7 @@ impl Registries {
         headers: &RequestHeaders,
     ) -> Result<ImageSource, RegistryError> {
         let repository = self.repository(registry, repository)?.with_headers(headers.clone());
-        Ok(ImageSource::Registry { repository, name: ManifestName::Digest(manifest) })
+        Ok(ImageSource::in_registry(&repository, ManifestName::Digest(manifest)))
     }
 
     /// Where else indexes of images in a repository may be.

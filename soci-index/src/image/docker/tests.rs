@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use super::*;
 use crate::image::archive::Archive;
-use crate::image::store::Store;
+use crate::image::store::Store as _;
 
 #[derive(Clone)]
 enum Put {
@@ -72,9 +72,8 @@ fn layers_are_described_by_their_bytes() {
     let layers = r#"["a/layer.tar","b/layer.tar","./c/layer.tar","d.tar","a/../a/layer.tar"]"#;
     let manifest = format!(r#"[{{"Config":"c.json","RepoTags":["app:1","other/app:2"],"Layers":{layers}}}]"#);
     let file = usual(&manifest);
-    let archive = Archive::open_saved(file.path(), None).unwrap();
-    assert!(archive.has_made_manifest());
-    let store = Store::Archive(archive);
+    let store = Archive::open_saved(file.path(), None).unwrap();
+    assert!(store.has_made_manifest());
     let entries = store.entries().unwrap();
     let names: Vec<&str> =
         entries.iter().map(|entry| entry.annotations[annotation::CONTAINERD_NAME].as_str()).collect();
@@ -89,7 +88,7 @@ fn layers_are_described_by_their_bytes() {
         assert_eq!(store.blob_bytes(layer, 1000).unwrap().unwrap(), content);
     }
     // The same archive gives the same manifest.
-    let again = Store::Archive(Archive::open_saved(file.path(), Some("2")).unwrap());
+    let again = Archive::open_saved(file.path(), Some("2")).unwrap();
     assert_eq!(again.entries().unwrap()[0].digest, entries[0].digest);
 }
 
@@ -143,9 +142,8 @@ fn a_layout_counts_only_if_it_agrees() {
     ];
     for (number, (layers, is_used)) in cases.into_iter().enumerate() {
         let (file, digest) = with_layout(layers);
-        let archive = Archive::open_saved(file.path(), None).unwrap();
-        assert_eq!(archive.has_made_manifest(), !is_used, "case {number}");
-        let store = Store::Archive(archive);
+        let store = Archive::open_saved(file.path(), None).unwrap();
+        assert_eq!(store.has_made_manifest(), !is_used, "case {number}");
         let entry = &store.entries().unwrap()[0];
         assert_eq!(
             (entry.digest == digest, entry.annotations[annotation::CONTAINERD_NAME].as_str()),
@@ -168,7 +166,7 @@ fn a_layout_alone_is_read() {
     ]);
     let archive = Archive::open_saved(file.path(), None).unwrap();
     assert!(!archive.has_made_manifest());
-    assert_eq!(Store::Archive(archive).entries().unwrap(), []);
+    assert_eq!(archive.entries().unwrap(), []);
 }
 
 /// Keys of manifest.json as Jib has written them, and names as skopeo takes them.
@@ -179,7 +177,7 @@ fn keys_and_names() {
         {"CONFIG":"c.json","RepoTags":["team/db:latest"],"Layers":["d.tar"]},{"Config":"c.json","Layers":[]}]"#,
     );
     let layers = |tag| {
-        let store = Store::Archive(Archive::open_saved(file.path(), Some(tag)).unwrap());
+        let store = Archive::open_saved(file.path(), Some(tag)).unwrap();
         let raw = store.manifest(&store.entries().unwrap()[0]).unwrap().unwrap();
         serde_json::from_slice::<crate::format::model::ImageManifest>(&raw.bytes).unwrap().layers
     };

@@ -6,60 +6,77 @@
 use std::io;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, TryFutureExt as _};
 use parking_lot::Mutex;
 
 use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::format::manifest::SociIndex;
 use crate::format::model::{Descriptor, ImageIndex, ImageManifest};
-use crate::image::foreign::{ContentSink, Incoming, References};
-use crate::image::sink::SinkError;
+use crate::image::foreign::{ContentSink, ForeignError, Incoming, References};
+use crate::image::sink::{Sink, SinkError, Written};
 use crate::image::{ImageError, ImageSource};
+use crate::registry::Body;
 
-/// Puts a blob, unless it is there.
-pub(super) async fn add(
-    sink: &Arc<dyn ContentSink>,
-    digest: &Digest,
-    size: u64,
-    content: Incoming,
-) -> Result<(), SinkError> {
-    if !sink.keep(digest).await.map_err(ImageError::from)? {
-        sink.put(digest, size, content).await.map_err(ImageError::from)?;
+/// Another program's store, where an image is being written.
+#[derive(Debug)]
+pub(crate) struct ForeignSink(pub(crate) Arc<dyn ContentSink>);
+
+impl ForeignSink {
+    /// Puts a blob, unless it is there.
+    async fn add(&self, digest: &Digest, size: u64, content: Incoming) -> Result<(), ForeignError> {
+        if self.0.keep(digest).await? { Ok(()) } else { self.0.put(digest, size, content).await }
     }
-    Ok(())
-}
 
-/// Puts a blob that another place has. What breaks its reading is what is reported.
-pub(super) async fn copy(
-    sink: &Arc<dyn ContentSink>,
-    source: &ImageSource,
-    blob: &Descriptor,
-) -> Result<(), SinkError> {
-    let broken = Arc::new(Mutex::new(None));
-    let noted = Arc::clone(&broken);
-    let content = source.open_blob(blob).map(move |piece| {
-        piece.map_err(|error| {
-            let copy = io::Error::other(error.to_string());
-            *noted.lock() = Some(error);
-            copy
-        })
-    });
-    let added = add(sink, &blob.digest, blob.size, Box::pin(content)).await;
-    let broken = broken.lock().take();
-    broken.map_or(added, |error| Err(error.into()))
-}
-
-/// Records in the store what an existing document refers to. Of an index's manifests those that are there: an image
-/// that was pulled for one platform names the others all the same.
-pub(super) async fn link(sink: &Arc<dyn ContentSink>, digest: &Digest, document: &[u8]) -> Result<(), SinkError> {
-    let mut needs = References::new();
-    for (part, needed) in references(document) {
-        if !part.starts_with("m.") || sink.keep(&needed).await.map_err(ImageError::from)? {
-            needs.push((part, needed));
+    /// Records in the store what an existing document refers to. Of an index's manifests those that are there: an image
+    /// that was pulled for one platform names the others all the same.
+    async fn link(&self, digest: &Digest, document: &[u8]) -> Result<(), ForeignError> {
+        let mut needs = References::new();
+        for (part, needed) in references(document) {
+            if !part.starts_with("m.") || self.0.keep(&needed).await? {
+                needs.push((part, needed));
+            }
         }
+        self.0.link(digest, &needs).await
     }
-    Ok(sink.link(digest, &needs).await.map_err(ImageError::from)?)
+}
+
+impl Sink for ForeignSink {
+    fn put<'a>(&'a self, digest: &'a Digest, body: Body) -> Written<'a> {
+        self.add(digest, body.len(), body.pieces()).map_err(failed).boxed()
+    }
+
+    fn put_manifest<'a>(&'a self, _: &'a str, digest: &'a Digest, bytes: Bytes) -> Written<'a> {
+        async move {
+            self.put(digest, Body::Bytes(bytes.clone())).await?;
+            self.link(digest, &bytes).await.map_err(failed)
+        }
+        .boxed()
+    }
+
+    /// What breaks the reading is what is reported.
+    fn copy<'a>(&'a self, source: &'a ImageSource, blob: &'a Descriptor) -> Written<'a> {
+        async move {
+            let broken = Arc::new(Mutex::new(None));
+            let noted = Arc::clone(&broken);
+            let content = source.open_blob(blob).map(move |piece| {
+                piece.map_err(|error| {
+                    let copy = io::Error::other(error.to_string());
+                    *noted.lock() = Some(error);
+                    copy
+                })
+            });
+            let added = self.add(&blob.digest, blob.size, Box::pin(content)).await;
+            let broken = broken.lock().take();
+            broken.map_or(added.map_err(failed), |error| Err(error.into()))
+        }
+        .boxed()
+    }
+}
+
+fn failed(error: ForeignError) -> SinkError {
+    ImageError::from(error).into()
 }
 
 /// What a document refers to, by the names that containerd's clients use, and AWS's tool for zTOCs.

@@ -13,7 +13,7 @@ use crate::format::manifest::INDEX_V2;
 use crate::format::model::{Descriptor, ImageIndex, RawManifest};
 use crate::format::reference::ManifestName;
 use crate::publish::PublishError;
-use crate::publish::convert::target::Target;
+use crate::publish::convert::destination::Target;
 use crate::registry::{RegistryError, Repository};
 use crate::trust::fetch;
 
@@ -27,9 +27,9 @@ const PARALLEL: usize = 8;
 /// # Errors
 /// The same, if it will be replaced by another one for certain.
 pub(super) async fn find(target: &Target) -> Result<Option<PublishError>, PublishError> {
-    let Target::Registry { repository, tag } = target else { return Ok(None) };
+    let Some((repository, tag)) = target.tagged() else { return Ok(None) };
     // An unreadable image cannot be pulled anyway; if it matters, reading the source fails, too.
-    let Ok(Some(there)) = repository.manifest(&ManifestName::Tag(tag.clone())).await else { return Ok(None) };
+    let Ok(Some(there)) = repository.manifest(&ManifestName::Tag(tag.to_owned())).await else { return Ok(None) };
     let signatures = match signatures(repository, &there).await {
         Ok(signatures) if signatures.is_empty() => return Ok(None),
         Ok(signatures) => signatures,

@@ -57,7 +57,7 @@ impl Reuse {
     /// them has to be signed.
     pub(super) async fn allows(&self, origin: &ImageSource, signed: &[Digest]) -> bool {
         let Some(trust) = &self.signed_by else { return true };
-        let ImageSource::Registry { repository, .. } = origin else { return false };
+        let Some(repository) = origin.repository() else { return false };
         if trust.is_empty() {
             return false;
         }
