@@ -64,7 +64,8 @@ pub struct OpenOptions {
     pub observer: Observer,
     /// Layers below this many compressed bytes are streamed whole.
     pub layer_bytes_min: u64,
-    /// Whether layers that cannot be read lazily are fetched; else opening them fails.
+    /// Whether the layers of an image without an index are fetched; else opening them fails. Layers that the index of
+    /// an image leaves out are fetched in any case.
     pub whole_layers: bool,
     /// How readers wait and fetch.
     pub policy: Policy,
@@ -201,7 +202,12 @@ pub enum OpenError {
     NoPart { blob: Box<Digest>, tried: String },
     /// The layer cannot be read lazily, and nothing else was allowed.
     #[error("layer {layer} cannot be read lazily: {reason}")]
-    NotLazy { layer: Box<Digest>, reason: String },
+    NotLazy {
+        layer: Box<Digest>,
+        reason: String,
+        /// Whether the image's index says that it can be.
+        is_indexed: bool,
+    },
     /// The profile that was named cannot be obtained.
     #[error(transparent)]
     Profile(#[from] ProfilesError),

@@ -258,7 +258,8 @@ async fn the_state_file() {
     assert_eq!((file.permissions, file.kind), (0o400, NodeKind::Regular));
     assert!(!forest.is_constant(file.inode) && forest.is_constant(directory));
     assert_eq!(names(&forest, find(&forest, "9").unwrap(), 0), ["dir0"]);
-    assert_eq!(names(&forest, directory, 0), [""; 0]);
+    assert_eq!(names(&forest, directory, 0), [format!("{}.json", layer.digest())]);
+    assert_eq!(names(&forest, directory, 1), [""; 0]);
     assert!(matches!(forest.lookup(directory, b"other.json"), Err(FsError::NotFound)));
     for number in 0..10 {
         let inode = find(&forest, &format!("9/dir0/file{number}")).unwrap();

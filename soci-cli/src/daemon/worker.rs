@@ -141,10 +141,7 @@ impl WorkerContext {
             policy: Policy { asks_again: !registries::limits_retries(config), ..Policy::default() },
             index: None,
             any_subject: true,
-            modes: IndexModes {
-                referring: config.pull_modes.soci_v1.enable,
-                annotated: config.pull_modes.soci_v2.enable,
-            },
+            modes: config.pull_modes.indexes(),
             index_repositories: Vec::new(),
             index_store: Some(root.join("content")),
             content: config.content_store.source(),

@@ -13,6 +13,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use soci_index::format::digest::Digest;
 use soci_index::format::model::Descriptor;
 use soci_index::image::foreign::{ContentStore, ForeignError, Pieces};
+use soci_index::publish::local::containerd_place;
 
 use crate::node::grpc::containerd::{Containerd, ContainerdError};
 
@@ -63,6 +64,10 @@ impl ContainerdImage {
 impl ContentStore for ContainerdImage {
     fn name(&self) -> &str {
         &self.shown
+    }
+
+    fn place(&self) -> Option<String> {
+        Some(containerd_place(self.containerd.namespace()))
     }
 
     fn root(&self) -> Option<&Descriptor> {

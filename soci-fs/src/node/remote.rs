@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use soci_index::format::digest::Digest;
+use soci_index::format::manifest::INDEX_DIGEST;
 use soci_index::format::model::Descriptor;
 use soci_index::format::platform::PlatformSelection;
 use soci_index::image::ImageSource;
@@ -329,12 +330,18 @@ impl RemoteLayers {
     async fn look_up(&self, key: &ImageKey) -> Result<ImageOpener, RemoteError> {
         let source = self.0.registries.source(&key.registry, &key.repository, key.manifest, &key.headers)?;
         let listing = self.listing(&source, key);
+        let mut tried = None;
         let found = async {
             let image = source.resolve(&PlatformSelection::Host).await?.pop();
             let image = image.ok_or_else(|| RemoteError::NoImage { image: key.to_string() })?;
             let index_repositories = self.0.registries.index_repositories(&key.registry, &key.repository)?;
             let profile = if self.0.options.profiles.replay { Choice::Default } else { Choice::None };
             let open = self.0.options.open.clone();
+            let annotated = || image.manifest.annotations.get(INDEX_DIGEST)?.parse().ok();
+            if let Some(digest) = key.index.or_else(|| annotated().filter(|_| open.modes.annotated)) {
+                tried = Some(digest);
+                announce(&digest, key);
+            }
             let options = OpenOptions { index: key.index, index_repositories, listing, profile, ..open };
             let (store, runtime) = (Arc::clone(&self.0.store), self.0.runtime.clone());
             Ok(ImageOpener::new(source, image, store, options, runtime).await?)
@@ -344,11 +351,10 @@ impl RemoteLayers {
             Ok(found) => found,
             Err(_) => Err(RemoteError::Deadline { what: key.to_string(), limit }),
         };
-        let index = found.as_ref().ok().and_then(ImageOpener::index).map(|index| index.to_string());
-        match index {
-            Some(digest) => tracing::info!(digest, image = %key, "fetching SOCI artifacts using index descriptor"),
-            None if found.is_ok() => tracing::info!(image = %key, "no valid SOCI index found"),
-            None => {}
+        match found.as_ref().map(ImageOpener::index) {
+            Ok(Some(digest)) if tried != Some(digest) => announce(&digest, key),
+            Ok(None) => tracing::info!(image = %key, "no valid SOCI index found"),
+            Ok(Some(_)) | Err(_) => {}
         }
         found
     }
@@ -458,4 +464,9 @@ impl fmt::Debug for RemoteLayers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RemoteLayers").field("options", &self.0.options).finish_non_exhaustive()
     }
+}
+
+/// Logs which index is fetched for an image, in the words of AWS's daemon.
+fn announce(digest: &Digest, image: &ImageKey) {
+    tracing::info!(%digest, %image, "fetching SOCI artifacts using index descriptor");
 }

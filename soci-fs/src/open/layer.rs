@@ -95,10 +95,11 @@ impl ImageOpener {
             }
             Err(reason) => reason,
         };
-        if !self.options.whole_layers {
-            return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason });
+        let is_indexed = urls.is_none() && self.claim(layer, diff_id).table.is_some();
+        if !self.options.whole_layers && (self.found.is_none() || self.doubt.is_some()) {
+            return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason, is_indexed });
         }
-        if urls.is_none() && self.claim(layer, diff_id).table.is_some() {
+        if is_indexed {
             self.options.stages.fallbacks.fetch_add(1, Ordering::Relaxed);
         }
         let stored = self.stream(layer, diff_id, urls).await?;
@@ -126,6 +127,7 @@ impl ImageOpener {
         let full = |full: crate::layer::limits::Full| OpenError::NotLazy {
             layer: Box::new(layer.digest),
             reason: full.to_string(),
+            is_indexed: true,
         };
         crate::layer::limits::admit(&index).map_err(full)?;
         let claim = *store.claim();

@@ -31,6 +31,12 @@ pub trait ContentStore: Debug + Send + Sync {
     /// What messages call the image, with the store: `containerd:NAME`.
     fn name(&self) -> &str;
 
+    /// The store without the image, as the local index store calls it where it keeps the parts of an index; `None` if it
+    /// keeps none.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// What the name means: a manifest, or an index of several. `None` if it means nothing (yet).
     fn root(&self) -> Option<&Descriptor>;
 
@@ -149,6 +155,10 @@ pub(super) struct Foreign(pub(super) Arc<dyn ContentStore>);
 impl Place for Foreign {
     fn image(&self) -> String {
         self.0.name().to_owned()
+    }
+
+    fn keeps_indexes_as(&self) -> Option<String> {
+        self.0.place()
     }
 
     fn roots(&self) -> Answer<'_, Roots> {

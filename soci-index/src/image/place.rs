@@ -47,6 +47,11 @@ pub trait Place: Debug + Send + Sync {
         self.image()
     }
 
+    /// What the local index store calls the place where parts of an index are kept here; `None` if they never are.
+    fn keeps_indexes_as(&self) -> Option<String> {
+        None
+    }
+
     /// What the image's name means: one manifest or index, or in a layout the manifests of its platforms.
     fn roots(&self) -> Answer<'_, Roots>;
 

@@ -171,8 +171,10 @@ impl Existing {
     /// Images share layers, so the indexes of any will do that were made here or come from the image's own repository.
     async fn read(job: &Job<'_>, layout: &Layout, keep: &Keep) -> Result<Self, PublishError> {
         let mut existing = Self::default();
+        let beside = job.source.keeps_indexes_as();
         let origin_of = |entry: &Descriptor| match (keep, entry.annotations.get(KEPT_IN)) {
             (Keep::There { sink, place }, Some(there)) if there == place => ImageSource::foreign(sink.store()),
+            (Keep::Here, Some(there)) if beside.as_ref() == Some(there) => job.source.clone(),
             (Keep::Here | Keep::There { .. }, _) => ImageSource::of_layout(layout),
         };
         let entries = layout.entries()?;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use soci_fs::open::IndexModes;
 
 use crate::daemon::config::Size;
 
@@ -11,8 +12,8 @@ use crate::daemon::config::Size;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PullModes {
-    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer
-    /// store. Without this key, a file that has `pull_modes.soci_v1` or `pull_modes.soci_v2` means `true`, as for AWS's
+    /// Leave images that have no usable index to containerd, instead of fetching their layers in parallel into the layer
+    /// store. Layers that the index of an image leaves out are always fetched. Without this key, a file that has `pull_modes.soci_v1` or `pull_modes.soci_v2` means `true`, as for AWS's
     /// daemon, unless `parallel_pull_unpack` asks for layers to be fetched (`enable` or
     /// `experimental_parallel_pull_as_fallback`).
     pub leave_unindexed: bool,
@@ -39,6 +40,13 @@ impl PullModes {
         if !names("leave_unindexed") && (names("soci_v1") || names("soci_v2")) {
             self.leave_unindexed = !fetches;
         }
+    }
+
+    /// The kinds of indexes that are looked for.
+    #[must_use]
+    pub fn indexes(&self) -> IndexModes {
+        let is_lazy = !self.parallel_pull_unpack.enable;
+        IndexModes { referring: is_lazy && self.soci_v1.enable, annotated: is_lazy && self.soci_v2.enable }
     }
 }
 
@@ -74,8 +82,7 @@ impl Default for SociV2 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelPullUnpack {
-    /// With both versions of indexes disabled: fetch all layers whole into the layer store instead of leaving them to
-    /// containerd.
+    /// Fetch all layers whole into the layer store, whatever index an image has, unless a label names one.
     pub enable: bool,
     /// Downloads at the same time.
     pub max_concurrent_downloads: i64,

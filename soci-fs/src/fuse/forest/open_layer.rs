@@ -102,13 +102,23 @@ impl OpenLayer {
         self.shows_state && node == STATE_FILE_NODE
     }
 
+    /// The only file in the state directory, if `directory` is that.
+    pub(super) fn state_file(&self, directory: NodeNumber) -> Option<(String, NodeNumber)> {
+        let is_it = self.shows_state && directory == STATE_DIRECTORY_NODE;
+        is_it.then(|| (self.state_file_name(), STATE_FILE_NODE))
+    }
+
+    fn state_file_name(&self) -> String {
+        format!("{}.json", self.reader.digest())
+    }
+
     fn is_state(&self, node: NodeNumber) -> bool {
         self.shows_state && matches!(node, STATE_DIRECTORY_NODE | STATE_FILE_NODE)
     }
 
     pub(super) fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<NodeNumber, FsError> {
         if self.shows_state && directory.node == STATE_DIRECTORY_NODE {
-            let is_ours = name.strip_suffix(b".json") == Some(self.reader.digest().to_string().as_bytes());
+            let is_ours = name == self.state_file_name().as_bytes();
             return if is_ours { Ok(STATE_FILE_NODE) } else { Err(FsError::NotFound) };
         }
         if self.is_state(directory.node) || self.node(directory)?.kind() != NodeKind::Directory {
@@ -136,7 +146,7 @@ impl OpenLayer {
         Ok(attributes)
     }
 
-    /// Checks that `id` is a directory whose children may be listed; the state directory has none to show.
+    /// Checks that `id` is a directory whose children may be listed.
     pub(super) fn directory(&self, id: NodeId) -> Result<(), FsError> {
         if self.is_state(id.node) {
             return if id.node == STATE_DIRECTORY_NODE { Ok(()) } else { Err(FsError::NotDirectory) };

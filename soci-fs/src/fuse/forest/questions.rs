@@ -105,6 +105,13 @@ impl Forest {
         let place = self.place(directory)?;
         place.layer.directory(place.id)?;
         let generation = generation(&place.layer.reader().digest(), place.map.as_deref());
+        if let Some((name, node)) = place.layer.state_file(place.id.node) {
+            if from == 0 {
+                let attributes = place.attributes(node)?;
+                visit(DirectoryEntry { next: 1, name: name.as_bytes(), attributes, generation });
+            }
+            return Ok(());
+        }
         let skip = usize::try_from(from).unwrap_or(usize::MAX);
         for (position, child) in place.layer.tree().children(place.id.node, skip) {
             let attributes = place.attributes(child.node)?;

@@ -129,6 +129,12 @@ impl Containerd {
         })
     }
 
+    /// The namespace that calls are about.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.namespace.to_str().unwrap_or_default()
+    }
+
     /// The names of the snapshotters that containerd knows.
     ///
     /// # Errors

@@ -22,10 +22,13 @@ pub(super) enum Failed {
 }
 
 impl RemoteError {
-    /// What has failed, if something has: that an image has no index, or is to be left to containerd, is no failure.
+    /// What has failed, if something has: that an image has no index, that labels name none, or that it is to be left to
+    /// containerd, is no failure.
     pub(super) const fn failure(&self) -> Option<Failed> {
         match self {
-            Self::Off | Self::Open(OpenError::NotLazy { .. } | OpenError::NoSuchIndex { .. }) => None,
+            Self::Off
+            | Self::Label(_)
+            | Self::Open(OpenError::NotLazy { is_indexed: false, .. } | OpenError::NoSuchIndex { .. }) => None,
             Self::Open(OpenError::Unpack(_)) => Some(Failed::Whole),
             _ => Some(Failed::Lazy),
         }
