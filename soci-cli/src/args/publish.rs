@@ -112,7 +112,8 @@ pub enum Optimization {
 /// `soci create`
 #[derive(Debug, Args)]
 pub struct Create {
-    /// The image
+    /// The image: a plain name is that of an image in this machine's containerd if one was named (--address,
+    /// --namespace, --content-store) or has it, else in a registry; `docker://NAME` always is, `containerd:NAME` never
     pub image: String,
     /// With --all-platforms: index those that containerd has, where one was not pulled
     #[arg(long, requires = "all_platforms")]

@@ -1,7 +1,6 @@
 //! `soci convert`: make an image that carries its index within itself.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -27,9 +26,6 @@ use crate::commands::outcome::span_lines;
 use crate::commands::source;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
-
-/// How long containerd may take to say whether it has an image that was not named explicitly.
-const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 ///
@@ -85,23 +81,15 @@ pub fn run(arguments: &Convert, config: &Config, global: &Global) -> anyhow::Res
 fn as_meant(arguments: &Convert, destination: &str, global: &Global) -> Global {
     let Convert { source, standalone, span_index, replace_signed, access, .. } = arguments;
     let says_registry = *span_index || *replace_signed || access.user.is_some();
-    if *standalone || says_registry || global.names_containerd() || ![source, destination].into_iter().all(is_plain) {
+    if *standalone || says_registry || !source::is_plain(destination) {
         return global.clone();
     }
-    let found = block_on(CONTAINERD_PATIENCE, containerd::image(source, global)).is_ok();
-    if !found {
-        return global.clone();
-    }
+    let Some(here) = source::here(source, global) else { return global.clone() };
     tracing::info!(
         "{source} is in this machine's containerd, and {destination} goes there; registries are meant by \
          {REGISTRY_SCHEME}{source} {REGISTRY_SCHEME}{destination}"
     );
-    Global { namespace: Some(global.containerd_namespace().to_owned()), ..global.clone() }
-}
-
-/// Whether a name says neither that it is in a registry, nor that it is elsewhere.
-fn is_plain(name: &str) -> bool {
-    !name.starts_with(REGISTRY_SCHEME) && matches!(image::reference(name), Ok(Reference::Registry(_)))
+    here
 }
 
 /// Has the local index store list the new indexes, which are kept with the image.

@@ -1,7 +1,7 @@
 //! `soci create`: index an image into the local index store.
 
 use anyhow::Context;
-use soci_index::format::reference::Reference;
+use soci_index::format::reference::{REGISTRY_SCHEME, Reference};
 use soci_index::image::layout::Layout;
 use soci_index::publish::build::Format;
 use soci_index::publish::local::{self, Keep, StoreLabels};
@@ -21,8 +21,14 @@ use crate::report::output;
 /// # Errors
 /// When the image cannot be read or indexed, or the store not written.
 pub fn run(arguments: &Create, config: &Config, global: &Global) -> anyhow::Result<()> {
-    let reference = source::meant(image::reference(&arguments.image)?, global);
     let indexing = &arguments.indexing;
+    let here = source::here(&arguments.image, global).filter(|_| indexing.access.user.is_none());
+    if here.is_some() {
+        let name = &arguments.image;
+        tracing::info!("{name} is in this machine's containerd; one in a registry is meant by {REGISTRY_SCHEME}{name}");
+    }
+    let global = here.as_ref().unwrap_or(global);
+    let reference = source::meant(image::reference(&arguments.image)?, global);
     let options = image::client_options(&indexing.access)?;
     let selection = image::whole_selection(&indexing.platforms, arguments.skip_missing_platforms)?;
     let Build { options: building, force } = build(indexing, global)?;

@@ -3,12 +3,17 @@
 //! A plain name means a registry. For `create` and `convert`, which nerdctl calls, it means an image of containerd if
 //! one was named by a flag or by the environment, as it does for AWS's tool. `containerd:NAME` means that everywhere.
 
-use soci_index::format::reference::Reference;
+use std::time::Duration;
+
+use soci_index::format::reference::{REGISTRY_SCHEME, Reference};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::ClientOptions;
 
 use crate::args::Global;
-use crate::commands::containerd;
+use crate::commands::{containerd, image};
+
+/// How long containerd may take to say whether it has an image that was not named explicitly.
+const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a name means to the commands that AWS's tool has, too: a plain one means an image of containerd if one was
 /// named.
@@ -18,6 +23,21 @@ pub fn meant(reference: Reference, global: &Global) -> Reference {
         Reference::Registry(plain) if global.names_containerd() => Reference::Containerd { name: plain.to_string() },
         other => other,
     }
+}
+
+/// The options as if containerd had been named, where that of this machine has the image and nothing says that another
+/// place is meant.
+#[must_use]
+pub fn here(name: &str, global: &Global) -> Option<Global> {
+    let is_open = !global.names_containerd() && is_plain(name);
+    let is_here = is_open && image::block_on(CONTAINERD_PATIENCE, containerd::image(name, global)).is_ok();
+    is_here.then(|| Global { namespace: Some(global.containerd_namespace().to_owned()), ..global.clone() })
+}
+
+/// Whether a name says neither that it is in a registry, nor that it is elsewhere.
+#[must_use]
+pub fn is_plain(name: &str) -> bool {
+    !name.starts_with(REGISTRY_SCHEME) && matches!(image::reference(name), Ok(Reference::Registry(_)))
 }
 
 /// Opens the image that `reference` names.

@@ -24,7 +24,7 @@ use soci_fs::node::remote::slots::Slots;
 use soci_fs::node::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::node::snapshots::{SnapshotOptions, Snapshots};
 use soci_fs::node::supervisor::Inherited;
-use soci_fs::open::{IndexModes, OpenOptions};
+use soci_fs::open::OpenOptions;
 use soci_index::image::urls::UrlFetcher;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Handle;
