@@ -428,7 +428,8 @@ async fn indexes_by_digest_and_modes_that_are_off() {
     assert_eq!(registry.traffic().requests, before, "nothing is asked");
 }
 
-/// The index that a label names is of another image: it is used for the layers that both have, the others come whole.
+/// The index that a label names is of another image: it is used for the layers that both have, the others come whole, even
+/// where images without an index are left to containerd.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_of_another_image() {
     let [shared, own, others] = [1, 2, 3].map(|seed| text(seed, 300_000));
@@ -440,10 +441,15 @@ async fn an_index_of_another_image() {
     let index = published["images"][0]["index"]["digest"].as_str().unwrap().to_owned();
     let image = Image::gzip(vec![layer(&shared), layer(&own)]);
     let name = push(&registry, &image).await;
-    let root = tempfile::tempdir().unwrap();
-    let daemon =
-        Daemon::start_by(root.path(), ProfileOptions::default(), |open| OpenOptions { any_subject: true, ..open });
-    for (layer, content, is_lazy) in [(0, &shared, true), (1, &own, false)] {
+    for (whole_layers, (layer, content, is_lazy)) in
+        [true, false].into_iter().flat_map(|whole| [(0, &shared, true), (1, &own, false)].map(|layer| (whole, layer)))
+    {
+        let root = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start_by(root.path(), ProfileOptions::default(), |open| OpenOptions {
+            any_subject: true,
+            whole_layers,
+            ..open
+        });
         let mut labels = labels(&name, &image, layer);
         labels.insert(INDEX.to_owned(), index.clone());
         let slot = daemon.layers.provide(&labels).await.unwrap();

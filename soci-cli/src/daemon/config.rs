@@ -335,6 +335,24 @@ mod tests {
         assert!(!leaves(&parallel("experimental_parallel_pull_as_fallback")));
         assert!(!leaves(&format!("[pull_modes]\nleave_unindexed = false\n{v1}")));
         assert!(leaves("[pull_modes]\nleave_unindexed = true\n"));
+        // Its parallel pull comes before lazy reading, its fallback behind it.
+        let is_lazy = |text: &str| !parse(text).unwrap().config.pull_modes.indexes().is_off();
+        assert!(is_lazy("") && is_lazy(&parallel("experimental_parallel_pull_as_fallback")));
+        assert!(!is_lazy(&parallel("enable")));
+    }
+
+    #[test]
+    fn headers_of_clients_are_named_by_valid_names() {
+        let listed = |name: &str| parse(&format!("[resolver]\ncustom_headers = [{name:?}]\n"));
+        let loaded = listed("x-request-id").unwrap();
+        assert_eq!(
+            (loaded.config.resolver.custom_headers, loaded.without_effect),
+            (vec!["x-request-id".into()], vec![])
+        );
+        for name in ["", "x:y", "x\r\nInjected", "Authorization", "range"] {
+            let error = listed(name).unwrap_err().to_string();
+            assert!(error.contains("resolver.custom_headers"), "{error}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use soci_index::format::digest::Digest;
-use soci_index::registry::{ClientOptions, RegistryError};
+use soci_index::registry::{ClientOptions, RegistryError, RequestHeaders};
 
 use crate::wire::server::{BASIC, Recorded, Reply, Server, options, reply, with_password};
 
@@ -39,6 +39,19 @@ async fn the_target_is_kept_and_gets_no_credentials() {
     assert_eq!(registry.requests().len(), 2);
     assert_eq!(storage.lines(), ["GET /blob?signature=secret1"; 3]);
     assert_eq!(storage.requests()[2].header("range"), Some("bytes=2-11"));
+}
+
+#[tokio::test]
+async fn headers_of_a_client_are_for_the_registry() {
+    let storage = Server::start(part).await;
+    let registry = registry(&storage).await;
+    let headers = [("X-Request-Id".to_owned(), "7".to_owned())].into();
+    let repository = registry.repository_with(with_password()).with_headers(RequestHeaders::new(headers).unwrap());
+    assert_eq!(repository.blob(Digest::of(b""), 100).read_bytes(0..10).await.unwrap(), [7; 10][..]);
+    let asked: Vec<_> =
+        registry.requests().iter().map(|asked| asked.header("x-request-id").map(str::to_owned)).collect();
+    assert_eq!(asked, [Some("7".to_owned()), Some("7".to_owned())]);
+    assert_eq!(storage.requests()[0].header("x-request-id"), None);
 }
 
 #[tokio::test]

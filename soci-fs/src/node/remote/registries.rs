@@ -74,3 +74,20 @@ impl Registries {
         Ok(registry.repository(repository))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_sent_if_the_operator_lists_them() {
+        let registries = Registries::new(ClientOptions::default(), Vec::new(), vec!["X-Request-Id".to_owned()]);
+        let allowed = |asked: &[(&str, &str)]| {
+            let asked = asked.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            registries.allowed(&asked).iter().map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>()
+        };
+        assert_eq!(allowed(&[("x-request-id", "7"), ("x-other", "8")]), ["x-request-id: 7"]);
+        assert_eq!(allowed(&[("x-request-id", "7\r\nInjected: 8")]), [""; 0]);
+        assert_eq!(allowed(&[]), [""; 0]);
+    }
+}
