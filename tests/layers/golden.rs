@@ -256,7 +256,7 @@ async fn indexes_of_aws_are_proven() {
             let layer = Layer { tar, blob: blob.clone().into(), index: Arc::new(of_aws), claim };
             store.remove(&layer.indexed()).unwrap();
             let reader = layer.reader(&store, layer.memory(), Policy::default());
-            let verdict = match reader.complete().await {
+            let verdict = match reader.fetching().complete().await {
                 Ok(()) => prove(&reader, claim).await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };

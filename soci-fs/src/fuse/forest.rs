@@ -224,7 +224,7 @@ impl Forest {
     fn guard(&self, slot: u16, layer: &Arc<OpenLayer>) {
         let (mounted, maps, weak_layer) =
             (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(layer));
-        layer.reader().on_distrust(Arc::new(move || {
+        layer.reader().health().on_distrust(Arc::new(move || {
             let Some(layer) = weak_layer.upgrade() else { return };
             let maps = maps.lock().clone();
             for id_map in maps {

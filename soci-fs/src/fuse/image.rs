@@ -173,7 +173,7 @@ impl Image {
         for layer in &layers {
             // Names of one layer hide those of others, so all of the view is in doubt.
             let (view, mounted) = (Arc::clone(&view), Arc::clone(&mounted));
-            layer.on_distrust(Arc::new(move || mounted.forget(&view, NodeId::single)));
+            layer.health().on_distrust(Arc::new(move || mounted.forget(&view, NodeId::single)));
         }
         let mut image = Self { view, layers, has_xattrs: false, shows_status, mounted };
         image.has_xattrs = image
@@ -191,7 +191,7 @@ impl Image {
 
     /// That all layers are in service: a view of which one is wrong is wrong as a whole.
     fn in_service(&self) -> Result<(), FsError> {
-        self.layers.iter().try_for_each(|layer| Ok(layer.check_service()?))
+        self.layers.iter().try_for_each(|layer| Ok(layer.health().check_service()?))
     }
 
     /// The merged tree.

@@ -118,7 +118,7 @@ impl OpenLayer {
         if is_ours {
             return Ok(STATE_DIRECTORY_NODE);
         }
-        self.reader.check_service()?;
+        self.reader.health().check_service()?;
         let found = self.tree.lookup(directory.node, name);
         found.ok_or(FsError::NotFound)
     }
@@ -220,7 +220,7 @@ impl OpenLayer {
     /// there.
     fn shown(&self, id: NodeId) -> Result<&Node, FsError> {
         if id.node != NodeNumber::ROOT {
-            self.reader.check_service()?;
+            self.reader.health().check_service()?;
         }
         self.node(id)
     }
@@ -246,7 +246,7 @@ impl OpenLayer {
             0 => whole,
             all => u64::try_from(u128::from(whole) * u128::from(present) / u128::from(all)).unwrap_or(whole),
         };
-        let error = self.reader.last_error();
+        let error = self.reader.health().last_error();
         let state = StateFile {
             error: error.as_deref().map(|error| shortened(error, STATE_ERROR_BYTES)),
             digest: self.reader.digest().to_string(),
