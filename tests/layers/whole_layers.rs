@@ -9,6 +9,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use soci_fs::fuse::file_system::FileSystem as _;
 use soci_fs::fuse::image::Image;
 use soci_fs::layer::proof::{self, ProofError, Verdict};
 use soci_fs::layer::reader::{LayerReader, Policy};
