@@ -11,8 +11,9 @@
 //! An image is mounted by the library and served until it is unmounted. A forest is served on a device that the
 //! supervisor has opened, mounted and keeps; see `takeover`.
 //!
-//! [`image`] answers for one merged image, [`forest`] for all layers of a node at once, [`mount`] hands either to
-//! the kernel. The room uses `tree`, `layer` and `foresight`; `node` and `soci mount` use it.
+//! [`file_system`] says what is asked. [`image`] answers for one merged image, [`forest`] for all layers of a node at
+//! once, both by `stack`, which shows the files of layers and `status_file`; [`mount`] hands either to the kernel. The
+//! room uses `tree`, `layer` and `foresight`; `node` and `soci mount` use it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -32,11 +33,14 @@ mod adapter;
 pub mod counts;
 pub(crate) mod descriptor;
 pub mod errno;
+pub mod error;
+pub mod file_system;
 pub mod forest;
 pub mod image;
 pub mod mount;
 pub(crate) mod relay;
-mod served;
+mod stack;
+mod status_file;
 pub(crate) mod takeover;
 
 use adapter::Adapter;

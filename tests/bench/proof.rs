@@ -41,7 +41,7 @@ pub(crate) fn proof(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()
             let source = Arc::new(MemorySource::new(blob.clone()));
             let reader =
                 LayerReader::new(digest, Arc::clone(&index), kept, source, Policy::default(), runtime.handle());
-            runtime.block_on(reader.complete())?;
+            runtime.block_on(reader.fetching().complete())?;
             let start = Instant::now();
             ensure!(hash(&data)? == diff_id, "the store has other bytes");
             let hashed = start.elapsed().as_secs_f64();

@@ -136,7 +136,7 @@ async fn an_index_is_kept_and_suffices() {
         let layer = opener.image().manifest.layers[0].clone();
         let opened = opener.open_layer(&layer, Digest::of(&stage.image.tars[0])).await.unwrap();
         assert_eq!(opened.note.way, Way::Lazy);
-        opened.reader.complete().await.unwrap();
+        opened.reader.fetching().complete().await.unwrap();
         let (image, claim) = (stage.source().await, opened.claim);
         drop((opened, opener, stage.registry));
         let store = Arc::new(Store::open(root.path()).unwrap());

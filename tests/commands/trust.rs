@@ -240,7 +240,7 @@ async fn proven_layers_are_used_under_every_policy() {
         let stage = Stage::new(&ztoc()).await;
         let opened = stage.open("a", TrustPolicy::default()).await;
         let reader = &opened.readers[0];
-        reader.complete().await.unwrap();
+        reader.fetching().complete().await.unwrap();
         assert!(!reader.store().is_proven());
         let proof = if by_data {
             proof::by_data(reader, stage.claim().diff_id).await
@@ -280,7 +280,7 @@ async fn restarts_follow_the_policy() {
     let again = async |trust: TrustPolicy, store: &Arc<Store>| {
         reopen_layer(&kept, store, &stage.options("a", trust), &runtime).await.unwrap().is_some()
     };
-    reader.complete().await.unwrap();
+    reader.fetching().complete().await.unwrap();
     drop(reader);
     let store = Arc::new(Store::open(&stage.root.path().join("a")).unwrap());
     assert!(again(TrustPolicy::default(), &store).await);

@@ -267,7 +267,7 @@ fn a_condemned_layer_is_forgotten_by_the_kernel() {
     }
     let reader = bench.forest.reader(7).unwrap();
     let proof = bench.runtime.block_on(async {
-        reader.complete().await.unwrap();
+        reader.fetching().complete().await.unwrap();
         soci_fs::layer::proof::prove(&reader, layer.claim).await
     });
     assert!(matches!(proof, Err(soci_fs::layer::proof::ProofError::Table { .. })), "{proof:?}");

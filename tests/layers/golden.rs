@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use soci_fs::fuse::file_system::{DirectoryEntry, FileSystem as _};
+use soci_fs::fuse::image::Image;
 use soci_fs::layer::proof::{Verdict, prove};
 use soci_fs::layer::reader::Policy;
 use soci_fs::layer::store::Store;
@@ -256,7 +258,7 @@ async fn indexes_of_aws_are_proven() {
             let layer = Layer { tar, blob: blob.clone().into(), index: Arc::new(of_aws), claim };
             store.remove(&layer.indexed()).unwrap();
             let reader = layer.reader(&store, layer.memory(), Policy::default());
-            let verdict = match reader.complete().await {
+            let verdict = match reader.fetching().complete().await {
                 Ok(()) => prove(&reader, claim).await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
@@ -296,24 +298,29 @@ async fn files_are_those_that_tar_extracts() {
         compared += 1;
         store.remove(&layer.indexed()).unwrap();
         let reader = layer.reader(&store, layer.memory(), Policy::default());
-        let image = soci_fs::fuse::image::Image::new(vec![reader]).unwrap();
+        let image = Image::new(vec![reader]).unwrap();
         let mut found = BTreeMap::new();
         let mut directories = vec![(1, String::new())];
         while let Some((directory, path)) = directories.pop() {
-            for listed in image.list(directory, 0).unwrap() {
-                let path = format!("{path}/{}", escape(listed.name));
-                let inode = listed.attributes.inode;
-                let text = match listed.attributes.kind {
+            let mut listed = Vec::new();
+            let mut list = |entry: DirectoryEntry<'_>| {
+                listed.push((escape(entry.name), entry.attributes));
+                true
+            };
+            image.list(directory, 0, &mut list).unwrap();
+            for (name, Attributes { inode, kind, .. }) in listed {
+                let path = format!("{path}/{name}");
+                let text = match kind {
                     NodeKind::Directory => "directory".to_owned(),
                     NodeKind::Regular => {
                         soci_index::format::digest::Digest::of(&image.read(inode, 0, 64 << 20).await.unwrap())
                             .to_string()
                     }
-                    NodeKind::Symlink => escape(image.read_link(inode).unwrap()),
+                    NodeKind::Symlink => escape(&image.read_link(inode).unwrap()),
                     _ => "special".to_owned(),
                 };
                 found.insert(path.clone(), text);
-                if listed.attributes.kind == NodeKind::Directory {
+                if kind == NodeKind::Directory {
                     directories.push((inode, path));
                 }
             }

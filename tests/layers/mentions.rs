@@ -107,7 +107,7 @@ async fn what_is_named_is_fetched() {
         assert!(!is_here(below, "usr/lib/python3.11/unused.py"));
         assert!((0..4).all(|number| !is_here(below, &format!("srv/file{number}"))));
         assert!((4..8).all(|number| !is_here(above, &format!("srv/file{number}"))));
-        let counts = below.ahead_counts();
+        let counts = below.ahead().counts();
         assert_eq!(counts.foreseen > 0, follows, "{counts:?}");
         drop(follower);
     }
@@ -149,7 +149,7 @@ async fn what_may_be_wrong_is_bounded() {
     }
     let second = settled().await;
     assert!(second > first + (2 << 20) && second < CREDIT + (12 << 20), "{first} {second}");
-    let counts = reader.ahead_counts();
+    let counts = reader.ahead().counts();
     assert!(counts.foreseen_unread > 0 && counts.foreseen > counts.foreseen_unread, "{counts:?}");
 }
 

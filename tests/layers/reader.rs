@@ -186,7 +186,7 @@ async fn faults_that_stay_are_typed_errors_in_time() {
         assert!(text.contains(expected) && text.contains("span 2") && text.contains("200000"), "{fault:?}: {text}");
         assert!(text.contains(&bench.layer.digest().to_string()));
         assert_eq!(bench.reader.store().present_spans(), 0);
-        assert_eq!(bench.reader.last_error().as_deref(), Some(&*text));
+        assert_eq!(bench.reader.health().last_error().as_deref(), Some(&*text));
     }
 }
 
@@ -207,7 +207,7 @@ async fn what_is_present_needs_no_source() {
     {
         let store = Store::open(directory.path()).unwrap();
         let source = layer.memory();
-        layer.reader(&store, source, Policy::default()).complete().await.unwrap();
+        layer.reader(&store, source, Policy::default()).fetching().complete().await.unwrap();
     }
     // Another process, as after a kill: nothing was closed in order, and nothing needs to be.
     let store = Store::open(directory.path()).unwrap();
@@ -276,7 +276,7 @@ async fn a_forged_window_takes_the_layer_out_of_service() {
     let span = bench.layer.index.spans.spans()[2].uncompressed.clone();
     let error = bench.reader.read(span.start, 10).await.unwrap_err();
     assert!(matches!(error.cause, Cause::Window { span: 3 }), "{error}");
-    assert!(bench.reader.condemned().is_some());
+    assert!(bench.reader.health().condemned().is_some());
     assert!(bench.reader.read(0, 10).await.is_err());
 }
 
@@ -295,7 +295,7 @@ async fn walking_reads_ahead_and_jumping_does_not() {
     jump(&bench.reader).await;
     // How many neighbours a jump is worth depends on how soon this machine answers: none, if it is not busy. How many there
     // may be in all does not: a third of what was read, and the 384 KiB that are credit. Nothing else is fetched.
-    let (counts, requested) = (bench.reader.ahead_counts(), source.requested_bytes().div_ceil(SPAN));
+    let (counts, requested) = (bench.reader.ahead().counts(), source.requested_bytes().div_ceil(SPAN));
     assert_eq!(u64::from(counts.read), jumps);
     assert!(u64::from(counts.unread) <= jumps / 3 + (384 << 10) / SPAN, "{counts:?}");
     assert!((jumps..=jumps + u64::from(counts.unread)).contains(&requested), "{requested} {counts:?}");
@@ -366,7 +366,7 @@ async fn a_store_that_cannot_be_read_is_filled_again() {
     let layer = layer();
     let source = layer.memory();
     let bench = bench(layer, Arc::clone(&source) as _, plain_policy());
-    bench.reader.complete().await.unwrap();
+    bench.reader.fetching().complete().await.unwrap();
     let requests = source.requests();
     let data = bench.reader.store().directory().join("data");
     std::fs::File::options().write(true).open(data).unwrap().set_len(100_000).unwrap();

@@ -9,6 +9,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use soci_fs::fuse::file_system::FileSystem as _;
 use soci_fs::fuse::image::Image;
 use soci_fs::layer::proof::{self, ProofError, Verdict};
 use soci_fs::layer::reader::{LayerReader, Policy};
@@ -102,7 +103,7 @@ async fn good_layers_are_proven_both_ways() {
         reader.read(100_000, 10).await.unwrap();
         assert_eq!(proof::by_source(&reader, layer.claim).await.unwrap(), Verdict::Proven);
         assert!(reader.store().is_proven());
-        reader.complete().await.unwrap();
+        reader.fetching().complete().await.unwrap();
         assert_eq!(proof::by_data(&reader, layer.claim.diff_id).await.unwrap(), Verdict::Proven);
         assert_eq!(proof::by_data(&reader, Digest::of(b"other")).await.unwrap(), Verdict::Undecided);
     }
@@ -121,7 +122,7 @@ async fn a_layer_is_proven_as_it_comes() {
             let reader = reader.clone();
             async move { proof::by_data_as_it_comes(&reader, diff_id, so_far).await }
         });
-        reader.complete_telling(&landed).await.unwrap();
+        reader.fetching().complete_telling(&landed).await.unwrap();
         assert_eq!(*landed.borrow(), reader.store().size());
         assert_eq!(proving.await.unwrap().unwrap(), expected);
         assert_eq!(reader.store().is_proven(), expected == Verdict::Proven);
@@ -157,7 +158,7 @@ async fn a_forged_window_fails_the_proof() {
     assert!(read != layer.tar[usize::try_from(span.start).unwrap()..usize::try_from(span.end).unwrap()]);
     let failed = proof::by_source(&reader, layer.claim).await;
     assert!(matches!(failed, Err(ProofError::Content { offset, .. }) if span.contains(&offset)), "{failed:?}");
-    assert!(reader.read(0, 10).await.is_err() && reader.condemned().is_some());
+    assert!(reader.read(0, 10).await.is_err() && reader.health().condemned().is_some());
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ async fn spans_in_any_order_and_all_at_once() {
             let read = reader.read(place.start as u64, place.len()).await.unwrap();
             assert!(read == layer.tar[place], "span {number}");
         }
-        reader.complete().await.unwrap();
+        reader.fetching().complete().await.unwrap();
         let size = layer.index.uncompressed_size as usize;
         assert!(reader.read(0, size).await.unwrap() == layer.tar[..size]);
     }
@@ -101,7 +101,7 @@ async fn planned_windows_come_together() {
         let (_directory, store) = store();
         let source = Arc::new(MemorySource::new(Bytes::from(windows.clone())));
         let reader = reader(&layer, &store, Some(source));
-        plan.iter().for_each(|span| reader.plan(*span..*span + 1));
+        plan.iter().for_each(|span| reader.fetching().plan(*span..*span + 1));
         for number in [20, 22, 24] {
             let place = span(&layer, number);
             assert!(reader.read(place.start as u64, place.len()).await.unwrap() == layer.tar[place]);
@@ -139,7 +139,7 @@ async fn wrong_windows() {
         // And from there on only what lies between.
         assert!(reader.read(near.start as u64, near.len()).await.unwrap() == layer.tar[near.clone()]);
         assert_eq!(reader.counts().decoded_spans, 23);
-        assert!(reader.condemned().is_none() && reader.last_error().is_none());
+        assert!(reader.health().condemned().is_none() && reader.health().last_error().is_none());
     }
     let honest: Arc<dyn Source> = Arc::new(MemorySource::new(Bytes::from(windows.clone())));
     for fault in [Fault::Flip(10), Fault::Short(3)] {
@@ -180,5 +180,5 @@ async fn a_forged_index_is_found_out() {
     // The span before shows what the window should have been.
     let error = reader.read(span(&layer, 4).start as u64, 1).await.unwrap_err();
     assert!(error.to_string().contains("out of service"), "{error}");
-    assert!(reader.condemned().is_some());
+    assert!(reader.health().condemned().is_some());
 }

@@ -301,15 +301,15 @@ async fn full_disk_serves_reads() {
         read_all(&full, &content).await.unwrap();
     }
     assert!(!kept.is_complete() && kept.present_spans() > 0, "{} spans fit the disk", kept.present_spans());
-    assert!(full.condemned().is_none());
-    let incomplete = full.complete().await.unwrap_err();
+    assert!(full.health().condemned().is_none());
+    let incomplete = full.fetching().complete().await.unwrap_err();
     let Cause::Store(StoreError::Io { cause, .. }) = &incomplete.cause else { panic!("{incomplete}") };
     assert_eq!(cause.kind(), std::io::ErrorKind::StorageFull, "{incomplete}");
     // With room again, the next mount keeps everything.
     disk.resize("20m");
     let roomy = reader();
     read_all(&roomy, &content).await.unwrap();
-    roomy.complete().await.unwrap();
+    roomy.fetching().complete().await.unwrap();
     assert!(kept.is_complete());
 }
 

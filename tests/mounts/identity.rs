@@ -157,7 +157,7 @@ async fn an_attacker_reaches_only_the_attacker() {
             let working = tokio::spawn(daemon.background(None).run());
             let state = |slot| daemon.forest.reader(slot).unwrap();
             until("the lie is found out and the truth proven", || {
-                state(bad_slot).condemned().is_some() && state(slot).store().is_proven()
+                state(bad_slot).health().condemned().is_some() && state(slot).store().is_proven()
             })
             .await;
             assert_honest(&daemon, slot).await;
@@ -402,8 +402,8 @@ async fn a_forged_pack_reaches_only_its_own_image() {
     })
     .await;
     working.abort();
-    assert!(reader.condemned().is_none(), "the layer is right, the pack was not");
-    let said = reader.last_error().unwrap_or_default();
+    assert!(reader.health().condemned().is_none(), "the layer is right, the pack was not");
+    let said = reader.health().last_error().unwrap_or_default();
     assert!(said.contains("is condemned") && said.contains("pack"), "{said}");
     assert!(!has_pack(&daemon.read(bad_slot, "file").await));
     drop((reader, daemon));
@@ -465,14 +465,14 @@ async fn what_cannot_be_proven_is_suspended() {
     let _start = reader.read(0, 100).await.unwrap();
     front.set(Fault::Status(403, ""));
     let working = tokio::spawn(daemon.background(Some(Duration::from_secs(1))).run());
-    until("the claim is suspended", || reader.suspended().is_some()).await;
+    until("the claim is suspended", || reader.health().suspended().is_some()).await;
     let refused = reader.read(0, 100).await.unwrap_err();
     assert!(refused.to_string().contains("suspended"), "{refused}");
     assert!(daemon.link(slot, "link").await.is_err(), "names are claims, too");
     working.abort();
     front.set(Fault::None);
     let _working = tokio::spawn(daemon.background(Some(Duration::from_secs(1))).run());
-    until("it is proven and in service", || reader.suspended().is_none()).await;
+    until("it is proven and in service", || reader.health().suspended().is_none()).await;
     assert!(reader.store().is_proven());
     assert_honest(&daemon, slot).await;
 }

@@ -233,7 +233,10 @@ async fn a_full_disk_in_the_middle_of_a_pass() {
             }
             let store = daemon.forest.reader(slot).unwrap();
             let present = store.store().present_spans();
-            assert!(present > 0 && !store.store().is_complete() && store.condemned().is_none(), "{present} spans");
+            assert!(
+                present > 0 && !store.store().is_complete() && store.health().condemned().is_none(),
+                "{present} spans"
+            );
             disk.resize("40m");
             read(4).await;
             (slot, present)
@@ -243,8 +246,8 @@ async fn a_full_disk_in_the_middle_of_a_pass() {
             assert!(daemon.read(slot, name).await == content(number), "{manner:?} {name}");
         }
         let reader = daemon.forest.reader(slot).unwrap();
-        assert!(reader.store().present_spans() > present && reader.condemned().is_none(), "{manner:?}");
-        reader.complete().await.unwrap();
+        assert!(reader.store().present_spans() > present && reader.health().condemned().is_none(), "{manner:?}");
+        reader.fetching().complete().await.unwrap();
         assert!(reader.store().is_complete());
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use soci_cli::demo::registry::DemoRegistry;
 use soci_fs::foresight::profile::Memory;
+use soci_fs::fuse::file_system::FileSystem as _;
 use soci_fs::layer::stages::Stages;
 use soci_fs::node::metrics::Metrics;
 use soci_fs::node::remote::background::{Background, Pace};

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use soci_fs::fuse::error::FsError;
+use soci_fs::fuse::file_system::FileSystem as _;
 use soci_fs::fuse::forest::{Forest, ForestOptions};
-use soci_fs::fuse::image::FsError;
+
 use soci_fs::layer::reader::Policy;
 use soci_fs::layer::store::{Store, StoreError};
 use soci_fs::node::remote::background::{Background, Pace};

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use soci_fs::fuse::forest::{Forest, ForestOptions, OpenError, Opener};
+use soci_fs::fuse::error::OpenError;
+use soci_fs::fuse::forest::{Forest, ForestOptions, Opener};
 use soci_fs::fuse::mount::device::{self, DeviceOptions, ServeOptions};
 use soci_fs::layer::reader::{LayerReader, Policy};
 use soci_fs::layer::source::faulty::{Fault, FaultySource};

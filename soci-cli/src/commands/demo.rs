@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use soci_fs::fuse::file_system::FileSystem as _;
 use soci_fs::layer::store::Store;
 use soci_fs::open::OpenOptions;
 use soci_fs::tree::node_id::NodeId;

@@ -68,11 +68,11 @@ async fn complete(opened: &OpenedImage, image: &PlatformImage, progress: &Progre
     let layers = opened.readers.iter().zip(claims).map(Ok::<_, anyhow::Error>);
     let work = futures_util::stream::iter(layers).try_for_each_concurrent(None, |(reader, claim)| async move {
         if reader.store().is_proven() {
-            return Ok(reader.complete().await?);
+            return Ok(reader.fetching().complete().await?);
         }
         // Hashed as it comes: a pass of its own at the end would leave the line and the other cores idle.
         let (landed, so_far) = watch::channel(0);
-        let fetching = async move { anyhow::Ok(reader.complete_telling(&landed).await?) };
+        let fetching = async move { anyhow::Ok(reader.fetching().complete_telling(&landed).await?) };
         let proving = async { anyhow::Ok(proof::prove_as_it_comes(reader, claim, so_far).await?) };
         tokio::try_join!(fetching, proving)?;
         Ok(())

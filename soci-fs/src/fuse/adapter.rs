@@ -19,9 +19,8 @@ use tokio::runtime::Handle;
 
 use crate::fuse::counts::Operation;
 use crate::fuse::errno;
-use crate::fuse::forest::DirectoryEntry;
-use crate::fuse::image::FsError;
-use crate::fuse::served::{Served, Visit};
+use crate::fuse::error::FsError;
+use crate::fuse::file_system::{DirectoryEntry, FileSystem, Visit};
 use crate::fuse::{READ_BYTES_MAX, negotiate};
 use crate::tree::NodeKind;
 use crate::tree::attributes::Attributes;
@@ -53,7 +52,7 @@ const fn lasting(constant: bool) -> Duration {
     if constant { FOREVER } else { Duration::ZERO }
 }
 
-impl<S: Served> Adapter<S> {
+impl<S: FileSystem> Adapter<S> {
     pub(super) const fn new(
         served: Arc<S>,
         runtime: Handle,
@@ -89,7 +88,7 @@ impl<S: Served> Adapter<S> {
     }
 }
 
-impl<S: Served> Filesystem for Adapter<S> {
+impl<S: FileSystem> Filesystem for Adapter<S> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let granted = negotiate(config);
         self.no_open = granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT).into();
@@ -203,7 +202,7 @@ impl<S: Served> Filesystem for Adapter<S> {
         };
         let served = Arc::clone(&self.served);
         self.runtime.spawn(async move {
-            match Arc::clone(&served).read(inode.0, offset, length).await {
+            match served.read(inode.0, offset, length).await {
                 Ok(bytes) => {
                     reply.data(&bytes);
                     count_read(&*served, inode, bytes.len(), start);
@@ -277,9 +276,9 @@ impl<S: Served> Filesystem for Adapter<S> {
     /// is.
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         self.when_ready(Operation::Listxattr, inode, None, move |served| {
-            match served.and_then(|served| served.xattr_names(inode.0)) {
-                Ok(names) => {
-                    let joined: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+            match served.and_then(|served| served.xattrs(inode.0)) {
+                Ok(all) => {
+                    let joined: Vec<u8> = all.into_iter().flat_map(|xattr| xattr.name.into_iter().chain([0])).collect();
                     sized(&joined, size, reply);
                     Ok(())
                 }
@@ -331,7 +330,7 @@ fn refused(error: &FsError, reply: impl FnOnce(Errno)) -> Result<(), Errno> {
 }
 
 /// Counts an answer that is a failure of ours. That there is no such name, or attribute, is none.
-fn count_failure<S: Served>(served: &S, inode: INodeNo, operation: Operation, answered: Result<(), Errno>) {
+fn count_failure<S: FileSystem>(served: &S, inode: INodeNo, operation: Operation, answered: Result<(), Errno>) {
     if let (Err(number), Some((counters, slot))) = (answered, served.counters(inode.0))
         && number.code() == Errno::EIO.code()
     {
@@ -339,14 +338,14 @@ fn count_failure<S: Served>(served: &S, inode: INodeNo, operation: Operation, an
     }
 }
 
-fn count_read<S: Served>(served: &S, inode: INodeNo, bytes: usize, start: Instant) {
+fn count_read<S: FileSystem>(served: &S, inode: INodeNo, bytes: usize, start: Instant) {
     if let Some((counters, slot)) = served.counters(inode.0) {
         counters.read(slot, bytes, start.elapsed());
     }
 }
 
 /// Shows the names of a directory behind `offset`, dots first, until `visit` says that there is no more room.
-fn list(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
+fn list(served: &impl FileSystem, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
     let start = Instant::now();
     let listed = list_names(served, inode, offset, visit);
     if let Some((counters, slot)) = served.counters(inode) {
@@ -355,7 +354,7 @@ fn list(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -> Resu
     listed
 }
 
-fn list_names(served: &impl Served, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
+fn list_names(served: &impl FileSystem, inode: u64, offset: u64, visit: Visit<'_>) -> Result<(), FsError> {
     let dots = [(1, b".".as_slice(), Ok(inode)), (2, b"..", served.parent(inode))];
     for (next, name, found) in dots.into_iter().filter(|dot| dot.0 > offset) {
         let Ok(attributes) = found.and_then(|inode| served.attributes(inode)) else {

@@ -6,8 +6,7 @@
 
 use rustix::io::Errno;
 
-use crate::fuse::forest::OpenError;
-use crate::fuse::image::FsError;
+use crate::fuse::error::{FsError, OpenError};
 use crate::layer::reader::Cause;
 use crate::layer::source::SourceError;
 use crate::layer::store::StoreError;

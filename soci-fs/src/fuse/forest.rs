@@ -21,7 +21,6 @@
 //! remembered; every wait has an end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::error::Error;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -34,7 +33,8 @@ use soci_index::format::digest::Digest;
 use soci_index::format::entry::Timestamp;
 
 use crate::fuse::counts::Counters;
-use crate::fuse::image::FsError;
+use crate::fuse::error::{FsError, OpenError};
+use crate::fuse::status_file::now;
 use crate::layer::reader::LayerReader;
 use crate::layer::stages::Stages;
 use crate::tree::attributes::Attributes;
@@ -47,50 +47,13 @@ mod name;
 mod open_layer;
 mod questions;
 
-use open_layer::{OpenLayer, generation, now};
+use open_layer::{OpenLayer, generation};
 use parking_lot::{Mutex, RwLock};
-pub use questions::DirectoryEntry;
 
 /// Opens the layer of a slot that is known but not open.
 pub trait Opener: fmt::Debug + Send + Sync + 'static {
     /// A reader of the layer `digest` in `slot`.
     fn open(&self, slot: u16, digest: Digest) -> BoxFuture<'_, Result<LayerReader, OpenError>>;
-}
-
-/// Why the layer of a slot could not be opened.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum OpenError {
-    /// The opener does not know how to get at the layer.
-    #[error("nothing is known of layer {digest}")]
-    Unknown { digest: Digest },
-    /// The opener failed.
-    #[error("layer {digest}: {cause}")]
-    Failed { digest: Digest, cause: Arc<dyn Error + Send + Sync> },
-    /// The opener gave another layer.
-    #[error("layer {expected} was wanted and {found} was opened")]
-    Mismatch {
-        /// The layer that the slot is for.
-        expected: Digest,
-        found: Digest,
-    },
-    /// The layer's files cannot be numbered.
-    #[error("layer {digest}: {cause}")]
-    Tree { digest: Digest, cause: TreeError },
-    /// It took too long.
-    #[error("layer {digest} was not open within {} s", limit.as_secs_f32())]
-    Deadline { digest: Digest, limit: Duration },
-    /// No opener is configured.
-    #[error("layer {digest} is not open, and there is no opener")]
-    NoOpener { digest: Digest },
-    /// The process is shutting down.
-    #[error("the opening of layer {digest} was abandoned")]
-    Abandoned { digest: Digest },
-}
-
-impl Classified for OpenError {
-    fn class(&self) -> Class {
-        Class::Other
-    }
 }
 
 /// Why a layer cannot be put into a forest.
@@ -224,11 +187,11 @@ impl Forest {
     fn guard(&self, slot: u16, layer: &Arc<OpenLayer>) {
         let (mounted, maps, weak_layer) =
             (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(layer));
-        layer.reader().on_distrust(Arc::new(move || {
+        layer.reader().health().on_distrust(Arc::new(move || {
             let Some(layer) = weak_layer.upgrade() else { return };
             let maps = maps.lock().clone();
             for id_map in maps {
-                mounted.forget(layer.tree(), |node| NodeId { id_map, slot, node });
+                mounted.forget(layer.files().tree(), |node| NodeId { id_map, slot, node });
             }
         }));
     }
@@ -302,7 +265,7 @@ impl Forest {
     /// The tree of the layer in a slot, if it is open.
     pub(crate) fn tree(&self, slot: u16) -> Option<Arc<Tree>> {
         match &self.slots.read().by_number.get(&slot)?.state {
-            SlotState::Open(layer) => Some(Arc::clone(layer.tree())),
+            SlotState::Open(layer) => Some(Arc::clone(layer.files().tree())),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }
@@ -318,7 +281,7 @@ impl Forest {
     #[must_use]
     pub fn hidden_links(&self, slot: u16) -> Option<usize> {
         match &self.slots.read().by_number.get(&slot)?.state {
-            SlotState::Open(layer) => Some(layer.tree().foreign_links().len()),
+            SlotState::Open(layer) => Some(layer.files().tree().foreign_links().len()),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }
@@ -338,7 +301,7 @@ impl Forest {
     ///
     /// # Errors
     /// [`FsError::Open`], [`FsError::NoSlot`].
-    pub async fn open(self: &Arc<Self>, slot: u16) -> Result<(), FsError> {
+    pub async fn open(&self, slot: u16) -> Result<(), FsError> {
         let opening = {
             let mut slots = self.slots.write();
             let Some(held) = slots.by_number.get_mut(&slot) else {

@@ -275,14 +275,14 @@ pub async fn prove_as_it_comes(
 /// condemned.
 pub async fn by_source(reader: &LayerReader, claim: LayerClaim) -> Result<Verdict, ProofError> {
     let layer = reader.digest();
-    let mut tries = reader.source().choices();
+    let mut tries = reader.fetching().source().choices();
     let result = loop {
         let (result, from) = compare(reader, claim).await;
         tries = tries.saturating_sub(1);
         match (&result, from) {
             // It says something of the origin and nothing of the layer.
             (Err(ProofError::WrongBlob { .. } | ProofError::Index { .. }), Some(from)) if tries > 0 => {
-                reader.source().blame(from);
+                reader.fetching().source().blame(from);
             }
             _ => break result,
         }
@@ -310,7 +310,7 @@ async fn condemn(reader: &LayerReader, error: &ProofError) {
     let reader = reader.clone();
     let noted = tokio::task::spawn_blocking(move || {
         let noted = if of_blob { reader.store().condemn_diff_id(&reason) } else { Ok(()) };
-        reader.condemn(reason);
+        reader.health().condemn(reason);
         noted
     });
     if let Ok(Err(error)) = noted.await {
@@ -321,7 +321,7 @@ async fn condemn(reader: &LayerReader, error: &ProofError) {
 /// What the whole blob says of the stored bytes and the table, and which origin it came from.
 async fn compare(reader: &LayerReader, claim: LayerClaim) -> (Result<Vec<Mark>, ProofError>, Option<OriginId>) {
     let cause = |cause| ProofError::Source { layer: reader.digest(), cause };
-    match reader.source().fetch(0..claim.size).await {
+    match reader.fetching().source().fetch(0..claim.size).await {
         Ok(Delivery { chunks, from, .. }) => (compare_with(reader, claim, chunks).await, from),
         Err(error) => (Err(cause(error)), None),
     }

@@ -87,7 +87,7 @@ impl LayerStatus {
     #[must_use]
     pub fn of(reader: &LayerReader) -> Self {
         let Counts { requests, fetched_bytes, failures, late_reads, waited, decoded_spans: _ } = reader.counts();
-        let (index, store, ahead) = (reader.index(), reader.store(), reader.ahead_counts());
+        let (index, store, ahead) = (reader.index(), reader.store(), reader.ahead().counts());
         Self {
             digest: reader.digest().to_string(),
             compressed_bytes: index.compressed_size,
@@ -103,10 +103,10 @@ impl LayerStatus {
             waited_seconds: waited.as_secs_f64(),
             failures,
             proven: store.is_proven(),
-            condemned: reader.condemned().map(ToString::to_string),
-            suspended: reader.suspended(),
-            origins: reader.source().names(),
-            last_error: reader.last_error(),
+            condemned: reader.health().condemned().map(ToString::to_string),
+            suspended: reader.health().suspended(),
+            origins: reader.fetching().source().names(),
+            last_error: reader.health().last_error(),
         }
     }
 }

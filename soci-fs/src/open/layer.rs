@@ -147,9 +147,9 @@ impl ImageOpener {
         };
         let policy = self.options.policy;
         let reader = LayerReader::with_windows(claim.layer, index, store, origins, kept_windows, policy, &self.runtime);
-        reader.note_times(&self.options.stages);
+        reader.fetching().note_times(&self.options.stages);
         if matches!(note.way, Way::Streamed(_)) {
-            reader.count_fetched(1, layer.size);
+            reader.fetching().count(1, layer.size);
         }
         Ok(OpenedLayer { reader, note, index_bytes, table: descriptor, claim, index_from })
     }

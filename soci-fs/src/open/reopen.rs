@@ -40,9 +40,9 @@ impl LayerOrigin {
     pub fn join(&self, reader: &LayerReader) {
         // Another blob with the same tar has no spans for this layer's table.
         if self.layer.digest == reader.digest() {
-            reader.source().add(self.name(), self.blob());
+            reader.fetching().source().add(self.name(), self.blob());
         }
-        let Some(windows) = reader.windows() else { return };
+        let Some(windows) = reader.fetching().windows() else { return };
         let record = reader.store().record();
         let places = self.index_from.iter().chain([&self.image]);
         let Some(blob) = record.and_then(|record| crate::open::find::windows_blob(record.table_kept.as_ref()?)) else {
@@ -97,7 +97,7 @@ pub async fn reopen_layer(
     let places = kept.origins.iter().flat_map(|origin| origin.index_from.iter().chain([&origin.image]));
     let windows = windows_of(&record, local.iter().chain(places));
     let reader = LayerReader::with_windows(claim.layer, index, store, source, windows, options.policy, runtime);
-    reader.note_times(&options.stages);
+    reader.fetching().note_times(&options.stages);
     Ok(Some(reader))
 }
 

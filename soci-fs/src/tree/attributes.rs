@@ -76,6 +76,12 @@ impl Attributes {
         }
     }
 
+    /// The attributes of a file or directory of our own, which root owns.
+    #[must_use]
+    pub const fn plain(inode: u64, kind: NodeKind, permissions: u16, modified: Timestamp, links: u32) -> Self {
+        Self { inode, kind, permissions, uid: 0, gid: 0, size: 0, blocks: 0, modified, links, device: 0 }
+    }
+
     /// The same with the mode, owner and time of another entry: a hard link to the file that was extracted after it.
     #[must_use]
     pub fn with_header(self, header: Option<&Entry>) -> Self {

@@ -186,7 +186,7 @@ impl Following {
         loop {
             while let Some(batch) = self.next_batch(jobs.len()) {
                 let (reader, names) = (self.readers[batch.layer].clone(), Arc::clone(&self.names));
-                let bytes = reader.foresee(batch.spans.clone(), Foresight::Files);
+                let bytes = reader.ahead().foresee(batch.spans.clone(), Foresight::Files);
                 self.in_flight += bytes;
                 jobs.push(async move { Landed { bytes, files: work(&reader, &names, batch).await } });
             }
@@ -289,8 +289,8 @@ impl Following {
 
     /// What to fetch next, if there is room for it.
     fn next_batch(&mut self, jobs: usize) -> Option<Batch> {
-        let is_waited_for = self.readers.iter().any(LayerReader::is_waited_for);
-        let line = self.readers.iter().map(|reader| reader.line().bytes_per_round_trip()).max().unwrap_or(0);
+        let is_waited_for = self.readers.iter().any(|reader| reader.waits().any_unforeseen());
+        let line = self.readers.iter().map(|reader| reader.fetching().line().bytes_per_round_trip()).max().unwrap_or(0);
         let limit = if is_waited_for {
             line.clamp(FLIGHT_BYTES_BESIDE_READS, FLIGHT_BYTES_MAX)
         } else {
@@ -315,12 +315,12 @@ impl Following {
     /// Whether a program has read something new or waited for something just now.
     fn is_going_on(&self) -> bool {
         let has_read = self.last_read.is_some_and(|last_read| last_read.elapsed() < self.reach.quiet);
-        has_read || self.readers.iter().any(|reader| reader.waited_within(self.reach.quiet))
+        has_read || self.readers.iter().any(|reader| reader.waits().any_within(self.reach.quiet))
     }
 
     /// Whether what was fetched here and is not read yet leaves room for more.
     fn has_credit(&self) -> bool {
-        let foreseen = self.readers.iter().map(LayerReader::foreseen_bytes);
+        let foreseen = self.readers.iter().map(|reader| reader.ahead().foreseen_bytes());
         let (read, unread) = foreseen.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         unread <= self.reach.credit_bytes + read
     }
@@ -411,7 +411,7 @@ fn kind(entry: &Entry) -> Option<Kind> {
 
 /// Fetches a batch and looks through its files.
 async fn work(reader: &LayerReader, names: &Arc<Mutex<Names>>, batch: Batch) -> Vec<(FileAt, Looked)> {
-    if let Err(error) = reader.fetch_spans(batch.spans).await {
+    if let Err(error) = reader.fetching().fetch_spans(batch.spans).await {
         tracing::debug!(%error, "a file that another one names is not fetched ahead");
         return Vec::new();
     }

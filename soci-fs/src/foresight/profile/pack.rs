@@ -120,7 +120,7 @@ impl Unpacking {
     pub(super) fn new(profile: Arc<Profile>, pack: Digest, readers: &[LayerReader]) -> Option<Self> {
         let (progress, watching) = watch::channel(Progress::new());
         let places = profile.places(&readers.iter().map(LayerReader::digest).collect::<Vec<_>>());
-        let taking: Vec<bool> = readers.iter().map(|reader| reader.takes_pack(pack)).collect();
+        let taking: Vec<bool> = readers.iter().map(|reader| reader.health().takes_pack(pack)).collect();
         let takes = |place: &&usize| taking.get(**place).is_some_and(|takes| *takes);
         let of_layer = |number: u32| places.get(&number).filter(takes).and_then(|place| readers.get(*place)).cloned();
         let by_layer: Vec<Option<LayerReader>> = (0_u32..).map(of_layer).take(profile.layers().len()).collect();
@@ -133,7 +133,7 @@ impl Unpacking {
         for (reader, ranges) in by_layer.iter().zip(promised) {
             if let Some(reader) = reader {
                 reader.store().expect_parts();
-                reader.expect(Arc::new(Incoming::new(ranges, watching.clone())));
+                reader.ahead().expect(Arc::new(Incoming::new(ranges, watching.clone())));
             }
         }
         by_layer.iter().any(Option::is_some).then_some(Self { profile, readers: by_layer, progress })
@@ -159,7 +159,7 @@ impl Unpacking {
     /// Counts what is of no single layer, with the first one that the image has.
     fn count(&self, requests: u64, bytes: u64) {
         if let Some(reader) = self.readers.iter().flatten().next() {
-            reader.count_fetched(requests, bytes);
+            reader.fetching().count(requests, bytes);
         }
     }
 
@@ -189,12 +189,14 @@ impl Unpacking {
                 return Err(PackError::Range { number, of, layer: layer(), offset });
             }
             // One that was condemned meanwhile brings no more.
-            if let Some(reader) = self.readers[range.layer as usize].as_ref().filter(|reader| reader.pack().is_some()) {
+            if let Some(reader) =
+                self.readers[range.layer as usize].as_ref().filter(|reader| reader.health().pack().is_some())
+            {
                 reader.store().write_part(offset, &buffer)?;
             }
             if let Some(reader) = &self.readers[range.layer as usize] {
                 let packed = self.progress.borrow().packed;
-                reader.count_fetched(0, packed - *counted);
+                reader.fetching().count(0, packed - *counted);
                 *counted = packed;
             }
             self.progress.send_modify(|progress| progress.unpacked += range.length());

@@ -202,9 +202,9 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
     let (mut fetching, mut in_flight) = (FuturesUnordered::new(), 0);
     let mut budget = Budget::new(budget_bytes, Instant::now());
     loop {
-        let is_waited_for = readers.iter().any(LayerReader::is_waited_for);
+        let is_waited_for = readers.iter().any(|reader| reader.waits().any_unforeseen());
         let limit = if is_waited_for { FLIGHT_BYTES_BESIDE_READS } else { FLIGHT_BYTES };
-        let read = readers.iter().map(|reader| reader.foreseen_bytes().0).sum();
+        let read = readers.iter().map(|reader| reader.ahead().foreseen_bytes().0).sum();
         budget.record_read(read, Instant::now());
         // What the budget will never reach is not prepared for.
         while let Some((place, spans)) = plan.next_if(|(place, spans)| {
@@ -212,7 +212,7 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
             budget.reaches(planned_bytes + bytes)
         }) {
             planned_bytes += bytes_of(readers, *place, spans);
-            readers[*place].plan(spans.clone());
+            readers[*place].fetching().plan(spans.clone());
         }
         let next = requests.peek().map(|(place, spans)| bytes_of(readers, *place, spans));
         let is_spent = next.is_some_and(|bytes| !budget.has(bytes));
@@ -225,10 +225,10 @@ async fn by_spans(wanted: &Wanted, readers: &[LayerReader], budget_bytes: u64) {
             let fits = in_flight == 0 || in_flight + bytes <= limit && fetching.len() < REQUESTS_MAX;
             fits && budget.has(bytes)
         }) {
-            let bytes = readers[place].foresee(spans.clone(), Foresight::Bytes);
+            let bytes = readers[place].ahead().foresee(spans.clone(), Foresight::Bytes);
             budget.spend(bytes);
             in_flight += bytes;
-            fetching.push(async move { (bytes, readers[place].fetch_spans(spans).await) });
+            fetching.push(async move { (bytes, readers[place].fetching().fetch_spans(spans).await) });
         }
         let fetched = tokio::select! {
             Some(fetched) = fetching.next() => fetched,

@@ -28,7 +28,7 @@ pub(super) fn show(name: RootName) -> String {
     if id_map == 0 { slot.to_string() } else { format!("{slot}-{id_map}") }
 }
 
-/// Slot 0 is the root's own, and the last one belongs to the status file of [`crate::fuse::image`].
+/// Slot 0 is the root's own, and the last one is kept free.
 pub(super) const fn is_slot(slot: u16) -> bool {
     slot != 0 && slot != SLOTS
 }

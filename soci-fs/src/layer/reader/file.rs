@@ -1,12 +1,33 @@
 //! Files of a layer: their bytes are a range of the layer, or several for a sparse file, behind a header to be checked.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use soci_index::format::entry::{Entry, Piece};
 use soci_index::format::tar::check_header;
 
 use crate::layer::reader::{Cause, LayerReader, ReadError};
+
+/// One bit per entry: its header in the layer was compared with the index.
+#[derive(Debug)]
+pub(super) struct Headers(Box<[AtomicU64]>);
+
+impl Headers {
+    pub(super) fn new(entries: usize) -> Self {
+        Self((0..entries.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn is_checked(&self, number: u32) -> bool {
+        let word = self.0.get(number as usize / 64);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (number % 64)) != 0)
+    }
+
+    fn note_checked(&self, number: u32) {
+        if let Some(word) = self.0.get(number as usize / 64) {
+            word.fetch_or(1 << (number % 64), Ordering::Relaxed);
+        }
+    }
+}
 
 impl LayerReader {
     /// Reads at most `length` bytes of the file that entry `number` describes, from `offset` on, if no network is
@@ -23,7 +44,7 @@ impl LayerReader {
     ) -> Result<bool, ReadError> {
         let entry = self.entry(number)?;
         let file = extent(entry);
-        if !self.is_checked(number) {
+        if !self.parts.headers.is_checked(number) {
             // Headers are small, and when the file is present its header mostly is too.
             let mut header = vec![0; header_length(entry)];
             if !self.try_read_into(entry.header_offset, &mut header, &file)? {
@@ -55,7 +76,7 @@ impl LayerReader {
         let entry = self.entry(number)?;
         let file = extent(entry);
         let mut buffer = vec![0; readable(entry, offset, length)];
-        if !self.is_checked(number) {
+        if !self.parts.headers.is_checked(number) {
             let mut header = vec![0; header_length(entry)];
             let read = self.read_into(entry.header_offset, &mut header, &file, deadline).await;
             read.map_err(|error| named(error, entry))?;
@@ -69,19 +90,12 @@ impl LayerReader {
         Ok(buffer)
     }
 
-    fn is_checked(&self, number: u32) -> bool {
-        let word = self.shared.checked.get(number as usize / 64);
-        word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (number % 64)) != 0)
-    }
-
     fn check(&self, number: u32, entry: &Entry, header: &[u8]) -> Result<(), ReadError> {
         if let Err(mismatch) = check_header(entry, header) {
-            let error = self.failed(None, entry.header_offset, Cause::Header(mismatch));
+            let error = self.health().failed(None, entry.header_offset, Cause::Header(mismatch));
             return Err(named(error, entry));
         }
-        if let Some(word) = self.shared.checked.get(number as usize / 64) {
-            word.fetch_or(1 << (number % 64), Ordering::Relaxed);
-        }
+        self.parts.headers.note_checked(number);
         Ok(())
     }
 }

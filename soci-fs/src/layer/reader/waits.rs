@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// The reads of one layer.
 #[derive(Debug)]
-pub(super) struct Waits {
+pub(crate) struct Waits {
     since: Instant,
     all: AtomicUsize,
     /// Those for which a flight was started.
@@ -61,12 +61,12 @@ impl Waits {
     }
 
     /// Whether a read waits for bytes that were not in flight before.
-    pub(super) fn any_unforeseen(&self) -> bool {
+    pub(crate) fn any_unforeseen(&self) -> bool {
         self.new.load(Ordering::Acquire) > 0
     }
 
     /// Whether a read waits now, or did within the last `time`.
-    pub(super) fn any_within(&self, time: Duration) -> bool {
+    pub(crate) fn any_within(&self, time: Duration) -> bool {
         if self.all.load(Ordering::Acquire) > 0 {
             return true;
         }

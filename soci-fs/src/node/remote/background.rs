@@ -74,8 +74,8 @@ impl Background {
 
     fn suspend(&self, slot: u16) {
         if let Some(reader) = self.layers.0.forest.reader(slot) {
-            let cause = reader.last_error().unwrap_or_else(|| "its source does not deliver".to_owned());
-            reader.suspend(format!(
+            let cause = reader.health().last_error().unwrap_or_else(|| "its source does not deliver".to_owned());
+            reader.health().suspend(format!(
                 "it could not be proven for {} s: {cause}",
                 self.pace.withheld.unwrap_or_default().as_secs()
             ));
@@ -90,11 +90,11 @@ impl Background {
             slot,
             is_complete: reader.store().is_complete(),
             is_proven: reader.store().is_proven(),
-            is_condemned: reader.condemned().is_some(),
-            is_suspended: reader.suspended().is_some(),
+            is_condemned: reader.health().condemned().is_some(),
+            is_suspended: reader.health().suspended().is_some(),
             is_used: reader.is_used(),
             is_busy: reader.is_busy(),
-            is_awaited: reader.waited_within(self.pace.quiet),
+            is_awaited: reader.waits().any_within(self.pace.quiet),
         })
         .collect()
     }
@@ -109,7 +109,7 @@ impl Background {
     async fn fetch(&self, slot: u16) -> bool {
         let Some(reader) = self.layers.0.forest.reader(slot) else { return true };
         let (before, start) = (reader.store().present_spans(), std::time::Instant::now());
-        let fetched = reader.fetch_some(FETCH_BYTES).await;
+        let fetched = reader.fetching().fetch_some(FETCH_BYTES).await;
         self.metrics.background.record(start.elapsed());
         match fetched {
             Ok(spans) => {
@@ -146,13 +146,13 @@ impl Background {
         match verdict {
             Ok(Verdict::Proven) => {
                 tracing::info!(slot, %layer, is_whole, "a layer is proven");
-                reader.resume();
+                reader.health().resume();
                 true
             }
             // Both say so about a layer that cannot be judged; asking again soon would not help.
             Ok(Verdict::Undecided) => false,
-            // The log has it: see `LayerReader::condemn`.
-            Err(_) if reader.condemned().is_some() => {
+            // The log has it: see `Health::condemn`.
+            Err(_) if reader.health().condemned().is_some() => {
                 self.metrics.condemned.fetch_add(1, Ordering::Relaxed);
                 true
             }

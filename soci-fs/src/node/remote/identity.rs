@@ -59,7 +59,7 @@ impl RemoteLayers {
     pub(super) fn is_believed(&self, slot: u16) -> bool {
         let Some(SlotRecord { claim, .. }) = self.0.slots.get(slot) else { return false };
         let is_condemned = || self.0.store.condemned(Condemned::Claim(claim.id())).is_some();
-        self.0.forest.reader(slot).map_or_else(|| !is_condemned(), |reader| reader.condemned().is_none())
+        self.0.forest.reader(slot).map_or_else(|| !is_condemned(), |reader| reader.health().condemned().is_none())
     }
 
     /// The slot that an image may share for one of its layers, if there is one.

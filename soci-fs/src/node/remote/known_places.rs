@@ -48,8 +48,8 @@ impl KnownPlaces {
     /// Has them searched when no origin of a slot's layer delivers, nor any of its windows.
     pub(super) fn attach(&self, slot: u16, reader: &LayerReader) {
         let search = |blob: Option<Descriptor>| Arc::new(Search { places: self.clone(), slot, blob });
-        reader.source().search_by(search(None));
-        if let Some(windows) = reader.windows() {
+        reader.fetching().source().search_by(search(None));
+        if let Some(windows) = reader.fetching().windows() {
             let blob = reader
                 .store()
                 .record()

@@ -12,7 +12,8 @@ use soci_index::format::digest::Digest;
 use soci_index::format::platform::PlatformSelection;
 use tokio::runtime::Handle;
 
-use crate::fuse::forest::{OpenError as ForestError, Opener};
+use crate::fuse::error::OpenError as ForestError;
+use crate::fuse::forest::Opener;
 use crate::layer::reader::LayerReader;
 use crate::layer::store::{Claim, Store};
 use crate::node::remote::identity::place_of;

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -18,8 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::layer::budget;
-use crate::layer::reader::history::Windows;
-use crate::layer::reader::{Cause, FlightOutcome, Shared as Layer};
+use crate::layer::reader::fetching::history::Windows;
+use crate::layer::reader::fetching::{Fetching, FlightOutcome};
+use crate::layer::reader::{Cause, within};
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{Parts, StoreError};
 
@@ -41,10 +41,10 @@ pub(super) struct PendingSpan {
 /// A span that could not be fetched, and why.
 type FailedSpan = (PendingSpan, Cause);
 
-impl Layer {
+impl Fetching {
     /// Starts flights for those of `spans` that are neither present nor in progress. Gives the flight of the first one
     /// if it is new or in progress.
-    pub(super) fn start_flights(
+    pub(in crate::layer::reader) fn start_flights(
         self: &Arc<Self>,
         spans: impl Iterator<Item = SpanId>,
     ) -> Option<watch::Receiver<FlightOutcome>> {
@@ -99,7 +99,7 @@ impl Layer {
     pub(super) async fn run_flight(self: Arc<Self>, run: Vec<PendingSpan>) {
         let run = self.join_pass(run);
         let lost = self.histories.are_lost();
-        let needs_lost = |pending: &PendingSpan| lost && self.histories.lacks(&self.index, &self.store, pending.span);
+        let needs_lost = |pending: &PendingSpan| lost && self.histories.lacks(pending.span);
         let (mut alone, mut waiting): (Vec<_>, Vec<_>) = run.into_iter().partition(needs_lost);
         let mut attempts = 0;
         while !waiting.is_empty() {
@@ -112,13 +112,13 @@ impl Layer {
                     continue;
                 }
                 let pause = self.pause_before_next(&cause, attempts);
-                match pause.filter(|_| self.out_of_service().is_none()) {
+                match pause.filter(|_| self.health.out_of_service().is_none()) {
                     Some(pause) => {
                         tracing::warn!(layer = %self.digest, span = pending.span, %cause, "fetching a span failed; retrying");
                         longest = longest.max(pause);
                         waiting.push(pending);
                     }
-                    None => self.complete(&pending, Err(cause)),
+                    None => self.finish(&pending, Err(cause)),
                 }
             }
             waiting.sort_by_key(|pending| pending.span);
@@ -128,7 +128,7 @@ impl Layer {
         alone.sort_by_key(|pending| pending.span);
         for pending in alone {
             let outcome = self.chain(pending.span).await;
-            self.complete(&pending, outcome);
+            self.finish(&pending, outcome);
         }
     }
 
@@ -142,7 +142,7 @@ impl Layer {
             Cause::Store(StoreError::Unproven { .. }) | Cause::Decode(DecodeError::Gzip { .. }) => true,
             _ => false,
         };
-        is_gzip && is_of_history && self.out_of_service().is_none()
+        is_gzip && is_of_history && self.health.out_of_service().is_none()
     }
 
     /// How long to wait before a span that did not come is asked for again, after so many attempts before this one; `None`
@@ -210,23 +210,21 @@ impl Layer {
         *run = self.join_pass(std::mem::take(run).into()).into();
         if turn.is_some() {
             // A pass may have brought them, and ended, while this waited for its turn.
-            run.retain(|pending| !self.complete_if_stored(pending));
+            run.retain(|pending| !self.finish_if_stored(pending));
         }
         let (Some(first), Some(last)) = (run.front(), run.back()) else {
             return Ok(());
         };
         let range = first.place.compressed.start..last.place.compressed.end;
         let expected = range.end - range.start;
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.traffic.count(1, 0);
         let stall = self.policy.stall_limit;
         let stalled = |_| Cause::Deadline { limit: stall };
-        let windows = self.windows(first.span..last.span + 1);
+        let windows = self.windows_of(first.span..last.span + 1);
         let asked = Instant::now();
         let mut first_bytes: Option<(Instant, u64)> = None;
         let delivery = tokio::time::timeout(stall, self.source.fetch(range.clone())).await.map_err(stalled)??;
-        if let Some(stages) = self.stages.get() {
-            stages.requests.record(asked.elapsed());
-        }
+        self.traffic.record_answer(asked.elapsed());
         if delivery.is_whole {
             self.hand_to_pass(delivery, run.drain(..).collect());
             return Ok(());
@@ -244,7 +242,7 @@ impl Layer {
                 let chunk = chunk.ok_or(Cause::Short { expected, found })??;
                 found += chunk.len() as u64;
                 first_bytes.get_or_insert_with(|| (Instant::now(), found));
-                self.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                self.traffic.count(0, chunk.len() as u64);
                 held.extend_from_slice(&chunk);
                 continue;
             }
@@ -253,15 +251,15 @@ impl Layer {
             };
             let start = pending.place.compressed.start;
             let room = budget::in_flight(span_bytes(&pending.place)).await;
-            let span = Bytes::copy_from_slice(&held[crate::layer::reader::within(&(start..end), held_from)]);
+            let span = Bytes::copy_from_slice(&held[within(&(start..end), held_from)]);
             // The next span may begin in the last byte of this one.
             let keep_from = run.front().map_or(end, |next| next.place.compressed.start);
-            let _ = held.split_to(crate::layer::reader::within(&(held_from..keep_from), held_from).end);
+            let _ = held.split_to(within(&(held_from..keep_from), held_from).end);
             held_from = keep_from;
             decoding.spawn(Arc::clone(self).decode(pending, span, windows.clone(), from, room));
         }
         if let Some((came, bytes)) = first_bytes {
-            self.meter.lock().record(came - asked, found - bytes, came.elapsed());
+            self.traffic.record_line(came - asked, found - bytes, came.elapsed());
             let (first_ms, whole_ms) = ((came - asked).as_millis(), asked.elapsed().as_millis());
             tracing::debug!(layer = %self.digest, range = ?range, first_ms, whole_ms, "spans came");
         }
@@ -269,13 +267,13 @@ impl Layer {
     }
 
     /// The windows of `spans`, as far as they come from a blob of their own.
-    fn windows(self: &Arc<Self>, spans: Range<SpanId>) -> Windows {
-        self.histories.for_flight(&self.index, &self.store, spans, |spans| {
+    fn windows_of(self: &Arc<Self>, spans: Range<SpanId>) -> Windows {
+        self.histories.for_flight(spans, |spans| {
             let shared = Arc::clone(self);
             let fetching = self.runtime.spawn(async move {
-                shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-                let bytes = shared.histories.fetch(&shared.index, spans, &shared.policy).await?;
-                shared.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                shared.traffic.count(1, 0);
+                let bytes = shared.histories.fetch(spans, shared.policy.stall_limit).await?;
+                shared.traffic.count(0, bytes);
                 Ok(())
             });
             fetching.map(|fetched| fetched.unwrap_or(Err(Cause::Abandoned))).boxed().shared()
@@ -303,7 +301,7 @@ impl Layer {
         });
         match decoded.await {
             Ok(Ok(bytes)) => {
-                self.complete(&pending, Ok(bytes));
+                self.finish(&pending, Ok(bytes));
                 None
             }
             Ok(Err(cause)) => {
@@ -315,7 +313,7 @@ impl Layer {
     }
 
     fn decode_now(self: &Arc<Self>, span: SpanId, compressed: &[u8]) -> Result<Bytes, Cause> {
-        let history = self.histories.window(&self.index, &self.store, span)?;
+        let history = self.histories.window(span)?;
         self.decode_with(span, &history, compressed)
     }
 
@@ -327,18 +325,18 @@ impl Layer {
         compressed: &[u8],
     ) -> Result<Bytes, Cause> {
         let bytes = Bytes::from(decode_span(&self.index, span, history, compressed)?);
-        self.counters.decoded_spans.fetch_add(1, Ordering::Relaxed);
-        self.histories.done(&self.store, span);
-        let next = self.index.spans.span(span + 1).and_then(|_| self.histories.known(&self.index, span + 1));
+        self.traffic.count_span();
+        self.histories.done(span);
+        let next = self.index.spans.span(span + 1).and_then(|_| self.histories.known(span + 1));
         let is_gzip = self.index.compression == Compression::Gzip;
         if is_gzip && next.is_some_and(|window| !follows(&window, &bytes)) && !self.store.is_proven() {
             let cause = Cause::Window { span: span + 1 };
-            self.condemn(cause.clone());
+            self.health.condemn_for(cause.clone());
             return Err(cause);
         }
         match self.store.write(span, &bytes) {
             Ok(Parts::Agree) => {}
-            Ok(Parts::Differ { offset }) => self.condemn_pack(offset),
+            Ok(Parts::Differ { offset }) => self.health.condemn_pack(offset),
             // Not what was proven: nothing of it may be shown.
             Err(error @ StoreError::Unproven { .. }) => return Err(error.into()),
             Err(error) => {
@@ -354,11 +352,11 @@ impl Layer {
     }
 
     /// Completes the flight of a span that is in the store; `false` if it is not.
-    pub(super) fn complete_if_stored(&self, pending: &PendingSpan) -> bool {
-        self.stored(pending.span).map(|bytes| self.complete(pending, Ok(bytes))).is_some()
+    pub(super) fn finish_if_stored(&self, pending: &PendingSpan) -> bool {
+        self.stored(pending.span).map(|bytes| self.finish(pending, Ok(bytes))).is_some()
     }
 
-    pub(super) fn complete(&self, pending: &PendingSpan, outcome: Result<Bytes, Cause>) {
+    pub(super) fn finish(&self, pending: &PendingSpan, outcome: Result<Bytes, Cause>) {
         self.flights.lock().remove(&pending.span);
         // A lack of waiters is no failure.
         let _ = pending.outcome.send(Some(outcome));

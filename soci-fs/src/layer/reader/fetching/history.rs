@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -27,7 +28,7 @@ use soci_index::format::span::SpanId;
 use tokio::time::{Instant, timeout};
 
 use crate::layer::budget::{Share, WINDOWS};
-use crate::layer::reader::{Cause, Policy};
+use crate::layer::reader::{Cause, within};
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{LayerStore, Reading};
@@ -57,6 +58,8 @@ pub(super) type Windows = Shared<BoxFuture<'static, Result<(), Cause>>>;
 /// Windows of one layer on their way to where they are used.
 #[derive(Debug)]
 pub(super) struct Histories {
+    index: Arc<LayerIndex>,
+    store: Arc<LayerStore>,
     /// Has the windows blob; none when the index holds its windows.
     source: Option<Origins>,
     held: Mutex<Held>,
@@ -153,8 +156,8 @@ impl Default for Held {
 }
 
 impl Histories {
-    pub(super) fn new(source: Option<Origins>) -> Self {
-        Self { source, held: Mutex::default(), lost_until: Mutex::default() }
+    pub(super) fn new(index: Arc<LayerIndex>, store: Arc<LayerStore>, source: Option<Origins>) -> Self {
+        Self { index, store, source, held: Mutex::default(), lost_until: Mutex::default() }
     }
 
     pub(super) const fn source(&self) -> Option<&Origins> {
@@ -176,9 +179,9 @@ impl Histories {
     }
 
     /// Whether the span needs a window from elsewhere that is not held.
-    pub(super) fn lacks(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> bool {
-        let follows_present = span.checked_sub(1).is_some_and(|before| store.is_present(before));
-        index.window_place(span).is_some() && !follows_present && !self.held.lock().frames.contains_key(&span)
+    pub(super) fn lacks(&self, span: SpanId) -> bool {
+        let follows_present = span.checked_sub(1).is_some_and(|before| self.store.is_present(before));
+        self.index.window_place(span).is_some() && !follows_present && !self.held.lock().frames.contains_key(&span)
     }
 
     /// Plans these spans as well.
@@ -192,19 +195,13 @@ impl Histories {
 
     /// The windows that the flight of `spans`, which are adjacent, needs from the blob. `fetch` starts to fetch those
     /// of the spans that it is given, immediately and whether or not a caller waits.
-    pub(super) fn for_flight(
-        &self,
-        index: &LayerIndex,
-        store: &LayerStore,
-        spans: Range<SpanId>,
-        fetch: impl FnOnce(Range<SpanId>) -> Windows,
-    ) -> Windows {
+    pub(super) fn for_flight(&self, spans: Range<SpanId>, fetch: impl FnOnce(Range<SpanId>) -> Windows) -> Windows {
         let mut held = self.held.lock();
         held.coming.retain(|(_, windows)| windows.peek().is_none());
         let (mut awaited, mut lacking): (Vec<Windows>, Vec<SpanId>) = (Vec::new(), Vec::new());
         for span in spans {
-            let Some(place) = index.window_place(span) else { continue };
-            let follows_present = span.checked_sub(1).is_some_and(|before| store.is_present(before));
+            let Some(place) = self.index.window_place(span) else { continue };
+            let follows_present = span.checked_sub(1).is_some_and(|before| self.store.is_present(before));
             if follows_present {
                 continue;
             }
@@ -222,8 +219,8 @@ impl Histories {
             let is_lacking = |span: SpanId| {
                 !held.frames.contains_key(&span) && !held.coming.iter().any(|(coming, _)| coming.contains(&span))
             };
-            let place = |span: SpanId| index.window_place(span).map(|place| place.offset..end_of(place));
-            let blob = Blob { count: store.spans(), place: &place };
+            let place = |span: SpanId| self.index.window_place(span).map(|place| place.offset..end_of(place));
+            let blob = Blob { count: self.store.spans(), place: &place };
             let range = if held.planned.is_empty() {
                 blob.with_near(*first..*last + 1, held.along_bytes(), &is_lacking)
             } else {
@@ -242,20 +239,20 @@ impl Histories {
     }
 
     /// Fetches the windows of `spans`; says how many bytes came.
-    pub(super) async fn fetch(&self, index: &LayerIndex, spans: Range<SpanId>, policy: &Policy) -> Result<u64, Cause> {
-        let places = |spans: Range<SpanId>| spans.filter_map(|span| Some((span, *index.window_place(span)?)));
+    pub(super) async fn fetch(&self, spans: Range<SpanId>, stall_limit: Duration) -> Result<u64, Cause> {
+        let places = |spans: Range<SpanId>| spans.filter_map(|span| Some((span, *self.index.window_place(span)?)));
         let last = places(spans.clone()).next_back();
         let (Some(first), Some(end)) = (places(spans.clone()).next(), last.map(|(_, place)| end_of(&place))) else {
             return Ok(0);
         };
         let Some(source) = &self.source else { return Err(Cause::NoWindow { span: first.0 }) };
         let start = first.1.offset;
-        let read = read(source, start..end, policy).await;
+        let read = read(source, start..end, stall_limit).await;
         *self.lost_until.lock() = read.is_err().then(|| Instant::now() + LOST_FOR);
         let (bytes, from) = read?;
         let mut held = self.held.lock();
         for (span, place) in places(spans) {
-            let at = crate::layer::reader::within(&(place.offset..place.offset + u64::from(place.length)), start);
+            let at = within(&(place.offset..place.offset + u64::from(place.length)), start);
             // A copy: a slice would keep all of the answer in memory for one window.
             held.put(span, Bytes::copy_from_slice(bytes.get(at).unwrap_or_default()), from);
         }
@@ -263,26 +260,26 @@ impl Histories {
     }
 
     /// The history of a span.
-    pub(super) fn window(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> Result<Window, Cause> {
-        if let Some(window) = index.window(span) {
+    pub(super) fn window(&self, span: SpanId) -> Result<Window, Cause> {
+        if let Some(window) = self.index.window(span) {
             return Ok(window.clone());
         }
-        if let Some(window) = end_before(index, store, span) {
+        if let Some(window) = self.end_before(span) {
             return Ok(window);
         }
-        self.fetched(index, span)?.ok_or(Cause::NoWindow { span })
+        self.fetched(span)?.ok_or(Cause::NoWindow { span })
     }
 
     /// The history of a span whose predecessor is here, or whose window the index holds.
-    pub(super) fn of_neighbour(&self, index: &LayerIndex, store: &LayerStore, span: SpanId) -> Result<Window, Cause> {
-        let window = end_before(index, store, span).or_else(|| index.window(span).cloned());
+    pub(super) fn of_neighbour(&self, span: SpanId) -> Result<Window, Cause> {
+        let window = self.end_before(span).or_else(|| self.index.window(span).cloned());
         window.ok_or(Cause::NoWindow { span })
     }
 
     /// The window that was fetched for a span, if it was.
-    fn fetched(&self, index: &LayerIndex, span: SpanId) -> Result<Option<Window>, Cause> {
+    fn fetched(&self, span: SpanId) -> Result<Option<Window>, Cause> {
         let frame = self.held.lock().frames.get(&span).map(|frame| (frame.bytes.clone(), frame.from));
-        let (Some((frame, from)), Some(place)) = (frame, index.window_place(span)) else { return Ok(None) };
+        let (Some((frame, from)), Some(place)) = (frame, self.index.window_place(span)) else { return Ok(None) };
         let window = place.window(&frame);
         if window.is_err() {
             self.held.lock().remove(span);
@@ -294,15 +291,25 @@ impl Histories {
     }
 
     /// The window of a span as far as it is known without fetching it.
-    pub(super) fn known(&self, index: &LayerIndex, span: SpanId) -> Option<Window> {
-        index.window(span).cloned().or_else(|| self.fetched(index, span).ok().flatten())
+    pub(super) fn known(&self, span: SpanId) -> Option<Window> {
+        self.index.window(span).cloned().or_else(|| self.fetched(span).ok().flatten())
     }
 
     /// The span was decoded: its window is needed only as long as its digest is unknown.
-    pub(super) fn done(&self, store: &LayerStore, span: SpanId) {
-        let is_known = span.checked_sub(1).is_none_or(|before| store.is_present(before));
+    pub(super) fn done(&self, span: SpanId) {
+        let is_known = span.checked_sub(1).is_none_or(|before| self.store.is_present(before));
         let mut held = self.held.lock();
         if is_known { held.remove(span) } else { held.note_use(span) }
+    }
+
+    /// The end of what comes before a span, if that is in the store.
+    fn end_before(&self, span: SpanId) -> Option<Window> {
+        let start = self.index.spans.span(span)?.uncompressed.start;
+        let length = usize::try_from(start).unwrap_or(usize::MAX).min(WINDOW_BYTES);
+        let mut window = vec![0; WINDOW_BYTES];
+        let reading = self.store.read(start - length as u64, window.get_mut(WINDOW_BYTES - length..)?);
+        // What is not there, or cannot be read, is fetched.
+        matches!(reading, Ok(Reading::Done)).then(|| Window::from_bytes(window.into())).flatten()
     }
 }
 
@@ -310,18 +317,7 @@ fn end_of(place: &WindowPlace) -> u64 {
     place.offset + u64::from(place.length)
 }
 
-/// The end of what comes before a span, if that is in the store.
-fn end_before(index: &LayerIndex, store: &LayerStore, span: SpanId) -> Option<Window> {
-    let start = index.spans.span(span)?.uncompressed.start;
-    let length = usize::try_from(start).unwrap_or(usize::MAX).min(WINDOW_BYTES);
-    let mut window = vec![0; WINDOW_BYTES];
-    let reading = store.read(start - length as u64, window.get_mut(WINDOW_BYTES - length..)?);
-    // What is not there, or cannot be read, is fetched.
-    matches!(reading, Ok(Reading::Done)).then(|| Window::from_bytes(window.into())).flatten()
-}
-
-async fn read(source: &Origins, range: Range<u64>, policy: &Policy) -> Result<(Bytes, Option<OriginId>), Cause> {
-    let limit = policy.stall_limit;
+async fn read(source: &Origins, range: Range<u64>, limit: Duration) -> Result<(Bytes, Option<OriginId>), Cause> {
     let late = |_| Cause::Deadline { limit };
     let expected = range.end - range.start;
     let delivery = timeout(limit, source.fetch(range.clone())).await.map_err(late)??;

@@ -1,11 +1,16 @@
-//! How the line to a source is: running averages of what flights saw.
+//! What comes over the line to a source, and how the line is: running averages of what flights saw.
 //!
 //! A round trip is the time from a request to the first bytes of its answer, so it includes what the source takes to
 //! find them. The rate is measured within responses that are long enough. Both change what is read ahead, nothing else.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::layer::readahead::Line;
+use crate::layer::stages::Stages;
 
 /// Before anything was seen: a registry in the same region.
 const FIRST: Line = Line { round_trip: Duration::from_millis(2), bytes_per_second: 100_000_000 };
@@ -16,23 +21,68 @@ const OUTLIER: u32 = 4;
 /// Bytes after the first ones from which a rate is computed: fewer come out of buffers.
 const TELLING_BYTES: u64 = 64 << 10;
 
+/// What came of a layer.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    /// Spans that were decoded.
+    spans: AtomicU64,
+    meter: Mutex<Meter>,
+    /// Where times are noted.
+    stages: OnceLock<Arc<Stages>>,
+}
+
+impl Traffic {
+    pub(super) fn count(&self, requests: u64, bytes: u64) {
+        self.requests.fetch_add(requests, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_span(&self) {
+        self.spans.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests, bytes and decoded spans so far.
+    pub(super) fn so_far(&self) -> [u64; 3] {
+        [&self.requests, &self.bytes, &self.spans].map(|number| number.load(Ordering::Relaxed))
+    }
+
+    /// Has the times of requests for spans noted in `stages`, from now on. The first that was given stays.
+    pub(super) fn note_times(&self, stages: &Arc<Stages>) {
+        self.stages.get_or_init(|| Arc::clone(stages));
+    }
+
+    /// Notes how long a request for spans took to be answered.
+    pub(super) fn record_answer(&self, time: Duration) {
+        if let Some(stages) = self.stages.get() {
+            stages.requests.record(time);
+        }
+    }
+
+    /// As [`Meter::record`].
+    pub(super) fn record_line(&self, round_trip: Duration, bytes: u64, behind: Duration) {
+        self.meter.lock().record(round_trip, bytes, behind);
+    }
+
+    pub(super) fn line(&self) -> Line {
+        self.meter.lock().line()
+    }
+}
+
 /// The averages.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Meter {
+#[derive(Debug, Clone, Copy, Default)]
+struct Meter {
     line: Option<Line>,
 }
 
 impl Meter {
-    pub(super) const fn new() -> Self {
-        Self { line: None }
-    }
-
-    pub(super) fn line(&self) -> Line {
+    fn line(&self) -> Line {
         self.line.unwrap_or(FIRST)
     }
 
     /// Notes an answer whose first bytes came after `round_trip`, and `bytes` more in the time `behind` after them.
-    pub(super) fn record(&mut self, round_trip: Duration, bytes: u64, behind: Duration) {
+    fn record(&mut self, round_trip: Duration, bytes: u64, behind: Duration) {
         let Some(line) = &mut self.line else {
             self.line = Some(Line { round_trip, ..FIRST });
             return self.note_rate(bytes, behind);
@@ -58,7 +108,7 @@ mod tests {
 
     #[test]
     fn averages_follow_what_is_seen() {
-        let mut meter = Meter::new();
+        let mut meter = Meter::default();
         assert_eq!(meter.line(), FIRST);
         for _ in 0..30 {
             meter.record(Duration::from_millis(20), 125_000, Duration::from_millis(10));

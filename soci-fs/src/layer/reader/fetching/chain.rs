@@ -11,7 +11,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -21,11 +20,13 @@ use soci_index::format::span::SpanId;
 use tokio::time::timeout;
 
 use crate::layer::budget;
-use crate::layer::reader::{Cause, Shared};
+use crate::layer::reader::fetching::Fetching;
+use crate::layer::reader::fetching::flight::span_bytes;
+use crate::layer::reader::{Cause, within};
 use crate::layer::source::{Chunks, OriginId, Source as _};
 use crate::layer::store::Reading;
 
-impl Shared {
+impl Fetching {
     /// Brings a span by decoding everything from the nearest known history up to it.
     pub(super) async fn chain(self: &Arc<Self>, span: SpanId) -> Result<Bytes, Cause> {
         let _turn = self.chaining.lock().await;
@@ -38,7 +39,9 @@ impl Shared {
             match self.decode_run(first, span).await {
                 Ok(bytes) => return Ok(bytes),
                 // What was decoded until then is stored; the next origin goes on from there.
-                Err(cause) if tries == 1 || self.chain_start(span) == first && self.out_of_service().is_some() => {
+                Err(cause)
+                    if tries == 1 || self.chain_start(span) == first && self.health.out_of_service().is_some() =>
+                {
                     return Err(cause);
                 }
                 Err(cause) => {
@@ -79,7 +82,7 @@ impl Shared {
             let end = self.batch_end(next, self.policy.request_bytes_max).min(last + 1);
             let place = |span: SpanId| self.index.spans.span(span).map_or(0..0, |span| span.compressed.clone());
             let range = place(next).start..place(end - 1).end;
-            self.counters.requests.fetch_add(1, Ordering::Relaxed);
+            self.traffic.count(1, 0);
             let limit = self.policy.stall_limit;
             let late = |_| Cause::Deadline { limit };
             let delivery = timeout(limit, self.source.fetch(range.clone())).await.map_err(late)??;
@@ -89,7 +92,7 @@ impl Shared {
             let mut arriving = Arriving::new(self, delivery.chunks, range);
             while next < end {
                 let _room = match self.index.spans.span(next) {
-                    Some(place) => budget::in_flight(crate::layer::reader::flight::span_bytes(place)).await,
+                    Some(place) => budget::in_flight(span_bytes(place)).await,
                     None => None,
                 };
                 let compressed = arriving.take(place(next)).await?;
@@ -106,7 +109,7 @@ impl Shared {
     pub(super) fn known_history(&self, span: SpanId) -> Result<Window, Cause> {
         match span {
             0 => Ok(Window::EMPTY),
-            _ => self.histories.of_neighbour(&self.index, &self.store, span),
+            _ => self.histories.of_neighbour(span),
         }
     }
 
@@ -129,7 +132,7 @@ impl Shared {
 
 /// The compressed bytes of spans, one span after the other.
 pub(super) struct Arriving<'a> {
-    reader: &'a Shared,
+    fetching: &'a Fetching,
     chunks: Chunks,
     /// What comes.
     range: Range<u64>,
@@ -139,25 +142,25 @@ pub(super) struct Arriving<'a> {
 }
 
 impl<'a> Arriving<'a> {
-    pub(super) fn new(reader: &'a Shared, chunks: Chunks, range: Range<u64>) -> Self {
+    pub(super) fn new(fetching: &'a Fetching, chunks: Chunks, range: Range<u64>) -> Self {
         let held_from = range.start;
-        Self { reader, chunks, range, found: 0, held: BytesMut::new(), held_from }
+        Self { fetching, chunks, range, found: 0, held: BytesMut::new(), held_from }
     }
 
     /// The bytes of the next span, which may begin in the last byte of the one before.
     pub(super) async fn take(&mut self, wanted: Range<u64>) -> Result<Bytes, Cause> {
-        let limit = self.reader.policy.stall_limit;
+        let limit = self.fetching.policy.stall_limit;
         while self.held_from + (self.held.len() as u64) < wanted.end {
             let chunk = timeout(limit, self.chunks.next()).await.map_err(|_| Cause::Deadline { limit })?;
             let expected = self.range.end - self.range.start;
             let chunk = chunk.ok_or(Cause::Short { expected, found: self.found })??;
             self.found += chunk.len() as u64;
-            self.reader.counters.fetched_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.fetching.traffic.count(0, chunk.len() as u64);
             self.held.extend_from_slice(&chunk);
         }
-        let _ = self.held.split_to(crate::layer::reader::within(&(self.held_from..wanted.start), self.held_from).end);
+        let _ = self.held.split_to(within(&(self.held_from..wanted.start), self.held_from).end);
         self.held_from = wanted.start;
-        Ok(Bytes::copy_from_slice(&self.held[crate::layer::reader::within(&wanted, self.held_from)]))
+        Ok(Bytes::copy_from_slice(&self.held[within(&wanted, self.held_from)]))
     }
 }
 

@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -21,9 +20,10 @@ use tokio::sync::{MutexGuard, watch};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use crate::layer::budget;
-use crate::layer::reader::chain::{Arriving, after};
-use crate::layer::reader::flight::{PendingSpan, span_bytes};
-use crate::layer::reader::{Cause, FlightOutcome, Shared};
+use crate::layer::reader::Cause;
+use crate::layer::reader::fetching::chain::{Arriving, after};
+use crate::layer::reader::fetching::flight::{PendingSpan, span_bytes};
+use crate::layer::reader::fetching::{Fetching, FlightOutcome};
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{Delivery, Source as _};
 
@@ -117,7 +117,7 @@ impl Pass {
     }
 }
 
-impl Shared {
+impl Fetching {
     /// Makes a delivery of the whole blob the pass that brings these spans, unless one is in progress.
     pub(super) fn hand_to_pass(self: &Arc<Self>, delivery: Delivery, pending_spans: Vec<PendingSpan>) {
         let spans: Vec<SpanId> = pending_spans.iter().map(|pending| pending.span).collect();
@@ -145,7 +145,7 @@ impl Shared {
     fn serve_stored(self: &Arc<Self>, spans: &[SpanId]) {
         for span in spans.iter().filter(|span| self.store.is_present(**span)) {
             let Some(pending) = self.pass.withdraw(*span) else { continue };
-            if !self.complete_if_stored(&pending) {
+            if !self.finish_if_stored(&pending) {
                 // It was evicted at this moment, and the pass may have ended.
                 let rest = self.pass.join(vec![pending]);
                 if !rest.is_empty() {
@@ -161,13 +161,13 @@ impl Shared {
         let (outcome, receiver) = watch::channel(None);
         self.hand_to_pass(delivery, vec![PendingSpan { span, place, outcome }]);
         let limit = self.policy.flight_limit;
-        let outcome = self.outcome(receiver, Instant::now() + limit, limit).await?;
+        let outcome = self.flight_outcome(receiver, Instant::now() + limit, limit).await?;
         outcome.ok_or(Cause::Abandoned)
     }
 
     /// Waits for a flight to complete until `deadline`, and longer while a pass carries it that progresses within
     /// `limit`.
-    pub(super) async fn outcome(
+    pub(super) async fn flight_outcome(
         &self,
         mut flight: watch::Receiver<FlightOutcome>,
         mut deadline: Instant,
@@ -209,9 +209,9 @@ impl Shared {
                 Err(cause) => cause,
             };
             fruitless = if self.store.present_bytes() > before { 0 } else { fruitless + 1 };
-            if fruitless >= FRUITLESS_MAX || self.out_of_service().is_some() {
+            if fruitless >= FRUITLESS_MAX || self.health.out_of_service().is_some() {
                 for pending in self.pass.give_up() {
-                    self.complete(&pending, Err(cause.clone()));
+                    self.finish(&pending, Err(cause.clone()));
                 }
                 return;
             }
@@ -225,7 +225,7 @@ impl Shared {
         let absent = (0..self.store.spans()).find(|span| !self.store.is_present(*span)).unwrap_or(0);
         let range = self.index.spans.span(absent).map_or(0..0, |span| span.compressed.clone());
         let limit = self.policy.stall_limit;
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.traffic.count(1, 0);
         let fetching = timeout(limit, self.source.fetch(range)).await;
         let delivery = fetching.map_err(|_| Cause::Deadline { limit })??;
         if delivery.is_whole {
@@ -266,14 +266,14 @@ impl Shared {
     fn arrived_before(&self, span: SpanId) {
         let Some(pending) = self.pass.take_waiting(span) else { return };
         match self.stored(span) {
-            Some(bytes) => self.complete(&pending, Ok(bytes)),
+            Some(bytes) => self.finish(&pending, Ok(bytes)),
             None => drop(self.pass.join(vec![pending])),
         }
     }
 
     fn arrived(&self, span: SpanId, bytes: Bytes) {
         if let Some(pending) = self.pass.take_waiting(span) {
-            self.complete(&pending, Ok(bytes));
+            self.finish(&pending, Ok(bytes));
         }
     }
 }
@@ -281,7 +281,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use futures_util::future::BoxFuture;
     use futures_util::{FutureExt as _, StreamExt as _, stream};
@@ -347,32 +347,32 @@ mod tests {
         let origin: Arc<dyn Source> = Arc::clone(&source) as _;
         let reader =
             LayerReader::new(digest, index, kept, origin, Policy::default(), &tokio::runtime::Handle::current());
-        let shared = Arc::clone(&reader.shared);
+        let fetching = Arc::clone(reader.fetching());
 
         let last = tokio::spawn(async move { reader.read(5 * SPAN, 10).await });
         for _ in 0..1000 {
-            if shared.store.is_present(1) {
+            if fetching.store.is_present(1) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(shared.pass.passed(), Some(2), "it waits behind the second span");
+        assert_eq!(fetching.pass.passed(), Some(2), "it waits behind the second span");
 
         // The absence of the first span was noticed before the pass stored it.
         let (outcome, mut receiver) = watch::channel(None);
-        let place = shared.index.spans.span(0).cloned().unwrap();
-        assert!(shared.join_pass(vec![PendingSpan { span: 0, place, outcome }]).is_empty());
+        let place = fetching.index.spans.span(0).cloned().unwrap();
+        assert!(fetching.join_pass(vec![PendingSpan { span: 0, place, outcome }]).is_empty());
         let found = timeout(Duration::from_secs(5), receiver.wait_for(Option::is_some)).await;
         assert!(found.is_ok(), "the pass is not waited for");
 
         release.notify_one();
         assert_eq!(last.await.unwrap().unwrap().len(), 10);
         for _ in 0..1000 {
-            if shared.pass.passed().is_none() {
+            if fetching.pass.passed().is_none() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!((shared.pass.passed(), source.requests.load(Ordering::Relaxed)), (None, 1), "one transfer");
+        assert_eq!((fetching.pass.passed(), source.requests.load(Ordering::Relaxed)), (None, 1), "one transfer");
     }
 }
