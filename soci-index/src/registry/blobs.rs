@@ -10,7 +10,6 @@
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -58,7 +57,7 @@ pub enum Part<S> {
 
 impl<S> Part<S> {
     /// The same of another stream.
-    pub fn map<T>(self, change: impl FnOnce(S) -> T) -> Part<T> {
+    pub(crate) fn map<T>(self, change: impl FnOnce(S) -> T) -> Part<T> {
         match self {
             Self::Asked(stream) => Part::Asked(change(stream)),
             Self::Whole(stream) => Part::Whole(change(stream)),
@@ -74,20 +73,18 @@ pub struct BlobReader {
     only: Option<HostedRepository>,
     digest: Digest,
     size: u64,
-    deadline: Duration,
 }
 
 impl Repository {
     /// A reader of the blob `digest`, which has `size` bytes (its descriptor says). Nothing is sent.
     #[must_use]
     pub fn blob(&self, digest: Digest, size: u64) -> BlobReader {
-        let deadline = self.registry().options().deadline;
-        BlobReader { repository: self.clone(), only: None, digest, size, deadline }
+        BlobReader { repository: self.clone(), only: None, digest, size }
     }
 
     /// Whether the host that is asked first for a part of a blob is known to serve such.
     #[must_use]
-    pub fn serves_parts(&self) -> bool {
+    pub(crate) fn serves_parts(&self) -> bool {
         let places = self.places(Need::Part).unwrap_or_default();
         places.first().is_some_and(|place| place.endpoint().serves_parts())
     }
@@ -164,25 +161,6 @@ async fn collect(mut stream: ByteStream) -> Result<Bytes, RegistryError> {
 }
 
 impl BlobReader {
-    /// The blob's digest.
-    #[must_use]
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// The blob's size as its descriptor says.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The same reader with another time limit (see [`crate::registry::ClientOptions::deadline`]).
-    #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
     /// The bytes `range`, as they arrive. Nothing is sent before the stream is polled. Where the registry serves no
     /// parts of blobs, each such read transfers the blob up to the end of the range.
     #[must_use]

@@ -31,7 +31,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`RegistryError`] when the registry cannot be asked. One that has no such list has no tags.
-    pub async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+    pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
         let tags = self.first(Need::Tag, |place| async move { tags(&place).await.map(Some) }).await?;
         Ok(tags.unwrap_or_default())
     }

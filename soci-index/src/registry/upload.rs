@@ -128,7 +128,7 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Repository::push_blob`].
-    pub async fn push_anyway(&self, digest: &Digest, bytes: Bytes) -> Result<PushedBlob, RegistryError> {
+    pub(crate) async fn push_anyway(&self, digest: &Digest, bytes: Bytes) -> Result<PushedBlob, RegistryError> {
         Push::new(&self.push_place()?, digest, Body::Bytes(bytes), None, Look::Never).run().await
     }
 }

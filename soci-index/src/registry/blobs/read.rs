@@ -115,7 +115,7 @@ impl Read {
         if self.range.start > self.range.end || self.range.end > self.reader.size {
             return Err(self.not_satisfiable(self.reader.repository.registry().name(), Some(self.reader.size)));
         }
-        let begin = || Deadline::new(self.reader.deadline, self.range.end.saturating_sub(self.range.start));
+        let begin = || self.reader.repository.deadline(self.range.end.saturating_sub(self.range.start));
         Ok(self.deadline.get_or_insert_with(begin).clone())
     }
 
