@@ -51,7 +51,7 @@ use crate::registry::referrers::{Listing, Lists};
 
 pub mod choose;
 pub mod discover;
-pub mod gathered;
+mod gathered;
 pub mod hedge;
 pub mod keep;
 pub mod origin;

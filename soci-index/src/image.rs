@@ -2,7 +2,7 @@
 //!
 //! An [`ImageSource`] finds the manifests of the requested platforms and serves their blobs. Indexing, verifying and
 //! mounting an image need nothing else and are independent of where it comes from: each kind of place implements one
-//! trait, [`Place`], and what only some can do they are asked for as an option ([`Place::repository`]). Stores whose
+//! trait, `Place`, and what only some can do they are asked for as an option (`Place::repository`). Stores whose
 //! protocol this crate does not speak are given to it as a [`foreign::ContentStore`]. Invariants: a
 //! [`PlatformImage`] has been checked as a whole (digests of manifest and configuration, one `diff_id` per layer); raw
 //! bytes travel beside every parsed document; attestations and artifacts are never taken for images.
@@ -10,7 +10,7 @@
 //! The room uses `format` and `registry`; `find` and `publish` use it. [`sink`] is where things are written to,
 //! [`output`] how files are: never half, and never in place of a device.
 
-pub mod archive;
+mod archive;
 mod docker;
 mod error;
 pub mod foreign;
@@ -18,7 +18,7 @@ pub mod layout;
 mod members;
 mod names;
 pub mod output;
-pub mod place;
+pub(crate) mod place;
 pub mod sink;
 pub mod store;
 pub mod urls;

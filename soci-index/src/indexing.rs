@@ -1,6 +1,6 @@
 //! Builds the index of a layer in one pass over its bytes, in bounded memory, with the same result on any machine.
 //!
-//! The work falls in two: the [`Scanner`] inflates, reads the tar and sets checkpoints; the [`Hasher`] computes the
+//! The work falls in two: the `Scanner` inflates, reads the tar and sets checkpoints; the `Hasher` computes the
 //! digests of the layer, of its uncompressed stream and of every span. They share nothing but what the scanner hands
 //! on, so they may run on two cores; [`Indexer`] runs one behind the other. A layer's windows are kept packed
 //! (see [`crate::format::checkpoint`]): 10 GB of layer need some 25 MB.
@@ -29,8 +29,8 @@ use crate::format::tar::{Obstacle, TarError};
 use crate::format::ztoc::{self, Spans, Ztoc, ZtocError};
 
 use choice::Chosen;
-pub use hasher::{Hashed, Hasher};
-pub use scanner::{Cut, Marks, Scan, Scanner};
+pub(crate) use hasher::{Hashed, Hasher};
+pub(crate) use scanner::{Marks, Scan, Scanner};
 
 /// Default span size of AWS's tools: 4 MiB of uncompressed layer.
 pub const SPAN_BYTES: u64 = 4 << 20;
@@ -116,7 +116,7 @@ impl Indexed {
     ///
     /// # Errors
     /// [`IndexError::Unusable`] when a layer passes a limit that only the whole shows.
-    pub fn new(scan: Scan, hashed: Hashed, options: &Options) -> Result<Self, IndexError> {
+    pub(crate) fn new(scan: Scan, hashed: Hashed, options: &Options) -> Result<Self, IndexError> {
         let mut ztoc = ztoc_of(
             scan.checkpoints,
             &hashed.spans,

@@ -9,10 +9,10 @@
 //! | to | use |
 //! |---|---|
 //! | index a layer from chunks of its bytes | [`Indexer`] |
-//! | read a range of a file, given ranges of the layer | [`LayerReader`], by a [`LayerIndex`] |
-//! | publish an image's index beside it in a registry | [`Job`] and [`publish()`](publish::publish) |
-//! | find the index of an image | [`Search`] |
-//! | check an index against its layers | [`verify()`](publish::verify::verify) |
+//! | publish an image's index beside it in a registry | [`publish()`], given a [`Job`] |
+//! | open a layer by its index | [`LayerIndex`]: just made, or read from a [`Ztoc`](format::ztoc::Ztoc) |
+//! | read a range of a file, given ranges of the layer | [`LayerReader`] |
+//! | check an index against its layers | [`verify()`] |
 //!
 //! ```
 //! use std::io::Write as _;
@@ -55,8 +55,8 @@
 //!
 //! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an
 //! index of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
-//! signatures, [`find`] chooses an index, [`publish`] makes, stores and checks them. Their insides are for this
-//! project's other crates and change with them.
+//! signatures, [`find`] chooses an index, [`publish`](mod@publish) makes, stores and checks them. They hold what this
+//! project's other crates use, too, and change with them.
 //!
 //! With the feature `oci-client` its references, credentials and manifests are taken in place of this crate's
 //! (`registry::oci_client`).
@@ -71,8 +71,13 @@ pub mod publish;
 pub mod registry;
 pub mod trust;
 
-pub use crate::find::Search;
+#[doc(inline)]
 pub use crate::format::access::LayerReader;
+#[doc(inline)]
 pub use crate::format::index::LayerIndex;
+#[doc(inline)]
 pub use crate::indexing::Indexer;
-pub use crate::publish::Job;
+#[doc(inline)]
+pub use crate::publish::verify::verify;
+#[doc(inline)]
+pub use crate::publish::{Job, publish};

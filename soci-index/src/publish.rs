@@ -16,7 +16,7 @@ pub mod local;
 pub mod prefetched;
 pub mod profiles;
 pub mod refused;
-pub mod report;
+mod report;
 pub mod v2;
 pub mod verify;
 

@@ -17,7 +17,7 @@
 
 mod address;
 mod auth;
-pub mod blobs;
+mod blobs;
 mod certificates;
 pub mod challenge;
 pub mod credentials;
@@ -28,14 +28,14 @@ mod failover;
 pub mod fallback;
 mod headers;
 pub mod hosts;
-pub mod manifests;
+mod manifests;
 #[cfg(feature = "oci-client")]
 pub mod oci_client;
 pub mod pieces;
-pub mod redirect;
+pub(crate) mod redirect;
 pub mod referrers;
 pub mod request_headers;
-pub mod retry;
+pub(crate) mod retry;
 mod tags;
 mod token;
 mod traffic;
@@ -48,10 +48,11 @@ use std::time::Duration;
 
 use url::Url;
 
-pub use self::blobs::{BlobReader, Part};
+pub use self::blobs::{BlobReader, ByteStream, Part};
 pub use self::credentials::{CredentialSource, Credentials, Keychain, Login, Secret};
 pub use self::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
 pub use self::hosts::{ClientCertificate, HostSource};
+pub use self::redirect::ShownUrl;
 pub use self::request_headers::RequestHeaders;
 pub use self::retry::Backoff;
 pub use self::traffic::Traffic;

@@ -37,7 +37,7 @@ pub use chain::Certificate;
 pub use key::PublicKey;
 
 /// Bytes of one signature, with what is signed: real ones have some kilobytes.
-pub const SIGNATURE_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const SIGNATURE_BYTES_MAX: u64 = 1 << 20;
 /// Signatures in one document, and certificates in one chain.
 const PARTS_MAX: usize = 16;
 

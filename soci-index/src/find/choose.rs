@@ -162,7 +162,7 @@ pub(crate) fn newest_first(created: Option<Created>, digest: &Digest) -> (Revers
 
 /// Puts candidates in order. `named` is the digest that was asked for, if one was; then no other is left.
 #[must_use]
-pub fn order(mut candidates: Vec<Candidate>, named: Option<&Digest>) -> Ordered {
+pub(crate) fn order(mut candidates: Vec<Candidate>, named: Option<&Digest>) -> Ordered {
     candidates.sort_by_cached_key(Candidate::key);
     let mut ordered = Ordered::default();
     for candidate in candidates {
@@ -181,7 +181,7 @@ pub fn order(mut candidates: Vec<Candidate>, named: Option<&Digest>) -> Ordered 
 
 /// The one that is meant.
 #[must_use]
-pub fn choose(candidates: Vec<Candidate>, named: Option<&Digest>) -> Choice {
+pub(crate) fn choose(candidates: Vec<Candidate>, named: Option<&Digest>) -> Choice {
     order(candidates, named).first()
 }
 
@@ -257,7 +257,7 @@ impl PassedOver {
 
     /// A place that gave nothing.
     #[must_use]
-    pub const fn place(place: IndexPlace, reason: Reason) -> Self {
+    pub(crate) const fn place(place: IndexPlace, reason: Reason) -> Self {
         Self { digest: None, place, reason }
     }
 }

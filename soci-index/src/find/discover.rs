@@ -248,7 +248,7 @@ pub fn in_layout(layout: &Layout, image: &Digest, which: Which<'_>) -> Result<Di
 ///
 /// # Errors
 /// As [`in_layout`].
-pub fn preferred_in_layout(
+pub(crate) fn preferred_in_layout(
     layout: &Layout,
     image: &Digest,
     which: Which<'_>,

@@ -26,7 +26,7 @@ use crate::image::{ImageSource, PlatformImage};
 const PARALLEL: usize = 8;
 
 /// Callback that receives a duration.
-pub type Timed = dyn Fn(Duration) + Send + Sync;
+pub(crate) type Timed = dyn Fn(Duration) + Send + Sync;
 
 /// An index that is to be kept.
 #[derive(Debug, Clone, Copy)]

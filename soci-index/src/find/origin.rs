@@ -34,7 +34,7 @@ pub fn origins(entry: &Descriptor) -> Option<Vec<String>> {
 
 /// Notes on `entry` that it was fetched from `origin`, beside what `before`, the entry that it replaces, says. One that
 /// was made here stays that.
-pub fn annotate(entry: &mut Descriptor, origin: &str, before: Option<&Descriptor>) {
+pub(crate) fn annotate(entry: &mut Descriptor, origin: &str, before: Option<&Descriptor>) {
     let known = match before.map(origins) {
         Some(None) => return,
         Some(Some(known)) => known,

@@ -77,14 +77,4 @@ impl Window {
         }
         bytes
     }
-
-    /// Bytes of memory that this window keeps for itself.
-    #[must_use]
-    pub fn heap_bytes(&self) -> usize {
-        match &self.0 {
-            Form::Zero => 0,
-            Form::Whole(whole) => whole.len(),
-            Form::Packed(frame) => frame.len(),
-        }
-    }
 }

@@ -85,7 +85,7 @@ const VERSION: u16 = 1;
 /// Media type of a TOC blob.
 pub const TOC: &str = "application/vnd.soci.toc.v1+zstd";
 /// Media type of a windows blob.
-pub const WINDOWS: &str = "application/vnd.soci.windows.v1";
+pub(crate) const WINDOWS: &str = "application/vnd.soci.windows.v1";
 
 /// Default span size: 256 KiB of uncompressed layer.
 pub const SPAN_BYTES: u64 = 256 << 10;
@@ -95,7 +95,7 @@ const SPANS_WANTED_MAX: u64 = 8_192;
 /// The distance of checkpoints in a layer of so many compressed bytes, when `span_bytes` are wanted: more in very large
 /// layers, whose windows could not be held in memory while they are made. A tar shrinks to a quarter or so.
 #[must_use]
-pub fn span_bytes(compressed: u64, span_bytes: u64) -> u64 {
+pub(crate) fn span_bytes(compressed: u64, span_bytes: u64) -> u64 {
     span_bytes.max(compressed.saturating_mul(4) / SPANS_WANTED_MAX)
 }
 

@@ -85,7 +85,7 @@ impl SpanDecoder {
     ///
     /// # Errors
     /// [`DecodeError::NoSuchSpan`], [`DecodeError::NoWindow`].
-    pub fn new(index: &LayerIndex, id: SpanId) -> Result<Self, DecodeError> {
+    pub(crate) fn new(index: &LayerIndex, id: SpanId) -> Result<Self, DecodeError> {
         let window = index.window(id).ok_or(DecodeError::NoWindow { span: id })?;
         Self::with_window(index, id, window)
     }

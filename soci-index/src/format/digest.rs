@@ -22,7 +22,7 @@ pub enum Algorithm {
 impl Algorithm {
     /// Length of the digest in bytes.
     #[must_use]
-    pub const fn length(self) -> usize {
+    pub(crate) const fn length(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,

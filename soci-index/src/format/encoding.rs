@@ -71,7 +71,7 @@ impl Declared {
 /// Whether a media type is that of a layer that registries need not have: it is fetched from the URLs of its
 /// descriptor.
 #[must_use]
-pub fn is_foreign(media_type: &str) -> bool {
+pub(crate) fn is_foreign(media_type: &str) -> bool {
     media_type.contains(".foreign.") || media_type.contains(".nondistributable.")
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 /// # Panics
 /// For values that JSON cannot say (maps with other keys than texts): our own mistake, not the data's.
 #[must_use]
-pub fn encode(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
     let json = serde_json::to_string(value).expect("documents are structs of texts and numbers");
     // Outside of texts none of these characters occurs.
     escape(&json).into_bytes()

@@ -1,7 +1,7 @@
 //! gzip (RFC 1952): any number of members, with a stop at every place where decoding could begin again.
 //!
 //! A decoder is stepped from outside: bytes in, at most one event out. It can also be started in the middle of a member
-//! ([`Gzip::resume`]), which is what spans are for. Headers of any length are accepted (the AWS tools refuse names
+//! (`Gzip::resume`), which is what spans are for. Headers of any length are accepted (the AWS tools refuse names
 //! above 512 bytes). Checked: header CRC where there is one, reserved flags, CRC-32 and length of each member that was
 //! seen whole. Zero bytes behind the last member are padding, as tape blocks leave it; anything else there is an error,
 //! because a layer with an unread tail is not what its digest promises.
@@ -51,7 +51,7 @@ impl Classified for GzipError {
 
 /// What a step ended with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// Input is used up or output is full.
     More,
     /// Decoding may begin here: behind a member's header, or behind a block that is not the member's last.
@@ -67,7 +67,7 @@ pub enum Event {
 
 /// What one call did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
+pub(crate) struct Step {
     /// Bytes of input used up.
     pub consumed: usize,
     /// Bytes of output written.
@@ -78,7 +78,7 @@ pub struct Step {
 
 /// A decoder.
 #[derive(Debug)]
-pub struct Gzip {
+pub(crate) struct Gzip {
     state: GzipState,
     inflater: Inflater,
     /// Offset in the layer of the next byte of input.
@@ -115,14 +115,14 @@ impl Default for Gzip {
 impl Gzip {
     /// Begins at the first byte of a layer.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { state: GzipState::Between, inflater: Inflater::new(), offset: 0, checks: None, members: 0 }
     }
 
     /// Begins at a checkpoint: the next input is the byte at `offset`, of which only the top `bits` count if `bits` is
     /// not 0. `bits` is 0 to 7. There is no `window` at the start of a layer, where nothing may be referred to.
     #[must_use]
-    pub fn resume(offset: u64, bits: u8, window: Option<&Window>) -> Self {
+    pub(crate) fn resume(offset: u64, bits: u8, window: Option<&Window>) -> Self {
         let mut inflater = Inflater::new();
         if let Some(window) = window {
             inflater.set_history(&window.load()[..]);
@@ -133,7 +133,7 @@ impl Gzip {
 
     /// Offset in the layer of the next byte of input.
     #[must_use]
-    pub const fn offset(&self) -> u64 {
+    pub(crate) const fn offset(&self) -> u64 {
         self.offset
     }
 
@@ -141,7 +141,7 @@ impl Gzip {
     ///
     /// # Errors
     /// [`GzipError`]; the decoder is of no use afterwards.
-    pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, GzipError> {
+    pub(crate) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, GzipError> {
         let mut consumed = 0;
         loop {
             let rest = &input[consumed..];
@@ -174,7 +174,7 @@ impl Gzip {
     ///
     /// # Errors
     /// [`GzipError::Truncated`] when it may not.
-    pub fn finish(&self) -> Result<(), GzipError> {
+    pub(crate) fn finish(&self) -> Result<(), GzipError> {
         match self.state {
             GzipState::Between | GzipState::Padding if self.members > 0 => Ok(()),
             _ => Err(GzipError::Truncated { offset: self.offset }),

@@ -11,13 +11,13 @@ use crate::format::model::{Descriptor, ImageManifest};
 
 /// The picture: three layers of which parts are there. Part of the format.
 pub const PNG: &[u8] = include_bytes!("icon.png");
-pub const MEDIA_TYPE: &str = "image/png";
+pub(crate) const MEDIA_TYPE: &str = "image/png";
 /// Annotation by which Harbor knows it; any value will do.
 pub const ANNOTATION: &str = "io.goharbor.artifact.v1alpha1.icon";
 
 /// The icon as a manifest lists it.
 #[must_use]
-pub fn descriptor() -> Descriptor {
+pub(crate) fn descriptor() -> Descriptor {
     let mut descriptor = Descriptor::of(MEDIA_TYPE, PNG);
     descriptor.annotations.insert(ANNOTATION.to_owned(), String::new());
     descriptor

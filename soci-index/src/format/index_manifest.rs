@@ -99,7 +99,7 @@ impl IndexManifest {
 
     /// How many layers it has a table of.
     #[must_use]
-    pub fn coverage(&self) -> usize {
+    pub(crate) fn coverage(&self) -> usize {
         let layers: BTreeSet<Digest> = match self {
             Self::Soci(index) => index.ztocs().map(|(layer, _)| layer).collect(),
             Self::Spans(index) => index.references().map(|reference| reference.layer).collect(),

@@ -67,10 +67,10 @@ impl Limits {
 
     /// The defaults for building an index of a layer: a span has no natural upper limit, since one deflate block may be
     /// as long as it likes, and is not decoded as one here.
-    pub const INDEXING: Self = Self { span_bytes_max: 1 << 30, ..Self::DEFAULT };
+    pub(crate) const INDEXING: Self = Self { span_bytes_max: 1 << 30, ..Self::DEFAULT };
 
     /// The caps for what is said of a layer blob of so many bytes. Its tables are bounded by it: deflate yields at most
-    /// [`INFLATION_MAX`] times what it is given, every entry of a tar takes a block of it, and real layers spend at
+    /// `INFLATION_MAX` times what it is given, every entry of a tar takes a block of it, and real layers spend at
     /// least a hundred compressed bytes on a file once they have very many. A forged index, or a layer made to be
     /// nothing but headers, thereby takes memory in proportion to itself.
     #[must_use]
@@ -91,7 +91,7 @@ impl Limits {
     ///
     /// # Errors
     /// The cap that is passed, with its value.
-    pub fn for_table(self, spans: u64, entries: u64, uncompressed: u64) -> Result<Self, (&'static str, u64)> {
+    pub(crate) fn for_table(self, spans: u64, entries: u64, uncompressed: u64) -> Result<Self, (&'static str, u64)> {
         if uncompressed > self.uncompressed_bytes_max {
             return Err(("uncompressed_bytes_max", self.uncompressed_bytes_max));
         }
@@ -110,7 +110,7 @@ impl Limits {
 }
 
 /// Deflate's best: a match of 258 bytes in two bits.
-pub const INFLATION_MAX: u64 = 1032;
+pub(crate) const INFLATION_MAX: u64 = 1032;
 /// Bytes of memory that an entry takes with its node in the tree and what allocating costs, but for texts.
 pub const ENTRY_MEMORY: u64 = 320;
 /// Bytes of memory that a span takes with its window's place and what a store has of it.

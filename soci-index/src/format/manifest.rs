@@ -32,15 +32,15 @@ pub const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 /// Annotation: media type of that layer.
 pub const LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 /// Annotation: span size of a zTOC.
-pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
+pub(crate) const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// Annotation: the layer has no extended attributes, so a runtime need not answer for them.
-pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
+pub(crate) const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
 /// Annotation of an image manifest: the digest of its version 2 index.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 /// Annotation of a version 2 index's entry: the digest of the image manifest that it is for.
-pub const IMAGE_MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-digest";
+pub(crate) const IMAGE_MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-digest";
 /// Annotation of the manifest: what made it.
-pub const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
+pub(crate) const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 
 /// A SOCI index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +138,7 @@ impl SociIndex {
 
     /// The same index with these prefetch artifacts, in the order of the image's layers, instead of those that it has.
     #[must_use]
-    pub fn with_prefetch(mut self, prefetch: &[(Digest, Descriptor)]) -> Self {
+    pub(crate) fn with_prefetch(mut self, prefetch: &[(Digest, Descriptor)]) -> Self {
         self.layers.retain(|blob| blob.media_type != PREFETCH);
         self.layers.extend(prefetch.iter().map(noted));
         self
@@ -222,7 +222,7 @@ const fn is_zero(number: &u32) -> bool {
 impl Prefetch {
     /// An artifact of the given ranges: sorted, and joined where they touch.
     #[must_use]
-    pub fn new(mut ranges: Vec<(u32, u32)>) -> Self {
+    pub(crate) fn new(mut ranges: Vec<(u32, u32)>) -> Self {
         ranges.sort_unstable();
         let mut joined: Vec<PrefetchRange> = Vec::new();
         for (start_span, end_span) in ranges {

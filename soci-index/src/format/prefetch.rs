@@ -5,7 +5,7 @@
 //! *after* the file, so a file that ends with its span names one span more than it needs; the artifacts are compared
 //! byte for byte with theirs, so this is kept.
 //!
-//! A start-up profile is translated by [`of_profile`]. It names bytes, so no span is named for the byte after. The
+//! A start-up profile is translated by `of_profile`. It names bytes, so no span is named for the byte after. The
 //! ranges of an artifact ascend, as AWS's tools write them: a node fetches all of them before it shows the layer, in
 //! whatever order, so the order of the profile would only make more and shorter ranges.
 
@@ -24,11 +24,11 @@ pub struct Plan {
 }
 
 /// The spans of one wanted file; `None` when the layer does not have it.
-pub type Wanted = Option<(u32, u32)>;
+pub(crate) type Wanted = Option<(u32, u32)>;
 
 /// Looks for `paths` in one layer; an answer for each.
 #[must_use]
-pub fn find(ztoc: &Ztoc, paths: &[String]) -> Vec<Wanted> {
+pub(crate) fn find(ztoc: &Ztoc, paths: &[String]) -> Vec<Wanted> {
     paths.iter().map(|path| range(ztoc, &clean(path))).collect()
 }
 
@@ -41,7 +41,7 @@ pub fn plan(layers: &[(Digest, &Ztoc)], paths: &[String]) -> Plan {
 
 /// Chooses the layer that gives each of `paths`, when each layer has been looked through by [`find`].
 #[must_use]
-pub fn choose(layers: &[(Digest, Vec<Wanted>)], paths: &[String]) -> Plan {
+pub(crate) fn choose(layers: &[(Digest, Vec<Wanted>)], paths: &[String]) -> Plan {
     let mut ranges: Vec<Vec<(u32, u32)>> = vec![Vec::new(); layers.len()];
     let mut missing = Vec::new();
     for (place, path) in paths.iter().enumerate() {
@@ -61,7 +61,7 @@ pub fn choose(layers: &[(Digest, Vec<Wanted>)], paths: &[String]) -> Plan {
 /// The spans of `layer` that hold what `profile` names of it; `None` when it names nothing that the layer has. `ztoc`
 /// is the layer's.
 #[must_use]
-pub fn of_profile(profile: &Profile, layer: &Digest, ztoc: &Ztoc) -> Option<Prefetch> {
+pub(crate) fn of_profile(profile: &Profile, layer: &Digest, ztoc: &Ztoc) -> Option<Prefetch> {
     let size = u64::try_from(ztoc.uncompressed_size).unwrap_or_default();
     let last = u32::try_from(ztoc.max_span_id).unwrap_or_default();
     let named = profile.ranges().iter().filter(|range| profile.layers().get(range.layer as usize) == Some(layer));

@@ -58,11 +58,11 @@ pub const PAGE_BYTES: u64 = 4096;
 /// for; a commitment of the format, since readers reserve that much.
 pub const RANGE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a recorded command at most; what is longer is cut. Part of the format, so that a note stays one.
-pub const COMMAND_BYTES_MAX: usize = 4096;
+pub(crate) const COMMAND_BYTES_MAX: usize = 4096;
 /// Media type of a profile blob.
-pub const PROFILE: &str = "application/vnd.soci.profile.ranges.v1+zstd";
+pub(crate) const PROFILE: &str = "application/vnd.soci.profile.ranges.v1+zstd";
 /// Media type of a pack blob.
-pub const PACK: &str = "application/vnd.soci.profile.pack.v1+zstd";
+pub(crate) const PACK: &str = "application/vnd.soci.profile.pack.v1+zstd";
 
 /// A stretch of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -173,7 +173,7 @@ impl Profile {
         Ok(Self { digests, ..self })
     }
 
-    /// The same with the command that was recorded, cut to [`COMMAND_BYTES_MAX`]; an empty text takes it out.
+    /// The same with the command that was recorded, cut to `COMMAND_BYTES_MAX`; an empty text takes it out.
     #[must_use]
     pub fn with_command(self, command: &str) -> Self {
         let command = command[..command.floor_char_boundary(COMMAND_BYTES_MAX)].to_owned();

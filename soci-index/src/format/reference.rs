@@ -105,7 +105,7 @@ impl RegistryReference {
 
     /// What to ask the registry for. A digest wins over a tag: the tag is then a comment.
     #[must_use]
-    pub fn manifest_name(&self) -> ManifestName {
+    pub(crate) fn manifest_name(&self) -> ManifestName {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => ManifestName::Digest(*digest),
             (None, Some(tag)) => ManifestName::Tag(tag.clone()),

@@ -95,7 +95,7 @@ impl SpanReference {
 
     /// The TOC as a manifest refers to it.
     #[must_use]
-    pub fn toc_descriptor(&self) -> Descriptor {
+    pub(crate) fn toc_descriptor(&self) -> Descriptor {
         let mut descriptor = Descriptor::new(TOC, self.toc.0, self.toc.1);
         let notes = [
             (LAYER_DIGEST, self.layer.to_string()),
@@ -148,7 +148,7 @@ impl SpanIndex {
 
     /// The TOC of `layer`: the first one that names it.
     #[must_use]
-    pub fn toc(&self, layer: &Digest) -> Option<&Descriptor> {
+    pub(crate) fn toc(&self, layer: &Digest) -> Option<&Descriptor> {
         self.layers.iter().find(|blob| SpanReference::of(blob).is_some_and(|reference| reference.layer == *layer))
     }
 

@@ -100,23 +100,11 @@ impl TarReader {
 
     /// Begins at the header of some entry, at `offset` in the layer.
     #[must_use]
-    pub fn at(offset: u64, limits: Limits) -> Self {
+    pub(crate) fn at(offset: u64, limits: Limits) -> Self {
         let (ahead, texts) = (Ahead::default(), Texts::default());
         let state = TarState::Block { have: 0, zero: false };
         let block = Box::new([0; BLOCK]);
         Self { limits, offset, state, block, ahead, entries: Vec::new(), taken: 0, texts, obstacle: None }
-    }
-
-    /// How many bytes have been taken, plus where it began.
-    #[must_use]
-    pub const fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// The entries so far. The last one's data may still be in flight.
-    #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
     }
 
     /// Takes the entries so far away, for a caller that looks at each once: memory stays bounded by what comes between
@@ -128,7 +116,7 @@ impl TarReader {
 
     /// The size of the file within whose data the reader stands, if it does.
     #[must_use]
-    pub fn inside(&self) -> Option<u64> {
+    pub(crate) fn inside(&self) -> Option<u64> {
         match self.state {
             TarState::Skip { data: 1.., .. } => self.entries.last().map(|entry| entry.size),
             _ => None,

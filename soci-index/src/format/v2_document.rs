@@ -15,7 +15,7 @@ use crate::format::gojson;
 use crate::format::model::{media_type, null_is_default};
 
 /// Notes, by key. Go sorts them when it writes.
-pub type Annotations = BTreeMap<String, String>;
+pub(crate) type Annotations = BTreeMap<String, String>;
 
 /// Points at content, with every field that the specification's Go package has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ pub struct Index {
 /// An image manifest, or one of an attestation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Manifest {
+pub(crate) struct Manifest {
     #[serde(default)]
     schema_version: i64,
     /// Its own media type.
@@ -113,7 +113,7 @@ pub struct Manifest {
 impl ManifestEntry {
     /// An entry with nothing but the three facts.
     #[must_use]
-    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+    pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Self {
         Self {
             media_type: media_type.to_owned(),
             digest,
@@ -151,7 +151,7 @@ impl Index {
 
     /// The document.
     #[must_use]
-    pub fn to_json(&self) -> Vec<u8> {
+    pub(crate) fn to_json(&self) -> Vec<u8> {
         gojson::encode(self)
     }
 }
@@ -161,19 +161,19 @@ impl Manifest {
     ///
     /// # Errors
     /// When it is not such JSON.
-    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
 
     /// Whether it is an image's or an attestation's, by the type of its configuration.
     #[must_use]
-    pub fn has_image_config(&self) -> bool {
+    pub(crate) fn has_image_config(&self) -> bool {
         matches!(self.config.media_type.as_str(), "" | media_type::CONFIG | media_type::DOCKER_CONFIG)
     }
 
     /// The document.
     #[must_use]
-    pub fn to_json(&self) -> Vec<u8> {
+    pub(crate) fn to_json(&self) -> Vec<u8> {
         gojson::encode(self)
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Layout and history of the format: see [`crate::format::layout`].
 
-pub mod compare;
+pub(crate) mod compare;
 mod flat_read;
 mod flat_write;
 pub mod rfc3339;
@@ -26,15 +26,15 @@ use crate::format::span::{Span, SpanError, SpanTable};
 pub use flat_write::EncodeError;
 
 /// The version that every zTOC so far has.
-pub const VERSION: &str = "0.9";
+pub(crate) const VERSION: &str = "0.9";
 
 /// The build tool that AWS's command writes. It is part of the bytes, so we write the same.
-pub const BUILD_TOOL: &str = "AWS SOCI CLI v0.2";
+pub(crate) const BUILD_TOOL: &str = "AWS SOCI CLI v0.2";
 
 /// A zTOC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ztoc {
-    /// Version text, usually [`VERSION`].
+    /// Version text, usually `VERSION`.
     pub version: String,
     /// The tool that built it.
     pub build_tool: String,
@@ -163,7 +163,7 @@ impl Ztoc {
 
     /// How the layer is compressed.
     #[must_use]
-    pub const fn compression(&self) -> Compression {
+    pub(crate) const fn compression(&self) -> Compression {
         match self.spans {
             Spans::Gzip { .. } => Compression::Gzip,
             Spans::Plain { .. } => Compression::None,
@@ -262,13 +262,13 @@ impl Encoded {
 
     /// How many pieces [`Encoded::piece`] knows.
     #[must_use]
-    pub fn piece_count(&self) -> usize {
+    pub(crate) fn piece_count(&self) -> usize {
         2 + self.checkpoints.count()
     }
 
     /// One piece of the file, unpacked now; nothing past the last one.
     #[must_use]
-    pub fn piece(&self, index: usize) -> Bytes {
+    pub(crate) fn piece(&self, index: usize) -> Bytes {
         match index.checked_sub(1) {
             None => self.before.clone(),
             Some(index) if index < self.checkpoints.count() => self.checkpoints.piece(index),

@@ -20,7 +20,7 @@ use crate::image::store::{Located, Store, StoreError, read_at};
 
 /// A tar file that holds an image.
 #[derive(Debug, Clone)]
-pub struct Archive(Arc<Inner>);
+pub(crate) struct Archive(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -37,7 +37,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`StoreError`] when it is no tar file, or holds no OCI layout.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let file = open_file(path)?;
         let lacking = || StoreError::NotALayout {
             path: path.to_owned(),
@@ -52,7 +52,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`StoreError`] when it is no tar file, or holds neither.
-    pub fn open_saved(path: &Path, tag: Option<&str>) -> Result<Self, StoreError> {
+    pub(crate) fn open_saved(path: &Path, tag: Option<&str>) -> Result<Self, StoreError> {
         let file = open_file(path)?;
         let Some(docker::Made { is_made, index, blobs }) = docker::read(path, &file, tag)? else {
             return Self::layout_in(path, &file)?.ok_or_else(|| docker::nothing_in(path));

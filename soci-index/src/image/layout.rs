@@ -121,7 +121,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read or written, or is something else.
-    pub fn add_early(&self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
+    pub(crate) fn add_early(&self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
         self.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
     }
 
@@ -195,11 +195,6 @@ impl Store for Layout {
 }
 
 impl LayoutWriter {
-    #[must_use]
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
     /// Stores a blob, unless it is there.
     ///
     /// # Errors
@@ -216,7 +211,7 @@ impl LayoutWriter {
     ///
     /// # Errors
     /// [`StoreError::Io`] when it cannot be read or written.
-    pub fn add_blob_from(&mut self, content: impl Read) -> Result<(Digest, u64), StoreError> {
+    pub(crate) fn add_blob_from(&mut self, content: impl Read) -> Result<(Digest, u64), StoreError> {
         self.layout.write_blob(Algorithm::Sha256, None, content)
     }
 
@@ -224,7 +219,7 @@ impl LayoutWriter {
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read or written, or is something else.
-    pub fn copy_blob(&mut self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
+    pub(crate) fn copy_blob(&mut self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
         self.layout.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
     }
 

@@ -140,7 +140,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 
 /// The directory in which `path` is.
 #[must_use]
-pub fn directory_of(path: &Path) -> &Path {
+pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

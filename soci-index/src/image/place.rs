@@ -26,7 +26,7 @@ pub(super) use self::registry::InRegistry;
 pub(super) use self::stored::{Stored, tags_of};
 
 /// What a place answers in its time.
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, ImageError>>;
+pub(crate) type Answer<'a, T> = BoxFuture<'a, Result<T, ImageError>>;
 
 /// What an image's name means.
 #[derive(Debug)]

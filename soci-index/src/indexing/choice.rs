@@ -44,7 +44,7 @@ pub struct Candidate {
 
 /// Says which boundaries are worth being looked at. Known to the scanner, which has the windows at hand.
 #[derive(Debug, Clone, Copy)]
-pub struct Zones {
+pub(crate) struct Zones {
     span_bytes: u64,
     /// Output before the last candidate; `None` before the first.
     last: Option<u64>,
@@ -53,12 +53,12 @@ pub struct Zones {
 impl Zones {
     /// Spans of about `span_bytes` of output, at least 1.
     #[must_use]
-    pub const fn new(span_bytes: u64) -> Self {
+    pub(crate) const fn new(span_bytes: u64) -> Self {
         Self { span_bytes, last: None }
     }
 
     /// Whether the boundary after `uncompressed` bytes of output is a candidate. Each is asked about once, in order.
-    pub fn wants(&mut self, uncompressed: u64) -> bool {
+    pub(crate) fn wants(&mut self, uncompressed: u64) -> bool {
         let Some(last) = self.last else {
             self.last = Some(uncompressed);
             return true;
@@ -262,7 +262,7 @@ impl Chooser {
 
 /// The spans of a plain tar: equal pieces of it.
 #[derive(Debug)]
-pub struct Pieces {
+pub(crate) struct Pieces {
     span_bytes: u64,
     /// Bytes until the span in progress is full.
     left: u64,
@@ -273,12 +273,12 @@ pub struct Pieces {
 impl Pieces {
     /// Spans of `span_bytes`, at least 1.
     #[must_use]
-    pub fn new(span_bytes: u64) -> Self {
+    pub(crate) fn new(span_bytes: u64) -> Self {
         Self { span_bytes, left: span_bytes, span: Sha256::new(), digests: Vec::new() }
     }
 
     /// The next piece of the layer blob.
-    pub fn push(&mut self, mut piece: &[u8]) {
+    pub(crate) fn push(&mut self, mut piece: &[u8]) {
         while !piece.is_empty() {
             let length = piece.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
             let (here, rest) = piece.split_at(length);
@@ -294,7 +294,7 @@ impl Pieces {
 
     /// SHA-256 of each span.
     #[must_use]
-    pub fn finish(mut self) -> Vec<[u8; 32]> {
+    pub(crate) fn finish(mut self) -> Vec<[u8; 32]> {
         if self.left < self.span_bytes {
             self.digests.push(self.span.finalize().into());
         }

@@ -11,7 +11,7 @@ use crate::indexing::scanner::Marks;
 
 /// What the hasher found.
 #[derive(Debug, Clone)]
-pub struct Hashed {
+pub(crate) struct Hashed {
     /// Digest of the layer blob.
     pub layer: Digest,
     /// Digest of the uncompressed stream.
@@ -26,7 +26,7 @@ pub struct Hashed {
 
 /// Computes the digests from what the scanner hands on: each piece of input with its cuts, each piece of output.
 #[derive(Debug)]
-pub struct Hasher {
+pub(crate) struct Hasher {
     layer: Sha256,
     stream: Sha256,
     stream_bytes: u64,
@@ -47,7 +47,7 @@ enum Compact {
 impl Hasher {
     /// Starts a layer.
     #[must_use]
-    pub fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
         let (layer, stream) = (Sha256::new(), Sha256::new());
         let compact = options.compact.map(|span_bytes| match options.compression {
             Compression::Gzip => Compact::Gzip(Box::new(Chooser::new(span_bytes, options.limits.spans_max))),
@@ -57,7 +57,7 @@ impl Hasher {
     }
 
     /// The next piece of the layer blob, and where in it spans begin or may begin.
-    pub fn compressed(&mut self, piece: &[u8], marks: Marks) {
+    pub(crate) fn compressed(&mut self, piece: &[u8], marks: Marks) {
         self.layer.update(piece);
         match &mut self.compact {
             Some(Compact::Gzip(chooser)) => chooser.push(piece, marks.candidates, marks.produced),
@@ -85,14 +85,14 @@ impl Hasher {
     }
 
     /// The next piece of the uncompressed stream.
-    pub fn uncompressed(&mut self, piece: &[u8]) {
+    pub(crate) fn uncompressed(&mut self, piece: &[u8]) {
         self.stream.update(piece);
         self.stream_bytes += piece.len() as u64;
     }
 
     /// Ends the layer.
     #[must_use]
-    pub fn finish(mut self) -> Hashed {
+    pub(crate) fn finish(mut self) -> Hashed {
         if let Some(span) = self.span.take() {
             self.spans.push(span.finalize().into());
         }

@@ -13,7 +13,7 @@ const OUTPUT_BYTES: usize = 256 << 10;
 
 /// What the scanner found.
 #[derive(Debug)]
-pub struct Scan {
+pub(crate) struct Scan {
     /// The files.
     pub table: Table,
     /// One per span of a gzip layer; none for plain tar.
@@ -24,7 +24,7 @@ pub struct Scan {
 
 /// Where a span's compressed bytes begin, relative to the piece of input that was just pushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// Offset in the piece of the first byte that belongs to the new span alone.
     pub at: usize,
     /// Whether the byte before it belongs to both spans.
@@ -35,7 +35,7 @@ pub struct Cut {
 
 /// What the hasher has to know of a piece of input.
 #[derive(Debug, Default)]
-pub struct Marks {
+pub(crate) struct Marks {
     /// Where spans begin.
     pub cuts: Vec<Cut>,
     /// Where spans of a span index may begin, if there is to be one.
@@ -46,7 +46,7 @@ pub struct Marks {
 
 /// See [`super`].
 #[derive(Debug)]
-pub struct Scanner {
+pub(crate) struct Scanner {
     options: Options,
     tar: TarReader,
     compressed_bytes: u64,
@@ -81,7 +81,7 @@ impl Scanner {
     ///
     /// # Errors
     /// [`IndexError::SpanSize`].
-    pub fn new(options: Options) -> Result<Self, IndexError> {
+    pub(crate) fn new(options: Options) -> Result<Self, IndexError> {
         let plain = options.compression == Compression::None;
         if options.span_bytes > i64::MAX.cast_unsigned() || (plain && options.span_bytes == 0) {
             return Err(IndexError::SpanSize { span_bytes: options.span_bytes });
@@ -108,7 +108,7 @@ impl Scanner {
     ///
     /// # Errors
     /// [`IndexError`]; the scanner is of no use afterwards.
-    pub fn push(&mut self, input: &[u8], tar: &mut dyn FnMut(&[u8])) -> Result<Marks, IndexError> {
+    pub(crate) fn push(&mut self, input: &[u8], tar: &mut dyn FnMut(&[u8])) -> Result<Marks, IndexError> {
         let start = self.compressed_bytes;
         self.compressed_bytes += input.len() as u64;
         match &mut self.form {
@@ -128,7 +128,7 @@ impl Scanner {
     ///
     /// # Errors
     /// [`IndexError`] when it ends too early.
-    pub fn finish(self) -> Result<Scan, IndexError> {
+    pub(crate) fn finish(self) -> Result<Scan, IndexError> {
         let checkpoints = match self.form {
             Form::Plain { .. } => Vec::new(),
             Form::Gzip(form) => {

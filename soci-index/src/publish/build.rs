@@ -32,7 +32,7 @@ mod layer;
 pub(crate) use layer::index_layer;
 
 /// Default least size of a layer that gets an index, as AWS's tools have it: 10 MiB.
-pub const LAYER_BYTES_MIN: u64 = 10 << 20;
+pub(crate) const LAYER_BYTES_MIN: u64 = 10 << 20;
 
 /// Forms of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Format {
 
     /// Whether a span index is made.
     #[must_use]
-    pub const fn has_spans(self) -> bool {
+    pub(crate) const fn has_spans(self) -> bool {
         matches!(self, Self::Span | Self::Both)
     }
 }
@@ -85,7 +85,7 @@ pub struct BuildOptions {
     pub format: Format,
     /// Uncompressed bytes between the checkpoints of a zTOC.
     pub span_bytes: u64,
-    /// Least uncompressed bytes between those of a span index, see [`compact::span_bytes`].
+    /// Least uncompressed bytes between those of a span index, see `compact::span_bytes`.
     pub index_span_bytes: u64,
     /// Layers below this many compressed bytes are left alone.
     pub layer_bytes_min: u64,
@@ -255,7 +255,7 @@ pub type Observer = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// What was made of a layer, on its way to where it is kept.
 #[derive(Debug)]
-pub enum Finished {
+pub(crate) enum Finished {
     /// A zTOC: how an index will refer to it, and the file.
     Ztoc(ZtocReference, Arc<Encoded>),
     /// The two blobs of a span index.
@@ -264,7 +264,7 @@ pub enum Finished {
 
 /// What exists already.
 #[derive(Debug, Clone, Default)]
-pub struct Existing {
+pub(crate) struct Existing {
     /// zTOCs.
     pub ztocs: Vec<ZtocReference>,
     /// Blobs of span indexes.
@@ -310,7 +310,7 @@ fn no_compression(media_type: &str) -> Skip {
 ///
 /// # Errors
 /// [`BuildError`], or what `keep` says. zTOCs that were handed on before the error stay where they are.
-pub async fn build<E, F>(
+pub(crate) async fn build<E, F>(
     source: &ImageSource,
     image: &PlatformImage,
     options: &BuildOptions,
@@ -466,7 +466,7 @@ impl LayerJob<'_> {
 
 /// URLs of a descriptor for a message.
 #[must_use]
-pub fn shown(urls: &[String]) -> String {
+pub(crate) fn shown(urls: &[String]) -> String {
     let url = |url: &String| url.chars().take(200).flat_map(char::escape_default).collect::<String>();
     urls.iter().take(3).map(url).collect::<Vec<_>>().join(", ")
 }

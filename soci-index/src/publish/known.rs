@@ -84,7 +84,7 @@ impl<R> KnownIndex<R> {
 
 impl Known {
     /// Notes what an index lists that a build by `options` would make again. `origin` has its blobs.
-    pub fn add(&mut self, digest: Digest, index: &IndexManifest, origin: &ImageSource, options: &BuildOptions) {
+    pub(crate) fn add(&mut self, digest: Digest, index: &IndexManifest, origin: &ImageSource, options: &BuildOptions) {
         let index_digest = Some(digest);
         match index {
             IndexManifest::Soci(index) => {
@@ -135,14 +135,14 @@ impl Known {
     }
 
     /// All of another collection.
-    pub fn extend(&mut self, other: &Self) {
+    pub(crate) fn extend(&mut self, other: &Self) {
         self.ztocs.extend_from_slice(&other.ztocs);
         self.spans.extend_from_slice(&other.spans);
     }
 
     /// How many parts of indexes there are.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.ztocs.len() + self.spans.len()
     }
 
@@ -154,7 +154,7 @@ impl Known {
 
     /// How indexes refer to them.
     #[must_use]
-    pub fn existing(&self) -> Existing {
+    pub(crate) fn existing(&self) -> Existing {
         Existing {
             ztocs: self.ztocs.iter().map(|known| known.reference.clone()).collect(),
             spans: self.spans.iter().map(|known| known.reference.clone()).collect(),
@@ -163,14 +163,14 @@ impl Known {
 
     /// The source that has a zTOC, or the TOC of a span index.
     #[must_use]
-    pub fn origin(&self, blob: &Digest) -> Option<&ImageSource> {
+    pub(crate) fn origin(&self, blob: &Digest) -> Option<&ImageSource> {
         let ztoc = self.ztocs.iter().find(|known| known.reference.digest == *blob).map(|known| &known.origin);
         ztoc.or_else(|| self.spans.iter().find(|known| known.reference.toc.0 == *blob).map(|known| &known.origin))
     }
 
     /// The index that lists a zTOC, or the TOC of a span index; `None` if it was made in this run.
     #[must_use]
-    pub fn found_in(&self, blob: &Digest) -> Option<ReusedFrom> {
+    pub(crate) fn found_in(&self, blob: &Digest) -> Option<ReusedFrom> {
         let ztoc = self.ztocs.iter().find(|known| known.reference.digest == *blob);
         let ztoc = ztoc.map(|known| (known.index, &known.origin, known.built_here));
         let spans = || self.spans.iter().find(|known| known.reference.toc.0 == *blob);
@@ -207,7 +207,7 @@ impl Known {
 
     /// The layers of `image` of which something is wanted that is not known.
     #[must_use]
-    pub fn lacking(&self, image: &PlatformImage, options: &BuildOptions) -> Vec<Digest> {
+    pub(crate) fn lacking(&self, image: &PlatformImage, options: &BuildOptions) -> Vec<Digest> {
         let wanted = image.manifest.layers.iter().filter(|layer| is_indexed(layer, options));
         let known = |layer: &Digest| {
             let ztoc = self.ztocs.iter().any(|known| known.reference.layer == *layer);
@@ -218,7 +218,7 @@ impl Known {
     }
 
     /// Forgets what `image` has no use for and what a clean-up has taken away.
-    pub async fn confirm(&mut self, image: &PlatformImage) {
+    pub(crate) async fn confirm(&mut self, image: &PlatformImage) {
         let (ztocs, spans) = (std::mem::take(&mut self.ztocs), std::mem::take(&mut self.spans));
         for known in ztocs {
             let blob = Descriptor::new(ZTOC, known.reference.digest, known.reference.size);

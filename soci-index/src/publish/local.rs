@@ -35,7 +35,7 @@ pub use crate::find::origin::{IMAGE_NAME, KEPT_IN};
 
 /// Annotation in the local store's index.json: all parts were built, or verified, on this machine. Such an index may
 /// become part of an image.
-pub const BUILT_HERE: &str = "dev.soci.built-here";
+pub(crate) const BUILT_HERE: &str = "dev.soci.built-here";
 
 /// What [`KEPT_IN`] begins with where the place is containerd's content.
 const CONTAINERD_PLACE: &str = "containerd://";

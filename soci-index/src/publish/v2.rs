@@ -86,7 +86,7 @@ impl Classified for EnableError {
 impl Enabled {
     /// What took the place of an image manifest.
     #[must_use]
-    pub fn manifest_of(&self, image: &Digest) -> Option<&Document> {
+    pub(crate) fn manifest_of(&self, image: &Digest) -> Option<&Document> {
         let new = self.renamed.get(image)?;
         self.manifests.iter().find(|document| document.digest == *new)
     }

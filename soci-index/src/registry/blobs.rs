@@ -10,7 +10,6 @@
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -24,7 +23,7 @@ use crate::registry::exchange::Call;
 use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::headers::content_range;
 use crate::registry::retry::Deadline;
-use crate::registry::transport::{Body, Method};
+use crate::registry::transport::Method;
 
 mod read;
 
@@ -58,7 +57,7 @@ pub enum Part<S> {
 
 impl<S> Part<S> {
     /// The same of another stream.
-    pub fn map<T>(self, change: impl FnOnce(S) -> T) -> Part<T> {
+    pub(crate) fn map<T>(self, change: impl FnOnce(S) -> T) -> Part<T> {
         match self {
             Self::Asked(stream) => Part::Asked(change(stream)),
             Self::Whole(stream) => Part::Whole(change(stream)),
@@ -74,20 +73,18 @@ pub struct BlobReader {
     only: Option<HostedRepository>,
     digest: Digest,
     size: u64,
-    deadline: Duration,
 }
 
 impl Repository {
     /// A reader of the blob `digest`, which has `size` bytes (its descriptor says). Nothing is sent.
     #[must_use]
     pub fn blob(&self, digest: Digest, size: u64) -> BlobReader {
-        let deadline = self.registry().options().deadline;
-        BlobReader { repository: self.clone(), only: None, digest, size, deadline }
+        BlobReader { repository: self.clone(), only: None, digest, size }
     }
 
     /// Whether the host that is asked first for a part of a blob is known to serve such.
     #[must_use]
-    pub fn serves_parts(&self) -> bool {
+    pub(crate) fn serves_parts(&self) -> bool {
         let places = self.places(Need::Part).unwrap_or_default();
         places.first().is_some_and(|place| place.endpoint().serves_parts())
     }
@@ -98,7 +95,7 @@ impl Repository {
     /// [`RegistryError`] when the registry cannot be reached or does not report it.
     pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
         let deadline = &self.deadline(0);
-        self.first(Need::Content, |place| async move { place.blob_size(digest, deadline).await }).await
+        self.first(Need::Content, |place| async move { size(&place, digest, deadline).await }).await
     }
 
     /// A whole blob of at most `limit` bytes, checked against its descriptor.
@@ -124,55 +121,35 @@ impl Repository {
     }
 }
 
-impl HostedRepository {
-    async fn blob_size(&self, digest: &Digest, deadline: &Deadline) -> Result<Option<u64>, RegistryError> {
-        let what = format!("asking for the size of {digest}");
-        let mut call = self.blob_call(Method::Head, digest, what.clone());
-        let answer = self.call(&call, deadline).await?;
-        match answer.status() {
-            200 => {}
-            404 => return Ok(None),
-            _ => return Err(self.status_error(answer, &what).await),
-        }
-        if let Some(size) = answer.response.content_length() {
-            return Ok(Some(size));
-        }
-        call.method = Method::Get;
-        let plain = call.headers.clone();
-        call.headers.push(("range", "bytes=0-0".to_owned()));
-        let mut answer = self.call(&call, deadline).await?;
-        if read::REFUSES_RANGE.contains(&answer.status()) || answer.status() == 416 {
-            call.headers = plain;
-            answer = self.call(&call, deadline).await?;
-        }
-        let range = answer.response.header("content-range").and_then(content_range);
-        match (answer.status(), range.and_then(|range| range.total), answer.response.content_length()) {
-            (206, Some(total), _) | (200, _, Some(total)) => Ok(Some(total)),
-            (404, ..) => Ok(None),
-            _ => Err(self.malformed(&what, "the registry does not report it")),
-        }
+async fn size(place: &HostedRepository, digest: &Digest, deadline: &Deadline) -> Result<Option<u64>, RegistryError> {
+    let mut call = blob_call(place, Method::Head, digest, format!("asking for the size of {digest}"));
+    let answer = place.call(&call, deadline).await?;
+    match answer.status() {
+        200 => {}
+        404 => return Ok(None),
+        _ => return Err(answer.error().await),
     }
+    if let Some(size) = answer.response.content_length() {
+        return Ok(Some(size));
+    }
+    call.method = Method::Get;
+    let part = call.clone().with_header("range", "bytes=0-0");
+    let mut answer = place.call(&part, deadline).await?;
+    if read::REFUSES_RANGE.contains(&answer.status()) || answer.status() == 416 {
+        answer = place.call(&call, deadline).await?;
+    }
+    let range = answer.header("content-range").and_then(content_range);
+    match (answer.status(), range.and_then(|range| range.total), answer.response.content_length()) {
+        (206, Some(total), _) | (200, _, Some(total)) => Ok(Some(total)),
+        (404, ..) => Ok(None),
+        _ => Err(place.malformed(&call.what, "the registry does not report it")),
+    }
+}
 
-    pub(crate) fn blob_call(&self, method: Method, digest: &Digest, what: String) -> Call {
-        Call {
-            method,
-            url: self.url(&format!("blobs/{digest}")),
-            // Anything but the bytes themselves would make offsets and digests meaningless.
-            headers: vec![("accept-encoding", "identity".to_owned())],
-            body: Body::Empty,
-            scopes: Scopes::pull(self.name()),
-            what,
-        }
-    }
-
-    pub(crate) fn malformed(&self, what: &str, reason: &str) -> RegistryError {
-        RegistryError::Malformed {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            what: what.to_owned(),
-            reason: reason.to_owned(),
-        }
-    }
+pub(crate) fn blob_call(place: &HostedRepository, method: Method, digest: &Digest, what: impl Into<String>) -> Call {
+    let call = Call::new(method, place.url(&format!("blobs/{digest}")), Scopes::pull(place.name()), what);
+    // Anything but the bytes themselves would make offsets and digests meaningless.
+    call.with_header("accept-encoding", "identity")
 }
 
 async fn collect(mut stream: ByteStream) -> Result<Bytes, RegistryError> {
@@ -184,25 +161,6 @@ async fn collect(mut stream: ByteStream) -> Result<Bytes, RegistryError> {
 }
 
 impl BlobReader {
-    /// The blob's digest.
-    #[must_use]
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// The blob's size as its descriptor says.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The same reader with another time limit (see [`crate::registry::ClientOptions::deadline`]).
-    #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
     /// The bytes `range`, as they arrive. Nothing is sent before the stream is polled. Where the registry serves no
     /// parts of blobs, each such read transfers the blob up to the end of the range.
     #[must_use]

@@ -6,6 +6,7 @@
 //! registry itself; an unreachable host is skipped for a while if there is another one.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,6 +17,7 @@ use crate::format::digest::Digest;
 use crate::registry::address::Address;
 use crate::registry::auth::Authorizer;
 use crate::registry::credentials::CredentialSource;
+use crate::registry::error::{TransportError, TransportKind};
 use crate::registry::failover::Need;
 use crate::registry::hosts::{Capabilities, Host, HostRules, Hosts, Repositories};
 use crate::registry::redirect::{self, ShownUrl};
@@ -152,10 +154,12 @@ impl Endpoint {
         redirect::same_origin(self.base(), url)
     }
 
-    /// Records that the host could not be reached.
-    pub(crate) fn leave_aside(&self) {
-        self.address.forget_plain();
-        self.state.lock().aside_until = Some(Instant::now() + ASIDE);
+    /// Leaves the host aside if this is how hosts fail that are not there.
+    pub(crate) fn note_failure(&self, error: &TransportError) {
+        if matches!(error.kind, TransportKind::Connect | TransportKind::Tls | TransportKind::Timeout) {
+            self.address.forget_plain();
+            self.state.lock().aside_until = Some(Instant::now() + ASIDE);
+        }
     }
 
     /// Records that the host answers.
@@ -177,10 +181,12 @@ impl Endpoint {
         self.state.lock().reached.contains(url.origin())
     }
 
-    /// Records that the host serves no ranges of blobs; returns whether that was known.
-    pub(crate) fn note_whole_only(&self) -> bool {
+    /// Records that the host serves no parts of blobs, and says so once in a while.
+    pub(crate) fn note_whole_only(&self, why: impl Display) {
         let known = self.state.lock().whole_only.replace(Instant::now());
-        known.is_some_and(|since| since.elapsed() < WHOLE_ONLY_FOR)
+        if known.is_none_or(|since| since.elapsed() >= WHOLE_ONLY_FOR) {
+            tracing::warn!(host = self.name, "serves no parts of blobs: layers are fetched from it as a whole ({why})");
+        }
     }
 
     /// Notes whether a part of a blob came that was asked for.

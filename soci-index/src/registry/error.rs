@@ -32,7 +32,7 @@ pub enum TransportKind {
 impl TransportKind {
     /// Whether another attempt may go better.
     #[must_use]
-    pub fn is_transient(self) -> bool {
+    pub(crate) fn is_transient(self) -> bool {
         match self {
             Self::Connect | Self::Timeout | Self::Interrupted => true,
             Self::Tls | Self::Proxy | Self::Request => false,
@@ -251,7 +251,7 @@ impl Classified for RegistryError {
 impl RegistryError {
     /// Whether the connection failed in a way that another attempt may not.
     #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Transport { error, .. } if error.kind.is_transient())
     }
 }

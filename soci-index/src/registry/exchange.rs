@@ -6,6 +6,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use url::Url;
 
 use crate::registry::address;
@@ -41,30 +42,64 @@ pub(crate) struct Call {
     pub(crate) what: String,
 }
 
-/// What came back.
-pub(crate) struct ApiResponse {
-    pub(crate) response: Response,
-    /// The URL that answered, after redirects.
-    pub(crate) url: Url,
-}
+impl Call {
+    /// One without a body and without headers of its own.
+    pub(crate) fn new(method: Method, url: Url, scopes: Scopes, what: impl Into<String>) -> Self {
+        Self { method, url, headers: Vec::new(), body: Body::Empty, scopes, what: what.into() }
+    }
 
-impl ApiResponse {
-    pub(crate) fn status(&self) -> u16 {
-        self.response.status()
+    pub(crate) fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn with_body(self, body: Body) -> Self {
+        Self { body, ..self }
     }
 }
 
-/// The authentication attempts of one request.
-#[derive(Default)]
-struct AuthAttempts {
-    /// Retried because no credential had been sent.
-    asked: bool,
-    /// Asked again with credentials that had been refused.
-    renewed: bool,
-    /// What was refused, in order.
-    refused: Vec<Credentials>,
-    /// The credential that was sent last.
-    used: Option<Grant>,
+/// What came back.
+pub(crate) struct ApiResponse<'a> {
+    pub(crate) response: Response,
+    /// The URL that answered, after redirects.
+    pub(crate) url: Url,
+    asked: Attempt<'a>,
+}
+
+impl ApiResponse<'_> {
+    pub(crate) fn status(&self) -> u16 {
+        self.response.status()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.response.header(name)
+    }
+
+    /// How long the server asks us to wait.
+    pub(crate) fn asked_pause(&self) -> Option<Duration> {
+        retry::retry_after(self.header("retry-after")?, SystemTime::now())
+    }
+
+    /// The error if the status was unexpected.
+    pub(crate) async fn error(self) -> RegistryError {
+        let (status, what) = (self.status(), self.asked.call.what.clone());
+        let (registry, repository) = self.asked.place.names();
+        let (code, message) = error_text(self.response).await;
+        RegistryError::Status { registry, repository, what, status, code: code.map(String::into_boxed_str), message }
+    }
+
+    /// Reads a whole document, of the size of a manifest at most.
+    pub(crate) async fn document(self) -> Result<Bytes, RegistryError> {
+        let Attempt { place, call, deadline } = self.asked;
+        let limit = place.options().limits.manifest_bytes_max;
+        self.response.bytes(limit, deadline).await.map_err(|error| match error {
+            BodyError::Transport(error) => place.transport_error(&call.what, error, deadline),
+            BodyError::TooLarge => {
+                let (registry, repository) = place.names();
+                RegistryError::TooLarge { registry, repository, what: call.what.clone(), limit }
+            }
+        })
+    }
 }
 
 /// Whether a status says "later".
@@ -75,21 +110,34 @@ pub(crate) fn is_busy(status: u16) -> bool {
 impl HostedRepository {
     /// Makes a call and repeats it while the registry is busy or unreachable. Any other status is the caller's to
     /// judge.
-    pub(crate) async fn call(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, RegistryError> {
+    pub(crate) async fn call<'a>(
+        &'a self,
+        call: &'a Call,
+        deadline: &'a Deadline,
+    ) -> Result<ApiResponse<'a>, RegistryError> {
         let mut retry = 0;
         loop {
             // On the heap: the futures of all callers would hold this one, which is large and deep.
             let (error, pause) = match Box::pin(self.attempt(call, deadline)).await {
                 Ok(answer) if !is_busy(answer.status()) => return Ok(answer),
                 Ok(answer) => {
-                    let pause = asked_pause(&answer.response);
-                    (self.status_error(answer, &call.what).await, pause)
+                    let pause = answer.asked_pause();
+                    (answer.error().await, pause)
                 }
                 Err(error) if error.is_transient() => (error, None),
                 Err(error) => return Err(error),
             };
             self.pause(&mut retry, pause, &call.what, error, deadline).await?;
         }
+    }
+
+    /// One attempt: follows redirects, renews credentials.
+    pub(crate) async fn attempt<'a>(
+        &'a self,
+        call: &'a Call,
+        deadline: &'a Deadline,
+    ) -> Result<ApiResponse<'a>, RegistryError> {
+        Attempt { place: self, call, deadline }.run().await
     }
 
     /// Waits before another attempt, or fails with `error` when there must be none.
@@ -116,26 +164,66 @@ impl HostedRepository {
         let pause = asked.unwrap_or_else(|| retry_policy.backoff.wait(*retry, fastrand::f64()));
         retry_policy.report(pause, &error);
         if !deadline.pause(pause).await {
-            return Err(self.deadline_error(what, deadline, Some(&error)));
+            return Err(self.deadline_error(what, deadline, &error));
         }
         *retry += 1;
         Ok(())
     }
 
-    /// One attempt: follows redirects, renews credentials.
-    pub(crate) async fn attempt(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, RegistryError> {
-        let (mut method, mut body) = (call.method, call.body.clone());
-        let mut url = self.endpoint().address.settle(&call.url).await;
+    /// A transport error, or the deadline's if that is what ended the attempt.
+    pub(crate) fn transport_error(&self, what: &str, error: TransportError, deadline: &Deadline) -> RegistryError {
+        let error = RegistryError::Transport { registry: self.host().to_owned(), attempts: 1, error };
+        if deadline.is_over() { self.deadline_error(what, deadline, &error) } else { error }
+    }
+
+    fn deadline_error(&self, what: &str, deadline: &Deadline, last: &RegistryError) -> RegistryError {
+        let ((registry, repository), what, allowed) = (self.names(), what.to_owned(), deadline.allowed());
+        RegistryError::Deadline { registry, repository, what, allowed, last: Some(last.to_string()) }
+    }
+
+    /// The error if an answer is not what `what` should bring.
+    pub(crate) fn malformed(&self, what: &str, reason: impl ToString) -> RegistryError {
+        let (registry, repository) = self.names();
+        RegistryError::Malformed { registry, repository, what: what.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// One attempt of a call: the requests to which redirects and refusals lead.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    place: &'a HostedRepository,
+    call: &'a Call,
+    deadline: &'a Deadline,
+}
+
+/// The authentication attempts of one request.
+#[derive(Default)]
+struct AuthAttempts {
+    /// Retried because no credential had been sent.
+    asked: bool,
+    /// Asked again with credentials that had been refused.
+    renewed: bool,
+    /// What was refused, in order.
+    refused: Vec<Credentials>,
+    /// The credential that was sent last.
+    used: Option<Grant>,
+}
+
+impl<'a> Attempt<'a> {
+    async fn run(self) -> Result<ApiResponse<'a>, RegistryError> {
+        let (mut method, mut body) = (self.call.method, self.call.body.clone());
+        let endpoint = self.place.endpoint();
+        let mut url = endpoint.address.settle(&self.call.url).await;
         let mut at_home = true;
         for _ in 0..=REDIRECTS_MAX {
-            at_home &= self.endpoint().is_home(&url);
-            let response = self.send_authorized(call, method, &url, &body, at_home, deadline).await?;
+            at_home &= endpoint.is_home(&url);
+            let response = self.send_authorized(method, &url, &body, at_home).await?;
             let reading = matches!(method, Method::Get | Method::Head);
             match response.status() {
                 307 | 308 => {}
                 301 | 302 if reading => {}
                 303 => (method, body) = (if method == Method::Head { method } else { Method::Get }, Body::Empty),
-                _ => return Ok(ApiResponse { response, url }),
+                _ => return Ok(ApiResponse { response, url, asked: self }),
             }
             let location = response.header("location").unwrap_or_default();
             if location.is_empty() {
@@ -148,61 +236,60 @@ impl HostedRepository {
 
     /// One request to one server, repeated with renewed credentials if it asks for them.
     async fn send_authorized(
-        &self,
-        call: &Call,
+        self,
         method: Method,
         url: &Url,
         body: &Body,
         at_home: bool,
-        deadline: &Deadline,
     ) -> Result<Response, RegistryError> {
-        let authorizer = self.authorizer();
+        let Self { place, call, deadline } = self;
+        let (endpoint, authorizer) = (place.endpoint(), &place.endpoint().authorizer);
         let mut tries = AuthAttempts::default();
         loop {
-            let grant = if at_home { self.grant(call, deadline).await? } else { None };
+            let grant = if at_home { self.grant().await? } else { None };
             if grant.is_some() {
                 tries.used.clone_from(&grant);
             }
             let authorization = grant.as_ref().map(Grant::header);
-            let (headers, silence_max) = (&call.headers, self.silence_max(deadline));
-            let more = Some(self.headers());
+            let (headers, silence_max) = (&call.headers, place.silence_max(deadline));
+            let more = Some(place.headers());
             let request = Request { method, url, headers, more, authorization, body, home: at_home, silence_max };
-            let response = match self.transport().send(&request, deadline).await {
+            let response = match endpoint.transport.send(&request, deadline).await {
                 Ok(response) => response,
                 Err(error) => {
                     // One that has answered speaks HTTP.
-                    let answered = self.endpoint().was_reached(&error.url);
+                    let answered = endpoint.was_reached(&error.url);
                     let error = if answered { error } else { address::explain(error, url).await };
                     if at_home && !deadline.is_over() {
-                        self.unreachable(&error);
+                        endpoint.note_failure(&error);
                     }
-                    return Err(self.transport_error(&call.what, error, deadline));
+                    return Err(place.transport_error(&call.what, error, deadline));
                 }
             };
             if at_home {
-                self.endpoint().is_back();
+                endpoint.is_back();
             }
-            self.endpoint().note_reached(url);
-            self.endpoint().note_warnings(&response);
+            endpoint.note_reached(url);
+            endpoint.note_warnings(&response);
             let status = response.status();
             if !at_home || !matches!(status, 401 | 403) {
                 return Ok(response);
             }
-            let goes_on = self.goes_on(call, grant.as_ref(), &mut tries, deadline).await?;
+            let goes_on = self.goes_on(grant.as_ref(), &mut tries).await?;
             if status == 401 {
                 let challenges = challenge::parse(response.headers("www-authenticate"));
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
                 if !helps || !goes_on {
                     let credentials =
-                        tries.refused.first().map_or_else(|| authorizer.describe(self.name()), Credentials::describe);
-                    let login = self.login(tries.used.as_ref(), deadline).await;
-                    let denied = self.denied(response, &call.scopes, !challenges.is_empty(), credentials, login).await;
-                    authorizer.give_up(self.name(), grant.as_ref());
+                        tries.refused.first().map_or_else(|| authorizer.describe(place.name()), Credentials::describe);
+                    let login = self.login(tries.used.as_ref()).await;
+                    let denied = self.denied(response, !challenges.is_empty(), credentials, login).await;
+                    authorizer.give_up(place.name(), grant.as_ref());
                     return Err(denied);
                 }
             } else if grant.is_none() || !goes_on {
                 // 403 without a credential is a refusal; with one it may also mean "expired" (ECR), or "not yours".
-                authorizer.give_up(self.name(), grant.as_ref());
+                authorizer.give_up(place.name(), grant.as_ref());
                 return Ok(response);
             }
         }
@@ -210,60 +297,51 @@ impl HostedRepository {
 
     /// Whether to ask again after a refusal: once when no credential was sent, with each of the other credentials that
     /// are known, and once with renewed ones.
-    async fn goes_on(
-        &self,
-        call: &Call,
-        used: Option<&Grant>,
-        tries: &mut AuthAttempts,
-        deadline: &Deadline,
-    ) -> Result<bool, RegistryError> {
+    async fn goes_on(self, used: Option<&Grant>, tries: &mut AuthAttempts) -> Result<bool, RegistryError> {
         let Some(used) = used else { return Ok(!std::mem::replace(&mut tries.asked, true)) };
-        self.authorizer().forget(self.name(), used).await;
+        let authorizer = &self.place.endpoint().authorizer;
+        authorizer.forget(self.place.name(), used).await;
         tries.refused.push(used.by().clone());
-        let next = self.authorizer().credentials(&self.auth_context(call, deadline)).await?;
+        let next = authorizer.credentials(&self.auth_context()).await?;
         let is_other = !tries.refused.contains(&next) && tries.refused.len() < TRIED_MAX;
         Ok(is_other || !std::mem::replace(&mut tries.renewed, true))
     }
 
-    fn auth_context<'a>(&'a self, call: &'a Call, deadline: &'a Deadline) -> AuthContext<'a> {
-        let (transport, repository, scopes) = (self.transport(), self.name(), &call.scopes);
-        let (retry_policy, silence_max) = (self.retry_policy(), self.silence_max(deadline));
+    fn auth_context(self) -> AuthContext<'a> {
+        let Self { place, call, deadline } = self;
+        let (transport, repository, scopes) = (&place.endpoint().transport, place.name(), &call.scopes);
+        let (retry_policy, silence_max) = (place.retry_policy(), place.silence_max(deadline));
         AuthContext { transport, repository, scopes, deadline, retry_policy, silence_max }
     }
 
-    async fn grant(&self, call: &Call, deadline: &Deadline) -> Result<Option<Grant>, RegistryError> {
-        let grant = self.authorizer().grant(&self.auth_context(call, deadline)).await;
-        if let (Ok(Some(_)), Some(realm)) = (&grant, self.authorizer().realm()) {
-            self.endpoint().note_reached(&realm);
+    async fn grant(self) -> Result<Option<Grant>, RegistryError> {
+        let endpoint = self.place.endpoint();
+        let grant = endpoint.authorizer.grant(&self.auth_context()).await;
+        if let (Ok(Some(_)), Some(realm)) = (&grant, endpoint.authorizer.realm()) {
+            endpoint.note_reached(&realm);
         }
         // A host whose token service is unreachable counts as unreachable.
         if let Err(RegistryError::Transport { error, .. }) = &grant
-            && !deadline.is_over()
+            && !self.deadline.is_over()
         {
-            self.unreachable(error);
+            endpoint.note_failure(error);
         }
         grant
     }
 
-    /// Leaves the host aside if this is how hosts fail that are not there.
-    pub(crate) fn unreachable(&self, error: &TransportError) {
-        if matches!(error.kind, TransportKind::Connect | TransportKind::Tls | TransportKind::Timeout) {
-            self.endpoint().leave_aside();
-        }
-    }
-
     /// Whether the registry knows a login that it refused here. A token service that issued a token knows the login;
     /// otherwise the root of the API shows it, which every login may read.
-    async fn login(&self, used: Option<&Grant>, deadline: &Deadline) -> LoginVerdict {
+    async fn login(self, used: Option<&Grant>) -> LoginVerdict {
         let Some(used) = used.filter(|used| *used.by() != Credentials::Anonymous) else { return LoginVerdict::None };
         if used.is_token() {
             return LoginVerdict::Good;
         }
-        let (headers, body, url) = (&[][..], &Body::Empty, self.endpoint().root());
+        let endpoint = self.place.endpoint();
+        let (headers, body, url) = (&[][..], &Body::Empty, endpoint.root());
         let (authorization, silence_max) = (Some(used.header()), Some(LOGIN_WAIT));
-        let (method, more) = (Method::Get, Some(self.headers()));
+        let (method, more) = (Method::Get, Some(self.place.headers()));
         let request = Request { method, url: &url, headers, more, authorization, body, home: true, silence_max };
-        match self.transport().send(&request, deadline).await.map(|response| response.status()) {
+        match endpoint.transport.send(&request, self.deadline).await.map(|response| response.status()) {
             Ok(200) => LoginVerdict::Good,
             Ok(401) => LoginVerdict::Wrong,
             Ok(_) | Err(_) => LoginVerdict::Unknown,
@@ -271,96 +349,26 @@ impl HostedRepository {
     }
 
     async fn denied(
-        &self,
+        self,
         response: Response,
-        scopes: &Scopes,
         challenged: bool,
         credentials: &'static str,
         login: LoginVerdict,
     ) -> RegistryError {
         let (code, message) = error_text(response).await;
-        RegistryError::Unauthorized {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            scope: scopes.to_string(),
-            credentials,
-            message: format!("{} {message}", code.unwrap_or_default()).trim().to_owned(),
-            challenged,
-            login,
-        }
+        let message = format!("{} {message}", code.unwrap_or_default()).trim().to_owned();
+        let ((registry, repository), scope) = (self.place.names(), self.call.scopes.to_string());
+        RegistryError::Unauthorized { registry, repository, scope, credentials, message, challenged, login }
     }
 
-    /// An error from an unexpected response.
-    pub(crate) async fn status_error(&self, answer: ApiResponse, what: &str) -> RegistryError {
-        let status = answer.status();
-        let (code, message) = error_text(answer.response).await;
-        RegistryError::Status {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            what: what.to_owned(),
-            status,
-            code: code.map(String::into_boxed_str),
-            message,
-        }
+    fn redirect_error(self, from: &Url, reason: &str) -> RegistryError {
+        let (registry, repository) = self.place.names();
+        RegistryError::Redirect { registry, repository, from: ShownUrl::new(from), reason: reason.to_owned() }
     }
-
-    /// A transport error, or the deadline's if that is what ended the attempt.
-    pub(crate) fn transport_error(&self, what: &str, error: TransportError, deadline: &Deadline) -> RegistryError {
-        let error = RegistryError::Transport { registry: self.host().to_owned(), attempts: 1, error };
-        if deadline.is_over() { self.deadline_error(what, deadline, Some(&error)) } else { error }
-    }
-
-    pub(crate) fn deadline_error(
-        &self,
-        what: &str,
-        deadline: &Deadline,
-        last: Option<&RegistryError>,
-    ) -> RegistryError {
-        RegistryError::Deadline {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            what: what.to_owned(),
-            allowed: deadline.allowed(),
-            last: last.map(ToString::to_string),
-        }
-    }
-
-    fn redirect_error(&self, from: &Url, reason: &str) -> RegistryError {
-        RegistryError::Redirect {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            from: ShownUrl::new(from),
-            reason: reason.to_owned(),
-        }
-    }
-
-    /// Reads a whole bounded document.
-    pub(crate) async fn document(
-        &self,
-        answer: ApiResponse,
-        what: &str,
-        limit: u64,
-        deadline: &Deadline,
-    ) -> Result<bytes::Bytes, RegistryError> {
-        answer.response.bytes(limit, deadline).await.map_err(|error| match error {
-            BodyError::Transport(error) => self.transport_error(what, error, deadline),
-            BodyError::TooLarge => RegistryError::TooLarge {
-                registry: self.host().to_owned(),
-                repository: self.name().to_owned(),
-                what: what.to_owned(),
-                limit,
-            },
-        })
-    }
-}
-
-/// How long the server asks us to wait.
-pub(crate) fn asked_pause(response: &Response) -> Option<Duration> {
-    retry::retry_after(response.header("retry-after")?, SystemTime::now())
 }
 
 /// Code and message of an error answer, if it has them and does not make us wait for them.
-pub(crate) async fn error_text(response: Response) -> (Option<String>, String) {
+async fn error_text(response: Response) -> (Option<String>, String) {
     // Some registries announce the length of the whole blob here: reading stops at the limit either way.
     let body = response.bytes(ERROR_BYTES_MAX, &Deadline::new(ERROR_WAIT, 0)).await;
     body.map(|body| headers::error_body(&body)).unwrap_or_default()

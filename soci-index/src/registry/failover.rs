@@ -12,22 +12,18 @@
 //! Invariants: an absent manifest is absent on the last host, whatever others say; a mirror without a capability is
 //! never asked for it; the last host is always asked; the deadline of an operation is one for all hosts.
 
-use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
-use crate::format::digest::Digest;
 use crate::format::reference::ManifestName;
-use crate::registry::auth::Authorizer;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::RegistryError;
 use crate::registry::hosts::Capabilities;
 use crate::registry::request_headers::RequestHeaders;
 use crate::registry::retry::{Backoff, Deadline, RetryPolicy};
-use crate::registry::transport::Transport;
 use crate::registry::{ClientOptions, Repository};
 
 /// What a host is asked for.
@@ -81,7 +77,8 @@ impl Need {
     }
 }
 
-/// A repository on one host.
+/// A repository on one host: where it is, what it is called there, and how long to wait for it. What may be done with it
+/// is what the parts of the protocol do through its one `call` (see `exchange`).
 #[derive(Debug, Clone)]
 pub(crate) struct HostedRepository {
     repository: Repository,
@@ -105,6 +102,11 @@ impl HostedRepository {
         &self.name
     }
 
+    /// The host and the repository, as errors say where they come from.
+    pub(crate) fn names(&self) -> (String, String) {
+        (self.host().to_owned(), self.name().to_owned())
+    }
+
     /// Another repository's name on this host.
     pub(crate) fn name_of(&self, other: &str) -> String {
         name_on(&self.endpoint, other)
@@ -112,14 +114,6 @@ impl HostedRepository {
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
-    }
-
-    pub(crate) fn transport(&self) -> &Transport {
-        &self.endpoint.transport
-    }
-
-    pub(crate) fn authorizer(&self) -> &Authorizer {
-        &self.endpoint.authorizer
     }
 
     pub(crate) fn options(&self) -> &ClientOptions {
@@ -170,29 +164,6 @@ impl HostedRepository {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
     }
 
-    /// Whether the host has lately served whole blobs only.
-    pub(crate) fn serves_whole_only(&self) -> bool {
-        self.endpoint.serves_whole_only()
-    }
-
-    /// Records that the host serves no parts of blobs, and says so once in a while.
-    pub(crate) fn note_whole_only(&self, why: impl Display) {
-        if !self.endpoint.note_whole_only() {
-            tracing::warn!(
-                host = self.host(),
-                "serves no parts of blobs: layers are fetched from it as a whole ({why})"
-            );
-        }
-    }
-
-    pub(crate) fn target(&self, digest: &Digest) -> Option<Url> {
-        self.endpoint.target(self.name(), digest)
-    }
-
-    pub(crate) fn set_target(&self, digest: &Digest, url: Option<Url>) {
-        self.endpoint.set_target(self.name(), digest, url);
-    }
-
     /// Writes down why the next host is asked. What a mirror lacks is no news; a failure is, though not every time.
     pub(crate) fn given_up(&self, error: &RegistryError) {
         use RegistryError::{Credentials, Realm, Token, Unauthorized};
@@ -216,7 +187,7 @@ impl Repository {
         let last = places.pop().ok_or_else(|| self.no_host(need))?;
         let last = HostedRepository { is_last: true, ..last };
         let is_aside = |place: &HostedRepository| {
-            place.endpoint.is_aside(place.name(), need) || need == Need::Part && place.serves_whole_only()
+            place.endpoint.is_aside(place.name(), need) || need == Need::Part && place.endpoint.serves_whole_only()
         };
         let (aside, mut places): (Vec<HostedRepository>, Vec<HostedRepository>) =
             places.into_iter().partition(is_aside);

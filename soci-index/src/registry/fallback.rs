@@ -18,6 +18,7 @@ use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
 use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::manifests::Manifests;
 
 /// How often to write before giving up: sixteen writers at a time needed two or three writes each in our trials, the
 /// unluckiest five.
@@ -41,7 +42,7 @@ impl Repository {
     /// # Errors
     /// [`RegistryError::ForeignTag`] when the tag is something else, or any other when it cannot be read.
     pub async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        self.first(Need::Referrers, |place| async move { place.fallback_entries(subject).await }).await
+        self.first(Need::Referrers, |place| async move { FallbackTag::new(&place, subject).entries().await }).await
     }
 
     /// Puts `entry` on the list of `subject`'s referrers. Answers how often it had to write.
@@ -49,45 +50,58 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when the tag is not ours to write, or others keep overwriting it.
     pub async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
-        self.push_place()?.write_fallback(subject, entry).await
+        FallbackTag::new(&self.push_place()?, subject).add(entry).await
     }
 }
 
-impl HostedRepository {
-    /// The entries of the fallback tag here.
-    pub(crate) async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        let Some(raw) = self.fallback_list(subject).await? else { return Ok(None) };
+/// The list of what refers to one manifest, on one host.
+pub(crate) struct FallbackTag<'a> {
+    place: &'a HostedRepository,
+    subject: &'a Digest,
+    tag: String,
+}
+
+impl<'a> FallbackTag<'a> {
+    pub(crate) fn new(place: &'a HostedRepository, subject: &'a Digest) -> Self {
+        Self { place, subject, tag: tag(subject) }
+    }
+
+    fn name(&self) -> ManifestName {
+        ManifestName::Tag(self.tag.clone())
+    }
+
+    /// `None` when there is no such tag.
+    pub(crate) async fn entries(&self) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let Some(raw) = self.list().await? else { return Ok(None) };
         let index: Result<ImageIndex, _> = serde_json::from_slice(&raw.bytes);
-        let index =
-            index.map_err(|error| self.foreign(&tag(subject), ForeignTag::Malformed { reason: error.to_string() }))?;
+        let index = index.map_err(|error| self.foreign(ForeignTag::Malformed { reason: error.to_string() }))?;
         Ok(Some(index.manifests))
     }
 
-    async fn fallback_list(&self, subject: &Digest) -> Result<Option<RawManifest>, RegistryError> {
-        let name = tag(subject);
-        let Some(raw) = self.manifest(&ManifestName::Tag(name.clone()), &self.deadline(0)).await? else {
+    async fn list(&self) -> Result<Option<RawManifest>, RegistryError> {
+        let Some(raw) = Manifests(self.place).get(&self.name(), &self.place.deadline(0)).await? else {
             return Ok(None);
         };
         // Some registries read the dash as a colon and answer with the image.
-        if raw.digest == *subject || subject.matches(&raw.bytes) {
-            return Err(self.foreign(&name, ForeignTag::Subject));
+        if raw.digest == *self.subject || self.subject.matches(&raw.bytes) {
+            return Err(self.foreign(ForeignTag::Subject));
         }
         if raw.media_type != media_type::INDEX {
-            return Err(self.foreign(&name, ForeignTag::NotAnIndex { media_type: raw.media_type }));
+            return Err(self.foreign(ForeignTag::NotAnIndex { media_type: raw.media_type }));
         }
         Ok(Some(raw))
     }
 
-    pub(crate) async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
-        let name = tag(subject);
+    /// Puts `entry` on the list; returns how often it had to write.
+    pub(crate) async fn add(&self, entry: &Descriptor) -> Result<u32, RegistryError> {
         let (mut writes, mut seen) = (0, 0);
         // Between a write and a look, and between two looks: at least this long.
-        let mut settle = self.options().backoff.first / 2;
+        let mut settle = self.place.options().backoff.first / 2;
         loop {
             let begun = Instant::now();
-            let raw = self.fallback_list(subject).await?;
+            let raw = self.list().await?;
             let merged = merge(raw.as_ref().map(|raw| &*raw.bytes), entry)
-                .map_err(|reason| self.foreign(&name, ForeignTag::Malformed { reason }))?;
+                .map_err(|reason| self.foreign(ForeignTag::Malformed { reason }))?;
             match merged {
                 Merged::Present => {
                     seen += 1;
@@ -96,16 +110,12 @@ impl HostedRepository {
                     }
                 }
                 Merged::Changed(_) if writes >= WRITES_MAX => {
-                    return Err(RegistryError::FallbackLost {
-                        registry: self.host().to_owned(),
-                        repository: self.name().to_owned(),
-                        tag: name,
-                        digest: Box::new(entry.digest),
-                        writes,
-                    });
+                    let ((registry, repository), tag) = (self.place.names(), self.tag.clone());
+                    let digest = Box::new(entry.digest);
+                    return Err(RegistryError::FallbackLost { registry, repository, tag, digest, writes });
                 }
                 Merged::Changed(bytes) => {
-                    self.push_manifest(&ManifestName::Tag(name.clone()), media_type::INDEX, bytes).await?;
+                    Manifests(self.place).put(&self.name(), media_type::INDEX, bytes).await?;
                     writes += 1;
                     seen = 0;
                     settle = settle.max(begun.elapsed().min(SETTLE_MAX));
@@ -117,13 +127,9 @@ impl HostedRepository {
         }
     }
 
-    fn foreign(&self, tag: &str, reason: ForeignTag) -> RegistryError {
-        RegistryError::ForeignTag {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            tag: tag.to_owned(),
-            reason,
-        }
+    fn foreign(&self, reason: ForeignTag) -> RegistryError {
+        let (registry, repository) = self.place.names();
+        RegistryError::ForeignTag { registry, repository, tag: self.tag.clone(), reason }
     }
 }
 

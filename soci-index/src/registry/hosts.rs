@@ -3,7 +3,7 @@
 //! Operators say it in containerd's `hosts.toml`, in docker's directories of certificates, or (for the daemon) as a
 //! list of mirrors; the meaning is containerd's in all three, so that a node has one truth. On hosts with podman and
 //! its relatives it is `registries.conf` instead, which applies if no `hosts.toml` applies to the registry.
-//! [`mod@file`] and [`registries_conf`] read the texts, this file the directories. Nothing of the text is interpreted
+//! [`mod@file`] and `registries_conf` read the texts, this file the directories. Nothing of the text is interpreted
 //! here, and no host is asked.
 //!
 //! Invariants: the order is that of the file, and the registry itself comes last; a file that cannot be understood is
@@ -21,14 +21,14 @@ use crate::registry::credentials::Secret;
 use crate::registry::redirect;
 
 pub mod file;
-pub mod registries_conf;
+mod registries_conf;
 
 /// The file that says it.
 const FILE: &str = "hosts.toml";
 /// Where containerd and docker look for directories of hosts.
 pub const DIRECTORIES: [&str; 2] = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
 /// Where podman and its relatives look: a file, and a directory of files that end in `.conf`.
-pub const REGISTRIES_CONF: [&str; 2] = ["/etc/containers/registries.conf", "/etc/containers/registries.conf.d"];
+pub(crate) const REGISTRIES_CONF: [&str; 2] = ["/etc/containers/registries.conf", "/etc/containers/registries.conf.d"];
 
 /// Where the hosts of a registry are written down. The default is nowhere: a registry is then reached by its own name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -119,19 +119,19 @@ pub struct Repositories {
 impl Repositories {
     /// Whether `name` is `place` or below it.
     #[must_use]
-    pub fn is_below(name: &str, place: &str) -> bool {
+    pub(crate) fn is_below(name: &str, place: &str) -> bool {
         place.is_empty() || name.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Whether a repository is among them.
     #[must_use]
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         Self::is_below(name, &self.below) && !self.except.iter().any(|place| Self::is_below(name, place))
     }
 
     /// What one of them is called there.
     #[must_use]
-    pub fn rename(&self, name: &str) -> String {
+    pub(crate) fn rename(&self, name: &str) -> String {
         let rest = name.strip_prefix(&self.below).unwrap_or(name).trim_start_matches('/');
         match (self.instead.as_str(), rest) {
             ("", rest) => rest.to_owned(),
@@ -143,7 +143,7 @@ impl Repositories {
 
 /// Blocked repositories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocked {
+pub(crate) struct Blocked {
     pub repositories: Repositories,
     /// The file that says so.
     pub file: PathBuf,
@@ -173,7 +173,7 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// Everything.
-    pub const ALL: Self = Self { pull: true, resolve: true, push: true, referrers: true };
+    pub(crate) const ALL: Self = Self { pull: true, resolve: true, push: true, referrers: true };
     /// Everything but pushing.
     pub const READ: Self = Self { push: false, ..Self::ALL };
     /// Nothing.
@@ -188,7 +188,7 @@ impl Default for Capabilities {
 
 /// All hosts of a registry, in the order in which they are asked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Hosts {
+pub(crate) struct Hosts {
     /// Those before the last one.
     pub before: Vec<Host>,
     /// The last one; `None` is the registry itself.

@@ -34,7 +34,7 @@ impl Repository {
     pub async fn manifest(&self, name: &ManifestName) -> Result<Option<RawManifest>, RegistryError> {
         check_tag(self, name)?;
         let deadline = &self.deadline(0);
-        self.first(Need::of(name), |place| async move { place.manifest(name, deadline).await }).await
+        self.first(Need::of(name), |place| async move { Manifests(&place).get(name, deadline).await }).await
     }
 
     /// Writes a manifest, by tag or by its digest. What it points at must be there already.
@@ -48,7 +48,7 @@ impl Repository {
         bytes: Bytes,
     ) -> Result<PushedManifest, RegistryError> {
         check_tag(self, name)?;
-        self.push_place()?.push_manifest(name, media_type, bytes).await
+        Manifests(&self.push_place()?).put(name, media_type, bytes).await
     }
 
     /// Deletes a manifest by its digest; whether it was there. Only for deletions that the user requested: nothing in
@@ -57,42 +57,41 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when the registry refuses it, as many do (405).
     pub async fn delete_manifest(&self, digest: &Digest) -> Result<bool, RegistryError> {
-        self.push_place()?.delete_manifest(digest).await
+        Manifests(&self.push_place()?).delete(digest).await
     }
 }
 
-impl HostedRepository {
-    /// Reads a manifest from this place.
-    pub(crate) async fn manifest(
+/// The manifests of a repository on one host.
+pub(crate) struct Manifests<'a>(pub(crate) &'a HostedRepository);
+
+impl Manifests<'_> {
+    fn call(&self, method: Method, name: &ManifestName, scopes: Scopes, what: String) -> Call {
+        Call::new(method, self.0.url(&format!("manifests/{name}")), scopes, what)
+    }
+
+    pub(crate) async fn get(
         &self,
         name: &ManifestName,
         deadline: &Deadline,
     ) -> Result<Option<RawManifest>, RegistryError> {
         let accept = [media_type::MANIFEST, media_type::INDEX, media_type::DOCKER_MANIFEST, media_type::DOCKER_LIST];
-        let what = format!("manifest {name}");
-        let call = Call {
-            method: Method::Get,
-            url: self.url(&format!("manifests/{name}")),
-            headers: vec![("accept", accept.join(", ")), ("accept-encoding", "identity".to_owned())],
-            body: Body::Empty,
-            scopes: Scopes::pull(self.name()),
-            what: what.clone(),
-        };
+        let call = self.call(Method::Get, name, Scopes::pull(self.0.name()), format!("manifest {name}"));
+        let call = call.with_header("accept", accept.join(", ")).with_header("accept-encoding", "identity");
         let mut retry = 0;
         loop {
-            let answer = self.call(&call, deadline).await?;
+            let answer = self.0.call(&call, deadline).await?;
             match answer.status() {
                 200 => {}
                 404 => return Ok(None),
-                _ => return Err(self.status_error(answer, &what).await),
+                _ => return Err(answer.error().await),
             }
             let transport_type = answer.response.media_type();
-            let announced = answer.response.header("docker-content-digest").and_then(|text| text.parse().ok());
-            match self.document(answer, &what, self.options().limits.manifest_bytes_max, deadline).await {
-                Ok(bytes) => return self.checked(name, announced, &transport_type, bytes, &what).map(Some),
+            let announced = answer.header("docker-content-digest").and_then(|text| text.parse().ok());
+            match answer.document().await {
+                Ok(bytes) => return self.checked(name, announced, &transport_type, bytes, &call.what).map(Some),
                 // The body was cut: ask again.
                 Err(error) if error.is_transient() => {
-                    self.pause(&mut retry, None, &what, error, deadline).await?;
+                    self.0.pause(&mut retry, None, &call.what, error, deadline).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -115,29 +114,23 @@ impl HostedRepository {
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(self.wrong_digest(what, expected, digest));
         }
-        let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| self.malformed(what, &error.to_string()))?;
+        let probe: Probe = serde_json::from_slice(&bytes).map_err(|error| self.0.malformed(what, error))?;
         Ok(RawManifest { media_type: probe.media_type(transport_type), digest, bytes })
     }
 
-    async fn delete_manifest(&self, digest: &Digest) -> Result<bool, RegistryError> {
-        let what = format!("deleting manifest {digest}");
-        let call = Call {
-            method: Method::Delete,
-            url: self.url(&format!("manifests/{digest}")),
-            headers: Vec::new(),
-            body: Body::Empty,
-            scopes: Scopes::delete(self.name()),
-            what: what.clone(),
-        };
-        let answer = self.call(&call, &self.deadline(0)).await?;
+    async fn delete(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        let (name, what) = (ManifestName::Digest(*digest), format!("deleting manifest {digest}"));
+        let call = self.call(Method::Delete, &name, Scopes::delete(self.0.name()), what);
+        let deadline = self.0.deadline(0);
+        let answer = self.0.call(&call, &deadline).await?;
         match answer.status() {
             200 | 202 | 204 => Ok(true),
             404 => Ok(false),
-            _ => Err(self.status_error(answer, &what).await),
+            _ => Err(answer.error().await),
         }
     }
 
-    pub(crate) async fn push_manifest(
+    pub(crate) async fn put(
         &self,
         name: &ManifestName,
         media_type: &str,
@@ -154,35 +147,25 @@ impl HostedRepository {
             }
             ManifestName::Tag(_) => Digest::of(&bytes),
         };
-        let call = Call {
-            method: Method::Put,
-            url: self.url(&format!("manifests/{name}")),
-            headers: vec![("content-type", media_type.to_owned())],
-            body: Body::Bytes(bytes),
-            scopes: Scopes::push(self.name()),
-            what: what.clone(),
-        };
-        let answer = self.call(&call, &self.deadline(call.body.len())).await?;
+        let call = self.call(Method::Put, name, Scopes::push(self.0.name()), what);
+        let call = call.with_header("content-type", media_type).with_body(Body::Bytes(bytes));
+        let deadline = self.0.deadline(call.body.len());
+        let answer = self.0.call(&call, &deadline).await?;
         // The Location of the answer is not read: some registries leave it out, and we know the name already.
         if !matches!(answer.status(), 200..=204) {
-            return Err(self.status_error(answer, &what).await);
+            return Err(answer.error().await);
         }
-        let stored: Option<Digest> = answer.response.header("docker-content-digest").and_then(|text| text.parse().ok());
+        let stored: Option<Digest> = answer.header("docker-content-digest").and_then(|text| text.parse().ok());
         if let Some(stored) = stored.filter(|stored| stored.algorithm() == digest.algorithm() && *stored != digest) {
-            return Err(self.wrong_digest(&what, digest, stored));
+            return Err(self.wrong_digest(&call.what, digest, stored));
         }
-        let subject = answer.response.header("oci-subject").and_then(|text| text.parse().ok());
+        let subject = answer.header("oci-subject").and_then(|text| text.parse().ok());
         Ok(PushedManifest { digest, subject })
     }
 
     fn wrong_digest(&self, what: &str, expected: Digest, found: Digest) -> RegistryError {
-        RegistryError::Digest {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            what: what.to_owned(),
-            expected: Box::new(expected),
-            found: found.to_string(),
-        }
+        let ((registry, repository), expected) = (self.0.names(), Box::new(expected));
+        RegistryError::Digest { registry, repository, what: what.to_owned(), expected, found: found.to_string() }
     }
 }
 

@@ -18,7 +18,7 @@ pub struct ShownUrl(String);
 impl ShownUrl {
     /// Cuts everything secret off `url`.
     #[must_use]
-    pub fn new(url: &Url) -> Self {
+    pub(crate) fn new(url: &Url) -> Self {
         let query = if url.query().is_some() { "?..." } else { "" };
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         Self(format!("{}://{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path()))
@@ -26,7 +26,7 @@ impl ShownUrl {
 
     /// The part before the path: scheme, host and, if it is not the usual one, port.
     #[must_use]
-    pub fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         let host = self.0.find("://").map_or(0, |scheme| scheme + 3);
         self.0[host..].find('/').map_or(&self.0, |path| &self.0[..host + path])
     }
@@ -75,7 +75,7 @@ impl Classified for TargetError {
 
 /// Whether a credential for `a` may be sent to `b`.
 #[must_use]
-pub fn same_origin(a: &Url, b: &Url) -> bool {
+pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
 }
 
@@ -83,7 +83,7 @@ pub fn same_origin(a: &Url, b: &Url) -> bool {
 ///
 /// # Errors
 /// [`TargetError`] when it must not be followed.
-pub fn target(base: &Url, location: &str) -> Result<Url, TargetError> {
+pub(crate) fn target(base: &Url, location: &str) -> Result<Url, TargetError> {
     let url = base.join(location).map_err(|_| TargetError::Malformed)?;
     check(base, &url)?;
     Ok(url)
@@ -93,7 +93,7 @@ pub fn target(base: &Url, location: &str) -> Result<Url, TargetError> {
 ///
 /// # Errors
 /// [`TargetError`] when it must not be followed.
-pub fn page(base: &Url, link: &str) -> Result<Url, TargetError> {
+pub(crate) fn page(base: &Url, link: &str) -> Result<Url, TargetError> {
     let url = target(base, link)?;
     if same_origin(base, &url) { Ok(url) } else { Err(TargetError::OtherOrigin) }
 }
@@ -103,7 +103,7 @@ pub fn page(base: &Url, link: &str) -> Result<Url, TargetError> {
 ///
 /// # Errors
 /// [`TargetError`] when no secret may be sent there.
-pub fn realm(base: &Url, realm: &str) -> Result<Url, TargetError> {
+pub(crate) fn realm(base: &Url, realm: &str) -> Result<Url, TargetError> {
     let url = Url::parse(realm).map_err(|_| TargetError::Malformed)?;
     check(base, &url)?;
     if address(&url).is_some_and(is_private) && base.host() != url.host() {
@@ -131,7 +131,7 @@ fn check(base: &Url, url: &Url) -> Result<(), TargetError> {
 
 /// Whether the URL's host is this machine.
 #[must_use]
-pub fn is_loopback(url: &Url) -> bool {
+pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {
             let name = name.trim_end_matches('.');

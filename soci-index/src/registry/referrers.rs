@@ -18,10 +18,11 @@ use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::{ApiResponse, Call};
 use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::fallback::FallbackTag;
 use crate::registry::headers;
+use crate::registry::manifests::Manifests;
 use crate::registry::redirect;
-use crate::registry::retry::Deadline;
-use crate::registry::transport::{Body, Method};
+use crate::registry::transport::Method;
 
 mod listing;
 mod visibility;
@@ -121,7 +122,7 @@ impl Repository {
     ) -> Result<Referrers, RegistryError> {
         let empty = &Mutex::new(None);
         let found = self.first(Need::Referrers, |place| async move {
-            let found = place.referrers(subject, artifact_type, asking).await?;
+            let found = ReferrersOf { place: &place, subject }.find(artifact_type, asking).await?;
             if found.entries.is_empty() && !place.is_last() {
                 if !matches!(found.found_by, FoundBy::Nothing(_)) {
                     *empty.lock() = Some(found);
@@ -156,7 +157,7 @@ impl Repository {
         artifact_type: Option<&str>,
     ) -> Result<ApiAnswer, RegistryError> {
         let answer = self.first(Need::Referrers, |place| async move {
-            let answer = place.referrers_api(subject, artifact_type).await?;
+            let answer = ReferrersOf { place: &place, subject }.api(artifact_type).await?;
             let useless = matches!(answer, ApiAnswer::Unsupported(_)) && !place.is_last();
             Ok((!useless).then_some(answer))
         });
@@ -170,29 +171,38 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when it cannot be pushed, or would not be found.
     pub async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
-        self.push_place()?.push_referrer(media_type, bytes).await
+        let (place, digest) = (&self.push_place()?, Digest::of(&bytes));
+        let malformed = |reason: String| place.malformed(&format!("manifest {digest}"), reason);
+        let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let Some(subject) = &manifest.subject else { return Err(malformed("it has no subject".to_owned())) };
+        let mut entry = Descriptor::new(media_type, digest, bytes.len() as u64);
+        entry.artifact_type = Some(manifest.kind().to_owned());
+        entry.annotations = manifest.annotations.clone();
+        let pushed = Manifests(place).put(&ManifestName::Digest(digest), media_type, bytes).await?;
+        ReferrersOf { place, subject: &subject.digest }.ensure_listed(entry, pushed.subject.is_some()).await
     }
 }
 
-impl HostedRepository {
-    async fn referrers(
-        &self,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-        asking: Asking,
-    ) -> Result<Referrers, RegistryError> {
+/// What refers to one manifest, on one host.
+struct ReferrersOf<'a> {
+    place: &'a HostedRepository,
+    subject: &'a Digest,
+}
+
+impl ReferrersOf<'_> {
+    async fn find(&self, artifact_type: Option<&str>, asking: Asking) -> Result<Referrers, RegistryError> {
+        let fallback = FallbackTag::new(self.place, self.subject);
         let (api, tag) = match asking {
-            Asking::InTurn => (self.referrers_api(subject, artifact_type).await, None),
+            Asking::InTurn => (self.api(artifact_type).await, None),
             Asking::AtOnce => {
-                let (api, tag) =
-                    tokio::join!(self.referrers_api(subject, artifact_type), self.fallback_entries(subject));
+                let (api, tag) = tokio::join!(self.api(artifact_type), fallback.entries());
                 (api, Some(tag))
             }
         };
         let tagged = async {
             match tag {
                 Some(tag) => tag,
-                None => self.fallback_entries(subject).await,
+                None => fallback.entries().await,
             }
         };
         let (entries, found_by) = match api {
@@ -216,25 +226,20 @@ impl HostedRepository {
         Ok(found)
     }
 
-    async fn referrers_api(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<ApiAnswer, RegistryError> {
-        let mut url = self.url(&format!("referrers/{subject}"));
+    async fn api(&self, artifact_type: Option<&str>) -> Result<ApiAnswer, RegistryError> {
+        let place = self.place;
+        let mut url = place.url(&format!("referrers/{}", self.subject));
         if let Some(artifact_type) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", artifact_type);
         }
-        let what = format!("asking for the referrers of {subject}");
-        let deadline = self.deadline(0);
+        let what = format!("asking for the referrers of {}", self.subject);
+        let deadline = place.deadline(0);
         let mut entries: Vec<Descriptor> = Vec::new();
         let (mut page, mut retry) = (0, 0);
         while page < PAGES_MAX {
-            let call = Call {
-                method: Method::Get,
-                url: url.clone(),
-                headers: vec![("accept", media_type::INDEX.to_owned())],
-                body: Body::Empty,
-                scopes: Scopes::pull(self.name()),
-                what: what.clone(),
-            };
-            let answer = match self.call(&call, &deadline).await {
+            let call = Call::new(Method::Get, url.clone(), Scopes::pull(place.name()), what.clone());
+            let call = call.with_header("accept", media_type::INDEX);
+            let answer = match place.call(&call, &deadline).await {
                 Ok(answer) => answer,
                 Err(error @ RegistryError::Redirect { .. }) => {
                     return Ok(ApiAnswer::Unsupported(NoApi::Redirect(error.to_string())));
@@ -243,13 +248,13 @@ impl HostedRepository {
             };
             let next = headers::next_link(answer.response.headers("link"));
             let at = answer.url.clone();
-            match self.page(answer, &what, &deadline).await {
+            match self.page(answer).await {
                 Ok(Ok(listed)) => entries.extend(listed),
                 Ok(Err(reason)) if page == 0 => return Ok(ApiAnswer::Unsupported(reason)),
-                Ok(Err(reason)) => return Err(self.malformed(&what, &format!("page {}: {reason}", page + 1))),
+                Ok(Err(reason)) => return Err(place.malformed(&what, format!("page {}: {reason}", page + 1))),
                 // The body was cut: ask for the same page again.
                 Err(error) if error.is_transient() => {
-                    self.pause(&mut retry, None, &what, error, &deadline).await?;
+                    place.pause(&mut retry, None, &what, error, &deadline).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -257,96 +262,71 @@ impl HostedRepository {
             page += 1;
             let Some(next) = next else { return Ok(ApiAnswer::Listed(entries)) };
             let next = redirect::page(&at, &next)
-                .map_err(|reason| self.malformed(&what, &format!("the next page is refused: {reason}")))?;
-            url = self.endpoint().named(next);
+                .map_err(|reason| place.malformed(&what, format!("the next page is refused: {reason}")))?;
+            url = place.endpoint().named(next);
             if entries.len() > ENTRIES_MAX {
-                return Err(self.malformed(&what, &format!("more than {ENTRIES_MAX} entries")));
+                return Err(place.malformed(&what, format!("more than {ENTRIES_MAX} entries")));
             }
         }
-        Err(self.malformed(&what, &format!("more than {PAGES_MAX} pages")))
+        Err(place.malformed(&what, format!("more than {PAGES_MAX} pages")))
     }
 
     /// The entries of one page, or why it is none.
-    async fn page(
-        &self,
-        answer: ApiResponse,
-        what: &str,
-        deadline: &Deadline,
-    ) -> Result<Result<Vec<Descriptor>, NoApi>, RegistryError> {
-        if !self.endpoint().is_home(&answer.url) {
+    async fn page(&self, answer: ApiResponse<'_>) -> Result<Result<Vec<Descriptor>, NoApi>, RegistryError> {
+        if !self.place.endpoint().is_home(&answer.url) {
             return Ok(Err(NoApi::OtherSite));
         }
         let (status, found_type) = (answer.status(), answer.response.media_type());
-        let limit = self.options().limits.manifest_bytes_max;
         match status {
             200 if found_type == media_type::INDEX => {}
             200 => return Ok(Err(NoApi::ContentType(found_type))),
             404 => {
-                let body = self.document(answer, what, limit, deadline).await?;
+                let body = answer.document().await?;
                 let (code, _) = headers::error_body(&body);
                 let unknown_name = code.as_deref() == Some("NAME_UNKNOWN");
                 return Ok(if unknown_name { Ok(Vec::new()) } else { Err(NoApi::Status(status)) });
             }
             400 | 405 | 406 | 501 => return Ok(Err(NoApi::Status(status))),
-            _ => return Err(self.status_error(answer, what).await),
+            _ => return Err(answer.error().await),
         }
-        let body = self.document(answer, what, limit, deadline).await?;
+        let body = answer.document().await?;
         let index: Result<ImageIndex, _> = serde_json::from_slice(&body);
         Ok(index.map(|index| index.manifests).map_err(|error| NoApi::Malformed(error.to_string())))
     }
 
-    async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
-        let digest = Digest::of(&bytes);
-        let manifest: ImageManifest = serde_json::from_slice(&bytes)
-            .map_err(|error| self.malformed(&format!("manifest {digest}"), &error.to_string()))?;
-        let Some(subject) = &manifest.subject else {
-            return Err(self.malformed(&format!("manifest {digest}"), "it has no subject"));
-        };
-        let mut entry = Descriptor::new(media_type, digest, bytes.len() as u64);
-        entry.artifact_type = Some(manifest.kind().to_owned());
-        entry.annotations = manifest.annotations.clone();
-        let pushed = self.push_manifest(&ManifestName::Digest(digest), media_type, bytes).await?;
+    /// Sees to it that a pushed manifest is found; `claimed` is whether the registry said that it lists it.
+    async fn ensure_listed(&self, entry: Descriptor, claimed: bool) -> Result<PushedReferrer, RegistryError> {
         let mut look = 0;
         loop {
-            let answer = self.referrers_api(&subject.digest, Some(manifest.kind())).await;
-            let about = |error: RegistryError| error.about_referrers(self.name().to_owned(), subject.digest);
+            let answer = self.api(Some(entry.kind())).await;
+            let about = |error: RegistryError| error.about_referrers(self.place.name().to_owned(), *self.subject);
             let listed = match answer.map_err(about)? {
                 ApiAnswer::Listed(listed) => listed,
                 ApiAnswer::Unsupported(no_api) => {
-                    let claimed = pushed.subject.is_some();
                     tracing::debug!(%no_api, claimed, "the registry has no referrers API: writing the fallback tag");
-                    return self.list_by_tag(&subject.digest, entry, &no_api).await;
+                    return self.list_by_tag(entry, &no_api).await;
                 }
             };
-            if let Some(listed) = listed.into_iter().find(|listed| listed.digest == digest) {
+            if let Some(listed) = listed.into_iter().find(|listed| listed.digest == entry.digest) {
                 let blemishes = visibility::of_entry(&entry, &listed);
                 return Ok(listed_by_api(listed, blemishes));
             }
             look += 1;
             if look >= LOOKS_MAX {
-                return self.listed_without_filter(&subject.digest, &entry).await;
+                return self.listed_without_filter(&entry).await;
             }
-            tokio::time::sleep(self.options().backoff.wait(look, fastrand::f64())).await;
+            tokio::time::sleep(self.place.options().backoff.wait(look, fastrand::f64())).await;
         }
     }
 
     /// Puts `entry` on the list that clients keep. A registry that takes neither has no place for it.
-    async fn list_by_tag(
-        &self,
-        subject: &Digest,
-        entry: Descriptor,
-        no_api: &NoApi,
-    ) -> Result<PushedReferrer, RegistryError> {
-        let tag_writes = match self.write_fallback(subject, &entry).await {
+    async fn list_by_tag(&self, entry: Descriptor, no_api: &NoApi) -> Result<PushedReferrer, RegistryError> {
+        let tag_writes = match FallbackTag::new(self.place, self.subject).add(&entry).await {
             Ok(writes) => writes,
             Err(error @ RegistryError::Status { status: 400 | 404 | 405 | 412 | 413 | 415 | 422 | 501, .. }) => {
-                return Err(RegistryError::NoListing {
-                    registry: self.host().to_owned(),
-                    repository: self.name().to_owned(),
-                    digest: Box::new(entry.digest),
-                    api: no_api.to_string(),
-                    tag: error.to_string(),
-                });
+                let ((registry, repository), digest) = (self.place.names(), Box::new(entry.digest));
+                let (api, tag) = (no_api.to_string(), error.to_string());
+                return Err(RegistryError::NoListing { registry, repository, digest, api, tag });
             }
             Err(error) => return Err(error),
         };
@@ -355,22 +335,14 @@ impl HostedRepository {
     }
 
     /// The last look: perhaps it is the registry's filter that hides the entry.
-    async fn listed_without_filter(
-        &self,
-        subject: &Digest,
-        entry: &Descriptor,
-    ) -> Result<PushedReferrer, RegistryError> {
-        let all = match self.referrers_api(subject, None).await? {
+    async fn listed_without_filter(&self, entry: &Descriptor) -> Result<PushedReferrer, RegistryError> {
+        let all = match self.api(None).await? {
             ApiAnswer::Listed(all) => all,
             ApiAnswer::Unsupported(_) => Vec::new(),
         };
         let Some(listed) = all.into_iter().find(|listed| listed.digest == entry.digest) else {
-            return Err(RegistryError::NotListed {
-                registry: self.host().to_owned(),
-                repository: self.name().to_owned(),
-                digest: Box::new(entry.digest),
-                subject: Box::new(*subject),
-            });
+            let ((registry, repository), digest) = (self.place.names(), Box::new(entry.digest));
+            return Err(RegistryError::NotListed { registry, repository, digest, subject: Box::new(*self.subject) });
         };
         let mut blemishes = visibility::of_entry(entry, &listed);
         blemishes.push(Blemish::Filter { artifact_type: entry.kind().to_owned() });

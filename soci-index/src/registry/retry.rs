@@ -31,7 +31,7 @@ impl Default for Backoff {
 impl Backoff {
     /// The wait before retry number `retry` (from 0): half of it fixed, half of it random. `random` is in `0.0..1.0`.
     #[must_use]
-    pub fn wait(&self, retry: u32, random: f64) -> Duration {
+    pub(crate) fn wait(&self, retry: u32, random: f64) -> Duration {
         let grown = self.first.saturating_mul(2_u32.saturating_pow(retry.min(20))).min(self.longest);
         (grown / 2) + (grown / 2).mul_f64(random.clamp(0.0, 1.0))
     }
@@ -70,7 +70,7 @@ const ASKED_MAX: Duration = Duration::from_secs(300);
 
 /// How long a server asks us to wait, within reason: `Retry-After` in seconds or as a date.
 #[must_use]
-pub fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
+pub(crate) fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
     let header = header.trim();
     if !header.is_empty() && header.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit means "very long".

@@ -61,7 +61,7 @@ impl Body {
 
     /// Its length in bytes.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Empty => 0,
             Self::Bytes(bytes) => bytes.len() as u64,

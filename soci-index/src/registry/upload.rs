@@ -9,6 +9,7 @@
 //! the reason.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,8 +19,9 @@ use url::Url;
 use crate::format::digest::Digest;
 use crate::registry::Repository;
 use crate::registry::auth::Scopes;
+use crate::registry::blobs::blob_call;
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{ApiResponse, Call, asked_pause, is_busy};
+use crate::registry::exchange::{ApiResponse, Call, is_busy};
 use crate::registry::failover::HostedRepository;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
@@ -66,7 +68,8 @@ enum UploadMode {
 
 /// How one attempt ended short of success.
 enum Setback {
-    Busy(Box<ApiResponse>),
+    /// The registry asks to come back later, and may say when.
+    Busy(RegistryError, Option<Duration>),
     Error(RegistryError),
     /// The registry does not take it in this manner.
     UploadMode(UploadMode, RegistryError),
@@ -83,15 +86,19 @@ enum Look {
     Never,
 }
 
-/// What is pushed.
+/// One blob on its way to one host.
 struct Push<'a> {
+    place: &'a HostedRepository,
     digest: &'a Digest,
     body: Body,
     mount_from: Option<&'a str>,
     look: Look,
     what: String,
+    deadline: Deadline,
     /// Manners that the registry has refused.
     refused: Vec<UploadMode>,
+    /// Why the body could not be read.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 /// An upload that the registry has opened.
@@ -114,41 +121,40 @@ impl Repository {
         body: Body,
         mount_from: Option<&str>,
     ) -> Result<PushedBlob, RegistryError> {
-        self.push_place()?.push_blob(digest, body, mount_from, Look::First).await
+        Push::new(&self.push_place()?, digest, body, mount_from, Look::First).run().await
     }
 
     /// The same for a small blob, which is sent although it may be there: this shows whether anything may be pushed.
     ///
     /// # Errors
     /// As [`Repository::push_blob`].
-    pub async fn push_anyway(&self, digest: &Digest, bytes: Bytes) -> Result<PushedBlob, RegistryError> {
-        self.push_place()?.push_blob(digest, Body::Bytes(bytes), None, Look::Never).await
+    pub(crate) async fn push_anyway(&self, digest: &Digest, bytes: Bytes) -> Result<PushedBlob, RegistryError> {
+        Push::new(&self.push_place()?, digest, Body::Bytes(bytes), None, Look::Never).run().await
     }
 }
 
-impl HostedRepository {
-    async fn push_blob(
-        &self,
-        digest: &Digest,
+impl<'a> Push<'a> {
+    fn new(
+        place: &'a HostedRepository,
+        digest: &'a Digest,
         body: Body,
-        mount_from: Option<&str>,
+        mount_from: Option<&'a str>,
         look: Look,
-    ) -> Result<PushedBlob, RegistryError> {
-        let deadline = self.deadline(body.len());
-        let failure = Arc::default();
+    ) -> Self {
+        let (deadline, failure) = (place.deadline(body.len()), Arc::default());
         let (body, what) = (watched(body, &failure), format!("pushing blob {digest}"));
-        let mut push = Push { digest, body, mount_from, look, what, refused: Vec::new() };
+        Self { place, digest, body, mount_from, look, what, deadline, refused: Vec::new(), failure }
+    }
+
+    async fn run(mut self) -> Result<PushedBlob, RegistryError> {
         let mut retry = 0;
         loop {
-            let (error, pause, again) = match self.push_once(&push, &deadline).await {
+            let (error, pause, again) = match self.once().await {
                 Ok(pushed) => return Ok(pushed),
-                Err(Setback::Busy(answer)) => {
-                    let pause = asked_pause(&answer.response);
-                    (self.status_error(*answer, &push.what).await, pause, true)
-                }
-                Err(Setback::UploadMode(manner, error)) if push.refused.is_empty() => {
-                    tracing::debug!(registry = self.host(), ?manner, %error, "sending the blob another way");
-                    push.refused.push(manner);
+                Err(Setback::Busy(error, pause)) => (error, pause, true),
+                Err(Setback::UploadMode(manner, error)) if self.refused.is_empty() => {
+                    tracing::debug!(registry = self.place.host(), ?manner, %error, "sending the blob another way");
+                    self.refused.push(manner);
                     continue;
                 }
                 Err(Setback::Error(error)) => {
@@ -158,139 +164,127 @@ impl HostedRepository {
                 Err(Setback::Lost(error)) => (error, None, true),
                 Err(Setback::UploadMode(_, error) | Setback::Final(error)) => return Err(error),
             };
-            if let Some(reason) = failure.lock().take() {
-                return Err(self.source_error(digest, reason));
+            if let Some(reason) = self.failure.lock().take() {
+                return Err(self.source_error(reason));
             }
             if !again {
                 return Err(error);
             }
-            self.pause(&mut retry, pause, &push.what, error, &deadline).await?;
+            self.place.pause(&mut retry, pause, &self.what, error, &self.deadline).await?;
         }
     }
 
-    async fn push_once(&self, push: &Push<'_>, deadline: &Deadline) -> Result<PushedBlob, Setback> {
-        if push.look == Look::First && self.is_present(push, &Scopes::push(self.name()), deadline).await? {
+    async fn once(&self) -> Result<PushedBlob, Setback> {
+        if self.look == Look::First && self.is_present(&Scopes::push(self.place.name())).await? {
             return Ok(PushedBlob::Present);
         }
-        let Some(opened) = self.open_upload(push, deadline).await? else { return Ok(PushedBlob::Mounted) };
-        let sizes = self.options().upload;
+        let Some(opened) = self.open_upload().await? else { return Ok(PushedBlob::Mounted) };
+        let sizes = self.place.options().upload;
         let chunk = chunks::size(sizes.chunk_bytes, opened.smallest);
-        let large = push.body.len() > sizes.whole_bytes_max || opened.smallest.is_some();
-        let in_chunks = match push.refused.first() {
-            None => large && chunk.is_some_and(|chunk| push.body.len() > chunk as u64),
+        let large = self.body.len() > sizes.whole_bytes_max || opened.smallest.is_some();
+        let in_chunks = match self.refused.first() {
+            None => large && chunk.is_some_and(|chunk| self.body.len() > chunk as u64),
             Some(refused) => *refused == UploadMode::Whole,
         };
         match chunk {
-            Some(chunk) if in_chunks => chunks::send(self, push, opened, chunk, deadline).await,
-            _ => self.put_whole(push, opened, deadline).await,
+            Some(chunk) if in_chunks => chunks::send(self, opened, chunk).await,
+            _ => self.put_whole(opened).await,
         }
     }
 
     /// Opens an upload; `None` when the registry has mounted the blob instead.
-    async fn open_upload(&self, push: &Push<'_>, deadline: &Deadline) -> Result<Option<UploadSession>, Setback> {
-        let url = self.url("blobs/uploads/");
-        let own = Scopes::push(self.name());
-        if let Some(from) = push.mount_from {
-            let (mut url, from) = (url.clone(), &self.name_of(from));
-            url.query_pairs_mut().append_pair("mount", &push.digest.to_string()).append_pair("from", from);
+    async fn open_upload(&self) -> Result<Option<UploadSession>, Setback> {
+        let url = self.place.url("blobs/uploads/");
+        let own = Scopes::push(self.place.name());
+        if let Some(from) = self.mount_from {
+            let (mut url, from) = (url.clone(), &self.place.name_of(from));
+            url.query_pairs_mut().append_pair("mount", &self.digest.to_string()).append_pair("from", from);
             let both = own.clone().and(&Scopes::pull(from));
-            let call = upload_call(push, Method::Post, url, Body::Empty, &both);
-            let reason = match self.try_once(&call, deadline).await {
+            let call = self.call(Method::Post, url, &both);
+            let reason = match self.try_once(&call).await {
                 Ok(answer) if answer.status() == 201 => return Ok(None),
-                Ok(answer) if answer.status() == 202 => return self.opened(push, &answer, both).map(Some),
+                Ok(answer) if answer.status() == 202 => return self.opened(&answer, both).map(Some),
                 Ok(answer) => format!("HTTP {}", answer.status()),
                 // Push access here does not imply read access there.
                 Err(Setback::Error(error)) if error.is_refusal() => error.to_string(),
                 Err(setback) => return Err(setback),
             };
-            tracing::debug!(registry = self.host(), blob = %push.digest, from, reason, "not mounted: sending it");
+            tracing::debug!(registry = self.place.host(), blob = %self.digest, from, reason, "not mounted: sending it");
         }
-        let call = upload_call(push, Method::Post, url, Body::Empty, &own);
-        let answer = self.try_once(&call, deadline).await?;
+        let call = self.call(Method::Post, url, &own);
+        let answer = self.try_once(&call).await?;
         match answer.status() {
-            202 => self.opened(push, &answer, own).map(Some),
-            _ => Err(self.unexpected(answer, push).await),
+            202 => self.opened(&answer, own).map(Some),
+            _ => Err(Setback::Error(answer.error().await)),
         }
     }
 
-    fn opened(&self, push: &Push<'_>, answer: &ApiResponse, scopes: Scopes) -> Result<UploadSession, Setback> {
-        let location = location(answer).map_err(|reason| Setback::Error(self.malformed(&push.what, &reason)))?;
-        let smallest = answer.response.header("oci-chunk-min-length").and_then(|text| text.trim().parse().ok());
+    fn opened(&self, answer: &ApiResponse<'_>, scopes: Scopes) -> Result<UploadSession, Setback> {
+        let location = location(answer).map_err(|reason| Setback::Error(self.place.malformed(&self.what, reason)))?;
+        let smallest = answer.header("oci-chunk-min-length").and_then(|text| text.trim().parse().ok());
         Ok(UploadSession { location, scopes, smallest })
     }
 
-    async fn put_whole(
-        &self,
-        push: &Push<'_>,
-        opened: UploadSession,
-        deadline: &Deadline,
-    ) -> Result<PushedBlob, Setback> {
-        let url = with_digest(opened.location, push.digest);
-        let mut call = upload_call(push, Method::Put, url, push.body.clone(), &opened.scopes);
-        call.headers.push(("content-type", "application/octet-stream".to_owned()));
-        let answer = self.try_once(&call, deadline).await?;
+    async fn put_whole(&self, opened: UploadSession) -> Result<PushedBlob, Setback> {
+        let url = with_digest(opened.location, self.digest);
+        let call = self.sending(Method::Put, url, &opened.scopes, self.body.clone());
+        let answer = self.try_once(&call).await?;
         match answer.status() {
-            413 => Err(Setback::UploadMode(UploadMode::Whole, self.status_error(answer, &push.what).await)),
-            _ => self.stored(push, answer, &opened.scopes, deadline).await,
+            413 => Err(Setback::UploadMode(UploadMode::Whole, answer.error().await)),
+            _ => self.stored(answer, &opened.scopes).await,
         }
     }
 
     /// Reads the answer to the PUT that ends an upload.
-    async fn stored(
-        &self,
-        push: &Push<'_>,
-        answer: ApiResponse,
-        scopes: &Scopes,
-        deadline: &Deadline,
-    ) -> Result<PushedBlob, Setback> {
+    async fn stored(&self, answer: ApiResponse<'_>, scopes: &Scopes) -> Result<PushedBlob, Setback> {
         match answer.status() {
             201 => Ok(PushedBlob::Uploaded),
             // "Accepted" and its like do not say that the blob is there.
-            200 | 202 | 204 if self.is_present(push, scopes, deadline).await? => Ok(PushedBlob::Uploaded),
-            _ => Err(self.unexpected(answer, push).await),
+            200 | 202 | 204 if self.is_present(scopes).await? => Ok(PushedBlob::Uploaded),
+            _ => Err(Setback::Error(answer.error().await)),
         }
     }
 
     /// Whether the blob is there. A registry that does not say is taken to have nothing.
-    async fn is_present(&self, push: &Push<'_>, scopes: &Scopes, deadline: &Deadline) -> Result<bool, Setback> {
-        let mut call = self.blob_call(Method::Head, push.digest, push.what.clone());
+    async fn is_present(&self, scopes: &Scopes) -> Result<bool, Setback> {
+        let mut call = blob_call(self.place, Method::Head, self.digest, &self.what);
         call.scopes = scopes.clone();
-        match self.try_once(&call, deadline).await {
+        match self.try_once(&call).await {
             Ok(answer) => Ok(answer.status() == 200),
             Err(Setback::Error(RegistryError::Redirect { .. })) => Ok(false),
             Err(setback) => Err(setback),
         }
     }
 
-    async fn try_once(&self, call: &Call, deadline: &Deadline) -> Result<ApiResponse, Setback> {
-        match self.attempt(call, deadline).await {
-            Ok(answer) if is_busy(answer.status()) => Err(Setback::Busy(Box::new(answer))),
+    async fn try_once<'b>(&'b self, call: &'b Call) -> Result<ApiResponse<'b>, Setback> {
+        match self.place.attempt(call, &self.deadline).await {
+            Ok(answer) if is_busy(answer.status()) => {
+                let pause = answer.asked_pause();
+                Err(Setback::Busy(answer.error().await, pause))
+            }
             Ok(answer) => Ok(answer),
             Err(error) => Err(Setback::Error(error)),
         }
     }
 
-    async fn unexpected(&self, answer: ApiResponse, push: &Push<'_>) -> Setback {
-        Setback::Error(self.status_error(answer, &push.what).await)
+    fn call(&self, method: Method, url: Url, scopes: &Scopes) -> Call {
+        Call::new(method, url, scopes.clone(), &self.what)
     }
 
-    fn source_error(&self, digest: &Digest, reason: String) -> RegistryError {
-        RegistryError::Source {
-            registry: self.host().to_owned(),
-            repository: self.name().to_owned(),
-            digest: Box::new(*digest),
-            reason,
-        }
+    /// A call that sends the blob or a part of it.
+    fn sending(&self, method: Method, url: Url, scopes: &Scopes, body: Body) -> Call {
+        self.call(method, url, scopes).with_header("content-type", "application/octet-stream").with_body(body)
     }
-}
 
-fn upload_call(push: &Push<'_>, method: Method, url: Url, body: Body, scopes: &Scopes) -> Call {
-    Call { method, url, headers: Vec::new(), body, scopes: scopes.clone(), what: push.what.clone() }
+    fn source_error(&self, reason: String) -> RegistryError {
+        let (registry, repository) = self.place.names();
+        RegistryError::Source { registry, repository, digest: Box::new(*self.digest), reason }
+    }
 }
 
 /// Where an upload is to be sent; the reason in words if nowhere.
-fn location(answer: &ApiResponse) -> Result<Url, String> {
-    let location = answer.response.header("location").unwrap_or_default();
+fn location(answer: &ApiResponse<'_>) -> Result<Url, String> {
+    let location = answer.header("location").unwrap_or_default();
     if location.is_empty() {
         return Err("the registry names no location for the upload".to_owned());
     }

@@ -73,7 +73,7 @@ pub async fn search(repository: &Repository, subject: &Digest, trust: &Trust, no
 ///
 /// # Errors
 /// When the registry does not say what refers to `subject`, and there is no tag of cosign's.
-pub async fn present(repository: &Repository, subject: &Digest) -> Result<Vec<String>, RegistryError> {
+pub(crate) async fn present(repository: &Repository, subject: &Digest) -> Result<Vec<String>, RegistryError> {
     let tag = cosign_tag(subject);
     let has_tag = repository.manifest(&ManifestName::Tag(tag.clone())).await.is_ok_and(|there| there.is_some());
     let mut found: Vec<String> = has_tag.then(|| format!("cosign's tag {tag}")).into_iter().collect();

@@ -8,7 +8,7 @@
 use crate::format::checkpoint::WINDOW_BYTES;
 
 /// Marks of the bytes of a window, oldest first.
-pub type Mask = Box<[bool; WINDOW_BYTES]>;
+pub(crate) type Mask = Box<[bool; WINDOW_BYTES]>;
 
 /// Marks the bytes of the window before a checkpoint that what follows refers to. `compressed` begins with the first
 /// byte of the span; `bits` of its top bits belong to the span, 0 for all eight. `None` when the stream cannot be

@@ -24,11 +24,11 @@ use crate::format::ztoc::rfc3339;
 /// makes a name of what stands between the vendor and `config`, and shows any other type as unknown.
 pub const ARTIFACT: &str = "application/vnd.soci.start-profile.config.v1+json";
 /// Annotation: the profile's name.
-pub const NAME: &str = "dev.soci.profile.name";
+pub(crate) const NAME: &str = "dev.soci.profile.name";
 /// Annotation: `true` on the one that is used when none is named.
-pub const DEFAULT: &str = "dev.soci.profile.default";
+pub(crate) const DEFAULT: &str = "dev.soci.profile.default";
 /// Annotation: the command that was recorded.
-pub const COMMAND: &str = "dev.soci.profile.command";
+pub(crate) const COMMAND: &str = "dev.soci.profile.command";
 /// Characters of a name at most. Stops a list from being filled with one.
 const NAME_MAX: usize = 128;
 
@@ -70,7 +70,12 @@ pub fn is_name(text: &str) -> bool {
 
 /// The manifest of a profile of the image `subject`.
 #[must_use]
-pub fn manifest(notes: &Notes, profile: &Descriptor, pack: Option<&Descriptor>, subject: &Descriptor) -> Vec<u8> {
+pub(crate) fn manifest(
+    notes: &Notes,
+    profile: &Descriptor,
+    pack: Option<&Descriptor>,
+    subject: &Descriptor,
+) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Document {
@@ -105,7 +110,7 @@ pub fn manifest(notes: &Notes, profile: &Descriptor, pack: Option<&Descriptor>, 
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub fn parse(digest: Digest, bytes: &[u8], image: &Digest) -> Result<Published, String> {
+pub(crate) fn parse(digest: Digest, bytes: &[u8], image: &Digest) -> Result<Published, String> {
     let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if manifest.kind() != ARTIFACT && manifest.config.media_type != ARTIFACT {
         return Err(format!("it is {:?}", manifest.kind()));
@@ -128,7 +133,7 @@ pub fn parse(digest: Digest, bytes: &[u8], image: &Digest) -> Result<Published, 
 }
 
 /// Puts the ones that are preferred first: defaults, then the newest, then the smallest digest.
-pub fn order(published: &mut [Published]) {
+pub(crate) fn order(published: &mut [Published]) {
     let key =
         |one: &Published| (!one.is_default, std::cmp::Reverse(rfc3339::parse(one.created.as_bytes())), one.digest);
     published.sort_by_key(key);

@@ -68,7 +68,7 @@ impl fmt::Display for Difference {
 
 /// The first difference of `found` from `expected`; `None` when both say the same.
 #[must_use]
-pub fn first_difference(expected: &Ztoc, found: &Ztoc) -> Option<Difference> {
+pub(crate) fn first_difference(expected: &Ztoc, found: &Ztoc) -> Option<Difference> {
     numbers(expected, found).or_else(|| entries(&expected.entries, &found.entries)).or_else(|| spans(expected, found))
 }
 

@@ -45,7 +45,7 @@ pub struct ReusedFrom {
 impl Reuse {
     /// Why what is found is relied on.
     #[must_use]
-    pub const fn relied(&self) -> Relied {
+    pub(crate) const fn relied(&self) -> Relied {
         match (self.verified, &self.signed_by) {
             (true, _) => Relied::Verified,
             (false, Some(_)) => Relied::Signed,

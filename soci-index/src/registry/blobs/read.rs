@@ -17,9 +17,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::registry::blobs::{BlobReader, ByteStream};
+use crate::registry::blobs::{BlobReader, ByteStream, blob_call};
 use crate::registry::error::{RegistryError, TransportError, TransportKind};
-use crate::registry::exchange::{ApiResponse, Call, asked_pause, is_busy};
+use crate::registry::exchange::{ApiResponse, Call, is_busy};
 use crate::registry::failover::{HostedRepository, Need};
 use crate::registry::headers::{content_range, one_line, unsatisfied_total};
 use crate::registry::redirect::ShownUrl;
@@ -115,7 +115,7 @@ impl Read {
         if self.range.start > self.range.end || self.range.end > self.reader.size {
             return Err(self.not_satisfiable(self.reader.repository.registry().name(), Some(self.reader.size)));
         }
-        let begin = || Deadline::new(self.reader.deadline, self.range.end.saturating_sub(self.range.start));
+        let begin = || self.reader.repository.deadline(self.range.end.saturating_sub(self.range.start));
         Ok(self.deadline.get_or_insert_with(begin).clone())
     }
 
@@ -187,7 +187,7 @@ impl Read {
             detail: format!("the body ended at byte {}", self.position),
         });
         if !deadline.is_over() {
-            place.unreachable(&error);
+            place.endpoint().note_failure(&error);
         }
         let error = place.transport_error(&self.what(), error, deadline);
         self.failed(&place, error, None, deadline).await
@@ -202,7 +202,7 @@ impl Read {
         deadline: &Deadline,
     ) -> Result<(), RegistryError> {
         // The trouble may be the storage's, and the registry may know another one.
-        place.set_target(&self.reader.digest, None);
+        place.endpoint().set_target(place.name(), &self.reader.digest, None);
         let busy = matches!(error, RegistryError::Status { status, .. } if is_busy(status));
         if self.places.len() > 1 && !place.decides(&error) {
             place.given_up(&error);
@@ -223,14 +223,14 @@ impl Read {
     async fn open(&mut self, deadline: &Deadline) -> Result<Source, RegistryError> {
         loop {
             let place = self.place()?;
-            let as_part = self.is_part() && !place.serves_whole_only();
+            let as_part = self.is_part() && !place.endpoint().serves_whole_only();
             let (error, pause) = match self.ask(&place, as_part, deadline).await {
                 Ok(RangeResponse::Opened(source)) if as_part && source.end > self.range.end => {
                     place.endpoint().note_part(false);
                     if !self.has_better(&place)? {
                         return Ok(source);
                     }
-                    place.note_whole_only("it ignores the range");
+                    place.endpoint().note_whole_only("it ignores the range");
                     self.places.clear();
                     continue;
                 }
@@ -242,7 +242,7 @@ impl Read {
                 }
                 Ok(RangeResponse::Expired) => {
                     self.renewed = true;
-                    place.set_target(&self.reader.digest, None);
+                    place.endpoint().set_target(place.name(), &self.reader.digest, None);
                     continue;
                 }
                 Ok(RangeResponse::NoPart(error)) => match self.open_whole(&place, &error, deadline).await? {
@@ -263,13 +263,13 @@ impl Read {
         why: &RegistryError,
         deadline: &Deadline,
     ) -> Result<Option<Source>, RegistryError> {
-        if self.places.iter().any(|other| !other.is_on_host_of(place) && !other.serves_whole_only()) {
-            place.note_whole_only(why);
+        if self.places.iter().any(|other| !other.is_on_host_of(place) && !other.endpoint().serves_whole_only()) {
+            place.endpoint().note_whole_only(why);
             return Ok(None);
         }
         match self.ask(place, false, deadline).await {
             Ok(RangeResponse::Opened(source)) => {
-                place.note_whole_only(why);
+                place.endpoint().note_whole_only(why);
                 Ok(Some(source))
             }
             Err(error @ RegistryError::Deadline { .. }) => Err(error),
@@ -279,7 +279,8 @@ impl Read {
 
     /// Whether another place may serve parts, where this one has sent the whole blob.
     fn has_better(&self, place: &HostedRepository) -> Result<bool, RegistryError> {
-        let serves_parts = |other: &HostedRepository| !other.is_on_host_of(place) && !other.serves_whole_only();
+        let serves_parts =
+            |other: &HostedRepository| !other.is_on_host_of(place) && !other.endpoint().serves_whole_only();
         let is_free = self.reader.only.is_none();
         Ok(is_free && self.reader.repository.places(Need::Part)?.iter().any(serves_parts))
     }
@@ -293,7 +294,7 @@ impl Read {
     ) -> Result<RangeResponse, RegistryError> {
         let mut call = self.call(place, as_part);
         let asked = call.url.clone();
-        let cached = place.target(&self.reader.digest);
+        let cached = place.endpoint().target(place.name(), &self.reader.digest);
         let was_cached = cached.is_some();
         if let Some(target) = cached {
             call.url = target;
@@ -305,7 +306,7 @@ impl Read {
                 let target = answer.url.clone();
                 let accepted = self.accept(place, as_part, answer)?;
                 if matches!(accepted, RangeResponse::Opened(_)) && !was_cached && target != asked {
-                    place.set_target(&self.reader.digest, Some(target));
+                    place.endpoint().set_target(place.name(), &self.reader.digest, Some(target));
                 }
                 Ok(accepted)
             }
@@ -319,8 +320,8 @@ impl Read {
             400 | 401 | 403 | 404 if (was_cached || elsewhere) && !self.renewed => Ok(RangeResponse::Expired),
             404 => Err(self.reader.missing(place.host())),
             status => {
-                let pause = asked_pause(&answer.response);
-                let error = place.status_error(answer, &call.what).await;
+                let pause = answer.asked_pause();
+                let error = answer.error().await;
                 match as_part && REFUSES_RANGE.contains(&status) {
                     true => Ok(RangeResponse::NoPart(error)),
                     false => Ok(RangeResponse::Refused(error, pause)),
@@ -334,7 +335,7 @@ impl Read {
         &self,
         place: &HostedRepository,
         as_part: bool,
-        answer: ApiResponse,
+        answer: ApiResponse<'_>,
     ) -> Result<RangeResponse, RegistryError> {
         let (response, size) = (answer.response, self.reader.size);
         let length = response.content_length();
@@ -387,7 +388,7 @@ impl Read {
     }
 
     fn call(&self, place: &HostedRepository, as_part: bool) -> Call {
-        let mut call = place.blob_call(Method::Get, &self.reader.digest, self.what());
+        let mut call = blob_call(place, Method::Get, &self.reader.digest, self.what());
         // A plain request for a whole blob works everywhere, also where ranges do not.
         if as_part {
             call.headers.push(("range", format!("bytes={}-{}", self.position, self.range.end - 1)));

@@ -83,7 +83,7 @@ pub enum UrlFault {
 
 /// What a file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostsFile {
+pub(crate) struct HostsFile {
     pub hosts: Hosts,
     /// Keys that have no meaning, with their lines.
     pub unknown: Vec<(usize, String)>,
@@ -93,7 +93,7 @@ pub struct HostsFile {
 ///
 /// # Errors
 /// [`HostsError`].
-pub fn parse(text: &str, file: &Path) -> Result<HostsFile, HostsError> {
+pub(crate) fn parse(text: &str, file: &Path) -> Result<HostsFile, HostsError> {
     let mut reading = Reading::new(text, file);
     let table = reading.table()?;
     let table = table.get_ref();

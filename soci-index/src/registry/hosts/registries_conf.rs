@@ -23,7 +23,7 @@ use crate::registry::hosts::{Blocked, Capabilities, Host, HostRules, Hosts, Repo
 
 /// One table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MirrorTable {
+pub(crate) struct MirrorTable {
     /// What it is about.
     pub prefix: Location,
     /// Where that is.
@@ -40,7 +40,7 @@ pub struct MirrorTable {
 
 /// A mirror.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mirror {
+pub(crate) struct Mirror {
     pub location: Location,
     /// Whether certificates are not checked there.
     pub insecure: bool,
@@ -50,7 +50,7 @@ pub struct Mirror {
 
 /// What a mirror is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PullFrom {
+pub(crate) enum PullFrom {
     /// Everything.
     #[default]
     All,
@@ -62,7 +62,7 @@ pub enum PullFrom {
 
 /// A registry, and a place on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Location {
+pub(crate) struct Location {
     /// Host and port; a leading `*.` stands for any subdomain.
     pub host: String,
     /// The first part of repositories' names; empty for all.
@@ -112,7 +112,7 @@ impl Location {
 ///
 /// # Errors
 /// [`HostsError`].
-pub fn parse(text: &str, file: &Path) -> Result<Vec<MirrorTable>, HostsError> {
+pub(crate) fn parse(text: &str, file: &Path) -> Result<Vec<MirrorTable>, HostsError> {
     let mut reading = Reading::new(text, file);
     let table = reading.table()?;
     let mut entries = Vec::new();
@@ -208,7 +208,7 @@ fn location(
 ///
 /// # Errors
 /// [`UrlFault`] when an address cannot be made of a place.
-pub fn hosts(entries: &[MirrorTable], registry: &str) -> Result<Option<Hosts>, UrlFault> {
+pub(crate) fn hosts(entries: &[MirrorTable], registry: &str) -> Result<Option<Hosts>, UrlFault> {
     let mut fitting: Vec<(&MirrorTable, usize)> = Vec::new();
     for entry in entries {
         let Some(length) = entry.prefix.fits(registry) else { continue };

@@ -74,7 +74,7 @@ impl Listing {
 
     /// The manifest whose referrers these are.
     #[must_use]
-    pub const fn subject(&self) -> &Digest {
+    pub(crate) const fn subject(&self) -> &Digest {
         &self.subject
     }
 

@@ -117,7 +117,7 @@ impl Visibility {
 
     /// What there is to say.
     #[must_use]
-    pub fn blemishes(&self) -> &[Blemish] {
+    pub(crate) fn blemishes(&self) -> &[Blemish] {
         match self {
             Self::Full => &[],
             Self::Partial(blemishes) => blemishes,

@@ -14,14 +14,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{ApiResponse, asked_pause};
-use crate::registry::failover::HostedRepository;
+use crate::registry::exchange::ApiResponse;
 use crate::registry::headers;
-use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Chunks, Method};
-use crate::registry::upload::{
-    Push, PushedBlob, Setback, UploadMode, UploadSession, location, upload_call, with_digest,
-};
+use crate::registry::upload::{Push, PushedBlob, Setback, UploadMode, UploadSession, location, with_digest};
 
 /// Largest chunk that is put together. The registry names the smallest one: what it names takes memory here.
 const CHUNK_BYTES_MAX: usize = 32 << 20;
@@ -37,22 +33,14 @@ pub(super) fn size(usual: usize, smallest: Option<u64>) -> Option<usize> {
 }
 
 /// Sends a blob in chunks of `chunk` bytes.
-pub(super) async fn send(
-    place: &HostedRepository,
-    push: &Push<'_>,
-    opened: UploadSession,
-    chunk: usize,
-    deadline: &Deadline,
-) -> Result<PushedBlob, Setback> {
-    Sending { place, push, opened, chunk, deadline, source: Source::new(&push.body), done: 0 }.run().await
+pub(super) async fn send(push: &Push<'_>, opened: UploadSession, chunk: usize) -> Result<PushedBlob, Setback> {
+    Sending { push, opened, chunk, source: Source::new(&push.body), done: 0 }.run().await
 }
 
 struct Sending<'a> {
-    place: &'a HostedRepository,
     push: &'a Push<'a>,
     opened: UploadSession,
     chunk: usize,
-    deadline: &'a Deadline,
     source: Source<'a>,
     /// Bytes that the registry has.
     done: u64,
@@ -69,10 +57,7 @@ impl Sending<'_> {
                     continue;
                 }
                 Ok(Some(pushed)) => return Ok(pushed),
-                Err(Setback::Busy(answer)) => {
-                    let pause = asked_pause(&answer.response);
-                    (self.place.status_error(*answer, &self.push.what).await, pause)
-                }
+                Err(Setback::Busy(error, pause)) => (error, pause),
                 // It has nothing, and still the first chunk is in the wrong place: it takes no chunks.
                 Err(Setback::Error(error)) if is_out_of_place(&error) && self.done == 0 && retry > 0 => {
                     return Err(Setback::UploadMode(UploadMode::Chunks, error));
@@ -80,8 +65,8 @@ impl Sending<'_> {
                 Err(Setback::Error(error)) if error.is_transient() || is_out_of_place(&error) => (error, None),
                 Err(setback) => return Err(setback),
             };
-            let paused = self.place.pause(&mut retry, pause, &self.push.what, error, self.deadline).await;
-            paused.map_err(Setback::Final)?;
+            let Push { place, what, deadline, .. } = self.push;
+            place.pause(&mut retry, pause, what, error, deadline).await.map_err(Setback::Final)?;
             self.ask_how_far().await?;
         }
     }
@@ -89,14 +74,13 @@ impl Sending<'_> {
     /// Sends the next chunk.
     async fn patch(&mut self) -> Result<Option<PushedBlob>, Setback> {
         let bytes = self.source.at(self.done, self.chunk).await;
-        let bytes = bytes.map_err(|reason| Setback::Final(self.place.source_error(self.push.digest, reason)))?;
+        let bytes = bytes.map_err(|reason| Setback::Final(self.push.source_error(reason)))?;
         let end = self.done + bytes.len() as u64;
         let (url, scopes) = (self.opened.location.clone(), &self.opened.scopes);
-        let mut call = upload_call(self.push, Method::Patch, url, in_pieces(bytes), scopes);
-        call.headers.push(("content-type", "application/octet-stream".to_owned()));
-        call.headers.push(("content-range", format!("{}-{}", self.done, end - 1)));
-        let answer = self.place.try_once(&call, self.deadline).await?;
-        self.deadline.progress();
+        let call = self.push.sending(Method::Patch, url, scopes, in_pieces(bytes));
+        let call = call.with_header("content-range", format!("{}-{}", self.done, end - 1));
+        let answer = self.push.try_once(&call).await?;
+        self.push.deadline.progress();
         match answer.status() {
             200..=202 | 204 => {
                 self.follow(&answer)?;
@@ -104,60 +88,59 @@ impl Sending<'_> {
                 Ok(None)
             }
             413 if self.shrink() => Ok(None),
-            404 if self.done > 0 => Err(Setback::Lost(self.place.status_error(answer, &self.push.what).await)),
+            404 if self.done > 0 => Err(Setback::Lost(answer.error().await)),
             // The registry takes no chunks; what else is wrong shows when the blob comes in one piece.
             400 | 404 | 405 | 411 | 413 | 415 | 501 if self.done == 0 => {
-                Err(Setback::UploadMode(UploadMode::Chunks, self.place.status_error(answer, &self.push.what).await))
+                Err(Setback::UploadMode(UploadMode::Chunks, answer.error().await))
             }
-            _ => Err(self.place.unexpected(answer, self.push).await),
+            _ => Err(Setback::Error(answer.error().await)),
         }
     }
 
     /// Says that this was all.
     async fn finish(&mut self) -> Result<Option<PushedBlob>, Setback> {
         let url = with_digest(self.opened.location.clone(), self.push.digest);
-        let mut call = upload_call(self.push, Method::Put, url, Body::Empty, &self.opened.scopes);
-        call.headers.push(("content-type", "application/octet-stream".to_owned()));
-        let answer = self.place.try_once(&call, self.deadline).await?;
-        self.place.stored(self.push, answer, &self.opened.scopes, self.deadline).await.map(Some)
+        let call = self.push.sending(Method::Put, url, &self.opened.scopes, Body::Empty);
+        let answer = self.push.try_once(&call).await?;
+        self.push.stored(answer, &self.opened.scopes).await.map(Some)
     }
 
     /// Asks how much the registry has.
     async fn ask_how_far(&mut self) -> Result<(), Setback> {
         let (url, scopes) = (self.opened.location.clone(), &self.opened.scopes);
-        let call = upload_call(self.push, Method::Get, url, Body::Empty, scopes);
-        let answer = self.place.call(&call, self.deadline).await.map_err(Setback::Final)?;
-        let range = answer.response.header("range").and_then(headers::upload_offset);
+        let call = self.push.call(Method::Get, url, scopes);
+        let answer = self.push.place.call(&call, &self.push.deadline).await.map_err(Setback::Final)?;
+        let range = answer.header("range").and_then(headers::upload_offset);
         match (answer.status(), range) {
             (200..=204, Some(done)) if done <= self.push.body.len() => {
-                if answer.response.header("location").is_some() {
+                if answer.header("location").is_some() {
                     self.follow(&answer)?;
                 }
-                tracing::debug!(registry = self.place.host(), blob = %self.push.digest, done, "going on with an upload");
+                tracing::debug!(registry = self.push.place.host(), blob = %self.push.digest, done, "going on with an upload");
                 self.done = done;
                 Ok(())
             }
             (200..=204, _) => {
                 let reason = "the registry does not report how much of the upload it has";
-                Err(Setback::Lost(self.place.malformed(&self.push.what, reason)))
+                Err(Setback::Lost(self.push.place.malformed(&self.push.what, reason)))
             }
-            _ => Err(Setback::Lost(self.place.status_error(answer, &self.push.what).await)),
+            _ => Err(Setback::Lost(answer.error().await)),
         }
     }
 
     /// Where the next request goes.
-    fn follow(&mut self, answer: &ApiResponse) -> Result<(), Setback> {
-        let malformed = |reason: String| Setback::Final(self.place.malformed(&self.push.what, &reason));
+    fn follow(&mut self, answer: &ApiResponse<'_>) -> Result<(), Setback> {
+        let malformed = |reason: String| Setback::Final(self.push.place.malformed(&self.push.what, reason));
         self.opened.location = location(answer).map_err(malformed)?;
         Ok(())
     }
 
     /// How much the registry has after a chunk that ends at `end`. Some count one byte too few or say nothing.
-    fn taken(&self, answer: &ApiResponse, end: u64) -> Result<u64, Setback> {
-        match answer.response.header("range").and_then(headers::upload_offset) {
+    fn taken(&self, answer: &ApiResponse<'_>, end: u64) -> Result<u64, Setback> {
+        match answer.header("range").and_then(headers::upload_offset) {
             Some(offset) if offset <= self.done => {
                 let reason = format!("the registry took a chunk and still has only {offset} bytes");
-                Err(Setback::Final(self.place.malformed(&self.push.what, &reason)))
+                Err(Setback::Final(self.push.place.malformed(&self.push.what, reason)))
             }
             Some(offset) if offset + 1 < end => Ok(offset),
             _ => Ok(end),

@@ -8,7 +8,7 @@ use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
 use crate::registry::failover::HostedRepository;
-use crate::registry::transport::{Body, Method};
+use crate::registry::transport::Method;
 use crate::registry::upload::location;
 
 /// What became of an upload that was begun only to see whether that is allowed.
@@ -29,31 +29,22 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when they may not, or the registry cannot be asked.
     pub async fn try_upload(&self) -> Result<Trial, RegistryError> {
-        self.push_place()?.try_upload().await
+        try_upload(&self.push_place()?).await
     }
 }
 
-impl HostedRepository {
-    async fn try_upload(&self) -> Result<Trial, RegistryError> {
-        let (deadline, what) = (self.deadline(0), "beginning an upload".to_owned());
-        let mut call = Call {
-            method: Method::Post,
-            url: self.url("blobs/uploads/"),
-            headers: Vec::new(),
-            body: Body::Empty,
-            scopes: Scopes::push(self.name()),
-            what,
-        };
-        let answer = self.call(&call, &deadline).await?;
-        if answer.status() != 202 {
-            return Err(self.status_error(answer, &call.what).await);
-        }
-        let url = location(&answer).map_err(|reason| self.malformed(&call.what, &reason))?;
-        (call.method, call.url, call.what) = (Method::Delete, url, "cancelling an upload".to_owned());
-        Ok(match self.call(&call, &deadline).await {
-            Ok(answer) if matches!(answer.status(), 200 | 202 | 204) => Trial::Cancelled,
-            Ok(answer) => Trial::LeftOpen { reason: format!("HTTP {}", answer.status()) },
-            Err(error) => Trial::LeftOpen { reason: error.to_string() },
-        })
+async fn try_upload(place: &HostedRepository) -> Result<Trial, RegistryError> {
+    let (deadline, scopes) = (place.deadline(0), Scopes::push(place.name()));
+    let call = Call::new(Method::Post, place.url("blobs/uploads/"), scopes.clone(), "beginning an upload");
+    let answer = place.call(&call, &deadline).await?;
+    if answer.status() != 202 {
+        return Err(answer.error().await);
     }
+    let url = location(&answer).map_err(|reason| place.malformed(&call.what, reason))?;
+    let call = Call::new(Method::Delete, url, scopes, "cancelling an upload");
+    Ok(match place.call(&call, &deadline).await {
+        Ok(answer) if matches!(answer.status(), 200 | 202 | 204) => Trial::Cancelled,
+        Ok(answer) => Trial::LeftOpen { reason: format!("HTTP {}", answer.status()) },
+        Err(error) => Trial::LeftOpen { reason: error.to_string() },
+    })
 }
