@@ -37,7 +37,6 @@ pub(super) fn client_options(config: &DaemonConfig) -> anyhow::Result<ClientOpti
     for (wanted, option) in wanted {
         *option = wanted.unwrap_or(*option);
     }
-    let retries = changed(http.max_retries, usual.max_retries);
     let (blob, usual) = (&config.blob, Blob::default());
     let seconds = changed(blob.fetching_timeout_sec, usual.fetching_timeout_sec).map(Duration::from_secs);
     let wanted = [
@@ -48,21 +47,22 @@ pub(super) fn client_options(config: &DaemonConfig) -> anyhow::Result<ClientOpti
     for (wanted, option) in wanted {
         *option = wanted.unwrap_or(*option);
     }
-    if let Some(retries) = changed(blob.max_retries, usual.max_retries).or(retries) {
-        options.backoff.retries_max = u32::try_from(retries).unwrap_or(u32::MAX);
-    }
-    if blob.max_retries < 0 || (blob.max_retries == 0 && http.max_retries < 0) {
-        options.backoff.retries_max = 0;
-    }
+    options.backoff.retries_max = retries(config).unwrap_or(options.backoff.retries_max);
     Ok(options)
 }
 
-/// Whether the configuration says how often a request is retried: then a read fails when that is exhausted. A negative
-/// number means never.
+/// Whether the configuration says how often a request is retried: then a read fails when that is exhausted.
 pub(super) fn limits_retries(config: &DaemonConfig) -> bool {
-    let says = |given: i64, usual: i64| given != 0 && given != usual;
-    says(config.blob.max_retries, Blob::default().max_retries)
-        || says(config.http.max_retries, Http::default().max_retries)
+    retries(config).is_some()
+}
+
+/// How often a request is retried, if that is configured. A negative number means never.
+fn retries(config: &DaemonConfig) -> Option<u32> {
+    let given = |given: i64, usual: i64| {
+        (given != 0 && given != usual).then(|| u32::try_from(given.max(0)).unwrap_or(u32::MAX))
+    };
+    given(config.blob.max_retries, Blob::default().max_retries)
+        .or_else(|| given(config.http.max_retries, Http::default().max_retries))
 }
 
 /// A value that asks for something else than the default. Zero and less mean the default, too.
