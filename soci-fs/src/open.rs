@@ -64,9 +64,10 @@ pub struct OpenOptions {
     pub observer: Observer,
     /// Layers below this many compressed bytes are streamed whole.
     pub layer_bytes_min: u64,
-    /// Whether the layers of an image without an index are fetched; else opening them fails. Layers that the index of
-    /// an image leaves out are fetched in any case.
+    /// Whether layers that cannot be read lazily are fetched; else opening them fails.
     pub whole_layers: bool,
+    /// Whether those are fetched that the index of an image leaves out, whatever becomes of images without an index.
+    pub whole_beside_index: bool,
     /// How readers wait and fetch.
     pub policy: Policy,
     /// Use this index and no other.
@@ -102,6 +103,7 @@ impl Default for OpenOptions {
             observer: Arc::new(|_| {}),
             layer_bytes_min: 0,
             whole_layers: true,
+            whole_beside_index: false,
             policy: Policy::default(),
             index: None,
             any_subject: false,
@@ -149,6 +151,7 @@ impl fmt::Debug for OpenOptions {
             observer: _,
             layer_bytes_min,
             whole_layers,
+            whole_beside_index,
             policy,
             index,
             any_subject,
@@ -167,6 +170,7 @@ impl fmt::Debug for OpenOptions {
             .field("urls", urls)
             .field("layer_bytes_min", layer_bytes_min)
             .field("whole_layers", whole_layers)
+            .field("whole_beside_index", whole_beside_index)
             .field("policy", policy)
             .field("index", index)
             .field("any_subject", any_subject)

@@ -148,6 +148,7 @@ impl Stage {
     fn options(&self, root: &str, trust: TrustPolicy) -> OpenOptions {
         OpenOptions {
             whole_layers: true,
+            whole_beside_index: true,
             layer_bytes_min: 1000,
             policy: Policy { read_deadline: Duration::from_secs(20), ..Policy::default() },
             index: None,

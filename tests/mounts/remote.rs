@@ -449,6 +449,7 @@ async fn an_index_of_another_image() {
         let daemon = Daemon::start_by(root.path(), ProfileOptions::default(), |open| OpenOptions {
             any_subject: true,
             whole_layers,
+            whole_beside_index: true,
             ..open
         });
         let mut labels = labels(&name, &image, layer);

@@ -208,6 +208,7 @@ fn open_options(
     Ok(OpenOptions {
         observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
         whole_layers: true,
+        whole_beside_index: true,
         layer_bytes_min: arguments.min_layer_size,
         policy: Policy { read_deadline: arguments.read_timeout, ..Policy::default() },
         index: arguments

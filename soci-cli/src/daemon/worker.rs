@@ -138,6 +138,7 @@ impl WorkerContext {
             observer: Arc::new(|_| {}),
             layer_bytes_min: config.layer_bytes_min(),
             whole_layers: !config.pull_modes.leave_unindexed,
+            whole_beside_index: config.pull_modes.leaves_images_only,
             policy: Policy { asks_again: !registries::limits_retries(config), ..Policy::default() },
             index: None,
             any_subject: true,

@@ -96,7 +96,8 @@ impl ImageOpener {
             Err(reason) => reason,
         };
         let is_indexed = urls.is_none() && self.claim(layer, diff_id).table.is_some();
-        if !self.options.whole_layers && (self.found.is_none() || self.doubt.is_some()) {
+        let has_index = self.found.is_some() && self.doubt.is_none();
+        if !self.options.whole_layers && !(self.options.whole_beside_index && has_index) {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason, is_indexed });
         }
         if is_indexed {

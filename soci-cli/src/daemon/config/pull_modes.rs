@@ -12,11 +12,14 @@ use crate::daemon::config::Size;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PullModes {
-    /// Leave images that have no usable index to containerd, instead of fetching their layers in parallel into the layer
-    /// store. Layers that the index of an image leaves out are always fetched. Without this key, a file that has `pull_modes.soci_v1` or `pull_modes.soci_v2` means `true`, as for AWS's
-    /// daemon, unless `parallel_pull_unpack` asks for layers to be fetched (`enable` or
-    /// `experimental_parallel_pull_as_fallback`).
+    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer store.
+    /// Without this key, a file that has `pull_modes.soci_v1` or `pull_modes.soci_v2` leaves images without a usable index
+    /// to containerd and has those layers fetched that an index leaves out, as AWS's daemon does; unless
+    /// `parallel_pull_unpack` asks for all layers to be fetched (`enable`, `experimental_parallel_pull_as_fallback`).
     pub leave_unindexed: bool,
+    /// Leave whole images only: layers beside an index are fetched. What a file written for AWS's daemon means.
+    #[serde(skip)]
+    pub leaves_images_only: bool,
     /// Fetch foreign (non-distributable) layers from the URLs that the image names. Size and digest are checked, but
     /// the image then chooses which hosts this node contacts.
     pub foreign_layers: bool,
@@ -39,6 +42,7 @@ impl PullModes {
         let fetches = parallel.enable || parallel.experimental_parallel_pull_as_fallback;
         if !names("leave_unindexed") && (names("soci_v1") || names("soci_v2")) {
             self.leave_unindexed = !fetches;
+            self.leaves_images_only = true;
         }
     }
 
