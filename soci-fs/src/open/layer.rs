@@ -97,7 +97,7 @@ impl ImageOpener {
         };
         let is_indexed = urls.is_none() && self.claim(layer, diff_id).table.is_some();
         let has_index = self.found.is_some() && self.doubt.is_none();
-        if !self.options.whole_layers && !(self.options.whole_beside_index && has_index) {
+        if !(self.options.whole_layers || self.options.whole_beside_index && has_index) {
             return Err(OpenError::NotLazy { layer: Box::new(layer.digest), reason, is_indexed });
         }
         if is_indexed {
