@@ -2,7 +2,7 @@
 //! `with_oci_client localhost:5000/team/app:v1`.
 //!
 //! Only the indexing and the documents come from `soci-index`; every byte goes through the caller's client. What
-//! [`soci_index::publish`] does besides, this does not: reuse of what exists, fallback tags for registries without the
+//! [`soci_index::publish()`] does besides, this does not: reuse of what exists, fallback tags for registries without the
 //! referrers API, the check that the index can be found.
 
 use anyhow::Context as _;
