@@ -282,13 +282,13 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &dyn Sink) -> 
         Ok::<_, PublishError>(())
     };
     let mut layers = build(job.source, job.image, job.options, &known.existing(), job.observer, keep).await?;
-    for ztoc in layers.iter_mut().filter_map(|layer| layer.outcome.as_mut().ok()).filter(|ztoc| ztoc.reused) {
+    for ztoc in layers.iter_mut().filter_map(|layer| layer.outcome.as_mut().ok()).filter(|ztoc| ztoc.origin.is_reused()) {
         tracing::debug!(ztoc = %ztoc.reference.digest, layer = %ztoc.reference.layer, "the layer is indexed already");
         let Some(origin) = known.origin(&ztoc.reference.digest) else { continue };
         sink.copy(origin, &Descriptor::new(ZTOC, ztoc.reference.digest, ztoc.reference.size)).await?;
         look_through(ztoc, origin, job.options).await?;
     }
-    for spans in layers.iter().filter_map(|layer| layer.spans.as_ref()).filter(|spans| spans.reused) {
+    for spans in layers.iter().filter_map(|layer| layer.spans.as_ref()).filter(|spans| spans.origin.is_reused()) {
         let Some(origin) = known.origin(&spans.reference.toc.0) else { continue };
         for blob in [spans.reference.toc_descriptor(), spans.reference.windows_descriptor()] {
             sink.copy(origin, &blob).await?;
@@ -307,8 +307,8 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &dyn Sink) -> 
     let ztocs = ztocs.into_iter().map(|ztoc| ztoc.reference).collect();
     let mut reused_from = Vec::new();
     for layer in &layers {
-        let ztoc = layer.outcome.as_ref().ok().filter(|ztoc| ztoc.reused).map(|ztoc| ztoc.reference.digest);
-        let spans = layer.spans.as_ref().filter(|spans| spans.reused).map(|spans| spans.reference.toc.0);
+        let ztoc = layer.outcome.as_ref().ok().filter(|ztoc| ztoc.origin.is_reused()).map(|ztoc| ztoc.reference.digest);
+        let spans = layer.spans.as_ref().filter(|spans| spans.origin.is_reused()).map(|spans| spans.reference.toc.0);
         reused_from.extend(ztoc.into_iter().chain(spans).filter_map(|blob| known.found_in(&blob)));
     }
     reused_from.sort_by_key(|from| from.index);

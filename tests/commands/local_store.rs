@@ -74,6 +74,19 @@ async fn what_is_listed_and_removed() {
     assert!(left <= 1, "{left} blobs are left of which only the empty configuration may be");
 }
 
+/// What is built again because another form is missing, and turns out to be the same, existed already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ztoc_that_is_built_again_existed_already() {
+    let (_registry, name) = published().await;
+    let (work, v1) = (tempfile::tempdir().unwrap(), format!("{name}:v1"));
+    let create = |more: &[&str]| lines(work.path(), &[&["create", &v1], &BUILDING[..], more].concat());
+    let first = create(&["--format", "aws"]);
+    assert!(!first.iter().any(|line| line.contains("already exists")), "{first:?}");
+    let both = create(&["--format", "both"]);
+    assert_eq!(both.iter().filter(|line| line.ends_with("(already exists)")).count(), 2, "{both:?}");
+    assert_eq!(lines(work.path(), &["index", "list", "-q", "--span-indexes"]).len(), 2);
+}
+
 /// A conversion adds the version 2 index to the list, and reads no layer that `create` has read.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversions_are_listed_and_reuse() {

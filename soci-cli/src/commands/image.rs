@@ -263,10 +263,10 @@ pub fn watch<'l>(
 pub fn layer_line(report: &LayerReport) -> String {
     let (digest, kind, size) = (report.layer.digest, &report.layer.media_type, report.layer.size);
     match &report.outcome {
-        Ok(ztoc) if ztoc.reused => format!("layer {digest} -> ztoc {} (already exists)", ztoc.reference.digest),
+        Ok(ztoc) if ztoc.origin.existed() => format!("layer {digest} -> ztoc {} (already exists)", ztoc.reference.digest),
         Ok(ztoc) => format!("layer {digest} -> ztoc {}", ztoc.reference.digest),
         Err(Skip::NotWanted) => match &report.spans {
-            Some(spans) if spans.reused => format!("layer {digest} -> toc {} (already exists)", spans.reference.toc.0),
+            Some(spans) if spans.origin.existed() => format!("layer {digest} -> toc {} (already exists)", spans.reference.toc.0),
             Some(spans) => format!("layer {digest} -> toc {}", spans.reference.toc.0),
             None => format!("layer {digest} ({kind}) is left out of the span index"),
         },
@@ -313,18 +313,18 @@ pub fn layer_json(report: &LayerReport) -> serde_json::Value {
         "mediaType": report.layer.media_type,
         "size": report.layer.size,
     });
-    let spans = report.spans.as_ref().map(|LayerSpans { reference, reused }| {
+    let spans = report.spans.as_ref().map(|LayerSpans { reference, origin }| {
         serde_json::json!({
             "toc": { "digest": reference.toc.0, "size": reference.toc.1 },
             "windows": { "digest": reference.windows.0, "size": reference.windows.1 },
             "spanSize": reference.span_bytes,
-            "reused": reused,
+            "reused": origin.is_reused(),
         })
     });
     let more = match &report.outcome {
         Ok(ztoc) => serde_json::json!({
             "ztoc": { "digest": ztoc.reference.digest, "size": ztoc.reference.size, "spanSize": ztoc.reference.span_bytes },
-            "reused": ztoc.reused,
+            "reused": ztoc.origin.is_reused(),
         }),
         Err(Skip::NotWanted) => serde_json::json!({}),
         Err(_) => serde_json::json!({ "skipped": layer_line(report) }),

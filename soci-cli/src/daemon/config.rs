@@ -323,18 +323,28 @@ mod tests {
 
     #[test]
     fn without_an_index_aws_pull_modes_leave_a_layer_to_containerd() {
-        let leaves = |text: &str| parse(text).unwrap().config.pull_modes.leave_unindexed;
+        use LeaveUnindexed::{Images, Layers, None};
         let v1 = "[pull_modes.soci_v1]\nenable = true\n";
         let parallel = |key: &str| format!("{v1}[pull_modes.parallel_pull_unpack]\n{key} = true\n");
-        assert!(!leaves(""));
-        assert!(!leaves("[pull_modes]\nforeign_layers = true\n"));
-        assert!(leaves(v1));
-        assert!(leaves("[pull_modes.soci_v2]\nenable = false\n"));
-        assert!(leaves(&parallel("discard_unpacked_layers")));
-        assert!(!leaves(&parallel("enable")));
-        assert!(!leaves(&parallel("experimental_parallel_pull_as_fallback")));
-        assert!(!leaves(&format!("[pull_modes]\nleave_unindexed = false\n{v1}")));
-        assert!(leaves("[pull_modes]\nleave_unindexed = true\n"));
+        for (text, leaves) in [
+            ("", None),
+            ("[pull_modes]\nforeign_layers = true\n", None),
+            (v1, Images),
+            ("[pull_modes.soci_v2]\nenable = false\n", Images),
+            (&parallel("discard_unpacked_layers"), Images),
+            (&parallel("enable"), None),
+            (&parallel("experimental_parallel_pull_as_fallback"), None),
+            (&format!("[pull_modes]\nleave_unindexed = false\n{v1}"), None),
+            ("[pull_modes]\nleave_unindexed = true\n", Layers),
+            ("[pull_modes]\nleave_unindexed = 'images'\n", Images),
+        ] {
+            let config = parse(text).unwrap().config;
+            assert_eq!(config.pull_modes.leave_unindexed, leaves, "{text}");
+            // What `config dump` prints means the same.
+            let dumped = toml::to_string(&config).unwrap();
+            assert_eq!(parse(&dumped).unwrap().config, config, "{text}");
+        }
+        assert!(parse("[pull_modes]\nleave_unindexed = 'some'\n").is_err());
         // Its parallel pull comes before lazy reading, its fallback behind it.
         let is_lazy = |text: &str| !parse(text).unwrap().config.pull_modes.indexes().is_off();
         assert!(is_lazy("") && is_lazy(&parallel("experimental_parallel_pull_as_fallback")));

@@ -29,7 +29,7 @@ use soci_index::image::urls::UrlFetcher;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Handle;
 
-use crate::daemon::config::DaemonConfig;
+use crate::daemon::config::{DaemonConfig, LeaveUnindexed};
 use crate::daemon::keychain::Credentials;
 use crate::daemon::operations::{self, Operations};
 use crate::daemon::registries;
@@ -134,11 +134,12 @@ impl WorkerContext {
         credentials: CredentialSource,
     ) -> anyhow::Result<Self> {
         let (runtime, stages) = (Handle::current(), Arc::new(Stages::default()));
+        let leave_unindexed = config.pull_modes.leave_unindexed;
         let open = OpenOptions {
             observer: Arc::new(|_| {}),
             layer_bytes_min: config.layer_bytes_min(),
-            whole_layers: !config.pull_modes.leave_unindexed,
-            whole_beside_index: config.pull_modes.leaves_images_only,
+            whole_layers: leave_unindexed == LeaveUnindexed::None,
+            whole_beside_index: leave_unindexed == LeaveUnindexed::Images,
             policy: Policy { asks_again: !registries::limits_retries(config), ..Policy::default() },
             index: None,
             any_subject: true,

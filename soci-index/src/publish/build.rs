@@ -222,8 +222,37 @@ pub struct LayerReport {
 pub struct LayerSpans {
     /// How the span index refers to it.
     pub reference: SpanReference,
-    /// Whether it was there before.
-    pub reused: bool,
+    pub origin: IndexOrigin,
+}
+
+/// Where a layer's index comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexOrigin {
+    /// From the layer, for the first time.
+    Built,
+    /// From the layer; an index that existed already turned out to be the same.
+    BuiltAgain,
+    /// An index that existed already; the layer was not read.
+    Reused,
+}
+
+impl IndexOrigin {
+    /// Of something built from the layer: `digest`, where `known` existed before.
+    fn built(digest: Digest, known: Option<Digest>) -> Self {
+        if known == Some(digest) { Self::BuiltAgain } else { Self::Built }
+    }
+
+    /// Whether the layer was not read for it.
+    #[must_use]
+    pub fn is_reused(self) -> bool {
+        self == Self::Reused
+    }
+
+    /// Whether the same index existed before.
+    #[must_use]
+    pub fn existed(self) -> bool {
+        self != Self::Built
+    }
 }
 
 /// The zTOC of a layer.
@@ -231,8 +260,7 @@ pub struct LayerSpans {
 pub struct LayerZtoc {
     /// How an index refers to it.
     pub reference: ZtocReference,
-    /// Whether it was there before and the layer was not read.
-    pub reused: bool,
+    pub origin: IndexOrigin,
     /// Where the layer has the files of [`BuildOptions::prefetch`], one by one. Empty for a zTOC that was there before.
     pub wanted: Vec<Wanted>,
 }
@@ -277,13 +305,13 @@ impl Existing {
         let known = self.ztocs.iter().find(same)?.clone();
         // The same layer may be named with another media type elsewhere.
         let reference = ZtocReference { layer_media_type: layer.media_type.clone(), ..known };
-        Some(LayerZtoc { reference, reused: true, wanted: Vec::new() })
+        Some(LayerZtoc { reference, origin: IndexOrigin::Reused, wanted: Vec::new() })
     }
 
     fn spans(&self, layer: &Descriptor, options: &BuildOptions) -> Option<LayerSpans> {
         let wanted = options.index_span_bytes;
         let same = |known: &&SpanReference| known.layer == layer.digest && known.span_bytes == wanted;
-        Some(LayerSpans { reference: self.spans.iter().find(same)?.clone(), reused: true })
+        Some(LayerSpans { reference: self.spans.iter().find(same)?.clone(), origin: IndexOrigin::Reused })
     }
 }
 
@@ -405,19 +433,27 @@ impl LayerJob<'_> {
         };
         check_diff_id(layer, diff_id, &indexed)?;
         let spans = match indexed.compact.take() {
-            Some(Ok(blobs)) => Some(self.keep_spans(blobs, keep).await?),
+            Some(Ok(blobs)) => {
+                let spans = self.keep_spans(blobs, keep).await?;
+                let before = known.1.map(|known| known.reference.toc.0);
+                Some(LayerSpans { origin: IndexOrigin::built(spans.toc.0, before), reference: spans })
+            }
             Some(Err(error)) => {
                 tracing::warn!(layer = %layer.digest, %error, "the layer is left out of the span index");
                 None
             }
             None => None,
         };
-        let outcome = if options.format.has_ztoc() { self.ztoc(indexed, keep).await? } else { Err(Skip::NotWanted) };
+        let outcome = if options.format.has_ztoc() {
+            self.ztoc(indexed, known.0.map(|known| known.reference.digest), keep).await?
+        } else {
+            Err(Skip::NotWanted)
+        };
         (self.observer)(Progress::LayerDone { layer: layer.digest });
         Ok(Made { outcome, spans })
     }
 
-    async fn keep_spans<E, F>(&self, blobs: compact::Encoded, keep: &impl Fn(Finished) -> F) -> Result<LayerSpans, E>
+    async fn keep_spans<E, F>(&self, blobs: compact::Encoded, keep: &impl Fn(Finished) -> F) -> Result<SpanReference, E>
     where
         F: Future<Output = Result<(), E>>,
     {
@@ -430,10 +466,15 @@ impl LayerJob<'_> {
             span_bytes: self.options.index_span_bytes,
         };
         keep(Finished::Spans { toc, windows }).await?;
-        Ok(LayerSpans { reference, reused: false })
+        Ok(reference)
     }
 
-    async fn ztoc<E, F>(&self, indexed: Indexed, keep: &impl Fn(Finished) -> F) -> Result<Result<LayerZtoc, Skip>, E>
+    async fn ztoc<E, F>(
+        &self,
+        indexed: Indexed,
+        known: Option<Digest>,
+        keep: &impl Fn(Finished) -> F,
+    ) -> Result<Result<LayerZtoc, Skip>, E>
     where
         F: Future<Output = Result<(), E>>,
     {
@@ -460,7 +501,7 @@ impl LayerJob<'_> {
             disable_xattrs,
         };
         keep(Finished::Ztoc(reference.clone(), encoded)).await?;
-        Ok(Ok(LayerZtoc { reference, reused: false, wanted }))
+        Ok(Ok(LayerZtoc { origin: IndexOrigin::built(reference.digest, known), reference, wanted }))
     }
 }
 

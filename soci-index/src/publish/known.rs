@@ -124,12 +124,12 @@ impl Known {
         let is_own = |reused: bool| !reused || before.iter().all(|from| from.built_here);
         for layer in layers {
             if let Ok(ztoc) = &layer.outcome {
-                let one = KnownIndex::found(ztoc.reference.clone(), origin, found(ztoc.reused));
-                self.ztocs.push(KnownIndex { confirmed: true, built_here: is_own(ztoc.reused), ..one });
+                let one = KnownIndex::found(ztoc.reference.clone(), origin, found(ztoc.origin.is_reused()));
+                self.ztocs.push(KnownIndex { confirmed: true, built_here: is_own(ztoc.origin.is_reused()), ..one });
             }
             if let Some(spans) = &layer.spans {
-                let one = KnownIndex::found(spans.reference.clone(), origin, found(spans.reused));
-                self.spans.push(KnownIndex { confirmed: true, built_here: is_own(spans.reused), ..one });
+                let one = KnownIndex::found(spans.reference.clone(), origin, found(spans.origin.is_reused()));
+                self.spans.push(KnownIndex { confirmed: true, built_here: is_own(spans.origin.is_reused()), ..one });
             }
         }
     }

@@ -6,20 +6,18 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use soci_fs::open::IndexModes;
 
-use crate::daemon::config::Size;
+use crate::daemon::config::{LeaveUnindexed, Size};
 
 /// Which indexes are used, and what becomes of layers without.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PullModes {
-    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer store.
-    /// Without this key, a file that has `pull_modes.soci_v1` or `pull_modes.soci_v2` leaves images without a usable index
-    /// to containerd and has those layers fetched that an index leaves out, as AWS's daemon does; unless
-    /// `parallel_pull_unpack` asks for all layers to be fetched (`enable`, `experimental_parallel_pull_as_fallback`).
-    pub leave_unindexed: bool,
-    /// Leave whole images only: layers beside an index are fetched. What a file written for AWS's daemon means.
-    #[serde(skip)]
-    pub leaves_images_only: bool,
+    /// Leave layers that cannot be read lazily to containerd, instead of fetching them in parallel into the layer store:
+    /// `true`, each such layer; `"images"`, those of images without a usable index, while layers that an index leaves out
+    /// are fetched. The latter is what AWS's daemon does, and the default of a file that has `pull_modes.soci_v1` or
+    /// `pull_modes.soci_v2`, unless `parallel_pull_unpack` asks for all layers to be fetched (`enable`,
+    /// `experimental_parallel_pull_as_fallback`).
+    pub leave_unindexed: LeaveUnindexed,
     /// Fetch foreign (non-distributable) layers from the URLs that the image names. Size and digest are checked, but
     /// the image then chooses which hosts this node contacts.
     pub foreign_layers: bool,
@@ -41,8 +39,7 @@ impl PullModes {
         let parallel = &self.parallel_pull_unpack;
         let fetches = parallel.enable || parallel.experimental_parallel_pull_as_fallback;
         if !names("leave_unindexed") && (names("soci_v1") || names("soci_v2")) {
-            self.leave_unindexed = !fetches;
-            self.leaves_images_only = true;
+            self.leave_unindexed = if fetches { LeaveUnindexed::None } else { LeaveUnindexed::Images };
         }
     }
 

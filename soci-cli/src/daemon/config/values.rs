@@ -112,6 +112,37 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// Which layers without an index are left to containerd: `false`, none; `true`, each of them; `"images"`, those of images
+/// that have no usable index at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LeaveUnindexed {
+    #[default]
+    None,
+    Layers,
+    Images,
+}
+
+impl Serialize for LeaveUnindexed {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_bool(false),
+            Self::Layers => serializer.serialize_bool(true),
+            Self::Images => serializer.serialize_str("images"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LeaveUnindexed {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::Boolean(false) => Ok(Self::None),
+            toml::Value::Boolean(true) => Ok(Self::Layers),
+            toml::Value::String(text) if text == "images" => Ok(Self::Images),
+            other => Err(serde::de::Error::custom(format!("expected true, false or \"images\", found {other}"))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
