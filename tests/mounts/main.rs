@@ -9,6 +9,8 @@ mod identity;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]
+mod labels;
+#[cfg(test)]
 mod lazy;
 #[cfg(test)]
 mod mount;

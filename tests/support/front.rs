@@ -68,7 +68,7 @@ pub struct Front {
 struct Shared {
     registry: String,
     fault: watch::Sender<Fault>,
-    /// The first line of each request.
+    /// The head of each request.
     requests: Mutex<Vec<String>>,
     /// Requests that met a fault.
     struck: AtomicU64,
@@ -125,7 +125,15 @@ impl Front {
     #[must_use]
     pub fn requests(&self, what: &str) -> usize {
         let requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.iter().filter(|line| line.contains(what)).count()
+        requests.iter().filter(|head| head.lines().next().is_some_and(|line| line.contains(what))).count()
+    }
+
+    /// The number of requests, so far, with a header line that begins with `what`, in small letters.
+    #[must_use]
+    pub fn requests_with(&self, what: &str) -> usize {
+        let requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let has = |head: &&String| head.lines().skip(1).any(|line| line.to_ascii_lowercase().starts_with(what));
+        requests.iter().filter(has).count()
     }
 }
 
@@ -171,7 +179,7 @@ async fn listen(mut listener: TcpListener, address: SocketAddr, shared: Arc<Shar
 async fn answer(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let mut request = head(&mut client).await?;
     let first = request.lines().next().unwrap_or_default().to_owned();
-    shared.requests.lock().unwrap_or_else(PoisonError::into_inner).push(first.clone());
+    shared.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
     let is_reading = first.starts_with("GET ") || first.starts_with("HEAD ");
     let fault = *shared.fault.borrow();
     if let (false, Fault::Push(status, body)) = (is_reading, fault) {

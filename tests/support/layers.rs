@@ -59,6 +59,24 @@ impl Daemon {
     /// When the root cannot be used.
     #[must_use]
     pub fn start_by(root: &Path, profiles: ProfileOptions, change: impl FnOnce(OpenOptions) -> OpenOptions) -> Self {
+        Self::start_all(root, profiles, &[], change)
+    }
+
+    /// One whose clients may have these headers sent.
+    ///
+    /// # Panics
+    /// When the root cannot be used.
+    #[must_use]
+    pub fn start_allowing(root: &Path, headers: &[&str]) -> Self {
+        Self::start_all(root, ProfileOptions::default(), headers, |options| options)
+    }
+
+    fn start_all(
+        root: &Path,
+        profiles: ProfileOptions,
+        headers: &[&str],
+        change: impl FnOnce(OpenOptions) -> OpenOptions,
+    ) -> Self {
         let runtime = tokio::runtime::Handle::current();
         let client = ClientOptions {
             credentials: CredentialSource::Anonymous,
@@ -76,7 +94,8 @@ impl Daemon {
         let store = Arc::new(open_store(root));
         let slots = Arc::new(Slots::open(&root.join("slots")).unwrap());
         let id_maps = IdMaps::open(root.join("id-maps.json")).unwrap();
-        let registries = Arc::new(Registries::new(client, Vec::new(), Vec::new()));
+        let registries =
+            Arc::new(Registries::new(client, Vec::new(), headers.iter().map(|&name| name.to_owned()).collect()));
         let reopener = Reopener {
             slots: Arc::clone(&slots),
             store: Arc::clone(&store),

@@ -10,6 +10,7 @@
 //! is a server that was seen to speak TLS. That a server speaks HTTP holds until it cannot be reached, and for
 //! [`SILENCE_HOLDS`] where only its silence said so. Concurrent requests ask once.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,12 +126,21 @@ impl Address {
 }
 
 /// Replaces the error of a request over plain HTTP that got no HTTP answer, if the reason is that the server speaks TLS.
+/// A server behind a proxy is not asked: this machine may not be allowed to reach it.
 pub(crate) async fn explain(error: TransportError, url: &Url) -> TransportError {
-    if url.scheme() != "http" || error.kind != TransportKind::Interrupted || hello(url).await != HelloReply::Tls {
+    let is_in_question = url.scheme() == "http" && error.kind == TransportKind::Interrupted;
+    if !is_in_question || goes_by_proxy(url, |name| std::env::var_os(name)) || hello(url).await != HelloReply::Tls {
         return error;
     }
     let detail = "it speaks TLS on this port, and plain HTTP was asked for: leave out --plain-http".to_owned();
     TransportError { kind: TransportKind::Tls, detail, ..error }
+}
+
+/// Whether the environment may have a plain request sent through a proxy.
+fn goes_by_proxy(url: &Url, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let is_set = |name: &&str| variable(name).is_some_and(|value| !value.is_empty());
+    !redirect::is_loopback(url)
+        && ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].iter().any(|name| is_set(&name))
 }
 
 /// Says hello to the server of a URL.
@@ -167,6 +177,19 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn only_hosts_elsewhere_are_behind_a_proxy() {
+        let goes = |url: &str, set: &str, value: &str| {
+            goes_by_proxy(&Url::parse(url).unwrap(), |name| (name == set).then(|| value.into()))
+        };
+        for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+            assert!(goes("http://r.example:5000/", name, "http://proxy.example:3128"), "{name}");
+            assert!(!goes("http://127.0.0.1:5000/", name, "http://proxy.example:3128"), "{name}");
+            assert!(!goes("http://r.example:5000/", name, ""), "{name}");
+        }
+        assert!(!goes("http://r.example:5000/", "HTTPS_PROXY", "http://proxy.example:3128"));
+    }
 
     /// A server that says `answer` to whatever it is sent, and how often it was asked.
     fn server(answer: &'static [u8], hangs: bool) -> (u16, Arc<AtomicUsize>) {
