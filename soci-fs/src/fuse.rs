@@ -32,6 +32,7 @@ use crate::tree::kernel_cache::KernelCache;
 mod adapter;
 pub mod counts;
 pub(crate) mod descriptor;
+mod device_file;
 pub mod errno;
 pub mod error;
 pub mod file_system;
@@ -54,8 +55,10 @@ const BACKGROUND_MAX: u16 = 256;
 pub(crate) const READ_BYTES_MAX: u32 = 1 << 20;
 
 /// What the kernel is asked to do; each only if it can.
-const WANTED: [InitFlags; 9] = [
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
+    // For layers as one file: a file system reads ahead on them without waiting for each piece.
+    InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,

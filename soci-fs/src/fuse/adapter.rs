@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use crate::fuse::counts::Operation;
 use crate::fuse::errno;
 use crate::fuse::error::FsError;
-use crate::fuse::file_system::{DirectoryEntry, FileSystem, Visit};
+use crate::fuse::file_system::{DirectoryEntry, FileSystem, Opening, Visit};
 use crate::fuse::{READ_BYTES_MAX, negotiate};
 use crate::tree::NodeKind;
 use crate::tree::attributes::Attributes;
@@ -151,10 +151,13 @@ impl<S: FileSystem> Filesystem for Adapter<S> {
         if let Some((counters, slot)) = self.served.counters(inode.0) {
             counters.asked(slot, Operation::Open);
         }
-        if self.no_open.load(Ordering::Relaxed) {
-            reply.error(Errno::ENOSYS);
-        } else {
-            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        match self.served.opening(inode.0) {
+            Opening::Direct { handle } => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
+            // Once for all files.
+            Opening::Cached if self.no_open.load(Ordering::Relaxed) && !self.served.has_direct_files() => {
+                reply.error(Errno::ENOSYS);
+            }
+            Opening::Cached => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
         }
     }
 
@@ -172,7 +175,7 @@ impl<S: FileSystem> Filesystem for Adapter<S> {
         &self,
         _request: &Request,
         inode: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
@@ -182,6 +185,11 @@ impl<S: FileSystem> Filesystem for Adapter<S> {
         let (length, start) = (size.min(READ_BYTES_MAX) as usize, Instant::now());
         if let Some((counters, slot)) = self.served.counters(inode.0) {
             counters.asked(slot, Operation::Read);
+        }
+        // A slot may have another layer since the file was opened.
+        if handle.0 != 0 && self.served.opening(inode.0) != (Opening::Direct { handle: handle.0 }) {
+            reply.error(Errno::EIO);
+            return count_failure(&*self.served, inode, Operation::Read, Err(Errno::EIO));
         }
         let waiting = BUFFER.with_borrow_mut(|buffer| match self.served.try_read(inode.0, offset, length, buffer) {
             Ok(true) => {

@@ -9,6 +9,7 @@ use soci_index::format::digest::Digest;
 
 use crate::layer::reader::ReadError;
 use crate::tree::TreeError;
+use crate::tree::device::DeviceError;
 
 /// Why a question about a file system has no answer.
 ///
@@ -45,6 +46,9 @@ pub enum FsError {
     /// The mapped view was removed.
     #[error("slot {slot} has no view by id map {id_map}: the map was removed")]
     NoIdMap { id_map: u8, slot: u16 },
+    /// The layer cannot be shown as one file.
+    #[error("layer {layer} cannot be one file: {cause}")]
+    NoDevice { layer: Box<Digest>, cause: DeviceError },
     /// The layer was asked before it was open.
     #[error("the layer of slot {slot} is not open")]
     Closed { slot: u16 },
@@ -66,6 +70,7 @@ impl Classified for FsError {
             | Self::NoAttribute
             | Self::NoSlot { .. }
             | Self::NoIdMap { .. }
+            | Self::NoDevice { .. }
             | Self::Closed { .. }
             | Self::Open { .. } => Class::Other,
         }

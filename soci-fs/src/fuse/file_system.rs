@@ -32,6 +32,15 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
+/// How the kernel is to treat a file that a program opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// Its pages are kept.
+    Cached,
+    /// Its bytes are asked for each time, with this number, never 0, which says what the file was when it was opened.
+    Direct { handle: u64 },
+}
+
 /// Receives names; `false` ends the listing.
 pub type Visit<'a> = &'a mut dyn FnMut(DirectoryEntry<'_>) -> bool;
 
@@ -56,6 +65,16 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// The generation of the layer that `inode` belongs to, which distinguishes it from other ones in the same place.
     fn generation(&self, _inode: u64) -> u64 {
         0
+    }
+
+    /// How a file is opened.
+    fn opening(&self, _inode: u64) -> Opening {
+        Opening::Cached
+    }
+
+    /// Whether there may be files that are not opened as all others are: then the kernel has to ask each time.
+    fn has_direct_files(&self) -> bool {
+        false
     }
 
     /// `false` if no file can ever have an extended attribute: then the kernel is configured not to ask.

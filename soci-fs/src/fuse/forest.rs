@@ -3,7 +3,8 @@
 //!
 //! One mount for all layers makes mounting a layer cost no system call, and leaves one descriptor to hand on when the
 //! process that serves it is replaced. The root has a directory per *slot*, named by its decimal number; `12-3` is the
-//! layer in slot 12 with owners mapped by id map 3. Below is the layer's own tree, not merged with any other. Node ids
+//! layer in slot 12 with owners mapped by id map 3. Below is the layer's own tree, not merged with any other. `12.tar`,
+//! which is not listed, is the layer as one file, for a file system of the kernel's that has the names itself. Node ids
 //! are computed from slot and node ([`crate::tree::node_id`]), so a new process answers for the ids that an old one
 //! gave out, and there is nothing to remember and nothing to forget.
 //!
@@ -43,10 +44,12 @@ use crate::tree::kernel_cache::Mounted;
 use crate::tree::node_id::NodeId;
 use crate::tree::{NodeKind, NodeNumber, Tree, TreeError};
 
+mod layout;
 mod name;
 mod open_layer;
 mod questions;
 
+pub(crate) use layout::Layout;
 use open_layer::{OpenLayer, generation};
 use parking_lot::{Mutex, RwLock};
 
@@ -87,7 +90,7 @@ pub enum OpaqueAttribute {
 }
 
 impl OpaqueAttribute {
-    const fn name(self) -> &'static [u8] {
+    pub(crate) const fn name(self) -> &'static [u8] {
         match self {
             Self::Trusted => b"trusted.overlay.opaque",
             Self::User => b"user.overlay.opaque",
@@ -102,6 +105,8 @@ pub struct ForestOptions {
     pub opaque: OpaqueAttribute,
     /// Opens slots that are only known.
     pub opener: Option<Arc<dyn Opener>>,
+    /// Whether layers can be opened as one file each.
+    pub devices: bool,
     /// How long a waiter may wait for a layer to open. Programs cannot be interrupted meanwhile.
     pub open_limit: Duration,
     /// Where it is noted how long trees take to build, and layers to be shown.
@@ -114,6 +119,7 @@ impl Default for ForestOptions {
         Self {
             opaque: OpaqueAttribute::default(),
             opener: None,
+            devices: false,
             open_limit: Duration::from_secs(30),
             stages: Arc::default(),
         }
@@ -266,6 +272,14 @@ impl Forest {
     pub(crate) fn tree(&self, slot: u16) -> Option<Arc<Tree>> {
         match &self.slots.read().by_number.get(&slot)?.state {
             SlotState::Open(layer) => Some(Arc::clone(layer.files().tree())),
+            SlotState::Closed | SlotState::Opening(_) => None,
+        }
+    }
+
+    /// The layer in a slot as one file, if it is open.
+    pub(crate) fn layout(&self, slot: u16) -> Option<Layout> {
+        match &self.slots.read().by_number.get(&slot)?.state {
+            SlotState::Open(layer) => Some(Layout::new(Arc::clone(layer))),
             SlotState::Closed | SlotState::Opening(_) => None,
         }
     }

@@ -5,15 +5,17 @@
 //! itself carries are not shown: they are instructions to the kernel (take this directory from elsewhere, this file has
 //! no data), and a layer has no business to give them.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use soci_index::format::digest::Digest;
 
+use crate::fuse::device_file::DeviceFile;
 use crate::fuse::stack::{Stack, log_skipped};
 use crate::fuse::status_file::StatusFile;
 use crate::layer::reader::LayerReader;
 use crate::layer::stages::Stages;
+use crate::tree::device::DeviceError;
 use crate::tree::id_map::IdMap;
 use crate::tree::{Tree, TreeError};
 
@@ -22,6 +24,7 @@ use crate::tree::{Tree, TreeError};
 pub(super) struct OpenLayer {
     reader: LayerReader,
     files: Stack,
+    device: OnceLock<Result<DeviceFile, DeviceError>>,
 }
 
 impl OpenLayer {
@@ -38,7 +41,7 @@ impl OpenLayer {
         }
         log_skipped(&reader, &tree);
         let files = Stack::new(tree, vec![reader.clone()], StatusFile::of_layer(&reader));
-        Ok(Self { reader, files })
+        Ok(Self { reader, files, device: OnceLock::new() })
     }
 
     pub(super) const fn reader(&self) -> &LayerReader {
@@ -47,6 +50,11 @@ impl OpenLayer {
 
     pub(super) const fn files(&self) -> &Stack {
         &self.files
+    }
+
+    /// The layer as one file.
+    pub(super) fn device(&self) -> Result<&DeviceFile, DeviceError> {
+        self.device.get_or_init(|| DeviceFile::new(self.reader.clone())).as_ref().map_err(|error| *error)
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a file system is asked, answered by the layer that the node id names.
 
 use super::*;
-use crate::fuse::file_system::{DirectoryEntry, FileSystem, Visit, Xattr};
+use crate::fuse::file_system::{DirectoryEntry, FileSystem, Opening, Visit, Xattr};
+use crate::fuse::device_file::DeviceFile;
 use crate::fuse::forest::name::RootName;
+use crate::tree::device::BLOCK_BYTES;
 use crate::tree::id_map;
 
 /// A node of a layer that is open.
@@ -14,9 +16,24 @@ struct LayerNode {
 
 impl LayerNode {
     fn attributes(&self, node: NodeNumber) -> Result<Attributes, FsError> {
+        if node == DEVICE {
+            let (id, device) = (NodeId { node, ..self.id }, self.device()?);
+            let attributes = Attributes::plain(id.pack(), NodeKind::Regular, 0o400, Timestamp::default(), 1);
+            let size = device.map().bytes();
+            return Ok(Attributes { size, blocks: size / BLOCK_BYTES, ..attributes });
+        }
         self.layer.files().attributes(NodeId { node, ..self.id }, self.map.as_deref())
     }
+
+    /// The layer as one file.
+    fn device(&self) -> Result<&DeviceFile, FsError> {
+        let layer = self.layer.reader().digest();
+        self.layer.device().map_err(|cause| FsError::NoDevice { layer: Box::new(layer), cause })
+    }
 }
+
+/// The layer as one file: above the numbers of all nodes of trees, as those of the status file are.
+const DEVICE: NodeNumber = NodeNumber(u32::MAX - 3);
 
 const ROOT: NodeId = NodeId::single(NodeNumber::ROOT);
 
@@ -43,6 +60,19 @@ impl FileSystem for Forest {
         slots.by_number.get(&slot).map_or(0, |held| generation(&held.digest, map))
     }
 
+    fn opening(&self, inode: u64) -> Opening {
+        let Some(NodeId { slot, node: DEVICE, .. }) = NodeId::unpack(inode) else { return Opening::Cached };
+        let slots = self.slots.read();
+        let digest = slots.by_number.get(&slot).map(|held| held.digest);
+        // A slot without a layer gives no bytes, whatever the number.
+        let first = digest.as_ref().and_then(|digest| digest.bytes().first_chunk().copied()).unwrap_or_default();
+        Opening::Direct { handle: u64::from_be_bytes(first) | 1 }
+    }
+
+    fn has_direct_files(&self) -> bool {
+        self.options.devices
+    }
+
     fn can_have_xattrs(&self) -> bool {
         // Layers that are added later are unknown yet, and the kernel asks only once.
         true
@@ -50,14 +80,18 @@ impl FileSystem for Forest {
 
     fn lookup(&self, directory: u64, name: &[u8]) -> Result<Attributes, FsError> {
         if directory == ROOT.pack() {
-            let RootName { slot, id_map } = name::parse(name).ok_or(FsError::NotFound)?;
+            let RootName { slot, id_map, is_device } = name::parse(name).ok_or(FsError::NotFound)?;
+            if is_device && !self.options.devices {
+                return Err(FsError::NotFound);
+            }
             let slots = self.slots.read();
             let is_there = slots.by_number.contains_key(&slot) && (id_map == 0 || slots.id_maps.contains_key(&id_map));
             drop(slots);
             if !is_there {
                 return Err(FsError::NotFound);
             }
-            return self.attributes(NodeId { id_map, slot, node: NodeNumber::ROOT }.pack());
+            let node = if is_device { DEVICE } else { NodeNumber::ROOT };
+            return self.attributes(NodeId { id_map, slot, node }.pack());
         }
         let place = self.place(directory)?;
         place.attributes(place.layer.files().lookup(place.id, name)?)
@@ -122,6 +156,9 @@ impl FileSystem for Forest {
             return Ok(false);
         }
         let place = self.place(inode)?;
+        if place.id.node == DEVICE {
+            return place.device()?.try_read(offset, length, buffer);
+        }
         place.layer.files().try_read(place.id, offset, length, buffer)
     }
 
@@ -134,6 +171,9 @@ impl FileSystem for Forest {
             self.open(slot).await?;
         }
         let place = self.place(inode)?;
+        if place.id.node == DEVICE {
+            return place.device()?.read(offset, length).await;
+        }
         place.layer.files().read(place.id, offset, length).await
     }
 
@@ -166,7 +206,7 @@ impl Forest {
             // Listing its name must not open a layer. More is found by a lookup, because names of the root are not
             // cached.
             let attributes = known.unwrap_or_else(|| plain_directory(id.pack(), slots.changed, 2));
-            let name = name::show(RootName { slot: *slot, id_map: 0 });
+            let name = name::show(RootName { slot: *slot, id_map: 0, is_device: false });
             let next = u64::from(*slot) + 1;
             if !visit(DirectoryEntry {
                 next,

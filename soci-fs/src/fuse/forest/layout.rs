@@ -1,0 +1,41 @@
+//! What it takes to write a layer's names into a file system of the kernel's.
+
+use std::sync::Arc;
+
+use soci_index::format::digest::Digest;
+use soci_index::format::entry::Entry;
+
+use crate::fuse::forest::open_layer::OpenLayer;
+use crate::layer::reader::LayerReader;
+use crate::tree::Tree;
+use crate::tree::device::{DeviceError, DeviceMap};
+
+/// A layer's names, and where the bytes of its files are in the layer as one file.
+#[derive(Debug)]
+pub(crate) struct Layout(Arc<OpenLayer>);
+
+impl Layout {
+    pub(super) const fn new(layer: Arc<OpenLayer>) -> Self {
+        Self(layer)
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        self.0.reader().digest()
+    }
+
+    pub(crate) fn reader(&self) -> &LayerReader {
+        self.0.reader()
+    }
+
+    pub(crate) fn tree(&self) -> &Tree {
+        self.0.files().tree()
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.0.reader().index().entries
+    }
+
+    pub(crate) fn device(&self) -> Result<&DeviceMap, DeviceError> {
+        self.0.device().map(|device| device.map())
+    }
+}
