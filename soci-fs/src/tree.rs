@@ -14,7 +14,8 @@
 //! have one parent and form a tree, so a walk ends; the same layers give the same arrays.
 //!
 //! The room uses `soci-index` alone; `foresight`, `fuse` and `node` use it. [`view`] merges the trees of an image's
-//! layers, [`id_map`] shows other owners.
+//! layers, [`id_map`] shows other owners. [`erofs`] writes a tree as a file system of the kernel's, whose files are ranges
+//! of the layers as [`device`] lays them out.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,7 +26,9 @@ use soci_index::format::entry::Entry;
 
 pub mod attributes;
 mod build;
+pub mod device;
 mod draft;
+pub mod erofs;
 pub mod id_map;
 pub(crate) mod kernel_cache;
 mod name;

@@ -12,7 +12,7 @@ use crate::fuse::error::FsError;
 use crate::fuse::file_system::{DirectoryEntry, Visit, Xattr};
 use crate::fuse::status_file::StatusFile;
 use crate::layer::reader::LayerReader;
-use crate::tree::attributes::Attributes;
+use crate::tree::attributes::{Attributes, xattrs};
 use crate::tree::id_map::IdMap;
 use crate::tree::node_id::NodeId;
 use crate::tree::{Node, NodeKind, NodeNumber, Tree};
@@ -20,9 +20,6 @@ use crate::tree::{Node, NodeKind, NodeNumber, Tree};
 /// Our own directory and file: above the numbers of all real nodes; see [`Stack::new`].
 const STATUS_DIRECTORY: NodeNumber = NodeNumber(u32::MAX - 1);
 const STATUS_FILE: NodeNumber = NodeNumber(u32::MAX - 2);
-
-/// Name spaces of overlayfs's own attributes.
-const OVERLAY_NAMES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// Layers that are shown as one tree.
 #[derive(Debug)]
@@ -83,9 +80,10 @@ impl Stack {
         if self.is_ours(id.node) {
             return Ok(self.status.attributes(id.pack(), id.node == STATUS_FILE));
         }
-        let node = self.shown(id)?;
-        let mut attributes = Attributes::new(id.pack(), node, self.entry_of(node)).with_header(self.header_of(id.node));
-        if let (Some(map), false) = (map, node.kind() == NodeKind::Whiteout) {
+        self.shown(id)?;
+        let found = Attributes::of_node(id.pack(), &self.tree, id.node, |layer, entry| self.entry(layer, entry));
+        let mut attributes = found.ok_or_else(|| FsError::NoInode { inode: id.pack() })?;
+        if let (Some(map), false) = (map, attributes.kind == NodeKind::Whiteout) {
             attributes.uid = map.uid(attributes.uid);
             attributes.gid = map.gid(attributes.gid);
         }
@@ -155,10 +153,7 @@ impl Stack {
             return Ok(Vec::new());
         }
         let node = self.shown(id)?;
-        let own = self.entry_of(node).into_iter().flat_map(Entry::xattrs);
-        let is_hidden = |name: &[u8]| opaque.is_some() && OVERLAY_NAMES.iter().any(|space| name.starts_with(space));
-        let mark = opaque.filter(|_| node.is_opaque()).map(|name| (name, &b"y"[..]));
-        let all = own.filter(|(name, _)| !is_hidden(name)).chain(mark);
+        let all = xattrs(node, self.entry_of(node), opaque);
         Ok(all.map(|(name, value)| Xattr { name: name.to_vec(), value: value.to_vec() }).collect())
     }
 
@@ -215,13 +210,11 @@ impl Stack {
     }
 
     pub(super) fn entry_of(&self, node: &Node) -> Option<&Entry> {
-        self.layers.get(usize::from(node.layer()))?.index().entries.get(node.entry()? as usize)
+        self.entry(node.layer(), node.entry()?)
     }
 
-    /// The entry that has the mode, owner and time of a file.
-    fn header_of(&self, node: NodeNumber) -> Option<&Entry> {
-        let header = self.tree.header(node)?;
-        self.layers.get(usize::from(header.layer))?.index().entries.get(header.entry as usize)
+    fn entry(&self, layer: u16, entry: u32) -> Option<&Entry> {
+        self.layers.get(usize::from(layer))?.index().entries.get(entry as usize)
     }
 }
 

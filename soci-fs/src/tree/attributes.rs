@@ -1,4 +1,4 @@
-//! What `stat` shows of a file, in our own words: no FUSE type is known here.
+//! What `stat` and `listxattr` show of a file, in our own words: no FUSE type is known here, and no other file system's.
 //!
 //! Attributes are computed when asked for, from a node of the tree and the entry it names. An entry is a statement of
 //! the archive; a few of those are brought into what a kernel can hold: permission bits are cut to twelve, device
@@ -6,7 +6,7 @@
 
 use soci_index::format::entry::{Entry, Timestamp};
 
-use crate::tree::{Node, NodeKind};
+use crate::tree::{Node, NodeKind, NodeNumber, Tree};
 
 /// Size of a block as `stat` counts blocks.
 const BLOCK_BYTES: u64 = 512;
@@ -16,6 +16,9 @@ const IMPLIED_PERMISSIONS: u16 = 0o755;
 
 /// Permission bits of every symbolic link on Linux.
 const SYMLINK_PERMISSIONS: u16 = 0o777;
+
+/// Name spaces of overlayfs's own attributes.
+const OVERLAY_NAMES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// What `stat` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,22 @@ pub struct Attributes {
 }
 
 impl Attributes {
+    /// The attributes of a node of `tree` under the inode number `inode`: those of its own entry, with the header of
+    /// the hard link to it that was extracted last. `entry` finds an entry by its layer and its position there. `None`
+    /// if the tree has no such node.
+    #[must_use]
+    pub fn of_node<'e>(
+        inode: u64,
+        tree: &Tree,
+        number: NodeNumber,
+        entry: impl Fn(u16, u32) -> Option<&'e Entry>,
+    ) -> Option<Self> {
+        let node = tree.node(number)?;
+        let own = node.entry().and_then(|own| entry(node.layer(), own));
+        let header = tree.header(number).and_then(|header| entry(header.layer, header.entry));
+        Some(Self::new(inode, node, own).with_header(header))
+    }
+
     /// The attributes of `node`, which `entry` describes.
     #[must_use]
     pub fn new(inode: u64, node: &Node, entry: Option<&Entry>) -> Self {
@@ -90,6 +109,20 @@ impl Attributes {
         let modified = header.modified.unwrap_or_default();
         Self { permissions, uid: header.uid, gid: header.gid, modified, ..self }
     }
+}
+
+/// The extended attributes of `node`, which `entry` describes: name and value. For overlayfs, which has opaque
+/// directories marked by the attribute `opaque`, its own are hidden: they are instructions to the kernel, and a layer
+/// has no business to give them.
+pub fn xattrs<'e>(
+    node: &Node,
+    entry: Option<&'e Entry>,
+    opaque: Option<&'e [u8]>,
+) -> impl Iterator<Item = (&'e [u8], &'e [u8])> + use<'e> {
+    let own = entry.into_iter().flat_map(Entry::xattrs);
+    let is_hidden = move |name: &[u8]| opaque.is_some() && OVERLAY_NAMES.iter().any(|space| name.starts_with(space));
+    let mark = opaque.filter(|_| node.is_opaque()).map(|name| (name, &b"y"[..]));
+    own.filter(move |(name, _)| !is_hidden(name)).chain(mark)
 }
 
 /// Packs a device number as the kernel's `new_encode_dev` does: 12 bits of major, 20 bits of minor.
