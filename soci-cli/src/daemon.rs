@@ -88,7 +88,7 @@ fn supervise(arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
         arguments: worker,
         environment: &WORKER_ENVIRONMENT,
         mountpoint: worker::mountpoint(root),
-        also_unmount: vec![root.join("snapshotter/mapped")],
+        also_unmount: vec![worker::trees(root), root.join("snapshotter/mapped")],
         device: DeviceOptions::default(),
         address: match &arguments.address {
             args::Address::Path(path) => Address::Path(path.clone()),

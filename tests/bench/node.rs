@@ -69,6 +69,7 @@ impl Desk {
             layers_at_once: 100,
             open_limit: Duration::from_secs(30),
             mountpoint: root.path().join("fs"),
+            trees: None,
             profiles: soci_fs::node::remote::ProfileOptions::default(),
             index_quota: u64::MAX,
             only_named: false,

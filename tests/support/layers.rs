@@ -103,6 +103,7 @@ impl Daemon {
             options: open.clone(),
             runtime: runtime.clone(),
             known_places: None,
+            trees: None,
         };
         let forest =
             Arc::new(Forest::new(ForestOptions { opener: Some(Arc::new(reopener)), ..ForestOptions::default() }));
@@ -113,6 +114,7 @@ impl Daemon {
             layers_at_once: 4,
             open_limit: Duration::from_secs(10),
             mountpoint: root.join("fs"),
+            trees: None,
             profiles,
             index_quota: u64::MAX,
             only_named: modes.is_off(),

@@ -37,7 +37,7 @@ pub use values::*;
 const START_QUIET: Duration = Duration::from_secs(3);
 
 /// Keys that change something in this daemon, with all that is below them. All others are accepted.
-const WITH_EFFECT: [&str; 47] = [
+const WITH_EFFECT: [&str; 49] = [
     "background_fetch.disable",
     "background_fetch.fetch_period_msec",
     "background_fetch.silence_period_msec",
@@ -57,6 +57,8 @@ const WITH_EFFECT: [&str; 47] = [
     "http.MinWaitMsec",
     "http.RequestTimeoutMsec",
     "http.ResponseHeaderTimeoutMsec",
+    "fuse.read_ahead_kib",
+    "fuse.tree",
     "index_repository",
     "kubeconfig_keychain.enable_keychain",
     "kubeconfig_keychain.kubeconfig_path",

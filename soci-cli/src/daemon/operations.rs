@@ -100,7 +100,7 @@ impl Operations {
     }
 
     fn text(&self) -> String {
-        let directory = |slot: u16| self.mountpoint.join(slot.to_string()).display().to_string();
+        let directory = |slot: u16| self.remote.directory(slot, None).display().to_string();
         let layers: Vec<_> = self.layers().into_iter().map(|(slot, layer)| (slot, directory(slot), layer)).collect();
         self.metrics.text(&layers, self.forest.counters())
     }

@@ -21,6 +21,7 @@ use soci_fs::node::remote::background::Background;
 use soci_fs::node::remote::id_maps::IdMaps;
 use soci_fs::node::remote::known_places::KnownPlaces;
 use soci_fs::node::remote::slots::Slots;
+use soci_fs::node::remote::trees::{TreeOptions, Trees};
 use soci_fs::node::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::node::snapshots::{SnapshotOptions, Snapshots};
 use soci_fs::node::supervisor::Inherited;
@@ -29,7 +30,7 @@ use soci_index::image::urls::UrlFetcher;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Handle;
 
-use crate::daemon::config::{DaemonConfig, LeaveUnindexed};
+use crate::daemon::config::{DaemonConfig, Fuse, LeaveUnindexed, TreeMode};
 use crate::daemon::keychain::Credentials;
 use crate::daemon::operations::{self, Operations};
 use crate::daemon::registries;
@@ -70,6 +71,11 @@ pub(super) fn mountpoint(root: &Path) -> PathBuf {
     root.join("fs")
 }
 
+/// Where the kernel shows layers by file systems of its own.
+pub(super) fn trees(root: &Path) -> PathBuf {
+    root.join("layers")
+}
+
 async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     let options = SnapshotOptions::of_this_system();
@@ -82,6 +88,7 @@ async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyh
     let provider = Arc::new(Counted { layers: context.layers.clone(), metrics: Arc::clone(&metrics) });
     let snapshots = Arc::new(Snapshots::open(root, options, provider).context("failed to configure snapshotter")?);
     context.layers.keep_only(&snapshots.layers_in_use()?);
+    context.layers.show_all().await;
     context.look_after(config, &metrics);
     let operations = Arc::new(Operations {
         forest: context.forest,
@@ -162,6 +169,8 @@ impl WorkerContext {
             Arc::new(Registries::new(client, config.index_rules()?, config.resolver.custom_headers.clone()));
         let socket = config.content_store.address();
         let known_places = Some(KnownPlaces::new(socket, Arc::clone(&slots), Arc::clone(&registries)));
+        let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
+        let trees = open_trees(root, &config.fuse, opaque)?.map(Arc::new);
         let reopener = Reopener {
             known_places: known_places.clone(),
             slots: Arc::clone(&slots),
@@ -169,11 +178,12 @@ impl WorkerContext {
             registries: Arc::clone(&registries),
             options: open.clone(),
             runtime: runtime.clone(),
+            trees: trees.clone(),
         };
-        let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
         let forest = ForestOptions {
             opaque,
             opener: Some(Arc::new(reopener)),
+            devices: trees.is_some(),
             stages: Arc::clone(&stages),
             ..ForestOptions::default()
         };
@@ -185,6 +195,7 @@ impl WorkerContext {
             layers_at_once: config.layers_at_once(),
             open_limit: config.mount_timeout(),
             mountpoint: mountpoint(root),
+            trees,
             profiles: config.profile.options(root, &config.prefetch),
             index_quota: config.layer_store.index_quota.limit().unwrap_or(u64::MAX),
             only_named: open_modes.is_off() && !config.pull_modes.parallel_pull_unpack.enable,
@@ -212,5 +223,30 @@ impl WorkerContext {
             tokio::spawn(Arc::clone(&self.store).keep_within(quota, QUOTA_INTERVAL));
         }
         tokio::spawn(Arc::clone(&self.store).keep_single(SECOND_COPY_INTERVAL));
+    }
+}
+
+/// What shows layers by file systems of the kernel; `None` where this process answers for their names.
+fn open_trees(root: &Path, config: &Fuse, opaque: OpaqueAttribute) -> anyhow::Result<Option<Trees>> {
+    if config.tree == TreeMode::Fuse {
+        return Ok(None);
+    }
+    let opened = Trees::open(TreeOptions {
+        directory: trees(root),
+        images: root.join("snapshotter/trees"),
+        forest: mountpoint(root),
+        opaque,
+        read_ahead_kib: (config.read_ahead_kib > 0).then_some(config.read_ahead_kib),
+    });
+    match opened {
+        Ok(trees) => {
+            tracing::info!("the kernel shows layers (EROFS); their bytes come from this process");
+            Ok(Some(trees))
+        }
+        Err(reason) if config.tree == TreeMode::Auto => {
+            tracing::info!(%reason, "this process shows layers: the kernel cannot");
+            Ok(None)
+        }
+        Err(error) => Err(error).context("[fuse] tree = \"erofs\""),
     }
 }

@@ -24,7 +24,9 @@ pub const fn of_fs(error: &FsError) -> Errno {
         FsError::Read(error) => of_read(&error.cause),
         // Not ESTALE, which makes the kernel look the path up again and again, nor ENOENT, which a program takes for a
         // fact about the image.
-        FsError::NoSlot { .. } | FsError::NoIdMap { .. } | FsError::NoDevice { .. } | FsError::Closed { .. } => Errno::IO,
+        FsError::NoSlot { .. } | FsError::NoIdMap { .. } | FsError::NoDevice { .. } | FsError::Closed { .. } => {
+            Errno::IO
+        }
         FsError::Open { cause, .. } => of_open(cause),
     }
 }

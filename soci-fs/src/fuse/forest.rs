@@ -57,6 +57,9 @@ use parking_lot::{Mutex, RwLock};
 pub trait Opener: fmt::Debug + Send + Sync + 'static {
     /// A reader of the layer `digest` in `slot`.
     fn open(&self, slot: u16, digest: Digest) -> BoxFuture<'_, Result<LayerReader, OpenError>>;
+
+    /// What was shown of the layer in `slot` has turned out to be wrong. Must not block.
+    fn distrusted(&self, _slot: u16) {}
 }
 
 /// Why a layer cannot be put into a forest.
@@ -193,7 +196,11 @@ impl Forest {
     fn guard(&self, slot: u16, layer: &Arc<OpenLayer>) {
         let (mounted, maps, weak_layer) =
             (Arc::clone(&self.mounted), Arc::clone(&self.maps_shown), Arc::downgrade(layer));
+        let opener = self.options.opener.clone();
         layer.reader().health().on_distrust(Arc::new(move || {
+            if let Some(opener) = &opener {
+                opener.distrusted(slot);
+            }
             let Some(layer) = weak_layer.upgrade() else { return };
             let maps = maps.lock().clone();
             for id_map in maps {

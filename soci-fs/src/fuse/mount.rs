@@ -19,6 +19,7 @@ use crate::fuse;
 use crate::fuse::image::Image;
 
 pub mod device;
+pub(crate) mod erofs;
 pub(crate) mod id_mapped;
 
 /// How to mount.
@@ -279,10 +280,14 @@ pub struct MountEntry {
 /// # Errors
 /// What reading the table says.
 pub fn mounts(subtype: &str) -> io::Result<Vec<MountEntry>> {
-    let table = fs::read("/proc/self/mountinfo")?;
     let kind = format!("fuse.{subtype}");
-    let lines = table.split(|byte| *byte == b'\n').filter_map(parse_mount);
-    Ok(lines.filter(|entry| entry.kind == kind).collect())
+    Ok(table()?.into_iter().filter(|entry| entry.kind == kind).collect())
+}
+
+/// All mounts of this process's view of the system, in their order.
+pub(crate) fn table() -> io::Result<Vec<MountEntry>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse_mount).collect())
 }
 
 fn parse_mount(line: &[u8]) -> Option<MountEntry> {
@@ -312,17 +317,14 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 /// Whether something is mounted on `path`.
 fn is_mountpoint(path: &Path) -> bool {
-    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    table.split(|byte| *byte == b'\n').filter_map(parse_mount).any(|entry| entry.mountpoint == path)
+    table().unwrap_or_default().iter().any(|entry| entry.mountpoint == path)
 }
 
 /// Sets the kernel's read-ahead for the mount. Only root may, and without it things are only slower.
 fn set_read_ahead(mountpoint: &Path, kib: u32) {
     let set = || -> io::Result<()> {
-        let table = fs::read("/proc/self/mountinfo")?;
-        let mut lines = table.split(|byte| *byte == b'\n').filter_map(parse_mount);
         // The last one lies on top.
-        let Some(entry) = lines.rfind(|entry| entry.mountpoint == mountpoint) else {
+        let Some(entry) = table()?.into_iter().rfind(|entry| entry.mountpoint == mountpoint) else {
             return Err(io::ErrorKind::NotFound.into());
         };
         fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", entry.device), kib.to_string())

@@ -8,7 +8,7 @@ use soci_fs::node::content::node::NodeContent;
 use soci_index::image::ImageSource;
 
 use crate::daemon::config::{
-    ContentStoreType, DropPolicy, Limits, MetadataStore, MetricsNetwork, Profile, PullModes, Size, Trust,
+    ContentStoreType, DropPolicy, Limits, MetadataStore, MetricsNetwork, Profile, PullModes, Size, TreeMode, Trust,
 };
 
 /// Where containerd listens.
@@ -232,11 +232,25 @@ pub struct Fuse {
     pub negative_timeout: i64,
     /// Log every FUSE request.
     pub log_fuse_operations: bool,
+    /// What answers for the names, attributes and extended attributes of files: `"erofs"`, the kernel, by a file system
+    /// of which only the bytes are asked of the daemon (Linux 6.12 with EROFS); `"fuse"`, the daemon; `"auto"`, the kernel
+    /// where that works. It is tried at the start, and the log says which.
+    pub tree: TreeMode,
+    /// With `erofs`, KiB that the kernel reads ahead of a sequential reader. More saves requests and fetches bytes that
+    /// no program reads.
+    pub read_ahead_kib: u32,
 }
 
 impl Default for Fuse {
     fn default() -> Self {
-        Self { attr_timeout: 1, entry_timeout: 1, negative_timeout: 1, log_fuse_operations: false }
+        Self {
+            attr_timeout: 1,
+            entry_timeout: 1,
+            negative_timeout: 1,
+            log_fuse_operations: false,
+            tree: TreeMode::Auto,
+            read_ahead_kib: 64,
+        }
     }
 }
 

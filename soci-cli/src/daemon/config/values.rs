@@ -112,6 +112,19 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// What answers for the names in layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TreeMode {
+    /// The kernel where it can, else the daemon.
+    #[default]
+    Auto,
+    /// The kernel; the daemon does not start where it cannot.
+    Erofs,
+    /// The daemon.
+    Fuse,
+}
+
 /// Which layers without an index are left to containerd: `false`, none; `true`, each of them; `"images"`, those of images
 /// that have no usable index at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,7 +6,6 @@ use soci_index::format::digest::Digest;
 use soci_index::format::entry::Entry;
 
 use crate::fuse::forest::open_layer::OpenLayer;
-use crate::layer::reader::LayerReader;
 use crate::tree::Tree;
 use crate::tree::device::{DeviceError, DeviceMap};
 
@@ -21,10 +20,6 @@ impl Layout {
 
     pub(crate) fn digest(&self) -> Digest {
         self.0.reader().digest()
-    }
-
-    pub(crate) fn reader(&self) -> &LayerReader {
-        self.0.reader()
     }
 
     pub(crate) fn tree(&self) -> &Tree {

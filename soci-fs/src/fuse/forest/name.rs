@@ -59,7 +59,27 @@ mod tests {
             let name = RootName { slot, id_map, is_device };
             assert_eq!((parse(text.as_bytes()), show(name).as_str()), (Some(name), text));
         }
-        for bad in ["", "0", "65535", "01", "+1", "-1", "1-", "1-0", "1-256", "1-01", "1-1-1", "1 ", "a", ".tar", "0.tar", "07.tar", "7-1.tar", "7.tar.tar", "\u{660}"] {
+        for bad in [
+            "",
+            "0",
+            "65535",
+            "01",
+            "+1",
+            "-1",
+            "1-",
+            "1-0",
+            "1-256",
+            "1-01",
+            "1-1-1",
+            "1 ",
+            "a",
+            ".tar",
+            "0.tar",
+            "07.tar",
+            "7-1.tar",
+            "7.tar.tar",
+            "\u{660}",
+        ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
         }
     }

@@ -1,8 +1,8 @@
 //! What a file system is asked, answered by the layer that the node id names.
 
 use super::*;
-use crate::fuse::file_system::{DirectoryEntry, FileSystem, Opening, Visit, Xattr};
 use crate::fuse::device_file::DeviceFile;
+use crate::fuse::file_system::{DirectoryEntry, FileSystem, Opening, Visit, Xattr};
 use crate::fuse::forest::name::RootName;
 use crate::tree::device::BLOCK_BYTES;
 use crate::tree::id_map;

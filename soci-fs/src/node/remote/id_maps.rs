@@ -154,6 +154,9 @@ impl RemoteLayers {
 
     /// Forgets all mappings but these.
     pub fn keep_id_maps(&self, used: &BTreeSet<u8>) {
+        if let Some(trees) = &self.0.options.trees {
+            trees.keep_maps(used);
+        }
         match self.0.id_maps.keep_only(used) {
             Ok(freed) => {
                 for number in freed {

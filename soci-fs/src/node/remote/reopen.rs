@@ -19,6 +19,7 @@ use crate::layer::store::{Claim, Store};
 use crate::node::remote::identity::place_of;
 use crate::node::remote::known_places::KnownPlaces;
 use crate::node::remote::slots::Slots;
+use crate::node::remote::trees::Trees;
 use crate::node::remote::{Registries, RemoteError};
 use crate::open::{ImageOpener, KeptLayer, LayerOrigin, OpenOptions, reopen_layer};
 
@@ -36,6 +37,8 @@ pub struct Reopener {
     pub runtime: Handle,
     /// Where else images were pulled from.
     pub known_places: Option<KnownPlaces>,
+    /// Shows layers by file systems of the kernel.
+    pub trees: Option<Arc<Trees>>,
 }
 
 impl Reopener {
@@ -86,5 +89,12 @@ impl Opener for Reopener {
             reader
         };
         self.reopen(slot, digest).map(move |opened| opened.map(attach).map_err(failed)).boxed()
+    }
+
+    fn distrusted(&self, slot: u16) {
+        if let Some(trees) = self.trees.clone() {
+            // Pages that the kernel has are shown until the last user of the mount is gone; no other gets in.
+            drop(self.runtime.spawn_blocking(move || trees.hide(slot)));
+        }
     }
 }

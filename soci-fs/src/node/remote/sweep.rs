@@ -128,6 +128,9 @@ impl Leaving {
     /// Removes its files.
     fn erase(&self) {
         let (inner, slot) = (&self.layers.0, self.slot);
+        if let Some(trees) = &inner.options.trees {
+            trees.hide(slot);
+        }
         if let Err(error) = inner.slots.erase(slot, self.record.as_ref()) {
             tracing::warn!(slot, %error, "a slot stays taken");
             return;

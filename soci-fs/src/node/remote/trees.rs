@@ -1,0 +1,298 @@
+//! Layers shown by file systems of the kernel: of each layer the names in an EROFS image, the bytes through the forest.
+//!
+//! Names, attributes and extended attributes are then answered by the kernel, and the forest is asked only for bytes
+//! that are not in the page cache. A layer in slot 12 is mounted on `12`, with owners mapped by id map 3 on `12-3`; its
+//! device is the forest's file `12.tar`. The image is written when the layer is provided, and has no name once it is
+//! mounted: its blocks go when the mount does, also after a power cut.
+//!
+//! A mount outlives this process, and the next one finds it in the table of mounts. But it is of use only with the
+//! forest's mount that it was made for, so that mount's device number is part of the image's path, which the table
+//! shows. While a mount lives its forest does, too, and no other has that number.
+//!
+//! Where a layer cannot be shown so the forest shows it: a layer with more blocks than an image can address, a kernel
+//! that refuses. That costs speed, and nothing else.
+//!
+//! Invariants: nothing but what this module mounted on its own directory is unmounted; a slot that is free has no mount;
+//! the lock is held over mounts and local files only, never by what the kernel waits for meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use soci_index::format::class::{Class, Classified};
+
+use crate::fuse::forest::{Layout, OpaqueAttribute};
+use crate::fuse::mount::{MountEntry, erofs, id_mapped, table};
+use crate::tree::device::DeviceError;
+use crate::tree::erofs::{ErofsError, Layer, write};
+use crate::tree::id_map::IdMap;
+
+/// Name of the images' type in the table of mounts.
+const KIND: &str = "erofs";
+
+/// Where layers are shown, and how.
+#[derive(Debug, Clone)]
+pub struct TreeOptions {
+    /// The directory on whose entries layers are mounted.
+    pub directory: PathBuf,
+    /// The directory for images until they are mounted.
+    pub images: PathBuf,
+    /// Where the forest is mounted.
+    pub forest: PathBuf,
+    /// How opaque directories are marked.
+    pub opaque: OpaqueAttribute,
+    /// The kernel's read-ahead in KiB; `None` leaves it alone.
+    pub read_ahead_kib: Option<u32>,
+}
+
+/// Why layers, or one of them, are not shown by the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum TreesError {
+    /// This kernel, or where the root is, does not allow it.
+    #[error("{0}")]
+    Unsupported(#[source] io::Error),
+    /// The forest is not mounted.
+    #[error("nothing is mounted on {}", path.display())]
+    NoForest { path: PathBuf },
+    /// A system call failed.
+    #[error("cannot {operation} {}: {cause}", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    /// The layer cannot be a device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The layer's image cannot be written.
+    #[error(transparent)]
+    Image(#[from] ErofsError),
+}
+
+impl Classified for TreesError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Unsupported(_) | Self::NoForest { .. } | Self::Io { .. } => Class::Local,
+            Self::Device(error) => error.class(),
+            Self::Image(error) => error.class(),
+        }
+    }
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreesError {
+    move |cause| TreesError::Io { operation, path: path.to_owned(), cause }
+}
+
+/// The mounts of layers.
+#[derive(Debug)]
+pub struct Trees {
+    options: TreeOptions,
+    /// Where images of this forest are written.
+    session: PathBuf,
+    /// The id maps by which each slot is shown; 0 is owners as recorded.
+    shown: Mutex<BTreeMap<u16, BTreeSet<u8>>>,
+}
+
+impl Trees {
+    /// Finds out whether layers can be shown so, takes over what a process before has mounted for the same forest, and
+    /// takes down the rest. Blocks.
+    ///
+    /// # Errors
+    /// [`TreesError`]: the forest has to show the layers.
+    pub fn open(options: TreeOptions) -> Result<Self, TreesError> {
+        for directory in [&options.directory, &options.images] {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.map_err(failed("make", directory))?;
+        }
+        let options = resolved(options)?;
+        let mounts = table().map_err(failed("read", Path::new("/proc/self/mountinfo")))?;
+        let forest = mounts.iter().rfind(|entry| entry.mountpoint == options.forest);
+        let forest = forest.ok_or_else(|| TreesError::NoForest { path: options.forest.clone() })?;
+        let session = options.images.join(forest.device.replace(':', "-"));
+        clear(&options.images, &session)?;
+        let shown = take_over(&options.directory, &session, &mounts);
+        erofs::probe(&options.images).map_err(TreesError::Unsupported)?;
+        fs::create_dir_all(&session).map_err(failed("make", &session))?;
+        Ok(Self { options, session, shown: Mutex::new(shown) })
+    }
+
+    /// Whether a layer is shown.
+    #[must_use]
+    pub fn is_shown(&self, slot: u16) -> bool {
+        self.shown.lock().contains_key(&slot)
+    }
+
+    /// Shows the layer in a slot, which the forest has open, if it is not shown yet. Blocks, also on the forest.
+    ///
+    /// # Errors
+    /// [`TreesError`]; the forest shows it then.
+    pub(crate) fn show(&self, slot: u16, layout: &Layout) -> Result<(), TreesError> {
+        if self.is_shown(slot) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let image = self.session.join(format!("{slot}.erofs"));
+        let shown = self.write(&image, layout).and_then(|bytes| {
+            let (device, target) = (self.options.forest.join(format!("{slot}.tar")), self.place(slot, 0));
+            let mut shown = self.shown.lock();
+            fs::create_dir_all(&target).map_err(failed("make", &target))?;
+            erofs::mount(&image, &device, &target, self.options.read_ahead_kib).map_err(|cause| {
+                erofs::take_down(&target);
+                failed("mount", &target)(cause)
+            })?;
+            shown.entry(slot).or_default().insert(0);
+            Ok(bytes)
+        });
+        // The mount keeps it.
+        let _ = fs::remove_file(&image);
+        let (layer, elapsed) = (layout.digest(), start.elapsed());
+        tracing::debug!(slot, %layer, image_bytes = shown?, ?elapsed, "the kernel shows a layer");
+        Ok(())
+    }
+
+    fn write(&self, path: &Path, layout: &Layout) -> Result<u64, TreesError> {
+        let layers = [Layer { entries: layout.entries(), device: layout.device()? }];
+        let file = fs::File::create(path).map_err(failed("write", path))?;
+        let mut file = BufWriter::with_capacity(256 << 10, file);
+        let written = write(layout.tree(), &layers, Some(self.options.opaque.name()), &mut file)?;
+        file.flush().map_err(failed("write", path))?;
+        Ok(written.bytes)
+    }
+
+    /// The directory that shows a slot, if it is shown; with mapped owners, if `mapping` is given: its number and what it
+    /// says. Blocks when a mapping is used for the first time.
+    ///
+    /// # Errors
+    /// [`TreesError::Io`] when the kernel cannot map owners.
+    pub(crate) fn directory(&self, slot: u16, mapping: Option<(u8, &IdMap)>) -> Result<Option<PathBuf>, TreesError> {
+        let mut shown = self.shown.lock();
+        let Some(maps) = shown.get_mut(&slot) else { return Ok(None) };
+        let place = self.place(slot, mapping.map_or(0, |(number, _)| number));
+        if let Some((number, map)) = mapping
+            && !maps.contains(&number)
+        {
+            fs::create_dir_all(&place).map_err(failed("make", &place))?;
+            id_mapped::mount(&self.place(slot, 0), &place, map).map_err(|cause| {
+                erofs::take_down(&place);
+                failed("map the owners on", &place)(cause)
+            })?;
+            maps.insert(number);
+        }
+        Ok(Some(place))
+    }
+
+    /// Shows a slot no longer. Users of a mount keep it until they end, but get no more bytes once the forest has
+    /// another layer in the slot, or none. Blocks.
+    pub(crate) fn hide(&self, slot: u16) {
+        let mut shown = self.shown.lock();
+        for map in shown.remove(&slot).into_iter().flatten() {
+            erofs::take_down(&self.place(slot, map));
+        }
+    }
+
+    /// Shows layers by no other mappings than these.
+    pub(crate) fn keep_maps(&self, used: &BTreeSet<u8>) {
+        let mut shown = self.shown.lock();
+        for (slot, maps) in shown.iter_mut() {
+            for map in maps.extract_if(.., |map| *map != 0 && !used.contains(map)) {
+                erofs::take_down(&self.place(*slot, map));
+            }
+        }
+    }
+
+    fn place(&self, slot: u16, map: u8) -> PathBuf {
+        let name = if map == 0 { slot.to_string() } else { format!("{slot}-{map}") };
+        self.options.directory.join(name)
+    }
+}
+
+/// The options with paths as the table of mounts has them, without links. The forest is not asked for anything.
+fn resolved(options: TreeOptions) -> Result<TreeOptions, TreesError> {
+    let real = |path: &Path| path.canonicalize().map_err(failed("resolve", path));
+    let forest = match (options.forest.parent(), options.forest.file_name()) {
+        (Some(parent), Some(name)) => real(parent)?.join(name),
+        _ => options.forest.clone(),
+    };
+    let (directory, images) = (real(&options.directory)?, real(&options.images)?);
+    Ok(TreeOptions { directory, images, forest, ..options })
+}
+
+/// Removes what other processes have left of images that were never mounted.
+fn clear(images: &Path, session: &Path) -> Result<(), TreesError> {
+    for entry in fs::read_dir(images).map_err(failed("list", images))? {
+        let path = entry.map_err(failed("list", images))?.path();
+        let removed = match () {
+            () if path == session => fs::read_dir(&path).map(|files| {
+                files.flatten().for_each(|file| drop(fs::remove_file(file.path())));
+            }),
+            () if path.is_dir() => fs::remove_dir_all(&path),
+            () => fs::remove_file(&path),
+        };
+        removed.map_err(failed("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// What is mounted on entries of `directory` from images in `session`. What is there from elsewhere is taken down.
+fn take_over(directory: &Path, session: &Path, mounts: &[MountEntry]) -> BTreeMap<u16, BTreeSet<u8>> {
+    let mut shown: BTreeMap<u16, BTreeSet<u8>> = BTreeMap::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let Some((slot, map)) = name.to_str().and_then(numbers) else { continue };
+        // The last one lies on top.
+        let mount = mounts.iter().rfind(|mount| mount.mountpoint == path);
+        let is_ours = |mount: &MountEntry| mount.kind == KIND && Path::new(&mount.source).parent() == Some(session);
+        if mount.is_some_and(is_ours) {
+            shown.entry(slot).or_default().insert(map);
+        } else {
+            erofs::take_down(&path);
+        }
+    }
+    // Of a view without its layer nothing more could be said.
+    for (slot, maps) in shown.extract_if(.., |_, maps| !maps.contains(&0)) {
+        maps.iter().for_each(|map| erofs::take_down(&directory.join(format!("{slot}-{map}"))));
+    }
+    shown
+}
+
+fn numbers(name: &str) -> Option<(u16, u8)> {
+    match name.split_once('-') {
+        None => Some((name.parse().ok()?, 0)),
+        Some((slot, map)) => Some((slot.parse().ok()?, map.parse().ok()?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_places() {
+        assert_eq!((numbers("12"), numbers("12-3")), (Some((12, 0)), Some((12, 3))));
+        assert_eq!((numbers("a"), numbers("12-"), numbers("65536"), numbers("1-256")), (None, None, None, None));
+    }
+
+    /// Files of a process that was killed go; directories that nothing is mounted on go.
+    #[test]
+    fn left_overs() {
+        let root = tempfile::tempdir().unwrap();
+        let (images, directory) = (root.path().join("images"), root.path().join("layers"));
+        let session = images.join("0-50");
+        for path in [&session, &images.join("0-49"), &directory.join("7"), &directory.join("kept")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        for path in [session.join("1.erofs"), images.join("0-49/1.erofs"), images.join("probe.tar")] {
+            fs::write(path, "").unwrap();
+        }
+        clear(&images, &session).unwrap();
+        assert_eq!(fs::read_dir(&images).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&session).unwrap().count(), 0);
+        assert!(take_over(&directory, &session, &[]).is_empty());
+        assert!(!directory.join("7").exists() && directory.join("kept").exists());
+    }
+}
