@@ -17,4 +17,6 @@ mod metrics;
 #[cfg(test)]
 mod rpull;
 #[cfg(test)]
+mod trees;
+#[cfg(test)]
 mod userns;

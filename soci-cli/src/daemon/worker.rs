@@ -73,7 +73,7 @@ pub(super) fn mountpoint(root: &Path) -> PathBuf {
 
 /// Where the kernel shows layers by file systems of its own.
 pub(super) fn trees(root: &Path) -> PathBuf {
-    root.join("layers")
+    root.join("trees")
 }
 
 async fn serve(root: &Path, config: &DaemonConfig, inherited: Inherited) -> anyhow::Result<()> {
@@ -233,7 +233,7 @@ fn open_trees(root: &Path, config: &Fuse, opaque: OpaqueAttribute) -> anyhow::Re
     }
     let opened = Trees::open(TreeOptions {
         directory: trees(root),
-        images: root.join("snapshotter/trees"),
+        images: root.join("snapshotter/images"),
         forest: mountpoint(root),
         opaque,
         read_ahead_kib: (config.read_ahead_kib > 0).then_some(config.read_ahead_kib),

@@ -26,7 +26,8 @@ use parking_lot::Mutex;
 use soci_index::format::class::{Class, Classified};
 
 use crate::fuse::forest::{Layout, OpaqueAttribute};
-use crate::fuse::mount::{MountEntry, erofs, id_mapped, table};
+use crate::fuse::mount::erofs::{self, Device};
+use crate::fuse::mount::{MountEntry, id_mapped, table};
 use crate::tree::device::DeviceError;
 use crate::tree::erofs::{ErofsError, Layer, write};
 use crate::tree::id_map::IdMap;
@@ -141,7 +142,7 @@ impl Trees {
             let (device, target) = (self.options.forest.join(format!("{slot}.tar")), self.place(slot, 0));
             let mut shown = self.shown.lock();
             fs::create_dir_all(&target).map_err(failed("make", &target))?;
-            erofs::mount(&image, &device, &target, self.options.read_ahead_kib).map_err(|cause| {
+            erofs::mount(&image, Device::Served(&device), &target, self.options.read_ahead_kib).map_err(|cause| {
                 erofs::take_down(&target);
                 failed("mount", &target)(cause)
             })?;
