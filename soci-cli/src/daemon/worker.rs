@@ -21,7 +21,7 @@ use soci_fs::node::remote::background::Background;
 use soci_fs::node::remote::id_maps::IdMaps;
 use soci_fs::node::remote::known_places::KnownPlaces;
 use soci_fs::node::remote::slots::Slots;
-use soci_fs::node::remote::trees::{TreeOptions, Trees};
+use soci_fs::node::remote::trees::{TreeOptions, Trees, take_down_all};
 use soci_fs::node::remote::{Counted, Registries, RemoteLayers, RemoteOptions, Reopener};
 use soci_fs::node::snapshots::{SnapshotOptions, Snapshots};
 use soci_fs::node::supervisor::Inherited;
@@ -170,7 +170,7 @@ impl WorkerContext {
         let socket = config.content_store.address();
         let known_places = Some(KnownPlaces::new(socket, Arc::clone(&slots), Arc::clone(&registries)));
         let opaque = if snapshots.user_xattr { OpaqueAttribute::User } else { OpaqueAttribute::Trusted };
-        let trees = open_trees(root, &config.fuse, opaque)?.map(Arc::new);
+        let trees = open_trees(root, config, opaque)?.map(Arc::new);
         let reopener = Reopener {
             known_places: known_places.clone(),
             slots: Arc::clone(&slots),
@@ -227,8 +227,10 @@ impl WorkerContext {
 }
 
 /// What shows layers by file systems of the kernel; `None` where this process answers for their names.
-fn open_trees(root: &Path, config: &Fuse, opaque: OpaqueAttribute) -> anyhow::Result<Option<Trees>> {
-    if config.tree == TreeMode::Fuse {
+fn open_trees(root: &Path, config: &DaemonConfig, opaque: OpaqueAttribute) -> anyhow::Result<Option<Trees>> {
+    let Fuse { tree, read_ahead_kib, .. } = config.fuse;
+    if tree == TreeMode::Fuse {
+        take_down_all(&trees(root));
         return Ok(None);
     }
     let opened = Trees::open(TreeOptions {
@@ -236,14 +238,16 @@ fn open_trees(root: &Path, config: &Fuse, opaque: OpaqueAttribute) -> anyhow::Re
         images: root.join("snapshotter/images"),
         forest: mountpoint(root),
         opaque,
-        read_ahead_kib: (config.read_ahead_kib > 0).then_some(config.read_ahead_kib),
+        read_ahead_kib: (read_ahead_kib > 0).then_some(read_ahead_kib),
+        lends: config.layer_store.quota.limit().is_none(),
     });
     match opened {
         Ok(trees) => {
             tracing::info!("the kernel shows layers (EROFS); their bytes come from this process");
             Ok(Some(trees))
         }
-        Err(reason) if config.tree == TreeMode::Auto => {
+        Err(reason) if tree == TreeMode::Auto => {
+            take_down_all(&trees(root));
             tracing::info!(%reason, "this process shows layers: the kernel cannot");
             Ok(None)
         }

@@ -470,7 +470,7 @@ impl RemoteLayers {
     }
 
     /// Has the kernel show the layer in a slot, which is open, where that is possible.
-    async fn show(&self, slot: u16) {
+    pub(super) async fn show(&self, slot: u16) {
         let (Some(trees), Some(layout)) = (self.0.options.trees.clone(), self.0.forest.layout(slot)) else { return };
         let shown = tokio::task::spawn_blocking(move || {
             let layer = layout.digest();

@@ -1,5 +1,6 @@
 //! What it takes to write a layer's names into a file system of the kernel's.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use soci_index::format::digest::Digest;
@@ -28,6 +29,15 @@ impl Layout {
 
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.0.reader().index().entries
+    }
+
+    /// The file with all of the layer, if it is whole and can be a device as it is: see [`LayerStore::lend`].
+    ///
+    /// [`LayerStore::lend`]: crate::layer::store::LayerStore
+    pub(crate) fn lend(&self) -> Option<PathBuf> {
+        let store = self.0.reader().store();
+        let is_device = self.device().is_ok_and(|device| device.is_plain() && device.bytes() == store.size());
+        is_device.then(|| store.lend())?
     }
 
     pub(crate) fn device(&self) -> Result<&DeviceMap, DeviceError> {

@@ -131,7 +131,7 @@ impl Store {
 
 fn evict_spans(open: &[Arc<LayerStore>], quota: u64, evicted: &mut Evicted) -> Result<(), StoreError> {
     let mut candidates: Vec<(u32, usize, u32)> = Vec::new();
-    for (number, layer) in open.iter().enumerate().filter(|(_, layer)| !layer.is_pinned()) {
+    for (number, layer) in open.iter().enumerate().filter(|(_, layer)| !layer.is_pinned() && !layer.is_lent()) {
         let here = (0..layer.spans()).filter(|span| layer.is_present(*span) || layer.has_parts(*span));
         candidates.extend(here.map(|span| (layer.last_used(span), number, span)));
     }

@@ -41,6 +41,8 @@ pub struct LayerStore {
     /// Set once the claim is proven.
     pub(super) proof: OnceLock<proven::OpenProof>,
     pinned: AtomicBool,
+    /// Whether a file system in the kernel reads `data` by itself.
+    lent: AtomicBool,
     /// Where each span ends in the uncompressed layer; it begins where the one before ends.
     ends: Box<[u64]>,
     checksums: Box<[AtomicU64]>,
@@ -92,6 +94,7 @@ impl LayerStore {
             header,
             proof,
             pinned: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
             used: ends.iter().map(|_| AtomicU32::new(0)).collect(),
             present_bytes: AtomicU64::new(0),
             checksums: stored.into_iter().map(|checksum| AtomicU64::new(checksum.0)).collect(),
@@ -293,6 +296,22 @@ impl LayerStore {
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.pinned.load(Ordering::Relaxed)
+    }
+
+    /// The file with all of the layer, for a file system in the kernel that reads it without this process. `None` unless
+    /// every span is there and was written or compared since this machine started, and the layer is proven. From now on
+    /// no span of it is evicted, for as long as the store is open.
+    pub(crate) fn lend(&self) -> Option<PathBuf> {
+        let is_fresh = |span| self.checksum(span).is_fresh();
+        if !self.is_proven() || !(0..self.spans()).all(is_fresh) {
+            return None;
+        }
+        self.lent.store(true, Ordering::Relaxed);
+        Some(self.directory.join("data"))
+    }
+
+    pub(super) fn is_lent(&self) -> bool {
+        self.lent.load(Ordering::Relaxed)
     }
 
     pub(super) const fn fingerprint(&self) -> u64 {

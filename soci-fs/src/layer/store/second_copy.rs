@@ -5,6 +5,8 @@
 //! their pages dropped. While a program starts nothing of this happens: what is fetched ahead of it is read from
 //! memory.
 //!
+//! Of a file that the kernel reads by itself (see [`LayerStore::lend`]) no use is noted, so all of its pages are dropped.
+//!
 //! Pages that are not on the disk yet cannot be dropped; asking for it only has them written. So each span is asked for
 //! twice, one look after the other.
 //!
@@ -90,8 +92,9 @@ impl Store {
 impl LayerStore {
     /// Drops the pages of all spans whose last use is one of `uses`; gives the bytes of these spans.
     fn drop_pages(&self, uses: &Range<u32>) -> Result<u64, StoreError> {
-        let is_due =
-            |span: SpanId| is_in(uses, self.last_used(span)) && (self.is_present(span) || self.has_parts(span));
+        let is_due = |span: SpanId| {
+            (self.is_lent() || is_in(uses, self.last_used(span))) && (self.is_present(span) || self.has_parts(span))
+        };
         let (mut asked, mut run) = (0, 0..0);
         for span in 0..=self.spans() {
             if span < self.spans() && is_due(span) {

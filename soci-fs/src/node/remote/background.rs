@@ -147,6 +147,7 @@ impl Background {
             Ok(Verdict::Proven) => {
                 tracing::info!(slot, %layer, is_whole, "a layer is proven");
                 reader.health().resume();
+                self.layers.show(slot).await;
                 true
             }
             // Both say so about a layer that cannot be judged; asking again soon would not help.

@@ -86,6 +86,10 @@ impl Opener for Reopener {
             if let Some(places) = &self.known_places {
                 places.attach(slot, &reader);
             }
+            if self.trees.as_ref().is_some_and(|trees| trees.is_whole(slot)) {
+                // The kernel reads it, as it has since a process before: nothing of it may be evicted.
+                let _ = reader.store().lend();
+            }
             reader
         };
         self.reopen(slot, digest).map(move |opened| opened.map(attach).map_err(failed)).boxed()

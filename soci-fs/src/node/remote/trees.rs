@@ -9,6 +9,10 @@
 //! forest's mount that it was made for, so that mount's device number is part of the image's path, which the table
 //! shows. While a mount lives its forest does, too, and no other has that number.
 //!
+//! A layer that is whole and proven needs no daemon: the device is the store's file itself. A layer that becomes so is
+//! mounted a second time, on top, for containers to come; those that run keep what they have. It is not done where a
+//! quota may take bytes away, since the kernel would read zeros.
+//!
 //! Where a layer cannot be shown so the forest shows it: a layer with more blocks than an image can address, a kernel
 //! that refuses. That costs speed, and nothing else.
 //!
@@ -46,9 +50,14 @@ pub struct TreeOptions {
     pub forest: PathBuf,
     /// How opaque directories are marked.
     pub opaque: OpaqueAttribute,
-    /// The kernel's read-ahead in KiB; `None` leaves it alone.
+    /// The kernel's read-ahead in KiB of layers that are not whole; `None` leaves it alone.
     pub read_ahead_kib: Option<u32>,
+    /// Whether the kernel reads layers that are whole by itself: only where nothing is evicted.
+    pub lends: bool,
 }
+
+/// Where the images of layers are that need no forest, below [`TreeOptions::images`].
+const WHOLE: &str = "whole";
 
 /// Why layers, or one of them, are not shown by the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +104,16 @@ pub struct Trees {
     options: TreeOptions,
     /// Where images of this forest are written.
     session: PathBuf,
-    /// The id maps by which each slot is shown; 0 is owners as recorded.
-    shown: Mutex<BTreeMap<u16, BTreeSet<u8>>>,
+    shown: Mutex<BTreeMap<u16, Shown>>,
+}
+
+/// How a slot is shown.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Shown {
+    /// Whether without the forest.
+    is_whole: bool,
+    /// The id maps; 0 is owners as recorded.
+    maps: BTreeSet<u8>,
 }
 
 impl Trees {
@@ -115,10 +132,13 @@ impl Trees {
         let forest = mounts.iter().rfind(|entry| entry.mountpoint == options.forest);
         let forest = forest.ok_or_else(|| TreesError::NoForest { path: options.forest.clone() })?;
         let session = options.images.join(forest.device.replace(':', "-"));
-        clear(&options.images, &session)?;
-        let shown = take_over(&options.directory, &session, &mounts);
+        let whole = options.images.join(WHOLE);
+        clear(&options.images)?;
+        let shown = take_over(&options.directory, &session, &whole, &mounts);
         erofs::probe(&options.images).map_err(TreesError::Unsupported)?;
-        fs::create_dir_all(&session).map_err(failed("make", &session))?;
+        for directory in [&session, &whole] {
+            fs::create_dir_all(directory).map_err(failed("make", directory))?;
+        }
         Ok(Self { options, session, shown: Mutex::new(shown) })
     }
 
@@ -128,31 +148,53 @@ impl Trees {
         self.shown.lock().contains_key(&slot)
     }
 
-    /// Shows the layer in a slot, which the forest has open, if it is not shown yet. Blocks, also on the forest.
+    /// Whether the kernel reads a layer by itself.
+    pub(crate) fn is_whole(&self, slot: u16) -> bool {
+        self.shown.lock().get(&slot).is_some_and(|shown| shown.is_whole)
+    }
+
+    /// Shows the layer in a slot, which the forest has open, if it is not shown yet, or if it has become whole. Blocks,
+    /// also on the forest.
     ///
     /// # Errors
     /// [`TreesError`]; the forest shows it then.
     pub(crate) fn show(&self, slot: u16, layout: &Layout) -> Result<(), TreesError> {
-        if self.is_shown(slot) {
+        let before = self.shown.lock().get(&slot).map(|shown| shown.is_whole);
+        let whole = if self.options.lends && before != Some(true) { layout.lend() } else { None };
+        if before.is_some() && whole.is_none() {
             return Ok(());
         }
         let start = Instant::now();
-        let image = self.session.join(format!("{slot}.erofs"));
+        let images = if whole.is_some() { &self.options.images.join(WHOLE) } else { &self.session };
+        let image = images.join(format!("{slot}.erofs"));
         let shown = self.write(&image, layout).and_then(|bytes| {
-            let (device, target) = (self.options.forest.join(format!("{slot}.tar")), self.place(slot, 0));
-            let mut shown = self.shown.lock();
-            fs::create_dir_all(&target).map_err(failed("make", &target))?;
-            erofs::mount(&image, Device::Served(&device), &target, self.options.read_ahead_kib).map_err(|cause| {
-                erofs::take_down(&target);
-                failed("mount", &target)(cause)
-            })?;
-            shown.entry(slot).or_default().insert(0);
+            self.mount(slot, &image, whole.as_deref())?;
             Ok(bytes)
         });
         // The mount keeps it.
         let _ = fs::remove_file(&image);
         let (layer, elapsed) = (layout.digest(), start.elapsed());
-        tracing::debug!(slot, %layer, image_bytes = shown?, ?elapsed, "the kernel shows a layer");
+        tracing::debug!(slot, %layer, is_whole = whole.is_some(), image_bytes = shown?, ?elapsed, "the kernel shows a layer");
+        Ok(())
+    }
+
+    fn mount(&self, slot: u16, image: &Path, whole: Option<&Path>) -> Result<(), TreesError> {
+        let (served, target) = (self.options.forest.join(format!("{slot}.tar")), self.place(slot, 0));
+        let mut shown = self.shown.lock();
+        fs::create_dir_all(&target).map_err(failed("make", &target))?;
+        let mounted = match whole {
+            Some(file) => erofs::mount(image, Device::Local(file), &target, None),
+            None => erofs::mount(image, Device::Served(&served), &target, self.options.read_ahead_kib),
+        };
+        mounted.map_err(|cause| {
+            if !shown.contains_key(&slot) {
+                erofs::take_down(&target);
+            }
+            failed("mount", &target)(cause)
+        })?;
+        let shown = shown.entry(slot).or_default();
+        shown.is_whole = whole.is_some();
+        shown.maps.insert(0);
         Ok(())
     }
 
@@ -172,7 +214,7 @@ impl Trees {
     /// [`TreesError::Io`] when the kernel cannot map owners.
     pub(crate) fn directory(&self, slot: u16, mapping: Option<(u8, &IdMap)>) -> Result<Option<PathBuf>, TreesError> {
         let mut shown = self.shown.lock();
-        let Some(maps) = shown.get_mut(&slot) else { return Ok(None) };
+        let Some(Shown { maps, .. }) = shown.get_mut(&slot) else { return Ok(None) };
         let place = self.place(slot, mapping.map_or(0, |(number, _)| number));
         if let Some((number, map)) = mapping
             && !maps.contains(&number)
@@ -191,7 +233,7 @@ impl Trees {
     /// another layer in the slot, or none. Blocks.
     pub(crate) fn hide(&self, slot: u16) {
         let mut shown = self.shown.lock();
-        for map in shown.remove(&slot).into_iter().flatten() {
+        for map in shown.remove(&slot).into_iter().flat_map(|shown| shown.maps) {
             erofs::take_down(&self.place(slot, map));
         }
     }
@@ -199,8 +241,8 @@ impl Trees {
     /// Shows layers by no other mappings than these.
     pub(crate) fn keep_maps(&self, used: &BTreeSet<u8>) {
         let mut shown = self.shown.lock();
-        for (slot, maps) in shown.iter_mut() {
-            for map in maps.extract_if(.., |map| *map != 0 && !used.contains(map)) {
+        for (slot, shown) in shown.iter_mut() {
+            for map in shown.maps.extract_if(.., |map| *map != 0 && !used.contains(map)) {
                 erofs::take_down(&self.place(*slot, map));
             }
         }
@@ -223,42 +265,48 @@ fn resolved(options: TreeOptions) -> Result<TreeOptions, TreesError> {
     Ok(TreeOptions { directory, images, forest, ..options })
 }
 
-/// Removes what other processes have left of images that were never mounted.
-fn clear(images: &Path, session: &Path) -> Result<(), TreesError> {
+/// Removes what a process that was killed has left of images that it had not mounted yet.
+fn clear(images: &Path) -> Result<(), TreesError> {
     for entry in fs::read_dir(images).map_err(failed("list", images))? {
         let path = entry.map_err(failed("list", images))?.path();
-        let removed = match () {
-            () if path == session => fs::read_dir(&path).map(|files| {
-                files.flatten().for_each(|file| drop(fs::remove_file(file.path())));
-            }),
-            () if path.is_dir() => fs::remove_dir_all(&path),
-            () => fs::remove_file(&path),
-        };
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(failed("remove", &path))?;
     }
     Ok(())
 }
 
-/// What is mounted on entries of `directory` from images in `session`. What is there from elsewhere is taken down.
-fn take_over(directory: &Path, session: &Path, mounts: &[MountEntry]) -> BTreeMap<u16, BTreeSet<u8>> {
-    let mut shown: BTreeMap<u16, BTreeSet<u8>> = BTreeMap::new();
+/// What is mounted on entries of `directory` from images in `session` or `whole`. What is there from elsewhere is taken
+/// down.
+fn take_over(directory: &Path, session: &Path, whole: &Path, mounts: &[MountEntry]) -> BTreeMap<u16, Shown> {
+    let mut all: BTreeMap<u16, Shown> = BTreeMap::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
         let Some((slot, map)) = name.to_str().and_then(numbers) else { continue };
         // The last one lies on top.
-        let mount = mounts.iter().rfind(|mount| mount.mountpoint == path);
-        let is_ours = |mount: &MountEntry| mount.kind == KIND && Path::new(&mount.source).parent() == Some(session);
-        if mount.is_some_and(is_ours) {
-            shown.entry(slot).or_default().insert(map);
+        let mount = mounts.iter().rfind(|mount| mount.mountpoint == path).filter(|mount| mount.kind == KIND);
+        let images = mount.and_then(|mount| Path::new(&mount.source).parent());
+        if images == Some(session) || images == Some(whole) {
+            let shown = all.entry(slot).or_default();
+            shown.is_whole |= map == 0 && images == Some(whole);
+            shown.maps.insert(map);
         } else {
             erofs::take_down(&path);
         }
     }
     // Of a view without its layer nothing more could be said.
-    for (slot, maps) in shown.extract_if(.., |_, maps| !maps.contains(&0)) {
-        maps.iter().for_each(|map| erofs::take_down(&directory.join(format!("{slot}-{map}"))));
+    for (slot, shown) in all.extract_if(.., |_, shown| !shown.maps.contains(&0)) {
+        shown.maps.iter().for_each(|map| erofs::take_down(&directory.join(format!("{slot}-{map}"))));
     }
-    shown
+    all
+}
+
+/// Takes down what another configuration has mounted on entries of `directory`. Users of a mount keep it until they end.
+pub fn take_down_all(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().and_then(numbers).is_some() {
+            erofs::take_down(&entry.path());
+        }
+    }
 }
 
 fn numbers(name: &str) -> Option<(u16, u8)> {
@@ -282,18 +330,26 @@ mod tests {
     #[test]
     fn left_overs() {
         let root = tempfile::tempdir().unwrap();
-        let (images, directory) = (root.path().join("images"), root.path().join("layers"));
-        let session = images.join("0-50");
-        for path in [&session, &images.join("0-49"), &directory.join("7"), &directory.join("kept")] {
+        let (images, directory) = (root.path().join("images"), root.path().join("trees"));
+        for path in [&images.join("0-49"), &directory.join("7"), &directory.join("8"), &directory.join("kept")] {
             fs::create_dir_all(path).unwrap();
         }
-        for path in [session.join("1.erofs"), images.join("0-49/1.erofs"), images.join("probe.tar")] {
-            fs::write(path, "").unwrap();
+        for path in ["0-49/1.erofs", "probe.tar"] {
+            fs::write(images.join(path), "").unwrap();
         }
-        clear(&images, &session).unwrap();
-        assert_eq!(fs::read_dir(&images).unwrap().count(), 1);
-        assert_eq!(fs::read_dir(&session).unwrap().count(), 0);
-        assert!(take_over(&directory, &session, &[]).is_empty());
-        assert!(!directory.join("7").exists() && directory.join("kept").exists());
+        clear(&images).unwrap();
+        assert_eq!(fs::read_dir(&images).unwrap().count(), 0);
+        let mount = |name: &str, source: &str| MountEntry {
+            mountpoint: directory.join(name),
+            kind: KIND.to_owned(),
+            source: images.join(source).display().to_string(),
+            device: "0:60".to_owned(),
+        };
+        let mounts = [mount("8", "0-50/8.erofs"), mount("8", "whole/8.erofs"), mount("7", "0-49/7.erofs")];
+        let shown = take_over(&directory, &images.join("0-50"), &images.join(WHOLE), &mounts);
+        assert_eq!(shown, BTreeMap::from([(8, Shown { is_whole: true, maps: BTreeSet::from([0]) })]));
+        assert!(!directory.join("7").exists() && directory.join("8").exists());
+        take_down_all(&directory);
+        assert!(!directory.join("8").exists() && directory.join("kept").exists());
     }
 }
