@@ -1,80 +1,224 @@
 //! Layers whose names the kernel has: what containers stand on, what is asked of the daemon, what outlives it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use soci_tests::containerd::Containerd;
+use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, shell_layer, tar, text};
 use soci_tests::node::Node;
-use soci_tests::on_each_containerd;
 use soci_tests::stage::Stage;
-use soci_tests::stdout;
+use soci_tests::{on_each_containerd, run, stdout};
 
-on_each_containerd!(the_kernel_has_the_names, mounts_come_and_go);
+on_each_containerd!(
+    the_kernel_has_the_names,
+    mounts_outlive_processes_and_are_made_again,
+    a_whole_layer_needs_no_daemon,
+    failures_heal,
+    the_configuration_decides,
+);
 
 const FILES: u64 = 20;
+/// The background fetch, at once and without rests.
+const EAGER: &str = "[background_fetch]\nsilence_period_msec = 1\nfetch_period_msec = 1\n";
 
 fn content(file: u64) -> Vec<u8> {
     text(file + 1, 100_000)
 }
 
+fn path(file: u64) -> String {
+    format!("/srv/data/{file}")
+}
+
 fn image() -> Image {
-    let names: Vec<String> = (0..FILES).map(|file| format!("srv/data/{file}")).collect();
+    let names: Vec<String> = (0..FILES).map(|file| path(file)[1..].to_owned()).collect();
     let files: Vec<(&str, Vec<u8>)> = names.iter().zip(0..).map(|(name, file)| (&**name, content(file))).collect();
     Image::gzip(vec![shell_layer(("/etc/base", "")), tar(&files)])
 }
 
-/// Whether the node's kernel can; says loudly if not.
-fn can(node: &Node) -> bool {
-    let can = node.log().contains("the kernel shows layers (EROFS)");
-    if !can {
-        eprintln!("SKIPPED: this kernel cannot show layers: {}", node.log());
+/// A machine with the image, and the registry.
+struct Scene {
+    node: Node,
+    front: Front,
+    name: String,
+    _stage: Stage,
+}
+
+impl Scene {
+    /// `None`, with a word on standard error, where the kernel cannot show layers.
+    async fn new(version: Containerd) -> Option<Self> {
+        let stage = Stage::new().await?;
+        let node = Node::start(version)?;
+        if !node.log().contains("the kernel shows layers (EROFS)") {
+            eprintln!("SKIPPED: this kernel cannot show layers: {}", node.log());
+            return None;
+        }
+        let front = Front::start(&stage.registry.host()).await.unwrap();
+        drop(stage.publish(&image(), "v1", 64 << 10).await);
+        let name = stage.name(&front.host(), "v1");
+        let _ = stage.pull(&node, "soci", &name);
+        Some(Self { node, front, name, _stage: stage })
     }
-    can
+
+    fn assert_all_read(&self, container: &str) {
+        for file in 0..FILES {
+            self.node.assert_reads(container, &path(file), &content(file));
+        }
+    }
+
+    /// How the layers are shown.
+    fn shown(&self) -> Vec<String> {
+        let status = self.node.status();
+        let layers = status["layers"].as_array().unwrap().iter();
+        layers.map(|layer| layer["tree"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn fuse_requests(&self) -> u64 {
+        let status = self.node.status();
+        status["layers"].as_array().unwrap().iter().filter_map(|layer| layer["fuseRequests"].as_u64()).sum()
+    }
+
+    /// Removes the containers, which have been stopped, and the image.
+    fn remove(&self, containers: &[&str]) {
+        for container in containers {
+            self.node.remove_container(container);
+        }
+        self.node.remove_last_images(&[&self.name]);
+        assert_eq!(trees(&self.node), BTreeMap::new());
+        assert!(self.node.entries("trees").is_empty());
+    }
 }
 
-/// What is mounted on entries of the daemon's directory of trees.
-fn trees(node: &Node) -> BTreeSet<String> {
+/// What is mounted on entries of the daemon's directory of trees, by name: number and image of the topmost mount.
+fn trees(node: &Node) -> BTreeMap<String, [String; 2]> {
     let directory = node.path("soci/trees");
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1)?.strip_prefix(&*directory.to_string_lossy()));
-    places.map(|name| name.trim_start_matches('/').to_owned()).collect()
-}
-
-/// How often the daemon was asked so far, by operation.
-fn asked(node: &Node, operation: &str) -> u64 {
-    let status = node.status();
-    let layers = status["layers"].as_array().unwrap().iter();
-    layers.filter_map(|layer| layer["operations"][operation].as_u64()).sum()
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = |line: &str| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let name = Path::new(fields[4]).strip_prefix(&directory).ok()?.to_str()?.to_owned();
+        let image = fields[fields.iter().position(|field| *field == "-")? + 2];
+        Some((name, [fields[0], image].map(str::to_owned)))
+    };
+    mounts.lines().filter_map(mount).collect()
 }
 
 async fn the_kernel_has_the_names(version: Containerd) {
-    let Some(stage) = Stage::new().await else { return };
-    let Some(node) = Node::start(version) else { return };
-    if !can(&node) {
-        return;
-    }
-    let image = image();
-    drop(stage.publish(&image, "v1", 64 << 10).await);
-    let name = stage.name(&stage.registry.host(), "v1");
-    let _ = stage.pull(&node, "soci", &name);
-    assert_eq!(trees(&node).len(), 2, "{}", node.log());
-    node.start_container(&name, "one");
-    let overlay = fs::read_to_string("/proc/self/mounts").unwrap();
+    let Some(scene) = Scene::new(version).await else { return };
+    let node = &scene.node;
+    assert_eq!((trees(node).len(), scene.shown()), (2, vec!["erofs".to_owned(); 2]), "{}", node.log());
+    node.start_container(&scene.name, "one");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let lower = format!("lowerdir={}", node.path("soci/trees").display());
-    assert!(overlay.contains(&lower), "{lower}: {overlay}");
-    for file in 0..FILES {
-        node.assert_reads("one", &format!("/srv/data/{file}"), &content(file));
-    }
-    println!("{}", node.status());
-    println!("{}", asked(&node, "read"));
+    assert!(mounts.contains(&lower), "{lower}: {mounts}");
+    let list = "find / -xdev | wc -l; ls /srv/data | wc -l; wc -c < /srv/data/7; ls /srv/absent";
+    let before = scene.fuse_requests();
+    let listed = run(&mut node.exec("one", list));
+    assert!(String::from_utf8_lossy(&listed.stdout).ends_with("\n20\n100000\n"), "{listed:?}");
+    let (pages, asked) = (5_927_936 / 4096, scene.fuse_requests() - before);
+    assert!(asked < pages, "{asked} requests for names");
+    // Once everything that a program reads is in memory the daemon is asked for nothing.
+    let work = format!("{list}; cat /srv/data/* | wc -c");
+    drop(run(&mut node.exec("one", &work)));
+    let before = scene.fuse_requests();
+    let again = run(&mut node.exec("one", &work));
+    assert!(String::from_utf8_lossy(&again.stdout).ends_with("2000000\n"), "{again:?}");
+    assert_eq!(scene.fuse_requests() - before, 0);
+    scene.assert_all_read("one");
     node.stop_container("one");
-    node.remove_container("one");
-    node.remove_last_images(&[&name]);
-    node.wait("the mounts go", || trees(&node).is_empty());
-    assert!(node.entries("trees").is_empty());
+    scene.remove(&["one"]);
 }
 
-async fn mounts_come_and_go(version: Containerd) {
-    let _ = (version, stdout);
+async fn mounts_outlive_processes_and_are_made_again(version: Containerd) {
+    let Some(mut scene) = Scene::new(version).await else { return };
+    let mounts = trees(&scene.node);
+    scene.node.start_container(&scene.name, "one");
+    scene.node.assert_reads("one", &path(0), &content(0));
+    // A worker that is killed is replaced; the mounts stay, and read from the next one.
+    scene.node.kill_worker();
+    assert_eq!(trees(&scene.node), mounts);
+    scene.node.assert_reads("one", &path(5), &content(5));
+    scene.node.stop_container("one");
+    scene.node.remove_container("one");
+
+    // Without a service manager the forest goes with the supervisor: its trees are made again before containerd is
+    // answered, without the network.
+    scene.node.kill_snapshotter();
+    scene.front.set(Fault::Status(500, ""));
+    scene.node.start_snapshotter();
+    scene.node.wait_for_containerd();
+    let again = trees(&scene.node);
+    assert!(again.len() == 2 && again.iter().all(|(name, mount)| mounts[name][1] != mount[1]), "{again:?}");
+    scene.front.set(Fault::None);
+    scene.node.start_container(&scene.name, "two");
+    scene.assert_all_read("two");
+
+    scene.node.reboot(|_| {});
+    assert_eq!(trees(&scene.node).len(), 2);
+    let container = scene.node.container("two");
+    drop(stdout(scene.node.ctr().args(["task", "start", "--detach", &container])));
+    scene.assert_all_read("two");
+    scene.node.stop_container("two");
+    scene.remove(&["two"]);
+}
+
+async fn a_whole_layer_needs_no_daemon(version: Containerd) {
+    let Some(mut scene) = Scene::new(version).await else { return };
+    assert_eq!(scene.shown(), ["erofs"; 2]);
+    scene.node.configure(EAGER);
+    scene.node.wait("the layers are whole", || scene.shown() == ["erofs-whole"; 2]);
+    scene.node.start_container(&scene.name, "late");
+    let before = scene.fuse_requests();
+    scene.assert_all_read("late");
+    assert_eq!(scene.fuse_requests(), before);
+    // No daemon, no registry: what is here is read, also what is not in memory.
+    scene.front.set(Fault::Stopped);
+    scene.node.kill_snapshotter();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    scene.assert_all_read("late");
+    scene.node.stop_container("late");
+    // The next daemon finds them.
+    let mounts = trees(&scene.node);
+    scene.node.start_snapshotter();
+    scene.node.wait_for_containerd();
+    assert_eq!(trees(&scene.node), mounts);
+    scene.node.start_container(&scene.name, "last");
+    scene.assert_all_read("last");
+    scene.node.stop_container("last");
+    scene.remove(&["late", "last"]);
+}
+
+/// A page that could not be had is asked for again at the next access.
+async fn failures_heal(version: Containerd) {
+    let Some(scene) = Scene::new(version).await else { return };
+    let node = &scene.node;
+    node.start_container(&scene.name, "one");
+    node.assert_reads("one", &path(0), &content(0));
+    scene.front.set(Fault::Status(404, ""));
+    let failed = run(&mut node.exec("one", "cat /srv/data/9 > /dev/null"));
+    assert!(!failed.status.success(), "{failed:?}");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("Input/output error"), "{failed:?}");
+    scene.front.set(Fault::None);
+    node.wait("the next access gets the bytes", || node.read("one", &path(9)) == content(9));
+    scene.assert_all_read("one");
+    node.stop_container("one");
+    scene.remove(&["one"]);
+}
+
+async fn the_configuration_decides(version: Containerd) {
+    let Some(mut scene) = Scene::new(version).await else { return };
+    let quiet = "[background_fetch]\ndisable = true\n";
+    scene.node.configure(&format!("{quiet}[fuse]\ntree = 'fuse'\n"));
+    assert_eq!(trees(&scene.node), BTreeMap::new());
+    scene.node.start_container(&scene.name, "one");
+    scene.assert_all_read("one");
+    assert_eq!(scene.shown(), ["fuse"; 2]);
+    scene.node.stop_container("one");
+    scene.node.configure(&format!("{quiet}[fuse]\ntree = 'erofs'\n"));
+    assert_eq!((trees(&scene.node).len(), scene.shown()), (2, vec!["erofs".to_owned(); 2]));
+    let container = scene.node.container("one");
+    drop(stdout(scene.node.ctr().args(["task", "start", "--detach", &container])));
+    scene.assert_all_read("one");
+    scene.node.stop_container("one");
+    scene.remove(&["one"]);
 }

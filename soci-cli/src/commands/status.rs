@@ -26,12 +26,16 @@ pub fn run(arguments: &Status, config: &Config) -> anyhow::Result<()> {
             layer.requests.to_string(),
             format!("{} in {:.2} s", layer.late_reads, layer.waited_seconds),
             layer.failures.to_string(),
+            held.tree.name().to_owned(),
             trust(layer).to_owned(),
             held.image.split('@').next().unwrap_or_default().to_owned(),
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    output::table(&["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "WAITS", "ERRORS", "TRUST", "FROM"], &rows)?;
+    output::table(
+        &["SLOT", "LAYER", "HERE", "FETCHED", "REQUESTS", "WAITS", "ERRORS", "TREE", "TRUST", "FROM"],
+        &rows,
+    )?;
     for held in &status.layers {
         let layer = &held.layer;
         for said in [&layer.condemned, &layer.suspended, &layer.last_error].into_iter().flatten().take(1) {

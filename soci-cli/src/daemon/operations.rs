@@ -23,6 +23,7 @@ use soci_fs::layer::status::LayerStatus;
 use soci_fs::node::metrics::Metrics;
 use soci_fs::node::remote::RemoteLayers;
 use soci_fs::node::remote::slots::Slots;
+use soci_fs::node::remote::trees::ShownTree;
 use soci_index::format::digest::Digest;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -67,6 +68,12 @@ pub struct SlotStatus {
     /// The image that it was first wanted for, and whose registry it comes from.
     #[serde(default)]
     pub image: String,
+    /// What answers for its names.
+    #[serde(default)]
+    pub tree: ShownTree,
+    /// What the kernel has asked the daemon about it: names, attributes, bytes.
+    #[serde(default)]
+    pub fuse_requests: u64,
     #[serde(flatten)]
     pub layer: LayerStatus,
 }
@@ -96,7 +103,9 @@ impl Operations {
 
     fn slot(&self, slot: u16, layer: LayerStatus) -> SlotStatus {
         let image = self.slots.get(slot).map(|record| record.image().to_owned()).unwrap_or_default();
-        SlotStatus { slot, image, layer }
+        let (tree, counts) = (self.remote.tree(slot), self.forest.counters().sum(&[slot]));
+        let fuse_requests = counts.iter().map(|(_, count)| count).sum();
+        SlotStatus { slot, image, tree, fuse_requests, layer }
     }
 
     fn text(&self) -> String {

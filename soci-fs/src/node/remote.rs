@@ -70,7 +70,7 @@ use known_places::KnownPlaces;
 use labels::WantedLayer;
 use parking_lot::Mutex;
 use slots::{SlotRecord, Slots};
-use trees::Trees;
+use trees::{ShownTree, Trees};
 
 /// How long it is believed that an image has no index that may be used: long enough for all questions of one pull.
 const INDEXLESS_LIFE: Duration = Duration::from_secs(60);
@@ -292,6 +292,16 @@ impl RemoteLayers {
         self.0.options.mountpoint.join(name)
     }
 
+    /// What shows the layer in a slot to containers that are made now.
+    #[must_use]
+    pub fn tree(&self, slot: u16) -> ShownTree {
+        let trees = self.0.options.trees.as_ref().filter(|trees| trees.is_shown(slot));
+        trees.map_or(
+            ShownTree::Fuse,
+            |trees| if trees.is_whole(slot) { ShownTree::ErofsWhole } else { ShownTree::Erofs },
+        )
+    }
+
     /// Takes a slot away, with what is stored of its layer. The disk is freed a little later. Blocks.
     pub fn release(&self, slot: u16) {
         self.take_away(|_| vec![slot]);
@@ -480,6 +490,13 @@ impl RemoteLayers {
         });
         if shown.await.is_err() {
             tracing::error!(slot, "a layer could not be shown by the kernel");
+        }
+    }
+
+    /// Has the kernel read the layers by itself that have become whole.
+    async fn show_whole(&self) {
+        for (slot, _) in self.0.forest.slots() {
+            self.show(slot).await;
         }
     }
 

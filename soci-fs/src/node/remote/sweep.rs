@@ -50,6 +50,7 @@ impl RemoteLayers {
                 tracing::error!("unused slots could not be reclaimed");
             }
             self.sweep_indexes().await;
+            self.show_whole().await;
         }
     }
 

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use soci_index::format::class::{Class, Classified};
 
 use crate::fuse::forest::{Layout, OpaqueAttribute};
@@ -58,6 +59,31 @@ pub struct TreeOptions {
 
 /// Where the images of layers are that need no forest, below [`TreeOptions::images`].
 const WHOLE: &str = "whole";
+
+/// What shows a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShownTree {
+    /// The daemon: it is asked for names and bytes.
+    #[default]
+    Fuse,
+    /// The kernel: the daemon is asked for bytes.
+    Erofs,
+    /// The kernel: the daemon is asked for nothing.
+    ErofsWhole,
+}
+
+impl ShownTree {
+    /// For a table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fuse => "fuse",
+            Self::Erofs => "erofs",
+            Self::ErofsWhole => "erofs-whole",
+        }
+    }
+}
 
 /// Why layers, or one of them, are not shown by the kernel.
 #[derive(Debug, thiserror::Error)]
