@@ -8,7 +8,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use soci_fs::tree::Tree;
 use soci_fs::tree::device::DeviceMap;
-use soci_fs::tree::erofs::Layer;
+use soci_fs::tree::erofs::{Layer, write};
 use soci_fs::tree::view::merge;
 use soci_index::format::entry::{Entry, EntryKind, Extra, PaxRecord, Piece, Timestamp};
 use soci_tests::erofs::read;
@@ -85,7 +85,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 /// Entries one after the other in a layer, mostly aligned as a tar's are; some files are sparse. Gives the layer's size.
-fn layer() -> impl Strategy<Value = (Vec<Entry>, u64)> {
+pub(super) fn layer() -> impl Strategy<Value = (Vec<Entry>, u64)> {
     let one = (entry(), prop::option::weighted(0.2, 1..200_u64), prop::bool::weighted(0.1));
     prop::collection::vec(one, 0..30).prop_map(|list| {
         let mut at = 0;
@@ -107,7 +107,7 @@ fn layer() -> impl Strategy<Value = (Vec<Entry>, u64)> {
     })
 }
 
-fn config(cases: u32) -> ProptestConfig {
+pub(super) fn config(cases: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(cases);
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() }
 }
@@ -153,6 +153,51 @@ proptest! {
 /// Whether a byte may be part of an inode's own number, which nothing depends on. Inodes begin at multiples of 32.
 fn is_own_number(at: usize) -> bool {
     at >= 1536 && (20..24).contains(&(at % 32))
+}
+
+/// A file of this name with these extended attributes.
+fn with_xattrs(name: &str, xattrs: impl Iterator<Item = (String, Vec<u8>)>) -> Entry {
+    let record = |(name, value): (String, Vec<u8>)| PaxRecord {
+        key: format!("SCHILY.xattr.{name}").into_bytes().into(),
+        value: value.into(),
+    };
+    let extra = Extra { pax: xattrs.map(record).collect(), ..Extra::default() };
+    Entry {
+        name: name.as_bytes().into(),
+        link: [].into(),
+        user_name: [].into(),
+        group_name: [].into(),
+        header_offset: 0,
+        data_offset: 0,
+        size: 0,
+        mode: 0o644,
+        modified: None,
+        uid: 0,
+        gid: 0,
+        kind: EntryKind::Regular,
+        extra: Some(Box::new(extra)),
+    }
+}
+
+/// More attributes than can be shared, longer ones than the format has, and more than a file has room for.
+#[test]
+fn many_and_long_attributes() {
+    let many = |_: u8| (0..300).map(|number| (format!("user.{number:03}"), vec![7; 5]));
+    let _ = checked_layer(&[with_xattrs("a", many(0)), with_xattrs("b", many(1))], 0, None);
+    let long = [65_535, 65_536].map(|length| (format!("user.{length}"), vec![1; length]));
+    let long = [with_xattrs("a", long.into_iter())];
+    let tree = Tree::of_layer(&long).unwrap();
+    let device = DeviceMap::of_layer(&long, 0).unwrap();
+    assert_eq!(checked(&tree, &[Layer { entries: &long, device: &device }], None).1.xattrs_left_out, 1);
+    // 255 of them shared, and what fits into 262,148 bytes.
+    let entries = [with_xattrs("a", (0..400).map(|number| (format!("user.{number:03}"), vec![1; 3000])))];
+    let tree = Tree::of_layer(&entries).unwrap();
+    let device = DeviceMap::of_layer(&entries, 0).unwrap();
+    let mut image = Vec::new();
+    let summary = write(&tree, &[Layer { entries: &entries, device: &device }], None, &mut image).unwrap();
+    let image = read(&image).unwrap();
+    let found = image.inodes.values().map(|inode| inode.xattrs.len()).sum::<usize>();
+    assert_eq!((found, summary.xattrs_left_out), (341, 59));
 }
 
 /// All golden layers that can be indexed.

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use proptest::prelude::*;
 use soci_fs::tree::Tree;
 use soci_fs::tree::device::DeviceMap;
 use soci_fs::tree::erofs::Layer;
@@ -19,6 +20,8 @@ use soci_tests::erofs_mount::{Mounted, can_mount_erofs, compare_mount, write_dev
 use soci_tests::golden::cases;
 use soci_tests::reading::{Layer as Tar, files_tar, index, noise, sample_tar};
 use soci_tests::trees::{compare, populate, tree};
+
+use crate::erofs::{config, layer};
 
 /// How overlayfs marks opaque directories.
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
@@ -163,6 +166,34 @@ fn everything_is_what_tar_extracts() {
     }
 }
 
+proptest! {
+    #![proptest_config(config(40))]
+
+    /// Any layer: names of any bytes, times of all ages, access control lists, holes, files at odd offsets.
+    #[test]
+    fn any_layer_is_mounted((entries, size) in layer(), overlay in any::<bool>()) {
+        if can_mount_erofs() {
+            let tar = noise(1, usize::try_from(size).unwrap());
+            let tree = Tree::of_layer(&entries).unwrap();
+            let _ = show(&tree, &[(&entries, size, &tar)], overlay.then_some(OPAQUE));
+        }
+    }
+
+    /// Several layers merged, each with a device.
+    #[test]
+    fn any_merged_tree_is_mounted(layers in prop::collection::vec(layer(), 1..4)) {
+        if can_mount_erofs() {
+            let trees: Vec<Tree> = layers.iter().map(|(entries, _)| Tree::of_layer(entries).unwrap()).collect();
+            let merged = merge(&trees.iter().collect::<Vec<_>>()).unwrap();
+            let tars: Vec<Vec<u8>> =
+                (0..).zip(&layers).map(|(seed, (_, size))| noise(seed, usize::try_from(*size).unwrap())).collect();
+            let parts: Vec<(&[Entry], u64, &[u8])> =
+                layers.iter().zip(&tars).map(|((entries, size), tar)| (&entries[..], *size, &tar[..])).collect();
+            let _ = show(&merged, &parts, None);
+        }
+    }
+}
+
 /// Layers below an overlayfs, and the same merged into one image with a device for each.
 #[test]
 fn layers_stack_and_merge() {
@@ -232,7 +263,7 @@ fn large_trees() {
     let large = Entry { size: LARGE, ..entry("large".to_owned(), EntryKind::Regular, (NAMES + 1) * 512) };
     let start = large.data_offset;
     entries.extend([link, large]);
-    let (image, map) = checked_layer(&entries, start + LARGE, None);
+    let (image, map) = checked_layer(&entries, (start + LARGE).next_multiple_of(512), None);
     assert!(map.is_plain());
     let work = tempfile::tempdir().unwrap();
     let (path, device, root) = (work.path().join("image"), work.path().join("device"), work.path().join("mnt"));

@@ -116,7 +116,7 @@ impl DeviceMap {
         Ok(Self { layer_bytes: uncompressed_size, blocks: counted(blocks)?, is_sorted, rearranged })
     }
 
-    /// Size of the device: a multiple of 512.
+    /// Size of the device: a multiple of 512. A file that serves as the device is no shorter.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.blocks as u64 * BLOCK_BYTES
