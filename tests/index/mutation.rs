@@ -16,6 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use soci_fs::tree::Tree;
+use soci_fs::tree::device::{DeviceError, DeviceMap};
+use soci_fs::tree::erofs::Layer;
 use soci_index::format::access::LayerReader;
 use soci_index::format::digest::Digest;
 use soci_index::format::entry::EntryKind;
@@ -29,6 +32,7 @@ use soci_index::format::reference::Reference;
 use soci_index::format::ztoc::{Ztoc, rfc3339};
 use soci_index::indexing::{IndexError, Indexed, Indexer, Options, index_bytes};
 use soci_index::registry::challenge;
+use soci_tests::erofs_model::checked;
 use soci_tests::golden::golden;
 
 /// Counts what the calling thread holds.
@@ -320,12 +324,22 @@ fn check_pieces(layer: &[u8], options: Options, whole: &Result<Indexed, IndexErr
 /// What was indexed can be read, and its zTOC too.
 fn check_reading(layer: &[u8], indexed: Indexed) {
     read_files(&indexed.index, layer).unwrap();
+    check_image(&indexed.index);
     let Ok(ztoc) = indexed.into_ztoc() else { return };
     let bytes = Bytes::from(ztoc.encode().unwrap().to_vec());
     let decoded = Ztoc::decode(&bytes, &Limits::DEFAULT).unwrap();
     assert!(decoded.encode().unwrap().to_vec() == bytes);
     let index = decoded.into_index(layer.len() as u64, &Limits::DEFAULT).unwrap();
     read_files(&index, layer).unwrap();
+}
+
+/// Any index gives an EROFS image that a strict reader finds right, or the layer is too large for a block device.
+fn check_image(index: &LayerIndex) {
+    let tree = Tree::of_layer(&index.entries).unwrap();
+    match DeviceMap::of_layer(&index.entries, index.uncompressed_size) {
+        Ok(device) => drop(checked(&tree, &[Layer { entries: &index.entries, device: &device }], Some(b"user.o"))),
+        Err(error) => assert!(matches!(error, DeviceError::TooLarge { .. }), "{error}"),
+    }
 }
 
 /// Reads all files, each to its end; the bytes are not kept.
@@ -379,6 +393,7 @@ fn ztocs_are_read_or_refused() {
         let Some(layer) = layer else { return };
         if let Ok(index) = ztoc.into_index(layer.len() as u64, &Limits::DEFAULT) {
             let _ = read_files(&index, layer);
+            check_image(&index);
         }
     });
 }

@@ -3,6 +3,10 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod erofs;
+#[cfg(test)]
+mod erofs_mount;
+#[cfg(test)]
 mod forest;
 #[cfg(test)]
 mod forest_mount;

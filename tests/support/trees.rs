@@ -32,9 +32,12 @@ pub fn describe(path: &Path) -> String {
     }
     let mut names = vec![0; 4096];
     let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = vec![0; 4096];
-        let length = rustix::fs::lgetxattr(path, std::str::from_utf8(name).unwrap(), &mut value[..]).unwrap();
+    // In whatever order the file system lists them.
+    let mut names: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    for name in names {
+        let mut value = vec![0; 1 << 16];
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
         text += &format!(" {}={}", name.escape_ascii(), value[..length].escape_ascii());
     }
     text

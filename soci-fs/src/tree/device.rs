@@ -116,7 +116,7 @@ impl DeviceMap {
         Ok(Self { layer_bytes: uncompressed_size, blocks: counted(blocks)?, is_sorted, rearranged })
     }
 
-    /// Size of the device: a multiple of 512.
+    /// Size of the device: a multiple of 512. A file that serves as the device is no shorter.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.blocks as u64 * BLOCK_BYTES
@@ -128,11 +128,12 @@ impl DeviceMap {
         self.blocks
     }
 
-    /// Whether all files are in place. Then the uncompressed layer itself serves as the device: what is zero here
-    /// belongs to no file there.
+    /// Whether the uncompressed layer itself serves as the device: all files are in place, and it ends with a block, as
+    /// tars do (the kernel refuses to read a block that is not there as a whole). What is zero here belongs to no file
+    /// there.
     #[must_use]
     pub const fn is_plain(&self) -> bool {
-        self.rearranged.is_empty()
+        self.rearranged.is_empty() && self.layer_bytes.is_multiple_of(BLOCK_BYTES)
     }
 
     /// Where the bytes of a file are: entry `number` of the same entries that the map was made of. `None` if it is no

@@ -153,15 +153,16 @@ impl<'a> Input<'a> {
 
     /// What is shared, and how many attributes Linux cannot have.
     fn shared_xattrs(&self) -> Result<(SharedXattrs<'a>, u64), ErofsError> {
-        let (mut unknown, mut failed) = (0, None);
-        let of_node = |(_, node)| self.xattrs(node).map_err(|error| failed = Some(error)).ok();
-        let all = self.nodes().filter_map(of_node).flatten();
-        let known = all.filter_map(|xattr| {
-            unknown += u64::from(xattr.is_none());
-            xattr
-        });
-        let shared = SharedXattrs::choose(known)?;
-        failed.map_or(Ok((shared, unknown)), Err)
+        let (mut shared, mut unknown) = (SharedXattrs::default(), 0);
+        for (_, node) in self.nodes() {
+            let known = self.xattrs(node)?.filter_map(|xattr| {
+                unknown += u64::from(xattr.is_none());
+                xattr
+            });
+            shared.note(known)?;
+        }
+        shared.finish();
+        Ok((shared, unknown))
     }
 
     fn inode(&self, number: NodeNumber, node: &Node, shared: &SharedXattrs<'a>) -> Result<Inode<'a>, ErofsError> {

@@ -88,7 +88,10 @@ impl Inode<'_> {
             Content::Chunks { chunks, .. } => {
                 (4, self.attributes.size, u32::from(CHUNK_INDEXES | u16::from(chunks.bits())))
             }
-            Content::Data { bytes } => (if self.inline_bytes() > 0 { 2 } else { 0 }, *bytes, data_address),
+            Content::Data { bytes } => {
+                let place = if self.data_blocks() > 0 { data_address } else { 0 };
+                (if self.inline_bytes() > 0 { 2 } else { 0 }, *bytes, place)
+            }
         };
         let mut bytes = Vec::with_capacity(2 * INODE_BYTES);
         bytes.extend((EXTENDED | layout << 1).to_le_bytes());

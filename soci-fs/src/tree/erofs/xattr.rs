@@ -92,35 +92,41 @@ fn acl_is_valid(value: &[u8]) -> bool {
     state == 4
 }
 
-/// The attributes that stand in one place for all files: those that repeat, and long ones.
+/// The attributes that stand in one place for all files: those that repeat, and long ones. Of a file, only the first 255
+/// count, so that all that stand there are used.
 #[derive(Debug, Default)]
 pub(super) struct SharedXattrs<'e> {
-    /// Place of each, in units.
-    places: HashMap<Xattr<'e>, u32>,
+    /// Place of each, in units; `None` for those that were seen once and stay in their inode.
+    places: HashMap<Xattr<'e>, Option<u32>>,
     ordered: Vec<Xattr<'e>>,
     bytes: u64,
 }
 
 impl<'e> SharedXattrs<'e> {
-    /// Chooses among the attributes of all files. The same ones in the same order give the same places.
-    pub(super) fn choose(all: impl Iterator<Item = Xattr<'e>>) -> Result<Self, ErofsError> {
-        let mut seen: HashMap<Xattr<'e>, bool> = HashMap::new();
-        let mut shared = Self::default();
-        for xattr in all {
-            // True once it is among the shared ones.
-            let known = seen.get(&xattr).copied();
-            let is_shared = known.is_some() || xattr.bytes() as u64 > BLOCK_BYTES;
-            if is_shared && known != Some(true) {
-                let place = u32::try_from(shared.bytes / UNIT_BYTES as u64).map_err(|_| too_large())?;
-                shared.places.insert(xattr, place);
-                shared.ordered.push(xattr);
-                shared.bytes += xattr.bytes() as u64;
-            }
-            if known != Some(is_shared) {
-                seen.insert(xattr, is_shared);
+    /// Notes the attributes of a file. The same files in the same order give the same places.
+    pub(super) fn note(&mut self, xattrs: impl Iterator<Item = Xattr<'e>>) -> Result<(), ErofsError> {
+        for (_, xattr) in xattrs.enumerate().filter(|(position, _)| *position < SHARED_MAX) {
+            let known = self.places.get(&xattr).copied();
+            let is_new = match known {
+                Some(place) => place.is_none(),
+                None => xattr.bytes() as u64 > BLOCK_BYTES,
+            };
+            if is_new {
+                let place = u32::try_from(self.bytes / UNIT_BYTES as u64).map_err(|_| too_large())?;
+                self.places.insert(xattr, Some(place));
+                self.ordered.push(xattr);
+                self.bytes += xattr.bytes() as u64;
+            } else if known.is_none() {
+                self.places.insert(xattr, None);
             }
         }
-        Ok(shared)
+        Ok(())
+    }
+
+    /// Forgets what is not shared, once all files are noted.
+    pub(super) fn finish(&mut self) {
+        self.places.retain(|_, place| place.is_some());
+        self.places.shrink_to_fit();
     }
 
     /// Bytes of them all.
@@ -140,9 +146,10 @@ impl<'e> SharedXattrs<'e> {
     /// What an inode has of these attributes of its file.
     pub(super) fn body(&self, xattrs: impl Iterator<Item = Xattr<'e>>) -> XattrBody<'e> {
         let mut body = XattrBody::default();
-        for xattr in xattrs {
-            match self.places.get(&xattr) {
-                Some(place) if body.shared.len() < SHARED_MAX && body.grow(UNIT_BYTES) => body.shared.push(*place),
+        for (position, xattr) in xattrs.enumerate() {
+            let place = self.places.get(&xattr).copied().flatten().filter(|_| position < SHARED_MAX);
+            match place {
+                Some(place) if body.grow(UNIT_BYTES) => body.shared.push(place),
                 _ if body.grow(xattr.bytes()) => body.inline.push(xattr),
                 _ => body.left_out += 1,
             }
