@@ -117,6 +117,11 @@ async fn the_kernel_has_the_names(version: Containerd) {
     assert!(String::from_utf8_lossy(&listed.stdout).ends_with("\n20\n100000\n"), "{listed:?}");
     let (pages, asked) = (5_927_936 / 4096, scene.fuse_requests() - before);
     assert!(asked < pages, "{asked} requests for names");
+    // As with AWS's daemon: the state of the topmost layer can be read, and is not listed.
+    let state = stdout(&mut node.exec("one", "ls -A /; cd /.soci-snapshotter; ls; cat *"));
+    let digest = soci_index::format::digest::Digest::of(&image().blobs[1]).to_string();
+    assert!(!state.lines().any(|name| name == ".soci-snapshotter"), "{state}");
+    assert!(state.contains(&format!("{digest}.json")) && state.contains("fetchedPercent"), "{state}");
     // Once everything that a program reads is in memory the daemon is asked for nothing.
     let work = format!("{list}; cat /srv/data/* | wc -c");
     drop(run(&mut node.exec("one", &work)));

@@ -61,6 +61,11 @@ impl Stack {
         self.layers.iter().try_for_each(|layer| Ok(layer.health().check_service()?))
     }
 
+    /// The directory of the status file, if that is its name and the layers leave it free.
+    pub(super) fn lookup_status(&self, name: &[u8]) -> Option<NodeNumber> {
+        (self.shows_status && name == self.status.directory).then_some(STATUS_DIRECTORY)
+    }
+
     pub(super) fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<NodeNumber, FsError> {
         if self.shows_status && directory.node == STATUS_DIRECTORY {
             return if name == self.status.name { Ok(STATUS_FILE) } else { Err(FsError::NotFound) };
@@ -68,8 +73,8 @@ impl Stack {
         if self.is_ours(directory.node) || self.node(directory)?.kind() != NodeKind::Directory {
             return Err(FsError::NotDirectory);
         }
-        if self.shows_status && directory.node == NodeNumber::ROOT && name == self.status.directory {
-            return Ok(STATUS_DIRECTORY);
+        if let (NodeNumber::ROOT, Some(found)) = (directory.node, self.lookup_status(name)) {
+            return Ok(found);
         }
         self.check_service()?;
         self.tree.lookup(directory.node, name).ok_or(FsError::NotFound)

@@ -292,6 +292,13 @@ impl RemoteLayers {
         self.0.options.mountpoint.join(name)
     }
 
+    /// The directory that has the status file of a slot's layer only, if another one shows its names: not if the kernel
+    /// does without the daemon, which is then not to be needed for this either.
+    #[must_use]
+    pub fn state_directory(&self, slot: u16) -> Option<PathBuf> {
+        (self.tree(slot) == ShownTree::Erofs).then(|| self.0.options.mountpoint.join(format!("{slot}.state")))
+    }
+
     /// What shows the layer in a slot to containers that are made now.
     #[must_use]
     pub fn tree(&self, slot: u16) -> ShownTree {

@@ -182,7 +182,14 @@ impl Snapshots {
         }
         let (own, work) = (self.directories.files(record.id), self.directories.work(record.id));
         let lower = below.iter().map(|(key, below)| self.lower(key, below, record.id_map));
-        let lower = lower.collect::<Result<_, _>>()?;
+        let mut lower = lower.collect::<Result<Vec<_>, _>>()?;
+        if record.kind == Kind::Active {
+            let slots = below.iter().filter_map(|(_, below)| match below.content {
+                Lower::Layer { slot } => Some(slot),
+                Lower::Local => None,
+            });
+            lower.extend(slots.filter_map(|slot| self.provider.state_directory(slot)).take(1));
+        }
         Ok(mounts::mounts(&mounts::Parts { kind: record.kind, own, work, lower, options: self.options }))
     }
 

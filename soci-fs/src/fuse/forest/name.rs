@@ -1,5 +1,5 @@
 //! Names in the root of a forest: `12` is the layer in slot 12, `12-3` the same layer with owners mapped by id map 3,
-//! `12.tar` the same layer as one file.
+//! `12.tar` the same layer as one file, `12.state` a directory that has the layer's status file only.
 
 use crate::tree::node_id::SLOTS;
 
@@ -9,32 +9,43 @@ pub(super) struct RootName {
     pub(super) slot: u16,
     /// 0 for owners as recorded.
     pub(super) id_map: u8,
-    /// Whether it is the layer as one file.
-    pub(super) is_device: bool,
+    pub(super) what: What,
 }
 
-/// The end of the name of a layer as one file.
-const DEVICE: &str = ".tar";
+/// What is shown of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    Tree,
+    /// The layer as one file.
+    Device,
+    /// The directory of the status file, in a directory that lists nothing.
+    State,
+}
+
+/// The ends of names of what is not the tree.
+const ENDS: [(&str, What); 2] = [(".tar", What::Device), (".state", What::State)];
 
 /// Reads a name. Only the one spelling that [`show`] gives is a name, so that no layer has two of them.
 pub(super) fn parse(name: &[u8]) -> Option<RootName> {
     let text = std::str::from_utf8(name).ok()?;
-    let (slot, id_map, is_device) = match (text.split_once('-'), text.strip_suffix(DEVICE)) {
-        (_, Some(slot)) => (slot, 0, true),
-        (Some((slot, id_map)), None) => (slot, id_map.parse().ok().filter(|id_map| *id_map != 0)?, false),
-        (None, None) => (text, 0, false),
+    let other = ENDS.into_iter().find_map(|(end, what)| Some((text.strip_suffix(end)?, what)));
+    let (slot, id_map, what) = match (text.split_once('-'), other) {
+        (_, Some((slot, what))) => (slot, 0, what),
+        (Some((slot, id_map)), None) => (slot, id_map.parse().ok().filter(|id_map| *id_map != 0)?, What::Tree),
+        (None, None) => (text, 0, What::Tree),
     };
     let slot = slot.parse().ok().filter(|slot| is_slot(*slot))?;
-    let parsed = RootName { slot, id_map, is_device };
+    let parsed = RootName { slot, id_map, what };
     (show(parsed) == text).then_some(parsed)
 }
 
 /// The name's spelling.
 pub(super) fn show(name: RootName) -> String {
     match name {
-        RootName { slot, is_device: true, .. } => format!("{slot}{DEVICE}"),
-        RootName { slot, id_map: 0, .. } => slot.to_string(),
-        RootName { slot, id_map, .. } => format!("{slot}-{id_map}"),
+        RootName { slot, what: What::Device, .. } => format!("{slot}.tar"),
+        RootName { slot, what: What::State, .. } => format!("{slot}.state"),
+        RootName { slot, id_map: 0, what: What::Tree } => slot.to_string(),
+        RootName { slot, id_map, what: What::Tree } => format!("{slot}-{id_map}"),
     }
 }
 
@@ -49,14 +60,15 @@ mod tests {
 
     #[test]
     fn names_have_one_spelling() {
-        for (text, slot, id_map, is_device) in [
-            ("1", 1, 0, false),
-            ("65534", 65534, 0, false),
-            ("7-1", 7, 1, false),
-            ("7-255", 7, 255, false),
-            ("7.tar", 7, 0, true),
+        for (text, slot, id_map, what) in [
+            ("1", 1, 0, What::Tree),
+            ("65534", 65534, 0, What::Tree),
+            ("7-1", 7, 1, What::Tree),
+            ("7-255", 7, 255, What::Tree),
+            ("7.tar", 7, 0, What::Device),
+            ("7.state", 7, 0, What::State),
         ] {
-            let name = RootName { slot, id_map, is_device };
+            let name = RootName { slot, id_map, what };
             assert_eq!((parse(text.as_bytes()), show(name).as_str()), (Some(name), text));
         }
         for bad in [
@@ -78,6 +90,7 @@ mod tests {
             "07.tar",
             "7-1.tar",
             "7.tar.tar",
+            "7.state.tar",
             "\u{660}",
         ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");

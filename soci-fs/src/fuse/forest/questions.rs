@@ -3,7 +3,7 @@
 use super::*;
 use crate::fuse::device_file::DeviceFile;
 use crate::fuse::file_system::{DirectoryEntry, FileSystem, Opening, Visit, Xattr};
-use crate::fuse::forest::name::RootName;
+use crate::fuse::forest::name::{RootName, What};
 use crate::tree::device::BLOCK_BYTES;
 use crate::tree::id_map;
 
@@ -16,6 +16,9 @@ struct LayerNode {
 
 impl LayerNode {
     fn attributes(&self, node: NodeNumber) -> Result<Attributes, FsError> {
+        if node == STATE {
+            return Ok(plain_directory(NodeId { node, ..self.id }.pack(), Timestamp::default(), 3));
+        }
         if node == DEVICE {
             let (id, device) = (NodeId { node, ..self.id }, self.device()?);
             let attributes = Attributes::plain(id.pack(), NodeKind::Regular, 0o400, Timestamp::default(), 1);
@@ -34,6 +37,9 @@ impl LayerNode {
 
 /// The layer as one file: above the numbers of all nodes of trees, as those of the status file are.
 const DEVICE: NodeNumber = NodeNumber(u32::MAX - 3);
+/// The directory that has the layer's status file only, and does not list it: for containers whose other directories are
+/// not the forest's.
+const STATE: NodeNumber = NodeNumber(u32::MAX - 4);
 
 const ROOT: NodeId = NodeId::single(NodeNumber::ROOT);
 
@@ -80,8 +86,8 @@ impl FileSystem for Forest {
 
     fn lookup(&self, directory: u64, name: &[u8]) -> Result<Attributes, FsError> {
         if directory == ROOT.pack() {
-            let RootName { slot, id_map, is_device } = name::parse(name).ok_or(FsError::NotFound)?;
-            if is_device && !self.options.devices {
+            let RootName { slot, id_map, what } = name::parse(name).ok_or(FsError::NotFound)?;
+            if what != What::Tree && !self.options.devices {
                 return Err(FsError::NotFound);
             }
             let slots = self.slots.read();
@@ -90,10 +96,17 @@ impl FileSystem for Forest {
             if !is_there {
                 return Err(FsError::NotFound);
             }
-            let node = if is_device { DEVICE } else { NodeNumber::ROOT };
+            let node = match what {
+                What::Tree => NodeNumber::ROOT,
+                What::Device => DEVICE,
+                What::State => STATE,
+            };
             return self.attributes(NodeId { id_map, slot, node }.pack());
         }
         let place = self.place(directory)?;
+        if place.id.node == STATE {
+            return place.attributes(place.layer.files().lookup_status(name).ok_or(FsError::NotFound)?);
+        }
         place.attributes(place.layer.files().lookup(place.id, name)?)
     }
 
@@ -112,6 +125,9 @@ impl FileSystem for Forest {
             return Ok(directory);
         }
         let place = self.place(directory)?;
+        if place.id.node == STATE {
+            return Ok(ROOT.pack());
+        }
         let parent = place.layer.files().parent(place.id)?;
         Ok(parent.map_or(ROOT, |node| NodeId { node, ..place.id }).pack())
     }
@@ -122,6 +138,9 @@ impl FileSystem for Forest {
             return Ok(());
         }
         let place = self.place(directory)?;
+        if place.id.node == STATE {
+            return Ok(());
+        }
         let generation = generation(&place.layer.reader().digest(), place.map.as_deref());
         place.layer.files().list(place.id, from, generation, |node| place.attributes(node), visit)
     }
@@ -139,6 +158,9 @@ impl FileSystem for Forest {
             return Ok(Vec::new());
         }
         let place = self.place(inode)?;
+        if place.id.node == STATE {
+            return Ok(Vec::new());
+        }
         let mut all = place.layer.files().xattrs(place.id, Some(self.options.opaque.name()))?;
         if let Some(map) = &place.map {
             for xattr in all.iter_mut().filter(|xattr| xattr.name == id_map::CAPABILITY) {
@@ -206,7 +228,7 @@ impl Forest {
             // Listing its name must not open a layer. More is found by a lookup, because names of the root are not
             // cached.
             let attributes = known.unwrap_or_else(|| plain_directory(id.pack(), slots.changed, 2));
-            let name = name::show(RootName { slot: *slot, id_map: 0, is_device: false });
+            let name = name::show(RootName { slot: *slot, id_map: 0, what: What::Tree });
             let next = u64::from(*slot) + 1;
             if !visit(DirectoryEntry {
                 next,

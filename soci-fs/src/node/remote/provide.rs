@@ -53,6 +53,10 @@ impl LayerProvider for Counted {
         self.layers.directory(slot, id_map)
     }
 
+    fn state_directory(&self, slot: u16) -> Option<PathBuf> {
+        self.layers.state_directory(slot)
+    }
+
     fn assign_id_map(&self, map: &IdMap) -> Result<u8, String> {
         self.layers.assign_id_map(map).map_err(|error| error.to_string())
     }

@@ -26,6 +26,12 @@ pub trait LayerProvider: Send + Sync + fmt::Debug + 'static {
     /// number of a mapping.
     fn lower_directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf;
 
+    /// A directory to be the lowest one of an overlay that stands on a layer, for what the directory of the layer itself
+    /// does not show: the layer's state.
+    fn state_directory(&self, _slot: u16) -> Option<PathBuf> {
+        None
+    }
+
     /// A number for a mapping of owners, which means the same after a restart.
     ///
     /// # Errors
