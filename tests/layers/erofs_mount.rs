@@ -82,7 +82,7 @@ fn comparable(files: BTreeMap<PathBuf, String>) -> BTreeMap<PathBuf, String> {
 }
 
 /// Cases in which tar is no measure: see `TAR_DIFFERS` in `golden.rs`; and what the file system that it extracts to
-/// cannot hold: an owner of 4294967295, which is nobody to the kernel, and times after 2446.
+/// cannot hold: an owner of 4294967295, which stands for none, and times after 2446.
 const TAR_DIFFERS: &[&str] = &["078", "081", "082", "083", "084", "089", "091", "092", "102", "125", "126"];
 
 /// All golden layers that can be indexed: the kernel shows the tree, and what tar extracts where that has no complaint.

@@ -118,7 +118,7 @@ pub fn compare_mount(root: &Path, tree: &Tree, layers: &[(Layer<'_>, &[u8])], op
         let expected = Attributes::of_node(1, tree, number, entry).unwrap();
         let found = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{shown}: {error}"));
         assert_eq!(found.mode() & 0o7777, u32::from(expected.permissions), "{shown}");
-        // The largest number means nobody; the kernel shows the owner of what it cannot show.
+        // The largest number stands for none, and is shown as the overflow owner.
         let owner = |number: u32| if number == u32::MAX { 65_534 } else { number };
         assert_eq!((found.uid(), found.gid()), (owner(expected.uid), owner(expected.gid)), "{shown}");
         assert_eq!(found.nlink(), u64::from(expected.links), "{shown}");

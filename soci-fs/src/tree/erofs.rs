@@ -93,6 +93,10 @@ const fn too_large() -> ErofsError {
     ErofsError::TooLarge { limit: u32::MAX }
 }
 
+fn no_entry(node: &Node) -> ErofsError {
+    ErofsError::NoEntry { layer: node.layer(), entry: node.entry().unwrap_or(u32::MAX) }
+}
+
 /// Writes the image of `tree`, which was made of `layers`, the lowest first. The device of a node's layer has the
 /// number [`Node::layer`] + 1. With `opaque`, the image is a layer of an overlayfs that marks opaque directories by the
 /// attribute of this name, and the layers' own attributes for overlayfs are hidden.
@@ -140,8 +144,7 @@ impl<'a> Input<'a> {
     /// The entry that describes a node, if one does.
     fn own_entry(&self, node: &Node) -> Result<Option<&'a Entry>, ErofsError> {
         let Some(entry) = node.entry() else { return Ok(None) };
-        let found = self.entry(node.layer(), entry);
-        found.map(Some).ok_or(ErofsError::NoEntry { layer: node.layer(), entry })
+        self.entry(node.layer(), entry).map(Some).ok_or_else(|| no_entry(node))
     }
 
     /// A node's attributes, each `None` that Linux cannot have.
@@ -166,24 +169,27 @@ impl<'a> Input<'a> {
     }
 
     fn inode(&self, number: NodeNumber, node: &Node, shared: &SharedXattrs<'a>) -> Result<Inode<'a>, ErofsError> {
-        let own = self.own_entry(node)?;
         // A number of its own for each node, from 1.
         let inode = u64::from(number.0) + 1;
         let attributes = Attributes::of_node(inode, self.tree, number, |layer, entry| self.entry(layer, entry));
-        let place = || (node.layer(), node.entry().unwrap_or(u32::MAX));
-        let attributes = attributes.ok_or_else(|| {
-            let (layer, entry) = place();
-            ErofsError::NoEntry { layer, entry }
-        })?;
-        let content = match node.kind() {
+        let attributes = attributes.ok_or_else(|| no_entry(node))?;
+        let content = self.content(number, node, attributes.size)?;
+        Ok(Inode { attributes, xattrs: shared.body(self.xattrs(node)?.flatten()), content })
+    }
+
+    /// Where a file of `size` bytes has them.
+    fn content(&self, number: NodeNumber, node: &Node, size: u64) -> Result<Content<'a>, ErofsError> {
+        Ok(match node.kind() {
             NodeKind::Directory => Content::Data { bytes: directory::size(self.tree, number) },
-            NodeKind::Symlink => Content::Data { bytes: own.map_or(0, |entry| entry.link.len() as u64) },
-            NodeKind::Regular if attributes.size > 0 => {
-                let ((layer, entry), found) = (place(), self.layers.get(usize::from(node.layer())));
-                let chunks = found.and_then(|layer| layer.device.chunks(layer.entries, entry));
-                let chunks = chunks.ok_or(ErofsError::NoPlace { layer, entry })?;
+            NodeKind::Symlink => Content::Data { bytes: size },
+            NodeKind::Regular if size > 0 => {
+                let (Some(layer), Some(entry)) = (self.layers.get(usize::from(node.layer())), node.entry()) else {
+                    return Err(no_entry(node));
+                };
+                let chunks = layer.device.chunks(layer.entries, entry);
+                let chunks = chunks.ok_or(ErofsError::NoPlace { layer: node.layer(), entry })?;
                 // `write` bounds the number of layers.
-                Content::Chunks { chunks, device: layer + 1 }
+                Content::Chunks { chunks, device: node.layer() + 1 }
             }
             NodeKind::Regular
             | NodeKind::CharDevice
@@ -191,8 +197,7 @@ impl<'a> Input<'a> {
             | NodeKind::Fifo
             | NodeKind::Whiteout
             | NodeKind::ForeignLink => Content::Nothing,
-        };
-        Ok(Inode { attributes, xattrs: shared.body(self.xattrs(node)?.flatten()), content })
+        })
     }
 
     /// Gives a directory's or a link's data to `sink`, block by block, the last one as far as it is used.

@@ -105,7 +105,7 @@ impl Inode<'_> {
         bytes.extend(uid.to_le_bytes());
         bytes.extend(gid.to_le_bytes());
         bytes.extend(modified.seconds.to_le_bytes());
-        bytes.extend(modified.nanoseconds.to_le_bytes());
+        bytes.extend(modified.nanoseconds.min(999_999_999).to_le_bytes());
         bytes.extend(links.to_le_bytes());
         bytes.resize(INODE_BYTES, 0);
         self.xattrs.encode(&mut bytes);
