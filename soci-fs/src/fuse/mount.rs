@@ -257,6 +257,15 @@ pub fn may_open_device() -> io::Result<()> {
     fs::File::options().read(true).write(true).open("/dev/fuse").map(drop)
 }
 
+/// Finds out whether file systems of the kernel can show layers below `directory`, an existing one: by a mount, which
+/// needs root, and leaves nothing behind.
+///
+/// # Errors
+/// What the system says of the first step that failed, with that step.
+pub fn try_erofs(directory: &Path) -> io::Result<()> {
+    erofs::probe(directory)
+}
+
 /// Whether `path` is a FUSE mount whose process is gone.
 #[must_use]
 pub fn is_stale(path: &Path) -> bool {

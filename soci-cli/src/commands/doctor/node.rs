@@ -2,6 +2,8 @@
 
 mod containerd;
 
+use soci_fs::node::remote::trees::ShownTree;
+
 use crate::args::Doctor;
 use crate::args::config::{self, Config};
 use crate::commands::finding::{Finding, bad, good, note};
@@ -19,6 +21,7 @@ impl Finding {
 /// Only in a program that knows no nodes.
 pub(super) fn findings(arguments: &Doctor, config: &Config) -> anyhow::Result<Vec<Finding>> {
     let mut findings = machine();
+    findings.extend(names(config));
     findings.extend(containerd::findings(&arguments.containerd_config));
     findings.extend(daemon(config));
     Ok(findings)
@@ -64,6 +67,33 @@ fn machine() -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// What answers for the names in layers. The daemon that runs has found out; without one it is tried.
+fn names(config: &Config) -> Option<Finding> {
+    const WHAT: &str = "file names";
+    const KERNEL: &str = "answered by the kernel (EROFS)";
+    const FIX: &str =
+        "works, and is slower: Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, on a disk, has the kernel do it";
+    if let Ok(status) = crate::daemon::ask::status(&config.root)
+        && !status.layers.is_empty()
+    {
+        let by_daemon = status.layers.iter().filter(|held| held.tree == ShownTree::Fuse).count();
+        return Some(match by_daemon {
+            0 => good(WHAT, KERNEL),
+            count => {
+                note(WHAT, format!("answered by the daemon for {count} of {} open layers", status.layers.len()), FIX)
+            }
+        });
+    }
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let tried = tempfile::tempdir().and_then(|directory| soci_fs::fuse::mount::try_erofs(directory.path()));
+    Some(match tried {
+        Ok(()) => good(WHAT, KERNEL),
+        Err(error) => note(WHAT, format!("answered by the daemon: {error}"), FIX),
+    })
 }
 
 fn kernel_version(release: &str) -> Option<(u32, u32)> {
