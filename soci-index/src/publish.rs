@@ -282,7 +282,8 @@ pub(crate) async fn put_blobs(job: &Job<'_>, known: &Known, sink: &dyn Sink) -> 
         Ok::<_, PublishError>(())
     };
     let mut layers = build(job.source, job.image, job.options, &known.existing(), job.observer, keep).await?;
-    for ztoc in layers.iter_mut().filter_map(|layer| layer.outcome.as_mut().ok()).filter(|ztoc| ztoc.origin.is_reused()) {
+    for ztoc in layers.iter_mut().filter_map(|layer| layer.outcome.as_mut().ok()).filter(|ztoc| ztoc.origin.is_reused())
+    {
         tracing::debug!(ztoc = %ztoc.reference.digest, layer = %ztoc.reference.layer, "the layer is indexed already");
         let Some(origin) = known.origin(&ztoc.reference.digest) else { continue };
         sink.copy(origin, &Descriptor::new(ZTOC, ztoc.reference.digest, ztoc.reference.size)).await?;

@@ -263,10 +263,14 @@ pub fn watch<'l>(
 pub fn layer_line(report: &LayerReport) -> String {
     let (digest, kind, size) = (report.layer.digest, &report.layer.media_type, report.layer.size);
     match &report.outcome {
-        Ok(ztoc) if ztoc.origin.existed() => format!("layer {digest} -> ztoc {} (already exists)", ztoc.reference.digest),
+        Ok(ztoc) if ztoc.origin.existed() => {
+            format!("layer {digest} -> ztoc {} (already exists)", ztoc.reference.digest)
+        }
         Ok(ztoc) => format!("layer {digest} -> ztoc {}", ztoc.reference.digest),
         Err(Skip::NotWanted) => match &report.spans {
-            Some(spans) if spans.origin.existed() => format!("layer {digest} -> toc {} (already exists)", spans.reference.toc.0),
+            Some(spans) if spans.origin.existed() => {
+                format!("layer {digest} -> toc {} (already exists)", spans.reference.toc.0)
+            }
             Some(spans) => format!("layer {digest} -> toc {}", spans.reference.toc.0),
             None => format!("layer {digest} ({kind}) is left out of the span index"),
         },
