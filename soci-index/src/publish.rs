@@ -17,6 +17,7 @@ pub mod prefetched;
 pub mod profiles;
 pub mod refused;
 mod report;
+pub mod reuse;
 pub mod v2;
 pub mod verify;
 
@@ -40,7 +41,8 @@ use crate::image::sink::{Nowhere, Sink, SinkError, ztoc_body};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::publish::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
-use crate::publish::known::{Known, Relied, ReusedFrom};
+use crate::publish::known::Known;
+use crate::publish::reuse::{Relied, ReusedFrom};
 use crate::publish::v2::EnableError;
 use crate::registry::{Body, RegistryError, Repository};
 

@@ -196,7 +196,7 @@ const LOCKED_FILES: [&str; 9] = [
     // No span is written where a hole is being punched.
     "soci-fs/src/layer/store/layer.rs",
     // A page is written by one of those that bring it.
-    "soci-fs/src/layer/store/partial.rs",
+    "soci-fs/src/layer/store/layer/parts.rs",
     // The file is in memory, and has one writer.
     "soci-fs/src/node/keychain/pulls.rs",
     // Lines of two threads do not mix: the lock is standard output's own.

@@ -5,9 +5,9 @@
 use bytes::Bytes;
 use soci_index::format::checkpoint::{WINDOW_BYTES, Window, WindowBytes};
 use soci_index::format::compact::used::{keep, used};
-use soci_index::format::compact::{CompactError, Encoded, WindowError, WindowPlace, WindowsBlob, decode, encode};
+use soci_index::format::compact::{CompactError, Encoded, WindowError, WindowsBlob, decode, encode};
 use soci_index::format::decode::decode_span;
-use soci_index::format::index::{Compression, LayerIndex, Windows};
+use soci_index::format::index::{Compression, LayerIndex, WindowPlace, Windows};
 use soci_index::format::limits::Limits;
 use soci_index::format::ztoc::Ztoc;
 use soci_index::indexing::choice::{Candidate, Chooser};

@@ -29,7 +29,7 @@ pub struct Building {
     pub prefetch_files_json: Option<PathBuf>,
     /// For publish and convert: how many other tags of the repository are looked at for layers that are indexed already,
     /// at a manifest or two each
-    #[arg(long, default_value_t = soci_index::publish::known::REUSE_TAGS, value_name = "N")]
+    #[arg(long, default_value_t = soci_index::publish::reuse::REUSE_TAGS, value_name = "N")]
     pub reuse_tags: usize,
     /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others

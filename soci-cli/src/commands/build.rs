@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use soci_index::publish::build::{BuildOptions, Format};
-use soci_index::publish::known::Reuse;
+use soci_index::publish::reuse::Reuse;
 use soci_index::trust::Trust;
 
 use crate::args::{Building, Forms, IndexSpanSize, Indexing, Optimization};

@@ -19,7 +19,7 @@ use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Report;
 use soci_index::publish::build::{self, BuildOptions, LayerReport, LayerSpans, Observer, Skip};
-use soci_index::publish::known::Relied;
+use soci_index::publish::reuse::Relied;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};

@@ -188,10 +188,6 @@ impl Store for Layout {
         let length = file.metadata().map_err(|error| StoreError::io(&path, "cannot read", &error))?.len();
         Ok(Some(Located::file(&Arc::new(file), 0, length)))
     }
-
-    fn as_layout(&self) -> Option<&Self> {
-        Some(self)
-    }
 }
 
 impl LayoutWriter {

@@ -25,7 +25,7 @@ use crate::format::ztoc::{EncodeError, Encoded};
 use crate::image::urls::UrlFetcher;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::indexing::{IndexError, Indexed, SPAN_BYTES};
-use crate::publish::known::{REUSE_TAGS, Reuse};
+use crate::publish::reuse::{REUSE_TAGS, Reuse};
 
 mod layer;
 

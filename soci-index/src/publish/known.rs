@@ -26,18 +26,12 @@ use crate::format::reference::ManifestName;
 use crate::format::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
 use crate::image::{ImageSource, PlatformImage};
 use crate::publish::build::{self, BuildOptions, Existing, LayerReport};
+use crate::publish::reuse::ReusedFrom;
 use crate::publish::verify::{Checked, verify, verify_spans};
 use crate::publish::{Job, PublishError};
 use crate::registry::RegistryError;
 use crate::registry::Repository;
 
-mod reuse;
-
-pub use self::reuse::{Relied, Reuse, ReusedFrom};
-
-/// Default number of tags that are searched. Each costs a manifest or two, and some registries count these as pulls, of
-/// which they allow so many an hour.
-pub const REUSE_TAGS: usize = 8;
 /// Tags that are looked at concurrently.
 const TAGS_AT_A_TIME: usize = 8;
 /// SOCI indexes of one image that are looked at.

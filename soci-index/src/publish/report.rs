@@ -2,7 +2,7 @@
 
 use crate::format::digest::Digest;
 use crate::publish::build::LayerReport;
-use crate::publish::known::{Relied, ReusedFrom};
+use crate::publish::reuse::{Relied, ReusedFrom};
 use crate::registry::referrers::{FoundBy, Visibility};
 
 /// A span index that was made beside another one.

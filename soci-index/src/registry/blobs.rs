@@ -17,12 +17,13 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::model::Descriptor;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers::content_range;
+use crate::registry::need::Need;
 use crate::registry::retry::Deadline;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 
 mod read;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use url::Url;
 
 use crate::registry::address;
-use crate::registry::auth::{AuthContext, Grant, Scopes, TRIED_MAX};
+use crate::registry::auth::{AuthContext, Grant, TRIED_MAX};
 use crate::registry::challenge;
 use crate::registry::credentials::Credentials;
 use crate::registry::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
@@ -18,6 +18,7 @@ use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
 use crate::registry::redirect::{self, ShownUrl};
 use crate::registry::retry::{self, Deadline};
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, BodyError, Method, Request, Response};
 
 /// Redirects followed in a row; storage needs one or two.

@@ -17,8 +17,9 @@ use crate::format::model::{Descriptor, ImageIndex, RawManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::manifests::Manifests;
+use crate::registry::need::Need;
 
 /// How often to write before giving up: sixteen writers at a time needed two or three writes each in our trials, the
 /// unluckiest five.

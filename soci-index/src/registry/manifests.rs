@@ -10,11 +10,12 @@ use crate::format::digest::{Digest, Hasher};
 use crate::format::model::{Probe, RawManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
+use crate::registry::need::Need;
 use crate::registry::retry::Deadline;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, Method};
 
 /// What a registry said when it took a manifest.

@@ -14,14 +14,15 @@ use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::{ApiResponse, Call};
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::fallback::FallbackTag;
 use crate::registry::headers;
 use crate::registry::manifests::Manifests;
+use crate::registry::need::Need;
 use crate::registry::redirect;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 
 mod listing;

@@ -7,12 +7,13 @@
 use serde::Deserialize;
 
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
+use crate::registry::need::Need;
 use crate::registry::redirect;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 
 /// Pages that are read.

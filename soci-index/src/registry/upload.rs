@@ -18,13 +18,13 @@ use url::Url;
 
 use crate::format::digest::Digest;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::blobs::blob_call;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::{ApiResponse, Call, is_busy};
 use crate::registry::failover::HostedRepository;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, Method};
 
 mod chunks;

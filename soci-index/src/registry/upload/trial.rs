@@ -4,10 +4,10 @@
 //! the upload of our own that was opened just now, by the address that the registry gave for it; nothing else ever is.
 
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
 use crate::registry::failover::HostedRepository;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 use crate::registry::upload::location;
 

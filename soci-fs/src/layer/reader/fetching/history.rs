@@ -22,8 +22,7 @@ use futures_util::future::{self, BoxFuture, Shared};
 use futures_util::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
-use soci_index::format::compact::WindowPlace;
-use soci_index::format::index::LayerIndex;
+use soci_index::format::index::{LayerIndex, WindowPlace};
 use soci_index::format::span::SpanId;
 use tokio::time::{Instant, timeout};
 
