@@ -63,6 +63,7 @@
 //!
 //! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 
+pub mod clock;
 pub mod find;
 pub mod format;
 pub mod image;

@@ -72,7 +72,7 @@ const PURE: [&str; 19] = [
 ];
 
 /// What no pure module may touch.
-const IMPURE: [&str; 12] = [
+const IMPURE: [&str; 13] = [
     "std::env::",
     "std::fs",
     "std::io",
@@ -85,6 +85,7 @@ const IMPURE: [&str; 12] = [
     "futures_util::",
     "tempfile::",
     "crate::registry",
+    "clock::",
 ];
 
 /// Foreign protocols and libraries, each with the only files that may name it.
@@ -253,11 +254,11 @@ impl Source {
         self.path.contains("/generated/")
     }
 
-    /// The room that it is in: the first folder or file below `src`, but for the crate's own root.
+    /// The room that it is in: the first folder or file below `src`, but for the crate's own root and the clock.
     fn room(&self) -> Option<&str> {
         let (_, below) = self.path.split_once("/src/")?;
         let room = below.split('/').next()?.trim_end_matches(".rs");
-        (!matches!(room, "lib" | "main" | "snapshotter_main")).then_some(room)
+        (!matches!(room, "lib" | "main" | "snapshotter_main" | "clock")).then_some(room)
     }
 
     /// A file of tests in the middle of the product.

@@ -102,10 +102,8 @@ impl BootId {
     pub fn current() -> Self {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-        let number = u128::from_str_radix(&digits, 16).unwrap_or_else(|_| {
-            let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            time.map_or(1, |time| time.as_nanos())
-        });
+        let number =
+            u128::from_str_radix(&digits, 16).unwrap_or_else(|_| soci_index::clock::since_epoch().as_nanos().max(1));
         Self(number.to_be_bytes())
     }
 }

@@ -1,8 +1,8 @@
 //! On whose word something is reused.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::clock;
 use crate::format::digest::Digest;
 use crate::image::ImageSource;
 use crate::trust::Trust;
@@ -65,7 +65,7 @@ impl Reuse {
         if trust.is_empty() {
             return false;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = clock::seconds();
         for manifest in signed {
             match search(repository, manifest, trust, now).await {
                 Verdict::Good(_) => return true,

@@ -1,9 +1,9 @@
 //! Which host of a registry is asked, and when the next one is.
 //!
-//! A [`HostedRepository`] is a repository on one host; everything that speaks the protocol speaks to a place. Reading
+//! A [`HostedRepository`] is a repository on one host; everything that speaks the protocol speaks to one. Reading
 //! walks the hosts that may be asked, in their order. On any failure of a host that is not the last one, the next one
-//! is asked at once: retries and long timeouts are for the last. Pushing does not walk: what was pushed must be in one
-//! place.
+//! is asked at once: retries and long timeouts are for the last. Pushing does not walk: what was pushed must be on one
+//! host.
 //!
 //! A host that could not be reached, or that refused us, is left aside for a while. It is then asked only when the last
 //! host has failed, too, once: in a network that has nothing but the mirror, the mirror must not be given up for a
@@ -107,7 +107,7 @@ impl HostedRepository {
         self.repository.deadline(bytes)
     }
 
-    /// Whether it is on the same host as another place.
+    /// Whether it is on the same host as another one.
     pub(crate) fn is_on_host_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
     }
@@ -129,31 +129,30 @@ impl HostedRepository {
 }
 
 impl Repository {
-    /// The places to ask for something, in this order; at least one.
-    pub(crate) fn places(&self, need: Need) -> Result<Vec<HostedRepository>, RegistryError> {
-        let mut places: Vec<HostedRepository> = self.able(need)?.collect();
-        let last = places.pop().ok_or_else(|| self.no_host(need))?;
+    /// The hosts to ask for something, in this order; at least one.
+    pub(crate) fn hosts(&self, need: Need) -> Result<Vec<HostedRepository>, RegistryError> {
+        let mut hosts: Vec<HostedRepository> = self.able(need)?.collect();
+        let last = hosts.pop().ok_or_else(|| self.no_host(need))?;
         let last = HostedRepository { is_last: true, ..last };
-        let is_aside = |place: &HostedRepository| {
-            place.endpoint.is_aside(place.name(), need) || need == Need::Part && place.endpoint.serves_whole_only()
+        let is_aside = |hosted: &HostedRepository| {
+            hosted.endpoint.is_aside(hosted.name(), need) || need == Need::Part && hosted.endpoint.serves_whole_only()
         };
-        let (aside, mut places): (Vec<HostedRepository>, Vec<HostedRepository>) =
-            places.into_iter().partition(is_aside);
+        let (aside, mut hosts): (Vec<HostedRepository>, Vec<HostedRepository>) = hosts.into_iter().partition(is_aside);
         if !aside.is_empty() && !is_aside(&last) {
-            places.push(last.clone());
+            hosts.push(last.clone());
         }
-        places.extend(aside);
-        places.push(HostedRepository { is_final: true, ..last });
-        Ok(places)
+        hosts.extend(aside);
+        hosts.push(HostedRepository { is_final: true, ..last });
+        Ok(hosts)
     }
 
-    /// The one place that takes what is pushed.
-    pub(crate) fn push_place(&self) -> Result<HostedRepository, RegistryError> {
+    /// The one host that takes what is pushed.
+    pub(crate) fn push_host(&self) -> Result<HostedRepository, RegistryError> {
         let first = self.able(Need::Push)?.next().ok_or_else(|| self.no_host(Need::Push))?;
         Ok(HostedRepository { is_last: true, is_final: true, ..first })
     }
 
-    /// The places that have a capability.
+    /// The hosts that have a capability.
     fn able(&self, need: Need) -> Result<impl Iterator<Item = HostedRepository>, RegistryError> {
         if let Some(blocked) = self.blocked() {
             let (name, file) = (self.name(), blocked.file.display());
@@ -179,7 +178,7 @@ impl Repository {
         RegistryError::Setup { registry: self.registry().name().to_owned(), reason }
     }
 
-    /// Asks one place after the other until one has something. The last one's word is final.
+    /// Asks one host after the other until one has something. The last one's word is final.
     pub(crate) async fn first<T, F>(
         &self,
         need: Need,
@@ -188,16 +187,16 @@ impl Repository {
     where
         F: Future<Output = Result<Option<T>, RegistryError>>,
     {
-        for place in self.places(need)? {
-            let error = match ask(place.clone()).await {
-                Err(error) if !place.decides(&error) => error,
-                Ok(None) if !place.is_last => {
-                    tracing::debug!(host = place.host(), repository = self.name(), ?need, "not here");
+        for hosted in self.hosts(need)? {
+            let error = match ask(hosted.clone()).await {
+                Err(error) if !hosted.decides(&error) => error,
+                Ok(None) if !hosted.is_last => {
+                    tracing::debug!(host = hosted.host(), repository = self.name(), ?need, "not here");
                     continue;
                 }
                 decided => return decided,
             };
-            place.given_up(&error);
+            hosted.given_up(&error);
         }
         Ok(None)
     }
