@@ -243,6 +243,31 @@ pub struct Platforms {
     pub all_platforms: bool,
 }
 
+/// Which platform of an image.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OnePlatform {
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    platform: Option<String>,
+}
+
+impl OnePlatform {
+    /// Its name, if it is not this machine's.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.platform.as_deref()
+    }
+}
+
+/// Whether foreign layers are fetched.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Foreign {
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
+}
+
 /// How to talk to registries.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Registry")]

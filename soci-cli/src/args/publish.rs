@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use soci_index::publish::build::Format;
 
-use crate::args::{Access, Platforms};
+use crate::args::{Access, Foreign, Platforms};
 
 /// How to build indexes.
 #[derive(Debug, Clone, Args)]
@@ -31,10 +31,8 @@ pub struct Building {
     /// at a manifest or two each
     #[arg(long, default_value_t = soci_index::publish::reuse::REUSE_TAGS, value_name = "N")]
     pub reuse_tags: usize,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,
@@ -315,10 +313,8 @@ pub struct Verify {
     /// Demand a signature by this certificate, or by one of this authority, a PEM file as notation uses; may be repeated
     #[arg(long = "certificate", value_name = "FILE")]
     pub certificates: Vec<PathBuf>,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,

@@ -42,7 +42,7 @@ impl Build {
             prefetch: prefetch(building)?,
             reuse_tags: building.reuse_tags,
             reuse: Reuse { verified: building.verify_reused, signed_by },
-            urls: image::foreign_layers(building.foreign_layers)?,
+            urls: image::foreign_layers(building.foreign.foreign_layers)?,
             ..BuildOptions::default()
         };
         Ok(Self { options, force: building.force })

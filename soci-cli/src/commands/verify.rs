@@ -56,7 +56,7 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     let policy = (!arguments.keys.is_empty() || !arguments.certificates.is_empty())
         .then(|| TrustPolicy::new(Provisional::RequireSignature, &arguments.keys, &arguments.certificates))
         .transpose()?;
-    let urls = image::foreign_layers(arguments.foreign_layers)?;
+    let urls = image::foreign_layers(arguments.foreign.foreign_layers)?;
     let outcomes = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;
         let finder =
