@@ -1,9 +1,9 @@
 //! Cold starts: ours, containerd's overlayfs, and the daemons of AWS and stargz, all by `soci bench` in the same run.
 //!
-//! Each start has a machine of its own (`machine`), so nothing of the one before is there: neither containerd's content nor
-//! what a daemon keeps. The images (`images`) are made of Debian's and Python's packages, once. Each daemon has what its
-//! makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours the index
-//! beside the plain image. None fetches in the background, so that bytes do not depend on time.
+//! Each start has a machine of its own (`machine`), so nothing of the one before is there: neither containerd's content
+//! nor what a daemon keeps. The images (`images`) are made of Debian's and Python's packages, once. Each daemon has
+//! what its makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours
+//! the index beside the plain image. None fetches in the background, so that bytes do not depend on time.
 //!
 //! Beside the starts: how much of an index a start has read (`sent`), how much the registry keeps of it (`indexes`),
 //! how long an image without an index takes to be here (`whole`), and what fetching all of one that has an index makes
@@ -89,7 +89,8 @@ struct Workload {
     command: &'static str,
     /// Goals: seconds in units of stargz's and of AWS's, bytes in units of stargz's.
     goals: Option<[f64; 3]>,
-    /// Goals for seconds with a profile, and with a pack on the farther network, in units of the better of the two peers'.
+    /// Goals for seconds with a profile, and with a pack on the farther network, in units of the better of the two
+    /// peers'.
     prepared: Option<[f64; 2]>,
     /// Goal for the megabytes of the index that a start reads.
     index: Option<f64>,
@@ -284,8 +285,11 @@ impl Place<'_> {
             Ok(Series { image: image.name.to_owned(), snapshotter: kind.label().to_owned(), ..one })
         });
         let named: Vec<Series> = named.collect::<anyhow::Result<_>>()?;
-        let told = named.iter().flat_map(|one| &one.samples).all(|sample| sample.waits.is_some());
-        anyhow::ensure!(told || kind.name() != Kind::Soci.name(), "the daemon did not say how long reads waited");
+        let is_reported = named.iter().flat_map(|one| &one.samples).all(|sample| sample.waits.is_some());
+        anyhow::ensure!(
+            is_reported || kind.name() != Kind::Soci.name(),
+            "the daemon did not say how long reads waited"
+        );
         Ok(named)
     }
 }

@@ -15,7 +15,7 @@ pub(crate) enum Goal {
     AtMost(f64),
     /// This much or more.
     AtLeast(f64),
-    /// Told for comparison.
+    /// Shown for comparison.
     None,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Notes a figure, and says it on standard error for those who wait.
+    /// Adds a figure, and prints it on standard error as progress.
     pub(crate) fn add(&mut self, figure: impl Into<String>, goal: Goal, unit: &'static str, mut samples: Vec<f64>) {
         let figure = figure.into();
         if samples.is_empty() {
@@ -115,7 +115,8 @@ impl Report {
     }
 
     /// Ratios that are more than a tenth worse than those of an earlier run, in words: what is measured in seconds
-    /// says more of the machine. With `bytes_only` times are left alone, as those of a build that is not made for speed.
+    /// says more of the machine. With `bytes_only` times are left alone, as those of a build that is not made for
+    /// speed.
     pub(crate) fn regressions(&self, earlier: &Value, bytes_only: bool) -> Vec<String> {
         let figures = earlier["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
         let worse = |row: &Row| {

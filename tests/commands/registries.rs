@@ -232,7 +232,7 @@ fn v2_again(name: &str, copy: &str, login: &Path) {
     let said = publish_v2(name, copy, login);
     assert_eq!(said["status"], "up to date", "{said}");
     let layers = said["images"][0]["layers"].as_array().unwrap();
-    assert!(layers.iter().all(|layer| layer["reused"] == false), "nobody has signed what is there: {said}");
+    assert!(layers.iter().all(|layer| layer["reused"] == false), "what is there is not signed: {said}");
 }
 
 /// Apart from what a token service is asked, all requests since are reads.
@@ -395,7 +395,7 @@ async fn dockers_media_types_on_zot() {
     assert!(refused.to_string().contains("does not accept this media type"), "{refused}");
 }
 
-/// A push that was cut between the manifest and the tag leaves an index that nobody finds; the next run lists it.
+/// A push that was cut between the manifest and the tag leaves an index that no client finds; the next run lists it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_publish_is_repaired() {
     let broken = Some(Broken { method: "PUT", path: "/manifests/sha256-", status: 403 });
@@ -412,8 +412,8 @@ async fn an_interrupted_publish_is_repaired() {
     publish_and_find(&name, &image, &repository, login.path(), Outcome::Tag).await;
 }
 
-/// A project that shows only what is signed (section 5.2): the index is pushed without a look at what is there, as often
-/// as it takes.
+/// A project that shows only what is signed (section 5.2): the index is pushed without a look at what is there, as
+/// often as it takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_read_back() {
     let broken = Some(Broken { method: "GET", path: "/manifests/sha256:", status: 412 });
@@ -495,7 +495,7 @@ async fn what_refuses_an_index_is_named() {
         let said = until_mounted(mount.arg(place.path()).args(["--min-layer-size", "1000"]));
         assert!(said.contains("PROJECTPOLICYVIOLATION") && !said.contains("has no index"), "{said}");
     }
-    // Who signs wants to know what: it is built, and what was signed can be read.
+    // What is signed must be known: it is built, and what was signed can be read.
     let signed = run(publish(&name, login.path()).args(["--sign-with", "true"]));
     let message = String::from_utf8_lossy(&signed.stderr).into_owned();
     assert!(signed.status.success() && message.contains("PROJECTPOLICYVIOLATION"), "{message}");

@@ -310,7 +310,7 @@ async fn signatures_are_required() {
     push_referrer(&stage.repository(), &stage.index, bundle_type, bundle_type, foreign.as_bytes()).await;
     let wrong = stage.open("c", required(&keys)).await;
     assert!(reason(&wrong).contains("it signs sha256:"), "{}", reason(&wrong));
-    // The image's signature does not vouch for an index that anybody may add.
+    // The image's signature does not vouch for an index that any client may add.
     signer.push_simple(&stage.repository(), &stage.image.digest()).await;
     assert!(matches!(stage.open("d", required(&keys)).await.notes[0].way, Way::Streamed(_)));
 
@@ -327,7 +327,8 @@ async fn signatures_are_required() {
     assert_eq!(stage.open("a", required(&[third.path("pub.pem")])).await.notes[0].way, Way::Kept);
 }
 
-/// The key of one team speaks for the images of that team's repositories only, wherever the index and its signature are.
+/// The key of one team speaks for the images of that team's repositories only, wherever the index and its signature
+/// are.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_bound_to_repositories() {
     let (Some(ours), Some(theirs)) = (Signer::new(Kind::P256), Signer::new(Kind::P256)) else { return };
@@ -352,11 +353,11 @@ async fn keys_are_bound_to_repositories() {
     let read = read(&refused).await;
     assert!(read[..] == content()[..read.len()]);
     assert_eq!(stage.open("b", policy([&other, &own])).await.notes[0].way, Way::Lazy, "bound the other way round");
-    let nobody = stage.open("c", policy([&other, "elsewhere.example/*"])).await;
+    let unsigned = stage.open("c", policy([&other, "elsewhere.example/*"])).await;
     assert!(
-        reason(&nobody).contains(&format!("no key and no certificate speaks for {host}/team/app")),
+        reason(&unsigned).contains(&format!("no key and no certificate speaks for {host}/team/app")),
         "{}",
-        reason(&nobody)
+        reason(&unsigned)
     );
     // The same of a profile with a pack.
     assert!(

@@ -23,7 +23,7 @@ use soci_tests::{run, soci};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What Harbor is told to send.
+/// What Harbor is configured to send.
 const TOKEN: &str = "Bearer of-the-webhook-s3cret";
 
 /// A server that runs until it is dropped.
@@ -48,8 +48,8 @@ impl Server {
             }
         };
         let said = Arc::new(Mutex::new(said));
-        let heard = Arc::clone(&said);
-        std::thread::spawn(move || listen(lines, &heard));
+        let written = Arc::clone(&said);
+        std::thread::spawn(move || listen(lines, &written));
         Self { child, address, said }
     }
 
@@ -72,7 +72,7 @@ impl Server {
         (status.parse().unwrap(), answer)
     }
 
-    fn tell(&self, event: &Value) -> (u16, String) {
+    fn send(&self, event: &Value) -> (u16, String) {
         self.request("POST", "/webhook", Some(TOKEN), &event.to_string())
     }
 
@@ -120,10 +120,10 @@ impl Drop for Server {
     }
 }
 
-fn listen(mut lines: BufReader<ChildStderr>, heard: &Mutex<String>) {
+fn listen(mut lines: BufReader<ChildStderr>, written: &Mutex<String>) {
     let mut line = String::new();
     while matches!(lines.read_line(&mut line), Ok(1..)) {
-        heard.lock().unwrap().push_str(&line);
+        written.lock().unwrap().push_str(&line);
         line.clear();
     }
 }
@@ -158,7 +158,7 @@ async fn index_of(repository: &Repository, image: &Image) -> Digest {
     found.digest
 }
 
-/// A push to Harbor leads to an index; what Harbor then tells of the index leads to nothing.
+/// A push to Harbor leads to an index; the event about the index leads to nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_to_harbor_is_indexed() {
     let registry = ProfiledRegistry::start(Profile::Harbor215).await;
@@ -167,21 +167,21 @@ async fn a_push_to_harbor_is_indexed() {
     let server = Server::start(&registry.address, root.path(), &[]);
     let image = image(1);
     image.push(&repository, "v1").await;
-    let (status, answer) = server.tell(&harbor("team/app", "v1", &image.digest()));
+    let (status, answer) = server.send(&harbor("team/app", "v1", &image.digest()));
     assert_eq!(status, 202, "{answer}");
     assert_eq!(server.outcomes(1), ["published"]);
     let index = index_of(&repository, &image).await;
 
-    let (status, answer) = server.tell(&harbor("team/app", &index.to_string(), &index));
+    let (status, answer) = server.send(&harbor("team/app", &index.to_string(), &index));
     assert_eq!(status, 202);
     assert!(answer.contains(r#""queued":0"#) && answer.contains("has no tag"), "{answer}");
     // Under a tag it is no image.
     let raw = repository.manifest(&ManifestName::Digest(index)).await.unwrap().unwrap();
     repository.push_manifest(&ManifestName::Tag("index".into()), media_type::MANIFEST, raw.bytes).await.unwrap();
     let before = registry.requests().len();
-    assert_eq!(server.tell(&harbor("team/app", "index", &index)).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "index", &index)).0, 202);
     assert_eq!(server.outcomes(2)[0], "nothing", "{}", server.jobs());
-    assert_eq!(server.tell(&harbor("team/app", "v1", &image.digest())).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &image.digest())).0, 202);
     assert_eq!(server.outcomes(3)[0], "up-to-date");
     let requests = registry.requests().split_off(before);
     assert!(requests.iter().all(|line| !line.starts_with("PUT ")), "{requests:?}");
@@ -211,7 +211,7 @@ async fn a_push_to_docker_registry_is_indexed() {
     for image in &images {
         index_of(&repository, image).await;
     }
-    // The fallback tags were told of, too: each is written once.
+    // There were events for the fallback tags, too: each is written once.
     let start = Instant::now();
     while server.metric("pushes_ignored_total") < 6 {
         assert!(start.elapsed() < PATIENCE, "{}", server.said.lock().unwrap());
@@ -231,23 +231,23 @@ async fn version_2_comes_to_rest() {
     let server = Server::start(&registry.address, root.path(), &["--v2"]);
     let (old, new) = (image(1), image(2));
     old.push(&repository, "v1").await;
-    assert_eq!(server.tell(&harbor("team/app", "v1", &old.digest())).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &old.digest())).0, 202);
     assert_eq!(server.outcomes(1), ["published"], "{}", server.jobs());
     let tag = ManifestName::Tag("v1".into());
     let enabled = repository.manifest(&tag).await.unwrap().unwrap().digest;
     assert_ne!(enabled, old.digest());
-    assert_eq!(server.tell(&harbor("team/app", "v1", &enabled)).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &enabled)).0, 202);
     assert_eq!(server.outcomes(2)[0], "up-to-date", "{}", server.jobs());
 
     new.push(&repository, "v1").await;
-    assert_eq!(server.tell(&harbor("team/app", "v1", &old.digest())).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &old.digest())).0, 202);
     assert_eq!(server.outcomes(3)[0], "superseded", "{}", server.jobs());
     assert_eq!(repository.manifest(&tag).await.unwrap().unwrap().digest, new.digest(), "the newer image is there");
-    assert_eq!(server.tell(&harbor("team/app", "v1", &new.digest())).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &new.digest())).0, 202);
     assert_eq!(server.outcomes(4)[0], "published", "{}", server.jobs());
 }
 
-/// Indexes go elsewhere if they are to, and are signed there: also what is in place already, for nobody has said whose
+/// Indexes go elsewhere if they are to, and are signed there: also what is in place already, for no option says whose
 /// signature would do.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_go_elsewhere_and_are_signed() {
@@ -271,7 +271,7 @@ async fn indexes_go_elsewhere_and_are_signed() {
     let sign = format!("sh -c 'echo \"$1\" >> {}' sh {{}}", note.display());
     let server = Server::start(&registry.address, root.path(), &["--to", &place, "--sign-with", &sign]);
     for count in 1..=2 {
-        assert_eq!(server.tell(&harbor("team/app", "v1", &image.digest())).0, 202);
+        assert_eq!(server.send(&harbor("team/app", "v1", &image.digest())).0, 202);
         server.outcomes(count);
     }
     assert_eq!(server.outcomes(2), ["up-to-date", "published"], "{}", server.jobs());
@@ -284,7 +284,8 @@ async fn indexes_go_elsewhere_and_are_signed() {
     assert!(requests.iter().all(|line| line.starts_with("GET ") || line.starts_with("HEAD ")), "{requests:?}");
 }
 
-/// What anybody may have put beside an image, or beside that of a neighbouring tag, is neither signed nor made part of one.
+/// What any client may have put beside an image, or beside that of a neighbouring tag, is neither signed nor made part
+/// of one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_forged_is_not_signed() {
     for (version_2, is_neighbour) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -304,7 +305,7 @@ async fn what_is_forged_is_not_signed() {
         let sign = format!("sh -c 'echo \"$1\" >> {}' sh {{}}", note.display());
         let more: &[&str] = if version_2 { &["--v2", "--format", "both"] } else { &[] };
         let server = Server::start(&registry.address, root.path(), &[&["--sign-with", &sign], more].concat());
-        assert_eq!(server.tell(&harbor("team/app", "v2", &image.digest())).0, 202);
+        assert_eq!(server.send(&harbor("team/app", "v2", &image.digest())).0, 202);
         assert_eq!(server.outcomes(1), ["published"], "{}", server.jobs());
         let signed = std::fs::read_to_string(&note).unwrap();
         assert_eq!(signed.lines().count(), if version_2 { 4 } else { 2 }, "{signed}");
@@ -319,7 +320,7 @@ async fn what_is_forged_is_not_signed() {
 
 /// Without the right header nothing is taken and nothing shown; open addresses need a token.
 #[test]
-fn who_may_tell() {
+fn only_authorized_events_are_accepted() {
     let root = tempfile::tempdir().unwrap();
     let token = root.path().join("token");
     std::fs::write(&token, TOKEN).unwrap();
@@ -363,13 +364,13 @@ async fn no_other_registry_is_contacted() {
             "url": format!("http://{elsewhere}/v2/team/app/manifests/{digest}") },
     }] });
     for event in [event, notification] {
-        assert_eq!(server.tell(&event).0, 202, "{event}");
+        assert_eq!(server.send(&event).0, 202, "{event}");
     }
     for repository in [format!("{elsewhere}/team/app"), format!("team/app@{elsewhere}"), "../team/app".to_owned()] {
-        let (status, answer) = server.tell(&harbor(&repository, "v1", &digest));
+        let (status, answer) = server.send(&harbor(&repository, "v1", &digest));
         assert!(status == 202 && answer.contains(r#""queued":0"#), "{answer}");
     }
-    let (_, answer) = server.tell(&harbor("others/app", "v1", &digest));
+    let (_, answer) = server.send(&harbor("others/app", "v1", &digest));
     assert!(answer.contains(r#""queued":0"#) && answer.contains("--match"), "{answer}");
     // The images are not there, which may change: they are tried again later.
     let start = Instant::now();
@@ -378,7 +379,7 @@ async fn no_other_registry_is_contacted() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(registry.requests().iter().any(|line| line.contains("/team/app/manifests/")));
-    assert!(trap.accept().is_err(), "somebody connected to what a body names");
+    assert!(trap.accept().is_err(), "a host that a body names was contacted");
 }
 
 #[test]
@@ -404,7 +405,7 @@ async fn slow() -> ProfiledRegistry {
     ProfiledRegistry::with(Quirks { latency: Duration::from_millis(400), ..Profile::Harbor215.quirks() }).await
 }
 
-/// Connections that send nothing, or half a head, keep nobody out: neither events, nor probes, there or beside.
+/// Connections that send nothing, or half a head, keep no client out: neither events, nor probes, there or beside.
 #[test]
 fn silent_connections_shut_nothing() {
     let root = tempfile::tempdir().unwrap();
@@ -430,9 +431,9 @@ fn silent_connections_shut_nothing() {
         let (status, answer) = Server::request_at(address, "GET", "/healthz", None, "");
         assert!(status == 200 && answer.ends_with("ok\n"), "{answer}");
     }
-    assert_eq!(server.tell(&harbor("team/app", "v1", &Digest::of(b"x"))).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &Digest::of(b"x"))).0, 202);
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
-    // Nobody keeps a place for longer than a head may take.
+    // No connection is kept for longer than a head may take.
     let mut last = silent.pop().unwrap();
     last.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
     assert!(matches!(last.read(&mut [0; 1]), Ok(0) | Err(_)));
@@ -475,11 +476,11 @@ async fn a_full_queue() {
     registry.write_login(root.path());
     let server = Server::start(&registry.address, root.path(), &["--jobs", "1", "--queue", "1"]);
     let digest = Digest::of(b"x");
-    assert_eq!(server.tell(&harbor("team/app", "v1", &digest)).0, 202);
-    assert_eq!(server.tell(&harbor("team/app", "v2", &digest)).0, 202);
-    let (status, answer) = server.tell(&harbor("team/app", "v3", &digest));
+    assert_eq!(server.send(&harbor("team/app", "v1", &digest)).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v2", &digest)).0, 202);
+    let (status, answer) = server.send(&harbor("team/app", "v3", &digest));
     assert!(status == 503 && answer.to_lowercase().contains("retry-after: 60"), "{answer}");
-    assert_eq!(server.tell(&harbor("team/app", "v2", &digest)).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v2", &digest)).0, 202);
     let jobs = server.jobs();
     let tags = |what: &str| jobs[what].as_array().unwrap().iter().map(|job| job["tag"].clone()).collect::<Vec<_>>();
     assert_eq!((tags("running"), tags("waiting")), (vec![json!("v1")], vec![json!("v2")]), "{jobs}");
@@ -497,7 +498,7 @@ async fn killed_with_work_to_do() {
     }
     let mut server = Server::start(&registry.address, root.path(), &["--jobs", "1"]);
     for (image, tag) in images.iter().zip(["v1", "v2", "v3"]) {
-        assert_eq!(server.tell(&harbor("team/app", tag, &image.digest())).0, 202);
+        assert_eq!(server.send(&harbor("team/app", tag, &image.digest())).0, 202);
     }
     server.signal(Signal::KILL);
     server.child.wait().unwrap();
@@ -505,7 +506,7 @@ async fn killed_with_work_to_do() {
     assert_eq!(left["jobs"].as_array().unwrap().len(), 3, "{left}");
 
     let mut server = Server::start(&registry.address, root.path(), &["--jobs", "3"]);
-    // Nobody else may have the queue meanwhile.
+    // No other process may have the queue meanwhile.
     let output = run(&mut serve(&registry.address, root.path(), &[]));
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(7), "{message}");
@@ -519,9 +520,9 @@ async fn killed_with_work_to_do() {
     assert!(left.contains(r#""jobs": []"#), "{left}");
 }
 
-/// Told to end, it finishes what runs and keeps what waits; what does not end in time is kept, too.
+/// On SIGTERM it finishes what runs and keeps what waits; what does not end in time is kept, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn told_to_end() {
+async fn graceful_shutdown() {
     let registry = slow().await;
     for (drain, jobs_left) in [("60s", 1), ("0s", 2)] {
         let root = tempfile::tempdir().unwrap();
@@ -532,7 +533,7 @@ async fn told_to_end() {
         }
         let mut server = Server::start(&registry.address, root.path(), &["--jobs", "1", "--drain", drain]);
         for (image, tag) in images.iter().zip(["v1", "v2"]) {
-            assert_eq!(server.tell(&harbor(repository.name(), tag, &image.digest())).0, 202);
+            assert_eq!(server.send(&harbor(repository.name(), tag, &image.digest())).0, 202);
         }
         assert_eq!(server.end(), Some(0));
         let left = std::fs::read(root.path().join("webhook/queue.json")).unwrap();
@@ -580,7 +581,7 @@ async fn what_a_policy_forbids_is_tried_again_after_the_next_event() {
     image.push(&repository, "v1").await;
     registry.break_down();
     let server = Server::start(&registry.address, root.path(), &["--no-auth"]);
-    assert_eq!(server.tell(&harbor("team/app", "v1", &image.digest())).0, 202);
+    assert_eq!(server.send(&harbor("team/app", "v1", &image.digest())).0, 202);
     let start = Instant::now();
     while server.metric("jobs_retried_total") == 0 {
         assert!(start.elapsed() < PATIENCE, "{}", server.jobs());
@@ -590,6 +591,6 @@ async fn what_a_policy_forbids_is_tried_again_after_the_next_event() {
     assert_eq!((&waiting["rests"], &waiting["attempts"]), (&true.into(), &1.into()), "{waiting}");
     registry.heal();
     let signature = format!("sha256-{}.sig", image.digest().hex());
-    assert_eq!(server.tell(&harbor("team/app", &signature, &image.digest())).0, 202);
+    assert_eq!(server.send(&harbor("team/app", &signature, &image.digest())).0, 202);
     assert_eq!(server.outcomes(1), ["published"]);
 }

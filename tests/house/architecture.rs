@@ -169,7 +169,7 @@ const UNSAFE: [&str; 3] = [
     "soci-fs/src/fuse/mount/id_mapped.rs",
 ];
 
-/// Who reads the environment.
+/// Files that read the environment.
 const ENVIRONMENT: [&str; 5] = [
     // The validated configuration: where state is kept.
     "soci-cli/src/args/config.rs",
@@ -183,7 +183,7 @@ const ENVIRONMENT: [&str; 5] = [
     "soci-index/src/registry/credentials/docker.rs",
 ];
 
-/// Where a lock is held over calls on local files, and why; those who call there block.
+/// Where a lock is held over calls on local files, and why; callers block there.
 const LOCKED_FILES: [&str; 9] = [
     // Of two versions of a record the later one stays.
     "soci-fs/src/node/remote/slots.rs",
@@ -498,8 +498,8 @@ fn locked_calls(source: &Source) -> Vec<String> {
     found
 }
 
-/// Architecture invariant: no lock is held over calls on files but where that is decided. (Over an `await` the compiler's
-/// lints find them.)
+/// Architecture invariant: no lock is held over calls on files but where that is decided. (Over an `await` the
+/// compiler's lints find them.)
 #[test]
 fn locks_are_not_held_over_files() {
     let sources = sources("/src/");
@@ -511,7 +511,8 @@ fn locks_are_not_held_over_files() {
     assert_none("listed without need", &idle.map(|source| source.path.clone()).collect::<Vec<_>>());
 }
 
-/// Architecture invariant: one kind of lock, which a panic does not poison: what a lock guards is never left half changed.
+/// Architecture invariant: one kind of lock, which a panic does not poison: what a lock guards is never left half
+/// changed.
 #[test]
 fn locks_are_parking_lots() {
     let mut found = Vec::new();

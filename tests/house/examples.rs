@@ -21,7 +21,7 @@ fn node(name: &str) -> PathBuf {
 
 /// `soci doctor` finds in containerd's configuration what the snapshotter needs; only the socket is not there.
 #[test]
-fn containerd_is_told_enough() {
+fn containerd_is_configured_completely() {
     for name in ["containerd-1.toml", "containerd-2.toml"] {
         let output = run(soci().args(["doctor", "--json", "--containerd-config"]).arg(node(name)));
         let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -37,7 +37,8 @@ fn containerd_is_told_enough() {
     }
 }
 
-/// What the service manager can take from the daemon it does, and what would keep its mounts from containerd it does not.
+/// What the service manager can take from the daemon it does, and what would keep its mounts from containerd it does
+/// not.
 #[test]
 fn the_service_is_shut_as_far_as_mounts_allow() {
     let unit = std::fs::read_to_string(node("soci-snapshotter-grpc.service")).unwrap();
@@ -136,7 +137,8 @@ fn containerd_reads_its_configuration() {
     }
 }
 
-/// A node that is set up by the examples pulls images by either snapshotter, and lists nothing that `soci doctor` minds.
+/// A node that is set up by the examples pulls images by either snapshotter, and lists nothing that `soci doctor`
+/// minds.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_by_the_examples_pull() {
     let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();

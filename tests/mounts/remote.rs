@@ -96,7 +96,7 @@ async fn one_look_up_serves_all_layers() {
     assert!(requests <= 8, "{requests} requests");
 }
 
-/// A node that has lost an image's bytes fetches what its last start-up read, before anybody reads.
+/// A node that has lost an image's bytes fetches what its last start-up read, before any read.
 #[tokio::test(flavor = "multi_thread")]
 async fn start_ups_are_remembered_and_fetched_ahead() {
     let content = text(5, 2_000_000);
@@ -125,7 +125,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
             tokio::time::sleep(Duration::from_millis(10)).await;
             ahead = present(&daemon, slot);
         }
-        assert_eq!(ahead > 0, is_known, "{ahead} spans before anybody read");
+        assert_eq!(ahead > 0, is_known, "{ahead} spans before any read");
         let inode = daemon.forest.lookup(1, slot.to_string().as_bytes()).unwrap().inode;
         let inode = daemon.forest.lookup(inode, b"data").unwrap().inode;
         assert_eq!(daemon.forest.read(inode, 1_000_000, 100).await.unwrap(), content[1_000_000..1_000_100]);
@@ -140,7 +140,7 @@ async fn start_ups_are_remembered_and_fetched_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_uses_is_swept() {
+async fn unused_layers_are_swept() {
     let (image, contents) = image();
     let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
     let name = push(&registry, &image).await;
@@ -167,7 +167,8 @@ async fn what_nobody_uses_is_swept() {
     assert_eq!(daemon.forest.slots().iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [again]);
 }
 
-/// A layer that is asked for while it is being given up is provided anew, and what was given up takes nothing of it along.
+/// A layer that is asked for while it is being given up is provided anew, and what was given up takes nothing of it
+/// along.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_may_be_wanted_again_at_once() {
     let (image, contents) = image();
@@ -312,7 +313,8 @@ async fn links_to_lower_layers_are_containerd_s() {
     assert_eq!(daemon.forest.slots().len(), 1);
 }
 
-/// What nobody asked for comes by itself and is proven; then neither registry nor index need be trusted any more.
+/// What no read asked for is fetched in the background and proven; then neither registry nor index need be trusted any
+/// more.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rest_comes_in_the_background() {
     let (image, contents) = image();
@@ -344,7 +346,7 @@ async fn the_rest_comes_in_the_background() {
     }
     assert!(reader.store().is_complete() && reader.store().is_proven());
     assert_eq!(metrics.background_spans.load(Ordering::Relaxed), u64::from(reader.store().spans()));
-    // All is done: nobody is asked again.
+    // All is done: no registry is asked again.
     let before = registry.traffic().requests;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(registry.traffic().requests, before);
@@ -353,9 +355,9 @@ async fn the_rest_comes_in_the_background() {
     working.abort();
 }
 
-/// Who gives up a pull has its layers fetched for nobody, and not for long.
+/// The layers of a pull that was given up are fetched without a waiting caller, and not for long.
 #[tokio::test(flavor = "multi_thread")]
-async fn fetches_that_nobody_waits_for_end() {
+async fn fetches_without_waiting_callers_end() {
     let image = Image::gzip(vec![tar(&[("etc/motd", text(1, 3_000_000))]), tar(&[("etc/other", text(2, 3_000_000))])]);
     let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
     push(&registry, &image).await;
@@ -379,7 +381,7 @@ async fn fetches_that_nobody_waits_for_end() {
     assert_eq!(stored(), 2, "both layers are being fetched");
     daemon.layers.end_idle(Duration::ZERO);
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!question.is_finished(), "somebody waits");
+    assert!(!question.is_finished(), "a caller waits");
     question.abort();
     let _ = question.await;
     daemon.layers.end_idle(Duration::ZERO);
@@ -390,14 +392,14 @@ async fn fetches_that_nobody_waits_for_end() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(stored(), 0, "nothing is left of what was fetched");
-    // Whoever comes back gets it.
+    // A caller that comes back gets it.
     front.set(Fault::None);
     let slot = daemon.layers.provide(&labels).await.unwrap();
     assert_eq!(daemon.read(slot, "etc/motd").await, text(1, 3_000_000));
 }
 
-/// A version 2 index that is asked for by its digest is used for an image that does not name it, also with all modes off;
-/// without that the image is containerd's.
+/// A version 2 index that is asked for by its digest is used for an image that does not name it, also with all modes
+/// off; without that the image is containerd's.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_by_digest_and_modes_that_are_off() {
     let (image, contents) = image();
@@ -429,8 +431,8 @@ async fn indexes_by_digest_and_modes_that_are_off() {
     assert_eq!(registry.traffic().requests, before, "nothing is asked");
 }
 
-/// The index that a label names is of another image: it is used for the layers that both have, the others come whole, even
-/// where images without an index are left to containerd.
+/// The index that a label names is of another image: it is used for the layers that both have, the others come whole,
+/// even where images without an index are left to containerd.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_of_another_image() {
     let [shared, own, others] = [1, 2, 3].map(|seed| text(seed, 300_000));
@@ -544,7 +546,7 @@ async fn prefetching_is_limited() {
     assert!(between > DELAY / 2, "they came side by side, {between:?} apart");
 }
 
-/// What AWS's prefetch artifacts name is fetched before anybody reads, if that is wanted.
+/// What AWS's prefetch artifacts name is fetched before any read, if that is wanted.
 #[tokio::test(flavor = "multi_thread")]
 async fn prefetch_artifacts_are_used() {
     let image = Image::gzip(vec![tar(&[("a", text(1, 900_000)), ("b", text(2, 900_000))])]);

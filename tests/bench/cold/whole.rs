@@ -1,7 +1,7 @@
 //! How long an image without any index takes to be here whole: ours, and containerd's overlayfs.
 //!
 //! Both are pulled as Kubernetes does it, through the same relay, each on a machine of its own. Ours finds no index and
-//! streams the layers into its store; that it was not containerd who did it is looked up in containerd's content.
+//! streams the layers into its store; that containerd did not do it is checked in containerd's content.
 
 use std::process::Command;
 use std::time::Instant;

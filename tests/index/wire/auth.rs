@@ -301,7 +301,7 @@ async fn changed_credentials_are_used_for_the_next_token() {
     repository.manifest(&tag()).await.unwrap().unwrap();
 }
 
-/// Harbor says this of a project that is not there, to everybody.
+/// Harbor says this of a project that is not there, to every client.
 #[tokio::test]
 async fn a_refusal_without_a_question() {
     for header in [None, Some("")] {
@@ -402,7 +402,7 @@ impl Keychain for Several {
     }
 }
 
-/// What other parties know of a registry keeps nobody from what is theirs: one credential after the other is tried, whether
+/// Credentials from other sources do not hide a client's own: one credential after the other is tried, whether
 /// the registry refuses it itself, by either status, or the token service does.
 #[tokio::test]
 async fn credentials_are_tried_in_turn() {
@@ -419,7 +419,7 @@ async fn credentials_are_tried_in_turn() {
                     if by_token { format!("Bearer realm=\"{realm}\"") } else { "Basic realm=\"x\"".to_owned() };
                 match (is_token, authorization) {
                     (true, Some(_)) if is_right => reply(200).body(r#"{"token":"abc"}"#),
-                    // Some give a token to everybody, which is then good for nothing.
+                    // Some give a token to every client, which is then good for nothing.
                     (true, None) => reply(200).body(r#"{"token":"nothing"}"#),
                     (true, _) => reply(refusal),
                     (false, Some("Bearer abc")) => reply(200).body(MANIFEST),
@@ -441,7 +441,7 @@ async fn credentials_are_tried_in_turn() {
             repository.manifest(&tag()).await.unwrap().unwrap();
             assert_eq!(server.requests().len(), before + 1, "{case}");
 
-            // Nothing helps, until one is good: a refusal is not for ever, whoever had it.
+            // Nothing helps, until one is good: a refusal is not remembered for ever, from whatever source.
             for next in ["none of them", "bad", "none of them", "other"] {
                 *right.lock().unwrap() = next;
                 let last = repository.manifest(&tag()).await;
@@ -455,7 +455,7 @@ async fn credentials_are_tried_in_turn() {
     }
 }
 
-/// An image that anybody may pull is pulled, although somebody's secret for it is wrong.
+/// A public image is pulled, although a secret for it is wrong.
 #[tokio::test]
 async fn a_wrong_secret_does_not_shut_what_is_open() {
     for by_token in [false, true] {
@@ -507,7 +507,7 @@ async fn very_many_credentials_are_tried_over_several_requests() {
     }
 }
 
-/// A registry of logins without tokens that lets `me` read and nobody push.
+/// A registry of logins without tokens that lets `me` read and no login push.
 fn readable(request: &Recorded) -> Reply {
     match (request.header("authorization"), request.method.as_str()) {
         (Some(BASIC), "GET" | "HEAD") => reply(200).body(MANIFEST),
@@ -517,7 +517,7 @@ fn readable(request: &Recorded) -> Reply {
 
 /// What a login is refused for: itself, or what it lacks.
 #[tokio::test]
-async fn a_wrong_password_and_a_missing_right_are_told_apart() {
+async fn a_wrong_password_and_a_missing_right_are_distinguished() {
     let server = Server::start(readable).await;
     let wrong = CredentialSource::Password { user: "me".into(), password: Secret::new("wrong") };
     let wrong = ClientOptions { credentials: wrong, ..options() };

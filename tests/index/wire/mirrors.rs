@@ -1,4 +1,4 @@
-//! Mirrors: who is asked, in which order, and who gets which secret.
+//! Mirrors: which host is asked, in which order, and which host gets which secret.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -79,13 +79,13 @@ fn by_file(origin: &str, text: &str, root: &Path, options: ClientOptions) -> Rep
     Registry::new(origin, ClientOptions { hosts, ..options }).unwrap().repository("p/r")
 }
 
-/// An address where nobody listens.
-fn nobody() -> String {
+/// An address where no server listens.
+fn unreachable() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[tokio::test]
-async fn the_mirror_is_asked_first_and_told_for_whom() {
+async fn the_mirror_is_asked_first_with_the_registrys_name() {
     let (mirror, origin) = (Server::start(all).await, Server::start(all).await);
     let repository = behind(&mirror, &origin);
     repository.manifest(&tag()).await.unwrap().unwrap();
@@ -150,8 +150,8 @@ async fn whatever_a_mirror_does_wrong_the_origin_does_right() {
         assert_eq!(repository.blob_bytes(&descriptor(), 4000).await.unwrap(), content(), "{shown}");
         assert_eq!(repository.referrers(&Digest::of(b"s"), None).await.unwrap().entries.len(), 1, "{shown}");
         assert!(start.elapsed() < Duration::from_secs(2), "{shown}");
-        // Nothing was tried again on the mirror; the fallback tag is another question. Who refuses a blob is not asked
-        // for it again soon.
+        // Nothing was tried again on the mirror; the fallback tag is another question. A host that refuses a blob is
+        // not asked for it again soon.
         let fallback = |line: &&String| line.contains("/sha256-");
         let asked = mirror.lines();
         let expected = if shown.contains("status: 401") { 3 } else { 4 };
@@ -174,7 +174,7 @@ async fn sizes_are_asked_of_all() {
 }
 
 #[tokio::test]
-async fn what_nobody_has_is_missing() {
+async fn what_no_host_has_is_missing() {
     let (mirror, origin) = (Server::start(|_| reply(500)).await, Server::start(|_| reply(404)).await);
     let repository = behind(&mirror, &origin);
     assert_eq!(repository.manifest(&tag()).await, Ok(None));
@@ -187,7 +187,7 @@ async fn what_nobody_has_is_missing() {
 #[tokio::test]
 async fn a_dead_mirror_is_passed_over() {
     let origin = Server::start(all).await;
-    let repository = mirrored(&origin.address, vec![host(&nobody(), HostRules::default())], options());
+    let repository = mirrored(&origin.address, vec![host(&unreachable(), HostRules::default())], options());
     repository.manifest(&tag()).await.unwrap().unwrap();
     assert_eq!(repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap(), content()[..10]);
 }
@@ -195,7 +195,7 @@ async fn a_dead_mirror_is_passed_over() {
 #[tokio::test]
 async fn a_mirror_serves_while_the_origin_is_away() {
     let mirror = Server::start(all).await;
-    let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
+    let repository = mirrored(&unreachable(), vec![host(&mirror.address, HostRules::default())], options());
     repository.manifest(&tag()).await.unwrap().unwrap();
     repository.manifest(&by_digest()).await.unwrap().unwrap();
     assert_eq!(repository.blob_bytes(&descriptor(), 4000).await.unwrap(), content());
@@ -203,16 +203,16 @@ async fn a_mirror_serves_while_the_origin_is_away() {
 }
 
 #[tokio::test]
-async fn a_mirror_that_lists_nothing_is_believed_only_if_nobody_else_answers() {
+async fn a_mirror_that_lists_nothing_counts_only_if_no_other_host_answers() {
     let (mirror, origin) = (Server::start(|_| list(&[])).await, Server::start(all).await);
     let found = behind(&mirror, &origin).referrers(&Digest::of(b"s"), None).await.unwrap();
     assert_eq!((found.entries.len(), mirror.requests().len()), (1, 1));
-    let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
+    let repository = mirrored(&unreachable(), vec![host(&mirror.address, HostRules::default())], options());
     let found = repository.referrers(&Digest::of(b"s"), None).await.unwrap();
     assert_eq!((found.entries.len(), found.found_by), (0, FoundBy::Api));
     // One that does not know is not believed.
     let mirror = Server::start(|_| reply(404)).await;
-    let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
+    let repository = mirrored(&unreachable(), vec![host(&mirror.address, HostRules::default())], options());
     let error = repository.referrers(&Digest::of(b"s"), None).await.unwrap_err();
     assert!(matches!(error, RegistryError::NoReferrers { is_refusal: false, .. }), "{error:?}");
 }
@@ -282,7 +282,7 @@ async fn a_silent_mirror_is_not_asked_again_at_once() {
 /// Where only the mirror can be reached, a moment without it must not last.
 #[tokio::test]
 async fn a_mirror_that_was_left_aside_is_the_last_hope() {
-    let (mirror, origin) = (nobody(), nobody());
+    let (mirror, origin) = (unreachable(), unreachable());
     let repository = mirrored(&origin, vec![host(&mirror, HostRules::default())], options());
     repository.manifest(&tag()).await.unwrap_err();
     let mirror = Server::start_at(&mirror, all).await;
@@ -298,7 +298,7 @@ async fn a_mirror_that_was_left_aside_is_the_last_hope() {
 #[tokio::test]
 async fn the_last_hope_is_asked_after_one_attempt_elsewhere() {
     let mut count = 0;
-    let address = nobody();
+    let address = unreachable();
     let origin = Server::start(move |request| {
         count += 1;
         if count == 1 { all(request) } else { reply(503) }
@@ -316,7 +316,7 @@ async fn the_last_hope_is_asked_after_one_attempt_elsewhere() {
 
 #[tokio::test]
 async fn a_last_host_that_has_nothing_decides_while_a_mirror_is_aside() {
-    let (address, origin) = (nobody(), Server::start(|_| reply(404)).await);
+    let (address, origin) = (unreachable(), Server::start(|_| reply(404)).await);
     let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
     assert_eq!(repository.manifest(&tag()).await, Ok(None));
     let mirror = Server::start_at(&address, all).await;
@@ -341,7 +341,7 @@ async fn wrong_bytes_of_a_mirror() {
 }
 
 #[tokio::test]
-async fn capabilities_decide_who_is_asked() {
+async fn capabilities_decide_which_host_is_asked() {
     let only = |capabilities| HostRules { capabilities, ..HostRules::default() };
     let (pull, resolve, listing) = (Server::start(all).await, Server::start(all).await, Server::start(all).await);
     let origin = Server::start(all).await;
@@ -448,7 +448,7 @@ async fn waits_are_for_the_last_host() {
     assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 3));
 }
 
-/// A mirror that serves no parts goes after a registry that does, and before nobody.
+/// A mirror that serves no parts goes after a registry that does, and before none.
 #[tokio::test]
 async fn a_host_that_serves_parts_is_preferred() {
     let partless = |request: &Recorded| match request.header("range") {
