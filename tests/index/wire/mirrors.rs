@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -13,12 +11,13 @@ use soci_index::format::model::{Descriptor, media_type};
 use soci_index::format::reference::ManifestName;
 use soci_index::registry::hosts::{Capabilities, Host, HostRules, file};
 use soci_index::registry::referrers::FoundBy;
-use soci_index::registry::{Backoff, Body, ClientOptions, HostSource, Part, Registry, RegistryError, Repository};
+use soci_index::registry::{Body, ClientOptions, HostSource, Part, Registry, RegistryError, Repository};
 
 use crate::wire::server::{Recorded, Reply, Server, options, reply};
 
 mod containers;
 mod secrets;
+mod unreachable;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 
@@ -185,24 +184,6 @@ async fn what_no_host_has_is_missing() {
 }
 
 #[tokio::test]
-async fn a_dead_mirror_is_passed_over() {
-    let origin = Server::start(all).await;
-    let repository = mirrored(&origin.address, vec![host(&unreachable(), HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!(repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap(), content()[..10]);
-}
-
-#[tokio::test]
-async fn a_mirror_serves_while_the_origin_is_away() {
-    let mirror = Server::start(all).await;
-    let repository = mirrored(&unreachable(), vec![host(&mirror.address, HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    repository.manifest(&by_digest()).await.unwrap().unwrap();
-    assert_eq!(repository.blob_bytes(&descriptor(), 4000).await.unwrap(), content());
-    assert_eq!(repository.referrers(&Digest::of(b"s"), None).await.unwrap().entries.len(), 1);
-}
-
-#[tokio::test]
 async fn a_mirror_that_lists_nothing_counts_only_if_no_other_host_answers() {
     let (mirror, origin) = (Server::start(|_| list(&[])).await, Server::start(all).await);
     let found = behind(&mirror, &origin).referrers(&Digest::of(b"s"), None).await.unwrap();
@@ -247,83 +228,6 @@ async fn after_the_last_host_all_are_asked_again() {
     let error = behind(&mirror, &origin).blob(blob(), 4000).read_bytes(0..10).await.unwrap_err();
     assert!(matches!(&error, RegistryError::Status { registry, .. } if *registry == origin.address), "{error:?}");
     assert_eq!((mirror.requests().len(), origin.requests().len()), (5, 5));
-}
-
-#[tokio::test]
-async fn a_silent_mirror_is_not_asked_again_at_once() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let accepted = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&accepted);
-    tokio::spawn(async move {
-        let mut open = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            counted.fetch_add(1, Ordering::Relaxed);
-            open.push(stream);
-        }
-    });
-    let origin = Server::start(all).await;
-    let rules = HostRules { silence: Some(Duration::from_millis(200)), ..HostRules::default() };
-    let repository = mirrored(&origin.address, vec![host(&address, rules)], options());
-    let start = Instant::now();
-    for number in 0..5 {
-        let range = number * 10..number * 10 + 10;
-        repository.blob(blob(), 4000).read_bytes(range).await.unwrap();
-    }
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
-    assert_eq!((accepted.load(Ordering::Relaxed), origin.requests().len()), (1, 6));
-    // Without a limit of its own it may use up half of the time at most.
-    let options = ClientOptions { deadline: Duration::from_millis(600), ..options() };
-    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options);
-    repository.manifest(&tag()).await.unwrap().unwrap();
-}
-
-/// Where only the mirror can be reached, a moment without it must not last.
-#[tokio::test]
-async fn a_mirror_that_was_left_aside_is_the_last_hope() {
-    let (mirror, origin) = (unreachable(), unreachable());
-    let repository = mirrored(&origin, vec![host(&mirror, HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap_err();
-    let mirror = Server::start_at(&mirror, all).await;
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!(repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap(), content()[..10]);
-    assert_eq!(mirror.requests().len(), 2);
-    // The origin is back and knows better.
-    let origin = Server::start_at(&origin, |_| reply(404)).await;
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!(origin.requests().len(), 0);
-}
-
-#[tokio::test]
-async fn the_last_hope_is_asked_after_one_attempt_elsewhere() {
-    let mut count = 0;
-    let address = unreachable();
-    let origin = Server::start(move |request| {
-        count += 1;
-        if count == 1 { all(request) } else { reply(503) }
-    })
-    .await;
-    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    let mirror = Server::start_at(&address, all).await;
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!((origin.requests().len(), mirror.requests().len()), (2, 1));
-    // It answers, so it is first again.
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!((origin.requests().len(), mirror.requests().len()), (2, 2));
-}
-
-#[tokio::test]
-async fn a_last_host_that_has_nothing_decides_while_a_mirror_is_aside() {
-    let (address, origin) = (unreachable(), Server::start(|_| reply(404)).await);
-    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
-    assert_eq!(repository.manifest(&tag()).await, Ok(None));
-    let mirror = Server::start_at(&address, all).await;
-    assert_eq!(repository.manifest(&tag()).await, Ok(None));
-    let error = repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Missing { .. }), "{error:?}");
-    assert_eq!((origin.requests().len(), mirror.requests().len()), (3, 0));
 }
 
 #[tokio::test]
@@ -434,18 +338,6 @@ fn files_that_are_missing_stop_the_setup() {
         let error = Registry::new("r.example", ClientOptions { hosts, ..options() }).unwrap_err().to_string();
         assert!(error.contains("no.pem") || error.contains("not a name"), "{error}");
     }
-}
-
-/// The last host's patience is the client's; a mirror has none.
-#[tokio::test]
-async fn waits_are_for_the_last_host() {
-    let (mirror, origin) = (Server::start(|_| reply(503)).await, Server::start(|_| reply(503)).await);
-    let before = vec![host(&mirror.address, HostRules::default())];
-    let backoff = Backoff { retries_max: 2, ..options().backoff };
-    let repository = mirrored(&origin.address, before, ClientOptions { backoff, ..options() });
-    let error = repository.manifest(&tag()).await.unwrap_err();
-    assert!(matches!(&error, RegistryError::Status { status: 503, registry, .. } if *registry == origin.address));
-    assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 3));
 }
 
 /// A mirror that serves no parts goes after a registry that does, and before none.
