@@ -32,7 +32,6 @@ pub use serve::ServeWebhook;
 #[command(name = "soci", version = VERSION, propagate_version = true, max_term_width = 110)]
 #[command(after_help = after_help())]
 pub struct Arguments {
-    /// Options that every command knows.
     #[command(flatten)]
     pub global: Global,
     /// What to do.
@@ -294,7 +293,6 @@ pub struct Access {
     /// /etc/docker/certs.d; after these, /etc/containers/registries.conf]
     #[arg(long, value_name = "DIR", value_delimiter = ',')]
     pub hosts_dir: Vec<PathBuf>,
-    /// What scripts written for the peer pass along
     #[command(flatten)]
     pub peer: PeerAccess,
 }
@@ -377,7 +375,6 @@ pub struct IndexList {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
 }
@@ -438,7 +435,6 @@ pub struct GetFile {
     /// Where to write the content, exactly [default: standard output, followed by a newline]
     #[arg(long, short = 'o', value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -455,7 +451,6 @@ pub struct Demo {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

@@ -39,7 +39,7 @@ use crate::image::archive::Archive;
 use crate::image::foreign::{ContentStore, Foreign};
 use crate::image::layout::Layout;
 pub use crate::image::place::BlobStream;
-use crate::image::place::{InRegistry, Place, Roots, Stored, tags_of};
+use crate::image::place::{InRegistry, Place, Roots, Stored, blocking, tags_of};
 use crate::registry::{ClientOptions, Registry, Repository};
 
 pub use error::ImageError;
@@ -368,11 +368,4 @@ impl std::fmt::Display for ImageSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.image())
     }
-}
-
-/// Runs file access where it may block.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ImageError::Stopped))
 }

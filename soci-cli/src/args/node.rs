@@ -108,10 +108,8 @@ pub struct Mount {
     /// Print a JSON document, of one line, when the mount is ready, and another one when it has ended
     #[arg(long)]
     pub json: bool,
-    /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -131,10 +129,8 @@ pub struct Pull {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -177,7 +173,6 @@ pub struct Rpull {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -207,7 +202,6 @@ pub struct Doctor {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

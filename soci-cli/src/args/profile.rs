@@ -54,10 +54,8 @@ pub struct Record {
     /// Print one JSON document; what the command prints goes to standard error then
     #[arg(long)]
     pub json: bool,
-    /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -100,7 +98,6 @@ pub enum Profile {
         /// Print one JSON document
         #[arg(long)]
         json: bool,
-        /// How to talk to the registry.
         #[command(flatten)]
         access: Box<Access>,
     },
@@ -124,7 +121,6 @@ pub enum Profile {
         /// Print one JSON document
         #[arg(long)]
         json: bool,
-        /// How to talk to the registry.
         #[command(flatten)]
         access: Box<Access>,
     },
@@ -181,7 +177,6 @@ pub struct PushProfile {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

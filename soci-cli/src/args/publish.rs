@@ -63,7 +63,6 @@ pub struct Forms {
     /// form; `both` puts the span index beside it, where the registry takes referrers
     #[arg(long, value_parser = index_format())]
     pub format: Option<Format>,
-    /// How fine the span index is.
     #[command(flatten)]
     pub span_size: IndexSpanSize,
 }
@@ -80,16 +79,12 @@ pub struct IndexSpanSize {
 /// What the commands that index images have in common.
 #[derive(Debug, Clone, Args)]
 pub struct Indexing {
-    /// How to build.
     #[command(flatten)]
     pub building: Building,
-    /// Which forms.
     #[command(flatten)]
     pub forms: Forms,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -119,7 +114,6 @@ pub struct Create {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// What to index, and how.
     #[command(flatten)]
     pub indexing: Indexing,
 }
@@ -141,10 +135,8 @@ pub struct Push {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -194,10 +186,8 @@ pub struct Publish {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
-    /// What to index, and how.
     #[command(flatten)]
     pub indexing: Indexing,
 }
@@ -247,19 +237,14 @@ pub struct Convert {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
-    /// How to build.
     #[command(flatten)]
     pub building: Building,
-    /// How fine the span index is.
     #[command(flatten)]
     pub span_size: IndexSpanSize,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -318,10 +303,8 @@ pub struct Verify {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

@@ -23,7 +23,6 @@ use crate::report::exit::{Exit, fail};
 /// containerd's own snapshotters: what they have was downloaded and unpacked.
 const WHOLE: [&str; 7] = ["overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"];
 
-/// What is started.
 #[derive(Debug)]
 pub struct Start<'a> {
     pub node: &'a Node,

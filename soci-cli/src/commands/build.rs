@@ -10,7 +10,6 @@ use crate::args::{Building, Forms, IndexSpanSize, Indexing, Optimization};
 use crate::commands::image;
 use crate::report::exit::{Exit, fail};
 
-/// How to build.
 #[derive(Debug, Clone)]
 pub struct Build {
     pub options: BuildOptions,

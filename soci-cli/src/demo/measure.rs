@@ -137,7 +137,6 @@ impl Opened {
         Ok(Self { image, prepare: start.elapsed(), index_bytes, mounted, before })
     }
 
-    /// Whether it is mounted.
     #[must_use]
     pub const fn is_mounted(&self) -> bool {
         self.mounted.is_some()

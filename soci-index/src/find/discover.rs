@@ -340,15 +340,7 @@ impl Listed {
         listed: Option<Created>,
     ) -> Result<(), String> {
         let manifest: ImageManifest = serde_json::from_slice(&raw.bytes).map_err(|error| error.to_string())?;
-        // The AWS tools say it by the configuration's type alone; others may use the field that is made for it.
-        if manifest.config.media_type != kind && manifest.kind() != kind {
-            return Err(format!("it is {:?}", manifest.kind()));
-        }
-        match &manifest.subject {
-            Some(subject) if subject.digest == *image => {}
-            Some(subject) => return Err(format!("it belongs to {}", subject.digest)),
-            None => return Err("it names no subject".to_owned()),
-        }
+        manifest.check_referrer(kind, image)?;
         let index = IndexManifest::parse(kind, &raw.bytes, &Limits::DEFAULT).map_err(|error| error.to_string())?;
         let created = match manifest.annotations.contains_key(annotation::CREATED) {
             true => created(&manifest.annotations),

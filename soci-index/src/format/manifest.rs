@@ -42,7 +42,6 @@ pub(crate) const IMAGE_MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-d
 /// Annotation of the manifest: what made it.
 pub(crate) const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 
-/// A SOCI index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SociIndex {
@@ -88,7 +87,6 @@ pub struct ZtocReference {
     pub digest: Digest,
     pub size: u64,
     pub layer: Digest,
-    /// The layer's media type.
     pub layer_media_type: String,
     /// Span size that it was built with.
     pub span_bytes: u64,

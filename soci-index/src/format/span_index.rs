@@ -34,7 +34,6 @@ const SPAN_SIZE: &str = "vnd.soci.span.size";
 const WINDOWS_DIGEST: &str = "vnd.soci.windows.digest";
 const WINDOWS_SIZE: &str = "vnd.soci.windows.size";
 
-/// A span index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SpanIndex {

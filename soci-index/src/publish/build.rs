@@ -79,7 +79,6 @@ impl FromStr for Format {
     }
 }
 
-/// How to build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
     /// Which forms of an index to make.

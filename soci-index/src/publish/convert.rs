@@ -32,7 +32,6 @@ use crate::publish::known::{self, Known};
 use crate::publish::v2::{self, Document, Enabled, EntryNotes, Indexed};
 use crate::publish::{Done, Job, PublishError, Report, local, put_blobs};
 
-/// How to convert.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
     /// How to build the zTOCs. They are always made; a format with spans asks for a span index beside the image, too.

@@ -14,9 +14,11 @@ use soci_index::format::index::LayerIndex;
 use soci_index::format::span::SpanId;
 
 use crate::layer::store::claim::Claim;
+use crate::layer::store::error::{StoreError, io_error};
 use crate::layer::store::partial::{PACKED, Partial, Parts};
-use crate::layer::store::present::{Checksum, Header, load};
-use crate::layer::store::{BootId, Common, Record, StoreError, io_error, proven, record};
+use crate::layer::store::present::{BootId, Checksum, Header, load};
+use crate::layer::store::proven;
+use crate::layer::store::record::{self, Record};
 
 mod parts;
 mod proof;
@@ -28,6 +30,17 @@ pub enum Reading {
     Done,
     /// This span is needed and not there.
     Absent(SpanId),
+}
+
+/// What the layers of a store have in common.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) root: PathBuf,
+    /// Counts uses, for eviction of what was not used for longest.
+    pub(super) ticks: AtomicU32,
+    pub(super) removals: AtomicU64,
+    pub(super) written: AtomicU64,
+    pub(super) proven: proven::Proven,
 }
 
 /// One claim's part of the store.

@@ -23,13 +23,27 @@ use std::os::unix::fs::FileExt as _;
 use soci_index::format::index::{LayerIndex, Windows};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::layer::store::BootId;
-
 /// Bytes before the first checksum.
 const HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"SOCIspan";
 const VERSION: u32 = 2;
+
+/// Identifies one run of the kernel: what was only in the page cache is gone in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootId(pub [u8; 16]);
+
+impl BootId {
+    /// The boot id of this system; where it has none, one that equals no stored one, so that everything is checked.
+    #[must_use]
+    pub fn current() -> Self {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        let number =
+            u128::from_str_radix(&digits, 16).unwrap_or_else(|_| soci_index::clock::since_epoch().as_nanos().max(1));
+        Self(number.to_be_bytes())
+    }
+}
 
 /// A span's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +85,6 @@ impl Checksum {
     }
 }
 
-/// The header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) spans: u32,

@@ -18,7 +18,6 @@ use std::path::Path;
 use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
 
-use crate::layer::store::Store;
 use crate::layer::store::claim::Claim;
 use crate::layer::store::marks::{MARK_BYTES, Mark};
 
@@ -68,6 +67,11 @@ fn examine(file: &File, spans: u32) -> Option<bool> {
 pub(super) struct Proven(Mutex<HashMap<Digest, Vec<Claim>>>);
 
 impl Proven {
+    /// The claims of this diff_id.
+    pub(super) fn of(&self, diff_id: &Digest) -> Vec<Claim> {
+        self.0.lock().get(diff_id).cloned().unwrap_or_default()
+    }
+
     pub(super) fn add(&self, claim: Claim) {
         let mut all = self.0.lock();
         let known = all.entry(claim.diff_id).or_default();
@@ -84,14 +88,6 @@ impl Proven {
                 all.remove(&claim.diff_id);
             }
         }
-    }
-}
-
-impl Store {
-    /// The claims of this diff_id that were proven here.
-    #[must_use]
-    pub fn proven(&self, diff_id: &Digest) -> Vec<Claim> {
-        self.common.proven.0.lock().get(diff_id).cloned().unwrap_or_default()
     }
 }
 

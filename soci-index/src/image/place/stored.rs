@@ -10,11 +10,12 @@ use crate::format::digest::{Digest, Hasher};
 use crate::format::model::{Descriptor, RawManifest, annotation};
 use crate::format::platform::Platform;
 use crate::format::v2_document::{Index, ManifestEntry};
+use crate::image::error::ImageError;
 use crate::image::layout::Layout;
 use crate::image::names::{self, printable};
+use crate::image::place::blocking;
 use crate::image::place::{Answer, BlobStream, Place, Roots};
 use crate::image::store::{Store, StoreError, read_piece};
-use crate::image::{ImageError, blocking};
 
 /// A layout or archive, and which of its images is meant.
 #[derive(Debug)]

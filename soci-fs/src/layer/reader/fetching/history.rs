@@ -27,7 +27,8 @@ use soci_index::format::span::SpanId;
 use tokio::time::{Instant, timeout};
 
 use crate::layer::budget::{Share, WINDOWS};
-use crate::layer::reader::{Cause, within};
+use crate::layer::reader::error::Cause;
+use crate::layer::reader::within;
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{LayerStore, Reading};

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use soci_index::format::profile::PAGE_BYTES;
 use soci_index::format::span::SpanId;
 
-use crate::layer::store::StoreError;
+use crate::layer::store::error::StoreError;
 use crate::layer::store::layer::LayerStore;
 use crate::layer::store::partial::{PACKED, Pages, Parts, touching};
 use crate::layer::store::present::{Checksum, load};

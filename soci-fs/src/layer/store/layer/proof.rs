@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt as _;
 
 use soci_index::format::span::SpanId;
 
+use crate::layer::store::error::{StoreError, io_error};
 use crate::layer::store::layer::LayerStore;
 use crate::layer::store::marks::{MARK_BYTES, Mark};
 use crate::layer::store::proven::{FILE, HEADER_BYTES, OpenProof, Proof};
-use crate::layer::store::{StoreError, io_error};
 
 impl LayerStore {
     /// Whether the claim was proven: bytes and table.
