@@ -35,7 +35,7 @@ use crate::format::limits::Limits;
 use crate::format::manifest::{ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::format::model::{Descriptor, media_type};
 use crate::format::prefetch::{self, Wanted};
-use crate::format::span_index::{SpanIndex, SpanIndexError, SpanReference};
+use crate::format::span_index::{SpanIndex, SpanReference};
 use crate::format::ztoc::{Ztoc, ZtocError};
 use crate::image::sink::{Nowhere, Sink, SinkError, ztoc_body};
 use crate::image::store::StoreError;
@@ -68,7 +68,7 @@ pub enum PublishError {
     Manifest { digest: Box<Digest>, source: ManifestError },
     /// The same of a span index.
     #[error("the local span index {digest} cannot be read: {source}")]
-    SpanIndex { digest: Box<Digest>, source: SpanIndexError },
+    SpanIndex { digest: Box<Digest>, source: ManifestError },
     /// A zTOC that exists already cannot be read.
     #[error("the zTOC {digest} cannot be read: {source}; --force builds it again")]
     Ztoc { digest: Box<Digest>, source: ZtocError },

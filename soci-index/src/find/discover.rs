@@ -143,7 +143,7 @@ pub(crate) enum Depth {
 }
 
 /// What a place has.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Listed {
     /// The indexes of the image.
     pub(crate) found: Vec<Fitting>,
@@ -194,7 +194,7 @@ pub(crate) async fn list(
     // What is of another kind is none of ours, unless the list was to be of one kind anyway.
     let may_be_of = |entry: &Descriptor, kind: &str| kinds.len() == 1 || may_be(entry, kind);
     listed.retain(|entry| kinds.iter().any(|kind| may_be_of(entry, kind)));
-    let mut all = Listed { nothing, ..Listed::nothing() };
+    let mut all = Listed { nothing, ..Listed::default() };
     let mut tried = Vec::new();
     for kind in kinds {
         if depth == Depth::FirstKind && !all.found.is_empty() {
@@ -268,7 +268,7 @@ pub(crate) fn list_layout(
     kinds: &[&'static str],
 ) -> Result<Listed, StoreError> {
     let nothing = "the layout holds no such index of this image".to_owned();
-    let mut all = Listed { nothing, ..Listed::nothing() };
+    let mut all = Listed { nothing, ..Listed::default() };
     for entry in ordered(layout.entries()?) {
         if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) {
             continue;
@@ -298,17 +298,6 @@ fn ordered(mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
 }
 
 impl Listed {
-    /// What a place has that was not asked for anything.
-    pub(crate) const fn nothing() -> Self {
-        Self {
-            found: Vec::new(),
-            rejected: Vec::new(),
-            refused: Vec::new(),
-            unread: Vec::new(),
-            nothing: String::new(),
-        }
-    }
-
     /// Notes an entry that is there, as listed, and that the registry does not show.
     fn refuse(&mut self, entry: &Descriptor, kind: &'static str, error: RegistryError) {
         let is_refusal = matches!(error, RegistryError::Status { status: 403 | 412 | 451, .. });

@@ -4,9 +4,9 @@
 //! names (version 2), and, while layers are lacking one, beside the images of other tags of the repository: images of
 //! one repository are versions of one thing and share their lower layers. A zTOC is the same on every machine, so one
 //! that was built for another image can be reused, provided that it matches the layer: every client with push access
-//! can push one that does not. [`Reuse`] says what is relied on. Invariants: a layer's zTOC is taken only if it was
-//! built with the same span size and notes; the blob's existence is checked before it is relied on; a registry that
-//! cannot answer only costs rebuilding; what was built in this run is distinguished from what was found.
+//! can push one that does not. [`crate::publish::reuse`] says what is relied on. Invariants: a layer's zTOC is taken
+//! only if it was built with the same span size and notes; the blob's existence is checked before it is relied on; a
+//! registry that cannot answer only costs rebuilding; what was built in this run is distinguished from what was found.
 
 use futures_util::StreamExt;
 

@@ -42,7 +42,7 @@ impl Classified for BuildError {
 pub enum Skip {
     /// Only a span index is made.
     NotWanted,
-    /// It is smaller than [`BuildOptions::layer_bytes_min`].
+    /// It is smaller than [`crate::publish::build::BuildOptions::layer_bytes_min`].
     Small {
         /// The least size.
         least: u64,
