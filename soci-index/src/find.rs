@@ -3,17 +3,14 @@
 //! The rules of the choice, in this order:
 //!
 //! 1. An index that was named by its digest: that one and no other.
-//! 2. Only an index that can be read and whose `subject` is the image's manifest, or (version 2) that the image's
-//! manifest
+//! 2. Only an index that can be read and whose `subject` is the image's manifest, or (version 2) that the image's manifest
 //!    names in an annotation.
 //! 3. One in a repository that the operator named for the image goes before all others, in the order in which they were
 //!    named: the operator's choice takes precedence over that of any user with push access.
 //! 4. The span index goes before the version 2 index that the image names, and that before AWS's version 1.
-//! 5. The one that has tables of the most layers: what was published again with a smaller `--min-layer-size` is used,
-//! and
+//! 5. The one that has tables of the most layers: what was published again with a smaller `--min-layer-size` is used, and
 //!    ours say nothing of their time, which would make two of one image differ.
-//! 6. The newest, by the instant that `created` names, in whatever zone and with whatever fraction it is written. No
-//! time,
+//! 6. The newest, by the instant that `created` names, in whatever zone and with whatever fraction it is written. No time,
 //!    or one that cannot be read, is the oldest. An entry of a layout has its manifest's time, else that of index.json.
 //! 7. The smallest digest.
 //!

@@ -235,29 +235,12 @@ async fn manifest(
     }
 }
 
-/// Searches an OCI layout for the index of `image`: every manifest that index.json names is looked at.
+/// Searches an OCI layout for AWS's index of `image`: every manifest that index.json names is looked at.
 ///
 /// # Errors
 /// [`ImageError`] when index.json cannot be read. A candidate that cannot be read is passed over.
 pub fn in_layout(layout: &Layout, image: &Digest, which: Which<'_>) -> Result<Discovery, ImageError> {
-    preferred_in_layout(layout, image, which, &[SOCI_INDEX_V1])
-}
-
-/// Searches an OCI layout for an index of `image` that is of the first of `kinds`, artifact types, of which there is
-/// one.
-///
-/// # Errors
-/// As [`in_layout`].
-pub(crate) fn preferred_in_layout(
-    layout: &Layout,
-    image: &Digest,
-    which: Which<'_>,
-    kinds: &[&'static str],
-) -> Result<Discovery, ImageError> {
-    let mut all = list_layout(layout, image, which, kinds)?;
-    let first = kinds.iter().find(|kind| all.found.iter().any(|found| found.kind == **kind));
-    all.found.retain(|found| Some(&found.kind) == first);
-    Ok(all.discovery(image))
+    Ok(list_layout(layout, image, which, &[SOCI_INDEX_V1])?.discovery(image))
 }
 
 /// What a layout has. A local one may hold the indexes of thousands of images; reading them all is still cheap.
