@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use soci_tests::run;
 
+mod harbor;
 mod nodes;
 
 fn root() -> PathBuf {

@@ -7,8 +7,6 @@ use soci_tests::run;
 
 use super::root;
 
-mod harbor;
-
 const ROBOT: &str = r#"{"id":1,"name":"robot$team+soci","secret":"pa$$ \"word"}"#;
 
 const NEW: Answers = &[("POST", "robots ", 201, ROBOT), ("POST", "projects/team/webhook/policies ", 201, "")];
