@@ -32,7 +32,6 @@ pub use serve::ServeWebhook;
 #[command(name = "soci", version = VERSION, propagate_version = true, max_term_width = 110)]
 #[command(after_help = after_help())]
 pub struct Arguments {
-    /// Options that every command knows.
     #[command(flatten)]
     pub global: Global,
     /// What to do.
@@ -243,6 +242,31 @@ pub struct Platforms {
     pub all_platforms: bool,
 }
 
+/// Which platform of an image.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OnePlatform {
+    /// Platform, for example linux/arm64 [default: this machine's]
+    #[arg(long, short = 'p', value_name = "OS/ARCH")]
+    platform: Option<String>,
+}
+
+impl OnePlatform {
+    /// Its name, if it is not this machine's.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.platform.as_deref()
+    }
+}
+
+/// Whether foreign layers are fetched.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Foreign {
+    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
+    /// are checked like all others
+    #[arg(long)]
+    pub foreign_layers: bool,
+}
+
 /// How to talk to registries.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Registry")]
@@ -269,7 +293,6 @@ pub struct Access {
     /// /etc/docker/certs.d; after these, /etc/containers/registries.conf]
     #[arg(long, value_name = "DIR", value_delimiter = ',')]
     pub hosts_dir: Vec<PathBuf>,
-    /// What scripts written for the peer pass along
     #[command(flatten)]
     pub peer: PeerAccess,
 }
@@ -352,7 +375,6 @@ pub struct IndexList {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
 }
@@ -413,7 +435,6 @@ pub struct GetFile {
     /// Where to write the content, exactly [default: standard output, followed by a newline]
     #[arg(long, short = 'o', value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -430,7 +451,6 @@ pub struct Demo {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

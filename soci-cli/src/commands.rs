@@ -50,27 +50,21 @@ pub mod ztoc;
 #[cfg(not(feature = "node"))]
 use self::without_node as containerd;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use soci_index::format::entry::Timestamp;
+use soci_index::clock;
 use soci_index::format::ztoc::rfc3339;
 use soci_index::registry::referrers::FoundBy;
 
 /// Now, by RFC 3339.
 #[must_use]
 pub fn now() -> String {
-    // A clock before 1970 is no reason to fail: the text is a note.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(now.as_secs()).unwrap_or_default();
-    rfc3339::format(Timestamp { seconds, nanoseconds: now.subsec_nanos() })
+    rfc3339::format(clock::timestamp(clock::since_epoch()))
 }
 
 /// How long ago that was: `1h2m3s ago`, as AWS's tool writes it; `n/a` for a text that is no time.
 #[must_use]
 pub fn age(created: &str) -> String {
     let Some(created) = rfc3339::parse(created.as_bytes()) else { return "n/a".to_owned() };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let age = now.saturating_sub(u64::try_from(created.seconds).unwrap_or_default());
+    let age = clock::seconds().saturating_sub(u64::try_from(created.seconds).unwrap_or_default());
     let (hours, minutes, seconds) = (age / 3600, age / 60 % 60, age % 60);
     match (hours, minutes) {
         (0, 0) => format!("{seconds}s ago"),

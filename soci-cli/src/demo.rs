@@ -2,6 +2,7 @@
 //! and a stop watch.
 
 pub mod measure;
+pub mod process;
 pub mod recipe;
 pub mod registry;
 pub mod report;

@@ -18,15 +18,8 @@ pub mod server;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use self::queue::{End, Job};
 
 /// Indexes one image, and says how it went.
 pub type Work = Arc<dyn Fn(Job) -> Pin<Box<dyn Future<Output = End> + Send>> + Send + Sync>;
-
-/// Now, in seconds of the Unix clock: times of retries outlive the process.
-#[must_use]
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
-}

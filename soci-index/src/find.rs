@@ -279,7 +279,7 @@ impl<'a> Search<'a> {
         kinds: &[&'static str],
     ) -> Result<Listed, Unasked> {
         if kinds.is_empty() {
-            return Ok(Listed::nothing());
+            return Ok(Listed::default());
         }
         let which = self.named.map_or(Which::Newest, Which::Named);
         let depth = if self.thorough { Depth::AllKinds } else { Depth::FirstKind };

@@ -19,6 +19,7 @@ mod members;
 mod names;
 pub mod output;
 pub(crate) mod place;
+mod saved;
 pub mod sink;
 pub mod store;
 pub mod urls;
@@ -38,12 +39,11 @@ use crate::image::archive::Archive;
 use crate::image::foreign::{ContentStore, Foreign};
 use crate::image::layout::Layout;
 pub use crate::image::place::BlobStream;
-use crate::image::place::{InRegistry, Place, Roots, Stored, tags_of};
-use crate::image::store::Store;
+use crate::image::place::{InRegistry, Place, Roots, Stored, blocking, tags_of};
 use crate::registry::{ClientOptions, Registry, Repository};
 
-pub use docker::SavedError;
 pub use error::ImageError;
+pub use saved::SavedError;
 
 /// How deep an image index may hold further indexes.
 const DEPTH_MAX: usize = 3;
@@ -94,9 +94,9 @@ impl ImageSource {
                     let registry = Registry::new(reference.registry(), options)?;
                     Self::in_registry(&registry.repository(reference.repository()), reference.manifest_name())
                 }
-                Reference::Layout { directory, tag } => Self::stored(Layout::open(&directory)?, tag),
-                Reference::Archive { file, tag } => Self::stored(Archive::open(&file)?, tag),
-                Reference::Saved { file, tag } => Self::stored(Archive::open_saved(&file, tag.as_deref())?, tag),
+                Reference::Layout { directory, tag } => Self::in_layout(Layout::open(&directory)?, tag),
+                Reference::Archive { file, tag } => Self::in_archive(Archive::open(&file)?, tag),
+                Reference::Saved { file, tag } => Self::in_archive(Archive::open_saved(&file, tag.as_deref())?, tag),
                 other @ Reference::Containerd { .. } => return Err(ImageError::Elsewhere { image: other.to_string() }),
             })
         })
@@ -118,7 +118,7 @@ impl ImageSource {
     /// A layout directory as a place of blobs and manifests, none of them meant in particular.
     #[must_use]
     pub fn of_layout(layout: &Layout) -> Self {
-        Self::stored(layout.clone(), None)
+        Self::in_layout(layout.clone(), None)
     }
 
     /// An image in a store that another crate reads.
@@ -127,8 +127,12 @@ impl ImageSource {
         Self(Arc::new(Foreign(store)))
     }
 
-    pub(crate) fn stored(store: impl Store, tag: Option<String>) -> Self {
-        Self(Arc::new(Stored { store, tag }))
+    pub(crate) fn in_layout(layout: Layout, tag: Option<String>) -> Self {
+        Self(Arc::new(Stored { store: layout.clone(), tag, layout: Some(layout) }))
+    }
+
+    fn in_archive(store: Archive, tag: Option<String>) -> Self {
+        Self(Arc::new(Stored { store, tag, layout: None }))
     }
 
     /// The entry of the image's only manifest, with all its fields where an index.json has them.
@@ -364,11 +368,4 @@ impl std::fmt::Display for ImageSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.image())
     }
-}
-
-/// Runs file access where it may block.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ImageError::Stopped))
 }

@@ -19,11 +19,11 @@ mod scanner;
 
 use crate::format::checkpoint::Checkpoint;
 use crate::format::class::{Class, Classified};
-use crate::format::compact::{self, EncodeError, Encoded, WindowPlace};
+use crate::format::compact::{self, EncodeError, Encoded};
 use crate::format::digest::Digest;
 use crate::format::entry::Entry;
 use crate::format::gzip::GzipError;
-use crate::format::index::{Compression, LayerIndex, Windows};
+use crate::format::index::{Compression, LayerIndex, WindowPlace, Windows};
 use crate::format::limits::Limits;
 use crate::format::tar::{Obstacle, TarError};
 use crate::format::ztoc::{self, Spans, Ztoc, ZtocError};

@@ -56,13 +56,14 @@
 //! Each uses only those before it: [`format`](mod@format) is pure and turns bytes into values, [`indexing`] makes an
 //! index of a layer, [`registry`] speaks the distribution protocol, [`image`] knows where images are, [`trust`] checks
 //! signatures, [`find`] chooses an index, [`publish`](mod@publish) makes, stores and checks them. They hold what this
-//! project's other crates use, too, and change with them.
+//! project's other crates use, too, and change with them. [`clock`] is the system's.
 //!
 //! With the feature `oci-client` its references, credentials and manifests are taken in place of this crate's
 //! (`registry::oci_client`).
 //!
 //! What this crate does not do: mount anything (see `soci-fs`), or print anything (see `soci-cli`).
 
+pub mod clock;
 pub mod find;
 pub mod format;
 pub mod image;

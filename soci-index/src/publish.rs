@@ -17,6 +17,7 @@ pub mod prefetched;
 pub mod profiles;
 pub mod refused;
 mod report;
+pub mod reuse;
 pub mod v2;
 pub mod verify;
 
@@ -34,13 +35,14 @@ use crate::format::limits::Limits;
 use crate::format::manifest::{ManifestError, PREFETCH, SociIndex, ZTOC, ZtocReference};
 use crate::format::model::{Descriptor, media_type};
 use crate::format::prefetch::{self, Wanted};
-use crate::format::span_index::{SpanIndex, SpanIndexError, SpanReference};
+use crate::format::span_index::{SpanIndex, SpanReference};
 use crate::format::ztoc::{Ztoc, ZtocError};
 use crate::image::sink::{Nowhere, Sink, SinkError, ztoc_body};
 use crate::image::store::StoreError;
 use crate::image::{ImageError, ImageSource, PlatformImage};
 use crate::publish::build::{BuildError, BuildOptions, Finished, LayerReport, LayerZtoc, Observer, build};
-use crate::publish::known::{Known, Relied, ReusedFrom};
+use crate::publish::known::Known;
+use crate::publish::reuse::{Relied, ReusedFrom};
 use crate::publish::v2::EnableError;
 use crate::registry::{Body, RegistryError, Repository};
 
@@ -66,7 +68,7 @@ pub enum PublishError {
     Manifest { digest: Box<Digest>, source: ManifestError },
     /// The same of a span index.
     #[error("the local span index {digest} cannot be read: {source}")]
-    SpanIndex { digest: Box<Digest>, source: SpanIndexError },
+    SpanIndex { digest: Box<Digest>, source: ManifestError },
     /// A zTOC that exists already cannot be read.
     #[error("the zTOC {digest} cannot be read: {source}; --force builds it again")]
     Ztoc { digest: Box<Digest>, source: ZtocError },

@@ -29,6 +29,7 @@ pub mod fallback;
 mod headers;
 pub mod hosts;
 mod manifests;
+mod need;
 #[cfg(feature = "oci-client")]
 pub mod oci_client;
 pub mod pieces;
@@ -36,6 +37,7 @@ pub(crate) mod redirect;
 pub mod referrers;
 pub mod request_headers;
 pub(crate) mod retry;
+mod scopes;
 mod tags;
 mod token;
 mod traffic;

@@ -103,7 +103,6 @@ pub enum Signature {
     },
 }
 
-/// A signer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signer {
     /// A trusted key: the digest of its DER form.

@@ -1,9 +1,9 @@
 //! Cold starts: ours, containerd's overlayfs, and the daemons of AWS and stargz, all by `soci bench` in the same run.
 //!
-//! Each start has a machine of its own (`machine`), so nothing of the one before is there: neither containerd's content nor
-//! what a daemon keeps. The images (`images`) are made of Debian's and Python's packages, once. Each daemon has what its
-//! makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours the index
-//! beside the plain image. None fetches in the background, so that bytes do not depend on time.
+//! Each start has a machine of its own (`machine`), so nothing of the one before is there: neither containerd's content
+//! nor what a daemon keeps. The images (`images`) are made of Debian's and Python's packages, once. Each daemon has
+//! what its makers publish for it: AWS's a SOCI-enabled image (version 2, its default), stargz's an eStargz copy, ours
+//! the index beside the plain image. None fetches in the background, so that bytes do not depend on time.
 //!
 //! Beside the starts: how much of an index a start has read (`sent`), how much the registry keeps of it (`indexes`),
 //! how long an image without an index takes to be here (`whole`), and what fetching all of one that has an index makes
@@ -19,10 +19,12 @@ mod whole;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
 use soci_cli::bench::picture;
+use soci_cli::bench::relay::Network;
 use soci_cli::bench::series::{Sample, Series};
 use soci_cli::bench::waits::Waits;
 use soci_tests::go;
@@ -61,14 +63,23 @@ impl Options {
 
 /// What is between node and registry.
 #[derive(Debug)]
-struct Network {
+struct Line {
     name: &'static str,
-    arguments: [&'static str; 4],
+    /// The rate in names of files.
+    short: &'static str,
+    network: Network,
 }
 
-const NETWORKS: [Network; 2] = [
-    Network { name: "1 Gbit/s, 2 ms", arguments: ["--sim-rtt", "2ms", "--sim-rate", "1gbit"] },
-    Network { name: "100 Mbit/s, 20 ms", arguments: ["--sim-rtt", "20ms", "--sim-rate", "100mbit"] },
+impl Line {
+    const fn new(name: &'static str, short: &'static str, milliseconds: u64, bits_per_second: u64) -> Self {
+        let network = Network { round_trip: Duration::from_millis(milliseconds), rate: Some(bits_per_second / 8) };
+        Self { name, short, network }
+    }
+}
+
+const LINES: [Line; 2] = [
+    Line::new("1 Gbit/s, 2 ms", "1gbit", 2, 1_000_000_000),
+    Line::new("100 Mbit/s, 20 ms", "100mbit", 20, 100_000_000),
 ];
 
 /// What is started in an image.
@@ -78,7 +89,8 @@ struct Workload {
     command: &'static str,
     /// Goals: seconds in units of stargz's and of AWS's, bytes in units of stargz's.
     goals: Option<[f64; 3]>,
-    /// Goals for seconds with a profile, and with a pack on the farther network, in units of the better of the two peers'.
+    /// Goals for seconds with a profile, and with a pack on the farther network, in units of the better of the two
+    /// peers'.
     prepared: Option<[f64; 2]>,
     /// Goal for the megabytes of the index that a start reads.
     index: Option<f64>,
@@ -162,26 +174,26 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
             }
         }
     }
-    let networks = if options.quick { &NETWORKS[..1] } else { &NETWORKS[..] };
-    for network in networks {
-        let place = Place { shelf: &shelf, daemons: &daemons, network };
+    let lines = if options.quick { &LINES[..1] } else { &LINES[..] };
+    for line in lines {
+        let place = Place { shelf: &shelf, daemons: &daemons, line };
         let mut all = Vec::new();
         for (image, workloads) in &jobs {
             for workload in workloads {
                 let series = place.starts(image, *workload, options.rounds())?;
-                add(report, network, *workload, &series);
+                add(report, line, *workload, &series);
                 all.extend(series);
             }
         }
         if let Some(directory) = &options.pictures {
-            let file = directory.join(format!("cold-{}.svg", network.arguments[3]));
-            let title = format!("From nothing to the end of the program, {}", network.name);
+            let file = directory.join(format!("cold-{}.svg", line.short));
+            let title = format!("From nothing to the end of the program, {}", line.name);
             let picture = picture::draw(&title, &all);
             std::fs::write(&file, picture).with_context(|| format!("writing {}", file.display()))?;
         }
     }
     // Where the network is no matter, or the nearer one is what was asked about.
-    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    let near = Place { shelf: &shelf, daemons: &daemons, line: &LINES[0] };
     for (image, workloads) in &jobs {
         near.indexes(runtime, image, workloads, options.rounds(), report)?;
         whole::whole(runtime, &near, image, options.rounds(), report)?;
@@ -193,7 +205,7 @@ pub(crate) fn cold(runtime: &Runtime, options: &Options, report: &mut Report) ->
 /// Measures pulls of all of an image, and nothing else.
 pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Some((daemons, shelf)) = ready()? else { return Ok(()) };
-    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    let near = Place { shelf: &shelf, daemons: &daemons, line: &LINES[0] };
     for (image, _) in &jobs(options)? {
         runtime.block_on(shelf.publish(image, &daemons))?;
         whole::whole(runtime, &near, image, options.rounds(), report)?;
@@ -205,7 +217,7 @@ pub(crate) fn pulls(runtime: &Runtime, options: &Options, report: &mut Report) -
 /// Measures what a start reads of an index, what the registry keeps of it, and nothing else.
 pub(crate) fn index(runtime: &Runtime, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Some((daemons, shelf)) = ready()? else { return Ok(()) };
-    let near = Place { shelf: &shelf, daemons: &daemons, network: &NETWORKS[0] };
+    let near = Place { shelf: &shelf, daemons: &daemons, line: &LINES[0] };
     for (image, workloads) in &jobs(options)? {
         runtime.block_on(shelf.publish(image, &daemons))?;
         near.indexes(runtime, image, workloads, options.rounds(), report)?;
@@ -218,7 +230,7 @@ pub(crate) fn index(runtime: &Runtime, options: &Options, report: &mut Report) -
 struct Place<'a> {
     shelf: &'a Shelf,
     daemons: &'a Programs,
-    network: &'a Network,
+    line: &'a Line,
 }
 
 impl Place<'_> {
@@ -232,7 +244,7 @@ impl Place<'_> {
                     found.entry((one.warm, position)).or_insert(one).samples.extend(samples);
                 }
             }
-            eprintln!("  {}, {}: round {} of {rounds}", self.network.name, workload.name, round + 1);
+            eprintln!("  {}, {}: round {} of {rounds}", self.line.name, workload.name, round + 1);
         }
         Ok(found.into_values().collect())
     }
@@ -263,7 +275,8 @@ impl Place<'_> {
         command.arg("--root").arg(machine.path("daemon")).arg("--address").arg(machine.path("containerd.sock"));
         command.args(["bench", "--image", &name, "--snapshotter", kind.name()]);
         command.args(["--workload", &format!("{}={}", workload.name, workload.command), "--repeat", "1"]).args(more);
-        command.args(self.network.arguments).arg("--json").arg(&file);
+        command.args(["--sim-rtt", &format!("{}ms", self.line.network.round_trip.as_millis())]);
+        command.args(["--sim-rate", self.line.short]).arg("--json").arg(&file);
         output(&mut command).with_context(|| format!("{}; its log:\n{}", kind.name(), machine.log()))?;
         let document: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
         let series = document["series"].as_array().into_iter().flatten();
@@ -272,13 +285,16 @@ impl Place<'_> {
             Ok(Series { image: image.name.to_owned(), snapshotter: kind.label().to_owned(), ..one })
         });
         let named: Vec<Series> = named.collect::<anyhow::Result<_>>()?;
-        let told = named.iter().flat_map(|one| &one.samples).all(|sample| sample.waits.is_some());
-        anyhow::ensure!(told || kind.name() != Kind::Soci.name(), "the daemon did not say how long reads waited");
+        let is_reported = named.iter().flat_map(|one| &one.samples).all(|sample| sample.waits.is_some());
+        anyhow::ensure!(
+            is_reported || kind.name() != Kind::Soci.name(),
+            "the daemon did not say how long reads waited"
+        );
         Ok(named)
     }
 }
 
-fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Series]) {
+fn add(report: &mut Report, line: &Line, workload: Workload, series: &[Series]) {
     let of = |kind: Kind, warm: bool| series.iter().find(|one| one.snapshotter == kind.label() && one.warm == warm);
     let values = |kind, warm, value: fn(&Sample) -> f64| -> Vec<f64> {
         of(kind, warm).into_iter().flat_map(|series| series.samples.iter().map(value)).collect()
@@ -289,7 +305,7 @@ fn add(report: &mut Report, network: &Network, workload: Workload, series: &[Ser
     let ratios = |kind, warm, value| over(Kind::Soci, kind, warm, value);
     let bytes: fn(&Sample) -> f64 = |sample| sample.bytes as f64 / 1e6;
     let run: fn(&Sample) -> f64 = |sample| sample.run;
-    let what = format!("cold start, {}, `{}`", network.name, workload.command);
+    let what = format!("cold start, {}, `{}`", line.name, workload.command);
     let at_most = |index: usize| workload.goals.map_or(Goal::None, |goals| Goal::AtMost(goals[index]));
     report.add(
         format!("{what}: time, in units of stargz's"),

@@ -62,8 +62,8 @@ pub(crate) fn ztoc(data: &Data, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A layer of several times the bytes, and its length: the files once more each time, or (`nested`) all of them once and
-/// then the archive itself as the content of further files.
+/// A layer of several times the bytes, and its length: the files once more each time, or (`nested`) all of them once
+/// and then the archive itself as the content of further files.
 fn long_layer(data: &Data, nested: bool) -> anyhow::Result<(PathBuf, u64)> {
     // Members of a gzip file may follow one another. What follows the end of a tar is padding, so the archives go
     // without theirs until the last.
@@ -91,7 +91,7 @@ fn long_layer(data: &Data, nested: bool) -> anyhow::Result<(PathBuf, u64)> {
     Ok((long, length * REPEATS as u64))
 }
 
-/// `soci publish` of an image that nobody has indexed, against AWS's library, which builds the same zTOCs and index from
+/// `soci publish` of an image without an index, against AWS's library, which builds the same zTOCs and index from
 /// a directory into a directory; and of one that is indexed already.
 pub(crate) fn publish(data: &Data, image: &Pushed, report: &mut Report) -> anyhow::Result<()> {
     let (mut cores, mut peaks, mut times, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

@@ -1,14 +1,15 @@
 //! The benchmarks: the figures that the project promises, measured on this machine.
 //!
 //! `cargo build --release -p soci-cli && cargo run --release -p soci-tests --bin bench -- [--quick] [--json FILE]
-//! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [--cppyy] [--only WORKLOAD] [NAMES]` with names out of `ztoc`,
+//! [--compare FILE] [--pictures DIRECTORY] [--rounds N] [--ml] [--cppyy] [--only WORKLOAD] [NAMES]` with names out of
+//! `ztoc`,
 //! `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `proof`, `warm`, `memory`, `cached`; `stage` only makes the image and waits,
-//! for looking into things by hand. The data are made from this machine's own files, in a directory that goes at the end;
-//! nothing is fetched from a network. Only `cold`, which must be asked for, starts images of Debian's and Python's packages,
-//! which it fetches once; `whole` only pulls all of them, without an index and with one, and `index` only looks at their
-//! indexes. `--ml` and `--cppyy` add the images with tensorflow and with cppyy, `--only` keeps those workloads that it names.
-//! Where a goal is a ratio, both sides run in turn, several times, and the ratio of neighbouring runs counts: machines are
-//! noisy, and noise hits both.
+//! for looking into things by hand. The data are made from this machine's own files, in a directory that goes at the
+//! end; nothing is fetched from a network. Only `cold`, which must be asked for, starts images of Debian's and Python's
+//! packages, which it fetches once; `whole` only pulls all of them, without an index and with one, and `index` only
+//! looks at their indexes. `--ml` and `--cppyy` add the images with tensorflow and with cppyy, `--only` keeps those
+//! workloads that it names. Where a goal is a ratio, both sides run in turn, several times, and the ratio of
+//! neighbouring runs counts: machines are noisy, and noise hits both.
 
 mod cold;
 mod data;
@@ -86,7 +87,7 @@ impl Wanted {
 fn main() -> anyhow::Result<()> {
     let wanted = Wanted::of(std::env::args().skip(1))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    // A mount's process outlives an interrupted benchmark unless somebody ends it.
+    // A mount's process outlives an interrupted benchmark unless it is ended here.
     runtime.spawn(async {
         if tokio::signal::ctrl_c().await.is_ok() {
             let cleaned = tokio::task::spawn_blocking(process::end_mounts).await;

@@ -30,7 +30,7 @@ use soci_tests::stage::Stage;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::process::{output, resident_mib, soci};
-use crate::report::{Goal, Report};
+use crate::report::{Goal, Pairs, Report};
 
 /// Images of the measurement of `Prepare`, each with layers of its own.
 const IMAGES: u64 = 15;
@@ -161,9 +161,9 @@ pub(crate) fn warm(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()>
         start("soci", number)?;
         start("overlayfs", number)?;
     }
-    let (mut ratios, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pairs = Pairs::default();
     for number in 2..STARTS + 2 {
-        // Whoever goes second may find the machine warmer.
+        // The second of two may find the machine warmer.
         let (our, their) = if number % 2 == 0 {
             let our = start("soci", number)?;
             (our, start("overlayfs", number)?)
@@ -171,14 +171,12 @@ pub(crate) fn warm(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()>
             let their = start("overlayfs", number)?;
             (start("soci", number)?, their)
         };
-        ratios.push(our / their);
-        ours.push(our);
-        theirs.push(their);
+        pairs.push(our, their);
     }
     let what = "warm start of a container, `ctr run` of Python from start to end";
-    report.add(format!("{what}: time, in units of containerd's overlayfs"), Goal::AtMost(1.05), "", ratios);
-    report.add(what, Goal::None, "ms", ours);
-    report.add(format!("{what}, by containerd's overlayfs"), Goal::None, "ms", theirs);
+    report.add(format!("{what}: time, in units of containerd's overlayfs"), Goal::AtMost(1.05), "", pairs.ratios);
+    report.add(what, Goal::None, "ms", pairs.ours);
+    report.add(format!("{what}, by containerd's overlayfs"), Goal::None, "ms", pairs.theirs);
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! Child processes: what they took, and their end.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +12,9 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 /// How often a running process is asked for its memory. What it reports is a high-water mark, so only what happens in
 /// the last of these intervals can be missed.
 const INTERVAL: Duration = Duration::from_millis(2);
+
+/// How long a command may take: images are made from packages of the network.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Mounts that are served by processes of ours.
 static MOUNTS: Mutex<Vec<(PathBuf, u32)>> = Mutex::new(Vec::new());
@@ -72,12 +74,7 @@ pub(crate) fn measured(command: &mut Command) -> anyhow::Result<Usage> {
 
 /// Runs a command to its end; gives what it printed.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    if !output.status.success() {
-        let ended = output.status.code().or(output.status.signal());
-        bail!("{command:?} ended with {ended:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    soci_cli::demo::process::output(command, LIMIT)
 }
 
 /// A number of KiB out of a process's record; `None` when it has no memory any more.
@@ -100,12 +97,6 @@ fn processor_time(id: u32) -> anyhow::Result<Duration> {
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     let per_second = rustix::param::clock_ticks_per_second();
     Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
-}
-
-/// Drops the kernel's caches: 2 names and attributes, 3 also pages.
-pub(crate) fn drop_caches(which: u8) -> anyhow::Result<()> {
-    rustix::fs::sync();
-    std::fs::write("/proc/sys/vm/drop_caches", which.to_string()).context("dropping caches")
 }
 
 /// A mount that a `soci` process serves. Unmounted when dropped.

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use soci_cli::bench::run::drop_caches;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
 use soci_tests::containerd::Containerd;
@@ -11,8 +12,8 @@ use soci_tests::go;
 use soci_tests::node::Node;
 use tokio::runtime::Runtime;
 
-use crate::process::{drop_caches, output, soci};
-use crate::report::{Goal, Report};
+use crate::process::{output, soci};
+use crate::report::{Goal, Pairs, Report};
 
 const ROUNDS: usize = 5;
 
@@ -25,7 +26,7 @@ pub(crate) fn pull(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()>
     let (plain, indexed) = (runtime.block_on(Stage::new(&recipe))?, runtime.block_on(Stage::new(&recipe))?);
     let least = LAYER_BYTES_MIN.to_string();
     output(soci(&scratch.path().join("root"))?.args(["publish", &indexed.name, "--min-layer-size", &least]))?;
-    let (mut lazy, mut ratios, mut whole, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut lazy, mut whole) = (Vec::new(), Pairs::default());
     for _ in 0..ROUNDS {
         let pulled = |stage: &Stage, snapshotter: &str| -> anyhow::Result<Option<f64>> {
             // A machine of its own each time: nothing of the image is there.
@@ -39,9 +40,7 @@ pub(crate) fn pull(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()>
         lazy.push(time);
         let ours = pulled(&plain, "soci")?.context("it could be started before")?;
         let other = pulled(&plain, "overlayfs")?.context("it could be started before")?;
-        ratios.push(ours / other);
-        whole.push(ours);
-        theirs.push(other);
+        whole.push(ours, other);
     }
     let what = format!("pull of an image of {} layers, 2 ms from the registry", recipe.layers.len() + 1);
     report.add(format!("{what}, with index"), Goal::AtMost(250.0), "ms", lazy);
@@ -49,9 +48,9 @@ pub(crate) fn pull(runtime: &Runtime, report: &mut Report) -> anyhow::Result<()>
         format!("{what}, without index: time, in units of containerd's overlayfs"),
         Goal::AtMost(0.5),
         "",
-        ratios,
+        whole.ratios,
     );
-    report.add(format!("{what}, without index"), Goal::None, "ms", whole);
-    report.add(format!("{what}, by containerd's overlayfs"), Goal::None, "ms", theirs);
+    report.add(format!("{what}, without index"), Goal::None, "ms", whole.ours);
+    report.add(format!("{what}, by containerd's overlayfs"), Goal::None, "ms", whole.theirs);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
+use soci_cli::bench::series::Spread;
 
 /// By how much a figure may be worse than in an earlier run without a word: measurements are noisy.
 const WORSE: f64 = 1.1;
@@ -14,7 +15,7 @@ pub(crate) enum Goal {
     AtMost(f64),
     /// This much or more.
     AtLeast(f64),
-    /// Told for comparison.
+    /// Shown for comparison.
     None,
 }
 
@@ -26,17 +27,14 @@ struct Row {
     unit: &'static str,
     /// In order of size, at least one.
     samples: Vec<f64>,
+    spread: Spread,
 }
 
 impl Row {
-    fn median(&self) -> f64 {
-        self.samples.get(self.samples.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-
     fn is_met(&self) -> Option<bool> {
         match self.goal {
-            Goal::AtMost(most) => Some(self.median() <= most),
-            Goal::AtLeast(least) => Some(self.median() >= least),
+            Goal::AtMost(most) => Some(self.spread.median <= most),
+            Goal::AtLeast(least) => Some(self.spread.median >= least),
             Goal::None => None,
         }
     }
@@ -55,6 +53,24 @@ impl Row {
     }
 }
 
+/// What was measured in turn of ours and of something else; the ratio of neighbouring runs counts.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs {
+    pub(crate) ours: Vec<f64>,
+    pub(crate) theirs: Vec<f64>,
+    /// Ours in units of theirs.
+    pub(crate) ratios: Vec<f64>,
+}
+
+impl Pairs {
+    /// Adds one of each.
+    pub(crate) fn push(&mut self, ours: f64, theirs: f64) {
+        self.ours.push(ours);
+        self.theirs.push(theirs);
+        self.ratios.push(ours / theirs);
+    }
+}
+
 /// All figures so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -62,11 +78,16 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Notes a figure, and says it on standard error for those who wait.
+    /// Adds a figure, and prints it on standard error as progress.
     pub(crate) fn add(&mut self, figure: impl Into<String>, goal: Goal, unit: &'static str, mut samples: Vec<f64>) {
+        let figure = figure.into();
+        if samples.is_empty() {
+            return eprintln!("  {figure}: SKIPPED");
+        }
         samples.sort_by(f64::total_cmp);
-        let row = Row { figure: figure.into(), goal, unit, samples };
-        eprintln!("  {}: {}", row.figure, row.shown(row.median()));
+        let spread = Spread::of(samples.iter().copied());
+        let row = Row { figure, goal, unit, samples, spread };
+        eprintln!("  {}: {}", row.figure, row.shown(row.spread.median));
         self.rows.push(row);
     }
 
@@ -85,7 +106,7 @@ impl Report {
                 Some(false) => "**missed**",
                 None => "",
             };
-            let [median, min, max] = [row.median(), row.samples[0], row.samples[row.samples.len() - 1]];
+            let Spread { median, min, max } = row.spread;
             let [median, min, max] = [median, min, max].map(|value| row.shown(value));
             let (figure, runs) = (&row.figure, row.samples.len());
             let _ = writeln!(table, "| {figure} | {goal} | {median} | {min} | {max} | {runs} | {verdict} |");
@@ -94,12 +115,13 @@ impl Report {
     }
 
     /// Ratios that are more than a tenth worse than those of an earlier run, in words: what is measured in seconds
-    /// says more of the machine. With `bytes_only` times are left alone, as those of a build that is not made for speed.
+    /// says more of the machine. With `bytes_only` times are left alone, as those of a build that is not made for
+    /// speed.
     pub(crate) fn regressions(&self, earlier: &Value, bytes_only: bool) -> Vec<String> {
         let figures = earlier["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
         let worse = |row: &Row| {
             let was = figures.iter().find(|figure| figure["figure"] == row.figure)?["median"].as_f64()?;
-            let is = row.median();
+            let is = row.spread.median;
             let regressed = row.unit.is_empty()
                 && (!bytes_only || row.figure.contains(": bytes"))
                 && match row.goal {
@@ -122,7 +144,7 @@ impl Report {
             };
             json!({
                 "figure": row.figure, "goal": goal, "unit": row.unit,
-                "median": row.median(), "samples": row.samples, "met": row.is_met(),
+                "median": row.spread.median, "samples": row.samples, "met": row.is_met(),
             })
         };
         json!({ "machine": machine(), "figures": self.rows.iter().map(row).collect::<Vec<_>>() })

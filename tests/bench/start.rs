@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::Value;
+use soci_cli::bench::run::drop_caches;
 use soci_cli::demo::measure::Opened;
 use soci_cli::demo::recipe::Recipe;
 use soci_cli::demo::stage::{LAYER_BYTES_MIN, Stage};
@@ -15,7 +16,7 @@ use soci_index::image::ImageSource;
 use soci_index::registry::{ClientOptions, CredentialSource};
 use tokio::runtime::Runtime;
 
-use crate::process::{Mount, drop_caches, output, soci};
+use crate::process::{Mount, output, soci};
 use crate::report::{Goal, Report};
 
 const ROUNDS: usize = 5;
@@ -52,7 +53,7 @@ pub(crate) fn python(runtime: &Runtime, report: &mut Report) -> anyhow::Result<(
             let arguments = ["--min-layer-size", &least, "--index", &index];
             let mounted = Mount::new(&at(&format!("root{round}")), &stage.name, &at("mnt"), &arguments)?;
             let ran = soci_cli::demo::measure::run(mounted.at(), &recipe.command)?;
-            anyhow::ensure!(ran.status.success(), "{:?}: {}", recipe.command, ran.output);
+            anyhow::ensure!(ran.status.success(), "{:?}: {}", recipe.command, ran.written());
             let fetched = status(mounted.at())?;
             let after = stage.registry.traffic();
             bytes.push((after.bytes_sent - before.bytes_sent) as f64 / 1e6);
@@ -110,7 +111,7 @@ async fn touched(stage: &Stage, recipe: &Recipe, index: &str, at: &Path) -> anyh
     let opened = Opened::new(&source, &image, &store, &open, Some(&mountpoint)).await?;
     let command = recipe.command.clone();
     let ran = tokio::task::spawn_blocking(move || soci_cli::demo::measure::run(&mountpoint, &command)).await??;
-    anyhow::ensure!(ran.status.success(), "{:?}: {}", recipe.command, ran.output);
+    anyhow::ensure!(ran.status.success(), "{:?}: {}", recipe.command, ran.written());
     let spans = fetched(&serde_json::to_value(opened.image.status())?).spans;
     let bytes = stage.registry.traffic().bytes_sent - before;
     let index_bytes = opened.index_bytes;

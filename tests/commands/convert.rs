@@ -159,7 +159,7 @@ async fn within_and_between_registries() {
     let second = json(&["publish", &here, "--v2"]);
     assert_eq!(second["digest"], first["digest"], "the same bytes every time: {second}");
     let layers: Vec<&Value> = second["images"][0]["layers"].as_array().unwrap().iter().collect();
-    // Anybody who may push can have put an index there, and nobody has said whose signature would do.
+    // Any client with push access can have put an index there, and no trusted key is given.
     assert!(layers.iter().all(|layer| layer["reused"] == false), "every layer is read again: {second}");
     let third = json(&["publish", &here, "--v2"]);
     assert_eq!((&third["status"], &third["digest"]), (&Value::from("up to date"), &first["digest"]), "{third}");

@@ -91,7 +91,7 @@ async fn which_index_there_is() {
     let found = findings(&[&name], login.path());
     assert_says(&found, "referrers", &["good: the registry has no API; the fallback tag is there"]);
     assert_says(&found, "index", &["good: 1 of version 1"]);
-    assert!(!found.contains_key("push"), "nobody asked");
+    assert!(!found.contains_key("push"), "it was not asked for");
     let before = digest(&repository, "v1").await;
     publish(&["--v2"]);
     assert_ne!(digest(&repository, "v1").await, before);
@@ -189,7 +189,8 @@ async fn an_image_is_judged_without_the_machine() {
     let with = doctor_of(&all, &no_node);
     assert!(said(&with).contains("2 of 2 are indexed"), "{}", said(&with));
 
-    // With the option, and where containerd is told of the snapshotter: a list without overlayfs breaks its pulls.
+    // With the option, and where containerd is configured for the snapshotter: a list without overlayfs breaks its
+    // pulls.
     assert!(said(&doctor(&["--node", "--containerd-config", "/no/such/file"])).contains("/dev/fuse"));
     let (directory, file) = (tempfile::tempdir().unwrap(), "config.toml");
     let file = directory.path().join(file);

@@ -1,5 +1,5 @@
-//! One finder: all commands and the library take the same index of an image, and an index speaks for no other repository
-//! than the one that it was fetched from.
+//! One finder: all commands and the library take the same index of an image, and an index speaks for no other
+//! repository than the one that it was fetched from.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -163,8 +163,8 @@ const TIMES: [Option<&str>; 7] = [
     Some("2026-02-01T00:00:00Z"),
 ];
 
-/// For any set of indexes (in the local store, beside the image, in the image, in a repository that is named), of equal,
-/// odd and missing times, every command names the same one.
+/// For any set of indexes (in the local store, beside the image, in the image, in a repository that is named), of
+/// equal, odd and missing times, every command names the same one.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_commands_name_the_same_index() {
     let mut dice = Dice(0x5eed);
@@ -228,8 +228,8 @@ async fn all_commands_name_the_same_index() {
     }
 }
 
-/// An image is in repositories A and B, an index beside A only: whoever has opened A opens B without an index, and A again
-/// with it; and so do A and B on two registries.
+/// An image is in repositories A and B, an index beside A only: a node that has opened A opens B without an index, and
+/// A again with it; and so do A and B on two registries.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_speaks_for_its_repository_only() {
     for kind in [SPAN_INDEX, INDEX_V1, INDEX_V2] {
@@ -279,8 +279,8 @@ async fn an_index_speaks_for_its_repository_only() {
     }
 }
 
-/// A place that cannot be asked is no error: what was kept from it counts, else the image is opened without an index. Only
-/// an index that was named is missed.
+/// A place that cannot be asked is no error: what was kept from it counts, else the image is opened without an index.
+/// Only an index that was named is missed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_cannot_be_asked() {
     let stage = Stage::new("bin/tool").await;
@@ -396,8 +396,8 @@ async fn foreign_blobs_are_left_alone() {
     }
 }
 
-/// A part of an index that is missing where the index is comes from wherever else the image is known, whether the index is
-/// kept here or not.
+/// A part of an index that is missing where the index is comes from wherever else the image is known, whether the index
+/// is kept here or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_come_from_the_first_place_that_has_them() {
     let stage = Stage::new("bin/tool").await;

@@ -45,7 +45,7 @@ fn info_is_the_same_document() {
     assert!(compared > 0, "no document was compared");
 }
 
-/// The zTOC with the first span size of the table in the README, of which info.json tells.
+/// The zTOC with the first span size of the table in the README, which info.json describes.
 fn first_ztoc(case: &Path) -> Option<PathBuf> {
     let readme = std::fs::read_to_string(case.join("README.md")).ok()?;
     let row = readme.lines().skip_while(|line| !line.starts_with("| span size")).nth(2)?;

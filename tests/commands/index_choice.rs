@@ -148,8 +148,8 @@ async fn an_index_is_kept_and_suffices() {
     }
 }
 
-/// An index in another repository is asked for first and read from there, zTOCs too; one that cannot be asked costs a line
-/// in the log.
+/// An index in another repository is asked for first and read from there, zTOCs too; one that cannot be asked costs a
+/// line in the log.
 #[tokio::test]
 async fn an_index_may_be_elsewhere() {
     let stage = Stage::new().await;
@@ -179,7 +179,7 @@ async fn an_index_may_be_elsewhere() {
         deadline: Duration::from_millis(200),
         ..ClientOptions::default()
     };
-    let nobody = Registry::new(&gone.host(), quick).unwrap().repository("soci/index");
+    let silent = Registry::new(&gone.host(), quick).unwrap().repository("soci/index");
     drop(gone);
     let (ours, theirs) = (Digest::of(&stage.v1), Digest::of(&index));
     let named = |index_repositories: &[&Repository], annotated| OpenOptions {
@@ -188,11 +188,11 @@ async fn an_index_may_be_elsewhere() {
     };
     for (options, expected) in [
         (named(&[&others], false), theirs),
-        (named(&[&nobody, &others], false), theirs),
-        (named(&[&nobody], false), ours),
+        (named(&[&silent, &others], false), theirs),
+        (named(&[&silent], false), ours),
         // The operator's word goes before that of the image.
         (named(&[&others], true), theirs),
-        (named(&[&nobody], true), Digest::of(&stage.v2)),
+        (named(&[&silent], true), Digest::of(&stage.v2)),
         (OpenOptions { index: Some(theirs), ..named(&[&others], true) }, theirs),
         (OpenOptions { index: Some(ours), ..named(&[&others], true) }, ours),
     ] {

@@ -1,5 +1,5 @@
-//! The local index store as AWS's tool shows its own: what is listed and removed, what `rebuild-db` does, where layers are
-//! found, what sizes may look like.
+//! The local index store as AWS's tool shows its own: what is listed and removed, what `rebuild-db` does, where layers
+//! are found, what sizes may look like.
 
 use std::path::Path;
 use std::process::Command;
@@ -45,7 +45,7 @@ async fn published() -> (DemoRegistry, String) {
     (registry, name)
 }
 
-/// One digest after `create`, as scripts for AWS's tool expect; our own form is there for those who ask.
+/// One digest after `create`, as scripts for AWS's tool expect; our own form is there on request.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_listed_and_removed() {
     let (_registry, name) = published().await;
@@ -107,7 +107,7 @@ async fn conversions_are_listed_and_reuse() {
     let made = lines(root, &["index", "list", "-q", "--ref", &v2]);
     assert!(stdout(&mut local(root, &["index", "info", &made[0]])).contains("soci.index.v2"));
 
-    // What somebody else has pushed is not taken into an image, nor what was made of it.
+    // What another client has pushed is not taken into an image, nor what was made of it.
     let other = tempfile::tempdir().unwrap();
     drop(stdout(soci().args(["publish", &v1]).args(BUILDING)));
     let pulled = lines(other.path(), &convert);

@@ -1,5 +1,5 @@
-//! Start-up profiles, end to end: recorded from a program that runs in a mount, pushed beside the image, and fetched ahead
-//! at the next mount: by spans, and from a pack.
+//! Start-up profiles, end to end: recorded from a program that runs in a mount, pushed beside the image, and fetched
+//! ahead at the next mount: by spans, and from a pack.
 
 use std::path::Path;
 use std::process::Command;
@@ -84,7 +84,7 @@ fn data_image(seed: u64) -> (Image, Vec<u8>) {
     (Image::gzip(vec![tar(&[("data", content.clone())])]), content)
 }
 
-/// Exactly the spans of the profile are fetched, before anybody reads; a budget ends it.
+/// Exactly the spans of the profile are fetched, before any read; a budget ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn spans_come_ahead_of_reads_within_the_budget() {
     if !can_mount() {
@@ -103,8 +103,8 @@ async fn spans_come_ahead_of_reads_within_the_budget() {
     let status = serving.settled();
     let layer = &status["layers"][0];
     let (present, requests) = (layer["present_spans"].as_u64().unwrap(), layer["requests"].as_u64().unwrap());
-    // Checkpoints are not at round offsets: two spans' worth lie in two to four of them. There are two runs of spans, each a
-    // request, with another one for its windows unless a neighbour has brought them.
+    // Checkpoints are not at round offsets: two spans' worth lie in two to four of them. There are two runs of spans,
+    // each a request, with another one for its windows unless a neighbour has brought them.
     assert!((3..=5).contains(&present) && (2..=4).contains(&requests), "{status}");
     assert!(stage.registry.traffic().requests > before);
     drop(serving);
@@ -117,8 +117,8 @@ async fn spans_come_ahead_of_reads_within_the_budget() {
     let status = node.settled();
     let layer = &status["layers"][0];
     let (present, fetched) = (layer["present_spans"].as_u64().unwrap(), layer["fetched_bytes"].as_u64().unwrap());
-    // A quarter of 28 spans, or one less, since there are no halves. Windows, of nearly 8 kB each in this text, come on top
-    // of what the budget counts.
+    // A quarter of 28 spans, or one less, since there are no halves. Windows, of nearly 8 kB each in this text, come on
+    // top of what the budget counts.
     assert!((5..=7).contains(&present) && fetched <= budget + present * 8_000, "{fetched} of {budget}: {status}");
     drop(node);
     let at = stage.scratch.path().join("mnt-poor");
@@ -201,7 +201,7 @@ async fn recorded_pushed_and_replayed_from_a_pack() {
     let sent = stage.registry.traffic().bytes_sent - before;
     assert!(sent < 100_000, "{sent} bytes for a mount of what is here");
     drop(serving);
-    // Where nobody is believed without a signature, bytes are not taken from a stranger's pack.
+    // Where signatures are required, bytes are not taken from an unsigned pack.
     let strict = stage.mount("strict", &["--provisional", "deny"]);
     assert_eq!(run_there(&strict), "hello\n");
 }
@@ -242,7 +242,7 @@ async fn damaged_pack_is_given_up() {
 
 /// A pack that crawls does not hold up reads: what it lacks, and what is far behind in it, comes by spans at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_pack_holds_nobody_up() {
+async fn a_slow_pack_delays_no_read() {
     let mut state = 1_u64;
     let noise = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

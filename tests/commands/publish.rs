@@ -65,7 +65,7 @@ async fn publish_on_docker_registry() {
     assert_eq!(listed, expected);
 }
 
-/// Where a hosts.toml says who stands in for a registry, its own name need not lead anywhere.
+/// Where a hosts.toml names another host for a registry, its own name need not lead anywhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn publish_by_way_of_a_hosts_file() {
     let Some(registry) = DockerRegistry::start() else { return };
@@ -85,7 +85,8 @@ async fn publish_by_way_of_a_hosts_file() {
     assert_eq!(entries[0].digest.to_string(), published["images"][0]["index"]["digest"].as_str().unwrap());
 }
 
-/// Tokens, and the referrers API, of a registry that is not ours; a mount from it too. Without credentials: exit code 3.
+/// Tokens, and the referrers API, of a registry that is not ours; a mount from it too. Without credentials: exit code
+/// 3.
 #[tokio::test(flavor = "multi_thread")]
 async fn publish_with_tokens() {
     let Some(registry) = Peryx::start() else { return };
@@ -252,7 +253,7 @@ async fn shared_layers_are_read_once() {
     assert!(base["bytesReceived"].as_u64().unwrap() < 50_000, "no layer is read: {base}");
     // Another span size is another zTOC.
     assert_eq!(reused(&publish("base", "524288")), [Some(false)]);
-    // Nobody looks at more tags than is wished.
+    // No more tags are looked at than configured.
     let last = Image::gzip(vec![first.tars[1].clone(), first.tars[0].clone()]);
     last.push(&repository, "v1.11").await;
     let name = format!("{}/team/app:v1.11", registry.address);
@@ -260,7 +261,7 @@ async fn shared_layers_are_read_once() {
     assert_eq!(reused(&serde_json::from_str(&stdout(soci().args(line))).unwrap()), [Some(false), Some(false)]);
 }
 
-/// The index of an image beside which nothing may be pushed: in another repository, where only those look that are told.
+/// The index of an image beside which nothing may be pushed: in another repository, which only --index-from finds.
 #[tokio::test(flavor = "multi_thread")]
 async fn to_on_docker_registry() {
     let (Some(images), Some(indexes)) = (DockerRegistry::start(), DockerRegistry::start()) else { return };

@@ -1,5 +1,5 @@
-//! What is reused of existing indexes, and on whose word: what anybody may have pushed is never signed, nor made part of an
-//! image.
+//! What is reused of existing indexes, and by which signature: what any client may have pushed is never signed, nor
+//! made part of an image.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ struct Stage {
     work: tempfile::TempDir,
 }
 
-/// Where somebody has put forged indexes of the lower layer.
+/// Where another client has put forged indexes of the lower layer.
 #[derive(Debug, Clone, Copy)]
 enum Forged {
     Beside,
@@ -117,8 +117,8 @@ fn tables(image: &Value) -> Vec<Digest> {
     layers.flat_map(of).filter(|one| !one.is_null()).map(|one| digest(&one)).collect()
 }
 
-/// To the end: a forged index beside the image, and beside a neighbouring tag; what is then published and signed shows the
-/// honest bytes on a node that demands signatures.
+/// To the end: a forged index beside the image, and beside a neighbouring tag; what is then published and signed shows
+/// the honest bytes on a node that demands signatures.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_forged_is_not_signed() {
     let Some(signer) = Signer::new(Kind::P256) else { return };
@@ -154,7 +154,7 @@ async fn what_is_forged_is_not_signed() {
     }
 }
 
-/// A converted image has nothing in it that anybody may have pushed.
+/// A converted image has nothing in it that any other client may have pushed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_forged_is_not_made_part_of_an_image() {
     for place in [Forged::Beside, Forged::BesideANeighbour] {
@@ -209,8 +209,8 @@ async fn what_is_reused_is_said() {
     assert!(stdout(soci().args(words)).contains("what existed already is reused, not verified"));
 }
 
-/// What is signed by a key that is meant is reused and not signed again, whatever else is beside it; the rest is signed by
-/// the next run, children first.
+/// What is signed by a key that is meant is reused and not signed again, whatever else is beside it; the rest is signed
+/// by the next run, children first.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_signed_is_reused() {
     let (Some(signer), Some(other)) = (Signer::new(Kind::P256), Signer::new(Kind::P256)) else { return };
@@ -233,12 +233,12 @@ async fn what_is_signed_is_reused() {
     assert_eq!((stage.to_sign(), &third["images"][0]["reused"]), (vec![], &"signed".into()), "{third:#}");
     let layers = third["images"][0]["layers"].as_array().unwrap();
     assert!(layers.iter().all(|layer| layer["reused"] == true && layer["spans"]["reused"] == true), "{third:#}");
-    // A signature of somebody else counts for nothing, nor does one where nobody is meant.
+    // A signature by another key counts for nothing, nor does any where no key is given.
     let fourth = publish(&theirs);
     assert!(fourth["images"][0]["reused"].is_null(), "{fourth:#}");
     assert_eq!(stage.to_sign(), [index, spans]);
-    let nobody = stage.soci(&["publish", &name, "--sign-with", &sign_with]);
-    assert!(nobody["images"][0]["reused"].is_null(), "{nobody:#}");
+    let unnamed = stage.soci(&["publish", &name, "--sign-with", &sign_with]);
+    assert!(unnamed["images"][0]["reused"].is_null(), "{unnamed:#}");
     assert_eq!(stage.to_sign(), [index, spans]);
 
     // All that a policy may ask for: the indexes, the image's manifest, the image.

@@ -158,7 +158,7 @@ fn of_a_proxy() {
     let head = proxy.heads().remove(0);
     assert!(head.starts_with("GET http://registry.invalid/v2/team/app/manifests/v1 HTTP/1.1\r\n"), "{head}");
 
-    // Who is named in NO_PROXY is asked directly; this one cannot be.
+    // A host named in NO_PROXY is asked directly; this one cannot be.
     let proxy = Proxy::start(REFUSAL);
     let mut command = talkative();
     command.args(["--timeout", "2s", "publish", image]).env("HTTPS_PROXY", proxy.url()).env("NO_PROXY", "a,.invalid");

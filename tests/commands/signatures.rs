@@ -7,7 +7,9 @@ use soci_cli::demo::registry::DemoRegistry;
 use soci_index::format::digest::Digest;
 use soci_index::format::model::{Descriptor, media_type};
 use soci_index::trust::fetch::{Verdict, search};
-use soci_index::trust::{Certificate, PublicKey, Signature, SignatureError, Signer as Who, Trust, TrustError, verify};
+use soci_index::trust::{
+    Certificate, PublicKey, Signature, SignatureError, Signer as SignedBy, Trust, TrustError, verify,
+};
 use soci_tests::image::{Image, tar};
 use soci_tests::registry::client;
 use soci_tests::signer::{Kind, Signer, push_referrer};
@@ -51,14 +53,14 @@ fn keys_of_every_kind() {
     for kind in [Kind::P256, Kind::P384, Kind::Ed25519, Kind::Rsa] {
         let (Some(signer), Some(other)) = (Signer::new(kind), Signer::new(kind)) else { return };
         let trust = by_key(&signer);
-        let good = Ok(Who::Key(trust.keys[0].fingerprint()));
+        let good = Ok(SignedBy::Key(trust.keys[0].fingerprint()));
         for signature in [simple(&signer, &subject()), bundle(&signer.bundle(&subject(), SIGN))] {
             assert_eq!(verify(&signature, &subject(), &trust, 0), good, "{kind:?}");
             let both = Trust { keys: [by_key(&other).keys, trust.keys.clone()].concat(), ..Trust::default() };
             assert_eq!(verify(&signature, &subject(), &both, 0), good, "{kind:?}, the second key");
             assert_eq!(verify(&signature, &subject(), &by_key(&other), 0), Err(SignatureError::WrongKey), "{kind:?}");
-            let nobody = verify(&signature, &subject(), &Trust::default(), 0);
-            assert_eq!(nobody, Err(SignatureError::NobodyTrusted { kind: "key" }));
+            let untrusted = verify(&signature, &subject(), &Trust::default(), 0);
+            assert_eq!(untrusted, Err(SignatureError::NobodyTrusted { kind: "key" }));
             let error = verify(&signature, &Digest::of(b"another"), &trust, 0).unwrap_err();
             assert!(matches!(error, SignatureError::OtherSubject { .. }), "{error}");
         }
@@ -145,7 +147,7 @@ fn certificates_of_every_kind() {
         let chain = [signer.certificate(), authority.certificate()];
         let signature = jws(&signer.jws(&subject(), &json!({}), &chain));
         let (by_authority, by_signer) = (by_certificate(&authority), by_certificate(&signer));
-        let good = Ok(Who::Certificate(by_signer.certificates[0].fingerprint()));
+        let good = Ok(SignedBy::Certificate(by_signer.certificates[0].fingerprint()));
         assert_eq!(verify(&signature, &subject(), &by_authority, now()), good, "{kind:?}");
         assert_eq!(verify(&signature, &subject(), &by_signer, now()), good, "{kind:?}, the signer's own");
         let later = verify(&signature, &subject(), &by_authority, now() + 20 * DAY).unwrap_err().to_string();
@@ -175,7 +177,7 @@ fn certificates_that_do_not_count() {
         error(&other.jws(&subject(), &json!({}), &[other.certificate(), authority.certificate()])),
         SignatureError::Chain { .. }
     ));
-    // A good certificate beside somebody else's signature.
+    // A good certificate beside another signer's signature.
     assert_eq!(error(&other.jws(&subject(), &json!({}), &chain)), SignatureError::NotByCertificate);
     // A certificate for another purpose, and one that an ordinary signer has issued.
     let server = Signer::new(Kind::P256).unwrap();
@@ -185,9 +187,9 @@ fn certificates_that_do_not_count() {
     server.certify("below", Some(&signer), LEAF);
     let chain = [server.certificate(), signer.certificate(), authority.certificate()];
     assert!(matches!(error(&server.jws(&subject(), &json!({}), &chain)), SignatureError::Chain { .. }));
-    let nobody = jws(&signer.jws(&subject(), &json!({}), &[signer.certificate()]));
-    let nobody = verify(&nobody, &subject(), &by_key(&signer), now());
-    assert_eq!(nobody, Err(SignatureError::NobodyTrusted { kind: "certificate" }));
+    let unnamed = jws(&signer.jws(&subject(), &json!({}), &[signer.certificate()]));
+    let unnamed = verify(&unnamed, &subject(), &by_key(&signer), now());
+    assert_eq!(unnamed, Err(SignatureError::NobodyTrusted { kind: "certificate" }));
 }
 
 #[test]
@@ -243,7 +245,7 @@ fn tampered_envelopes() {
 }
 
 #[test]
-fn files_that_name_nobody() {
+fn files_without_a_key_or_certificate() {
     for text in [&b""[..], b"no PEM", b"-----BEGIN PUBLIC KEY-----\n-----END CERTIFICATE-----"] {
         assert!(PublicKey::from_pem(text).is_err() && Certificate::from_pem(text).is_err());
     }
@@ -281,17 +283,20 @@ async fn signatures_are_found_beside_the_manifest() {
     let envelope = notation.jws(&subject.digest, &json!({}), &chain).to_string();
     push_referrer(&repository, &subject, notary, "application/jose+json", envelope.as_bytes()).await;
     let verdict = search(&repository, &subject.digest, &by_certificate(&authority), now()).await;
-    assert!(matches!(verdict, Verdict::Good(Who::Certificate(_))), "{verdict}");
+    assert!(matches!(verdict, Verdict::Good(SignedBy::Certificate(_))), "{verdict}");
     let verdict = search(&repository, &subject.digest, &by_key(&cosign), now()).await;
     assert!(matches!(verdict, Verdict::None(_)), "{verdict}");
 
     let signed = cosign.bundle(&subject.digest, SIGN).to_string();
     push_referrer(&repository, &subject, bundle_type, bundle_type, signed.as_bytes()).await;
     let verdict = search(&repository, &subject.digest, &by_key(&cosign), now()).await;
-    assert!(matches!(verdict, Verdict::Good(Who::Key(_))), "{verdict}");
+    assert!(matches!(verdict, Verdict::Good(SignedBy::Key(_))), "{verdict}");
 
     let other = Signer::new(Kind::Ed25519).unwrap();
     assert!(matches!(search(&repository, &subject.digest, &by_key(&other), now()).await, Verdict::None(_)));
     other.push_simple(&repository, &subject.digest).await;
-    assert!(matches!(search(&repository, &subject.digest, &by_key(&other), now()).await, Verdict::Good(Who::Key(_))));
+    assert!(matches!(
+        search(&repository, &subject.digest, &by_key(&other), now()).await,
+        Verdict::Good(SignedBy::Key(_))
+    ));
 }

@@ -1,4 +1,4 @@
-//! From publishing to trusting: a command signs what was published, and `soci verify` says who did.
+//! From publishing to trusting: a command signs what was published, and `soci verify` names the signer.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use soci_tests::registry::{DockerRegistry, client};
 use soci_tests::signer::{Kind, Signer, push_referrer};
 use soci_tests::{run, soci, stdout};
 
-/// Signed once, not twice; by somebody who is trusted, or not; in version 1 and 2.
+/// Signed once, not twice; by a trusted signer, or not; in version 1 and 2.
 #[tokio::test(flavor = "multi_thread")]
 async fn signed_and_verified() {
     let (Some(registry), Some(signer), Some(other)) =
@@ -67,7 +67,7 @@ async fn signed_and_verified() {
     assert!(String::from_utf8_lossy(&good.stdout).contains(&format!("index {index} signed by the key")), "{good:?}");
     assert_eq!(verify(&other, &name).status.code(), Some(5));
 
-    // What is signed by a key that is meant is left alone; by whom is not known without one.
+    // What is signed by a key that is meant is left alone; by which key is not known without one.
     let key = signer.path("pub.pem").display().to_string();
     let _ = stdout(&mut publish(&["--key", &key]));
     assert_eq!(signed().len(), 3);
@@ -87,8 +87,8 @@ async fn signed_and_verified() {
     assert!(verify(&signer, &copy).status.success());
 }
 
-/// A tag that names a signed image is not given to an unsigned one, whatever kind of signature it is; nothing is sent, no
-/// layer is read. What was converted and signed is left as it is by another run.
+/// A tag that names a signed image is not given to an unsigned one, whatever kind of signature it is; nothing is sent,
+/// no layer is read. What was converted and signed is left as it is by another run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_image_is_not_replaced_by_an_unsigned_one() {
     let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();
@@ -153,8 +153,8 @@ async fn a_signed_image_is_not_replaced_by_an_unsigned_one() {
     }
 }
 
-/// A signature of one platform's manifest is lost as well when that gets another digest, so it stops a conversion as one of
-/// the image index does: by cosign's tag, and as a referrer.
+/// A signature of one platform's manifest is lost as well when that gets another digest, so it stops a conversion as
+/// one of the image index does: by cosign's tag, and as a referrer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_platform_is_not_replaced_by_an_unsigned_one() {
     let registry = DemoRegistry::start(Duration::ZERO).await.unwrap();

@@ -116,8 +116,8 @@ async fn beside_each_other() {
     }
 }
 
-/// Beside an image that carries AWS's index: found first, by other tags and repositories too; the image is the same with
-/// it and without it. It comes later, too.
+/// Beside an image that carries AWS's index: found first, by other tags and repositories too; the image is the same
+/// with it and without it. It comes later, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_a_converted_image() {
     let registries = BothKinds::start();
@@ -127,7 +127,7 @@ async fn beside_a_converted_image() {
         let name = at("app:v1-soci");
         let publish_to = |to: &str, more: &[&str]| publish(&at("app:v1"), &[&["--v2", "--as", to], more].concat());
         let plain = publish_to(&name, &[]);
-        assert!(plain["images"][0]["spanIndex"].is_null(), "nobody has asked for it: {plain:#}");
+        assert!(plain["images"][0]["spanIndex"].is_null(), "it was not asked for: {plain:#}");
         let root = tempfile::tempdir().unwrap();
         let (index, _) = read_all(&name, &image, options(root.path()), root.path()).await;
         assert_eq!(plain["images"][0]["index"]["digest"], index.to_string());
@@ -145,7 +145,7 @@ async fn beside_a_converted_image() {
         assert_eq!(again["status"], "up to date", "{again:#}");
         assert_eq!(one_again["spanIndex"]["status"], "up to date", "{again:#}");
         for layer in one_again["layers"].as_array().unwrap() {
-            assert!(layer["reused"] == false && layer["spans"]["reused"] == false, "nobody has signed it: {layer:#}");
+            assert!(layer["reused"] == false && layer["spans"]["reused"] == false, "it is not signed: {layer:#}");
         }
         let elsewhere = publish_to(&at("other:v1"), &["--format", "both"]);
         assert_eq!(elsewhere["images"][0]["spanIndex"]["digest"], one["spanIndex"]["digest"]);
@@ -239,7 +239,7 @@ async fn repository_blob(repository: &Repository, bytes: &'static [u8]) -> (Dige
 
 /// After a restart a layer is opened from what is kept, and its windows come from where they were.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_needs_nobody() {
+async fn a_restart_needs_no_registry() {
     let Some(registry) = DockerRegistry::start() else { return };
     let (image, repository) = (image(), client(&registry.address).repository("team/app"));
     image.push(&repository, "v1").await;
@@ -269,8 +269,8 @@ async fn a_restart_needs_nobody() {
 
 const TOC: &str = soci_index::format::compact::TOC;
 
-/// What is published again with a smaller `--min-layer-size` is used from then on, whatever the digests are; with a larger
-/// one it is said that the earlier index stays in use.
+/// What is published again with a smaller `--min-layer-size` is used from then on, whatever the digests are; with a
+/// larger one it is said that the earlier index stays in use.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_index_of_more_layers_is_used() {
     let registry = soci_cli::demo::registry::DemoRegistry::start(std::time::Duration::ZERO).await.unwrap();
@@ -304,8 +304,8 @@ async fn the_index_of_more_layers_is_used() {
     }
 }
 
-/// Harbor looks for an icon among the layers of a manifest. Ours have it, wherever they go; AWS's forms stay as AWS's tool
-/// makes them; nothing that reads an index fetches it.
+/// Harbor looks for an icon among the layers of a manifest. Ours have it, wherever they go; AWS's forms stay as AWS's
+/// tool makes them; nothing that reads an index fetches it.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_ours_have_the_icon() {
     let registry = soci_cli::demo::registry::DemoRegistry::start(std::time::Duration::ZERO).await.unwrap();

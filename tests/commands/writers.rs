@@ -44,9 +44,9 @@ async fn sixteen_writers(clients: Vec<Repository>, image: &Image) {
     }
     println!("writes of the tag: {writes:?}");
     let listed = clients[0].fallback_entries(&image.digest()).await.unwrap().unwrap();
-    assert_eq!(listed.len(), WRITERS, "nobody is listed twice");
+    assert_eq!(listed.len(), WRITERS, "none is listed twice");
     digests.retain(|digest| listed.iter().all(|entry| entry.digest != *digest));
-    assert_eq!(digests, [], "nobody is lost");
+    assert_eq!(digests, [], "none is lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]

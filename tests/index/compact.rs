@@ -5,9 +5,9 @@
 use bytes::Bytes;
 use soci_index::format::checkpoint::{WINDOW_BYTES, Window, WindowBytes};
 use soci_index::format::compact::used::{keep, used};
-use soci_index::format::compact::{CompactError, Encoded, WindowError, WindowPlace, WindowsBlob, decode, encode};
+use soci_index::format::compact::{CompactError, Encoded, WindowError, WindowsBlob, decode, encode};
 use soci_index::format::decode::decode_span;
-use soci_index::format::index::{Compression, LayerIndex, Windows};
+use soci_index::format::index::{Compression, LayerIndex, WindowPlace, Windows};
 use soci_index::format::limits::Limits;
 use soci_index::format::ztoc::Ztoc;
 use soci_index::indexing::choice::{Candidate, Chooser};
@@ -22,7 +22,7 @@ fn held(index: &LayerIndex) -> &[Window] {
     }
 }
 
-/// The window of a span, without what nobody refers to.
+/// The window of a span, without what no later byte refers to.
 fn sparse(index: &LayerIndex, layer: &[u8], span: usize) -> WindowBytes {
     let mut window = held(index)[span].load();
     let place = &index.spans.spans()[span];
@@ -66,7 +66,8 @@ fn back(encoded: &Encoded) -> LayerIndex {
     LayerIndex { windows: Windows::Held(windows), ..index }
 }
 
-/// Every golden layer, at several span sizes: the same table, and every span decodes, digest checked, to the same bytes.
+/// Every golden layer, at several span sizes: the same table, and every span decodes, digest checked, to the same
+/// bytes.
 #[test]
 fn golden_layers() {
     let (mut compared, mut referred, mut whole) = (0, 0, 0);
@@ -91,7 +92,7 @@ fn golden_layers() {
         }
     }
     assert!(compared > 200, "{compared}");
-    assert!(referred * 2 < whole, "most bytes are referred to by nobody: {referred} of {whole}");
+    assert!(referred * 2 < whole, "most bytes are not referred to: {referred} of {whole}");
 }
 
 /// What one pass over a layer makes, pushed in pieces of so many bytes.

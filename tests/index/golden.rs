@@ -166,7 +166,8 @@ fn pieces_do_not_matter() {
     }
 }
 
-/// Sparse files of every format, which no zTOC can tell, are read right through an index of our own: whole and in parts.
+/// Sparse files of every format, which no zTOC can describe, are read right through an index of our own: whole and in
+/// parts.
 #[test]
 fn sparse_files_are_read() {
     let mut formats = 0;

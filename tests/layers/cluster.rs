@@ -64,7 +64,7 @@ impl Api {
         std::fs::write(path, text).unwrap();
     }
 
-    fn tell(&self, kind: &str, object: &Value) {
+    fn announce(&self, kind: &str, object: &Value) {
         let event = json!({"type": kind, "object": object}).to_string() + "\n";
         let _ = self.events.send(event);
     }
@@ -155,11 +155,11 @@ async fn secrets_are_listed_and_watched() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    api.tell("MODIFIED", &secret("app", "two", 11));
+    api.announce("MODIFIED", &secret("app", "two", 11));
     await_user(&cluster, "app", Some("two")).await;
-    api.tell("ADDED", &secret("other", "three", 12));
+    api.announce("ADDED", &secret("other", "three", 12));
     await_user(&cluster, "other", Some("three")).await;
-    api.tell("DELETED", &secret("app", "two", 13));
+    api.announce("DELETED", &secret("app", "two", 13));
     await_user(&cluster, "app", None).await;
 
     let requests = api.requests.lock().unwrap().clone();
@@ -170,7 +170,7 @@ async fn secrets_are_listed_and_watched() {
     );
 }
 
-/// While the cluster does not answer, what was known stays known; before it ever did, the reason is told.
+/// While the cluster does not answer, what was known stays known; before it ever did, the reason is reported.
 #[tokio::test]
 async fn a_cluster_that_is_away() {
     let directory = tempfile::tempdir().unwrap();

@@ -335,7 +335,7 @@ async fn closed_slots_are_opened_once_when_touched() {
     }
     assert_eq!(opener.opened.load(Ordering::SeqCst), 1);
     assert_eq!(forest.closed_slot(file, None), None);
-    // A failure is told to all who wait, and not remembered.
+    // A failure is reported to all waiting callers, and not remembered.
     let (one, two) = tokio::join!(forest.open(5), forest.open(5));
     for error in [one.unwrap_err(), two.unwrap_err()] {
         assert!(error.to_string().contains("slot 5") && number(&error) == 5, "{error}");

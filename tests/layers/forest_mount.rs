@@ -1,5 +1,5 @@
-//! A forest on a real mount, under overlayfs, compared with what GNU tar extracts. Needs /dev/fuse and root, and says so
-//! when it has neither.
+//! A forest on a real mount, under overlayfs, compared with what GNU tar extracts. Needs /dev/fuse and root, and says
+//! so when it has neither.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
@@ -181,7 +181,7 @@ fn slots_are_seen_at_once() {
         let held = fs::File::open(path.join("dir0/file0")).unwrap();
         assert!(bench.forest.remove(21));
         assert_eq!(fs::metadata(&path).unwrap_err().raw_os_error(), Some(2));
-        // Who still has a file of it open, is told that it is broken, unless the kernel has the bytes.
+        // A program that still has a file of it open gets EIO, unless the kernel has the bytes.
         let inode = held.metadata();
         assert!(inode.is_ok() || inode.unwrap_err().raw_os_error() == Some(5));
     }
@@ -279,7 +279,7 @@ fn a_condemned_layer_is_forgotten_by_the_kernel() {
     };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !is_gone() {
-        assert!(std::time::Instant::now() < deadline, "the kernel still shows what it was told");
+        assert!(std::time::Instant::now() < deadline, "the kernel still shows what it cached");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     // The state file says why.

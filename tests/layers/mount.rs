@@ -166,7 +166,7 @@ fn failures_are_eio_and_pass() {
 }
 
 #[test]
-fn a_slow_source_holds_up_nobody_else() {
+fn a_slow_source_delays_no_other_reader() {
     if !can_mount() {
         return;
     }
@@ -209,7 +209,7 @@ fn mounts_end_in_every_way() {
     drop(held);
     bench.mounted.take().unwrap().unmount().unwrap();
     assert!(!root.join("a").exists() && !is_stale(&root));
-    // By somebody else while the caller waits.
+    // By another read while the caller waits.
     let mut bench = Bench::of_layer(&layer);
     let root = bench.root();
     let waiting = bench.mounted.take().unwrap();

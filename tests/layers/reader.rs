@@ -259,7 +259,7 @@ async fn a_full_disk_costs_no_reads() {
     soci_fs::fuse::mount::unmount(directory.path(), soci_fs::fuse::mount::Lazy::Yes).unwrap();
 }
 
-/// An index whose windows were changed passes every digest. The neighbour that was decoded tells.
+/// An index whose windows were changed passes every digest. The neighbour that was decoded shows it.
 #[tokio::test]
 async fn a_forged_window_takes_the_layer_out_of_service() {
     let mut layer = layer();
@@ -293,8 +293,8 @@ async fn walking_reads_ahead_and_jumping_does_not() {
         }
     };
     jump(&bench.reader).await;
-    // How many neighbours a jump is worth depends on how soon this machine answers: none, if it is not busy. How many there
-    // may be in all does not: a third of what was read, and the 384 KiB that are credit. Nothing else is fetched.
+    // How many neighbours a jump is worth depends on how soon this machine answers: none, if it is not busy. How many
+    // there may be in all does not: a third of what was read, and the 384 KiB that are credit. Nothing else is fetched.
     let (counts, requested) = (bench.reader.ahead().counts(), source.requested_bytes().div_ceil(SPAN));
     assert_eq!(u64::from(counts.read), jumps);
     assert!(u64::from(counts.unread) <= jumps / 3 + (384 << 10) / SPAN, "{counts:?}");
@@ -313,8 +313,8 @@ async fn walking_reads_ahead_and_jumping_does_not() {
         reader.read(span * SPAN + 5, 10).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    // The first eight one by one at worst: bytes of no file, from a source that is as near as can be. From then on in pieces
-    // of at least half of what was walked.
+    // The first eight one by one at worst: bytes of no file, from a source that is as near as can be. From then on in
+    // pieces of at least half of what was walked.
     assert!(source.requests() < 8 + (spans - 8) / 4, "{} requests for {spans} spans", source.requests());
     assert_eq!(reader.counts().decoded_spans, spans);
 }
@@ -360,7 +360,7 @@ async fn a_quota_smaller_than_the_layer() {
     keeper.abort();
 }
 
-/// Somebody cut the data file short under us.
+/// The data file was cut short by another program.
 #[tokio::test]
 async fn a_store_that_cannot_be_read_is_filled_again() {
     let layer = layer();

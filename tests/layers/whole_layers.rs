@@ -109,7 +109,7 @@ async fn good_layers_are_proven_both_ways() {
     }
 }
 
-/// A layer is hashed beside whoever brings it. What did not come when that one has ended is missed.
+/// A layer is hashed beside the task that fetches it. What did not come when that one has ended is missed.
 #[tokio::test]
 async fn a_layer_is_proven_as_it_comes() {
     let (_directory, store) = store();
@@ -137,7 +137,7 @@ async fn a_layer_is_proven_as_it_comes() {
 }
 
 /// The attack that digests of spans do not see: right compressed bytes, a changed window. The last span has no
-/// neighbour to be compared with, so only the proof can tell.
+/// neighbour to be compared with, so only the proof can show it.
 #[tokio::test]
 async fn a_forged_window_fails_the_proof() {
     let mut layer = Layer::gzip(sample_tar(40, 50_000), 64 << 10);

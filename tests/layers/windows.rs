@@ -93,7 +93,7 @@ async fn only_the_windows_that_are_needed_are_fetched() {
     assert_eq!(fetch(0).await, (1, 0));
 }
 
-/// Windows of spans that somebody will have fetched come in one request, over others that nobody wants.
+/// Windows of spans that are about to be fetched come in one request, over others that are not needed.
 #[tokio::test]
 async fn planned_windows_come_together() {
     let (layer, windows) = layer(400);
@@ -116,8 +116,8 @@ async fn planned_windows_come_together() {
     assert_eq!(requests(&[2]).await, 3 + 3);
 }
 
-/// Windows that are wrong, or gone, cost bytes and never yield wrong ones: spans are decoded from the nearest one that is here.
-/// One window that was damaged on the way is fetched again.
+/// Windows that are wrong, or gone, cost bytes and never yield wrong ones: spans are decoded from the nearest one that
+/// is here. One window that was damaged on the way is fetched again.
 #[tokio::test]
 async fn wrong_windows() {
     let (layer, windows) = layer(400);

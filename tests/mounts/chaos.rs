@@ -1,8 +1,9 @@
 //! A container reads from a lazily pulled image while its registry, or its disk, fails.
 //!
-//! What is expected: a fault that is shorter than the read deadline costs time and nothing else; whatever comes, no wrong
-//! byte is shown; what is here is read on; and after an error the next read is as good as any. The registry is behind a
-//! [`Front`], so the requests are real ones, and each fault is met by reads of a layer that nothing has read before.
+//! What is expected: a fault that is shorter than the read deadline costs time and nothing else; whatever comes, no
+//! wrong byte is shown; what is here is read on; and after an error the next read is as good as any. The registry is
+//! behind a [`Front`], so the requests are real ones, and each fault is met by reads of a layer that nothing has read
+//! before.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -89,7 +90,7 @@ impl Scene {
         fadvise(&found[0], 0, None, Advice::DontNeed).unwrap();
     }
 
-    /// A file that is here is read, and nobody is asked for it.
+    /// A file that is here is read without a request.
     fn read_what_is_here(&self, file: u64) {
         self.evict(file);
         let before = self.requests(file);
@@ -168,7 +169,8 @@ async fn long_outages_end_reads_and_nothing_else() {
     let output = scene.read_through(1);
     let took = start.elapsed();
     assert!(!output.status.success(), "{output:?}");
-    // The kernel asks twice, for a run of pages and then for the one that is needed, and each question has its deadline.
+    // The kernel asks twice, for a run of pages and then for the one that is needed, and each question has its
+    // deadline.
     assert!(took < 2 * READ_DEADLINE + Duration::from_secs(10), "the read took {took:?}");
     scene.read_what_is_here(0);
     // Nor does a worker need the registry to start.
@@ -180,7 +182,7 @@ async fn long_outages_end_reads_and_nothing_else() {
     }
 }
 
-/// A disk without room: what is fetched is shown, only not kept; programs that write are told.
+/// A disk without room: what is fetched is shown, only not kept; writers get an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_costs_no_read() {
     let Some(scene) = Scene::new(Some("48m")).await else { return };

@@ -211,7 +211,7 @@ async fn forged_window_is_condemned_by_the_proof() {
 
 /// The proof by the stored data alone does not call a forged layer proven, and does call a right one so.
 #[tokio::test(flavor = "multi_thread")]
-async fn proof_by_data_tells_forged_from_right() {
+async fn proof_by_data_distinguishes_forged_from_right() {
     let content = tar(&[("file", text(1, 600_000))]);
     let layer = Bytes::from(gzip(&content, 6));
     let claim = LayerClaim { digest: Digest::of(&layer), size: layer.len() as u64, diff_id: Digest::of(&content) };
@@ -351,8 +351,8 @@ impl Drop for Ended {
     }
 }
 
-/// The second process on one store is refused and told the number of the first; when that is gone, however it ended, the
-/// store is free.
+/// The second process on one store is refused with the process id of the first; when that is gone, however it ended,
+/// the store is free.
 #[test]
 fn two_processes_on_one_root() {
     let root = tempfile::tempdir().unwrap();

@@ -92,7 +92,7 @@ async fn containers_start_lazily_and_outlive_the_snapshotter(version: Containerd
     node.remove_last_images(&[&name]);
 }
 
-/// containerd pulls by itself, as its client and Kubernetes ask it to since 2.1: it is told in its configuration to pass
+/// containerd pulls by itself, as its client and Kubernetes ask it to since 2.1: its configuration has it pass
 /// annotations on.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_transfer_service_pulls_lazily() {

@@ -193,7 +193,7 @@ async fn lazy_concurrent_and_kept() {
     assert!(again < 20_000, "{again} bytes were fetched again");
 }
 
-/// `soci pull` brings all of an image, with an index and without one; a mount then asks nobody for a byte of a layer.
+/// `soci pull` brings all of an image, with an index and without one; a mount then requests no byte of a layer.
 #[tokio::test(flavor = "multi_thread")]
 async fn pulled_whole() {
     for with_index in [true, false] {
@@ -220,8 +220,8 @@ async fn pulled_whole() {
     }
 }
 
-/// What refers to an image is listed once for each mount, for index and profile together: an index that is here is only a
-/// copy of what the repository has.
+/// What refers to an image is listed once for each mount, for index and profile together: an index that is here is only
+/// a copy of what the repository has.
 #[tokio::test(flavor = "multi_thread")]
 async fn referrers_are_listed_once() {
     let stage = Mounting::new(Image::gzip(vec![tar(&[("file", text(1, 600_000))])])).await;
@@ -414,7 +414,7 @@ async fn refusals() {
 }
 
 /// An index that is part of the image, and one that is in another repository: both make the mount lazy, and the second
-/// only where it is told of.
+/// only where it is named.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_of_other_places() {
     if !can_mount() {
@@ -450,8 +450,8 @@ async fn indexes_of_other_places() {
     assert!((1..(384 << 10) + 2 * 80_000 + 7 * 16_000).contains(&read), "another repository: {read}");
     // The index was kept by the first mount; another place on disk knows nothing of it.
     let root = stage.scratch.path().join("another");
-    let mut told = soci();
-    told.arg("--root").arg(&root).args(["verify", &name]);
-    assert_eq!(run(&mut told).status.code(), Some(1), "nobody looks there who is not told");
-    assert!(stdout(told.args(["--index-from", &to])).contains(" identical"));
+    let mut verify = soci();
+    verify.arg("--root").arg(&root).args(["verify", &name]);
+    assert_eq!(run(&mut verify).status.code(), Some(1), "found only where --index-from names it");
+    assert!(stdout(verify.args(["--index-from", &to])).contains(" identical"));
 }

@@ -192,7 +192,7 @@ async fn a_pass_that_breaks_off_goes_on() {
     }
 }
 
-/// The image is in two repositories, of which one serves parts: nothing is transferred that nobody reads.
+/// The image is in two repositories, of which one serves parts: nothing is transferred that is not read.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_serves_parts_is_preferred() {
     for manner in MANNERS {
@@ -210,8 +210,8 @@ async fn an_origin_that_serves_parts_is_preferred() {
     }
 }
 
-/// The disk is full in the middle of a pass: all that waits gets its bytes, and the right ones, from memory; with room again
-/// the layer is kept, by this process and by the next one.
+/// The disk is full in the middle of a pass: all that waits gets its bytes, and the right ones, from memory; with room
+/// again the layer is kept, by this process and by the next one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_in_the_middle_of_a_pass() {
     for (spans, manner) in [(false, NoParts::Whole), (true, NoParts::Status(400))] {
@@ -226,7 +226,8 @@ async fn a_full_disk_in_the_middle_of_a_pass() {
             let read = async |number: usize| {
                 assert!(daemon.read(slot, FILES[number]).await == content(number), "{manner:?} {number}");
             };
-            // Side by side, so that one waits while the other's pass goes on; then again, of what is in memory or comes anew.
+            // Side by side, so that one waits while the other's pass goes on; then again, of what is in memory or comes
+            // anew.
             tokio::join!(read(0), read(1), read(2), read(3), read(4));
             for number in (0..FILES.len()).rev() {
                 read(number).await;
@@ -252,8 +253,8 @@ async fn a_full_disk_in_the_middle_of_a_pass() {
     }
 }
 
-/// The process is killed in the middle of a pass: the next mount shows right bytes only, has what was stored until then, and
-/// goes on.
+/// The process is killed in the middle of a pass: the next mount shows right bytes only, has what was stored until
+/// then, and goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_in_the_middle_of_a_pass() {
     if !can_mount() {

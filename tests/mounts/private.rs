@@ -1,4 +1,5 @@
-//! Other users of the machine: they get at nothing below a root, and nothing that an image brings makes them more than they are.
+//! Other users of the machine: they get at nothing below a root, and nothing that an image brings makes them more than
+//! they are.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -79,7 +80,7 @@ fn open_to_others(root: &Path) -> Vec<(PathBuf, u32)> {
     found
 }
 
-/// Nobody gets anywhere below a root, by names that they may know.
+/// Other users get nowhere below a root, even by names that they may know.
 fn assert_closed(root: &Path, program: &str) {
     assert_eq!(open_to_others(root), []);
     for (place, script) in [("", "ls \"$1\""), ("layers", "ls \"$1\""), ("fs/1", "ls \"$1\""), (program, "\"$1\"")] {

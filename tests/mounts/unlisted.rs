@@ -1,4 +1,4 @@
-//! Registries that do not say what refers to an image, or take nothing, while they give the image to everybody.
+//! Registries that do not say what refers to an image, or take nothing, while every client may pull the image.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ impl Stage {
     }
 }
 
-fn told(output: &Output) -> String {
+fn message(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -57,7 +57,7 @@ async fn an_image_is_used_without_its_index() {
         stage.front.set(answer);
         let start = Instant::now();
         let output = stage.run("pull", &[]);
-        let said = told(&output);
+        let said = message(&output);
         assert!(output.status.success(), "{answer:?}: {said}");
         assert!(start.elapsed() < Duration::from_secs(15), "{answer:?}: {:?}", start.elapsed());
         // An answer of 500 is asked for again as long as there is patience.
@@ -76,7 +76,7 @@ async fn publishing_names_the_question_and_the_ways_around_it() {
         let stage = Stage::new().await;
         stage.front.set(answer);
         let refused = stage.run("publish", &[]);
-        let said = told(&refused);
+        let said = message(&refused);
         assert_eq!(refused.status.code(), Some(code), "{answer:?}: {said}");
         assert!(said.contains("the question what refers to") && said.contains("is not answered"), "{said}");
         assert!(said.contains("--v2") && said.contains("--to"), "{said}");
@@ -105,7 +105,8 @@ async fn the_fallback_tag_is_read_where_the_api_is_refused() {
     }
 }
 
-/// That nothing may be pushed is found out before the first layer is read; a missing right is one code on every registry.
+/// That nothing may be pushed is found out before the first layer is read; a missing right is one code on every
+/// registry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_push_costs_no_layer() {
     let denied = r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#;
@@ -123,7 +124,7 @@ async fn a_refused_push_costs_no_layer() {
         stage.front.set(answer);
         for more in [&[][..], &["--v2"]] {
             let refused = stage.run("publish", more);
-            let said = told(&refused);
+            let said = message(&refused);
             assert_eq!(refused.status.code(), Some(code), "{answer:?} {more:?}: {said}");
             assert!(said.contains(words), "{answer:?} {more:?}: {said}");
             let layer = soci_index::format::digest::Digest::of(&stage.image.blobs[0]);
@@ -132,14 +133,14 @@ async fn a_refused_push_costs_no_layer() {
     }
 }
 
-/// A person who waits is told soon that nobody is there.
+/// An interactive command soon reports that no registry answers.
 #[test]
-fn a_name_that_nobody_answers_to_is_told_soon() {
+fn an_unreachable_registry_is_reported_soon() {
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for name in [format!("{dead}/team/app:v1"), "no-such-host.invalid/team/app:v1".to_owned()] {
         let (root, start) = (tempfile::tempdir().unwrap(), Instant::now());
         let failed = run(soci().arg("--root").arg(root.path()).args(["pull", &name]));
-        let said = told(&failed);
+        let said = message(&failed);
         assert_eq!(failed.status.code(), Some(4), "{said}");
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}: {said}", start.elapsed());
         assert_eq!(said.matches("tried 2 times").count(), 1, "{said}");

@@ -1,4 +1,4 @@
-//! The kubelet's pulls, through the daemon to a real containerd, from a registry that wants to know who asks.
+//! The kubelet's pulls, through the daemon to a real containerd, from a registry that demands credentials.
 
 use std::process::{Command, Output};
 

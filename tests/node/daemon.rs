@@ -119,13 +119,13 @@ fn levels() {
 }
 
 #[test]
-fn systemd_passes_a_socket_and_is_told() {
+fn systemd_passes_a_socket_and_is_notified() {
     let directory = tempfile::tempdir().unwrap();
     let (socket, notify) = (directory.path().join("passed.sock"), directory.path().join("notify"));
     let listener = UnixListener::bind(&socket).unwrap();
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let told = || {
+    let notified = || {
         loop {
             let mut message = [0; 64];
             let length = manager.recv(&mut message).unwrap();
@@ -144,10 +144,10 @@ fn systemd_passes_a_socket_and_is_told() {
     let mut running = Running::start(command, directory.path());
     let lines = running.until("soci-snapshotter-grpc successfully started");
     assert_eq!(lines.last().unwrap()["address"].as_str(), socket.to_str());
-    assert_eq!(told(), "READY=1");
+    assert_eq!(notified(), "READY=1");
     UnixStream::connect(&socket).unwrap();
     running.signal(Signal::TERM);
-    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(notified(), "STOPPING=1");
     assert!(running.end().success());
 }
 

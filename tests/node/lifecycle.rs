@@ -1,5 +1,5 @@
 //! What happens to images and containers on a machine: several at a time, written to, committed, sharing layers, going
-//! away; and a reboot under them. Layers are lazy all the while: a [`Front`] tells what was asked of the registry.
+//! away; and a reboot under them. Layers are lazy all the while: a [`Front`] records the requests to the registry.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -134,8 +134,8 @@ async fn containers_share_an_image_and_are_committed(version: Containerd) {
     }
     let cost = scene.stage.registry.traffic().bytes_sent - before;
     let layer = image.blobs[1].len() as u64;
-    // The windows of made-up text, which refers to more of what came before than real files do, are a ninth of the layer; a
-    // window may be asked for twice, by two flights at the same time.
+    // The windows of made-up text, which refers to more of what came before than real files do, are a ninth of the
+    // layer; a window may be asked for twice, by two flights at the same time.
     assert!(cost < layer + layer / 6, "{cost} bytes for a layer of {layer}");
 
     // Each sees what it writes, and nothing of the other.
@@ -201,7 +201,7 @@ async fn images_share_layers(version: Containerd) {
     node.remove_last_images(&[&name_2]);
 }
 
-/// What the snapshotter noted of a start is a profile before anybody has published one, and while the container runs.
+/// What the snapshotter noted of a start is a profile before one is published, and while the container runs.
 async fn a_container_s_start_becomes_a_profile(version: Containerd) {
     let Some(mut scene) = Scene::new(version).await else { return };
     let image = image();

@@ -1,5 +1,5 @@
-//! Containers in user namespaces: a real containerd, whose snapshotter shows layers with mapped owners instead of copying
-//! them.
+//! Containers in user namespaces: a real containerd, whose snapshotter shows layers with mapped owners instead of
+//! copying them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -67,7 +67,7 @@ async fn containers_in_user_namespaces_see_their_owners() {
         if with_unpacked {
             node.configure(LEAVE_SMALL);
         }
-        // The container's root is nobody out here and must get to its files all the same.
+        // The container's root is an unprivileged user out here and must get to its files all the same.
         for directory in ["", "state"] {
             fs::set_permissions(node.path(directory), fs::Permissions::from_mode(0o711)).unwrap();
         }

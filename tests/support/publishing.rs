@@ -17,9 +17,9 @@ use crate::{run, soci};
 /// What comes of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everybody finds it by the referrers API.
+    /// Every client finds it by the referrers API.
     Native,
-    /// Everybody finds it by the fallback tag.
+    /// Every client finds it by the fallback tag.
     Tag,
     /// It is found by the API, with a warning that contains this.
     NativeBut(&'static str),

@@ -126,7 +126,7 @@ impl Scene {
         wait_for(|| child.try_wait().unwrap())
     }
 
-    /// Asks the listener who answers.
+    /// Asks the listener which process answers.
     fn ask(&self) -> Pid {
         let mut text = String::new();
         let mut connection = UnixStream::connect(self.path("socket")).unwrap();
@@ -135,7 +135,8 @@ impl Scene {
         Pid::from_raw(text.parse().unwrap()).unwrap()
     }
 
-    /// Reads at random places by eight threads while `work` runs, and checks every byte. Says how many reads there were.
+    /// Reads at random places by eight threads while `work` runs, and checks every byte. Says how many reads there
+    /// were.
     fn under_load(&self, work: impl FnOnce()) -> u64 {
         let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {

@@ -10,7 +10,7 @@ use soci_fs::open::trust::Provisional;
 use soci_index::format::gotime::duration;
 use soci_index::format::limits::Limits;
 
-use crate::args::Access;
+use crate::args::{Access, Foreign, OnePlatform};
 
 /// What an image may make the program hold.
 #[derive(Debug, Clone, Default, Args)]
@@ -49,9 +49,8 @@ pub struct Mount {
     pub image: String,
     /// Where: an empty directory
     pub directory: PathBuf,
-    /// Platform, for example linux/arm64 [default: this machine's]
-    #[arg(long, short = 'p', value_name = "OS/ARCH")]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: OnePlatform,
     /// Return when the mount is ready and serve it in the background
     #[arg(long)]
     pub detach: bool,
@@ -64,10 +63,8 @@ pub struct Mount {
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// When an index is used that this machine has not proven: a forged one could show other content until it is
     #[arg(long, value_parser = provisional(), default_value = "allow", value_name = "POLICY")]
     pub provisional: Provisional,
@@ -111,10 +108,8 @@ pub struct Mount {
     /// Print a JSON document, of one line, when the mount is ready, and another one when it has ended
     #[arg(long)]
     pub json: bool,
-    /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -124,23 +119,18 @@ pub struct Mount {
 pub struct Pull {
     /// The image
     pub image: String,
-    /// Platform, for example linux/arm64 [default: this machine's]
-    #[arg(long, short = 'p', value_name = "OS/ARCH")]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: OnePlatform,
     /// Layers below this size are read whole, by one core each
     #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -171,9 +161,8 @@ The snapshotter is the one called soci, unless --snapshotter or CONTAINERD_SNAPS
 pub struct Rpull {
     /// The image, in a registry
     pub image: String,
-    /// Platform, for example linux/arm64 [default: this machine's]
-    #[arg(long, short = 'p', value_name = "OS/ARCH")]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: OnePlatform,
     /// Use this index and no other
     #[arg(long, value_name = "DIGEST")]
     pub soci_index_digest: Option<String>,
@@ -184,7 +173,6 @@ pub struct Rpull {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -214,7 +202,6 @@ pub struct Doctor {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use soci_index::format::gotime::duration;
 
-use crate::args::{Access, Bounds};
+use crate::args::{Access, Bounds, Foreign, OnePlatform};
 
 /// `soci record`
 #[derive(Debug, Args)]
@@ -44,23 +44,18 @@ pub struct Record {
     /// Let the command use the network of this machine
     #[arg(long, conflicts_with = "container")]
     pub network: bool,
-    /// Platform, for example linux/arm64 [default: this machine's]
-    #[arg(long, short = 'p', value_name = "OS/ARCH")]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: OnePlatform,
     /// Layers below this size are read whole at once
     #[arg(long, default_value_t = 10_485_760, value_name = "SIZE", value_parser = crate::args::size::layer, allow_negative_numbers = true)]
     pub min_layer_size: u64,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// Print one JSON document; what the command prints goes to standard error then
     #[arg(long)]
     pub json: bool,
-    /// What the image may make us hold.
     #[command(flatten)]
     pub bounds: Bounds,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -98,13 +93,11 @@ pub enum Profile {
     List {
         /// The image
         image: String,
-        /// Platform, for example linux/arm64 [default: this machine's]
-        #[arg(long, short = 'p', value_name = "OS/ARCH")]
-        platform: Option<String>,
+        #[command(flatten)]
+        platform: OnePlatform,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
-        /// How to talk to the registry.
         #[command(flatten)]
         access: Box<Access>,
     },
@@ -123,13 +116,11 @@ pub enum Profile {
         image: String,
         /// The profile's name
         name: String,
-        /// Platform, for example linux/arm64 [default: this machine's]
-        #[arg(long, short = 'p', value_name = "OS/ARCH")]
-        platform: Option<String>,
+        #[command(flatten)]
+        platform: OnePlatform,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
-        /// How to talk to the registry.
         #[command(flatten)]
         access: Box<Access>,
     },
@@ -177,9 +168,8 @@ pub struct PushProfile {
     /// Push into this repository, HOST/NAME, and not into the image's own
     #[arg(long, value_name = "REPOSITORY")]
     pub to: Option<String>,
-    /// Platform, for example linux/arm64 [default: this machine's]
-    #[arg(long, short = 'p', value_name = "OS/ARCH")]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: OnePlatform,
     /// For --pack: fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
     /// are checked like all others
     #[arg(long)]
@@ -187,7 +177,6 @@ pub struct PushProfile {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use soci_index::publish::build::Format;
 
-use crate::args::{Access, Platforms};
+use crate::args::{Access, Foreign, Platforms};
 
 /// How to build indexes.
 #[derive(Debug, Clone, Args)]
@@ -29,12 +29,10 @@ pub struct Building {
     pub prefetch_files_json: Option<PathBuf>,
     /// For publish and convert: how many other tags of the repository are looked at for layers that are indexed already,
     /// at a manifest or two each
-    #[arg(long, default_value_t = soci_index::publish::known::REUSE_TAGS, value_name = "N")]
+    #[arg(long, default_value_t = soci_index::publish::reuse::REUSE_TAGS, value_name = "N")]
     pub reuse_tags: usize,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// Build again what exists already
     #[arg(long, short = 'f')]
     pub force: bool,
@@ -65,7 +63,6 @@ pub struct Forms {
     /// form; `both` puts the span index beside it, where the registry takes referrers
     #[arg(long, value_parser = index_format())]
     pub format: Option<Format>,
-    /// How fine the span index is.
     #[command(flatten)]
     pub span_size: IndexSpanSize,
 }
@@ -82,16 +79,12 @@ pub struct IndexSpanSize {
 /// What the commands that index images have in common.
 #[derive(Debug, Clone, Args)]
 pub struct Indexing {
-    /// How to build.
     #[command(flatten)]
     pub building: Building,
-    /// Which forms.
     #[command(flatten)]
     pub forms: Forms,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -121,7 +114,6 @@ pub struct Create {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// What to index, and how.
     #[command(flatten)]
     pub indexing: Indexing,
 }
@@ -143,10 +135,8 @@ pub struct Push {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -196,10 +186,8 @@ pub struct Publish {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
-    /// What to index, and how.
     #[command(flatten)]
     pub indexing: Indexing,
 }
@@ -249,19 +237,14 @@ pub struct Convert {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
-    /// How to build.
     #[command(flatten)]
     pub building: Building,
-    /// How fine the span index is.
     #[command(flatten)]
     pub span_size: IndexSpanSize,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }
@@ -315,17 +298,13 @@ pub struct Verify {
     /// Demand a signature by this certificate, or by one of this authority, a PEM file as notation uses; may be repeated
     #[arg(long = "certificate", value_name = "FILE")]
     pub certificates: Vec<PathBuf>,
-    /// Fetch layers that registries need not have (foreign, non-distributable) from the URLs that the image names; they
-    /// are checked like all others
-    #[arg(long)]
-    pub foreign_layers: bool,
+    #[command(flatten)]
+    pub foreign: Foreign,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Which platforms.
     #[command(flatten)]
     pub platforms: Platforms,
-    /// How to talk to the registry.
     #[command(flatten)]
     pub access: Access,
 }

@@ -54,10 +54,8 @@ pub struct ServeWebhook {
     /// these are left alone
     #[arg(long, requires = "v2")]
     pub replace_signed: bool,
-    /// Whose signatures count.
     #[command(flatten)]
     pub signers: Signers,
-    /// What to index, and how; all platforms, unless some are named.
     #[command(flatten)]
     pub indexing: Indexing,
 }

@@ -3,19 +3,14 @@
 //! A well-kept tool is a better measure than calls of our own, and what it costs, a process, all snapshotters pay. Only
 //! lazy pulls go by [`soci_fs::node::rpull`], because `ctr` passes nothing of the image to snapshotters.
 
-use std::io::Read as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use crate::demo::process::output;
 
 /// How long each phase may take.
-const LIMIT: Duration = Duration::from_secs(900);
-/// How often a process is asked whether it has ended: what a figure may be too large by.
-const INTERVAL: Duration = Duration::from_micros(500);
-/// What is kept of what a program says.
-const OUTPUT_BYTES_MAX: u64 = 1 << 20;
+pub const LIMIT: Duration = Duration::from_secs(900);
 
 /// A containerd.
 #[derive(Debug, Clone)]
@@ -29,7 +24,7 @@ impl Node {
     fn ctr(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(&self.socket).args(["--namespace", &self.namespace]).args(arguments);
-        output(&mut command)
+        output(&mut command, LIMIT)
     }
 
     /// Pulls an image as containerd does it by itself: everything, unpacked.
@@ -79,57 +74,5 @@ impl Node {
     /// What `ctr` said.
     pub fn remove_image(&self, image: &str) -> anyhow::Result<()> {
         self.ctr(&["images", "rm", "--sync", image]).map(drop)
-    }
-}
-
-/// Runs a command to its end, and gives what it printed; it fails if the command does, with what it said.
-///
-/// # Errors
-/// What it said.
-pub fn output(command: &mut Command) -> anyhow::Result<String> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let out = std::thread::spawn(move || said(out));
-    let err = std::thread::spawn(move || said(err));
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if start.elapsed() > LIMIT {
-            child.kill()?;
-            child.wait()?;
-            bail!("{command:?} did not end within {} s", LIMIT.as_secs());
-        }
-        std::thread::sleep(INTERVAL);
-    };
-    let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-    if !status.success() {
-        bail!("{command:?} ended with {status}: {}", err.trim());
-    }
-    Ok(out)
-}
-
-/// All that comes from a pipe; its beginning is kept.
-fn said(pipe: Option<impl std::io::Read>) -> String {
-    let Some(mut pipe) = pipe else { return String::new() };
-    let mut bytes = Vec::new();
-    // A pipe that breaks has ended, too.
-    let _ = pipe.by_ref().take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes);
-    let _ = std::io::copy(&mut pipe, &mut std::io::sink());
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_programs_say_is_kept() {
-        let of = |script: &str| output(Command::new("/bin/sh").args(["-c", script]));
-        assert_eq!(of("echo one; echo two >&2").unwrap(), "one\n");
-        let error = of("echo because >&2; exit 3").unwrap_err().to_string();
-        assert!(error.contains("because") && error.contains('3'), "{error}");
     }
 }

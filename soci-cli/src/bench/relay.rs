@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_network_is_as_slow_as_it_is_told_to_be() {
+    fn the_network_is_as_slow_as_configured() {
         let network = Network { round_trip: Duration::from_millis(20), rate: Some(2_000_000) };
         let relay = Relay::start(echo(), network).unwrap();
         // A connection and an answer: two round trips.

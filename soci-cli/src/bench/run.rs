@@ -23,7 +23,6 @@ use crate::report::exit::{Exit, fail};
 /// containerd's own snapshotters: what they have was downloaded and unpacked.
 const WHOLE: [&str; 7] = ["overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"];
 
-/// What is started.
 #[derive(Debug)]
 pub struct Start<'a> {
     pub node: &'a Node,
@@ -64,7 +63,7 @@ impl Start<'_> {
     /// When a phase fails, or the pull was not what the snapshotter promises. What is left then is left for a look at
     /// it.
     pub async fn measure(&self, warm: bool) -> anyhow::Result<Vec<Sample>> {
-        drop_caches()?;
+        drop_caches(3)?;
         let before = self.relay.bytes_down();
         let start = Instant::now();
         if WHOLE.contains(&self.snapshotter) {
@@ -145,10 +144,13 @@ impl Start<'_> {
     }
 }
 
-/// Has the kernel forget all files' contents and names.
-fn drop_caches() -> anyhow::Result<()> {
+/// Has the kernel forget files: 1 contents, 2 names and attributes, 3 both.
+///
+/// # Errors
+/// When this is not root.
+pub fn drop_caches(which: u8) -> anyhow::Result<()> {
     rustix::fs::sync();
-    std::fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| {
+    std::fs::write("/proc/sys/vm/drop_caches", which.to_string()).map_err(|error| {
         fail(Exit::Local, format!("the kernel's caches cannot be dropped: {error}; a cold start is measured as root"))
     })
 }

@@ -17,6 +17,7 @@ use crate::bench::relay::{Network, Relay};
 use crate::bench::run::Start;
 use crate::bench::series::{HEADER, Sample, Series};
 use crate::commands::image::{self, block_on};
+use crate::demo::process;
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 
@@ -110,7 +111,7 @@ impl Job<'_> {
         if let Some(command) = &self.arguments.before_each {
             let mut shell = Command::new("/bin/sh");
             shell.args(["-c", command]).env("SOCI_BENCH_SNAPSHOTTER", &snapshotter.name);
-            node::output(&mut shell).context("--before-each")?;
+            process::output(&mut shell, node::LIMIT).context("--before-each")?;
         }
         let tag = snapshotter.tag.as_deref().or(self.image.tag());
         let image = match (tag, self.image.digest()) {

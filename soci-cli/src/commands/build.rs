@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use soci_index::publish::build::{BuildOptions, Format};
-use soci_index::publish::known::Reuse;
+use soci_index::publish::reuse::Reuse;
 use soci_index::trust::Trust;
 
 use crate::args::{Building, Forms, IndexSpanSize, Indexing, Optimization};
 use crate::commands::image;
 use crate::report::exit::{Exit, fail};
 
-/// How to build.
 #[derive(Debug, Clone)]
 pub struct Build {
     pub options: BuildOptions,
@@ -42,7 +41,7 @@ impl Build {
             prefetch: prefetch(building)?,
             reuse_tags: building.reuse_tags,
             reuse: Reuse { verified: building.verify_reused, signed_by },
-            urls: image::foreign_layers(building.foreign_layers)?,
+            urls: image::foreign_layers(building.foreign.foreign_layers)?,
             ..BuildOptions::default()
         };
         Ok(Self { options, force: building.force })

@@ -19,7 +19,8 @@ use soci_index::registry::{ClientOptions, CredentialSource};
 
 use crate::args::Demo;
 use crate::commands::image::{self, block_on};
-use crate::demo::measure::{self, Opened, Ran, Way};
+use crate::demo::measure::{self, Opened, Way};
+use crate::demo::process::Ended;
 use crate::demo::recipe::Recipe;
 use crate::demo::report::Report;
 use crate::demo::stage::{LAYER_BYTES_MIN, Stage};
@@ -247,11 +248,11 @@ async fn read_files(opened: &Opened, files: &[std::path::PathBuf]) -> anyhow::Re
     Ok(start.elapsed())
 }
 
-fn check(ran: &Ran) -> anyhow::Result<()> {
+fn check(ran: &Ended) -> anyhow::Result<()> {
     if ran.status.success() {
         return Ok(());
     }
-    let said = ran.output.lines().last().unwrap_or("nothing").to_owned();
+    let said = ran.written().lines().last().unwrap_or("nothing").to_owned();
     Err(fail(Exit::Failure, format!("the program ended with {}: {said}", ran.status)))
 }
 

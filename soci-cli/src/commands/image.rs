@@ -19,7 +19,7 @@ use soci_index::image::urls::UrlFetcher;
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::publish::Report;
 use soci_index::publish::build::{self, BuildOptions, LayerReport, LayerSpans, Observer, Skip};
-use soci_index::publish::known::Relied;
+use soci_index::publish::reuse::Relied;
 use soci_index::registry::credentials::Secret;
 use soci_index::registry::referrers::Listing;
 use soci_index::registry::{ClientCertificate, ClientOptions, CredentialSource, HostSource, Registry, Repository};
@@ -136,6 +136,14 @@ pub fn whole_selection(platforms: &Platforms, skip_missing: bool) -> anyhow::Res
     })
 }
 
+/// The one platform that is named, else this machine's.
+///
+/// # Errors
+/// When it is no platform.
+pub fn one_platform(name: Option<&str>) -> anyhow::Result<PlatformSelection> {
+    selection(&Platforms { platforms: name.into_iter().map(str::to_owned).collect(), all_platforms: false })
+}
+
 /// The image for the one platform that is meant: the first of those that are named, else this machine's.
 ///
 /// # Errors
@@ -163,8 +171,7 @@ async fn of_platform_with(
     platform: Option<&str>,
     on_digest: impl FnMut(&Digest),
 ) -> anyhow::Result<PlatformImage> {
-    let platforms = Platforms { platforms: platform.into_iter().map(str::to_owned).collect(), all_platforms: false };
-    let images = source.resolve_with(&selection(&platforms)?, on_digest).await?;
+    let images = source.resolve_with(&one_platform(platform)?, on_digest).await?;
     images.into_iter().next().context("the image has no platform")
 }
 

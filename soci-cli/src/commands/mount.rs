@@ -157,7 +157,7 @@ async fn prepare(arguments: &Mount, config: &Config, reference: &Reference) -> a
     let progress = Arc::new(Progress::bytes("fetching layers that are read whole", None));
     let open = open_options(arguments, config, &options, &progress)?;
     let store = Arc::new(free_store(&config.layers())?);
-    let (found, listing) = image::of_platform_with_listing(&source, arguments.platform.as_deref()).await?;
+    let (found, listing) = image::of_platform_with_listing(&source, arguments.platform.name()).await?;
     let plan = Plan::new(arguments, config, &found);
     let open = OpenOptions { listing, ..open };
     let opened = open_image(&source, &found, &store, &open, &Handle::current()).await;
@@ -226,7 +226,7 @@ fn open_options(
         trust: Arc::new(TrustPolicy::new(arguments.provisional, &arguments.keys, &arguments.certificates)?),
         listing: None,
         profile: ahead::choice(arguments),
-        urls: image::foreign_layers(arguments.foreign_layers)?,
+        urls: image::foreign_layers(arguments.foreign.foreign_layers)?,
         stages: Arc::default(),
     })
 }

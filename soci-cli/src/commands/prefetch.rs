@@ -13,7 +13,6 @@ use crate::commands::catalogue::{self, IndexEntry};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
 
-/// One artifact.
 struct Artifact {
     descriptor: Descriptor,
     layer: String,

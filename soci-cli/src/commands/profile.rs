@@ -22,7 +22,7 @@ use soci_index::registry::{RegistryError, Repository};
 use tokio::runtime::Handle;
 
 use crate::args::config::Config;
-use crate::args::{self, Access, Platforms, PushProfile};
+use crate::args::{self, Access, PushProfile};
 use crate::commands::image::{self, block_on};
 use crate::commands::{found_by, layers, sign};
 use crate::report::exit::{Exit, fail};
@@ -36,10 +36,10 @@ pub fn run(arguments: &args::Profile, config: &Config, timeout: Duration) -> any
     match arguments {
         args::Profile::Push(push) => block_on(timeout, push_profile(push, config)),
         args::Profile::List { image, platform, json, access } => {
-            block_on(timeout, list(image, platform.as_deref(), *json, access))
+            block_on(timeout, list(image, platform.name(), *json, access))
         }
         args::Profile::Rm { image, name, platform, json, access } => {
-            let deleted = block_on(timeout, remove(image, name, platform.as_deref(), access))?;
+            let deleted = block_on(timeout, remove(image, name, platform.name(), access))?;
             say_deleted(image, name, &deleted, *json)
         }
         args::Profile::Show { file, json } => show(file, *json),
@@ -57,9 +57,8 @@ fn read(file: &Path) -> anyhow::Result<Profile> {
 /// The image and its one platform that is meant.
 async fn resolve(name: &str, platform: Option<&str>, access: &Access) -> anyhow::Result<(ImageSource, PlatformImage)> {
     let source = ImageSource::open(&image::reference(name)?, &image::client_options(access)?).await?;
-    let platforms = Platforms { platforms: platform.into_iter().map(str::to_owned).collect(), all_platforms: false };
-    let image = source.resolve(&image::selection(&platforms)?).await?.into_iter().next();
-    Ok((source, image.context("the image has no platform")?))
+    let image = image::of_platform(&source, platform).await?;
+    Ok((source, image))
 }
 
 async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Result<()> {
@@ -72,7 +71,7 @@ async fn push_profile(arguments: &PushProfile, config: &Config) -> anyhow::Resul
     let command = arguments.command.clone().or(own).filter(|command| !command.is_empty());
     // It goes into an annotation: what the same reads are published as stays the same blob.
     let mut profile = recorded.with_command("");
-    let (source, found) = resolve(&arguments.image, arguments.platform.as_deref(), &arguments.access).await?;
+    let (source, found) = resolve(&arguments.image, arguments.platform.name(), &arguments.access).await?;
     let known = |layer: &Digest| found.manifest.layers.iter().any(|known| known.digest == *layer);
     if !profile.layers().iter().any(known) {
         let (file, image) = (arguments.file.display(), &arguments.image);

@@ -158,7 +158,6 @@ pub struct Plan<'a> {
     pub will_sign: bool,
 }
 
-/// What was published.
 #[derive(Debug)]
 pub struct Published {
     /// The platforms, each with its report.

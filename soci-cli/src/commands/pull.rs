@@ -40,14 +40,14 @@ pub fn run(arguments: &Pull, config: &Config, global: &Global) -> anyhow::Result
     let store = Arc::new(free_store(&config.layers())?);
     let opened = block_on(global.timeout, async {
         let source = ImageSource::open(&reference, &client).await?;
-        let (image, listing) = image::of_platform_with_listing(&source, arguments.platform.as_deref()).await?;
+        let (image, listing) = image::of_platform_with_listing(&source, arguments.platform.name()).await?;
         let size = image.manifest.layers.iter().map(|layer| layer.size).sum();
         let progress = Arc::new(Progress::bytes("fetching", Some(size)));
         let (fetched, shown) = (AtomicU64::new(0), Arc::clone(&progress));
         let options = OpenOptions {
             observer: Arc::new(move |bytes| shown.at(fetched.fetch_add(bytes, Ordering::Relaxed) + bytes)),
             listing,
-            urls: image::foreign_layers(arguments.foreign_layers)?,
+            urls: image::foreign_layers(arguments.foreign.foreign_layers)?,
             // No signer need be trusted: all of it is proven before it is used.
             ..open_options(config, arguments.min_layer_size)
         };

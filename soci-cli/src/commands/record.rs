@@ -58,7 +58,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
     let reference = image::reference(name)?;
     let resolving = async {
         let source = ImageSource::open(&reference, &client).await?;
-        let found = image::of_platform(&source, arguments.platform.as_deref()).await?;
+        let found = image::of_platform(&source, arguments.platform.name()).await?;
         Ok((source, found))
     };
     let (source, found) = image::interruptible(resolving, INTERRUPTED).await?;
@@ -73,7 +73,7 @@ async fn record(arguments: &Record, name: &str, config: &Config) -> anyhow::Resu
         std::fs::create_dir(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     let store = Arc::new(Store::open(&scratch.path().join("store"))?);
-    let urls = image::foreign_layers(arguments.foreign_layers)?;
+    let urls = image::foreign_layers(arguments.foreign.foreign_layers)?;
     let open = OpenOptions { urls, ..open_options(config, arguments.min_layer_size) };
     let opening = async { Ok(open_image(&source, &found, &store, &open, &Handle::current()).await?) };
     let opened = image::interruptible(opening, INTERRUPTED).await?;

@@ -8,7 +8,7 @@ use soci_fs::node::rpull::{self, Came, PullOptions, Pulled, PulledLayer};
 use soci_index::format::reference::Reference;
 use soci_index::image::ImageSource;
 
-use crate::args::{Global, Platforms, Rpull};
+use crate::args::{Global, Rpull};
 use crate::commands::image::{self, block_on};
 use crate::report::exit::{Exit, fail};
 use crate::report::output;
@@ -24,8 +24,8 @@ pub fn run(arguments: &Rpull, global: &Global) -> anyhow::Result<()> {
     let Reference::Registry(name) = image::reference(&arguments.image)? else {
         return Err(fail(Exit::Usage, format!("{} is not in a registry", arguments.image)));
     };
-    let platforms = Platforms { platforms: arguments.platform.iter().cloned().collect(), all_platforms: false };
-    let (options, selection) = (image::client_options(&arguments.access)?, image::selection(&platforms)?);
+    let options = image::client_options(&arguments.access)?;
+    let selection = image::one_platform(arguments.platform.name())?;
     let index = arguments.soci_index_digest.as_deref().map(str::parse).transpose();
     let index = index.map_err(|error| fail(Exit::Usage, format!("--soci-index-digest: {error}")))?;
     let snapshotter = arguments.access.peer.snapshotter.clone().unwrap_or_else(|| SNAPSHOTTER.to_owned());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use soci_fs::layer::private::set_umask;
+use soci_index::clock;
 use soci_index::format::digest::Digest;
 use soci_index::format::reference::{Reference, RegistryReference};
 use soci_index::image::ImageError;
@@ -32,7 +33,7 @@ use crate::webhook::event::Push;
 use crate::webhook::journal::Journal;
 use crate::webhook::queue::{Bounds, End, Job, Outcome, Queue};
 use crate::webhook::server::{Listeners, Manners};
-use crate::webhook::{Work, clerk, now, server};
+use crate::webhook::{Work, clerk, server};
 
 /// Bytes of a token file. A header is shorter.
 const TOKEN_BYTES_MAX: u64 = 8 << 10;
@@ -56,7 +57,7 @@ pub fn run(arguments: &ServeWebhook, config: &Config, global: &Global) -> anyhow
     if !left.is_empty() {
         tracing::info!("{} images are left to do", left.len());
     }
-    let queue = Queue::new(Bounds { jobs: arguments.jobs, waiting: arguments.queue }, left, now());
+    let queue = Queue::new(Bounds { jobs: arguments.jobs, waiting: arguments.queue }, left, clock::seconds());
     let work: Work = Arc::new(move |job| {
         let settings = Arc::clone(&settings);
         Box::pin(async move { settings.carry_out(job).await })

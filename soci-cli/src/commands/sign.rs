@@ -7,7 +7,6 @@
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use soci_index::format::digest::Digest;
 use soci_index::publish::refused::refusal;
@@ -106,7 +105,7 @@ pub async fn sign_all(
     manifests: &[Digest],
     trust: &Trust,
 ) -> anyhow::Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = soci_index::clock::seconds();
     for digest in manifests {
         if !trust.is_empty()
             && let signed @ Verdict::Good(_) = search(repository, digest, trust, now).await

@@ -3,8 +3,6 @@
 //! What is checked is what a runtime uses, found as a runtime finds it, and beside it the first index of the other
 //! form.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::Context;
 use soci_fs::open::trust::{Provisional, TrustPolicy};
 use soci_index::find::Search;
@@ -58,7 +56,7 @@ pub fn run(arguments: &Verify, config: &Config, global: &Global) -> anyhow::Resu
     let policy = (!arguments.keys.is_empty() || !arguments.certificates.is_empty())
         .then(|| TrustPolicy::new(Provisional::RequireSignature, &arguments.keys, &arguments.certificates))
         .transpose()?;
-    let urls = image::foreign_layers(arguments.foreign_layers)?;
+    let urls = image::foreign_layers(arguments.foreign.foreign_layers)?;
     let outcomes = block_on(global.timeout, async {
         let source = source::open(&reference, &options, global).await?;
         let finder =
@@ -192,7 +190,7 @@ impl Finder<'_> {
         let repositories = own.into_iter().chain(self.elsewhere);
         let signed = repositories.map(|repository| (repository, found.digest)).chain(of_image);
         let trust = policy.trust_for(own.map(ToString::to_string).as_deref());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = soci_index::clock::seconds();
         let mut last = None;
         for (repository, digest) in signed {
             let verdict = signature::search(repository, &digest, &trust, now).await;

@@ -3,10 +3,9 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
-use soci_index::format::entry::Timestamp;
+use soci_index::clock;
 use soci_index::format::ztoc::rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -71,9 +70,7 @@ where
 }
 
 fn line(level: &str, mut fields: Map<String, Value>) -> Value {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
-    let time = rfc3339::format(Timestamp { seconds, nanoseconds: since.subsec_nanos() });
+    let time = rfc3339::format(clock::timestamp(clock::since_epoch()));
     fields.insert("level".to_owned(), level.into());
     fields.insert("time".to_owned(), time.into());
     Value::Object(fields)

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use soci_fs::open::{OpenOptions, open_image};
 use soci_index::image::{ImageSource, PlatformImage};
 use soci_index::registry::pieces::Pieces;
 use tokio::runtime::Handle;
+
+use crate::demo::process::{self, Ended};
 
 /// How long a program may run.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(300);
@@ -41,7 +43,7 @@ pub async fn pull(
     image: &PlatformImage,
     directory: &Path,
     command: &[String],
-) -> anyhow::Result<(Way, Ran)> {
+) -> anyhow::Result<(Way, Ended)> {
     let before = traffic(source);
     let start = Instant::now();
     for layer in &image.manifest.layers {
@@ -135,7 +137,6 @@ impl Opened {
         Ok(Self { image, prepare: start.elapsed(), index_bytes, mounted, before })
     }
 
-    /// Whether it is mounted.
     #[must_use]
     pub const fn is_mounted(&self) -> bool {
         self.mounted.is_some()
@@ -166,22 +167,11 @@ impl Opened {
     }
 }
 
-/// A program that ran.
-#[derive(Debug)]
-pub struct Ran {
-    /// How it ended.
-    pub status: ExitStatus,
-    /// How long it took.
-    pub time: Duration,
-    /// What it printed.
-    pub output: String,
-}
-
 /// Runs a command line with `root` as its root directory: by chroot as root, else in a user namespace.
 ///
 /// # Errors
 /// When neither is possible, or the program does not end in time.
-pub fn run(root: &Path, command: &[String]) -> anyhow::Result<Ran> {
+pub fn run(root: &Path, command: &[String]) -> anyhow::Result<Ended> {
     // Looked for in our own way: the command's environment is the image's.
     let tool = |name: &str| {
         let places = crate::args::config::search_path().into_iter().chain(["/usr/sbin", "/sbin"].map(Into::into));
@@ -198,22 +188,5 @@ pub fn run(root: &Path, command: &[String]) -> anyhow::Result<Ran> {
         line
     };
     line.args(command).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("PYTHONDONTWRITEBYTECODE", "1");
-    line.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let start = Instant::now();
-    let mut child = line.spawn().with_context(|| format!("running {} in the image", command.join(" ")))?;
-    loop {
-        match child.try_wait()? {
-            Some(_) => break,
-            None if start.elapsed() > PROGRAM_LIMIT => {
-                child.kill()?;
-                child.wait()?;
-                anyhow::bail!("the program did not end within {PROGRAM_LIMIT:?}");
-            }
-            None => std::thread::sleep(Duration::from_micros(500)),
-        }
-    }
-    let time = start.elapsed();
-    let output = child.wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Ok(Ran { status: output.status, time, output: text })
+    process::run(&mut line, PROGRAM_LIMIT)
 }

@@ -7,13 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use soci_index::clock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::webhook::Work;
 use crate::webhook::event::Push;
 use crate::webhook::journal::{Journal, JournalError};
 use crate::webhook::queue::{End, Input, Job, Outcome, Queue, QueueStatus, Step};
-use crate::webhook::{Work, now};
 
 /// Capacity of the mailbox: senders wait beyond that.
 const MAILBOX: usize = 256;
@@ -112,10 +113,10 @@ pub fn start(queue: Queue, journal: Journal, work: Work) -> Mailbox {
 
 impl Clerk {
     async fn serve(mut self, mut messages: mpsc::Receiver<Message>) {
-        let step = self.queue.step(now(), Input::Clock);
+        let step = self.queue.step(clock::seconds(), Input::Clock);
         self.go_on(step);
         loop {
-            let pause = self.wake.map(|wake| Duration::from_secs(wake.saturating_sub(now())));
+            let pause = self.wake.map(|wake| Duration::from_secs(wake.saturating_sub(clock::seconds())));
             let clock = async {
                 match pause {
                     Some(pause) => tokio::time::sleep(pause).await,
@@ -131,7 +132,7 @@ impl Clerk {
                 }
                 Some(ended) = self.running.join_next() => self.ended(ended).await,
                 () = clock => {
-                    let step = self.queue.step(now(), Input::Clock);
+                    let step = self.queue.step(clock::seconds(), Input::Clock);
                     self.go_on(step);
                 }
             }
@@ -150,13 +151,13 @@ impl Clerk {
             match message {
                 Message::Pushed(pushes, reply) => pushed.push((pushes, reply)),
                 Message::Stirred(repositories, reply) => {
-                    let step = self.queue.step(now(), Input::Stirred(repositories));
+                    let step = self.queue.step(clock::seconds(), Input::Stirred(repositories));
                     self.go_on(step);
                     let _ = reply.send(());
                 }
                 Message::Look(reply) => drop(reply.send(self.queue.seen())),
                 Message::Close(reply) => {
-                    let step = self.queue.step(now(), Input::Close);
+                    let step = self.queue.step(clock::seconds(), Input::Close);
                     self.go_on(step);
                     self.closing.push(reply);
                 }
@@ -169,7 +170,7 @@ impl Clerk {
         let (mut start, mut accepted) = (Vec::new(), Vec::new());
         let mut wake = self.wake;
         for (pushes, reply) in pushed {
-            match self.queue.step(now(), Input::Pushed(pushes)) {
+            match self.queue.step(clock::seconds(), Input::Pushed(pushes)) {
                 Step::Full => drop(reply.send(Receipt::Full)),
                 Step::Go { start: more, wake: next } => {
                     start.extend(more);
@@ -202,7 +203,7 @@ impl Clerk {
             Err(error) => return tracing::error!(%error, "a job is lost; it is done after a restart"),
         };
         log(&push, &end);
-        let step = self.queue.step(now(), Input::Ended(push, end));
+        let step = self.queue.step(clock::seconds(), Input::Ended(push, end));
         if let Err(error) = self.keep().await {
             tracing::error!(%error, "jobs that have ended may be done once more after a restart");
         }

@@ -102,7 +102,6 @@ pub enum EventError {
 /// What a body announces.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Events {
-    /// What was pushed.
     pub pushes: Vec<Push>,
     /// What is left alone.
     pub ignored: Vec<Reason>,

@@ -157,7 +157,6 @@ struct Running {
     next: Option<Push>,
 }
 
-/// The queue.
 #[derive(Debug, Clone)]
 pub struct Queue {
     bounds: Bounds,

@@ -9,7 +9,6 @@
 //! `/.soci-snapshotter/<layer digest>.json` for root, with the names that AWS's snapshotter uses.
 
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use soci_index::format::entry::Timestamp;
@@ -154,6 +153,5 @@ fn content_spans(index: &LayerIndex) -> Box<[SpanId]> {
 
 /// The time by the system's clock.
 pub(super) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanoseconds: since.subsec_nanos() }
+    soci_index::clock::timestamp(soci_index::clock::since_epoch())
 }

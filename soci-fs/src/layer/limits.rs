@@ -17,7 +17,6 @@ pub const TOTAL_TABLE_BYTES: u64 = 1 << 30;
 /// What an operator may set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
-    /// For each layer.
     pub layer: Limits,
     /// Bytes of memory that the tables of all open layers may take.
     pub total_table_bytes: u64,

@@ -30,15 +30,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use soci_index::format::class::{Class, Classified};
+use soci_index::format::digest::Digest;
 use soci_index::format::index::LayerIndex;
 
 use crate::layer::lock::{Lock, LockError};
 use crate::layer::private::ensure_private_dir;
+use crate::layer::store::error::io_error;
+use crate::layer::store::layer::Common;
 
 mod claim;
 mod condemned;
+mod error;
 mod evict;
 mod layer;
 mod marks;
@@ -52,63 +56,15 @@ mod tests;
 
 pub use claim::{Claim, ClaimId, ClaimIdError};
 pub use condemned::Condemned;
+pub use error::StoreError;
 pub use evict::Evicted;
 pub use layer::{LayerStore, Reading};
 pub(crate) use marks::Mark;
 pub use partial::Parts;
+pub use present::BootId;
 pub(crate) use proven::Proof;
 pub use record::Record;
 pub use second_copy::Looks;
-
-/// Why the store could not do its work.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// A system call failed.
-    #[error("cannot {operation} {}: {cause}", path.display())]
-    Io { operation: &'static str, path: PathBuf, cause: Arc<io::Error> },
-    /// Another process writes to this root.
-    #[error("{} is in use by process {}", path.display(), pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()))]
-    Busy {
-        path: PathBuf,
-        /// The process, if it could write its number down.
-        pid: Option<u32>,
-    },
-    /// A span's bytes are not those that were proven.
-    #[error("span {span} of the proven layer {layer} was fetched again with other bytes")]
-    Unproven { layer: soci_index::format::digest::Digest, span: u32 },
-    /// A span's bytes have another length than its place.
-    #[error("span {span} holds {expected} bytes, {found} were given")]
-    Length { span: u32, expected: u64, found: u64 },
-}
-
-impl Classified for StoreError {
-    fn class(&self) -> Class {
-        Class::Local
-    }
-}
-
-/// Names the operation and the file of a failed system call.
-fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |cause| StoreError::Io { operation, path: path.to_owned(), cause: Arc::new(cause) }
-}
-
-/// Identifies one run of the kernel: what was only in the page cache is gone in another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BootId(pub [u8; 16]);
-
-impl BootId {
-    /// The boot id of this system; where it has none, one that equals no stored one, so that everything is checked.
-    #[must_use]
-    pub fn current() -> Self {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-        let number = u128::from_str_radix(&digits, 16).unwrap_or_else(|_| {
-            let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            time.map_or(1, |time| time.as_nanos())
-        });
-        Self(number.to_be_bytes())
-    }
-}
 
 /// A layer store.
 pub struct Store {
@@ -119,17 +75,6 @@ pub struct Store {
     turns: Mutex<HashMap<ClaimId, Weak<tokio::sync::Mutex<()>>>>,
     common: Arc<Common>,
     _lock: Lock,
-}
-
-/// What the layers of a store have in common.
-#[derive(Debug)]
-struct Common {
-    root: PathBuf,
-    /// Counts uses, for eviction of what was not used for longest.
-    ticks: AtomicU32,
-    removals: AtomicU64,
-    written: AtomicU64,
-    proven: proven::Proven,
 }
 
 impl Store {
@@ -233,6 +178,34 @@ impl Store {
     #[must_use]
     pub fn directory(&self, id: &ClaimId) -> PathBuf {
         self.root.join(LAYERS).join(id.to_string())
+    }
+
+    /// Keeps a layer's table in its directory, which is made if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn keep_table(&self, record: &Record, table: &[u8]) -> Result<(), StoreError> {
+        let directory = self.directory(&record.claim.id());
+        make_directory(&directory)?;
+        record::write_with_table(&directory, record, table)
+    }
+
+    /// What is recorded of a claim, if the store has it.
+    #[must_use]
+    pub fn record(&self, id: &ClaimId) -> Option<Record> {
+        record::read(&self.directory(id))
+    }
+
+    /// The table of a layer; `None` when it is not kept, or damaged.
+    #[must_use]
+    pub fn table(&self, record: &Record) -> Option<Bytes> {
+        record::read_table(&self.directory(&record.claim.id()), record)
+    }
+
+    /// The claims of this diff_id that were proven here.
+    #[must_use]
+    pub fn proven(&self, diff_id: &Digest) -> Vec<Claim> {
+        self.common.proven.of(diff_id)
     }
 
     /// Removes all that is kept of a claim. Readers that have it open keep their files.

@@ -337,7 +337,7 @@ fn name(image: &RegistryReference) -> String {
 
 /// A number that no other pull of this machine has.
 fn unique() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos()
+    soci_index::clock::since_epoch().as_nanos()
 }
 
 #[cfg(test)]

@@ -23,7 +23,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 mod database;
 mod directories;
@@ -355,8 +354,7 @@ fn non_empty(text: &str) -> Option<&str> {
 
 /// Nanoseconds since 1970; a clock before that is taken for 1970.
 fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(soci_index::clock::since_epoch().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Names the operation and the file of a failed system call.

@@ -57,7 +57,6 @@ impl LayerOrigin {
 /// A layer that was open before.
 #[derive(Debug, Clone)]
 pub struct KeptLayer {
-    /// What is claimed of it.
     pub claim: Claim,
     /// Where its parts can be obtained. No request is made until one is missing.
     pub origins: Vec<LayerOrigin>,

@@ -22,7 +22,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use soci_index::find::hedge;
@@ -232,7 +232,7 @@ impl TrustPolicy {
             let name = repository.unwrap_or("an image that is in no registry");
             return Some(format!("no key and no certificate speaks for {name}"));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = soci_index::clock::seconds();
         let attempt = async |place: &Repository, digest: &Digest| {
             let asking = search(place, digest, &trust, now);
             let verdict = match repository == Some(place.to_string().as_str()) {

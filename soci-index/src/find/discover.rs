@@ -143,7 +143,7 @@ pub(crate) enum Depth {
 }
 
 /// What a place has.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Listed {
     /// The indexes of the image.
     pub(crate) found: Vec<Fitting>,
@@ -194,7 +194,7 @@ pub(crate) async fn list(
     // What is of another kind is none of ours, unless the list was to be of one kind anyway.
     let may_be_of = |entry: &Descriptor, kind: &str| kinds.len() == 1 || may_be(entry, kind);
     listed.retain(|entry| kinds.iter().any(|kind| may_be_of(entry, kind)));
-    let mut all = Listed { nothing, ..Listed::nothing() };
+    let mut all = Listed { nothing, ..Listed::default() };
     let mut tried = Vec::new();
     for kind in kinds {
         if depth == Depth::FirstKind && !all.found.is_empty() {
@@ -235,29 +235,12 @@ async fn manifest(
     }
 }
 
-/// Searches an OCI layout for the index of `image`: every manifest that index.json names is looked at.
+/// Searches an OCI layout for AWS's index of `image`: every manifest that index.json names is looked at.
 ///
 /// # Errors
 /// [`ImageError`] when index.json cannot be read. A candidate that cannot be read is passed over.
 pub fn in_layout(layout: &Layout, image: &Digest, which: Which<'_>) -> Result<Discovery, ImageError> {
-    preferred_in_layout(layout, image, which, &[SOCI_INDEX_V1])
-}
-
-/// Searches an OCI layout for an index of `image` that is of the first of `kinds`, artifact types, of which there is
-/// one.
-///
-/// # Errors
-/// As [`in_layout`].
-pub(crate) fn preferred_in_layout(
-    layout: &Layout,
-    image: &Digest,
-    which: Which<'_>,
-    kinds: &[&'static str],
-) -> Result<Discovery, ImageError> {
-    let mut all = list_layout(layout, image, which, kinds)?;
-    let first = kinds.iter().find(|kind| all.found.iter().any(|found| found.kind == **kind));
-    all.found.retain(|found| Some(&found.kind) == first);
-    Ok(all.discovery(image))
+    Ok(list_layout(layout, image, which, &[SOCI_INDEX_V1])?.discovery(image))
 }
 
 /// What a layout has. A local one may hold the indexes of thousands of images; reading them all is still cheap.
@@ -268,7 +251,7 @@ pub(crate) fn list_layout(
     kinds: &[&'static str],
 ) -> Result<Listed, StoreError> {
     let nothing = "the layout holds no such index of this image".to_owned();
-    let mut all = Listed { nothing, ..Listed::nothing() };
+    let mut all = Listed { nothing, ..Listed::default() };
     for entry in ordered(layout.entries()?) {
         if entry.media_type != media_type::MANIFEST || !which.is(&entry.digest) {
             continue;
@@ -298,17 +281,6 @@ fn ordered(mut entries: Vec<Descriptor>) -> Vec<Descriptor> {
 }
 
 impl Listed {
-    /// What a place has that was not asked for anything.
-    pub(crate) const fn nothing() -> Self {
-        Self {
-            found: Vec::new(),
-            rejected: Vec::new(),
-            refused: Vec::new(),
-            unread: Vec::new(),
-            nothing: String::new(),
-        }
-    }
-
     /// Notes an entry that is there, as listed, and that the registry does not show.
     fn refuse(&mut self, entry: &Descriptor, kind: &'static str, error: RegistryError) {
         let is_refusal = matches!(error, RegistryError::Status { status: 403 | 412 | 451, .. });
@@ -340,15 +312,7 @@ impl Listed {
         listed: Option<Created>,
     ) -> Result<(), String> {
         let manifest: ImageManifest = serde_json::from_slice(&raw.bytes).map_err(|error| error.to_string())?;
-        // The AWS tools say it by the configuration's type alone; others may use the field that is made for it.
-        if manifest.config.media_type != kind && manifest.kind() != kind {
-            return Err(format!("it is {:?}", manifest.kind()));
-        }
-        match &manifest.subject {
-            Some(subject) if subject.digest == *image => {}
-            Some(subject) => return Err(format!("it belongs to {}", subject.digest)),
-            None => return Err("it names no subject".to_owned()),
-        }
+        manifest.check_referrer(kind, image)?;
         let index = IndexManifest::parse(kind, &raw.bytes, &Limits::DEFAULT).map_err(|error| error.to_string())?;
         let created = match manifest.annotations.contains_key(annotation::CREATED) {
             true => created(&manifest.annotations),

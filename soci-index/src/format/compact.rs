@@ -60,18 +60,19 @@
 //! # Reading
 //!
 //! Pure. Every number is judged before it is used; what is read is a [`crate::format::index::LayerIndex`] like that of
-//! any other format, with [`WindowPlace`]s in place of windows.
+//! any other format, with [`crate::format::index::WindowPlace`]s in place of windows.
 
 mod columns;
 mod decode;
 mod encode;
+mod file;
 mod unpack;
 pub mod used;
 mod window;
 
 pub use decode::decode;
 pub use encode::{EncodeError, Encoded, encode};
-pub use window::{WindowError, WindowPlace, WindowsBlob};
+pub use window::{WindowError, WindowsBlob};
 
 use crate::format::class::{Class, Classified};
 use crate::format::span::SpanError;

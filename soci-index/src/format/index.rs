@@ -1,13 +1,12 @@
 //! The index of one layer as a reader uses it: file table, spans and windows, checked as a whole.
 //!
 //! This is the meeting point of the formats. A zTOC becomes a [`LayerIndex`]
-//! ([`crate::format::ztoc::Ztoc::into_index`]), the the room `indexing` makes one straight from a layer, and our own
+//! ([`crate::format::ztoc::Ztoc::into_index`]), the room `indexing` makes one straight from a layer, and our own
 //! [`crate::format::compact`] form decodes to the same. A file reader needs nothing else, except windows that are kept
 //! elsewhere. Invariants: the span table covers the uncompressed layer without a gap; every entry's header and data lie
 //! inside it, headers in order; there is one window per span.
 
 use crate::format::checkpoint::Window;
-use crate::format::compact::WindowPlace;
 use crate::format::entry::Entry;
 use crate::format::span::{SpanId, SpanTable};
 
@@ -44,6 +43,17 @@ pub enum Windows {
     Held(Vec<Window>),
     /// They are in a separate blob; the window of a span is fetched when the span is decoded.
     Placed(Vec<WindowPlace>),
+}
+
+/// Where a window stands in the blob of windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowPlace {
+    /// Its first byte.
+    pub offset: u64,
+    /// How many bytes it has; 0 for a window of zeros, which stands nowhere.
+    pub length: u32,
+    /// SHA-256 of these bytes.
+    pub digest: [u8; 32],
 }
 
 impl Windows {

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::format::class::{Class, Classified};
 use crate::format::digest::Digest;
 use crate::format::limits::Limits;
 use crate::format::manifest::{INDEX_V1, INDEX_V2, ManifestError, SociIndex};
 use crate::format::model::Descriptor;
-use crate::format::span_index::{SPAN_INDEX, SpanIndex, SpanIndexError};
+use crate::format::span_index::{SPAN_INDEX, SpanIndex};
 
 /// The artifact types of indexes that refer to an image, the better one first.
 pub const REFERRING: &[&str] = &[SPAN_INDEX, INDEX_V1];
@@ -21,29 +20,12 @@ pub enum IndexManifest {
     Spans(SpanIndex),
 }
 
-/// Why a document is no index manifest.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexManifestError {
-    /// Not one of AWS's.
-    #[error(transparent)]
-    Soci(#[from] ManifestError),
-    /// Not one of ours.
-    #[error(transparent)]
-    Spans(#[from] SpanIndexError),
-}
-
-impl Classified for IndexManifestError {
-    fn class(&self) -> Class {
-        Class::Content
-    }
-}
-
 impl IndexManifest {
     /// Reads a manifest whose artifact type is `kind`; of any other kind than [`SPAN_INDEX`] it has to be AWS's.
     ///
     /// # Errors
-    /// [`IndexManifestError`].
-    pub fn parse(kind: &str, json: &[u8], limits: &Limits) -> Result<Self, IndexManifestError> {
+    /// [`ManifestError`].
+    pub fn parse(kind: &str, json: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
         Ok(match kind {
             SPAN_INDEX => Self::Spans(SpanIndex::parse(json, limits)?),
             _ => Self::Soci(SociIndex::parse(json, limits)?),

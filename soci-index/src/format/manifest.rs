@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::format::class::{Class, Classified};
@@ -27,6 +28,9 @@ pub const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 /// The configuration blob of every index.
 pub const EMPTY_CONFIG: &[u8] = b"{}";
 
+/// The document in messages.
+const WHAT: &str = "SOCI index";
+
 /// Annotation: digest of the layer that a zTOC or prefetch artifact is for.
 pub const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 /// Annotation: media type of that layer.
@@ -42,7 +46,6 @@ pub(crate) const IMAGE_MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-d
 /// Annotation of the manifest: what made it.
 pub(crate) const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 
-/// A SOCI index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SociIndex {
@@ -58,18 +61,18 @@ pub struct SociIndex {
     annotations: BTreeMap<String, String>,
 }
 
-/// Why a document is not a SOCI index or prefetch artifact.
+/// Why a document is not the index, of either form, or the prefetch artifact that it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not such JSON.
-    #[error("not a SOCI index: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error("not a {what}: {source}")]
+    Json { what: &'static str, source: serde_json::Error },
     /// The configuration's media type is of something else.
-    #[error("not a SOCI index: its configuration has the media type {found:?}")]
-    Kind { found: String },
+    #[error("not a {what}: its configuration has the media type {found:?}")]
+    Kind { what: &'static str, found: String },
     /// Larger than any registry takes.
-    #[error("the SOCI index has {bytes} bytes, more than the limit of {cap}")]
-    TooLarge { bytes: usize, cap: u64 },
+    #[error("the {what} has {bytes} bytes, more than the limit of {cap}")]
+    TooLarge { what: &'static str, bytes: usize, cap: u64 },
     /// A prefetch artifact with an unknown version or a range that is none.
     #[error("not a usable prefetch artifact: {what}")]
     Prefetch { what: String },
@@ -81,6 +84,22 @@ impl Classified for ManifestError {
     }
 }
 
+/// Reads a document of at most a manifest's size.
+pub(super) fn read<T: DeserializeOwned>(what: &'static str, bytes: &[u8], limits: &Limits) -> Result<T, ManifestError> {
+    let cap = limits.manifest_bytes_max;
+    if bytes.len() as u64 > cap {
+        return Err(ManifestError::TooLarge { what, bytes: bytes.len(), cap });
+    }
+    serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what, source })
+}
+
+/// Whether a configuration is of one of these kinds.
+pub(super) fn check_kind(what: &'static str, config: &Descriptor, kinds: &[&str]) -> Result<(), ManifestError> {
+    let found = config.media_type.as_str();
+    let wrong = || ManifestError::Kind { what, found: found.chars().take(100).collect() };
+    kinds.contains(&found).then_some(()).ok_or_else(wrong)
+}
+
 /// A zTOC as an index refers to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ZtocReference {
@@ -88,7 +107,6 @@ pub struct ZtocReference {
     pub digest: Digest,
     pub size: u64,
     pub layer: Digest,
-    /// The layer's media type.
     pub layer_media_type: String,
     /// Span size that it was built with.
     pub span_bytes: u64,
@@ -149,14 +167,9 @@ impl SociIndex {
     /// # Errors
     /// [`ManifestError`].
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
-        if bytes.len() as u64 > limits.manifest_bytes_max {
-            return Err(ManifestError::TooLarge { bytes: bytes.len(), cap: limits.manifest_bytes_max });
-        }
-        let index: Self = serde_json::from_slice(bytes)?;
-        match index.config.media_type.as_str() {
-            INDEX_V1 | INDEX_V2 => Ok(index),
-            other => Err(ManifestError::Kind { found: other.chars().take(100).collect() }),
-        }
+        let index: Self = read(WHAT, bytes, limits)?;
+        check_kind(WHAT, &index.config, &[INDEX_V1, INDEX_V2])?;
+        Ok(index)
     }
 
     /// 1 or 2.
@@ -248,10 +261,7 @@ impl Prefetch {
     /// # Errors
     /// [`ManifestError`] for other versions, an empty list, and ranges that end before they start.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
-        if bytes.len() as u64 > limits.manifest_bytes_max {
-            return Err(ManifestError::TooLarge { bytes: bytes.len(), cap: limits.manifest_bytes_max });
-        }
-        let prefetch: Self = serde_json::from_slice(bytes)?;
+        let prefetch: Self = read(WHAT, bytes, limits)?;
         let refuse = |what: String| Err(ManifestError::Prefetch { what });
         if prefetch.version != "1.0" {
             return refuse(format!("version {:?} is not 1.0", prefetch.version.chars().take(50).collect::<String>()));

@@ -55,8 +55,6 @@ pub mod annotation {
     pub const DOCKER_REFERENCE_TYPE: &str = "vnd.docker.reference.type";
     /// Set beside it: the digest of the image manifest that the attestation is about.
     pub const DOCKER_REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
-    /// What an image was built upon.
-    pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
 }
 
 /// Points at content.
@@ -181,6 +179,19 @@ impl ImageManifest {
         match self.artifact_type.as_deref() {
             Some(kind) if !kind.is_empty() => kind,
             _ => &self.config.media_type,
+        }
+    }
+
+    /// Why it is no artifact of this `kind` that refers to `image`, if it is none. AWS's tools say the kind by the
+    /// configuration's type alone; others may use the field that is made for it.
+    pub(crate) fn check_referrer(&self, kind: &str, image: &Digest) -> Result<(), String> {
+        if self.config.media_type != kind && self.kind() != kind {
+            return Err(format!("it is {:?}", self.kind()));
+        }
+        match &self.subject {
+            Some(subject) if subject.digest == *image => Ok(()),
+            Some(subject) => Err(format!("it belongs to {}", subject.digest)),
+            None => Err("it names no subject".to_owned()),
         }
     }
 }

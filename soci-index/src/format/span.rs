@@ -13,7 +13,6 @@ use crate::format::limits::Limits;
 /// Number of a span in its layer, from 0.
 pub type SpanId = u32;
 
-/// One span.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Bytes of the layer blob that are needed to decode the span, shared first byte included.

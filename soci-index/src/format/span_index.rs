@@ -17,24 +17,24 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::class::{Class, Classified};
 use crate::format::compact::{TOC, WINDOWS};
 use crate::format::digest::Digest;
 use crate::format::icon;
 use crate::format::limits::Limits;
-use crate::format::manifest::EMPTY_CONFIG;
+use crate::format::manifest::{self, EMPTY_CONFIG, ManifestError};
 use crate::format::model::{Descriptor, media_type};
 
 /// Configuration media type of a span index, which is also its artifact type. Harbor makes a name of what stands
 /// between the vendor and `config`, and shows any other type as unknown.
 pub const SPAN_INDEX: &str = "application/vnd.soci.span-index.config.v1+json";
 
+/// The document in messages.
+const WHAT: &str = "span index";
 const LAYER_DIGEST: &str = "vnd.soci.layer.digest";
 const SPAN_SIZE: &str = "vnd.soci.span.size";
 const WINDOWS_DIGEST: &str = "vnd.soci.windows.digest";
 const WINDOWS_SIZE: &str = "vnd.soci.windows.size";
 
-/// A span index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SpanIndex {
@@ -57,26 +57,6 @@ pub struct SpanReference {
     pub windows: (Digest, u64),
     /// Span size that was asked for.
     pub span_bytes: u64,
-}
-
-/// Why a document is no span index.
-#[derive(Debug, thiserror::Error)]
-pub enum SpanIndexError {
-    /// Not such JSON.
-    #[error("not a span index: {0}")]
-    Json(#[from] serde_json::Error),
-    /// The configuration's media type is of something else.
-    #[error("not a span index: its configuration has the media type {found:?}")]
-    Kind { found: String },
-    /// Larger than any registry takes.
-    #[error("the span index has {bytes} bytes, more than the limit of {cap}")]
-    TooLarge { bytes: usize, cap: u64 },
-}
-
-impl Classified for SpanIndexError {
-    fn class(&self) -> Class {
-        Class::Content
-    }
 }
 
 impl SpanReference {
@@ -134,16 +114,11 @@ impl SpanIndex {
     /// Reads a span index.
     ///
     /// # Errors
-    /// [`SpanIndexError`].
-    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, SpanIndexError> {
-        if bytes.len() as u64 > limits.manifest_bytes_max {
-            return Err(SpanIndexError::TooLarge { bytes: bytes.len(), cap: limits.manifest_bytes_max });
-        }
-        let index: Self = serde_json::from_slice(bytes)?;
-        match index.config.media_type.as_str() {
-            SPAN_INDEX => Ok(index),
-            other => Err(SpanIndexError::Kind { found: other.chars().take(100).collect() }),
-        }
+    /// [`ManifestError`].
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
+        let index: Self = manifest::read(WHAT, bytes, limits)?;
+        manifest::check_kind(WHAT, &index.config, &[SPAN_INDEX])?;
+        Ok(index)
     }
 
     /// The TOC of `layer`: the first one that names it.
@@ -189,13 +164,13 @@ mod tests {
     #[test]
     fn others_are_refused() {
         let parse = |json: &str| SpanIndex::parse(json.as_bytes(), &Limits::DEFAULT).unwrap_err();
-        assert!(matches!(parse("{}"), SpanIndexError::Json(_)));
+        assert!(matches!(parse("{}"), ManifestError::Json { .. }));
         let aws =
             crate::format::manifest::SociIndex::v1(&[], &[], &Descriptor::of(media_type::MANIFEST, b"{}")).to_json();
         let error = parse(&String::from_utf8(aws).unwrap());
         assert!(error.to_string().contains("amazon"), "{error}");
         let small = Limits { manifest_bytes_max: 10, ..Limits::DEFAULT };
-        assert!(matches!(SpanIndex::parse(&[b' '; 11], &small), Err(SpanIndexError::TooLarge { .. })));
+        assert!(matches!(SpanIndex::parse(&[b' '; 11], &small), Err(ManifestError::TooLarge { .. })));
     }
 
     #[test]

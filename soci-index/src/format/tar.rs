@@ -34,7 +34,6 @@ pub use check::{HeaderMismatch, check_header};
 pub use error::TarError;
 pub use table::{Obstacle, Table};
 
-/// A reader.
 #[derive(Debug)]
 pub struct TarReader {
     limits: Limits,

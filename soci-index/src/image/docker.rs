@@ -18,14 +18,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::format::class::{Class, Classified};
 use crate::format::digest::{Algorithm, Digest, Hasher};
 use crate::format::encoding::Encoding;
 use crate::format::folded::Folded;
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, Probe, annotation, media_type};
-use crate::image::members::{Member, printable, walk};
+use crate::image::members::{Member, walk};
 use crate::image::names;
+use crate::image::saved::{LINKS_MAX, SavedError, shown};
 use crate::image::store::{Located, StoreError, read_at, read_piece};
 
 mod beside;
@@ -38,63 +38,9 @@ const LAYERS_MAX: usize = 1000;
 const NAMES_BYTES_MAX: usize = 16 << 20;
 /// Names in a message.
 const NAMES_SHOWN_MAX: usize = 20;
-/// How many links one after the other lead to a layer. Docker writes one.
-const LINKS_MAX: usize = 8;
 
 /// Media types of layers.
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
-
-/// Why what `docker save` is said to have written cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SavedError {
-    /// It is something else.
-    #[error("it has neither manifest.json nor an OCI layout: docker save did not write it")]
-    NoManifest,
-    /// `manifest.json` is not what Docker writes.
-    #[error("manifest.json cannot be read: {reason}")]
-    Json { reason: String },
-    /// It holds more than one image.
-    #[error("it holds {count} images: name one{}", known(tags))]
-    Ambiguous { count: usize, tags: Vec<String> },
-    /// It does not hold the image that was named.
-    #[error("it holds no image {tag}{}", known(tags))]
-    NoSuchTag {
-        tag: String,
-        /// Some of the names that it has.
-        tags: Vec<String>,
-    },
-    /// It names a member that is not there.
-    #[error("its member {name} is missing")]
-    Missing { name: String },
-    /// It names something outside of itself.
-    #[error("its member {name} leads out of the archive")]
-    Outside { name: String },
-    /// Links lead in a circle, or nearly.
-    #[error("its member {name} leads through more than {LINKS_MAX} links")]
-    Links { name: String },
-    /// More than any real archive has.
-    #[error("it has more than {limit} {what}")]
-    TooMany { what: &'static str, limit: usize },
-}
-
-impl Classified for SavedError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Ambiguous { .. } | Self::NoSuchTag { .. } => Class::Other,
-            Self::NoManifest => Class::Local,
-            Self::Json { .. }
-            | Self::Missing { .. }
-            | Self::Outside { .. }
-            | Self::Links { .. }
-            | Self::TooMany { .. } => Class::Content,
-        }
-    }
-}
-
-fn known(tags: &[String]) -> String {
-    let tags: Vec<String> = tags.iter().map(|tag| shown(tag)).collect();
-    if tags.is_empty() { String::new() } else { format!(" (there are {})", tags.join(", ")) }
-}
 
 /// An image of an archive.
 pub(crate) struct Made {
@@ -336,11 +282,6 @@ fn inside(directory: &Path, path: &Path) -> Option<PathBuf> {
 fn path_of(bytes: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt as _;
     PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
-}
-
-/// A name for a message.
-fn shown(name: &str) -> String {
-    printable(name, 200)
 }
 
 #[cfg(test)]

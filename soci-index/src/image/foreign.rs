@@ -16,11 +16,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 
-use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, Probe, RawManifest};
-use crate::image::ImageError;
+pub use crate::image::error::ForeignError;
+use crate::image::error::ImageError;
 use crate::image::place::{Answer, BlobStream, Place, Roots};
 
 /// Bytes of a blob as another store gives them out.
@@ -85,59 +85,6 @@ pub trait ContentSink: Debug + Send + Sync {
 
     /// Ends writing: from now on the store keeps only what is referred to.
     fn close(&self) -> BoxFuture<'_, Result<(), ForeignError>>;
-}
-
-/// Why a content store of another program does not give what is wanted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ForeignError {
-    /// A blob is not there.
-    #[error(
-        "{image}: {digest}: not found; its store does not have it: the image was pulled for another platform \
-         (--skip-missing-platforms leaves that out), or lazily, or the content was discarded after unpacking; \
-         `soci publish` indexes it from its registry, and a full pull fetches it"
-    )]
-    Missing { image: String, digest: Box<Digest> },
-    /// The store does not answer, or refuses.
-    #[error("{image}: {digest} cannot be read: {reason}")]
-    Failed { image: String, digest: Box<Digest>, reason: String },
-    /// The store cannot be reached or written to.
-    #[error("{image}: {reason}")]
-    Store { image: String, reason: String },
-    /// A blob has another length than its descriptor says.
-    #[error("{image}: {digest} has {found} bytes in its store, expected {expected}")]
-    Size {
-        image: String,
-        digest: Box<Digest>,
-        expected: u64,
-        /// As stored, or as far as it came.
-        found: u64,
-    },
-    /// A blob is not what its name says.
-    #[error("{image}: its store gave content with digest {found} for {expected}")]
-    Digest { image: String, expected: Box<Digest>, found: Box<Digest> },
-    /// More than we are willing to hold.
-    #[error("{image}: {digest} is larger than the limit of {limit} bytes")]
-    TooLarge { image: String, digest: Box<Digest>, limit: u64 },
-    /// A blob has no such bytes.
-    #[error("{image}: {digest} has {size} bytes, there are no bytes {}..{}", range.start, range.end)]
-    Range { image: String, digest: Box<Digest>, range: Range<u64>, size: u64 },
-    /// A manifest is not well formed.
-    #[error("{image}: the manifest {digest} cannot be read: {reason}")]
-    Malformed { image: String, digest: Box<Digest>, reason: String },
-}
-
-impl Classified for ForeignError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Missing { .. } => Class::Other,
-            Self::Failed { .. } | Self::Store { .. } => Class::Local,
-            Self::Size { .. }
-            | Self::Digest { .. }
-            | Self::TooLarge { .. }
-            | Self::Range { .. }
-            | Self::Malformed { .. } => Class::Content,
-        }
-    }
 }
 
 impl ForeignError {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::format::digest::{Algorithm, Digest, Hasher};
+use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageIndex, annotation, media_type};
 use crate::image::store::{Located, Store, StoreError};
@@ -121,21 +121,12 @@ impl Layout {
     ///
     /// # Errors
     /// [`StoreError`] when it cannot be read or written, or is something else.
-    pub(crate) fn add_early(&self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
-        self.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
-    }
-
-    fn write_blob(
-        &self,
-        algorithm: Algorithm,
-        expected: Option<&Digest>,
-        mut content: impl Read,
-    ) -> Result<(Digest, u64), StoreError> {
-        let directory = self.directory.join("blobs").join(algorithm.name());
+    pub(crate) fn add_early(&self, digest: &Digest, mut content: impl Read) -> Result<(), StoreError> {
+        let directory = self.directory.join("blobs").join(digest.algorithm().name());
         let failed = |error: io::Error| StoreError::io(&directory, "cannot write a blob", &error);
         fs::create_dir_all(&directory).map_err(failed)?;
         let mut file = temporary(&directory).map_err(failed)?;
-        let (mut hasher, mut length) = (Hasher::new(algorithm), 0);
+        let mut hasher = Hasher::new(digest.algorithm());
         let mut buffer = vec![0; 1 << 16];
         loop {
             let count = match content.read(&mut buffer) {
@@ -147,14 +138,12 @@ impl Layout {
             let piece = buffer.get(..count).unwrap_or_default();
             hasher.update(piece);
             file.write_all(piece).map_err(failed)?;
-            length += count as u64;
         }
-        let digest = hasher.finish();
-        if let Some(expected) = expected.filter(|expected| **expected != digest) {
-            return Err(self.wrong_digest(expected, digest));
+        let found = hasher.finish();
+        if found != *digest {
+            return Err(self.wrong_digest(digest, found));
         }
-        persist(file, &self.blob_path(&digest))?;
-        Ok((digest, length))
+        persist(file, &self.blob_path(digest))
     }
 
     /// Replaces a file of the layout in one step.
@@ -188,10 +177,6 @@ impl Store for Layout {
         let length = file.metadata().map_err(|error| StoreError::io(&path, "cannot read", &error))?.len();
         Ok(Some(Located::file(&Arc::new(file), 0, length)))
     }
-
-    fn as_layout(&self) -> Option<&Self> {
-        Some(self)
-    }
 }
 
 impl LayoutWriter {
@@ -202,17 +187,9 @@ impl LayoutWriter {
     pub fn add_blob(&mut self, content: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(content);
         if !self.layout.has_blob(&digest) {
-            self.add_blob_from(content)?;
+            self.copy_blob(&digest, content)?;
         }
         Ok(digest)
-    }
-
-    /// Stores a blob of any length; answers its digest and length.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] when it cannot be read or written.
-    pub(crate) fn add_blob_from(&mut self, content: impl Read) -> Result<(Digest, u64), StoreError> {
-        self.layout.write_blob(Algorithm::Sha256, None, content)
     }
 
     /// Stores a blob whose digest is known beforehand.
@@ -220,7 +197,7 @@ impl LayoutWriter {
     /// # Errors
     /// [`StoreError`] when it cannot be read or written, or is something else.
     pub(crate) fn copy_blob(&mut self, digest: &Digest, content: impl Read) -> Result<(), StoreError> {
-        self.layout.write_blob(digest.algorithm(), Some(digest), content).map(|_| ())
+        self.layout.add_early(digest, content)
     }
 
     /// Stores a manifest and puts `entry` in index.json, whose digest and size are set here. An entry of the same

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::image::names::printable;
 use crate::image::store::StoreError;
 
 /// Members of one archive. Stops a file of empty members from filling the memory.
@@ -94,19 +95,6 @@ fn not_a_tar(path: &Path, file: &File, error: &io::Error) -> StoreError {
     };
     let (kind, reason) = (io::ErrorKind::InvalidData, format!("it is compressed ({how}) and must be unpacked first"));
     StoreError::Io { path: path.to_owned(), what: "is not a tar file", kind, reason }
-}
-
-/// A text from an archive for a message: one line, without control characters.
-pub(crate) fn printable(text: &str, characters_max: usize) -> String {
-    let escaped = |character: char| match character {
-        character if character.is_control() => character.escape_default().to_string(),
-        character => character.to_string(),
-    };
-    text.chars()
-        .filter(|character| *character != char::REPLACEMENT_CHARACTER)
-        .take(characters_max)
-        .map(escaped)
-        .collect()
 }
 
 /// A file of which only so many bytes are read in pieces longer than a header block.

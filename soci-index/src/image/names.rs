@@ -44,6 +44,19 @@ fn spelt_out(name: &str) -> String {
     format!("{host}/{library}{rest}{tag}")
 }
 
+/// A text from an archive for a message: one line, without control characters.
+pub(crate) fn printable(text: &str, characters_max: usize) -> String {
+    let escaped = |character: char| match character {
+        character if character.is_control() => character.escape_default().to_string(),
+        character => character.to_string(),
+    };
+    text.chars()
+        .filter(|character| *character != char::REPLACEMENT_CHARACTER)
+        .take(characters_max)
+        .map(escaped)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

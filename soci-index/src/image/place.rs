@@ -18,7 +18,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, RawManifest, media_type};
 use crate::format::v2_document::ManifestEntry;
-use crate::image::ImageError;
+use crate::image::error::ImageError;
 use crate::image::layout::Layout;
 use crate::registry::{Part, Repository};
 
@@ -153,4 +153,11 @@ impl std::fmt::Debug for BlobStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("BlobStream")
     }
+}
+
+/// Runs file access where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ImageError::Stopped))
 }

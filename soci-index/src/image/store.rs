@@ -18,8 +18,7 @@ use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::limits::Limits;
 use crate::format::model::{Descriptor, ImageIndex, Probe, RawManifest};
-use crate::image::docker::SavedError;
-use crate::image::layout::Layout;
+use crate::image::saved::SavedError;
 
 /// Bytes read from a file at a time: large enough for the disk, small enough to flow.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -128,11 +127,6 @@ pub trait Store: Clone + Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`] when that cannot be found out.
     fn locate(&self, digest: &Digest) -> Result<Option<Located>, StoreError>;
-
-    /// The directory, if it is one.
-    fn as_layout(&self) -> Option<&Layout> {
-        None
-    }
 
     /// Whether it has no other image than the one that was named when it was opened.
     fn is_chosen(&self) -> bool {

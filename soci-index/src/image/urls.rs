@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
 use url::Url;
 
-use crate::format::class::{Class, Classified};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::model::Descriptor;
-use crate::image::{BlobStream, ImageError};
-use crate::registry::error::TransportError;
+use crate::image::error::ImageError;
+pub use crate::image::error::UrlError;
+use crate::image::place::BlobStream;
 use crate::registry::redirect::{ShownUrl, TargetError, is_loopback, target};
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Body, Home, Method, Request, Response, Setup, Transport};
@@ -30,47 +30,6 @@ const REDIRECTS_MAX: usize = 5;
 const SILENCE: Duration = Duration::from_secs(20);
 /// An operation without any progress ends after this.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Why a layer could not be fetched from a URL.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
-    /// The client could not be set up.
-    #[error("{reason}")]
-    Setup { reason: String },
-    /// The descriptor has no URL.
-    #[error("it names no URL")]
-    None,
-    /// The URL may not be asked.
-    #[error("{url}: {source}")]
-    Target { url: String, source: TargetError },
-    /// The exchange failed.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// Another answer than content.
-    #[error("{url}: HTTP {status}")]
-    Status { url: ShownUrl, status: u16 },
-    /// The content is longer or shorter than the descriptor says.
-    #[error("{url}: it has {found} bytes, expected {expected}")]
-    Size {
-        url: ShownUrl,
-        expected: u64,
-        /// As announced, or as far as it came.
-        found: u64,
-    },
-    /// The content is not what the descriptor says.
-    #[error("{url}: its digest is {found}")]
-    Digest { url: ShownUrl, found: Box<Digest> },
-}
-
-impl Classified for UrlError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Setup { .. } => Class::Other,
-            Self::Transport(_) | Self::Status { .. } => Class::Registry,
-            Self::None | Self::Target { .. } | Self::Size { .. } | Self::Digest { .. } => Class::Content,
-        }
-    }
-}
 
 /// Fetches layers from their URLs. To have one is the operator's leave to do so.
 #[derive(Debug, Clone)]

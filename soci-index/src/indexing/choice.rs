@@ -92,14 +92,12 @@ impl Zones {
     }
 }
 
-/// What was chosen.
 #[derive(Debug, Clone, Default)]
 pub struct Chosen {
     /// Where the spans begin, with empty windows.
     pub checkpoints: Vec<Checkpoint>,
     /// SHA-256 of each span's compressed bytes.
     pub digests: Vec<[u8; 32]>,
-    /// Their windows.
     pub windows: WindowsBlob,
 }
 

@@ -5,7 +5,7 @@
 //! any, and last the image index under its name; so an interrupted run leaves nothing that can be found. The result
 //! depends on the image alone: converting twice, or a converted image again, gives the same bytes, and what is in place
 //! already is not written again. Layers are read every time, but for those whose zTOC is listed by an index that is
-//! signed ([`crate::publish::known::Reuse`]) or was built on this machine (`local::BUILT_HERE`): content that any
+//! signed ([`crate::publish::reuse::Reuse`]) or was built on this machine (`local::BUILT_HERE`): content that any
 //! client may have pushed must not become part of an image.
 
 mod beside;
@@ -32,7 +32,6 @@ use crate::publish::known::{self, Known};
 use crate::publish::v2::{self, Document, Enabled, EntryNotes, Indexed};
 use crate::publish::{Done, Job, PublishError, Report, local, put_blobs};
 
-/// How to convert.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
     /// How to build the zTOCs. They are always made; a format with spans asks for a span index beside the image, too.

@@ -4,9 +4,9 @@
 //! names (version 2), and, while layers are lacking one, beside the images of other tags of the repository: images of
 //! one repository are versions of one thing and share their lower layers. A zTOC is the same on every machine, so one
 //! that was built for another image can be reused, provided that it matches the layer: every client with push access
-//! can push one that does not. [`Reuse`] says what is relied on. Invariants: a layer's zTOC is taken only if it was
-//! built with the same span size and notes; the blob's existence is checked before it is relied on; a registry that
-//! cannot answer only costs rebuilding; what was built in this run is distinguished from what was found.
+//! can push one that does not. [`crate::publish::reuse`] says what is relied on. Invariants: a layer's zTOC is taken
+//! only if it was built with the same span size and notes; the blob's existence is checked before it is relied on; a
+//! registry that cannot answer only costs rebuilding; what was built in this run is distinguished from what was found.
 
 use futures_util::StreamExt;
 
@@ -26,18 +26,12 @@ use crate::format::reference::ManifestName;
 use crate::format::span_index::{SPAN_INDEX, SpanIndex, SpanReference};
 use crate::image::{ImageSource, PlatformImage};
 use crate::publish::build::{self, BuildOptions, Existing, LayerReport};
+use crate::publish::reuse::ReusedFrom;
 use crate::publish::verify::{Checked, verify, verify_spans};
 use crate::publish::{Job, PublishError};
 use crate::registry::RegistryError;
 use crate::registry::Repository;
 
-mod reuse;
-
-pub use self::reuse::{Relied, Reuse, ReusedFrom};
-
-/// Default number of tags that are searched. Each costs a manifest or two, and some registries count these as pulls, of
-/// which they allow so many an hour.
-pub const REUSE_TAGS: usize = 8;
 /// Tags that are looked at concurrently.
 const TAGS_AT_A_TIME: usize = 8;
 /// SOCI indexes of one image that are looked at.

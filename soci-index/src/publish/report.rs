@@ -2,7 +2,7 @@
 
 use crate::format::digest::Digest;
 use crate::publish::build::LayerReport;
-use crate::publish::known::{Relied, ReusedFrom};
+use crate::publish::reuse::{Relied, ReusedFrom};
 use crate::registry::referrers::{FoundBy, Visibility};
 
 /// A span index that was made beside another one.
@@ -12,7 +12,6 @@ pub struct SpanReport {
     pub index: Digest,
     /// Size of its manifest.
     pub index_size: u64,
-    /// What was done with it.
     pub done: Done,
 }
 
@@ -31,7 +30,6 @@ pub struct Report {
     pub prefetch: Vec<(Digest, Digest)>,
     /// Files that were asked for early and are in no layer.
     pub missing: Vec<String>,
-    /// What was done.
     pub done: Done,
     /// Why that is relied on which was not built in this run, if there is any.
     pub reused: Option<Relied>,

@@ -10,12 +10,10 @@
 //! flight per set, and one search for credentials per repository; a password goes to the registry's own origin and to a
 //! realm that [`redirect::realm`] allows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
@@ -24,9 +22,10 @@ use crate::registry::address::Address;
 use crate::registry::challenge::Challenge;
 use crate::registry::credentials::{self, CredentialSource, Credentials, Login};
 use crate::registry::error::RegistryError;
-use crate::registry::redirect::{self, ShownUrl};
+use crate::registry::redirect;
 use crate::registry::retry::{Deadline, RetryPolicy};
-use crate::registry::token::{Token, TokenRequest};
+use crate::registry::scopes::Scopes;
+use crate::registry::token::{Token, TokenRequest, basic};
 use crate::registry::transport::Transport;
 
 /// Sets of scopes with a token kept at a time. A client of one registry meets a handful of repositories; a client that
@@ -37,59 +36,6 @@ const TOKENS_MAX: usize = 256;
 pub(crate) const TRIED_MAX: usize = 16;
 /// Refused credentials that are remembered for a repository. With more, it begins again with the first.
 const REFUSED_MAX: usize = 1024;
-
-/// What is to be done, as token services write it: `repository:NAME:ACTION,ACTION`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub(crate) struct Scopes(BTreeMap<String, BTreeSet<String>>);
-
-impl Scopes {
-    pub(crate) fn pull(repository: &str) -> Self {
-        Self::actions(repository, &["pull"])
-    }
-
-    pub(crate) fn push(repository: &str) -> Self {
-        Self::actions(repository, &["pull", "push"])
-    }
-
-    pub(crate) fn delete(repository: &str) -> Self {
-        Self::actions(repository, &["pull", "delete"])
-    }
-
-    fn actions(repository: &str, actions: &[&str]) -> Self {
-        let actions = actions.iter().map(|action| (*action).to_owned()).collect();
-        Self(BTreeMap::from([(format!("repository:{repository}"), actions)]))
-    }
-
-    pub(crate) fn and(mut self, other: &Self) -> Self {
-        for (name, actions) in &other.0 {
-            self.0.entry(name.clone()).or_default().extend(actions.iter().cloned());
-        }
-        self
-    }
-
-    /// Adds what a challenge asks for beyond the names that we want ourselves: a server cannot make us ask for more.
-    fn widen(&mut self, challenged: &str) {
-        for scope in challenged.split(' ') {
-            let Some((name, actions)) = scope.rsplit_once(':') else { continue };
-            if let Some(known) = self.0.get_mut(name) {
-                let plain = actions.split(',').filter(|action| matches!(*action, "pull" | "push" | "delete"));
-                known.extend(plain.map(str::to_owned));
-            }
-        }
-    }
-
-    /// One text per scope.
-    pub(crate) fn texts(&self) -> Vec<String> {
-        let list = |actions: &BTreeSet<String>| actions.iter().map(String::as_str).collect::<Vec<_>>().join(",");
-        self.0.iter().map(|(name, actions)| format!("{name}:{}", list(actions))).collect()
-    }
-}
-
-impl fmt::Display for Scopes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.texts().join(" "))
-    }
-}
 
 /// What is known of the registry.
 #[derive(Debug, Clone)]
@@ -304,9 +250,7 @@ impl Authorizer {
             // Harbor: the token lacks rights. Ask for everything that the same repositories may need.
             Scheme::Bearer { .. } if basic => {
                 let mut wanted = scopes.clone();
-                for actions in wanted.0.values_mut() {
-                    actions.extend(["pull", "push"].map(str::to_owned));
-                }
+                wanted.allow_push();
                 state.wider.insert(scopes.clone(), wanted);
                 Ok(true)
             }
@@ -455,29 +399,5 @@ impl Authorizer {
         let found = tokio::time::timeout_at(limit, found).await;
         let found = found.unwrap_or_else(|_| Err("the credential source did not answer in time".to_owned()));
         found.map_err(|reason| RegistryError::Credentials { registry: self.registry.clone(), reason })
-    }
-}
-
-/// The value of a Basic authorization header.
-pub(crate) fn basic(user: &str, password: &str) -> String {
-    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
-}
-
-/// The token service's address, for messages.
-pub(crate) fn shown(realm: &Url) -> ShownUrl {
-    ShownUrl::new(realm)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scopes() {
-        let mut scopes = Scopes::pull("p/r");
-        assert_eq!(scopes.to_string(), "repository:p/r:pull");
-        scopes.widen("repository:p/r:push,pull repository:other:pull registry:catalog:* garbage repository:p/r:*");
-        assert_eq!(scopes, Scopes::push("p/r"));
-        assert_eq!(scopes.and(&Scopes::pull("a")).to_string(), "repository:a:pull repository:p/r:pull,push");
     }
 }

@@ -17,12 +17,13 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use crate::format::digest::{Digest, Hasher};
 use crate::format::model::Descriptor;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers::content_range;
+use crate::registry::need::Need;
 use crate::registry::retry::Deadline;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 
 mod read;
@@ -51,7 +52,7 @@ impl std::fmt::Debug for ByteStream {
 pub enum Part<S> {
     /// The bytes that were asked for.
     Asked(S),
-    /// The whole blob, from its first byte on: the place serves no parts.
+    /// The whole blob, from its first byte on: the host serves no parts.
     Whole(S),
 }
 
@@ -85,8 +86,8 @@ impl Repository {
     /// Whether the host that is asked first for a part of a blob is known to serve such.
     #[must_use]
     pub(crate) fn serves_parts(&self) -> bool {
-        let places = self.places(Need::Part).unwrap_or_default();
-        places.first().is_some_and(|place| place.endpoint().serves_parts())
+        let hosts = self.hosts(Need::Part).unwrap_or_default();
+        hosts.first().is_some_and(|hosted| hosted.endpoint().serves_parts())
     }
 
     /// The size of a blob, or `None` if there is no such blob.
@@ -95,7 +96,7 @@ impl Repository {
     /// [`RegistryError`] when the registry cannot be reached or does not report it.
     pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
         let deadline = &self.deadline(0);
-        self.first(Need::Content, |place| async move { size(&place, digest, deadline).await }).await
+        self.first(Need::Content, |hosted| async move { size(&hosted, digest, deadline).await }).await
     }
 
     /// A whole blob of at most `limit` bytes, checked against its descriptor.
@@ -113,17 +114,17 @@ impl Repository {
         }
         let reader = &self.blob(descriptor.digest, descriptor.size);
         // Host by host, so that a mirror's wrong bytes do not fail the read.
-        let read = self.first(Need::Content, |place| async move {
-            let reader = BlobReader { only: Some(place), ..reader.clone() };
+        let read = self.first(Need::Content, |hosted| async move {
+            let reader = BlobReader { only: Some(hosted), ..reader.clone() };
             collect(reader.read_all()).await.map(Some)
         });
         read.await?.ok_or_else(|| reader.missing(self.registry().name()))
     }
 }
 
-async fn size(place: &HostedRepository, digest: &Digest, deadline: &Deadline) -> Result<Option<u64>, RegistryError> {
-    let mut call = blob_call(place, Method::Head, digest, format!("asking for the size of {digest}"));
-    let answer = place.call(&call, deadline).await?;
+async fn size(hosted: &HostedRepository, digest: &Digest, deadline: &Deadline) -> Result<Option<u64>, RegistryError> {
+    let mut call = blob_call(hosted, Method::Head, digest, format!("asking for the size of {digest}"));
+    let answer = hosted.call(&call, deadline).await?;
     match answer.status() {
         200 => {}
         404 => return Ok(None),
@@ -134,20 +135,20 @@ async fn size(place: &HostedRepository, digest: &Digest, deadline: &Deadline) ->
     }
     call.method = Method::Get;
     let part = call.clone().with_header("range", "bytes=0-0");
-    let mut answer = place.call(&part, deadline).await?;
+    let mut answer = hosted.call(&part, deadline).await?;
     if read::REFUSES_RANGE.contains(&answer.status()) || answer.status() == 416 {
-        answer = place.call(&call, deadline).await?;
+        answer = hosted.call(&call, deadline).await?;
     }
     let range = answer.header("content-range").and_then(content_range);
     match (answer.status(), range.and_then(|range| range.total), answer.response.content_length()) {
         (206, Some(total), _) | (200, _, Some(total)) => Ok(Some(total)),
         (404, ..) => Ok(None),
-        _ => Err(place.malformed(&call.what, "the registry does not report it")),
+        _ => Err(hosted.malformed(&call.what, "the registry does not report it")),
     }
 }
 
-pub(crate) fn blob_call(place: &HostedRepository, method: Method, digest: &Digest, what: impl Into<String>) -> Call {
-    let call = Call::new(method, place.url(&format!("blobs/{digest}")), Scopes::pull(place.name()), what);
+pub(crate) fn blob_call(hosted: &HostedRepository, method: Method, digest: &Digest, what: impl Into<String>) -> Call {
+    let call = Call::new(method, hosted.url(&format!("blobs/{digest}")), Scopes::pull(hosted.name()), what);
     // Anything but the bytes themselves would make offsets and digests meaningless.
     call.with_header("accept-encoding", "identity")
 }

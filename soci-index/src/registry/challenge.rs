@@ -5,7 +5,6 @@
 //! because an unknown scheme beside a known one is no reason to fail. Invariant: scheme and parameter names are
 //! lower-case.
 
-/// One challenge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
     /// The scheme, lower-case: `bearer`, `basic`, ...

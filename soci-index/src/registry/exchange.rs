@@ -10,7 +10,7 @@ use bytes::Bytes;
 use url::Url;
 
 use crate::registry::address;
-use crate::registry::auth::{AuthContext, Grant, Scopes, TRIED_MAX};
+use crate::registry::auth::{AuthContext, Grant, TRIED_MAX};
 use crate::registry::challenge;
 use crate::registry::credentials::Credentials;
 use crate::registry::error::{LoginVerdict, RegistryError, TransportError, TransportKind};
@@ -18,6 +18,7 @@ use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
 use crate::registry::redirect::{self, ShownUrl};
 use crate::registry::retry::{self, Deadline};
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, BodyError, Method, Request, Response};
 
 /// Redirects followed in a row; storage needs one or two.
@@ -83,19 +84,19 @@ impl ApiResponse<'_> {
     /// The error if the status was unexpected.
     pub(crate) async fn error(self) -> RegistryError {
         let (status, what) = (self.status(), self.asked.call.what.clone());
-        let (registry, repository) = self.asked.place.names();
+        let (registry, repository) = self.asked.hosted.names();
         let (code, message) = error_text(self.response).await;
         RegistryError::Status { registry, repository, what, status, code: code.map(String::into_boxed_str), message }
     }
 
     /// Reads a whole document, of the size of a manifest at most.
     pub(crate) async fn document(self) -> Result<Bytes, RegistryError> {
-        let Attempt { place, call, deadline } = self.asked;
-        let limit = place.options().limits.manifest_bytes_max;
+        let Attempt { hosted, call, deadline } = self.asked;
+        let limit = hosted.options().limits.manifest_bytes_max;
         self.response.bytes(limit, deadline).await.map_err(|error| match error {
-            BodyError::Transport(error) => place.transport_error(&call.what, error, deadline),
+            BodyError::Transport(error) => hosted.transport_error(&call.what, error, deadline),
             BodyError::TooLarge => {
-                let (registry, repository) = place.names();
+                let (registry, repository) = hosted.names();
                 RegistryError::TooLarge { registry, repository, what: call.what.clone(), limit }
             }
         })
@@ -115,7 +116,7 @@ impl HostedRepository {
         call: &'a Call,
         deadline: &'a Deadline,
     ) -> Result<ApiResponse<'a>, RegistryError> {
-        let mut retry = 0;
+        let mut retries = Retries::new(self, &call.what, deadline);
         loop {
             // On the heap: the futures of all callers would hold this one, which is large and deep.
             let (error, pause) = match Box::pin(self.attempt(call, deadline)).await {
@@ -127,7 +128,7 @@ impl HostedRepository {
                 Err(error) if error.is_transient() => (error, None),
                 Err(error) => return Err(error),
             };
-            self.pause(&mut retry, pause, &call.what, error, deadline).await?;
+            retries.after(error, pause).await?;
         }
     }
 
@@ -137,37 +138,7 @@ impl HostedRepository {
         call: &'a Call,
         deadline: &'a Deadline,
     ) -> Result<ApiResponse<'a>, RegistryError> {
-        Attempt { place: self, call, deadline }.run().await
-    }
-
-    /// Waits before another attempt, or fails with `error` when there must be none.
-    pub(crate) async fn pause(
-        &self,
-        retry: &mut u32,
-        asked: Option<Duration>,
-        what: &str,
-        error: RegistryError,
-        deadline: &Deadline,
-    ) -> Result<(), RegistryError> {
-        let retry_policy = self.retry_policy();
-        let error = match error {
-            RegistryError::Transport { registry, error, .. } => {
-                RegistryError::Transport { registry, attempts: *retry + 1, error }
-            }
-            other => other,
-        };
-        let no_host = matches!(&error, RegistryError::Transport { error, .. }
-            if error.kind == TransportKind::Connect && !self.endpoint().was_reached(&error.url));
-        if *retry >= retry_policy.retries_max(no_host) {
-            return Err(error);
-        }
-        let pause = asked.unwrap_or_else(|| retry_policy.backoff.wait(*retry, fastrand::f64()));
-        retry_policy.report(pause, &error);
-        if !deadline.pause(pause).await {
-            return Err(self.deadline_error(what, deadline, &error));
-        }
-        *retry += 1;
-        Ok(())
+        Attempt { hosted: self, call, deadline }.run().await
     }
 
     /// A transport error, or the deadline's if that is what ended the attempt.
@@ -188,10 +159,50 @@ impl HostedRepository {
     }
 }
 
+/// The further attempts of one operation at a host.
+pub(crate) struct Retries<'a> {
+    hosted: &'a HostedRepository,
+    /// What is done, for messages.
+    what: &'a str,
+    deadline: &'a Deadline,
+    /// How many there were since the last progress.
+    pub(crate) made: u32,
+}
+
+impl<'a> Retries<'a> {
+    pub(crate) const fn new(hosted: &'a HostedRepository, what: &'a str, deadline: &'a Deadline) -> Self {
+        Self { hosted, what, deadline, made: 0 }
+    }
+
+    /// Waits before another attempt, as long as the server `asked` or the backoff says, or fails with `error` when there
+    /// must be none.
+    pub(crate) async fn after(&mut self, error: RegistryError, asked: Option<Duration>) -> Result<(), RegistryError> {
+        let retry_policy = self.hosted.retry_policy();
+        let error = match error {
+            RegistryError::Transport { registry, error, .. } => {
+                RegistryError::Transport { registry, attempts: self.made + 1, error }
+            }
+            other => other,
+        };
+        let no_host = matches!(&error, RegistryError::Transport { error, .. }
+            if error.kind == TransportKind::Connect && !self.hosted.endpoint().was_reached(&error.url));
+        if self.made >= retry_policy.retries_max(no_host) {
+            return Err(error);
+        }
+        let pause = asked.unwrap_or_else(|| retry_policy.backoff.wait(self.made, fastrand::f64()));
+        retry_policy.report(pause, &error);
+        if !self.deadline.pause(pause).await {
+            return Err(self.hosted.deadline_error(self.what, self.deadline, &error));
+        }
+        self.made += 1;
+        Ok(())
+    }
+}
+
 /// One attempt of a call: the requests to which redirects and refusals lead.
 #[derive(Clone, Copy)]
 struct Attempt<'a> {
-    place: &'a HostedRepository,
+    hosted: &'a HostedRepository,
     call: &'a Call,
     deadline: &'a Deadline,
 }
@@ -212,7 +223,7 @@ struct AuthAttempts {
 impl<'a> Attempt<'a> {
     async fn run(self) -> Result<ApiResponse<'a>, RegistryError> {
         let (mut method, mut body) = (self.call.method, self.call.body.clone());
-        let endpoint = self.place.endpoint();
+        let endpoint = self.hosted.endpoint();
         let mut url = endpoint.address.settle(&self.call.url).await;
         let mut at_home = true;
         for _ in 0..=REDIRECTS_MAX {
@@ -242,8 +253,8 @@ impl<'a> Attempt<'a> {
         body: &Body,
         at_home: bool,
     ) -> Result<Response, RegistryError> {
-        let Self { place, call, deadline } = self;
-        let (endpoint, authorizer) = (place.endpoint(), &place.endpoint().authorizer);
+        let Self { hosted, call, deadline } = self;
+        let (endpoint, authorizer) = (hosted.endpoint(), &hosted.endpoint().authorizer);
         let mut tries = AuthAttempts::default();
         loop {
             let grant = if at_home { self.grant().await? } else { None };
@@ -251,8 +262,8 @@ impl<'a> Attempt<'a> {
                 tries.used.clone_from(&grant);
             }
             let authorization = grant.as_ref().map(Grant::header);
-            let (headers, silence_max) = (&call.headers, place.silence_max(deadline));
-            let more = Some(place.headers());
+            let (headers, silence_max) = (&call.headers, hosted.silence_max(deadline));
+            let more = Some(hosted.headers());
             let request = Request { method, url, headers, more, authorization, body, home: at_home, silence_max };
             let response = match endpoint.transport.send(&request, deadline).await {
                 Ok(response) => response,
@@ -263,7 +274,7 @@ impl<'a> Attempt<'a> {
                     if at_home && !deadline.is_over() {
                         endpoint.note_failure(&error);
                     }
-                    return Err(place.transport_error(&call.what, error, deadline));
+                    return Err(hosted.transport_error(&call.what, error, deadline));
                 }
             };
             if at_home {
@@ -281,15 +292,15 @@ impl<'a> Attempt<'a> {
                 let helps = authorizer.refused(&call.scopes, grant.as_ref(), &challenges)?;
                 if !helps || !goes_on {
                     let credentials =
-                        tries.refused.first().map_or_else(|| authorizer.describe(place.name()), Credentials::describe);
+                        tries.refused.first().map_or_else(|| authorizer.describe(hosted.name()), Credentials::describe);
                     let login = self.login(tries.used.as_ref()).await;
                     let denied = self.denied(response, !challenges.is_empty(), credentials, login).await;
-                    authorizer.give_up(place.name(), grant.as_ref());
+                    authorizer.give_up(hosted.name(), grant.as_ref());
                     return Err(denied);
                 }
             } else if grant.is_none() || !goes_on {
                 // 403 without a credential is a refusal; with one it may also mean "expired" (ECR), or "not yours".
-                authorizer.give_up(place.name(), grant.as_ref());
+                authorizer.give_up(hosted.name(), grant.as_ref());
                 return Ok(response);
             }
         }
@@ -299,8 +310,8 @@ impl<'a> Attempt<'a> {
     /// are known, and once with renewed ones.
     async fn goes_on(self, used: Option<&Grant>, tries: &mut AuthAttempts) -> Result<bool, RegistryError> {
         let Some(used) = used else { return Ok(!std::mem::replace(&mut tries.asked, true)) };
-        let authorizer = &self.place.endpoint().authorizer;
-        authorizer.forget(self.place.name(), used).await;
+        let authorizer = &self.hosted.endpoint().authorizer;
+        authorizer.forget(self.hosted.name(), used).await;
         tries.refused.push(used.by().clone());
         let next = authorizer.credentials(&self.auth_context()).await?;
         let is_other = !tries.refused.contains(&next) && tries.refused.len() < TRIED_MAX;
@@ -308,14 +319,14 @@ impl<'a> Attempt<'a> {
     }
 
     fn auth_context(self) -> AuthContext<'a> {
-        let Self { place, call, deadline } = self;
-        let (transport, repository, scopes) = (&place.endpoint().transport, place.name(), &call.scopes);
-        let (retry_policy, silence_max) = (place.retry_policy(), place.silence_max(deadline));
+        let Self { hosted, call, deadline } = self;
+        let (transport, repository, scopes) = (&hosted.endpoint().transport, hosted.name(), &call.scopes);
+        let (retry_policy, silence_max) = (hosted.retry_policy(), hosted.silence_max(deadline));
         AuthContext { transport, repository, scopes, deadline, retry_policy, silence_max }
     }
 
     async fn grant(self) -> Result<Option<Grant>, RegistryError> {
-        let endpoint = self.place.endpoint();
+        let endpoint = self.hosted.endpoint();
         let grant = endpoint.authorizer.grant(&self.auth_context()).await;
         if let (Ok(Some(_)), Some(realm)) = (&grant, endpoint.authorizer.realm()) {
             endpoint.note_reached(&realm);
@@ -336,10 +347,10 @@ impl<'a> Attempt<'a> {
         if used.is_token() {
             return LoginVerdict::Good;
         }
-        let endpoint = self.place.endpoint();
+        let endpoint = self.hosted.endpoint();
         let (headers, body, url) = (&[][..], &Body::Empty, endpoint.root());
         let (authorization, silence_max) = (Some(used.header()), Some(LOGIN_WAIT));
-        let (method, more) = (Method::Get, Some(self.place.headers()));
+        let (method, more) = (Method::Get, Some(self.hosted.headers()));
         let request = Request { method, url: &url, headers, more, authorization, body, home: true, silence_max };
         match endpoint.transport.send(&request, self.deadline).await.map(|response| response.status()) {
             Ok(200) => LoginVerdict::Good,
@@ -357,12 +368,12 @@ impl<'a> Attempt<'a> {
     ) -> RegistryError {
         let (code, message) = error_text(response).await;
         let message = format!("{} {message}", code.unwrap_or_default()).trim().to_owned();
-        let ((registry, repository), scope) = (self.place.names(), self.call.scopes.to_string());
+        let ((registry, repository), scope) = (self.hosted.names(), self.call.scopes.to_string());
         RegistryError::Unauthorized { registry, repository, scope, credentials, message, challenged, login }
     }
 
     fn redirect_error(self, from: &Url, reason: &str) -> RegistryError {
-        let (registry, repository) = self.place.names();
+        let (registry, repository) = self.hosted.names();
         RegistryError::Redirect { registry, repository, from: ShownUrl::new(from), reason: reason.to_owned() }
     }
 }

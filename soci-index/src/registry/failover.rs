@@ -1,9 +1,9 @@
 //! Which host of a registry is asked, and when the next one is.
 //!
-//! A [`HostedRepository`] is a repository on one host; everything that speaks the protocol speaks to a place. Reading
+//! A [`HostedRepository`] is a repository on one host; everything that speaks the protocol speaks to one. Reading
 //! walks the hosts that may be asked, in their order. On any failure of a host that is not the last one, the next one
-//! is asked at once: retries and long timeouts are for the last. Pushing does not walk: what was pushed must be in one
-//! place.
+//! is asked at once: retries and long timeouts are for the last. Pushing does not walk: what was pushed must be on one
+//! host.
 //!
 //! A host that could not be reached, or that refused us, is left aside for a while. It is then asked only when the last
 //! host has failed, too, once: in a network that has nothing but the mirror, the mirror must not be given up for a
@@ -18,64 +18,12 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::format::reference::ManifestName;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::RegistryError;
-use crate::registry::hosts::Capabilities;
+use crate::registry::need::Need;
 use crate::registry::request_headers::RequestHeaders;
 use crate::registry::retry::{Backoff, Deadline, RetryPolicy};
 use crate::registry::{ClientOptions, Repository};
-
-/// What a host is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Need {
-    /// A blob, or a manifest by its digest.
-    Content,
-    /// A part of a blob.
-    Part,
-    /// A manifest by its tag.
-    Tag,
-    /// What refers to a manifest.
-    Referrers,
-    /// To take something.
-    Push,
-}
-
-impl Need {
-    pub(crate) fn of(name: &ManifestName) -> Self {
-        match name {
-            ManifestName::Tag(_) => Self::Tag,
-            ManifestName::Digest(_) => Self::Content,
-        }
-    }
-
-    /// What is refused with it: a repository's content is readable, or it is not.
-    pub(crate) const fn refused(self) -> Self {
-        match self {
-            Self::Part => Self::Content,
-            other => other,
-        }
-    }
-
-    fn is_met(self, by: Capabilities) -> bool {
-        match self {
-            Self::Content | Self::Part => by.pull,
-            // One request does both.
-            Self::Tag => by.pull && by.resolve,
-            Self::Referrers => by.referrers,
-            Self::Push => by.push,
-        }
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Content | Self::Part => "pull",
-            Self::Tag => "pull and resolve",
-            Self::Referrers => "referrers",
-            Self::Push => "push",
-        }
-    }
-}
 
 /// A repository on one host: where it is, what it is called there, and how long to wait for it. What may be done with it
 /// is what the parts of the protocol do through its one `call` (see `exchange`).
@@ -159,7 +107,7 @@ impl HostedRepository {
         self.repository.deadline(bytes)
     }
 
-    /// Whether it is on the same host as another place.
+    /// Whether it is on the same host as another one.
     pub(crate) fn is_on_host_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
     }
@@ -181,31 +129,30 @@ impl HostedRepository {
 }
 
 impl Repository {
-    /// The places to ask for something, in this order; at least one.
-    pub(crate) fn places(&self, need: Need) -> Result<Vec<HostedRepository>, RegistryError> {
-        let mut places: Vec<HostedRepository> = self.able(need)?.collect();
-        let last = places.pop().ok_or_else(|| self.no_host(need))?;
+    /// The hosts to ask for something, in this order; at least one.
+    pub(crate) fn hosts(&self, need: Need) -> Result<Vec<HostedRepository>, RegistryError> {
+        let mut hosts: Vec<HostedRepository> = self.able(need)?.collect();
+        let last = hosts.pop().ok_or_else(|| self.no_host(need))?;
         let last = HostedRepository { is_last: true, ..last };
-        let is_aside = |place: &HostedRepository| {
-            place.endpoint.is_aside(place.name(), need) || need == Need::Part && place.endpoint.serves_whole_only()
+        let is_aside = |hosted: &HostedRepository| {
+            hosted.endpoint.is_aside(hosted.name(), need) || need == Need::Part && hosted.endpoint.serves_whole_only()
         };
-        let (aside, mut places): (Vec<HostedRepository>, Vec<HostedRepository>) =
-            places.into_iter().partition(is_aside);
+        let (aside, mut hosts): (Vec<HostedRepository>, Vec<HostedRepository>) = hosts.into_iter().partition(is_aside);
         if !aside.is_empty() && !is_aside(&last) {
-            places.push(last.clone());
+            hosts.push(last.clone());
         }
-        places.extend(aside);
-        places.push(HostedRepository { is_final: true, ..last });
-        Ok(places)
+        hosts.extend(aside);
+        hosts.push(HostedRepository { is_final: true, ..last });
+        Ok(hosts)
     }
 
-    /// The one place that takes what is pushed.
-    pub(crate) fn push_place(&self) -> Result<HostedRepository, RegistryError> {
+    /// The one host that takes what is pushed.
+    pub(crate) fn push_host(&self) -> Result<HostedRepository, RegistryError> {
         let first = self.able(Need::Push)?.next().ok_or_else(|| self.no_host(Need::Push))?;
         Ok(HostedRepository { is_last: true, is_final: true, ..first })
     }
 
-    /// The places that have a capability.
+    /// The hosts that have a capability.
     fn able(&self, need: Need) -> Result<impl Iterator<Item = HostedRepository>, RegistryError> {
         if let Some(blocked) = self.blocked() {
             let (name, file) = (self.name(), blocked.file.display());
@@ -231,7 +178,7 @@ impl Repository {
         RegistryError::Setup { registry: self.registry().name().to_owned(), reason }
     }
 
-    /// Asks one place after the other until one has something. The last one's word is final.
+    /// Asks one host after the other until one has something. The last one's word is final.
     pub(crate) async fn first<T, F>(
         &self,
         need: Need,
@@ -240,16 +187,16 @@ impl Repository {
     where
         F: Future<Output = Result<Option<T>, RegistryError>>,
     {
-        for place in self.places(need)? {
-            let error = match ask(place.clone()).await {
-                Err(error) if !place.decides(&error) => error,
-                Ok(None) if !place.is_last => {
-                    tracing::debug!(host = place.host(), repository = self.name(), ?need, "not here");
+        for hosted in self.hosts(need)? {
+            let error = match ask(hosted.clone()).await {
+                Err(error) if !hosted.decides(&error) => error,
+                Ok(None) if !hosted.is_last => {
+                    tracing::debug!(host = hosted.host(), repository = self.name(), ?need, "not here");
                     continue;
                 }
                 decided => return decided,
             };
-            place.given_up(&error);
+            hosted.given_up(&error);
         }
         Ok(None)
     }

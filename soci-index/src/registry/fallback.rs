@@ -17,8 +17,9 @@ use crate::format::model::{Descriptor, ImageIndex, RawManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
 use crate::registry::error::{ForeignTag, RegistryError};
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::manifests::Manifests;
+use crate::registry::need::Need;
 
 /// How often to write before giving up: sixteen writers at a time needed two or three writes each in our trials, the
 /// unluckiest five.
@@ -42,7 +43,7 @@ impl Repository {
     /// # Errors
     /// [`RegistryError::ForeignTag`] when the tag is something else, or any other when it cannot be read.
     pub async fn fallback_entries(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        self.first(Need::Referrers, |place| async move { FallbackTag::new(&place, subject).entries().await }).await
+        self.first(Need::Referrers, |hosted| async move { FallbackTag::new(&hosted, subject).entries().await }).await
     }
 
     /// Puts `entry` on the list of `subject`'s referrers. Answers how often it had to write.
@@ -50,20 +51,20 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when the tag is not ours to write, or others keep overwriting it.
     pub async fn write_fallback(&self, subject: &Digest, entry: &Descriptor) -> Result<u32, RegistryError> {
-        FallbackTag::new(&self.push_place()?, subject).add(entry).await
+        FallbackTag::new(&self.push_host()?, subject).add(entry).await
     }
 }
 
 /// The list of what refers to one manifest, on one host.
 pub(crate) struct FallbackTag<'a> {
-    place: &'a HostedRepository,
+    hosted: &'a HostedRepository,
     subject: &'a Digest,
     tag: String,
 }
 
 impl<'a> FallbackTag<'a> {
-    pub(crate) fn new(place: &'a HostedRepository, subject: &'a Digest) -> Self {
-        Self { place, subject, tag: tag(subject) }
+    pub(crate) fn new(hosted: &'a HostedRepository, subject: &'a Digest) -> Self {
+        Self { hosted, subject, tag: tag(subject) }
     }
 
     fn name(&self) -> ManifestName {
@@ -79,7 +80,7 @@ impl<'a> FallbackTag<'a> {
     }
 
     async fn list(&self) -> Result<Option<RawManifest>, RegistryError> {
-        let Some(raw) = Manifests(self.place).get(&self.name(), &self.place.deadline(0)).await? else {
+        let Some(raw) = Manifests(self.hosted).get(&self.name(), &self.hosted.deadline(0)).await? else {
             return Ok(None);
         };
         // Some registries read the dash as a colon and answer with the image.
@@ -96,7 +97,7 @@ impl<'a> FallbackTag<'a> {
     pub(crate) async fn add(&self, entry: &Descriptor) -> Result<u32, RegistryError> {
         let (mut writes, mut seen) = (0, 0);
         // Between a write and a look, and between two looks: at least this long.
-        let mut settle = self.place.options().backoff.first / 2;
+        let mut settle = self.hosted.options().backoff.first / 2;
         loop {
             let begun = Instant::now();
             let raw = self.list().await?;
@@ -110,12 +111,12 @@ impl<'a> FallbackTag<'a> {
                     }
                 }
                 Merged::Changed(_) if writes >= WRITES_MAX => {
-                    let ((registry, repository), tag) = (self.place.names(), self.tag.clone());
+                    let ((registry, repository), tag) = (self.hosted.names(), self.tag.clone());
                     let digest = Box::new(entry.digest);
                     return Err(RegistryError::FallbackLost { registry, repository, tag, digest, writes });
                 }
                 Merged::Changed(bytes) => {
-                    Manifests(self.place).put(&self.name(), media_type::INDEX, bytes).await?;
+                    Manifests(self.hosted).put(&self.name(), media_type::INDEX, bytes).await?;
                     writes += 1;
                     seen = 0;
                     settle = settle.max(begun.elapsed().min(SETTLE_MAX));
@@ -128,7 +129,7 @@ impl<'a> FallbackTag<'a> {
     }
 
     fn foreign(&self, reason: ForeignTag) -> RegistryError {
-        let (registry, repository) = self.place.names();
+        let (registry, repository) = self.hosted.names();
         RegistryError::ForeignTag { registry, repository, tag: self.tag.clone(), reason }
     }
 }

@@ -10,11 +10,12 @@ use crate::format::digest::{Digest, Hasher};
 use crate::format::model::{Probe, RawManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::Call;
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::exchange::{Call, Retries};
+use crate::registry::failover::HostedRepository;
+use crate::registry::need::Need;
 use crate::registry::retry::Deadline;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, Method};
 
 /// What a registry said when it took a manifest.
@@ -34,7 +35,7 @@ impl Repository {
     pub async fn manifest(&self, name: &ManifestName) -> Result<Option<RawManifest>, RegistryError> {
         check_tag(self, name)?;
         let deadline = &self.deadline(0);
-        self.first(Need::of(name), |place| async move { Manifests(&place).get(name, deadline).await }).await
+        self.first(Need::of(name), |hosted| async move { Manifests(&hosted).get(name, deadline).await }).await
     }
 
     /// Writes a manifest, by tag or by its digest. What it points at must be there already.
@@ -48,7 +49,7 @@ impl Repository {
         bytes: Bytes,
     ) -> Result<PushedManifest, RegistryError> {
         check_tag(self, name)?;
-        Manifests(&self.push_place()?).put(name, media_type, bytes).await
+        Manifests(&self.push_host()?).put(name, media_type, bytes).await
     }
 
     /// Deletes a manifest by its digest; whether it was there. Only for deletions that the user requested: nothing in
@@ -57,7 +58,7 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when the registry refuses it, as many do (405).
     pub async fn delete_manifest(&self, digest: &Digest) -> Result<bool, RegistryError> {
-        Manifests(&self.push_place()?).delete(digest).await
+        Manifests(&self.push_host()?).delete(digest).await
     }
 }
 
@@ -77,7 +78,7 @@ impl Manifests<'_> {
         let accept = [media_type::MANIFEST, media_type::INDEX, media_type::DOCKER_MANIFEST, media_type::DOCKER_LIST];
         let call = self.call(Method::Get, name, Scopes::pull(self.0.name()), format!("manifest {name}"));
         let call = call.with_header("accept", accept.join(", ")).with_header("accept-encoding", "identity");
-        let mut retry = 0;
+        let mut retries = Retries::new(self.0, &call.what, deadline);
         loop {
             let answer = self.0.call(&call, deadline).await?;
             match answer.status() {
@@ -90,9 +91,7 @@ impl Manifests<'_> {
             match answer.document().await {
                 Ok(bytes) => return self.checked(name, announced, &transport_type, bytes, &call.what).map(Some),
                 // The body was cut: ask again.
-                Err(error) if error.is_transient() => {
-                    self.0.pause(&mut retry, None, &call.what, error, deadline).await?;
-                }
+                Err(error) if error.is_transient() => retries.after(error, None).await?,
                 Err(error) => return Err(error),
             }
         }

@@ -14,14 +14,15 @@ use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, ImageIndex, ImageManifest, media_type};
 use crate::format::reference::ManifestName;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{ApiResponse, Call};
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::exchange::{ApiResponse, Call, Retries};
+use crate::registry::failover::HostedRepository;
 use crate::registry::fallback::FallbackTag;
 use crate::registry::headers;
 use crate::registry::manifests::Manifests;
+use crate::registry::need::Need;
 use crate::registry::redirect;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 
 mod listing;
@@ -121,9 +122,9 @@ impl Repository {
         asking: Asking,
     ) -> Result<Referrers, RegistryError> {
         let empty = &Mutex::new(None);
-        let found = self.first(Need::Referrers, |place| async move {
-            let found = ReferrersOf { place: &place, subject }.find(artifact_type, asking).await?;
-            if found.entries.is_empty() && !place.is_last() {
+        let found = self.first(Need::Referrers, |hosted| async move {
+            let found = ReferrersOf { hosted: &hosted, subject }.find(artifact_type, asking).await?;
+            if found.entries.is_empty() && !hosted.is_last() {
                 if !matches!(found.found_by, FoundBy::Nothing(_)) {
                     *empty.lock() = Some(found);
                 }
@@ -156,9 +157,9 @@ impl Repository {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<ApiAnswer, RegistryError> {
-        let answer = self.first(Need::Referrers, |place| async move {
-            let answer = ReferrersOf { place: &place, subject }.api(artifact_type).await?;
-            let useless = matches!(answer, ApiAnswer::Unsupported(_)) && !place.is_last();
+        let answer = self.first(Need::Referrers, |hosted| async move {
+            let answer = ReferrersOf { hosted: &hosted, subject }.api(artifact_type).await?;
+            let useless = matches!(answer, ApiAnswer::Unsupported(_)) && !hosted.is_last();
             Ok((!useless).then_some(answer))
         });
         let answer = answer.await.map_err(|error| error.about_referrers(self.name().to_owned(), *subject));
@@ -171,27 +172,27 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when it cannot be pushed, or would not be found.
     pub async fn push_referrer(&self, media_type: &str, bytes: Bytes) -> Result<PushedReferrer, RegistryError> {
-        let (place, digest) = (&self.push_place()?, Digest::of(&bytes));
-        let malformed = |reason: String| place.malformed(&format!("manifest {digest}"), reason);
+        let (hosted, digest) = (&self.push_host()?, Digest::of(&bytes));
+        let malformed = |reason: String| hosted.malformed(&format!("manifest {digest}"), reason);
         let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         let Some(subject) = &manifest.subject else { return Err(malformed("it has no subject".to_owned())) };
         let mut entry = Descriptor::new(media_type, digest, bytes.len() as u64);
         entry.artifact_type = Some(manifest.kind().to_owned());
         entry.annotations = manifest.annotations.clone();
-        let pushed = Manifests(place).put(&ManifestName::Digest(digest), media_type, bytes).await?;
-        ReferrersOf { place, subject: &subject.digest }.ensure_listed(entry, pushed.subject.is_some()).await
+        let pushed = Manifests(hosted).put(&ManifestName::Digest(digest), media_type, bytes).await?;
+        ReferrersOf { hosted, subject: &subject.digest }.ensure_listed(entry, pushed.subject.is_some()).await
     }
 }
 
 /// What refers to one manifest, on one host.
 struct ReferrersOf<'a> {
-    place: &'a HostedRepository,
+    hosted: &'a HostedRepository,
     subject: &'a Digest,
 }
 
 impl ReferrersOf<'_> {
     async fn find(&self, artifact_type: Option<&str>, asking: Asking) -> Result<Referrers, RegistryError> {
-        let fallback = FallbackTag::new(self.place, self.subject);
+        let fallback = FallbackTag::new(self.hosted, self.subject);
         let (api, tag) = match asking {
             Asking::InTurn => (self.api(artifact_type).await, None),
             Asking::AtOnce => {
@@ -227,19 +228,19 @@ impl ReferrersOf<'_> {
     }
 
     async fn api(&self, artifact_type: Option<&str>) -> Result<ApiAnswer, RegistryError> {
-        let place = self.place;
-        let mut url = place.url(&format!("referrers/{}", self.subject));
+        let hosted = self.hosted;
+        let mut url = hosted.url(&format!("referrers/{}", self.subject));
         if let Some(artifact_type) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", artifact_type);
         }
         let what = format!("asking for the referrers of {}", self.subject);
-        let deadline = place.deadline(0);
+        let deadline = hosted.deadline(0);
         let mut entries: Vec<Descriptor> = Vec::new();
-        let (mut page, mut retry) = (0, 0);
+        let (mut page, mut retries) = (0, Retries::new(hosted, &what, &deadline));
         while page < PAGES_MAX {
-            let call = Call::new(Method::Get, url.clone(), Scopes::pull(place.name()), what.clone());
+            let call = Call::new(Method::Get, url.clone(), Scopes::pull(hosted.name()), what.clone());
             let call = call.with_header("accept", media_type::INDEX);
-            let answer = match place.call(&call, &deadline).await {
+            let answer = match hosted.call(&call, &deadline).await {
                 Ok(answer) => answer,
                 Err(error @ RegistryError::Redirect { .. }) => {
                     return Ok(ApiAnswer::Unsupported(NoApi::Redirect(error.to_string())));
@@ -251,10 +252,10 @@ impl ReferrersOf<'_> {
             match self.page(answer).await {
                 Ok(Ok(listed)) => entries.extend(listed),
                 Ok(Err(reason)) if page == 0 => return Ok(ApiAnswer::Unsupported(reason)),
-                Ok(Err(reason)) => return Err(place.malformed(&what, format!("page {}: {reason}", page + 1))),
+                Ok(Err(reason)) => return Err(hosted.malformed(&what, format!("page {}: {reason}", page + 1))),
                 // The body was cut: ask for the same page again.
                 Err(error) if error.is_transient() => {
-                    place.pause(&mut retry, None, &what, error, &deadline).await?;
+                    retries.after(error, None).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -262,18 +263,18 @@ impl ReferrersOf<'_> {
             page += 1;
             let Some(next) = next else { return Ok(ApiAnswer::Listed(entries)) };
             let next = redirect::page(&at, &next)
-                .map_err(|reason| place.malformed(&what, format!("the next page is refused: {reason}")))?;
-            url = place.endpoint().named(next);
+                .map_err(|reason| hosted.malformed(&what, format!("the next page is refused: {reason}")))?;
+            url = hosted.endpoint().named(next);
             if entries.len() > ENTRIES_MAX {
-                return Err(place.malformed(&what, format!("more than {ENTRIES_MAX} entries")));
+                return Err(hosted.malformed(&what, format!("more than {ENTRIES_MAX} entries")));
             }
         }
-        Err(place.malformed(&what, format!("more than {PAGES_MAX} pages")))
+        Err(hosted.malformed(&what, format!("more than {PAGES_MAX} pages")))
     }
 
     /// The entries of one page, or why it is none.
     async fn page(&self, answer: ApiResponse<'_>) -> Result<Result<Vec<Descriptor>, NoApi>, RegistryError> {
-        if !self.place.endpoint().is_home(&answer.url) {
+        if !self.hosted.endpoint().is_home(&answer.url) {
             return Ok(Err(NoApi::OtherSite));
         }
         let (status, found_type) = (answer.status(), answer.response.media_type());
@@ -299,7 +300,7 @@ impl ReferrersOf<'_> {
         let mut look = 0;
         loop {
             let answer = self.api(Some(entry.kind())).await;
-            let about = |error: RegistryError| error.about_referrers(self.place.name().to_owned(), *self.subject);
+            let about = |error: RegistryError| error.about_referrers(self.hosted.name().to_owned(), *self.subject);
             let listed = match answer.map_err(about)? {
                 ApiAnswer::Listed(listed) => listed,
                 ApiAnswer::Unsupported(no_api) => {
@@ -315,16 +316,16 @@ impl ReferrersOf<'_> {
             if look >= LOOKS_MAX {
                 return self.listed_without_filter(&entry).await;
             }
-            tokio::time::sleep(self.place.options().backoff.wait(look, fastrand::f64())).await;
+            tokio::time::sleep(self.hosted.options().backoff.wait(look, fastrand::f64())).await;
         }
     }
 
     /// Puts `entry` on the list that clients keep. A registry that takes neither has no place for it.
     async fn list_by_tag(&self, entry: Descriptor, no_api: &NoApi) -> Result<PushedReferrer, RegistryError> {
-        let tag_writes = match FallbackTag::new(self.place, self.subject).add(&entry).await {
+        let tag_writes = match FallbackTag::new(self.hosted, self.subject).add(&entry).await {
             Ok(writes) => writes,
             Err(error @ RegistryError::Status { status: 400 | 404 | 405 | 412 | 413 | 415 | 422 | 501, .. }) => {
-                let ((registry, repository), digest) = (self.place.names(), Box::new(entry.digest));
+                let ((registry, repository), digest) = (self.hosted.names(), Box::new(entry.digest));
                 let (api, tag) = (no_api.to_string(), error.to_string());
                 return Err(RegistryError::NoListing { registry, repository, digest, api, tag });
             }
@@ -341,7 +342,7 @@ impl ReferrersOf<'_> {
             ApiAnswer::Unsupported(_) => Vec::new(),
         };
         let Some(listed) = all.into_iter().find(|listed| listed.digest == entry.digest) else {
-            let ((registry, repository), digest) = (self.place.names(), Box::new(entry.digest));
+            let ((registry, repository), digest) = (self.hosted.names(), Box::new(entry.digest));
             return Err(RegistryError::NotListed { registry, repository, digest, subject: Box::new(*self.subject) });
         };
         let mut blemishes = visibility::of_entry(entry, &listed);

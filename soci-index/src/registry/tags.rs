@@ -7,12 +7,13 @@
 use serde::Deserialize;
 
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers;
+use crate::registry::need::Need;
 use crate::registry::redirect;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 
 /// Pages that are read.
@@ -32,21 +33,21 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when the registry cannot be asked. One that has no such list has no tags.
     pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
-        let tags = self.first(Need::Tag, |place| async move { tags(&place).await.map(Some) }).await?;
+        let tags = self.first(Need::Tag, |hosted| async move { tags(&hosted).await.map(Some) }).await?;
         Ok(tags.unwrap_or_default())
     }
 }
 
-async fn tags(place: &HostedRepository) -> Result<Vec<String>, RegistryError> {
+async fn tags(hosted: &HostedRepository) -> Result<Vec<String>, RegistryError> {
     let what = "listing tags";
-    let mut url = place.url("tags/list");
+    let mut url = hosted.url("tags/list");
     url.query_pairs_mut().append_pair("n", &PAGE_TAGS.to_string());
-    let deadline = place.deadline(0);
+    let deadline = hosted.deadline(0);
     let mut tags = Vec::new();
     for _ in 0..PAGES_MAX {
-        let call = Call::new(Method::Get, url, Scopes::pull(place.name()), what);
+        let call = Call::new(Method::Get, url, Scopes::pull(hosted.name()), what);
         let call = call.with_header("accept", "application/json");
-        let answer = place.call(&call, &deadline).await?;
+        let answer = hosted.call(&call, &deadline).await?;
         match answer.status() {
             200 => {}
             404 | 405 | 501 => return Ok(tags),
@@ -54,12 +55,12 @@ async fn tags(place: &HostedRepository) -> Result<Vec<String>, RegistryError> {
         }
         let (next, at) = (headers::next_link(answer.response.headers("link")), answer.url.clone());
         let body = answer.document().await?;
-        let page: Page = serde_json::from_slice(&body).map_err(|error| place.malformed(what, error))?;
+        let page: Page = serde_json::from_slice(&body).map_err(|error| hosted.malformed(what, error))?;
         tags.extend(page.tags.unwrap_or_default());
         let Some(next) = next else { break };
         let next = redirect::page(&at, &next)
-            .map_err(|reason| place.malformed(what, format!("the next page is refused: {reason}")))?;
-        url = place.endpoint().named(next);
+            .map_err(|reason| hosted.malformed(what, format!("the next page is refused: {reason}")))?;
+        url = hosted.endpoint().named(next);
     }
     Ok(tags)
 }

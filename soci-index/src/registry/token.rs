@@ -7,16 +7,18 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::registry::auth::{self, Scopes, basic};
 use crate::registry::credentials::{Credentials, Secret};
 use crate::registry::error::RegistryError;
 use crate::registry::headers;
+use crate::registry::redirect::ShownUrl;
 use crate::registry::retry::{Deadline, RetryPolicy};
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, BodyError, Method, Request, Transport};
 
 /// A token's life if the service does not state it (the distribution project's rule).
@@ -107,7 +109,7 @@ impl TokenRequest<'_> {
                 return Ok(answer);
             }
             let pause = answer.retry_after.unwrap_or_else(|| retry_policy.backoff.wait(retry, fastrand::f64()));
-            retry_policy.report(pause, &format_args!("{} answers {}", auth::shown(self.realm), answer.status));
+            retry_policy.report(pause, &format_args!("{} answers {}", ShownUrl::new(self.realm), answer.status));
             if !deadline.pause(pause).await {
                 return Ok(answer);
             }
@@ -179,7 +181,7 @@ impl TokenRequest<'_> {
             Some(200) | None => reason.to_owned(),
             Some(status) => format!("HTTP {status} {reason}").trim_end().to_owned(),
         };
-        RegistryError::Token { registry: self.registry.to_owned(), realm: auth::shown(self.realm), status, reason }
+        RegistryError::Token { registry: self.registry.to_owned(), realm: ShownUrl::new(self.realm), status, reason }
     }
 }
 
@@ -209,6 +211,11 @@ fn read(body: &[u8]) -> Result<Token, &'static str> {
 /// How much of a token's life to use: a margin of 10 to 20 % (random, so that many clients do not renew together).
 fn usable(life: Duration, random: f64) -> Duration {
     life.mul_f64(0.9 - 0.1 * random.clamp(0.0, 1.0))
+}
+
+/// The value of a Basic authorization header.
+pub(crate) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
 #[cfg(test)]

@@ -18,13 +18,13 @@ use url::Url;
 
 use crate::format::digest::Digest;
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::blobs::blob_call;
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::{ApiResponse, Call, is_busy};
+use crate::registry::exchange::{ApiResponse, Call, Retries, is_busy};
 use crate::registry::failover::HostedRepository;
 use crate::registry::redirect;
 use crate::registry::retry::Deadline;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::{Body, Method};
 
 mod chunks;
@@ -88,7 +88,7 @@ enum Look {
 
 /// One blob on its way to one host.
 struct Push<'a> {
-    place: &'a HostedRepository,
+    hosted: &'a HostedRepository,
     digest: &'a Digest,
     body: Body,
     mount_from: Option<&'a str>,
@@ -121,7 +121,7 @@ impl Repository {
         body: Body,
         mount_from: Option<&str>,
     ) -> Result<PushedBlob, RegistryError> {
-        Push::new(&self.push_place()?, digest, body, mount_from, Look::First).run().await
+        Push::new(&self.push_host()?, digest, body, mount_from, Look::First).run().await
     }
 
     /// The same for a small blob, which is sent although it may be there: this shows whether anything may be pushed.
@@ -129,31 +129,31 @@ impl Repository {
     /// # Errors
     /// As [`Repository::push_blob`].
     pub(crate) async fn push_anyway(&self, digest: &Digest, bytes: Bytes) -> Result<PushedBlob, RegistryError> {
-        Push::new(&self.push_place()?, digest, Body::Bytes(bytes), None, Look::Never).run().await
+        Push::new(&self.push_host()?, digest, Body::Bytes(bytes), None, Look::Never).run().await
     }
 }
 
 impl<'a> Push<'a> {
     fn new(
-        place: &'a HostedRepository,
+        hosted: &'a HostedRepository,
         digest: &'a Digest,
         body: Body,
         mount_from: Option<&'a str>,
         look: Look,
     ) -> Self {
-        let (deadline, failure) = (place.deadline(body.len()), Arc::default());
+        let (deadline, failure) = (hosted.deadline(body.len()), Arc::default());
         let (body, what) = (watched(body, &failure), format!("pushing blob {digest}"));
-        Self { place, digest, body, mount_from, look, what, deadline, refused: Vec::new(), failure }
+        Self { hosted, digest, body, mount_from, look, what, deadline, refused: Vec::new(), failure }
     }
 
     async fn run(mut self) -> Result<PushedBlob, RegistryError> {
-        let mut retry = 0;
+        let mut retries = Retries::new(self.hosted, &self.what, &self.deadline);
         loop {
             let (error, pause, again) = match self.once().await {
                 Ok(pushed) => return Ok(pushed),
                 Err(Setback::Busy(error, pause)) => (error, pause, true),
                 Err(Setback::UploadMode(manner, error)) if self.refused.is_empty() => {
-                    tracing::debug!(registry = self.place.host(), ?manner, %error, "sending the blob another way");
+                    tracing::debug!(registry = self.hosted.host(), ?manner, %error, "sending the blob another way");
                     self.refused.push(manner);
                     continue;
                 }
@@ -170,16 +170,16 @@ impl<'a> Push<'a> {
             if !again {
                 return Err(error);
             }
-            self.place.pause(&mut retry, pause, &self.what, error, &self.deadline).await?;
+            retries.after(error, pause).await?;
         }
     }
 
     async fn once(&self) -> Result<PushedBlob, Setback> {
-        if self.look == Look::First && self.is_present(&Scopes::push(self.place.name())).await? {
+        if self.look == Look::First && self.is_present(&Scopes::push(self.hosted.name())).await? {
             return Ok(PushedBlob::Present);
         }
         let Some(opened) = self.open_upload().await? else { return Ok(PushedBlob::Mounted) };
-        let sizes = self.place.options().upload;
+        let sizes = self.hosted.options().upload;
         let chunk = chunks::size(sizes.chunk_bytes, opened.smallest);
         let large = self.body.len() > sizes.whole_bytes_max || opened.smallest.is_some();
         let in_chunks = match self.refused.first() {
@@ -194,10 +194,10 @@ impl<'a> Push<'a> {
 
     /// Opens an upload; `None` when the registry has mounted the blob instead.
     async fn open_upload(&self) -> Result<Option<UploadSession>, Setback> {
-        let url = self.place.url("blobs/uploads/");
-        let own = Scopes::push(self.place.name());
+        let url = self.hosted.url("blobs/uploads/");
+        let own = Scopes::push(self.hosted.name());
         if let Some(from) = self.mount_from {
-            let (mut url, from) = (url.clone(), &self.place.name_of(from));
+            let (mut url, from) = (url.clone(), &self.hosted.name_of(from));
             url.query_pairs_mut().append_pair("mount", &self.digest.to_string()).append_pair("from", from);
             let both = own.clone().and(&Scopes::pull(from));
             let call = self.call(Method::Post, url, &both);
@@ -209,7 +209,7 @@ impl<'a> Push<'a> {
                 Err(Setback::Error(error)) if error.is_refusal() => error.to_string(),
                 Err(setback) => return Err(setback),
             };
-            tracing::debug!(registry = self.place.host(), blob = %self.digest, from, reason, "not mounted: sending it");
+            tracing::debug!(registry = self.hosted.host(), blob = %self.digest, from, reason, "not mounted: sending it");
         }
         let call = self.call(Method::Post, url, &own);
         let answer = self.try_once(&call).await?;
@@ -220,7 +220,7 @@ impl<'a> Push<'a> {
     }
 
     fn opened(&self, answer: &ApiResponse<'_>, scopes: Scopes) -> Result<UploadSession, Setback> {
-        let location = location(answer).map_err(|reason| Setback::Error(self.place.malformed(&self.what, reason)))?;
+        let location = location(answer).map_err(|reason| Setback::Error(self.hosted.malformed(&self.what, reason)))?;
         let smallest = answer.header("oci-chunk-min-length").and_then(|text| text.trim().parse().ok());
         Ok(UploadSession { location, scopes, smallest })
     }
@@ -247,7 +247,7 @@ impl<'a> Push<'a> {
 
     /// Whether the blob is there. A registry that does not say is taken to have nothing.
     async fn is_present(&self, scopes: &Scopes) -> Result<bool, Setback> {
-        let mut call = blob_call(self.place, Method::Head, self.digest, &self.what);
+        let mut call = blob_call(self.hosted, Method::Head, self.digest, &self.what);
         call.scopes = scopes.clone();
         match self.try_once(&call).await {
             Ok(answer) => Ok(answer.status() == 200),
@@ -257,7 +257,7 @@ impl<'a> Push<'a> {
     }
 
     async fn try_once<'b>(&'b self, call: &'b Call) -> Result<ApiResponse<'b>, Setback> {
-        match self.place.attempt(call, &self.deadline).await {
+        match self.hosted.attempt(call, &self.deadline).await {
             Ok(answer) if is_busy(answer.status()) => {
                 let pause = answer.asked_pause();
                 Err(Setback::Busy(answer.error().await, pause))
@@ -277,7 +277,7 @@ impl<'a> Push<'a> {
     }
 
     fn source_error(&self, reason: String) -> RegistryError {
-        let (registry, repository) = self.place.names();
+        let (registry, repository) = self.hosted.names();
         RegistryError::Source { registry, repository, digest: Box::new(*self.digest), reason }
     }
 }

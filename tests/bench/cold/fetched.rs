@@ -7,19 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use soci_cli::bench::relay::{Network, Relay};
+use soci_cli::bench::run::drop_caches;
 
 use super::images::Image;
 use super::machine::Kind;
-use super::{Place, Shelf};
-use crate::process::{drop_caches, output, soci};
+use super::{LINES, Place, Shelf};
+use crate::process::{output, soci};
 use crate::report::{Goal, Report};
 
-/// The lines of the cold starts, and one that is no limit.
-const LINES: [(&str, Network); 3] = [
-    ("1 Gbit/s, 2 ms", Network { round_trip: Duration::from_millis(2), rate: Some(125_000_000) }),
-    ("100 Mbit/s, 20 ms", Network { round_trip: Duration::from_millis(20), rate: Some(12_500_000) }),
-    ("no limit", Network { round_trip: Duration::ZERO, rate: None }),
-];
+/// Beside the lines of the cold starts.
+const NO_LIMIT: (&str, Network) = ("no limit", Network { round_trip: Duration::ZERO, rate: None });
 
 /// Goal for the larger of the two shares.
 const GOAL: f64 = 0.9;
@@ -36,7 +33,7 @@ struct Pulled {
 
 /// Measures each line.
 pub(crate) fn fetched(place: &Place<'_>, image: &Image, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
-    for (name, network) in LINES {
+    for (name, network) in LINES.map(|line| (line.name, line.network)).into_iter().chain([NO_LIMIT]) {
         let pulls: Vec<Pulled> =
             (0..rounds).map(|_| pulled(place.shelf, image, network)).collect::<anyhow::Result<_>>()?;
         let values = |value: fn(&Pulled) -> f64| pulls.iter().map(value).collect::<Vec<_>>();

@@ -8,7 +8,7 @@ use soci_tests::answers::Answer;
 use super::indexes::Indexes;
 use super::machine::Kind;
 use super::{Image, Place, Workload};
-use crate::report::{Goal, Report};
+use crate::report::{Goal, Pairs, Report};
 
 /// Measures ours and AWS's in turn.
 pub(crate) fn sent(
@@ -27,16 +27,14 @@ pub(crate) fn sent(
         anyhow::ensure!(bytes > 0, "{} has read nothing of an index: is its start lazy?", kind.label());
         Ok(bytes as f64 / 1e6)
     };
-    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pairs = Pairs::default();
     for _ in 0..rounds {
         let (our, their) = (megabytes(Kind::Soci)?, megabytes(Kind::Aws)?);
-        ours.push(our);
-        theirs.push(their);
-        ratios.push(our / their);
+        pairs.push(our, their);
     }
-    let what = format!("index that is sent for a start, {}, `{}`", place.network.name, workload.command);
-    report.add(what.clone(), workload.index.map_or(Goal::None, Goal::AtMost), "MB", ours);
-    report.add(format!("{what}, AWS's"), Goal::None, "MB", theirs);
-    report.add(format!("{what}, in units of AWS's"), Goal::None, "", ratios);
+    let what = format!("index that is sent for a start, {}, `{}`", place.line.name, workload.command);
+    report.add(what.clone(), workload.index.map_or(Goal::None, Goal::AtMost), "MB", pairs.ours);
+    report.add(format!("{what}, AWS's"), Goal::None, "MB", pairs.theirs);
+    report.add(format!("{what}, in units of AWS's"), Goal::None, "", pairs.ratios);
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! How long an image without any index takes to be here whole: ours, and containerd's overlayfs.
 //!
 //! Both are pulled as Kubernetes does it, through the same relay, each on a machine of its own. Ours finds no index and
-//! streams the layers into its store; that it was not containerd who did it is looked up in containerd's content.
+//! streams the layers into its store; that containerd did not do it is checked in containerd's content.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
-use soci_cli::bench::relay::{Network, Relay};
+use soci_cli::bench::relay::Relay;
+use soci_cli::bench::run::drop_caches;
 use soci_index::format::model::{Descriptor, ImageManifest};
 use soci_index::format::reference::ManifestName;
 use soci_tests::registry::client;
@@ -15,11 +16,8 @@ use tokio::runtime::Runtime;
 
 use super::machine::{Kind, Machine};
 use super::{Image, Place};
-use crate::process::{drop_caches, output};
-use crate::report::{Goal, Report};
-
-/// The nearer network: 2 ms, 1 Gbit/s.
-const LINE: Network = Network { round_trip: Duration::from_millis(2), rate: Some(125_000_000) };
+use crate::process::output;
+use crate::report::{Goal, Pairs, Report};
 
 /// Goal for our time in units of overlayfs's.
 const GOAL: f64 = 0.4;
@@ -37,20 +35,18 @@ pub(crate) fn whole(
     let manifest = client(address).repository(&repository);
     let manifest = runtime.block_on(manifest.manifest(&ManifestName::Tag("latest".to_owned())))?;
     let manifest: ImageManifest = serde_json::from_slice(&manifest.context("the image was pushed")?.bytes)?;
-    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pairs = Pairs::default();
     for _ in 0..rounds {
-        let relay = Relay::start(address.parse()?, LINE).context("starting the relay")?;
+        let relay = Relay::start(address.parse()?, place.line.network).context("starting the relay")?;
         let name = format!("{}/{repository}:latest", relay.address());
         let our = pulled(place, &name, &manifest.layers, Kind::Soci)?;
         let their = pulled(place, &name, &manifest.layers, Kind::Overlayfs)?;
-        ours.push(our);
-        theirs.push(their);
-        ratios.push(our / their);
+        pairs.push(our, their);
     }
-    let what = format!("pull of {} without index, {}", image.name, place.network.name);
-    report.add(format!("{what}: time, in units of overlayfs's"), Goal::AtMost(GOAL), "", ratios);
-    report.add(format!("{what}, soci"), Goal::None, "s", ours);
-    report.add(format!("{what}, overlayfs"), Goal::None, "s", theirs);
+    let what = format!("pull of {} without index, {}", image.name, place.line.name);
+    report.add(format!("{what}: time, in units of overlayfs's"), Goal::AtMost(GOAL), "", pairs.ratios);
+    report.add(format!("{what}, soci"), Goal::None, "s", pairs.ours);
+    report.add(format!("{what}, overlayfs"), Goal::None, "s", pairs.theirs);
     Ok(())
 }
 

@@ -41,7 +41,7 @@ const POINTS: [(&str, &[&str]); 31] = [
         &["push::an_upload_elsewhere_gets_no_credentials", "chunks::chunks_elsewhere_get_no_credentials"],
     ),
     ("nor for a next page elsewhere", &["referrers::pages_elsewhere_are_not_asked"]),
-    ("nor for a realm that nobody may name", &["auth::realms_elsewhere_get_nothing"]),
+    ("nor for a realm that a registry may not name", &["auth::realms_elsewhere_get_nothing"]),
     ("nor for another host of the registry", &["mirrors/secrets::every_host_gets_its_own_credentials"]),
     ("a list under another content type is no list", &["referrers::not_the_api", "fallback::who_will_see_it"]),
     ("an unknown name is no missing API", &["referrers::an_unknown_name_is_empty"]),

@@ -80,7 +80,7 @@ async fn with_the_api() {
     assert_eq!(pushed.visibility, Visibility::Partial(vec![size]));
 }
 
-/// What each way of listing means for those who look: the query that the registry was asked last, and what was found.
+/// What each way of listing means for clients: the query that the registry was asked last, and what was found.
 #[tokio::test]
 async fn who_will_see_it() {
     let (digest, size) = (Digest::of(manifest().as_bytes()), manifest().len() as u64);

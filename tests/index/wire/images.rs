@@ -139,9 +139,9 @@ async fn nothing_is_asked_twice() {
     assert_eq!(server.requests().len(), 3, "{:?}", server.lines());
 }
 
-/// Whoever is told of an image can ask what refers to it while its documents are on their way.
+/// A caller that has an image's digest can ask for its referrers while its documents are on their way.
 #[tokio::test]
-async fn digests_are_told_before_the_images_come() {
+async fn digests_are_reported_before_the_images_come() {
     let server = registry().await;
     let arm: Platform = "linux/arm64".parse().unwrap();
     let by_tag = open(&format!("{}/p/r:v1", server.address)).await.unwrap();
@@ -150,17 +150,17 @@ async fn digests_are_told_before_the_images_come() {
     let by_digest = open(&format!("{}/p/r@{}", server.address, expected[1])).await.unwrap();
     for (source, selection, digests, asked) in [
         (&by_tag, PlatformSelection::Only(vec![arm.clone()]), &expected[1..], vec![1]),
-        // The first image is here when the second is told of.
+        // The first image is here when the second is reported.
         (&by_tag, PlatformSelection::All, &expected[..], vec![1, 3]),
         (&by_digest, PlatformSelection::Host, &expected[1..], vec![1]),
-        // Here only the configuration can tell whether it is wanted at all.
+        // Here only the configuration shows whether it is wanted at all.
         (&by_digest, PlatformSelection::Only(vec![arm]), &expected[1..], vec![2]),
     ] {
-        let (before, mut told) = (server.requests().len(), Vec::new());
-        let mark = |digest: &Digest| told.push((*digest, server.requests().len() - before));
+        let (before, mut reported) = (server.requests().len(), Vec::new());
+        let mark = |digest: &Digest| reported.push((*digest, server.requests().len() - before));
         let images = source.resolve_with(&selection, mark).await.unwrap();
         assert_eq!(images.iter().map(|image| image.descriptor.digest).collect::<Vec<_>>(), digests);
-        assert_eq!(told, digests.iter().copied().zip(asked).collect::<Vec<_>>());
+        assert_eq!(reported, digests.iter().copied().zip(asked).collect::<Vec<_>>());
     }
 }
 

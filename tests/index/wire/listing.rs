@@ -84,7 +84,7 @@ async fn everything_is_asked_once() {
 
 /// Both lists are asked for before either has answered.
 #[tokio::test]
-async fn nobody_waits_for_the_api() {
+async fn the_api_is_not_waited_for() {
     let server = registry(list(&[]).stall(0), list(&[]), ["a", "b"].map(manifest)).await;
     let listing = Listing::new(server.repository(), image(), first);
     assert!(tokio::time::timeout(Duration::from_millis(300), listing.ask()).await.is_err(), "the API never answers");
@@ -92,7 +92,8 @@ async fn nobody_waits_for_the_api() {
     assert!(lines.iter().any(|line| line.contains("/manifests/sha256-")), "{lines:?}");
 }
 
-/// As in [`Repository::referrers`](soci_index::registry::Repository::referrers), the API goes first, whatever the tag is.
+/// As in [`Repository::referrers`](soci_index::registry::Repository::referrers), the API goes first, whatever the tag
+/// is.
 #[tokio::test]
 async fn the_api_decides() {
     let manifests = ["one", "other"].map(manifest);
@@ -123,15 +124,16 @@ async fn a_failure_is_not_remembered() {
     .await;
     let listing = Listing::new(server.repository(), image(), first);
     assert!(listing.ask().await.is_err());
-    // The manifest that was chosen is not there, which only who wants it is told.
+    // The manifest that was chosen is not there, which only a caller that wants it sees.
     listing.ask().await.unwrap();
     assert_eq!(listing.referrers(None).await.unwrap().entries.len(), 1);
     assert_eq!(listing.manifest(Digest::of(text.as_bytes())).await, Ok(None));
 }
 
-/// A registry that cannot list keeps nobody waiting twice: what one has asked in vain is the answer of all who waited for it.
+/// A registry that cannot list delays no caller twice: a failed request is the answer for all callers that waited for
+/// it.
 #[tokio::test]
-async fn a_failure_is_that_of_all_who_waited() {
+async fn a_failure_is_shared_by_all_waiting_callers() {
     let server = Server::start(|_: &Recorded| reply(403)).await;
     let listing = Listing::new(server.repository(), image(), first);
     let (one, other, third) = tokio::join!(listing.ask(), listing.referrers(None), listing.referrers(Some(KIND)));

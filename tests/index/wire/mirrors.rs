@@ -1,9 +1,7 @@
-//! Mirrors: who is asked, in which order, and who gets which secret.
+//! Mirrors: which host is asked, in which order, and which host gets which secret.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -13,12 +11,13 @@ use soci_index::format::model::{Descriptor, media_type};
 use soci_index::format::reference::ManifestName;
 use soci_index::registry::hosts::{Capabilities, Host, HostRules, file};
 use soci_index::registry::referrers::FoundBy;
-use soci_index::registry::{Backoff, Body, ClientOptions, HostSource, Part, Registry, RegistryError, Repository};
+use soci_index::registry::{Body, ClientOptions, HostSource, Part, Registry, RegistryError, Repository};
 
 use crate::wire::server::{Recorded, Reply, Server, options, reply};
 
 mod containers;
 mod secrets;
+mod unreachable;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 
@@ -79,13 +78,13 @@ fn by_file(origin: &str, text: &str, root: &Path, options: ClientOptions) -> Rep
     Registry::new(origin, ClientOptions { hosts, ..options }).unwrap().repository("p/r")
 }
 
-/// An address where nobody listens.
-fn nobody() -> String {
+/// An address where no server listens.
+fn unreachable() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[tokio::test]
-async fn the_mirror_is_asked_first_and_told_for_whom() {
+async fn the_mirror_is_asked_first_with_the_registrys_name() {
     let (mirror, origin) = (Server::start(all).await, Server::start(all).await);
     let repository = behind(&mirror, &origin);
     repository.manifest(&tag()).await.unwrap().unwrap();
@@ -150,8 +149,8 @@ async fn whatever_a_mirror_does_wrong_the_origin_does_right() {
         assert_eq!(repository.blob_bytes(&descriptor(), 4000).await.unwrap(), content(), "{shown}");
         assert_eq!(repository.referrers(&Digest::of(b"s"), None).await.unwrap().entries.len(), 1, "{shown}");
         assert!(start.elapsed() < Duration::from_secs(2), "{shown}");
-        // Nothing was tried again on the mirror; the fallback tag is another question. Who refuses a blob is not asked
-        // for it again soon.
+        // Nothing was tried again on the mirror; the fallback tag is another question. A host that refuses a blob is
+        // not asked for it again soon.
         let fallback = |line: &&String| line.contains("/sha256-");
         let asked = mirror.lines();
         let expected = if shown.contains("status: 401") { 3 } else { 4 };
@@ -174,7 +173,7 @@ async fn sizes_are_asked_of_all() {
 }
 
 #[tokio::test]
-async fn what_nobody_has_is_missing() {
+async fn what_no_host_has_is_missing() {
     let (mirror, origin) = (Server::start(|_| reply(500)).await, Server::start(|_| reply(404)).await);
     let repository = behind(&mirror, &origin);
     assert_eq!(repository.manifest(&tag()).await, Ok(None));
@@ -185,34 +184,16 @@ async fn what_nobody_has_is_missing() {
 }
 
 #[tokio::test]
-async fn a_dead_mirror_is_passed_over() {
-    let origin = Server::start(all).await;
-    let repository = mirrored(&origin.address, vec![host(&nobody(), HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!(repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap(), content()[..10]);
-}
-
-#[tokio::test]
-async fn a_mirror_serves_while_the_origin_is_away() {
-    let mirror = Server::start(all).await;
-    let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    repository.manifest(&by_digest()).await.unwrap().unwrap();
-    assert_eq!(repository.blob_bytes(&descriptor(), 4000).await.unwrap(), content());
-    assert_eq!(repository.referrers(&Digest::of(b"s"), None).await.unwrap().entries.len(), 1);
-}
-
-#[tokio::test]
-async fn a_mirror_that_lists_nothing_is_believed_only_if_nobody_else_answers() {
+async fn a_mirror_that_lists_nothing_counts_only_if_no_other_host_answers() {
     let (mirror, origin) = (Server::start(|_| list(&[])).await, Server::start(all).await);
     let found = behind(&mirror, &origin).referrers(&Digest::of(b"s"), None).await.unwrap();
     assert_eq!((found.entries.len(), mirror.requests().len()), (1, 1));
-    let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
+    let repository = mirrored(&unreachable(), vec![host(&mirror.address, HostRules::default())], options());
     let found = repository.referrers(&Digest::of(b"s"), None).await.unwrap();
     assert_eq!((found.entries.len(), found.found_by), (0, FoundBy::Api));
     // One that does not know is not believed.
     let mirror = Server::start(|_| reply(404)).await;
-    let repository = mirrored(&nobody(), vec![host(&mirror.address, HostRules::default())], options());
+    let repository = mirrored(&unreachable(), vec![host(&mirror.address, HostRules::default())], options());
     let error = repository.referrers(&Digest::of(b"s"), None).await.unwrap_err();
     assert!(matches!(error, RegistryError::NoReferrers { is_refusal: false, .. }), "{error:?}");
 }
@@ -250,83 +231,6 @@ async fn after_the_last_host_all_are_asked_again() {
 }
 
 #[tokio::test]
-async fn a_silent_mirror_is_not_asked_again_at_once() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let accepted = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&accepted);
-    tokio::spawn(async move {
-        let mut open = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            counted.fetch_add(1, Ordering::Relaxed);
-            open.push(stream);
-        }
-    });
-    let origin = Server::start(all).await;
-    let rules = HostRules { silence: Some(Duration::from_millis(200)), ..HostRules::default() };
-    let repository = mirrored(&origin.address, vec![host(&address, rules)], options());
-    let start = Instant::now();
-    for number in 0..5 {
-        let range = number * 10..number * 10 + 10;
-        repository.blob(blob(), 4000).read_bytes(range).await.unwrap();
-    }
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
-    assert_eq!((accepted.load(Ordering::Relaxed), origin.requests().len()), (1, 6));
-    // Without a limit of its own it may use up half of the time at most.
-    let options = ClientOptions { deadline: Duration::from_millis(600), ..options() };
-    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options);
-    repository.manifest(&tag()).await.unwrap().unwrap();
-}
-
-/// Where only the mirror can be reached, a moment without it must not last.
-#[tokio::test]
-async fn a_mirror_that_was_left_aside_is_the_last_hope() {
-    let (mirror, origin) = (nobody(), nobody());
-    let repository = mirrored(&origin, vec![host(&mirror, HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap_err();
-    let mirror = Server::start_at(&mirror, all).await;
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!(repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap(), content()[..10]);
-    assert_eq!(mirror.requests().len(), 2);
-    // The origin is back and knows better.
-    let origin = Server::start_at(&origin, |_| reply(404)).await;
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!(origin.requests().len(), 0);
-}
-
-#[tokio::test]
-async fn the_last_hope_is_asked_after_one_attempt_elsewhere() {
-    let mut count = 0;
-    let address = nobody();
-    let origin = Server::start(move |request| {
-        count += 1;
-        if count == 1 { all(request) } else { reply(503) }
-    })
-    .await;
-    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    let mirror = Server::start_at(&address, all).await;
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!((origin.requests().len(), mirror.requests().len()), (2, 1));
-    // It answers, so it is first again.
-    repository.manifest(&tag()).await.unwrap().unwrap();
-    assert_eq!((origin.requests().len(), mirror.requests().len()), (2, 2));
-}
-
-#[tokio::test]
-async fn a_last_host_that_has_nothing_decides_while_a_mirror_is_aside() {
-    let (address, origin) = (nobody(), Server::start(|_| reply(404)).await);
-    let repository = mirrored(&origin.address, vec![host(&address, HostRules::default())], options());
-    assert_eq!(repository.manifest(&tag()).await, Ok(None));
-    let mirror = Server::start_at(&address, all).await;
-    assert_eq!(repository.manifest(&tag()).await, Ok(None));
-    let error = repository.blob(blob(), 4000).read_bytes(0..10).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Missing { .. }), "{error:?}");
-    assert_eq!((origin.requests().len(), mirror.requests().len()), (3, 0));
-}
-
-#[tokio::test]
 async fn wrong_bytes_of_a_mirror() {
     let mirror = Server::start(|request| match request.target.contains("/manifests/") {
         true => reply(200).header("content-type", media_type::MANIFEST).body("{}"),
@@ -341,7 +245,7 @@ async fn wrong_bytes_of_a_mirror() {
 }
 
 #[tokio::test]
-async fn capabilities_decide_who_is_asked() {
+async fn capabilities_decide_which_host_is_asked() {
     let only = |capabilities| HostRules { capabilities, ..HostRules::default() };
     let (pull, resolve, listing) = (Server::start(all).await, Server::start(all).await, Server::start(all).await);
     let origin = Server::start(all).await;
@@ -436,19 +340,7 @@ fn files_that_are_missing_stop_the_setup() {
     }
 }
 
-/// The last host's patience is the client's; a mirror has none.
-#[tokio::test]
-async fn waits_are_for_the_last_host() {
-    let (mirror, origin) = (Server::start(|_| reply(503)).await, Server::start(|_| reply(503)).await);
-    let before = vec![host(&mirror.address, HostRules::default())];
-    let backoff = Backoff { retries_max: 2, ..options().backoff };
-    let repository = mirrored(&origin.address, before, ClientOptions { backoff, ..options() });
-    let error = repository.manifest(&tag()).await.unwrap_err();
-    assert!(matches!(&error, RegistryError::Status { status: 503, registry, .. } if *registry == origin.address));
-    assert_eq!((mirror.requests().len(), origin.requests().len()), (1, 3));
-}
-
-/// A mirror that serves no parts goes after a registry that does, and before nobody.
+/// A mirror that serves no parts goes after a registry that does, and before none.
 #[tokio::test]
 async fn a_host_that_serves_parts_is_preferred() {
     let partless = |request: &Recorded| match request.header("range") {

@@ -124,7 +124,7 @@ async fn the_whole_is_read_where_there_are_no_parts() {
     }
 }
 
-/// The answer that told it is the whole blob already: nothing is asked twice.
+/// The answer that showed it is the whole blob already: nothing is asked twice.
 #[tokio::test]
 async fn a_whole_that_came_instead_of_a_part_is_used() {
     let server = Server::start(|request| partless(Partless::Ignores, request)).await;
@@ -375,7 +375,7 @@ async fn any_mixture_of_faults() {
 }
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn an_unreachable_registry() {
     let server = Server::start(part).await;
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let repository = soci_index::registry::Registry::new(&dead, options()).unwrap().repository("p/r");
@@ -384,7 +384,7 @@ async fn nobody_listens() {
     drop(server);
 }
 
-/// A person is told soon of a name that nobody answers to, and a host that has answered before is waited for.
+/// An interactive client soon reports a host that never answered, and waits for one that has answered before.
 #[tokio::test]
 async fn an_interactive_client_tries_twice() {
     let backoff = Backoff { first: Duration::from_millis(200), ..Backoff::default() };

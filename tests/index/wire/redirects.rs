@@ -12,7 +12,7 @@ fn part(request: &Recorded) -> Reply {
     reply(206).header("content-range", format!("bytes {first}-{last}/100")).body(&[7; 100][first..=last])
 }
 
-/// A registry that wants Basic and sends everybody to `storage` with a new signature each time.
+/// A registry that wants Basic and sends every client to `storage` with a new signature each time.
 async fn registry(storage: &Server) -> Server {
     let target = storage.url("/blob");
     let mut signature = 0;

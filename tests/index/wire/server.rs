@@ -112,7 +112,7 @@ impl Server {
         Self::start_at("127.0.0.1:0", handler).await
     }
 
-    /// The same at an address where nobody is yet.
+    /// The same at an address that is free.
     pub(crate) async fn start_at(address: &str, handler: impl FnMut(&Recorded) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,7 +1,7 @@
 //! Certificates: the system's, those of a file, those of a host, and our own.
 //!
-//! The server's certificate is signed by an authority whose key was thrown away, and so is the client's, by another one;
-//! all end in the year 2126.
+//! The server's certificate is signed by an authority whose key was thrown away, and so is the client's, by another
+//! one; all end in the year 2126.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -28,7 +28,7 @@ fn file(name: &str) -> PathBuf {
 /// Whether each connection that was made showed a client certificate.
 type Shown = Arc<Mutex<Vec<bool>>>;
 
-/// Answers `answer` to everybody who trusts it; returns its address.
+/// Answers `answer` to every client that trusts it; returns its address.
 fn encrypted(answer: &'static str, must_show: bool) -> (String, Shown) {
     encrypted_by(["server.pem", "server.key"], answer, must_show)
 }
@@ -84,7 +84,7 @@ fn assert_refused(found: Result<bytes::Bytes, RegistryError>) {
 }
 
 #[tokio::test]
-async fn the_file_is_trusted_and_nobody_else() {
+async fn only_the_file_is_trusted() {
     let (address, _) = encrypted(HELLO, false);
     let server = Server::start(move |_| reply(307).header("location", format!("https://{address}/blob"))).await;
     let ca_file = Some(file("authority.pem"));
@@ -95,8 +95,8 @@ async fn the_file_is_trusted_and_nobody_else() {
     assert_eq!(server.requests().len(), before + 1);
 }
 
-/// What `openssl req -x509` makes is an authority and a server at once. Trusted as it is, it is believed, with the right name
-/// and on the right days only.
+/// What `openssl req -x509` makes is an authority and a server at once. Trusted as it is, it is believed, with the
+/// right name and on the right days only.
 #[tokio::test]
 async fn a_certificate_that_is_trusted_itself() {
     for (shown, trusted, is_believed) in [
@@ -233,7 +233,7 @@ async fn a_client_certificate_is_shown_to_its_host() {
 }
 
 #[tokio::test]
-async fn nobody_else_is_shown_it_or_believed_without_one() {
+async fn no_other_host_sees_it_or_is_trusted_without_one() {
     let (storage, shown) = encrypted(HELLO, false);
     // A header that depends on the address needs a text that lives for ever, like the thread that sends it.
     let answer =

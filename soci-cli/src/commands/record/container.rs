@@ -62,6 +62,6 @@ async fn image_of(arguments: &Record, id: &str, global: &Global) -> anyhow::Resu
     }
     let reference = Reference::Containerd { name: container.image.clone() };
     let found = source::open(&reference, &image::client_options(&arguments.access)?, global).await?;
-    let platform = image::of_platform(&found, arguments.platform.as_deref()).await?;
+    let platform = image::of_platform(&found, arguments.platform.name()).await?;
     Ok((container.image, container.snapshotter, platform.descriptor.digest))
 }

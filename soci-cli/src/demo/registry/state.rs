@@ -51,7 +51,6 @@ impl Failure {
     }
 }
 
-/// A manifest.
 #[derive(Debug, Clone)]
 pub(super) struct Manifest {
     pub(super) media_type: String,

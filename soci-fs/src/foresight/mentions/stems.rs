@@ -7,7 +7,6 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 
-/// Bits for each name.
 const BITS_PER_NAME: usize = 8;
 
 /// First parts of names of modules and packages.

@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::layer::readahead::Line;
+use crate::layer::reader::Policy;
+use crate::layer::reader::error::{Cause, ReadError};
 use crate::layer::reader::health::Health;
-use crate::layer::reader::{Cause, Policy, ReadError};
 use crate::layer::source::origins::Origins;
 use crate::layer::stages::Stages;
 use crate::layer::store::LayerStore;

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use soci_index::format::entry::{Entry, Piece};
 use soci_index::format::tar::check_header;
 
-use crate::layer::reader::{Cause, LayerReader, ReadError};
+use crate::layer::reader::LayerReader;
+use crate::layer::reader::error::{Cause, ReadError};
 
 /// One bit per entry: its header in the layer was compared with the index.
 #[derive(Debug)]

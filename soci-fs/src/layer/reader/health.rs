@@ -10,7 +10,7 @@ use soci_index::format::digest::Digest;
 use soci_index::format::span::SpanId;
 use tokio::runtime::Handle;
 
-use crate::layer::reader::{Cause, ReadError};
+use crate::layer::reader::error::{Cause, ReadError};
 use crate::layer::store::LayerStore;
 
 /// Forgets what the kernel has cached of a layer. Called on a thread that may block, never from a FUSE request.

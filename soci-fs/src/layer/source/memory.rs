@@ -9,27 +9,21 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 
 use crate::layer::source::{Chunks, Source, SourceError};
 
+/// Bytes of a chunk: about what a TLS record holds.
+const CHUNK_BYTES: usize = 16 << 10;
+
 /// A blob in memory. Counts what is asked of it.
 #[derive(Debug)]
 pub struct MemorySource {
     blob: Bytes,
-    chunk_bytes: usize,
     requests: AtomicU64,
     requested_bytes: AtomicU64,
 }
 
 impl MemorySource {
-    /// Serves `blob` in chunks of 16 KiB, about what a TLS record holds.
     #[must_use]
     pub fn new(blob: impl Into<Bytes>) -> Self {
-        Self::with_chunks(blob, 16 << 10)
-    }
-
-    /// Serves `blob` in chunks of `chunk_bytes` (at least 1).
-    #[must_use]
-    pub fn with_chunks(blob: impl Into<Bytes>, chunk_bytes: usize) -> Self {
-        let chunk_bytes = chunk_bytes.max(1);
-        Self { blob: blob.into(), chunk_bytes, requests: AtomicU64::new(0), requested_bytes: AtomicU64::new(0) }
+        Self { blob: blob.into(), requests: AtomicU64::new(0), requested_bytes: AtomicU64::new(0) }
     }
 
     /// How many ranges were asked for.
@@ -55,13 +49,13 @@ impl Source for MemorySource {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.requested_bytes.fetch_add(range.end.saturating_sub(range.start), Ordering::Relaxed);
         let slice = self.slice(&range);
-        let (size, chunk_bytes) = (self.blob.len() as u64, self.chunk_bytes);
+        let size = self.blob.len() as u64;
         async move {
             let Some(mut rest) = slice else {
                 return Err(SourceError::OutOfRange { start: range.start, end: range.end, size });
             };
             let chunks =
-                std::iter::from_fn(move || (!rest.is_empty()).then(|| Ok(rest.split_to(chunk_bytes.min(rest.len())))));
+                std::iter::from_fn(move || (!rest.is_empty()).then(|| Ok(rest.split_to(CHUNK_BYTES.min(rest.len())))));
             Ok(stream::iter(chunks).boxed())
         }
         .boxed()

@@ -12,9 +12,10 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use soci_index::format::digest::Digest;
 
+use crate::layer::store::Store;
 use crate::layer::store::claim::{Claim, ClaimId};
-use crate::layer::store::layer::LayerStore;
-use crate::layer::store::{Store, StoreError, io_error};
+use crate::layer::store::error::{StoreError, io_error};
+use crate::layer::store::layer::{Common, LayerStore};
 
 /// The directory below the root.
 pub(super) const DIRECTORY: &str = "condemned";
@@ -81,7 +82,7 @@ impl Store {
     }
 }
 
-impl crate::layer::store::Common {
+impl Common {
     fn condemn(&self, what: Condemned, reason: &str, claim: Option<Claim>) -> Result<(), StoreError> {
         let (directory, name) = (self.root.join(DIRECTORY), what.file());
         let (path, new) = (directory.join(&name), directory.join(format!(".{name}.new")));

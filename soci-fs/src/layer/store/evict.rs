@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use crate::layer::store::error::{StoreError, io_error};
 use crate::layer::store::layer::LayerStore;
-use crate::layer::store::{Store, StoreError, io_error, proven, record};
+use crate::layer::store::{Store, proven, record};
 
 /// What an eviction did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

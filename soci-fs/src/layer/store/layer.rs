@@ -14,12 +14,14 @@ use soci_index::format::index::LayerIndex;
 use soci_index::format::span::SpanId;
 
 use crate::layer::store::claim::Claim;
-use crate::layer::store::partial::{Partial, Parts};
-use crate::layer::store::present::{Checksum, HEADER_BYTES, Header};
-use crate::layer::store::{BootId, Common, Record, StoreError, io_error, proven, record};
+use crate::layer::store::error::{StoreError, io_error};
+use crate::layer::store::partial::{PACKED, Partial, Parts};
+use crate::layer::store::present::{BootId, Checksum, Header, load};
+use crate::layer::store::proven;
+use crate::layer::store::record::{self, Record};
 
-/// The file that says which spans a pack has filled.
-pub(super) const PACKED: &str = "packed";
+mod parts;
+mod proof;
 
 /// How a read of the store went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,17 @@ pub enum Reading {
     Done,
     /// This span is needed and not there.
     Absent(SpanId),
+}
+
+/// What the layers of a store have in common.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) root: PathBuf,
+    /// Counts uses, for eviction of what was not used for longest.
+    pub(super) ticks: AtomicU32,
+    pub(super) removals: AtomicU64,
+    pub(super) written: AtomicU64,
+    pub(super) proven: proven::Proven,
 }
 
 /// One claim's part of the store.
@@ -431,33 +444,4 @@ impl LayerStore {
         let path = self.directory.join(name);
         move |cause| StoreError::Io { operation, path, cause: Arc::new(cause) }
     }
-}
-
-/// Reads the file `present`, or starts it over when it is not about these spans. In another boot than the one that
-/// wrote it, all its records become stale: first the records are rewritten, then the boot id, so that a crash in
-/// between only repeats this.
-pub(super) fn load(present: &File, header: &Header) -> io::Result<Vec<Checksum>> {
-    let spans = header.spans as usize;
-    let mut bytes = vec![0; HEADER_BYTES + 8 * spans];
-    let stored = match present.read_exact_at(&mut bytes, 0) {
-        Ok(()) => Header::decode(&bytes[..HEADER_BYTES]),
-        Err(_) => None,
-    };
-    let same = stored.filter(|stored| stored.spans == header.spans && stored.fingerprint == header.fingerprint);
-    let Some(stored) = same else {
-        present.set_len(0)?;
-        present.write_all_at(&vec![0; 8 * spans], HEADER_BYTES as u64)?;
-        present.write_all_at(&header.encode(), 0)?;
-        return Ok(vec![Checksum::ABSENT; spans]);
-    };
-    let records = bytes[HEADER_BYTES..].chunks_exact(8);
-    let mut checksums: Vec<Checksum> =
-        records.map(|record| Checksum(record.try_into().map_or(0, u64::from_le_bytes))).collect();
-    if stored.boot != header.boot {
-        checksums.iter_mut().for_each(|checksum| *checksum = checksum.stale());
-        let records: Vec<u8> = checksums.iter().flat_map(|checksum| checksum.0.to_le_bytes()).collect();
-        present.write_all_at(&records, HEADER_BYTES as u64)?;
-        present.write_all_at(&header.encode(), 0)?;
-    }
-    Ok(checksums)
 }

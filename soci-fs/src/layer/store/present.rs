@@ -16,16 +16,34 @@
 //! present": the file only saves work, so any doubt is settled by starting over. The numbers are a commitment of the
 //! on-disk format; a change needs another version.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
 use soci_index::format::index::{LayerIndex, Windows};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::layer::store::BootId;
-
 /// Bytes before the first checksum.
-pub(super) const HEADER_BYTES: usize = 64;
+const HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"SOCIspan";
 const VERSION: u32 = 2;
+
+/// Identifies one run of the kernel: what was only in the page cache is gone in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootId(pub [u8; 16]);
+
+impl BootId {
+    /// The boot id of this system; where it has none, one that equals no stored one, so that everything is checked.
+    #[must_use]
+    pub fn current() -> Self {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        let number =
+            u128::from_str_radix(&digits, 16).unwrap_or_else(|_| soci_index::clock::since_epoch().as_nanos().max(1));
+        Self(number.to_be_bytes())
+    }
+}
 
 /// A span's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +85,6 @@ impl Checksum {
     }
 }
 
-/// The header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) spans: u32,
@@ -126,6 +143,35 @@ pub(super) fn fingerprint(index: &LayerIndex) -> u64 {
         Windows::Placed(places) => places.iter().for_each(|place| hasher.update(&place.digest)),
     }
     hasher.digest()
+}
+
+/// Reads the file `present`, or starts it over when it is not about these spans. In another boot than the one that
+/// wrote it, all its records become stale: first the records are rewritten, then the boot id, so that a crash in
+/// between only repeats this.
+pub(super) fn load(present: &File, header: &Header) -> io::Result<Vec<Checksum>> {
+    let spans = header.spans as usize;
+    let mut bytes = vec![0; HEADER_BYTES + 8 * spans];
+    let stored = match present.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Header::decode(&bytes[..HEADER_BYTES]),
+        Err(_) => None,
+    };
+    let same = stored.filter(|stored| stored.spans == header.spans && stored.fingerprint == header.fingerprint);
+    let Some(stored) = same else {
+        present.set_len(0)?;
+        present.write_all_at(&vec![0; 8 * spans], HEADER_BYTES as u64)?;
+        present.write_all_at(&header.encode(), 0)?;
+        return Ok(vec![Checksum::ABSENT; spans]);
+    };
+    let records = bytes[HEADER_BYTES..].chunks_exact(8);
+    let mut checksums: Vec<Checksum> =
+        records.map(|record| Checksum(record.try_into().map_or(0, u64::from_le_bytes))).collect();
+    if stored.boot != header.boot {
+        checksums.iter_mut().for_each(|checksum| *checksum = checksum.stale());
+        let records: Vec<u8> = checksums.iter().flat_map(|checksum| checksum.0.to_le_bytes()).collect();
+        present.write_all_at(&records, HEADER_BYTES as u64)?;
+        present.write_all_at(&header.encode(), 0)?;
+    }
+    Ok(checksums)
 }
 
 #[cfg(test)]

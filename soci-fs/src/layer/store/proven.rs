@@ -12,24 +12,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use parking_lot::Mutex;
 use soci_index::format::digest::Digest;
-use soci_index::format::span::SpanId;
 
 use crate::layer::store::claim::Claim;
-use crate::layer::store::layer::LayerStore;
 use crate::layer::store::marks::{MARK_BYTES, Mark};
-use crate::layer::store::{Store, StoreError, io_error};
 
 /// The file, beside `data` and `present`.
 pub(super) const FILE: &str = "proof";
 const MAGIC: [u8; 8] = *b"SOCIprof";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 24;
+pub(super) const HEADER_BYTES: usize = 24;
 
 /// What a proof leaves behind for spans that are fetched again.
 #[derive(Debug)]
@@ -41,7 +37,7 @@ pub(crate) enum Proof {
 }
 
 impl Proof {
-    fn encode(&self, spans: u32) -> Vec<u8> {
+    pub(super) fn encode(&self, spans: u32) -> Vec<u8> {
         let (kind, marks): (u32, &[Mark]) = match self {
             Self::OwnTable => (0, &[]),
             Self::Marks(marks) => (1, marks),
@@ -71,6 +67,11 @@ fn examine(file: &File, spans: u32) -> Option<bool> {
 pub(super) struct Proven(Mutex<HashMap<Digest, Vec<Claim>>>);
 
 impl Proven {
+    /// The claims of this diff_id.
+    pub(super) fn of(&self, diff_id: &Digest) -> Vec<Claim> {
+        self.0.lock().get(diff_id).cloned().unwrap_or_default()
+    }
+
     pub(super) fn add(&self, claim: Claim) {
         let mut all = self.0.lock();
         let known = all.entry(claim.diff_id).or_default();
@@ -90,14 +91,6 @@ impl Proven {
     }
 }
 
-impl Store {
-    /// The claims of this diff_id that were proven here.
-    #[must_use]
-    pub fn proven(&self, diff_id: &Digest) -> Vec<Claim> {
-        self.common.proven.0.lock().get(diff_id).cloned().unwrap_or_default()
-    }
-}
-
 /// Whether a directory of the store has a proof of its claim, as far as can be decided without its table.
 pub(super) fn has_proof(directory: &Path) -> bool {
     directory.join(FILE).exists()
@@ -106,8 +99,8 @@ pub(super) fn has_proof(directory: &Path) -> bool {
 /// A layer's proof, opened.
 #[derive(Debug)]
 pub(super) struct OpenProof {
-    file: File,
-    has_marks: bool,
+    pub(super) file: File,
+    pub(super) has_marks: bool,
 }
 
 /// The proof of a layer of so many spans; `None` when it has none, or one that is damaged.
@@ -115,53 +108,4 @@ pub(super) fn open(directory: &Path, spans: u32) -> Option<OpenProof> {
     let file = File::open(directory.join(FILE)).ok()?;
     let has_marks = examine(&file, spans)?;
     Some(OpenProof { file, has_marks })
-}
-
-impl LayerStore {
-    /// Whether the claim was proven: bytes and table.
-    #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.proof.get().is_some()
-    }
-
-    /// Remembers that the claim is proven. All of the layer must have been present and compared.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub(crate) fn set_proven(&self, proof: &Proof) -> Result<(), StoreError> {
-        let (path, new) = (self.directory().join(FILE), self.directory().join(".proof.new"));
-        let bytes = proof.encode(self.spans());
-        let write = || {
-            let mut file = File::options().write(true).read(true).create(true).truncate(true).open(&new)?;
-            file.write_all(&bytes)?;
-            std::fs::rename(&new, &path)?;
-            Ok(file)
-        };
-        let file = write().map_err(io_error("write", &path))?;
-        let has_marks = matches!(proof, Proof::Marks(_));
-        // A second proof of the same claim finds the same.
-        let _ = self.proof.set(OpenProof { file, has_marks });
-        self.common.proven.add(*self.claim());
-        Ok(())
-    }
-
-    /// Whether a span's bytes are those that were proven; true of all bytes as long as nothing is.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn agrees(&self, span: SpanId, bytes: &[u8]) -> Result<bool, StoreError> {
-        let Some(proof) = self.proof.get().filter(|proof| proof.has_marks) else { return Ok(true) };
-        let mark = |span: SpanId| -> Result<Option<Mark>, StoreError> {
-            let mut record = [0; MARK_BYTES];
-            let at = HEADER_BYTES as u64 + u64::from(span) * MARK_BYTES as u64;
-            proof.file.read_exact_at(&mut record, at).map_err(self.failed("read", FILE))?;
-            Ok(Mark::decode(&record, self.place(span).end))
-        };
-        let start = match span.checked_sub(1) {
-            Some(before) => mark(before)?,
-            None => Some(Mark::START),
-        };
-        let (Some(start), Some(end)) = (start, mark(span)?) else { return Ok(false) };
-        Ok(start.leads_to(bytes, &end))
-    }
 }

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use soci_index::format::model::Descriptor;
 
-use crate::layer::store::claim::{Claim, ClaimId};
-use crate::layer::store::{Store, StoreError, io_error};
+use crate::layer::store::claim::Claim;
+use crate::layer::store::error::{StoreError, io_error};
 
 const RECORD: &str = "record.json";
 const TABLE: &str = "table";
@@ -21,7 +21,6 @@ const TABLE: &str = "table";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// What is claimed of it.
     #[serde(flatten)]
     pub claim: Claim,
     /// Size of the blob.
@@ -35,43 +34,29 @@ pub struct Record {
     pub from_elsewhere: bool,
 }
 
-impl Store {
-    /// Keeps a layer's table in its directory, which is made if need be.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn keep_table(&self, record: &Record, table: &[u8]) -> Result<(), StoreError> {
-        let directory = self.directory(&record.claim.id());
-        crate::layer::store::make_directory(&directory)?;
-        replace(&directory, TABLE, table)?;
-        write(&directory, record)
-    }
-
-    /// What is recorded of a claim, if the store has it.
-    #[must_use]
-    pub fn record(&self, id: &ClaimId) -> Option<Record> {
-        read(&self.directory(id))
-    }
-
-    /// The table of a layer; `None` when it is not kept, or damaged.
-    #[must_use]
-    pub fn table(&self, record: &Record) -> Option<Bytes> {
-        let kept = record.table_kept.as_ref()?;
-        let path = self.directory(&record.claim.id()).join(TABLE);
-        let table = Bytes::from(fs::read(&path).ok()?);
-        if !kept.digest.matches(&table) {
-            tracing::warn!(file = %path.display(), expected = %kept.digest, "a stored table is damaged; it is not used");
-            return None;
-        }
-        Some(table)
-    }
-}
-
 /// The record in a directory, if it is of the claim that the directory is named after.
 pub(super) fn read(directory: &Path) -> Option<Record> {
     let record: Record = serde_json::from_slice(&fs::read(directory.join(RECORD)).ok()?).ok()?;
     let is_own = directory.file_name()?.to_str()? == record.claim.id().to_string();
     is_own.then_some(record)
+}
+
+/// The table in a directory, if it is the one that is recorded.
+pub(super) fn read_table(directory: &Path, record: &Record) -> Option<Bytes> {
+    let kept = record.table_kept.as_ref()?;
+    let path = directory.join(TABLE);
+    let table = Bytes::from(fs::read(&path).ok()?);
+    if !kept.digest.matches(&table) {
+        tracing::warn!(file = %path.display(), expected = %kept.digest, "a stored table is damaged; it is not used");
+        return None;
+    }
+    Some(table)
+}
+
+/// Writes the record and its table.
+pub(super) fn write_with_table(directory: &Path, record: &Record, table: &[u8]) -> Result<(), StoreError> {
+    replace(directory, TABLE, table)?;
+    write(directory, record)
 }
 
 /// Writes the record unless one is there.

@@ -21,8 +21,9 @@ use std::time::Duration;
 use rustix::fs::{Advice, fadvise};
 use soci_index::format::span::SpanId;
 
+use crate::layer::store::Store;
+use crate::layer::store::error::StoreError;
 use crate::layer::store::layer::LayerStore;
-use crate::layer::store::{Store, StoreError};
 
 /// The store's clock at the last looks, oldest first: between the first two lie the spans that are asked for again,
 /// between the second and the third those that are asked for now; those behind the third were used just now.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use crate::format::class::{Class, Classified};
 use crate::format::compact::columns::Writer;
-use crate::format::compact::{Column, TOC_MAGIC, VERSION, WindowPlace};
+use crate::format::compact::{Column, TOC_MAGIC, VERSION};
 use crate::format::entry::{Entry, EntryKind};
-use crate::format::index::{Compression, LayerIndex, Windows};
+use crate::format::index::{Compression, LayerIndex, WindowPlace, Windows};
 use crate::format::span::Span;
 
 /// The two blobs of a layer.

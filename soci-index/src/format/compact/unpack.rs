@@ -3,12 +3,11 @@
 
 use zstd::zstd_safe;
 
-use crate::format::compact::decode::File;
+use crate::format::compact::file::{File, HEAD_BYTES};
 use crate::format::compact::{Column, CompactError};
 use crate::format::limits::Limits;
 
-/// Bytes of the fixed part, and with the lengths of all columns.
-pub(super) const HEAD_BYTES: usize = 56;
+/// Bytes of the fixed part with the lengths of all columns.
 const LEAST_BYTES: u64 = HEAD_BYTES as u64 + 8 * Column::ALL.len() as u64;
 /// The largest window that zstd knows.
 const WINDOW_LOG_MAX: u32 = 31;

@@ -4,6 +4,7 @@ use crate::format::checkpoint::{WINDOW_BYTES, Window};
 use crate::format::class::{Class, Classified};
 use crate::format::compact::{EncodeError, WINDOWS_MAGIC};
 use crate::format::digest::Digest;
+use crate::format::index::WindowPlace;
 
 /// How hard windows are compressed. Level 6 gains a thirtieth in twice the time, 19 a tenth in ninety times, for each
 /// of thousands of windows that are made while a layer is read.
@@ -47,17 +48,6 @@ impl WindowsBlob {
     pub fn finish(self) -> (Vec<u8>, Vec<WindowPlace>) {
         (self.bytes, self.places)
     }
-}
-
-/// Where a window stands in the windows blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowPlace {
-    /// Its first byte.
-    pub offset: u64,
-    /// How many bytes it has; 0 for a window of zeros, which stands nowhere.
-    pub length: u32,
-    /// SHA-256 of these bytes.
-    pub digest: [u8; 32],
 }
 
 /// Why bytes are not the window that they should be.

@@ -112,14 +112,7 @@ pub(crate) fn manifest(
 /// What is wrong with it, in words.
 pub(crate) fn parse(digest: Digest, bytes: &[u8], image: &Digest) -> Result<Published, String> {
     let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if manifest.kind() != ARTIFACT && manifest.config.media_type != ARTIFACT {
-        return Err(format!("it is {:?}", manifest.kind()));
-    }
-    match &manifest.subject {
-        Some(subject) if subject.digest == *image => {}
-        Some(subject) => return Err(format!("it belongs to {}", subject.digest)),
-        None => return Err("it names no subject".to_owned()),
-    }
+    manifest.check_referrer(ARTIFACT, image)?;
     let blob = |kind| manifest.layers.iter().find(|layer| layer.media_type == kind).cloned();
     let profile = blob(PROFILE).ok_or("it has no profile blob that this program can read")?;
     let note = |key: &str| manifest.annotations.get(key).cloned().unwrap_or_default();

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use crate::format::digest::Digest;
 use crate::format::model::{Descriptor, RawManifest};
 use crate::format::reference::ManifestName;
-use crate::image::ImageError;
+use crate::image::error::ImageError;
 use crate::image::place::{Answer, BlobStream, Place, Roots};
 use crate::registry::{Part, Repository};
 

@@ -10,17 +10,20 @@ use crate::format::digest::{Digest, Hasher};
 use crate::format::model::{Descriptor, RawManifest, annotation};
 use crate::format::platform::Platform;
 use crate::format::v2_document::{Index, ManifestEntry};
+use crate::image::error::ImageError;
 use crate::image::layout::Layout;
-use crate::image::members::printable;
+use crate::image::names::{self, printable};
+use crate::image::place::blocking;
 use crate::image::place::{Answer, BlobStream, Place, Roots};
 use crate::image::store::{Store, StoreError, read_piece};
-use crate::image::{ImageError, blocking, names};
 
 /// A layout or archive, and which of its images is meant.
 #[derive(Debug)]
 pub(crate) struct Stored<S> {
     pub(crate) store: S,
     pub(crate) tag: Option<String>,
+    /// The layout directory, if it is one.
+    pub(crate) layout: Option<Layout>,
 }
 
 impl<S: Store> Stored<S> {
@@ -146,7 +149,7 @@ impl<S: Store> Place for Stored<S> {
     }
 
     fn layout(&self) -> Option<&Layout> {
-        self.store.as_layout()
+        self.layout.as_ref()
     }
 
     fn has_made_manifest(&self) -> bool {

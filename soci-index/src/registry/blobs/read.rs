@@ -19,9 +19,10 @@ use tokio::time::Instant;
 
 use crate::registry::blobs::{BlobReader, ByteStream, blob_call};
 use crate::registry::error::{RegistryError, TransportError, TransportKind};
-use crate::registry::exchange::{ApiResponse, Call, is_busy};
-use crate::registry::failover::{HostedRepository, Need};
+use crate::registry::exchange::{ApiResponse, Call, Retries, is_busy};
+use crate::registry::failover::HostedRepository;
 use crate::registry::headers::{content_range, one_line, unsatisfied_total};
+use crate::registry::need::Need;
 use crate::registry::redirect::ShownUrl;
 use crate::registry::retry::Deadline;
 use crate::registry::transport::{Method, Response};
@@ -37,7 +38,7 @@ pub(super) struct Read {
     /// The next byte to yield.
     position: u64,
     /// Where to read: the first of these, and then the others. None are left when it is time to begin anew.
-    places: VecDeque<HostedRepository>,
+    hosts: VecDeque<HostedRepository>,
     /// Begins with the first poll.
     deadline: Option<Deadline>,
     /// Attempts since the last byte.
@@ -58,7 +59,7 @@ struct Source {
     end: u64,
 }
 
-/// What a place did when it was asked.
+/// What a host did when it was asked.
 enum RangeResponse {
     Opened(Source),
     /// It sends elsewhere, and there the permission has run out.
@@ -75,7 +76,7 @@ impl Read {
             reader,
             position: range.start,
             range,
-            places: VecDeque::new(),
+            hosts: VecDeque::new(),
             deadline: None,
             retry: 0,
             renewed: false,
@@ -168,45 +169,45 @@ impl Read {
     }
 
     /// Where to read now.
-    fn place(&mut self) -> Result<HostedRepository, RegistryError> {
-        if self.places.is_empty() {
-            self.places = match &self.reader.only {
-                Some(place) => VecDeque::from([place.clone()]),
-                None => self.reader.repository.places(self.need())?.into(),
+    fn hosted(&mut self) -> Result<HostedRepository, RegistryError> {
+        if self.hosts.is_empty() {
+            self.hosts = match &self.reader.only {
+                Some(hosted) => VecDeque::from([hosted.clone()]),
+                None => self.reader.repository.hosts(self.need())?.into(),
             };
         }
         // There is always at least one.
-        self.places.front().cloned().ok_or_else(|| self.reader.missing(self.reader.repository.registry().name()))
+        self.hosts.front().cloned().ok_or_else(|| self.reader.missing(self.reader.repository.registry().name()))
     }
 
     async fn interrupted(&mut self, deadline: &Deadline, error: Option<TransportError>) -> Result<(), RegistryError> {
-        let place = self.place()?;
+        let hosted = self.hosted()?;
         let error = error.unwrap_or_else(|| TransportError {
             kind: TransportKind::Interrupted,
-            url: ShownUrl::new(&self.call(&place, false).url),
+            url: ShownUrl::new(&self.call(&hosted, false).url),
             detail: format!("the body ended at byte {}", self.position),
         });
         if !deadline.is_over() {
-            place.endpoint().note_failure(&error);
+            hosted.endpoint().note_failure(&error);
         }
-        let error = place.transport_error(&self.what(), error, deadline);
-        self.failed(&place, error, None, deadline).await
+        let error = hosted.transport_error(&self.what(), error, deadline);
+        self.failed(&hosted, error, None, deadline).await
     }
 
-    /// Turns to the next place; after the last one, waits before all are asked again, or gives up.
+    /// Turns to the next host; after the last one, waits before all are asked again, or gives up.
     async fn failed(
         &mut self,
-        place: &HostedRepository,
+        hosted: &HostedRepository,
         error: RegistryError,
         pause: Option<Duration>,
         deadline: &Deadline,
     ) -> Result<(), RegistryError> {
         // The trouble may be the storage's, and the registry may know another one.
-        place.endpoint().set_target(place.name(), &self.reader.digest, None);
+        hosted.endpoint().set_target(hosted.name(), &self.reader.digest, None);
         let busy = matches!(error, RegistryError::Status { status, .. } if is_busy(status));
-        if self.places.len() > 1 && !place.decides(&error) {
-            place.given_up(&error);
-            self.places.pop_front();
+        if self.hosts.len() > 1 && !hosted.decides(&error) {
+            hosted.given_up(&error);
+            self.hosts.pop_front();
             self.renewed = false;
             return Ok(());
         }
@@ -214,62 +215,65 @@ impl Read {
             return Err(error);
         }
         let what = self.what();
-        place.pause(&mut self.retry, pause, &what, error, deadline).await?;
-        self.places.clear();
+        let mut retries = Retries::new(hosted, &what, deadline);
+        retries.made = self.retry;
+        retries.after(error, pause).await?;
+        self.retry = retries.made;
+        self.hosts.clear();
         Ok(())
     }
 
     /// Asks for what is left of the range, until a host begins to answer.
     async fn open(&mut self, deadline: &Deadline) -> Result<Source, RegistryError> {
         loop {
-            let place = self.place()?;
-            let as_part = self.is_part() && !place.endpoint().serves_whole_only();
-            let (error, pause) = match self.ask(&place, as_part, deadline).await {
+            let hosted = self.hosted()?;
+            let as_part = self.is_part() && !hosted.endpoint().serves_whole_only();
+            let (error, pause) = match self.ask(&hosted, as_part, deadline).await {
                 Ok(RangeResponse::Opened(source)) if as_part && source.end > self.range.end => {
-                    place.endpoint().note_part(false);
-                    if !self.has_better(&place)? {
+                    hosted.endpoint().note_part(false);
+                    if !self.has_better(&hosted)? {
                         return Ok(source);
                     }
-                    place.endpoint().note_whole_only("it ignores the range");
-                    self.places.clear();
+                    hosted.endpoint().note_whole_only("it ignores the range");
+                    self.hosts.clear();
                     continue;
                 }
                 Ok(RangeResponse::Opened(source)) => {
                     if as_part {
-                        place.endpoint().note_part(true);
+                        hosted.endpoint().note_part(true);
                     }
                     return Ok(source);
                 }
                 Ok(RangeResponse::Expired) => {
                     self.renewed = true;
-                    place.endpoint().set_target(place.name(), &self.reader.digest, None);
+                    hosted.endpoint().set_target(hosted.name(), &self.reader.digest, None);
                     continue;
                 }
-                Ok(RangeResponse::NoPart(error)) => match self.open_whole(&place, &error, deadline).await? {
+                Ok(RangeResponse::NoPart(error)) => match self.open_whole(&hosted, &error, deadline).await? {
                     Some(source) => return Ok(source),
                     None => (error, None),
                 },
                 Ok(RangeResponse::Refused(error, pause)) => (error, pause),
                 Err(error) => (error, None),
             };
-            self.failed(&place, error, pause, deadline).await?;
+            self.failed(&hosted, error, pause, deadline).await?;
         }
     }
 
-    /// Asks a place that serves no parts for the whole blob, unless another one may serve parts.
+    /// Asks a host that serves no parts for the whole blob, unless another one may serve parts.
     async fn open_whole(
         &self,
-        place: &HostedRepository,
+        hosted: &HostedRepository,
         why: &RegistryError,
         deadline: &Deadline,
     ) -> Result<Option<Source>, RegistryError> {
-        if self.places.iter().any(|other| !other.is_on_host_of(place) && !other.endpoint().serves_whole_only()) {
-            place.endpoint().note_whole_only(why);
+        if self.hosts.iter().any(|other| !other.is_on_host_of(hosted) && !other.endpoint().serves_whole_only()) {
+            hosted.endpoint().note_whole_only(why);
             return Ok(None);
         }
-        match self.ask(place, false, deadline).await {
+        match self.ask(hosted, false, deadline).await {
             Ok(RangeResponse::Opened(source)) => {
-                place.endpoint().note_whole_only(why);
+                hosted.endpoint().note_whole_only(why);
                 Ok(Some(source))
             }
             Err(error @ RegistryError::Deadline { .. }) => Err(error),
@@ -277,48 +281,48 @@ impl Read {
         }
     }
 
-    /// Whether another place may serve parts, where this one has sent the whole blob.
-    fn has_better(&self, place: &HostedRepository) -> Result<bool, RegistryError> {
+    /// Whether another host may serve parts, where this one has sent the whole blob.
+    fn has_better(&self, hosted: &HostedRepository) -> Result<bool, RegistryError> {
         let serves_parts =
-            |other: &HostedRepository| !other.is_on_host_of(place) && !other.endpoint().serves_whole_only();
+            |other: &HostedRepository| !other.is_on_host_of(hosted) && !other.endpoint().serves_whole_only();
         let is_free = self.reader.only.is_none();
-        Ok(is_free && self.reader.repository.places(Need::Part)?.iter().any(serves_parts))
+        Ok(is_free && self.reader.repository.hosts(Need::Part)?.iter().any(serves_parts))
     }
 
-    /// Asks one place for what is left of the range, or for the whole blob.
+    /// Asks one host for what is left of the range, or for the whole blob.
     async fn ask(
         &self,
-        place: &HostedRepository,
+        hosted: &HostedRepository,
         as_part: bool,
         deadline: &Deadline,
     ) -> Result<RangeResponse, RegistryError> {
-        let mut call = self.call(place, as_part);
+        let mut call = self.call(hosted, as_part);
         let asked = call.url.clone();
-        let cached = place.endpoint().target(place.name(), &self.reader.digest);
+        let cached = hosted.endpoint().target(hosted.name(), &self.reader.digest);
         let was_cached = cached.is_some();
         if let Some(target) = cached {
             call.url = target;
         }
-        let answer = place.attempt(&call, deadline).await?;
-        let elsewhere = !place.endpoint().is_home(&answer.url);
+        let answer = hosted.attempt(&call, deadline).await?;
+        let elsewhere = !hosted.endpoint().is_home(&answer.url);
         match answer.status() {
             200 | 206 => {
                 let target = answer.url.clone();
-                let accepted = self.accept(place, as_part, answer)?;
+                let accepted = self.accept(hosted, as_part, answer)?;
                 if matches!(accepted, RangeResponse::Opened(_)) && !was_cached && target != asked {
-                    place.endpoint().set_target(place.name(), &self.reader.digest, Some(target));
+                    hosted.endpoint().set_target(hosted.name(), &self.reader.digest, Some(target));
                 }
                 Ok(accepted)
             }
             416 => {
                 let total = answer.response.header("content-range").and_then(unsatisfied_total);
-                let error = self.not_satisfiable(place.host(), total);
+                let error = self.not_satisfiable(hosted.host(), total);
                 let is_shorter = total.is_some_and(|total| total != self.reader.size);
                 if is_shorter || !as_part { Err(error) } else { Ok(RangeResponse::NoPart(error)) }
             }
             // A signed URL that has expired: 403, 401, or 400 with ExpiredToken.
             400 | 401 | 403 | 404 if (was_cached || elsewhere) && !self.renewed => Ok(RangeResponse::Expired),
-            404 => Err(self.reader.missing(place.host())),
+            404 => Err(self.reader.missing(hosted.host())),
             status => {
                 let pause = answer.asked_pause();
                 let error = answer.error().await;
@@ -333,7 +337,7 @@ impl Read {
     /// Checks that the answer is what was asked for.
     fn accept(
         &self,
-        place: &HostedRepository,
+        hosted: &HostedRepository,
         as_part: bool,
         answer: ApiResponse<'_>,
     ) -> Result<RangeResponse, RegistryError> {
@@ -341,19 +345,19 @@ impl Read {
         let length = response.content_length();
         let encoding = response.header("content-encoding").unwrap_or("identity");
         if !encoding.trim().eq_ignore_ascii_case("identity") {
-            return Err(self.wrong_range(place, format!("encoded as {}", one_line(encoding))));
+            return Err(self.wrong_range(hosted, format!("encoded as {}", one_line(encoding))));
         }
         // An HTML page instead of a blob. What the last host calls a page must be taken for what it is.
-        if !place.is_last() && response.media_type() == "text/html" {
-            return Err(self.wrong_range(place, "a web page".to_owned()));
+        if !hosted.is_last() && response.media_type() == "text/html" {
+            return Err(self.wrong_range(hosted, "a web page".to_owned()));
         }
         let no_part = |error| if as_part { Ok(RangeResponse::NoPart(error)) } else { Err(error) };
         if response.status() == 200 {
             // The range was ignored, or none was sent. The body starts at byte 0, unless its length says that it is a
             // part.
             return match length {
-                Some(length) if length != size => no_part(self.wrong_size(place, length)),
-                None if as_part => no_part(self.wrong_range(place, "an answer without a length".to_owned())),
+                Some(length) if length != size => no_part(self.wrong_size(hosted, length)),
+                None if as_part => no_part(self.wrong_range(hosted, "an answer without a length".to_owned())),
                 _ => Ok(RangeResponse::Opened(Source { response, at: 0, end: size })),
             };
         }
@@ -361,7 +365,7 @@ impl Read {
             // Old servers leave it out. Nothing but an exact length makes such an answer believable.
             let multipart = response.media_type().starts_with("multipart/");
             if length != Some(self.range.end - self.position) || multipart {
-                return no_part(self.wrong_range(place, "a part without Content-Range".to_owned()));
+                return no_part(self.wrong_range(hosted, "a part without Content-Range".to_owned()));
             }
             return Ok(RangeResponse::Opened(Source { response, at: self.position, end: self.range.end }));
         };
@@ -374,7 +378,7 @@ impl Read {
         });
         match right {
             Some(range) => Ok(RangeResponse::Opened(Source { response, at: range.first, end: range.last + 1 })),
-            None => no_part(self.wrong_range(place, format!("Content-Range: {}", one_line(text)))),
+            None => no_part(self.wrong_range(hosted, format!("Content-Range: {}", one_line(text)))),
         }
     }
 
@@ -387,8 +391,8 @@ impl Read {
         if self.is_part() { Need::Part } else { Need::Content }
     }
 
-    fn call(&self, place: &HostedRepository, as_part: bool) -> Call {
-        let mut call = blob_call(place, Method::Get, &self.reader.digest, self.what());
+    fn call(&self, hosted: &HostedRepository, as_part: bool) -> Call {
+        let mut call = blob_call(hosted, Method::Get, &self.reader.digest, self.what());
         // A plain request for a whole blob works everywhere, also where ranges do not.
         if as_part {
             call.headers.push(("range", format!("bytes={}-{}", self.position, self.range.end - 1)));
@@ -400,9 +404,9 @@ impl Read {
         format!("reading bytes {}..{} of {}", self.position, self.range.end, self.reader.digest)
     }
 
-    fn wrong_range(&self, place: &HostedRepository, found: String) -> RegistryError {
+    fn wrong_range(&self, hosted: &HostedRepository, found: String) -> RegistryError {
         RegistryError::WrongRange {
-            registry: place.host().to_owned(),
+            registry: hosted.host().to_owned(),
             repository: self.reader.repository.name().to_owned(),
             digest: Box::new(self.reader.digest),
             range: self.position..self.range.end,
@@ -410,9 +414,9 @@ impl Read {
         }
     }
 
-    fn wrong_size(&self, place: &HostedRepository, found: u64) -> RegistryError {
+    fn wrong_size(&self, hosted: &HostedRepository, found: u64) -> RegistryError {
         RegistryError::Size {
-            registry: place.host().to_owned(),
+            registry: hosted.host().to_owned(),
             repository: self.reader.repository.name().to_owned(),
             what: format!("blob {}", self.reader.digest),
             expected: self.reader.size,

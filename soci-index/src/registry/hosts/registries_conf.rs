@@ -21,7 +21,6 @@ use url::Url;
 use crate::registry::hosts::file::{self, HostsError, Key, Reading, UrlFault, Value, ValueFault};
 use crate::registry::hosts::{Blocked, Capabilities, Host, HostRules, Hosts, Repositories};
 
-/// One table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MirrorTable {
     /// What it is about.
@@ -38,7 +37,6 @@ pub(crate) struct MirrorTable {
     pub file: PathBuf,
 }
 
-/// A mirror.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mirror {
     pub location: Location,

@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 
 use crate::registry::error::RegistryError;
-use crate::registry::exchange::ApiResponse;
+use crate::registry::exchange::{ApiResponse, Retries};
 use crate::registry::headers;
 use crate::registry::transport::{Body, Chunks, Method};
 use crate::registry::upload::{Push, PushedBlob, Setback, UploadMode, UploadSession, location, with_digest};
@@ -48,25 +48,25 @@ struct Sending<'a> {
 
 impl Sending<'_> {
     async fn run(mut self) -> Result<PushedBlob, Setback> {
-        let mut retry = 0;
+        let Push { hosted, what, deadline, .. } = self.push;
+        let mut retries = Retries::new(hosted, what, deadline);
         loop {
             let step = if self.done < self.push.body.len() { self.patch().await } else { self.finish().await };
             let (error, pause) = match step {
                 Ok(None) => {
-                    retry = 0;
+                    retries.made = 0;
                     continue;
                 }
                 Ok(Some(pushed)) => return Ok(pushed),
                 Err(Setback::Busy(error, pause)) => (error, pause),
                 // It has nothing, and still the first chunk is in the wrong place: it takes no chunks.
-                Err(Setback::Error(error)) if is_out_of_place(&error) && self.done == 0 && retry > 0 => {
+                Err(Setback::Error(error)) if is_out_of_place(&error) && self.done == 0 && retries.made > 0 => {
                     return Err(Setback::UploadMode(UploadMode::Chunks, error));
                 }
                 Err(Setback::Error(error)) if error.is_transient() || is_out_of_place(&error) => (error, None),
                 Err(setback) => return Err(setback),
             };
-            let Push { place, what, deadline, .. } = self.push;
-            place.pause(&mut retry, pause, what, error, deadline).await.map_err(Setback::Final)?;
+            retries.after(error, pause).await.map_err(Setback::Final)?;
             self.ask_how_far().await?;
         }
     }
@@ -109,20 +109,20 @@ impl Sending<'_> {
     async fn ask_how_far(&mut self) -> Result<(), Setback> {
         let (url, scopes) = (self.opened.location.clone(), &self.opened.scopes);
         let call = self.push.call(Method::Get, url, scopes);
-        let answer = self.push.place.call(&call, &self.push.deadline).await.map_err(Setback::Final)?;
+        let answer = self.push.hosted.call(&call, &self.push.deadline).await.map_err(Setback::Final)?;
         let range = answer.header("range").and_then(headers::upload_offset);
         match (answer.status(), range) {
             (200..=204, Some(done)) if done <= self.push.body.len() => {
                 if answer.header("location").is_some() {
                     self.follow(&answer)?;
                 }
-                tracing::debug!(registry = self.push.place.host(), blob = %self.push.digest, done, "going on with an upload");
+                tracing::debug!(registry = self.push.hosted.host(), blob = %self.push.digest, done, "going on with an upload");
                 self.done = done;
                 Ok(())
             }
             (200..=204, _) => {
                 let reason = "the registry does not report how much of the upload it has";
-                Err(Setback::Lost(self.push.place.malformed(&self.push.what, reason)))
+                Err(Setback::Lost(self.push.hosted.malformed(&self.push.what, reason)))
             }
             _ => Err(Setback::Lost(answer.error().await)),
         }
@@ -130,7 +130,7 @@ impl Sending<'_> {
 
     /// Where the next request goes.
     fn follow(&mut self, answer: &ApiResponse<'_>) -> Result<(), Setback> {
-        let malformed = |reason: String| Setback::Final(self.push.place.malformed(&self.push.what, reason));
+        let malformed = |reason: String| Setback::Final(self.push.hosted.malformed(&self.push.what, reason));
         self.opened.location = location(answer).map_err(malformed)?;
         Ok(())
     }
@@ -140,7 +140,7 @@ impl Sending<'_> {
         match answer.header("range").and_then(headers::upload_offset) {
             Some(offset) if offset <= self.done => {
                 let reason = format!("the registry took a chunk and still has only {offset} bytes");
-                Err(Setback::Final(self.push.place.malformed(&self.push.what, reason)))
+                Err(Setback::Final(self.push.hosted.malformed(&self.push.what, reason)))
             }
             Some(offset) if offset + 1 < end => Ok(offset),
             _ => Ok(end),

@@ -4,10 +4,10 @@
 //! the upload of our own that was opened just now, by the address that the registry gave for it; nothing else ever is.
 
 use crate::registry::Repository;
-use crate::registry::auth::Scopes;
 use crate::registry::error::RegistryError;
 use crate::registry::exchange::Call;
 use crate::registry::failover::HostedRepository;
+use crate::registry::scopes::Scopes;
 use crate::registry::transport::Method;
 use crate::registry::upload::location;
 
@@ -29,20 +29,20 @@ impl Repository {
     /// # Errors
     /// [`RegistryError`] when they may not, or the registry cannot be asked.
     pub async fn try_upload(&self) -> Result<Trial, RegistryError> {
-        try_upload(&self.push_place()?).await
+        try_upload(&self.push_host()?).await
     }
 }
 
-async fn try_upload(place: &HostedRepository) -> Result<Trial, RegistryError> {
-    let (deadline, scopes) = (place.deadline(0), Scopes::push(place.name()));
-    let call = Call::new(Method::Post, place.url("blobs/uploads/"), scopes.clone(), "beginning an upload");
-    let answer = place.call(&call, &deadline).await?;
+async fn try_upload(hosted: &HostedRepository) -> Result<Trial, RegistryError> {
+    let (deadline, scopes) = (hosted.deadline(0), Scopes::push(hosted.name()));
+    let call = Call::new(Method::Post, hosted.url("blobs/uploads/"), scopes.clone(), "beginning an upload");
+    let answer = hosted.call(&call, &deadline).await?;
     if answer.status() != 202 {
         return Err(answer.error().await);
     }
-    let url = location(&answer).map_err(|reason| place.malformed(&call.what, reason))?;
+    let url = location(&answer).map_err(|reason| hosted.malformed(&call.what, reason))?;
     let call = Call::new(Method::Delete, url, scopes, "cancelling an upload");
-    Ok(match place.call(&call, &deadline).await {
+    Ok(match hosted.call(&call, &deadline).await {
         Ok(answer) if matches!(answer.status(), 200 | 202 | 204) => Trial::Cancelled,
         Ok(answer) => Trial::LeftOpen { reason: format!("HTTP {}", answer.status()) },
         Err(error) => Trial::LeftOpen { reason: error.to_string() },

@@ -17,7 +17,7 @@ fn registry(name: &str, text: &str) -> Result<Registry, RegistryError> {
     Registry::new(name, ClientOptions { hosts, ..options() })
 }
 
-/// A proxy with a project in front of the names: its token is for the name there, and nobody is told of another one.
+/// A proxy with a project in front of the names: its token is for the name there, and no other name is sent.
 #[tokio::test]
 async fn names_are_rewritten_in_scopes_too() {
     let mirror = Server::start(|request| {

@@ -1,4 +1,4 @@
-//! What each host is told of us, and nobody else.
+//! Which host gets which secret, and that no other one does.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use soci_index::registry::{ClientOptions, CredentialSource, Credentials, Keychai
 use super::{all, behind, blob, by_file, content, host, mirrored, tag};
 use crate::wire::server::{Recorded, Server, options, reply, with_password};
 
-/// Knows a password for every registry, and who was looked up.
+/// Has a password for every registry, and records the look-ups.
 #[derive(Debug, Default)]
 struct Passwords(Mutex<Vec<String>>);
 

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_containerd_is_told() {
+    fn what_containerd_is_configured_for() {
         let plugin = "[proxy_plugins.soci]\ntype = 'snapshot'\naddress = '/dev/null'\n";
         let old = "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndisable_snapshot_annotations = false\n";
         let new = "[plugins.'io.containerd.cri.v1.images']\ndisable_snapshot_annotations = false\n";

@@ -20,9 +20,10 @@ use soci_index::format::span::SpanId;
 use tokio::time::timeout;
 
 use crate::layer::budget;
+use crate::layer::reader::error::Cause;
 use crate::layer::reader::fetching::Fetching;
 use crate::layer::reader::fetching::flight::span_bytes;
-use crate::layer::reader::{Cause, within};
+use crate::layer::reader::within;
 use crate::layer::source::{Chunks, OriginId, Source as _};
 use crate::layer::store::Reading;
 

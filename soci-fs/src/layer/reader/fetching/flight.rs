@@ -17,9 +17,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::layer::budget;
+use crate::layer::reader::error::Cause;
 use crate::layer::reader::fetching::history::Windows;
 use crate::layer::reader::fetching::{Fetching, FlightOutcome};
-use crate::layer::reader::{Cause, within};
+use crate::layer::reader::within;
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{Parts, StoreError};
 

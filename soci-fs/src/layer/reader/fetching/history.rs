@@ -22,13 +22,13 @@ use futures_util::future::{self, BoxFuture, Shared};
 use futures_util::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use soci_index::format::checkpoint::{WINDOW_BYTES, Window};
-use soci_index::format::compact::WindowPlace;
-use soci_index::format::index::LayerIndex;
+use soci_index::format::index::{LayerIndex, WindowPlace};
 use soci_index::format::span::SpanId;
 use tokio::time::{Instant, timeout};
 
 use crate::layer::budget::{Share, WINDOWS};
-use crate::layer::reader::{Cause, within};
+use crate::layer::reader::error::Cause;
+use crate::layer::reader::within;
 use crate::layer::source::origins::Origins;
 use crate::layer::source::{OriginId, Source as _};
 use crate::layer::store::{LayerStore, Reading};

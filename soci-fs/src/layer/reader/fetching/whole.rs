@@ -20,7 +20,7 @@ use tokio::sync::{MutexGuard, watch};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use crate::layer::budget;
-use crate::layer::reader::Cause;
+use crate::layer::reader::error::Cause;
 use crate::layer::reader::fetching::chain::{Arriving, after};
 use crate::layer::reader::fetching::flight::{PendingSpan, span_bytes};
 use crate::layer::reader::fetching::{Fetching, FlightOutcome};

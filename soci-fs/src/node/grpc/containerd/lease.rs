@@ -2,10 +2,10 @@
 //!
 //! The holder of a lease deletes it; one that is left behind by a killed process expires.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use soci_index::clock;
 use soci_index::format::digest::Digest;
-use soci_index::format::entry::Timestamp;
 use soci_index::format::ztoc::rfc3339;
 
 use crate::node::grpc::containerd::{Containerd, ContainerdError, Labels, name};
@@ -71,13 +71,11 @@ impl Lease {
 
 /// A label by which containerd expires a lease.
 fn expiring() -> Labels {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from((now + LEASE_LIFE).as_secs()).unwrap_or(i64::MAX);
-    let until = rfc3339::format(Timestamp { seconds, nanoseconds: 0 });
+    let until = rfc3339::format(clock::timestamp(Duration::from_secs(clock::seconds()) + LEASE_LIFE));
     Labels::from([("containerd.io/gc.expire".to_owned(), until)])
 }
 
 /// A number that nothing else made by this process has.
 fn unique() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+    clock::since_epoch().as_nanos()
 }

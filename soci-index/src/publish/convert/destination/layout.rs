@@ -26,7 +26,7 @@ impl OpenTarget for InLayout<'_> {
     }
 
     fn as_image(&self) -> Option<ImageSource> {
-        Some(ImageSource::stored(self.layout.clone(), self.tag.cloned()))
+        Some(ImageSource::in_layout(self.layout.clone(), self.tag.cloned()))
     }
 
     fn is_home_of(&self, source: &ImageSource) -> bool {

@@ -1,12 +1,16 @@
 //! On whose word something is reused.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::clock;
 use crate::format::digest::Digest;
 use crate::image::ImageSource;
 use crate::trust::Trust;
 use crate::trust::fetch::{Verdict, search};
+
+/// Default number of tags that are searched. Each costs a manifest or two, and some registries count these as pulls, of
+/// which they allow so many an hour.
+pub const REUSE_TAGS: usize = 8;
 
 /// What of existing indexes is relied on. By default all that fits, unverified.
 #[derive(Debug, Clone, Default)]
@@ -55,13 +59,13 @@ impl Reuse {
 
     /// Whether what an index in `origin` lists may be reused. `signed` are its manifest and those that name it: one of
     /// them has to be signed.
-    pub(super) async fn allows(&self, origin: &ImageSource, signed: &[Digest]) -> bool {
+    pub(crate) async fn allows(&self, origin: &ImageSource, signed: &[Digest]) -> bool {
         let Some(trust) = &self.signed_by else { return true };
         let Some(repository) = origin.repository() else { return false };
         if trust.is_empty() {
             return false;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = clock::seconds();
         for manifest in signed {
             match search(repository, manifest, trust, now).await {
                 Verdict::Good(_) => return true,
