@@ -13,6 +13,7 @@ mod fetched;
 mod images;
 mod indexes;
 mod machine;
+mod names;
 mod sent;
 mod whole;
 
@@ -35,6 +36,7 @@ use crate::report::{Goal, Report};
 use images::{Image, Shelf};
 use indexes::Indexes;
 use machine::{Kind, Machine, Programs};
+pub(crate) use names::names;
 
 /// What was asked for.
 #[derive(Debug, Default)]
@@ -236,9 +238,20 @@ struct Place<'a> {
 impl Place<'_> {
     /// Starts by all snapshotters in turn: cold ones, and the warm ones after them.
     fn starts(&self, image: &Image, workload: Workload, rounds: usize) -> anyhow::Result<Vec<Series>> {
+        self.starts_of(&Kind::ALL, image, workload, rounds)
+    }
+
+    /// The same by some of them.
+    fn starts_of(
+        &self,
+        kinds: &[Kind],
+        image: &Image,
+        workload: Workload,
+        rounds: usize,
+    ) -> anyhow::Result<Vec<Series>> {
         let mut found: BTreeMap<(bool, usize), Series> = BTreeMap::new();
         for round in 0..rounds {
-            for (position, kind) in Kind::ALL.into_iter().enumerate() {
+            for (position, kind) in kinds.iter().copied().enumerate() {
                 for mut one in self.start(image, workload, kind, &["--warm"])? {
                     let samples = std::mem::take(&mut one.samples);
                     found.entry((one.warm, position)).or_insert(one).samples.extend(samples);

@@ -6,7 +6,7 @@
 //! `publish`, `mount`, `read`, `start`, `pull`, `prepare`, `proof`, `warm`, `memory`, `cached`; `stage` only makes the image and waits,
 //! for looking into things by hand. The data are made from this machine's own files, in a directory that goes at the
 //! end; nothing is fetched from a network. Only `cold`, which must be asked for, starts images of Debian's and Python's
-//! packages, which it fetches once; `whole` only pulls all of them, without an index and with one, and `index` only
+//! packages, which it fetches once; `names` only compares names from the kernel with names from the daemon, `whole` only pulls all of them, without an index and with one, and `index` only
 //! looks at their indexes. `--ml` and `--cppyy` add the images with tensorflow and with cppyy, `--only` keeps those
 //! workloads that it names. Where a goal is a ratio, both sides run in turn, several times, and the ratio of
 //! neighbouring runs counts: machines are noisy, and noise hits both.
@@ -65,9 +65,9 @@ impl Wanted {
                 "--cppyy" => wanted.cold.cppyy = true,
                 "--only" => wanted.cold.only.push(arguments.next().context("--only needs the name of a workload")?),
                 name if NAMES.contains(&name) => wanted.names.push(argument),
-                "stage" | "cold" | "whole" | "index" => wanted.names.push(argument),
+                "stage" | "cold" | "names" | "whole" | "index" => wanted.names.push(argument),
                 other => bail!(
-                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, --cppyy, --only WORKLOAD, cold, whole, index, {}",
+                    "{other:?} is none of --quick, --json FILE, --compare FILE, --pictures DIRECTORY, --rounds N, --ml, --cppyy, --only WORKLOAD, cold, names, whole, index, {}",
                     NAMES.join(", ")
                 ),
             }
@@ -152,6 +152,9 @@ fn measure(wanted: &Wanted, runtime: &tokio::runtime::Runtime) -> anyhow::Result
     }
     if wanted.is("cold") && soci_tests::mounting::can_mount() {
         cold::cold(runtime, &wanted.cold, &mut report)?;
+    }
+    if wanted.is("names") && soci_tests::mounting::can_mount() {
+        cold::names(runtime, &wanted.cold, &mut report)?;
     }
     if wanted.is("whole") && soci_tests::mounting::can_mount() {
         cold::pulls(runtime, &wanted.cold, &mut report)?;

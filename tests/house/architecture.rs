@@ -174,7 +174,7 @@ const UNSAFE: [&str; 3] = [
 ];
 
 /// Files that read the environment.
-const ENVIRONMENT: [&str; 5] = [
+const ENVIRONMENT: [&str; 6] = [
     // The validated configuration: where state is kept.
     "soci-cli/src/args/config.rs",
     // Whether a person is watching.
@@ -183,6 +183,8 @@ const ENVIRONMENT: [&str; 5] = [
     "soci-cli/src/commands/mount.rs",
     // What a service manager passes.
     "soci-fs/src/node/supervisor/systemd.rs",
+    // Whether a proxy is on the way: the HTTP library does not say.
+    "soci-index/src/registry/address.rs",
     // Where Docker and Podman keep logins.
     "soci-index/src/registry/credentials/docker.rs",
 ];

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod device_files;
+#[cfg(test)]
 mod erofs;
 #[cfg(test)]
 mod erofs_mount;

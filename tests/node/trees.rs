@@ -20,6 +20,8 @@ on_each_containerd!(
 );
 
 const FILES: u64 = 20;
+/// Without the background fetch, so that what is counted does not depend on time.
+const QUIET: &str = "[background_fetch]\ndisable = true\n";
 /// The background fetch, at once and without rests.
 const EAGER: &str = "[background_fetch]\nsilence_period_msec = 1\nfetch_period_msec = 1\n";
 
@@ -49,7 +51,7 @@ impl Scene {
     /// `None`, with a word on standard error, where the kernel cannot show layers.
     async fn new(version: Containerd) -> Option<Self> {
         let stage = Stage::new().await?;
-        let node = Node::start(version)?;
+        let node = Node::start_as(version, None, |directory| [version.configuration(directory), QUIET.to_owned()])?;
         if !node.log().contains("the kernel shows layers (EROFS)") {
             eprintln!("SKIPPED: this kernel cannot show layers: {}", node.log());
             return None;
@@ -212,14 +214,13 @@ async fn failures_heal(version: Containerd) {
 
 async fn the_configuration_decides(version: Containerd) {
     let Some(mut scene) = Scene::new(version).await else { return };
-    let quiet = "[background_fetch]\ndisable = true\n";
-    scene.node.configure(&format!("{quiet}[fuse]\ntree = 'fuse'\n"));
+    scene.node.configure(&format!("{QUIET}[fuse]\ntree = 'fuse'\n"));
     assert_eq!(trees(&scene.node), BTreeMap::new());
     scene.node.start_container(&scene.name, "one");
     scene.assert_all_read("one");
     assert_eq!(scene.shown(), ["fuse"; 2]);
     scene.node.stop_container("one");
-    scene.node.configure(&format!("{quiet}[fuse]\ntree = 'erofs'\n"));
+    scene.node.configure(&format!("{QUIET}[fuse]\ntree = 'erofs'\n"));
     assert_eq!((trees(&scene.node).len(), scene.shown()), (2, vec!["erofs".to_owned(); 2]));
     let container = scene.node.container("one");
     drop(stdout(scene.node.ctr().args(["task", "start", "--detach", &container])));

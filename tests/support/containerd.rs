@@ -39,6 +39,15 @@ impl Containerd {
         }
     }
 
+    /// What answers for names in tests that do not care: both ways are in all that run with both versions.
+    #[must_use]
+    pub const fn tree(self) -> &'static str {
+        match self {
+            Self::Installed => "fuse",
+            Self::V2 | Self::Kubelets => "auto",
+        }
+    }
+
     /// The configuration for a machine that keeps everything in `directory`.
     #[must_use]
     pub fn configuration(self, directory: &Path) -> String {

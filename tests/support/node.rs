@@ -55,7 +55,7 @@ impl Node {
     #[must_use]
     pub fn start_on(version: Containerd, disk: Option<&str>) -> Option<Self> {
         // What tests count must not depend on how long they take.
-        let configuration = "[background_fetch]\ndisable = true\n".to_owned();
+        let configuration = format!("[background_fetch]\ndisable = true\n[fuse]\ntree = '{}'\n", version.tree());
         Self::start_as(version, disk, |directory| [version.configuration(directory), configuration])
     }
 

@@ -24,8 +24,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use futures_util::{FutureExt as _, StreamExt as _, stream};
 use soci_index::format::digest::Digest;
 use soci_index::format::manifest::INDEX_DIGEST;
 use soci_index::format::model::Descriptor;
@@ -54,6 +54,7 @@ pub mod labels;
 mod provide;
 mod registries;
 mod reopen;
+mod shown;
 pub mod slots;
 mod sweep;
 pub mod trees;
@@ -70,7 +71,7 @@ use known_places::KnownPlaces;
 use labels::WantedLayer;
 use parking_lot::Mutex;
 use slots::{SlotRecord, Slots};
-use trees::{ShownTree, Trees};
+use trees::Trees;
 
 /// How long it is believed that an image has no index that may be used: long enough for all questions of one pull.
 const INDEXLESS_LIFE: Duration = Duration::from_secs(60);
@@ -99,9 +100,6 @@ pub struct RemoteOptions {
     /// Where else images were pulled from; `None` asks only the places that containerd has named.
     pub known_places: Option<KnownPlaces>,
 }
-
-/// Layers that are opened at the same time to be shown after a restart.
-const SHOWN_AT_ONCE: usize = 4;
 
 type Failure = Arc<RemoteError>;
 type Underway<T> = Shared<BoxFuture<'static, Result<T, Failure>>>;
@@ -272,41 +270,6 @@ impl RemoteLayers {
     /// Whether the layer in a slot was fetched whole, instead of being read lazily.
     fn is_whole(&self, slot: u16) -> bool {
         self.0.slots.get(slot).is_some_and(|record| record.claim.table.is_none())
-    }
-
-    /// The directory that shows a slot's layer, with owners mapped if `id_map` is given. Blocks when the kernel shows the
-    /// layer by that mapping for the first time.
-    #[must_use]
-    pub fn directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf {
-        let map = id_map.and_then(|number| Some((number, self.0.id_maps.get(number)?)));
-        if let Some(trees) = &self.0.options.trees
-            && id_map.is_some() == map.is_some()
-        {
-            match trees.directory(slot, map.as_ref().map(|(number, map)| (*number, map))) {
-                Ok(Some(place)) => return place,
-                Ok(None) => {}
-                Err(error) => tracing::info!(slot, %error, "owners are mapped by the daemon"),
-            }
-        }
-        let name = id_map.map_or_else(|| slot.to_string(), |map| format!("{slot}-{map}"));
-        self.0.options.mountpoint.join(name)
-    }
-
-    /// The directory that has the status file of a slot's layer only, if another one shows its names: not if the kernel
-    /// does without the daemon, which is then not to be needed for this either.
-    #[must_use]
-    pub fn state_directory(&self, slot: u16) -> Option<PathBuf> {
-        (self.tree(slot) == ShownTree::Erofs).then(|| self.0.options.mountpoint.join(format!("{slot}.state")))
-    }
-
-    /// What shows the layer in a slot to containers that are made now.
-    #[must_use]
-    pub fn tree(&self, slot: u16) -> ShownTree {
-        let trees = self.0.options.trees.as_ref().filter(|trees| trees.is_shown(slot));
-        trees.map_or(
-            ShownTree::Fuse,
-            |trees| if trees.is_whole(slot) { ShownTree::ErofsWhole } else { ShownTree::Erofs },
-        )
     }
 
     /// Takes a slot away, with what is stored of its layer. The disk is freed a little later. Blocks.
@@ -484,47 +447,6 @@ impl RemoteLayers {
         }
         self.show(slot).await;
         Ok(())
-    }
-
-    /// Has the kernel show the layer in a slot, which is open, where that is possible.
-    pub(super) async fn show(&self, slot: u16) {
-        let (Some(trees), Some(layout)) = (self.0.options.trees.clone(), self.0.forest.layout(slot)) else { return };
-        let shown = tokio::task::spawn_blocking(move || {
-            let layer = layout.digest();
-            if let Err(error) = trees.show(slot, &layout) {
-                tracing::warn!(slot, %layer, %error, "the daemon shows a layer's names, which is slower");
-            }
-        });
-        if shown.await.is_err() {
-            tracing::error!(slot, "a layer could not be shown by the kernel");
-        }
-    }
-
-    /// Has the kernel read the layers by itself that have become whole.
-    async fn show_whole(&self) {
-        for (slot, _) in self.0.forest.slots() {
-            self.show(slot).await;
-        }
-    }
-
-    /// Has the kernel show the layers that were provided before, where it does not do so already: after a reboot, or
-    /// when the forest was mounted anew. The forest must be served.
-    pub async fn show_all(&self) {
-        let Some(trees) = &self.0.options.trees else { return };
-        let start = Instant::now();
-        let missing = self.0.forest.slots().into_iter().map(|(slot, _)| slot).filter(|slot| !trees.is_shown(*slot));
-        let missing: Vec<u16> = missing.collect();
-        let count = missing.len();
-        let show = |slot| async move {
-            match self.0.forest.open(slot).await {
-                Ok(()) => self.show(slot).await,
-                Err(error) => tracing::warn!(slot, %error, "the daemon shows a layer's names, once it can be opened"),
-            }
-        };
-        stream::iter(missing).for_each_concurrent(SHOWN_AT_ONCE, show).await;
-        if count > 0 {
-            tracing::info!(layers = count, elapsed = ?start.elapsed(), "layers are shown by the kernel again");
-        }
     }
 
     /// Work that continues after its caller is gone.

@@ -139,8 +139,7 @@ pub(crate) async fn explain(error: TransportError, url: &Url) -> TransportError 
 /// Whether the environment may have a plain request sent through a proxy.
 fn goes_by_proxy(url: &Url, variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let is_set = |name: &&str| variable(name).is_some_and(|value| !value.is_empty());
-    !redirect::is_loopback(url)
-        && ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].iter().any(|name| is_set(&name))
+    !redirect::is_loopback(url) && ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].iter().any(is_set)
 }
 
 /// Says hello to the server of a URL.

@@ -59,8 +59,8 @@ impl Shelf {
         let of = |what: &str| format!("{}/cold/{}-{workload}-{what}:latest", self.registry.address, image.name);
         match kind {
             Kind::Profile => of("profile"),
-            Kind::Pack => of("pack"),
-            Kind::Overlayfs | Kind::Aws | Kind::Stargz | Kind::Soci => self.name(image, kind.tag()),
+            Kind::Pack | Kind::FusePack => of("pack"),
+            Kind::Overlayfs | Kind::Aws | Kind::Stargz | Kind::Soci | Kind::Fuse => self.name(image, kind.tag()),
         }
     }
 

@@ -52,10 +52,14 @@ pub(crate) enum Kind {
     Profile,
     /// The same, with a pack.
     Pack,
+    /// Ours, which then answers for all names itself.
+    Fuse,
+    /// The same, with a pack.
+    FusePack,
 }
 
 impl Kind {
-    /// All, in the order of their turns.
+    /// Those that are compared with others', in the order of their turns.
     pub(crate) const ALL: [Self; 6] = [Self::Overlayfs, Self::Aws, Self::Stargz, Self::Soci, Self::Profile, Self::Pack];
 
     /// Its name in containerd.
@@ -64,7 +68,7 @@ impl Kind {
             Self::Overlayfs => "overlayfs",
             Self::Aws => "aws",
             Self::Stargz => "stargz",
-            Self::Soci | Self::Profile | Self::Pack => "soci",
+            Self::Soci | Self::Profile | Self::Pack | Self::Fuse | Self::FusePack => "soci",
         }
     }
 
@@ -74,13 +78,15 @@ impl Kind {
             Self::Overlayfs | Self::Aws | Self::Stargz | Self::Soci => self.name(),
             Self::Profile => "soci, profile",
             Self::Pack => "soci, pack",
+            Self::Fuse => "soci, names by FUSE",
+            Self::FusePack => "soci, pack, names by FUSE",
         }
     }
 
     /// The tag of the image that it reads.
     pub(crate) const fn tag(self) -> &'static str {
         match self {
-            Self::Overlayfs | Self::Soci | Self::Profile | Self::Pack => "latest",
+            Self::Overlayfs | Self::Soci | Self::Profile | Self::Pack | Self::Fuse | Self::FusePack => "latest",
             Self::Aws => "v2",
             Self::Stargz => "esgz",
         }
@@ -107,6 +113,8 @@ impl Machine {
             Kind::Aws | Kind::Overlayfs => "[background_fetch]\ndisable = true\n",
             Kind::Soci => "[background_fetch]\ndisable = true\n[profile]\nreplay = false\n",
             Kind::Profile | Kind::Pack => "[background_fetch]\ndisable = true\n[profile]\nreplay = true\n",
+            Kind::Fuse => "[background_fetch]\ndisable = true\n[profile]\nreplay = false\n[fuse]\ntree = 'fuse'\n",
+            Kind::FusePack => "[background_fetch]\ndisable = true\n[profile]\nreplay = true\n[fuse]\ntree = 'fuse'\n",
         };
         fs::write(&config, background)?;
         let daemon = match kind {
@@ -116,7 +124,7 @@ impl Machine {
                 command.arg("serve").args([&root, &socket, &config]);
                 Some(command)
             }
-            Kind::Aws | Kind::Soci | Kind::Profile | Kind::Pack => {
+            Kind::Aws | Kind::Soci | Kind::Profile | Kind::Pack | Kind::Fuse | Kind::FusePack => {
                 let ours = soci_path()?.with_file_name("soci-snapshotter-grpc");
                 let mut command = Command::new(if kind == Kind::Aws { &programs.aws } else { &ours });
                 command.env_remove("SOCI_LOG").arg("--root").arg(&root).arg("--address").arg(&socket);

@@ -5,13 +5,16 @@ use std::collections::BTreeSet;
 use super::{Source, assert_none, names, sources};
 
 /// Where a lock is held over calls on local files, and why; callers block there.
-const LOCKED_FILES: [&str; 9] = [
+const LOCKED_FILES: [&str; 11] = [
     // Of two versions of a record the later one stays.
     "soci-fs/src/node/remote/slots.rs",
     // The same of the table of mappings.
     "soci-fs/src/node/remote/id_maps.rs",
     // What shows a snapshot with other owners is put up or taken down once.
     "soci-fs/src/node/snapshots/mapped.rs",
+    // The same of what shows a layer; and one mount after the other, so that each is known by what it adds.
+    "soci-fs/src/node/remote/trees.rs",
+    "soci-fs/src/fuse/mount/erofs.rs",
     // No layer is opened while it is being removed.
     "soci-fs/src/layer/store.rs",
     "soci-fs/src/layer/store/evict.rs",

@@ -249,7 +249,7 @@ impl Default for Fuse {
             negative_timeout: 1,
             log_fuse_operations: false,
             tree: TreeMode::Auto,
-            read_ahead_kib: 64,
+            read_ahead_kib: 128,
         }
     }
 }
