@@ -1,7 +1,7 @@
 //! Where a layer is shown: by a file system of the kernel where that is possible, else by the forest.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 
@@ -11,14 +11,20 @@ use crate::node::remote::trees::ShownTree;
 /// Layers that are opened at the same time to be shown after a restart.
 const SHOWN_AT_ONCE: usize = 4;
 
+/// How long a start waits for that: a layer whose table was lost asks a registry for it.
+const SHOWN_LIMIT: Duration = Duration::from_secs(10);
+
 impl RemoteLayers {
     /// The directory that shows a slot's layer, with owners mapped if `id_map` is given. Blocks when the kernel shows the
     /// layer by that mapping for the first time.
     #[must_use]
     pub fn directory(&self, slot: u16, id_map: Option<u8>) -> PathBuf {
         let map = id_map.and_then(|number| Some((number, self.0.id_maps.get(number)?)));
+        // Of a layer that is out of service the forest shows nothing.
+        let is_served = || self.0.forest.reader(slot).is_none_or(|reader| reader.health().check_service().is_ok());
         if let Some(trees) = &self.0.options.trees
             && id_map.is_some() == map.is_some()
+            && is_served()
         {
             match trees.directory(slot, map.as_ref().map(|(number, map)| (*number, map))) {
                 Ok(Some(place)) => return place,
@@ -50,10 +56,15 @@ impl RemoteLayers {
     /// Has the kernel show the layer in a slot, which is open, where that is possible.
     pub(super) async fn show(&self, slot: u16) {
         let (Some(trees), Some(layout)) = (self.0.options.trees.clone(), self.0.forest.layout(slot)) else { return };
+        let layers = self.clone();
         let shown = tokio::task::spawn_blocking(move || {
             let layer = layout.digest();
             if let Err(error) = trees.show(slot, &layout) {
                 tracing::warn!(slot, %layer, %error, "the daemon shows a layer's names, which is slower");
+            }
+            // It may have been removed, or proven wrong, meanwhile.
+            if !layers.0.forest.has(slot) || !layers.is_believed(slot) {
+                trees.hide(slot);
             }
         });
         if shown.await.is_err() {
@@ -69,8 +80,16 @@ impl RemoteLayers {
     }
 
     /// Has the kernel show the layers that were provided before, where it does not do so already: after a reboot, or
-    /// when the forest was mounted anew. The forest must be served.
+    /// when the forest was mounted anew. The forest must be served. Waits for a few seconds at most; the rest follows.
     pub async fn show_all(&self) {
+        let layers = self.clone();
+        let shown = self.0.runtime.spawn(async move { layers.show_missing().await });
+        if tokio::time::timeout(SHOWN_LIMIT, shown).await.is_err() {
+            tracing::warn!("some layers cannot be opened yet; the daemon shows their names until then");
+        }
+    }
+
+    async fn show_missing(&self) {
         let Some(trees) = &self.0.options.trees else { return };
         let start = Instant::now();
         let missing = self.0.forest.slots().into_iter().map(|(slot, _)| slot).filter(|slot| !trees.is_shown(*slot));

@@ -24,6 +24,7 @@ use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -131,6 +132,8 @@ pub struct Trees {
     /// Where images of this forest are written.
     session: PathBuf,
     shown: Mutex<BTreeMap<u16, Shown>>,
+    /// How many images were written: part of their names, so that two for one slot are not written to one file.
+    written: AtomicU64,
 }
 
 /// How a slot is shown.
@@ -165,7 +168,7 @@ impl Trees {
         for directory in [&session, &whole] {
             fs::create_dir_all(directory).map_err(failed("make", directory))?;
         }
-        Ok(Self { options, session, shown: Mutex::new(shown) })
+        Ok(Self { options, session, shown: Mutex::new(shown), written: AtomicU64::new(0) })
     }
 
     /// Whether a layer is shown.
@@ -192,7 +195,8 @@ impl Trees {
         }
         let start = Instant::now();
         let images = if whole.is_some() { &self.options.images.join(WHOLE) } else { &self.session };
-        let image = images.join(format!("{slot}.erofs"));
+        let number = self.written.fetch_add(1, Ordering::Relaxed);
+        let image = images.join(format!("{slot}-{number}.erofs"));
         let shown = self.write(&image, layout).and_then(|bytes| {
             self.mount(slot, &image, whole.as_deref())?;
             Ok(bytes)
@@ -207,6 +211,10 @@ impl Trees {
     fn mount(&self, slot: u16, image: &Path, whole: Option<&Path>) -> Result<(), TreesError> {
         let (served, target) = (self.options.forest.join(format!("{slot}.tar")), self.place(slot, 0));
         let mut shown = self.shown.lock();
+        if shown.get(&slot).is_some_and(|shown| shown.is_whole || whole.is_none()) {
+            // Another call was quicker.
+            return Ok(());
+        }
         fs::create_dir_all(&target).map_err(failed("make", &target))?;
         let mounted = match whole {
             Some(file) => erofs::mount(image, Device::Local(file), &target, None),
