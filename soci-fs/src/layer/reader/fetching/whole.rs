@@ -351,7 +351,7 @@ mod tests {
 
         let last = tokio::spawn(async move { reader.read(5 * SPAN, 10).await });
         for _ in 0..1000 {
-            if fetching.store.is_present(1) {
+            if fetching.pass.passed() == Some(2) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
