@@ -111,6 +111,10 @@ async fn the_kernel_has_the_names(version: Containerd) {
     assert_eq!((trees(node).len(), scene.shown()), (2, vec!["erofs".to_owned(); 2]), "{}", node.log());
     node.start_container(&scene.name, "one");
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    // Tools for AWS's snapshotter count layers so.
+    let root = node.path("soci").display().to_string();
+    let counted = mounts.lines().filter(|line| line.contains(&root) && line.contains("fuse.rawBridge")).count();
+    assert_eq!(counted, 2, "{mounts}");
     let lower = format!("lowerdir={}", node.path("soci/trees").display());
     assert!(mounts.contains(&lower), "{lower}: {mounts}");
     let list = "find / -xdev | wc -l; ls /srv/data | wc -l; wc -c < /srv/data/7; ls /srv/absent";

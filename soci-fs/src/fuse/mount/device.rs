@@ -35,11 +35,11 @@ pub struct DeviceOptions {
 }
 
 impl Default for DeviceOptions {
-    /// The names that tools for AWS's snapshotter look for.
+    /// Tools for AWS's snapshotter count mounts of its type, `fuse.rawBridge`, as layers; this is the mount of all of them.
     fn default() -> Self {
         Self {
             source: "soci".to_owned(),
-            subtype: "rawBridge".to_owned(),
+            subtype: "soci-layers".to_owned(),
             read_ahead_kib: Some(128),
             always_relay: false,
         }

@@ -59,7 +59,7 @@ impl RemoteLayers {
         let layers = self.clone();
         let shown = tokio::task::spawn_blocking(move || {
             let layer = layout.digest();
-            if let Err(error) = trees.show(slot, &layout) {
+            if let Err(error) = trees.show(slot, &layout, !layers.is_whole(slot)) {
                 tracing::warn!(slot, %layer, %error, "the daemon shows a layer's names, which is slower");
             }
             // It may have been removed, or proven wrong, meanwhile.

@@ -58,7 +58,14 @@ pub struct TreeOptions {
     pub lends: bool,
 }
 
-/// Where the images of layers are that need no forest, below [`TreeOptions::images`].
+/// Where the images of layers are that are read lazily, below [`TreeOptions::images`]. Tools for AWS's snapshotter count the
+/// lines of the table of mounts that have this in them, one for each such layer.
+const LAZY: &str = "fuse.rawBridge";
+
+/// The same of layers that were fetched whole.
+const FETCHED: &str = "fetched";
+
+/// The same of layers that need no forest.
 const WHOLE: &str = "whole";
 
 /// What shows a layer.
@@ -129,8 +136,8 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Tre
 #[derive(Debug)]
 pub struct Trees {
     options: TreeOptions,
-    /// Where images of this forest are written.
-    session: PathBuf,
+    /// Where images of this forest are written: of layers that are read lazily, and of those that were fetched whole.
+    sessions: [PathBuf; 2],
     shown: Mutex<BTreeMap<u16, Shown>>,
     /// How many images were written: part of their names, so that two for one slot are not written to one file.
     written: AtomicU64,
@@ -160,15 +167,16 @@ impl Trees {
         let mounts = table().map_err(failed("read", Path::new("/proc/self/mountinfo")))?;
         let forest = mounts.iter().rfind(|entry| entry.mountpoint == options.forest);
         let forest = forest.ok_or_else(|| TreesError::NoForest { path: options.forest.clone() })?;
-        let session = options.images.join(forest.device.replace(':', "-"));
+        let session = forest.device.replace(':', "-");
+        let sessions = [LAZY, FETCHED].map(|kind| options.images.join(kind).join(&session));
         let whole = options.images.join(WHOLE);
         clear(&options.images)?;
-        let shown = take_over(&options.directory, &session, &whole, &mounts);
+        let shown = take_over(&options.directory, &sessions, &whole, &mounts);
         erofs::probe(&options.images).map_err(TreesError::Unsupported)?;
-        for directory in [&session, &whole] {
+        for directory in sessions.iter().chain([&whole]) {
             fs::create_dir_all(directory).map_err(failed("make", directory))?;
         }
-        Ok(Self { options, session, shown: Mutex::new(shown), written: AtomicU64::new(0) })
+        Ok(Self { options, sessions, shown: Mutex::new(shown), written: AtomicU64::new(0) })
     }
 
     /// Whether a layer is shown.
@@ -182,19 +190,24 @@ impl Trees {
         self.shown.lock().get(&slot).is_some_and(|shown| shown.is_whole)
     }
 
-    /// Shows the layer in a slot, which the forest has open, if it is not shown yet, or if it has become whole. Blocks,
-    /// also on the forest.
+    /// Shows the layer in a slot, which the forest has open, if it is not shown yet, or if it has become whole. `is_lazy`
+    /// says whether it is read lazily, or else was fetched whole. Blocks, also on the forest.
     ///
     /// # Errors
     /// [`TreesError`]; the forest shows it then.
-    pub(crate) fn show(&self, slot: u16, layout: &Layout) -> Result<(), TreesError> {
+    pub(crate) fn show(&self, slot: u16, layout: &Layout, is_lazy: bool) -> Result<(), TreesError> {
         let before = self.shown.lock().get(&slot).map(|shown| shown.is_whole);
         let whole = if self.options.lends && before != Some(true) { layout.lend() } else { None };
         if before.is_some() && whole.is_none() {
             return Ok(());
         }
         let start = Instant::now();
-        let images = if whole.is_some() { &self.options.images.join(WHOLE) } else { &self.session };
+        let [lazy, fetched] = &self.sessions;
+        let images = match (&whole, is_lazy) {
+            (Some(_), _) => &self.options.images.join(WHOLE),
+            (None, true) => lazy,
+            (None, false) => fetched,
+        };
         let number = self.written.fetch_add(1, Ordering::Relaxed);
         let image = images.join(format!("{slot}-{number}.erofs"));
         let shown = self.write(&image, layout).and_then(|bytes| {
@@ -309,9 +322,9 @@ fn clear(images: &Path) -> Result<(), TreesError> {
     Ok(())
 }
 
-/// What is mounted on entries of `directory` from images in `session` or `whole`. What is there from elsewhere is taken
+/// What is mounted on entries of `directory` from images in `sessions` or `whole`. What is there from elsewhere is taken
 /// down.
-fn take_over(directory: &Path, session: &Path, whole: &Path, mounts: &[MountEntry]) -> BTreeMap<u16, Shown> {
+fn take_over(directory: &Path, sessions: &[PathBuf; 2], whole: &Path, mounts: &[MountEntry]) -> BTreeMap<u16, Shown> {
     let mut all: BTreeMap<u16, Shown> = BTreeMap::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
@@ -319,7 +332,8 @@ fn take_over(directory: &Path, session: &Path, whole: &Path, mounts: &[MountEntr
         // The last one lies on top.
         let mount = mounts.iter().rfind(|mount| mount.mountpoint == path).filter(|mount| mount.kind == KIND);
         let images = mount.and_then(|mount| Path::new(&mount.source).parent());
-        if images == Some(session) || images == Some(whole) {
+        let is_ours = |images: &Path| images == whole || sessions.iter().any(|session| images == session);
+        if images.is_some_and(is_ours) {
             let shown = all.entry(slot).or_default();
             shown.is_whole |= map == 0 && images == Some(whole);
             shown.maps.insert(map);
@@ -365,7 +379,13 @@ mod tests {
     fn left_overs() {
         let root = tempfile::tempdir().unwrap();
         let (images, directory) = (root.path().join("images"), root.path().join("trees"));
-        for path in [&images.join("0-49"), &directory.join("7"), &directory.join("8"), &directory.join("kept")] {
+        for path in [
+            &images.join("0-49"),
+            &directory.join("7"),
+            &directory.join("8"),
+            &directory.join("9"),
+            &directory.join("kept"),
+        ] {
             fs::create_dir_all(path).unwrap();
         }
         for path in ["0-49/1.erofs", "probe.tar"] {
@@ -379,9 +399,16 @@ mod tests {
             source: images.join(source).display().to_string(),
             device: "0:60".to_owned(),
         };
-        let mounts = [mount("8", "0-50/8.erofs"), mount("8", "whole/8.erofs"), mount("7", "0-49/7.erofs")];
-        let shown = take_over(&directory, &images.join("0-50"), &images.join(WHOLE), &mounts);
-        assert_eq!(shown, BTreeMap::from([(8, Shown { is_whole: true, maps: BTreeSet::from([0]) })]));
+        let mounts = [
+            mount("8", "fuse.rawBridge/0-50/8-1.erofs"),
+            mount("8", "whole/8-2.erofs"),
+            mount("7", "fuse.rawBridge/0-49/7-0.erofs"),
+            mount("9", "fetched/0-50/9-3.erofs"),
+        ];
+        let sessions = [LAZY, FETCHED].map(|kind| images.join(kind).join("0-50"));
+        let shown = take_over(&directory, &sessions, &images.join(WHOLE), &mounts);
+        let as_recorded = |is_whole| Shown { is_whole, maps: BTreeSet::from([0]) };
+        assert_eq!(shown, BTreeMap::from([(8, as_recorded(true)), (9, as_recorded(false))]));
         assert!(!directory.join("7").exists() && directory.join("8").exists());
         take_down_all(&directory);
         assert!(!directory.join("8").exists() && directory.join("kept").exists());
