@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use soci_tests::containerd::Containerd;
 use soci_tests::front::{Fault, Front};
 use soci_tests::image::{Image, shell_layer, tar, text};
@@ -17,6 +20,7 @@ on_each_containerd!(
     a_whole_layer_needs_no_daemon,
     failures_heal,
     the_configuration_decides,
+    a_silent_daemon_is_waited_for,
 );
 
 const FILES: u64 = 20;
@@ -230,5 +234,26 @@ async fn the_configuration_decides(version: Containerd) {
     drop(stdout(scene.node.ctr().args(["task", "start", "--detach", &container])));
     scene.assert_all_read("one");
     scene.node.stop_container("one");
+    scene.remove(&["one"]);
+}
+
+/// A daemon that answers nothing for a while delays reads of what is not in memory, and nothing else.
+async fn a_silent_daemon_is_waited_for(version: Containerd) {
+    let Some(scene) = Scene::new(version).await else { return };
+    let node = &scene.node;
+    node.start_container(&scene.name, "one");
+    node.assert_reads("one", &path(0), &content(0));
+    let list = "find / -xdev | wc -l; cat /srv/data/0 | wc -c";
+    let expected = stdout(&mut node.exec("one", list));
+    let worker = i32::try_from(node.status()["pid"].as_i64().unwrap()).ok().and_then(Pid::from_raw).unwrap();
+    kill_process(worker, Signal::STOP).unwrap();
+    let mut command = node.exec("one", "cat /srv/data/15");
+    let reader = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(stdout(&mut node.exec("one", list)), expected, "names and what is in memory");
+    std::thread::sleep(Duration::from_secs(3));
+    kill_process(worker, Signal::CONT).unwrap();
+    let output = reader.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stdout == content(15), "{:?}", output.status);
+    node.stop_container("one");
     scene.remove(&["one"]);
 }
