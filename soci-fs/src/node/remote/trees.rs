@@ -170,10 +170,14 @@ impl Trees {
         let session = forest.device.replace(':', "-");
         let sessions = [LAZY, FETCHED].map(|kind| options.images.join(kind).join(&session));
         let whole = options.images.join(WHOLE);
-        clear(&options.images)?;
+        let used = [&sessions[0], &sessions[1], &whole];
+        clear(&options.images, &used)?;
         let shown = take_over(&options.directory, &sessions, &whole, &mounts);
-        erofs::probe(&options.images).map_err(TreesError::Unsupported)?;
-        for directory in sessions.iter().chain([&whole]) {
+        // What is shown works. A trial writes files, and on a full disk that must not end what works.
+        if shown.is_empty() {
+            erofs::probe(&options.images).map_err(TreesError::Unsupported)?;
+        }
+        for directory in used {
             fs::create_dir_all(directory).map_err(failed("make", directory))?;
         }
         Ok(Self { options, sessions, shown: Mutex::new(shown), written: AtomicU64::new(0) })
@@ -312,10 +316,15 @@ fn resolved(options: TreeOptions) -> Result<TreeOptions, TreesError> {
     Ok(TreeOptions { directory, images, forest, ..options })
 }
 
-/// Removes what a process that was killed has left of images that it had not mounted yet.
-fn clear(images: &Path) -> Result<(), TreesError> {
+/// Removes what a process that was killed has left of images that it had not mounted yet, and directories that are not
+/// used any more.
+fn clear(images: &Path, used: &[&PathBuf]) -> Result<(), TreesError> {
     for entry in fs::read_dir(images).map_err(failed("list", images))? {
         let path = entry.map_err(failed("list", images))?.path();
+        if path.is_dir() && used.iter().any(|used| used.starts_with(&path)) {
+            clear(&path, used)?;
+            continue;
+        }
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(failed("remove", &path))?;
     }
@@ -379,8 +388,11 @@ mod tests {
     fn left_overs() {
         let root = tempfile::tempdir().unwrap();
         let (images, directory) = (root.path().join("images"), root.path().join("trees"));
+        let used = images.join("fuse.rawBridge/0-50");
         for path in [
-            &images.join("0-49"),
+            &images.join("fuse.rawBridge/0-49"),
+            &images.join("0-48"),
+            &used,
             &directory.join("7"),
             &directory.join("8"),
             &directory.join("9"),
@@ -388,11 +400,12 @@ mod tests {
         ] {
             fs::create_dir_all(path).unwrap();
         }
-        for path in ["0-49/1.erofs", "probe.tar"] {
+        for path in ["fuse.rawBridge/0-49/1.erofs", "fuse.rawBridge/0-50/2.erofs", "0-48/1.erofs", "probe.tar"] {
             fs::write(images.join(path), "").unwrap();
         }
-        clear(&images).unwrap();
-        assert_eq!(fs::read_dir(&images).unwrap().count(), 0);
+        clear(&images, &[&used]).unwrap();
+        let left = |path: &Path| fs::read_dir(path).unwrap().count();
+        assert_eq!((left(&images), left(&images.join("fuse.rawBridge")), left(&used)), (1, 1, 0));
         let mount = |name: &str, source: &str| MountEntry {
             mountpoint: directory.join(name),
             kind: KIND.to_owned(),
